@@ -1,0 +1,1 @@
+"""The pocket data: pictures the project draws, what can be said about them, and the tasks made of them."""

@@ -1,0 +1,74 @@
+"""Who speaks, and how loudly.
+
+A routing gives every slot of every layer a gain per sample; silence is a gain of zero and lives here and nowhere else. A
+token router, where there is one, turns the gains into a mask-and-volume over a softmax of the `top_k` kept slots. A voice is
+a bank with its routing: the decoder takes a tuple of voices and never asks which method made them.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax import Array
+
+from hidecmoe_jax.experts.bank import Bank
+
+
+@struct.dataclass
+class Routing:
+    """Gains and token routers of one bank.
+
+    Attributes:
+      gain_LBS: float32 >= 0; B is the batch, or 1 when every sample is treated alike.
+      router_LBDS: None, or the token router gathered for each sample's task (B may be 1).
+      top_k: slots kept by the token router.
+    """
+
+    gain_LBS: Array
+    router_LBDS: Array | None = None
+    top_k: int = struct.field(pytree_node=False, default=0)
+
+
+@struct.dataclass
+class Voice:
+    """A bank, its routing, and the dropout of its input (training only: needs a key)."""
+
+    bank: Bank
+    routing: Routing
+    key: Array | None = None
+    dropout: float = struct.field(pytree_node=False, default=0.0)
+
+
+def constant(gain_LS: Array) -> Routing:
+    """The same gains for every sample."""
+    return Routing(jnp.asarray(gain_LS, jnp.float32)[:, None, :])
+
+
+def everyone(bank: Bank, gain: float = 1.0) -> Routing:
+    """Every slot of the bank speaks with the same gain (empty slots hold zeros and add nothing)."""
+    return constant(jnp.full(bank.owner_LS.shape, gain, jnp.float32))
+
+
+def softmax_top_k(logits: Array, heard: Array, top_k: int) -> Array:
+    """Float32 softmax over the `top_k` largest heard logits, zero elsewhere; last axis S.
+
+    A position where nothing is heard gets zeros: a softmax over nothing would be NaN and have a NaN gradient.
+    """
+    masked = jnp.where(heard, logits.astype(jnp.float32), -jnp.inf)
+    keep = min(top_k, masked.shape[-1])
+    floor = jax.lax.top_k(masked, keep)[0][..., -1:]
+    kept = heard & (masked >= floor)
+    top = jnp.max(jnp.where(kept, masked, -1e30), axis=-1, keepdims=True)
+    power = jnp.where(kept, jnp.exp(jnp.where(kept, masked, top) - top), 0.0)
+    return power / jnp.maximum(jnp.sum(power, axis=-1, keepdims=True), 1e-30)
+
+
+def slot_weights(x_BTD: Array, gain_BS: Array, router_BDS: Array | None, top_k: int) -> Array:
+    """Weights the slots get: [B, S] from gains alone, [B, T, S] with a token router. Float32."""
+    if router_BDS is None:
+        return gain_BS
+    router = jnp.broadcast_to(router_BDS, (x_BTD.shape[0], *router_BDS.shape[1:]))
+    logits_BTS = jnp.einsum("btd,bds->bts", x_BTD.astype(jnp.float32), router.astype(jnp.float32))
+    heard = jnp.broadcast_to(gain_BS[:, None, :] > 0, logits_BTS.shape)
+    return softmax_top_k(logits_BTS, heard, top_k) * gain_BS[:, None, :]

@@ -1,0 +1,1 @@
+"""The frozen multimodal model: CLIP pair, projector, LLaMA decoder, LLaVA, and generation."""

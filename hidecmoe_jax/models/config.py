@@ -1,0 +1,100 @@
+"""Shapes of the frozen multimodal model.
+
+Everything here is static: a config is hashable, travels with `Model` as pytree metadata, and decides which program is
+compiled. Nothing in it names a method, a task or an expert.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Activation = Literal["quick_gelu", "gelu"]
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """CLIP vision tower (arXiv 2103.00020): pre-norm ViT with a class token and square pictures of `image_size` pixels."""
+
+    image_size: int = 56
+    patch_size: int = 8
+    width: int = 128
+    layers: int = 6
+    heads: int = 4
+    hidden: int = 512
+    projection: int = 64
+    activation: Activation = "quick_gelu"
+    epsilon: float = 1e-5
+
+    @property
+    def patches(self) -> int:
+        """Patch tokens of one picture (the class token is not counted)."""
+        return (self.image_size // self.patch_size) ** 2
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """CLIP text tower (arXiv 2103.00020): causal, pooled at the first end-of-text token."""
+
+    vocabulary: int = 1024
+    context: int = 48
+    width: int = 128
+    layers: int = 3
+    heads: int = 4
+    hidden: int = 512
+    projection: int = 64
+    eos_token: int = 2
+    activation: Activation = "quick_gelu"
+    epsilon: float = 1e-5
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """LLaMA decoder (arXiv 2302.13971): RMSNorm, rotary positions, grouped-query attention, SwiGLU."""
+
+    vocabulary: int = 1024
+    width: int = 128
+    hidden: int = 344
+    layers: int = 10
+    heads: int = 4
+    kv_heads: int = 4
+    head_width: int = 32
+    rope_theta: float = 10000.0
+    epsilon: float = 1e-5
+    tied: bool = False
+
+
+@dataclass(frozen=True)
+class LlavaConfig:
+    """LLaVA (arXiv 2310.03744): the CLIP pair, a two-layer GELU projector, and the decoder.
+
+    `feature_layer` counts hidden states as Hugging Face does: -1 is the last block's output, -2 the one before it.
+    `dtype` is what towers and decoder compute in, `param_dtype` what parameters are stored in; norms, softmax and logits
+    are float32 whatever they say. `remat` recomputes a decoder block's activations in the backward pass.
+    """
+
+    vision: VisionConfig = VisionConfig()
+    text: TextConfig = TextConfig()
+    decoder: DecoderConfig = DecoderConfig()
+    image_token: int = 4
+    feature_layer: int = -2
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    param_dtype: Literal["float32", "bfloat16"] = "float32"
+    remat: bool = False
+
+
+def llava_7b() -> LlavaConfig:
+    """LLaVA-1.5-7B: Vicuna-7B with CLIP ViT-L/14 at 336 pixels (576 patch tokens)."""
+    return LlavaConfig(
+        vision=VisionConfig(image_size=336, patch_size=14, width=1024, layers=24, heads=16, hidden=4096, projection=768),
+        text=TextConfig(
+            vocabulary=49408, context=77, width=768, layers=12, heads=12, hidden=3072, projection=768, eos_token=49407
+        ),
+        decoder=DecoderConfig(
+            vocabulary=32064, width=4096, hidden=11008, layers=32, heads=32, kv_heads=32, head_width=128
+        ),
+        image_token=32000,
+        dtype="bfloat16",
+        param_dtype="bfloat16",
+        remat=True,
+    )

@@ -1,0 +1,135 @@
+"""Generation: one jitted program that reads a batch of unequal prompts once and then writes token by token.
+
+Keys and values live in a cache; a sample that has ended writes padding until all have ended. The voices' gains are computed
+before prefill and reused for every token. Random draws are keyed by sample id and step, so a sample's text does not depend
+on its batch mates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax import Array
+
+from hidecmoe_jax.experts.routing import Voice
+from hidecmoe_jax.models.layers import RMSNorm
+from hidecmoe_jax.models.llama import Cache, run_layers
+from hidecmoe_jax.models.llava import Model, Prompt, embed, head, hidden
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are chosen; `temperature` 0 is greedy, `top_p` keeps the smallest set of tokens with that mass."""
+
+    max_new_tokens: int = 32
+    temperature: float = 0.0
+    top_p: float = 1.0
+    eos_token: int = 2
+    pad_token: int = 0
+
+
+@struct.dataclass
+class Generated:
+    """Written tokens.
+
+    Attributes:
+      tokens_BN: int32, `pad_token` after the end.
+      lengths_B: int32, tokens written without the end token.
+      ended_B: bool, False where `max_new_tokens` cut the text.
+      margin_BN: float32, gap between the two best logits at each step (for parity checks).
+    """
+
+    tokens_BN: Array
+    lengths_B: Array
+    ended_B: Array
+    margin_BN: Array
+
+
+def choose(logits_BV: Array, sampling: Sampling, keys_B: Array) -> Array:
+    """The next token of every sample, int32 [B]."""
+    if sampling.temperature == 0.0:
+        return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
+    scaled = logits_BV / sampling.temperature
+    ordered = jnp.sort(scaled, axis=-1)[:, ::-1]
+    share = jax.nn.softmax(ordered, axis=-1)
+    before = jnp.cumsum(share, axis=-1) - share
+    floor = jnp.min(jnp.where(before < sampling.top_p, ordered, jnp.inf), axis=-1, keepdims=True)
+    kept = jnp.where(scaled >= floor, scaled, -jnp.inf)
+    return jax.vmap(jax.random.categorical)(keys_B, kept).astype(jnp.int32)
+
+
+def _empty_cache(model: Model, batch: int, room: int) -> Cache:
+    c = model.config.decoder
+    shape = (c.layers, batch, room, c.kv_heads, c.head_width)
+    zeros = jnp.zeros(shape, jnp.dtype(model.config.dtype))
+    return Cache(zeros, zeros, jnp.zeros((), jnp.int32))
+
+
+def _next_logits(model: Model, tokens_B: Array, position_B: Array, keys_BS: Array, voices, cache: Cache):
+    """Logits after one more token per sample, and the cache with it."""
+    x = embed(model, Prompt(tokens_B[:, None], jnp.ones_like(tokens_B, bool)[:, None]))
+    decoder = model.params["decoder"]
+    x, cache, _ = run_layers(
+        decoder["layers"],
+        model.config.decoder,
+        x,
+        positions_BT=position_B[:, None],
+        mask_B1TS=keys_BS[:, None, None, :],
+        voices=voices,
+        cache=cache,
+    )
+    normed = RMSNorm(model.config.decoder.epsilon).apply({"params": decoder["norm"]}, x)
+    return head(model, normed[:, 0]), cache
+
+
+def generate(
+    model: Model,
+    prompt: Prompt,
+    voices: Sequence[Voice],
+    *,
+    sampling: Sampling,
+    key: Array,
+    sample_ids_B: Array,
+) -> Generated:
+    """Writes up to `max_new_tokens` tokens after every prompt. Pure; jit it with `sampling` static.
+
+    Args:
+      key: base key; the draw of a token uses `fold_in(fold_in(key, sample id), step)`.
+      sample_ids_B: int32 ids that name the samples.
+    """
+    batch, length = prompt.tokens_BT.shape
+    steps = sampling.max_new_tokens
+    room = length + steps
+    h, cache, _ = hidden(model, prompt, voices, cache=_empty_cache(model, batch, room))
+    last_B = length - 1 - jnp.argmax(prompt.mask_BT[:, ::-1], axis=1)
+    first = head(model, jnp.take_along_axis(h, last_B[:, None, None], axis=1)[:, 0])
+    sample_keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(sample_ids_B)
+    count_B = jnp.sum(prompt.mask_BT.astype(jnp.int32), axis=1)
+    prompt_keys = jnp.pad(prompt.mask_BT, ((0, 0), (0, steps)))
+
+    def body(state):
+        step, logits, cache, ended, tokens, lengths, margins = state
+        keys = jax.vmap(lambda k: jax.random.fold_in(k, step))(sample_keys)
+        best = jax.lax.top_k(logits, 2)[0]
+        token = jnp.where(ended, sampling.pad_token, choose(logits, sampling, keys))
+        ended = ended | (token == sampling.eos_token)
+        tokens = tokens.at[:, step].set(jnp.where(ended, sampling.pad_token, token))
+        lengths = lengths + (~ended).astype(jnp.int32)
+        margins = margins.at[:, step].set(best[:, 0] - best[:, 1])
+        keys_BS = prompt_keys | ((jnp.arange(room) >= length) & (jnp.arange(room) <= length + step))[None]
+        cache = cache.replace(slot=length + step)
+        logits, cache = _next_logits(model, token, count_B + step, keys_BS, voices, cache)
+        return step + 1, logits, cache, ended, tokens, lengths, margins
+
+    def unfinished(state):
+        return (state[0] < steps) & ~jnp.all(state[3])
+
+    blank = jnp.full((batch, steps), sampling.pad_token, jnp.int32)
+    zeros = jnp.zeros((batch,), jnp.int32)
+    start = (jnp.zeros((), jnp.int32), first, cache, zeros > 0, blank, zeros, jnp.zeros((batch, steps), jnp.float32))
+    _, _, _, ended, tokens, lengths, margins = jax.lax.while_loop(unfinished, body, start)
+    return Generated(tokens, lengths, ended, margins)

@@ -1,0 +1,195 @@
+"""LLaVA (arXiv 2310.03744): frozen towers, a projector, and a decoder in which voices speak.
+
+The model is data: `Model` is a pytree of parameters with a static config, an argument of every jitted function. Pictures
+become patch tokens once (`vision_features`); the decoder then works on tokens and patches, so cached features, training and
+generation share one path. An image token stands for one patch; the k-th image token of a sample reads its k-th patch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax import Array
+
+from hidecmoe_jax.experts.routing import Voice
+from hidecmoe_jax.models import clip
+from hidecmoe_jax.models.config import LlavaConfig
+from hidecmoe_jax.models.layers import Linear, RMSNorm, axes_of
+from hidecmoe_jax.models.llama import Cache, Tally, decoder_axes, init_decoder, run_layers, site_shapes
+from hidecmoe_jax.models.projector import Projector
+
+IGNORE = -1  # a token kind that is not counted
+
+
+@struct.dataclass
+class Model:
+    """Parameters {vision, text, projector, decoder} and the static shapes they have."""
+
+    params: dict
+    config: LlavaConfig = struct.field(pytree_node=False)
+
+
+@struct.dataclass
+class Prompt:
+    """What the decoder reads.
+
+    Attributes:
+      tokens_BT: int32, image tokens already expanded (one per patch); padding left or right.
+      mask_BT: bool, False on padding.
+      patches_BIPD: vision features of up to I pictures a sample, or None for text alone.
+    """
+
+    tokens_BT: Array
+    mask_BT: Array
+    patches_BIPD: Array | None = None
+
+
+@struct.dataclass
+class Batch:
+    """A prompt with answers; positions are where the hidden state predicts the answer token.
+
+    Attributes:
+      where_BA, answer_BA: int32; answer_mask_BA: bool, False on unused columns.
+    """
+
+    prompt: Prompt
+    where_BA: Array
+    answer_BA: Array
+    answer_mask_BA: Array
+
+
+def init_model(config: LlavaConfig, key: Array) -> Model:
+    """A model with random parameters."""
+    vision, text, projector, decoder = jax.random.split(key, 4)
+    module = Projector(config.decoder.width, config.param_dtype)
+    patches = jnp.zeros((1, config.vision.width))
+    params = {
+        "vision": clip.init_tower(config.vision, vision, config.param_dtype),
+        "text": clip.init_tower(config.text, text, config.param_dtype),
+        "projector": nn.unbox(module.init(projector, patches))["params"],
+        "decoder": init_decoder(config.decoder, decoder, config.param_dtype),
+    }
+    return Model(params, config)
+
+
+def model_axes(config: LlavaConfig) -> dict:
+    """Logical axis names with the tree of `Model.params`."""
+    return {
+        "vision": clip.tower_axes(config.vision),
+        "text": clip.tower_axes(config.text),
+        "projector": axes_of(Projector(config.decoder.width), jnp.zeros((1, config.vision.width))),
+        "decoder": decoder_axes(config.decoder),
+    }
+
+
+def model_sites(config: LlavaConfig) -> dict[str, tuple[int, int]]:
+    """Input and output width of the seven linears of every decoder block."""
+    return site_shapes(config.decoder)
+
+
+def vision_features(model: Model, pixels_NHWC: Array) -> tuple[Array, Array]:
+    """Patch tokens [N, P, Dv] of the feature layer and projected class embeddings [N, E] (float32)."""
+    c = model.config
+    return clip.vision_tower(
+        model.params["vision"], c.vision, pixels_NHWC, feature_layer=c.feature_layer, dtype=c.dtype
+    )
+
+
+def text_features(model: Model, ids_NT: Array) -> tuple[Array, Array]:
+    """End-of-text states [N, Dt] before and [N, E] after the projection (float32)."""
+    return clip.text_tower(model.params["text"], model.config.text, ids_NT, dtype=model.config.dtype)
+
+
+def embed(model: Model, prompt: Prompt) -> Array:
+    """Token embeddings [B, T, D] with projected patches in the places of image tokens."""
+    config, dtype = model.config, jnp.dtype(model.config.dtype)
+    is_image = prompt.tokens_BT == config.image_token
+    table = model.params["decoder"]["embedding"]["table"]
+    x_BTD = table[jnp.where(is_image, 0, prompt.tokens_BT)].astype(dtype)
+    if prompt.patches_BIPD is None:
+        return x_BTD
+    projector = Projector(config.decoder.width)
+    seen = projector.apply({"params": model.params["projector"]}, prompt.patches_BIPD.astype(dtype))
+    seen = seen.reshape(seen.shape[0], -1, seen.shape[-1])
+    nth = jnp.clip(jnp.cumsum(is_image, axis=1) - 1, 0, seen.shape[1] - 1)
+    placed = jnp.take_along_axis(seen, nth[..., None], axis=1)
+    return jnp.where(is_image[..., None], placed, x_BTD)
+
+
+def positions_of(mask_BT: Array) -> Array:
+    """Positions counted over real tokens only, so padding on either side changes nothing. int32 [B, T]."""
+    return jnp.maximum(jnp.cumsum(mask_BT.astype(jnp.int32), axis=1) - 1, 0)
+
+
+def hidden(
+    model: Model,
+    prompt: Prompt,
+    voices: Sequence[Voice] = (),
+    *,
+    kinds_BT: Array | None = None,
+    cache: Cache | None = None,
+) -> tuple[Array, Cache | None, list[list[Tally]]]:
+    """Normed hidden states [B, T, D] of a whole prompt (causal, padding masked), the cache, and the tallies."""
+    config, decoder = model.config, model.params["decoder"]
+    length = prompt.tokens_BT.shape[1]
+    room = length if cache is None else cache.k.shape[2]
+    keys_BS = jnp.pad(prompt.mask_BT, ((0, 0), (0, room - length)))
+    causal_TS = jnp.arange(room)[None, :] <= jnp.arange(length)[:, None]
+    mask = keys_BS[:, None, None, :] & causal_TS[None, None]
+    x, cache, tallies = run_layers(
+        decoder["layers"],
+        config.decoder,
+        embed(model, prompt),
+        positions_BT=positions_of(prompt.mask_BT),
+        mask_B1TS=mask,
+        voices=voices,
+        cache=cache,
+        kinds_BT=kinds_BT,
+        remat=config.remat,
+    )
+    normed = RMSNorm(config.decoder.epsilon).apply({"params": decoder["norm"]}, x)
+    return normed, cache, tallies
+
+
+def head(model: Model, h: Array) -> Array:
+    """Logits [..., V], float32."""
+    decoder = model.params["decoder"]
+    if model.config.decoder.tied:
+        table = decoder["embedding"]["table"]
+        return jnp.einsum("...d,vd->...v", h, table.astype(h.dtype), preferred_element_type=jnp.float32)
+    linear = Linear(model.config.decoder.vocabulary, ("width", "vocab"))
+    return linear.apply({"params": decoder["head"]}, h).astype(jnp.float32)
+
+
+def logits(model: Model, prompt: Prompt, voices: Sequence[Voice] = ()) -> Array:
+    """Logits at every position [B, T, V], float32."""
+    h, _, _ = hidden(model, prompt, voices)
+    return head(model, h)
+
+
+def token_kinds(model: Model, batch: Batch) -> Array:
+    """0 image, 1 text, 2 answer, IGNORE on padding; int32 [B, T]. An answer token counts where it is read."""
+    prompt = batch.prompt
+    kinds = jnp.where(prompt.tokens_BT == model.config.image_token, 0, 1)
+    rows = jnp.arange(kinds.shape[0])[:, None]
+    read_at = jnp.where(batch.answer_mask_BA, batch.where_BA + 1, kinds.shape[1])
+    kinds = kinds.at[rows, read_at].set(2, mode="drop")
+    return jnp.where(prompt.mask_BT, kinds, IGNORE)
+
+
+def answer_loss(model: Model, batch: Batch, voices: Sequence[Voice] = (), *, tally: bool = False):
+    """Summed negative log-likelihood of the answers (float32), the number of answer tokens (int32), and tallies.
+
+    Hidden states are gathered at the answers before the head: the vocabulary product runs on answer tokens only.
+    """
+    kinds = token_kinds(model, batch) if tally else None
+    h_BTD, _, tallies = hidden(model, batch.prompt, voices, kinds_BT=kinds)
+    h_BAD = jnp.take_along_axis(h_BTD, batch.where_BA[..., None], axis=1)
+    log_p = jax.nn.log_softmax(head(model, h_BAD), axis=-1)
+    nll = -jnp.take_along_axis(log_p, batch.answer_BA[..., None], axis=-1)[..., 0]
+    total = jnp.sum(jnp.where(batch.answer_mask_BA, nll, 0.0))
+    return total, jnp.sum(batch.answer_mask_BA.astype(jnp.int32)), tallies

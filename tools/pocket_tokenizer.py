@@ -1,0 +1,130 @@
+"""Trains the pocket tokenizer: a byte-level BPE of about 1,200 tokens on everything the pocket language says.
+
+Run before the pre-training stages: `python tools/pocket_tokenizer.py`. The corpus comes from imagined pictures (truth
+without pixels), so no drawing is needed and the file is a pure function of the seed. Coordinates like 0.37, single
+digits and single capitals never merge with their neighbours: a box is nine tokens and a written word is one token a
+character.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from hidecmoe_jax.data.pocket.language import caption, questions
+from hidecmoe_jax.data.pocket.picture import (
+    COLOURS, FAMILIES, GLYPHS, LOWER, SHAPES, SIZES, TEXTURES, UPPER, DIGITS, Picture, Thing,
+)
+from hidecmoe_jax.data.pocket.task_words import examples
+
+SPECIALS = ("<pad>", "<s>", "</s>", "<unk>", "<image>")
+WORDS = r" ?(?:USER:|ASSISTANT:)|0\.[0-9]{2}(?![0-9])| ?[0-9]| ?[A-Z](?![a-z])| ?[A-Z]?[a-z]+|\n| ?[^\sA-Za-z0-9]+?|\s+?"
+"""How text falls into pieces before merging; anything the pattern leaves over becomes a piece of its own."""
+
+GENERAL = (
+    "Answer the question using a single word or phrase.",
+    "Answer with the option's letter from the given choices directly.",
+    "USER: What is this? ASSISTANT: yes", "USER: Is it so? ASSISTANT: no",
+    "Describe the image in one sentence.", "Provide a short caption for this image.",
+    "Please answer the following question about the picture.", "What kind of animal is shown in this photo?",
+    "Who is the person in the photo and what are they doing?", "Where was it taken, when and why?",
+)
+
+
+def imagined(family: str, rng: np.random.Generator) -> Picture:
+    """Returns a picture's truth without its pixels, near enough to what is drawn for counting words."""
+    def one(kind: str, name: str, value: int | None = None) -> Thing:
+        x, y, w, h = rng.uniform(0, 0.7), rng.uniform(0, 0.7), rng.uniform(0.1, 0.3), rng.uniform(0.1, 0.3)
+        colour, size = list(COLOURS)[int(rng.integers(len(COLOURS)))], SIZES[int(rng.integers(2))]
+        return Thing(kind, name, colour, size, (x, y, x + w, y + h), value=value)
+
+    def glyph(alphabet: str = GLYPHS) -> Thing:
+        name = alphabet[int(rng.integers(len(alphabet)))]
+        return one("digit" if name in DIGITS else "glyph", name)
+
+    extra: dict = {}
+    if family in ("scene", "mixed"):
+        things = [one("shape", SHAPES[int(rng.integers(len(SHAPES)))]) for _ in range(int(rng.integers(1, 7)))]
+        things += [glyph()] if family == "mixed" else []
+    elif family in ("character", "handwriting"):
+        things = [glyph()]
+    elif family == "word":
+        alphabet = (UPPER, DIGITS, LOWER, UPPER + DIGITS)[int(rng.integers(4))]
+        things = [glyph(alphabet) for _ in range(int(rng.integers(2, 6)))]
+        extra["text"] = "".join(t.name for t in things)
+    elif family == "chart":
+        letters = rng.permutation(list(UPPER))[: int(rng.integers(3, 6))]
+        things = [one("bar", str(letter), int(rng.integers(1, 10))) for letter in letters]
+    elif family == "grid":
+        extra["k"] = int(rng.integers(2, 5))
+        extra["cells"] = [[one("cell", "cell").colour for _ in range(extra["k"])] for _ in range(extra["k"])]
+        things = [one("cell", "cell")]
+    elif family == "texture":
+        things = [one("texture", TEXTURES[int(rng.integers(len(TEXTURES)))])]
+    else:
+        kinds = ("horizontal", "vertical", "rising", "falling")
+        things = [one("line", kinds[int(rng.integers(4))]) for _ in range(int(rng.integers(1, 5)))]
+    ground = list(COLOURS)[int(rng.integers(len(COLOURS)))]
+    return Picture(np.zeros((1, 1, 3), np.uint8), tuple(things), ground, family, extra)
+
+
+def corpus(seed: int, rounds: int) -> Iterator[str]:
+    """Yields captions, pre-training turns and task texts of imagined pictures."""
+    rng = np.random.default_rng(seed)
+    for i in range(100):
+        yield f"[0.{i:02d},0.{99 - i:02d},0.{i:02d},0.{99 - i:02d}] ({i / 100:.2f},{i / 100:.2f})"
+    for text in GENERAL:
+        yield from [text] * 20
+    for _ in range(rounds):
+        for family in FAMILIES:
+            picture = imagined(family, rng)
+            yield caption(picture, rng)
+            for question, answer in questions(picture, rng, most=20):
+                yield f"{question} {answer}"
+        for question, answer in examples(rng):
+            yield f"{question} {answer}"
+
+
+def train(folder: Path, *, size: int = 1216, seed: int = 0, rounds: int = 1500) -> int:
+    """Trains the tokenizer and writes tokenizer.json and tokenizer_config.json; returns its size."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
+        pre_tokenizers.Split(Regex(WORDS), "isolated"),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+    ])
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=size, special_tokens=list(SPECIALS), initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(corpus(seed, rounds), trainer)
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>",
+        "unk_token": "<unk>", "additional_special_tokens": ["<image>"], "model_max_length": 256,
+        "clean_up_tokenization_spaces": False,
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    return tokenizer.get_vocab_size()
+
+
+def main() -> None:
+    """Command line: `python tools/pocket_tokenizer.py [--out FOLDER] [--size N] [--seed N]`."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    default = Path(__file__).resolve().parents[1] / "hidecmoe_jax" / "pocket"
+    parser.add_argument("--out", type=Path, default=default, help="folder for tokenizer.json")
+    parser.add_argument("--size", type=int, default=1216, help="most tokens")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    print(f"{train(options.out, size=options.size, seed=options.seed)} tokens in {options.out}")
+
+
+if __name__ == "__main__":
+    main()
