@@ -1,9 +1,13 @@
-"""What every test shares: strict types, warnings of our own code as errors, one compilation cache, one CPU device."""
+"""What every test shares: strict types, warnings of our own code as errors, one compilation cache, one CPU
+device."""
 
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,24 +21,21 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")
 
 import jax  # noqa: E402
 
+STRICT_ROOMS = {"core", "experts", "models", "locators"}
+
 
 def pytest_configure(config: pytest.Config) -> None:
     """Registers markers and turns warnings raised from our own modules into errors."""
-    config.addinivalue_line("markers", "slow: minutes, not seconds; run with --slow")
+    config.addinivalue_line("markers", "slow: minutes, not seconds; run with -m slow")
     config.addinivalue_line("markers", "lax_types: this test meets foreign code that mixes dtypes")
     config.addinivalue_line("filterwarnings", r"error:::hidecmoe_jax\..*")
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    """Adds `--slow`."""
-    parser.addoption("--slow", action="store_true", help="run the tests marked slow as well")
-
-
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leaves slow tests out unless they are asked for."""
-    if config.getoption("--slow"):
+    """Leaves slow tests out unless an expression of markers asks for them."""
+    if config.option.markexpr:
         return
-    skip = pytest.mark.skip(reason="slow: run with --slow")
+    skip = pytest.mark.skip(reason="slow: run with -m slow")
     for item in items:
         if item.get_closest_marker("slow"):
             item.add_marker(skip)
@@ -42,7 +43,29 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(autouse=True)
 def strict_types(request: pytest.FixtureRequest):
-    """Mixing float32 with bfloat16 or int32 by accident raises, so no promotion goes unseen."""
-    mode = "standard" if request.node.get_closest_marker("lax_types") else "strict"
-    with jax.numpy_dtype_promotion(mode):
+    """Mixing float32 with bfloat16 or int32 by accident raises, so no promotion goes unseen.
+
+    Only where our own arithmetic lives: optax multiplies Python floats by int32 counts, and would raise.
+    """
+    strict = request.path.parent.name in STRICT_ROOMS and not request.node.get_closest_marker("lax_types")
+    with jax.numpy_dtype_promotion("strict" if strict else "standard"):
         yield
+
+
+@pytest.fixture
+def run_python(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs Python source in a fresh process: `run_python(source, devices=8, env={...}, timeout=120)`.
+
+    For what a process cannot test on itself: several virtual CPU devices, signals, kills, import time.
+    """
+
+    def run(source: str, *, devices: int = 1, env: dict[str, str] | None = None, timeout: float = 120):
+        root = str(Path(__file__).resolve().parents[1])
+        paths = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+        settings = {**os.environ, "JAX_NUM_CPU_DEVICES": str(devices), "PYTHONPATH": paths, **(env or {})}
+        command = [sys.executable, "-c", source]
+        return subprocess.run(
+            command, env=settings, cwd=tmp_path, timeout=timeout, capture_output=True, text=True, check=False
+        )
+
+    return run

@@ -1,4 +1,4 @@
-"""Trains the pocket tokenizer: a byte-level BPE of about 1,200 tokens on everything the pocket language says.
+"""Trains the pocket tokenizer: a byte-level BPE of 1,024 tokens on everything the pocket language says.
 
 Run before the pre-training stages: `python tools/pocket_tokenizer.py`. The corpus comes from imagined pictures (truth
 without pixels), so no drawing is needed and the file is a pure function of the seed. Coordinates like 0.37, single
@@ -32,6 +32,11 @@ GENERAL = (
     "Describe the image in one sentence.", "Provide a short caption for this image.",
     "Please answer the following question about the picture.", "What kind of animal is shown in this photo?",
     "Who is the person in the photo and what are they doing?", "Where was it taken, when and why?",
+    "this that these those with from into over under between near next behind", "corner edge centre half each both only",
+    "same different odd biggest smallest total minus times equals more less than exactly sign note mark brief",
+    "find mark show tell say choose compare match sort count add take remove leave put name draw look see move",
+    "person people man woman child face eyes hair smiling happy sad dog cat bird car ship truck horse plane house tree",
+    "water sky sun light dark old young big little good first second third new long short wide narrow high low",
 )
 
 
@@ -89,7 +94,7 @@ def corpus(seed: int, rounds: int) -> Iterator[str]:
             yield f"{question} {answer}"
 
 
-def train(folder: Path, *, size: int = 1216, seed: int = 0, rounds: int = 1500) -> int:
+def train(folder: Path, *, size: int = 1024, seed: int = 0, rounds: int = 1500) -> int:
     """Trains the tokenizer and writes tokenizer.json and tokenizer_config.json; returns its size."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -120,7 +125,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     default = Path(__file__).resolve().parents[1] / "hidecmoe_jax" / "pocket"
     parser.add_argument("--out", type=Path, default=default, help="folder for tokenizer.json")
-    parser.add_argument("--size", type=int, default=1216, help="most tokens")
+    parser.add_argument("--size", type=int, default=1024, help="most tokens")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     print(f"{train(options.out, size=options.size, seed=options.seed)} tokens in {options.out}")

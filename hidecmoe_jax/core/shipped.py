@@ -1,4 +1,4 @@
-"""Where the files lie that come with the package: configs, the pocket model, the report's template.
+"""Where the configs lie that come with the package, and how a name finds one.
 
 An installed package holds its configs as a folder of its own; in a checkout (also one installed with `-e`)
 they stand at the top of the repository, so that there is one copy to read and edit.

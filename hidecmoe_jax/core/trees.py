@@ -1,9 +1,9 @@
 """Pytrees as flat dicts, `{"decoder/layers/q_proj": array}`.
 
-Checkpoints, hashes, overlays and error messages all speak of leaves by path, so there is one spelling of a path: the keys
-of the tree joined with "/". Nested dicts, struct dataclasses, lists and optax states flatten alike, and `restore_into`
-puts a flat dict back into a template only when every path, shape and dtype agrees. Digests cover dtype, shape and bytes,
-so two leaves have one digest exactly when they are the same bits.
+Checkpoints, hashes, overlays and error messages all speak of leaves by path, so there is one spelling of a
+path: the keys of the tree joined with "/". Nested dicts, struct dataclasses, lists and optax states flatten
+alike, and `restore_into` puts a flat dict back into a template only when every path, shape and dtype agrees.
+Digests cover dtype, shape and bytes, so two leaves have one digest exactly when they are the same bits.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _SHOWN = 8
 
 
 def flatten(tree: Tree) -> dict[str, Any]:
-    """Returns `{path: leaf}` in the tree's own order; a bare leaf has the path "". None and empty nodes vanish.
+    """Returns `{path: leaf}` in the tree's order; a bare leaf has the path "", None and empty nodes vanish.
 
     Raises:
       CheckpointError: two leaves would share a path (a key with "/" beside a nested dict).
@@ -42,7 +42,7 @@ def flatten(tree: Tree) -> dict[str, Any]:
 
 
 def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns nested dicts of `{"a/b": leaf}`; the inverse of `flatten` for nested dicts without "/" in their keys.
+    """Returns nested dicts of `{"a/b": leaf}`; the inverse of `flatten` for nested dicts with plain keys.
 
     Raises:
       CheckpointError: a path is both a leaf and a folder of leaves.
@@ -63,14 +63,18 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def restore_into(template: Tree, flat: Mapping[str, Any]) -> Tree:
-    """Returns `template` with every leaf taken from `flat`, bit for bit; leaves of the template may be abstract.
+    """Returns `template` with every leaf taken from `flat`, bit for bit; its own leaves may be abstract.
 
     Raises:
-      CheckpointError: a path is missing or left over, or a shape or dtype differs. Nothing is cast, padded or cut.
+      CheckpointError: a path is missing or left over, or a shape or dtype differs; nothing is cast or cut.
     """
     wanted = flatten(template)
-    complaints = [f"missing {p}; {nearest(p, flat)}" for p in wanted if p not in flat]
-    complaints += [f"left over {p}; {nearest(p, wanted)}" for p in flat if p not in wanted]
+    complaints = [f"missing {path}" for path in wanted if path not in flat]
+    complaints += [f"left over {path}" for path in flat if path not in wanted]
+    hint = ""
+    if complaints:
+        lost = [path for path in flat if path not in wanted] or [path for path in wanted if path not in flat]
+        hint = f"\n         {lost[0]}: {_known(lost[0], wanted if lost[0] in flat else flat)}"
     complaints += [
         f"{path}: expected {_spell(leaf)}, got {_spell(flat[path])}"
         for path, leaf in wanted.items()
@@ -79,19 +83,21 @@ def restore_into(template: Tree, flat: Mapping[str, Any]) -> Tree:
     if complaints:
         raise CheckpointError(
             f"{len(complaints)} leaves do not fit",
-            why=_some(complaints),
+            why=_some(complaints) + hint,
             remedy="restore with the configuration (rank, layers, dtype) that wrote these arrays",
         )
-    return jax.tree_util.tree_unflatten(jax.tree_util.tree_structure(template), [flat[path] for path in wanted])
+    return jax.tree_util.tree_unflatten(
+        jax.tree_util.tree_structure(template), [flat[path] for path in wanted]
+    )
 
 
 def digests(tree: Tree) -> dict[str, str]:
-    """Returns `{path: SHA-256}` over dtype, shape and bytes (row-major) of every leaf; PRNG keys count by their data."""
+    """Returns `{path: SHA-256}` over dtype, shape and bytes of every leaf (PRNG keys: data)."""
     return {path: _hash(leaf) for path, leaf in flatten(tree).items()}
 
 
 def digest(tree: Tree) -> str:
-    """Returns one SHA-256 over the sorted `digests`; it does not depend on the order or the kind of the containers."""
+    """Returns one SHA-256 over the sorted `digests`, whatever the order and kind of the containers."""
     total = hashlib.sha256()
     for path, value in sorted(digests(tree).items()):
         total.update(f"{len(path)}:{path}:{value}\n".encode())
@@ -110,7 +116,7 @@ def nbytes(tree: Tree) -> int:
 
 
 def pick(tree: Tree, prefix: str) -> dict[str, Any]:
-    """Returns the leaves at or below `prefix`, under their full paths, so that `overlay` takes them back; "" picks all.
+    """Returns `{full path: leaf}` of all leaves at or below `prefix` ("" for all); `overlay` takes it back.
 
     Raises:
       CheckpointError: nothing lies there.
@@ -123,7 +129,7 @@ def pick(tree: Tree, prefix: str) -> dict[str, Any]:
 
 
 def overlay(tree: Tree, leaves: Mapping[str, Any]) -> Tree:
-    """Returns `tree` with the named leaves replaced; the others are the same objects. The dtype may change, the shape not.
+    """Returns `tree` with the named leaves replaced; a dtype may change, a shape may not, the rest is shared.
 
     Raises:
       CheckpointError: a path is unknown, or a shape differs.
@@ -131,7 +137,9 @@ def overlay(tree: Tree, leaves: Mapping[str, Any]) -> Tree:
     flat = flatten(tree)
     for path, leaf in leaves.items():
         if path not in flat:
-            raise CheckpointError("cannot lay an unknown path over the tree", where=path, why=_known(path, flat))
+            raise CheckpointError(
+                "cannot lay an unknown path over the tree", where=path, why=_known(path, flat)
+            )
         if np.shape(leaf) != np.shape(flat[path]):
             raise CheckpointError(
                 "cannot lay a leaf of another shape over the tree",

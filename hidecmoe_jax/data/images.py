@@ -1,9 +1,10 @@
 """Pictures: judged by their header, decoded once, padded to a square, normalised.
 
-A file is inspected before a pixel is decoded, because a few kilobytes can unpack to gigabytes and LLaVA's pad-to-square turns
-a 65000 x 2 strip into 17 GB (so the longest side is resized first and the padding added after). Decoding follows one written
-policy: EXIF orientation applied, first frame of an animation, 16-bit grey rescaled, transparency composited on the mean
-colour. Only Pillow is used, whatever else is installed, so pixels do not depend on the environment.
+A file is inspected before a pixel is decoded, because a few kilobytes can unpack to gigabytes and LLaVA's
+pad-to-square turns a 65000 x 2 strip into 17 GB (so the longest side is resized first and the padding added
+after). Decoding follows one written policy: EXIF orientation applied, first frame of an animation, 16-bit
+grey rescaled, transparency composited on the mean colour. Only Pillow is used, whatever else is installed,
+so pixels do not depend on the environment.
 """
 
 from __future__ import annotations
@@ -32,13 +33,16 @@ _BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 
 @dataclass(frozen=True)
 class Limits:
-    """What a picture may be: pixels and sides in px, aspect as longest over shortest side, Pillow's format names."""
+    """What a picture may be: sides in px, aspect as longest over shortest side, Pillow's names of formats."""
 
     max_pixels: int = 40_000_000
     max_side: int = 16_384
     min_side: int = 2
     max_aspect: float = 20.0
     formats: tuple[str, ...] = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
+
+
+LIMITS = Limits()
 
 
 @dataclass(frozen=True)
@@ -51,21 +55,22 @@ class Header:
     format: str
 
 
-def inspect(path: str | Path, limits: Limits = Limits()) -> Header:
+def inspect(path: str | Path, limits: Limits = LIMITS) -> Header:
     """Reads only the header and refuses what should never be decoded.
 
     Raises:
-      DataError: missing, not a regular file (folder, FIFO, device), empty, not a picture of an allowed format, too many
-        pixels, a side too long or too short, too extreme an aspect.
+      DataError: missing, not a regular file (folder, FIFO, device), empty, not a picture of an allowed
+        format, too many pixels, a side too long or too short, too extreme an aspect.
     """
     _regular(path)
     with _open(path, limits) as image:
         return _judged(path, image, limits)
 
 
-def load(path: str | Path, size: int, mean: tuple[float, float, float] = CLIP_MEAN, *,
-         limits: Limits = Limits()) -> np.ndarray:
-    """A picture as uint8 [size, size, 3]: longest side resized (bicubic) to `size`, the rest padded with the mean colour.
+def load(
+    path: str | Path, size: int, mean: tuple[float, float, float] = CLIP_MEAN, *, limits: Limits = LIMITS
+) -> np.ndarray:
+    """A picture as uint8 [size, size, 3]: longest side resized to `size` (bicubic), rest in the mean colour.
 
     Raises:
       DataError: everything `inspect` refuses, and damaged or cut-off files; nothing is replaced by zeros.
@@ -79,12 +84,19 @@ def load(path: str | Path, size: int, mean: tuple[float, float, float] = CLIP_ME
             upright = ImageOps.exif_transpose(image)
             return _square(_rgb(upright, ground), size, ground)
         except _DAMAGE as error:
-            raise DataError("cannot decode a picture", where=str(path), why=f"damaged or cut off: {error}",
-                            remedy="replace the file, or remove the records that use it") from error
+            raise DataError(
+                "cannot decode a picture",
+                where=str(path),
+                why=f"damaged or cut off: {error}",
+                remedy="replace the file, or remove the records that use it",
+            ) from error
 
 
-def normalise(pixels: np.ndarray, mean: tuple[float, float, float] = CLIP_MEAN,
-              std: tuple[float, float, float] = CLIP_STD) -> np.ndarray:
+def normalise(
+    pixels: np.ndarray,
+    mean: tuple[float, float, float] = CLIP_MEAN,
+    std: tuple[float, float, float] = CLIP_STD,
+) -> np.ndarray:
     """uint8 [..., 3] to float32 [..., 3]: (x / 255 - mean) / std, CLIP's constants as default."""
     centre, spread = np.asarray(mean, np.float32), np.asarray(std, np.float32)
     return (pixels.astype(np.float32) / np.float32(255) - centre) / spread
@@ -100,48 +112,79 @@ def _regular(path: str | Path) -> None:
     try:
         status = os.stat(path)
     except OSError as error:
-        raise DataError("cannot read a picture", where=str(path), why=error.strerror or str(error),
-                        remedy="check the name; `hidecmoe data check DIR` lists all that are missing") from None
+        raise DataError(
+            "cannot read a picture",
+            where=str(path),
+            why=error.strerror or str(error),
+            remedy="check the name; `hidecmoe data check DIR` lists all that are missing",
+        ) from None
     if not stat.S_ISREG(status.st_mode):
         kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a device, pipe or socket"
-        raise DataError("cannot read a picture", where=str(path), why=f"it is {kind}, only regular files are read",
-                        remedy="name an image file")
+        raise DataError(
+            "cannot read a picture",
+            where=str(path),
+            why=f"it is {kind}, only regular files are read",
+            remedy="name an image file",
+        )
     if status.st_size == 0:
-        raise DataError("cannot read a picture", where=str(path), why="the file has 0 bytes",
-                        remedy="copy or download it again")
+        raise DataError(
+            "cannot read a picture",
+            where=str(path),
+            why="the file has 0 bytes",
+            remedy="copy or download it again",
+        )
 
 
 def _open(path: str | Path, limits: Limits) -> Image.Image:
     try:
         return Image.open(path, formats=limits.formats)
     except _BOMBS as error:
-        raise DataError("a picture is too large", where=str(path),
-                        why=f"{error}; at most {limits.max_pixels} pixels are decoded", remedy="scale it down") from None
+        raise DataError(
+            "a picture is too large",
+            where=str(path),
+            why=f"{error}; at most {limits.max_pixels} pixels are decoded",
+            remedy="scale it down",
+        ) from None
     except UnidentifiedImageError:
         with open(path, "rb") as file:
             head = file.read(64).lstrip()
         page = head[:1] == b"<"
         why = "it holds a web page or XML (a failed download?)" if page else f"it begins with {head[:12]!r}"
-        raise DataError("not a picture of a known format", where=str(path), why=why,
-                        remedy=f"allowed are {', '.join(limits.formats)}") from None
+        raise DataError(
+            "not a picture of a known format",
+            where=str(path),
+            why=why,
+            remedy=f"allowed are {', '.join(limits.formats)}",
+        ) from None
     except _DAMAGE as error:
-        raise DataError("cannot read the header of a picture", where=str(path), why=f"damaged or cut off: {error}",
-                        remedy="replace the file") from error
+        raise DataError(
+            "cannot read the header of a picture",
+            where=str(path),
+            why=f"damaged or cut off: {error}",
+            remedy="replace the file",
+        ) from error
 
 
 def _judged(path: str | Path, image: Image.Image, limits: Limits) -> Header:
     width, height = image.size
     short, long = sorted((width, height))
     verdicts = (
-        (width * height > limits.max_pixels, f"{width * height} pixels, at most {limits.max_pixels} are decoded"),
+        (
+            width * height > limits.max_pixels,
+            f"{width * height} pixels, at most {limits.max_pixels} are decoded",
+        ),
         (long > limits.max_side, f"{long} px on a side, at most {limits.max_side}"),
         (short < limits.min_side, f"{short} px on a side, at least {limits.min_side}"),
         (long > limits.max_aspect * max(short, 1), f"aspect {long}:{short}, at most {limits.max_aspect:g}:1"),
     )
     for refused, why in verdicts:
         if refused:
-            raise DataError("a picture is outside the limits", where=str(path), why=f"{width} x {height}: {why}",
-                            remedy="scale or crop it, or remove the records that use it")
+            raise DataError(
+                "a picture is outside the limits",
+                where=str(path),
+                why=f"{width} x {height}: {why}",
+                remedy="scale or crop it, or remove the records that use it",
+            )
     return Header(width, height, image.mode, image.format or "")
 
 

@@ -1,7 +1,8 @@
 """Reads JSON that somebody wrote by hand, strictly, and explains what is wrong with it.
 
-Python's own reader keeps the last of two equal keys, accepts `NaN`, stops with a bare traceback at deep nesting and knows no
-file names. Here each of these is a `DataError` that shows the line and says what to do (reliability rows DT1-DT3, DT5).
+Python's own reader keeps the last of two equal keys, accepts `NaN`, stops with a bare traceback at deep
+nesting and knows no file names. Here each of these is a `DataError` that shows the line and says what to do
+(reliability rows DT1-DT3, DT5).
 """
 
 from __future__ import annotations
@@ -28,8 +29,9 @@ def read_json(path: str | Path) -> Any:
     """The value in a UTF-8 JSON file (a byte-order mark is accepted).
 
     Raises:
-      DataError: missing or not a regular file, another encoding, malformed JSON (line, column, the line and a hint), a key
-        twice in one object, NaN or Infinity, an integer of more than 18 digits, nesting too deep to read.
+      DataError: missing or not a regular file, another encoding, malformed JSON (line, column, the line and
+        a hint), a key twice in one object, NaN or Infinity, an integer of more than 18 digits, nesting too
+        deep to read.
     """
     path = Path(path)
     return parse_json(read_text(path), path)
@@ -38,26 +40,41 @@ def read_json(path: str | Path) -> Any:
 def read_text(path: Path) -> str:
     """The text of a regular UTF-8 file; other encodings and archives are refused by name."""
     if not path.is_file():
-        kind = "is a folder" if path.is_dir() else "is not a regular file" if path.exists() else "does not exist"
+        kind = (
+            "is a folder" if path.is_dir() else "is not a regular file" if path.exists() else "does not exist"
+        )
         raise DataError(f"cannot read {path.name}", where=str(path), why=f"it {kind}", remedy=_siblings(path))
     raw = path.read_bytes()
     for magic, name, remedy in _FOREIGN:
         if raw.startswith(magic):
-            raise DataError(f"{path.name} is not JSON text", where=str(path), why=f"it holds {name}", remedy=remedy)
+            raise DataError(
+                f"{path.name} is not JSON text", where=str(path), why=f"it holds {name}", remedy=remedy
+            )
     if not raw.strip():
-        raise DataError(f"{path.name} is empty", where=str(path), why=f"it has {len(raw)} bytes and no JSON value",
-                        remedy="write a JSON array of records")
+        raise DataError(
+            f"{path.name} is empty",
+            where=str(path),
+            why=f"it has {len(raw)} bytes and no JSON value",
+            remedy="write a JSON array of records",
+        )
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
-        raise DataError(f"{path.name} is not UTF-8 text", where=f"{path}:{line}",
-                        why=f"byte 0x{raw[error.start]:02x} at offset {error.start} is no UTF-8 (Latin-1 perhaps)",
-                        remedy="save it as UTF-8: iconv -f LATIN1 -t UTF-8 FILE > NEW") from None
+        raise DataError(
+            f"{path.name} is not UTF-8 text",
+            where=f"{path}:{line}",
+            why=f"byte 0x{raw[error.start]:02x} at offset {error.start} is no UTF-8 (Latin-1 perhaps)",
+            remedy="save it as UTF-8: iconv -f LATIN1 -t UTF-8 FILE > NEW",
+        ) from None
     if "\x00" in text:
         line = text.count("\n", 0, text.index("\x00")) + 1
-        raise DataError(f"{path.name} is not UTF-8 text", where=f"{path}:{line}",
-                        why="it holds NUL bytes (UTF-16 without a mark perhaps)", remedy="save it as UTF-8")
+        raise DataError(
+            f"{path.name} is not UTF-8 text",
+            where=f"{path}:{line}",
+            why="it holds NUL bytes (UTF-16 without a mark perhaps)",
+            remedy="save it as UTF-8",
+        )
     return text
 
 
@@ -71,8 +88,10 @@ def parse_json(text: str, path: Path) -> Any:
             keys = [key for key, _ in pairs]
             twice = sorted({key for key in keys if keys.count(key) > 1})
             name = found.get("id", found.get("question_id"))
-            refused.append(f"key {', '.join(map(repr, twice))} stands more than once in the object with keys "
-                           f"{sorted(found)[:6]}" + (f" (id {name!r})" if name is not None else ""))
+            refused.append(
+                f"key {', '.join(map(repr, twice))} stands more than once in the object with keys "
+                f"{sorted(found)[:6]}" + (f" (id {name!r})" if name is not None else "")
+            )
         return found
 
     def constant(name: str) -> float:
@@ -81,7 +100,9 @@ def parse_json(text: str, path: Path) -> Any:
 
     def integer(digits: str) -> int:
         if len(digits) > _INTEGER_DIGITS:
-            refused.append(f"integer of {len(digits)} digits ({digits[:12]}...); at most {_INTEGER_DIGITS} are read")
+            refused.append(
+                f"integer of {len(digits)} digits ({digits[:12]}...); at most {_INTEGER_DIGITS} are read"
+            )
             return 0
         return int(digits)
 
@@ -90,46 +111,60 @@ def parse_json(text: str, path: Path) -> Any:
     except json.JSONDecodeError as error:
         raise _malformed(text, path, error) from None
     except RecursionError:
-        raise DataError(f"{path.name} cannot be read", where=str(path), why="its arrays or objects are nested too deeply",
-                        remedy="write a flat JSON array of records") from None
+        raise DataError(
+            f"{path.name} cannot be read",
+            where=str(path),
+            why="its arrays or objects are nested too deeply",
+            remedy="write a flat JSON array of records",
+        ) from None
     if refused:
         shown = "\n         ".join(refused[:20])
-        raise DataError(f"{len(refused)} problems in the JSON of {path.name}", where=str(path), why=shown,
-                        remedy="Python's json would pass over these in silence; correct them in the file")
+        raise DataError(
+            f"{len(refused)} problems in the JSON of {path.name}",
+            where=str(path),
+            why=shown,
+            remedy="Python's json would pass over these in silence; correct them in the file",
+        )
     return value
 
 
 def _malformed(text: str, path: Path, error: json.JSONDecodeError) -> DataError:
     start = text.rfind("\n", 0, error.pos) + 1
     end = text.find("\n", error.pos)
-    line = text[start:len(text) if end < 0 else end]
+    line = text[start : len(text) if end < 0 else end]
     column = error.pos - start
     left = max(0, column - 60)
-    shown = line[left:left + 100]
+    shown = line[left : left + 100]
     why = f"{error.msg}\n         {shown}\n         {' ' * (column - left)}^"
-    return DataError(f"{path.name} is not valid JSON", where=f"{path}:{error.lineno}:{error.colno}", why=why,
-                     remedy=_hint(text, error))
+    return DataError(
+        f"{path.name} is not valid JSON",
+        where=f"{path}:{error.lineno}:{error.colno}",
+        why=why,
+        remedy=_hint(text, error),
+    )
 
 
 def _hint(text: str, error: json.JSONDecodeError) -> str:
-    before, after = text[:error.pos].rstrip(), text[error.pos:].lstrip()
+    before, after = text[: error.pos].rstrip(), text[error.pos :].lstrip()
     if error.msg == "Extra data":
         if before.endswith("}") and after.startswith("{"):
-            return ("this looks like JSON lines; make one array of it: "
-                    "python -c \"import json,sys; json.dump([json.loads(l) for l in sys.stdin if l.strip()], sys.stdout)\" "
-                    "< FILE > NEW")
+            return (
+                "this looks like JSON lines; make one array of it: "
+                'python -c "import json, sys; '
+                'json.dump([json.loads(s) for s in sys.stdin if s.strip()], sys.stdout)" < FILE > NEW'
+            )
         return "remove what stands after the end of the array"
     if before.endswith("...") or after.startswith("..."):
         return "'...' stands for more records in LLaVA's documentation; remove it (and the comma before it)"
     if (before.endswith(",") and after[:1] in "]}") or re.match(r",\s*[\]}]", after):
         return "trailing comma: remove the ',' before the closing bracket"
     if after.startswith("'"):
-        return "JSON wants double quotes: \"text\""
+        return 'JSON wants double quotes: "text"'
     if re.match(r"(None|True|False)\b", after):
         return "JSON spells these null, true, false"
     if not after:
         return "the file ends too early: was it cut off while copying?"
-    if before[-1:] in "\"}]" or before[-1:].isalnum():
+    if before[-1:] in '"}]' or before[-1:].isalnum():
         return "a ',' or ':' may be missing before this place"
     return "correct the file at the place shown"
 

@@ -101,5 +101,5 @@ def apply_experts(x_BTD: Array, a_DSR: Array, b_SRF: Array, weight: Array, scale
     u = x_BTD @ a_DSR.reshape(width, slots * rank).astype(x_BTD.dtype)
     loud = weight[:, None, :] if weight.ndim == 2 else weight
     loud = jnp.repeat(loud * scale, rank, axis=-1, total_repeat_length=slots * rank)
-    u = u * jnp.broadcast_to(loud, u.shape).astype(u.dtype)
+    u = (u.astype(jnp.float32) * jnp.broadcast_to(loud, u.shape)).astype(x_BTD.dtype)
     return u @ b_SRF.reshape(slots * rank, -1).astype(x_BTD.dtype)

@@ -51,14 +51,15 @@ def everyone(bank: Bank, gain: float = 1.0) -> Routing:
 
 
 def softmax_top_k(logits: Array, heard: Array, top_k: int) -> Array:
-    """Float32 softmax over the `top_k` largest heard logits, zero elsewhere; last axis S.
+    """Float32 softmax over the `top_k` largest heard logits (of equals the first), zero elsewhere; last axis S.
 
     A position where nothing is heard gets zeros: a softmax over nothing would be NaN and have a NaN gradient.
     """
     masked = jnp.where(heard, logits.astype(jnp.float32), -jnp.inf)
     keep = min(top_k, masked.shape[-1])
-    floor = jax.lax.top_k(masked, keep)[0][..., -1:]
-    kept = heard & (masked >= floor)
+    # By place, not by value: equal logits (a router that starts at zero) must not keep more than `top_k`.
+    places = jax.lax.top_k(masked, keep)[1]
+    kept = heard & jnp.any(places[..., None] == jnp.arange(masked.shape[-1]), axis=-2)
     top = jnp.max(jnp.where(kept, masked, -1e30), axis=-1, keepdims=True)
     power = jnp.where(kept, jnp.exp(jnp.where(kept, masked, top) - top), 0.0)
     return power / jnp.maximum(jnp.sum(power, axis=-1, keepdims=True), 1e-30)
@@ -69,6 +70,8 @@ def slot_weights(x_BTD: Array, gain_BS: Array, router_BDS: Array | None, top_k: 
     if router_BDS is None:
         return gain_BS
     router = jnp.broadcast_to(router_BDS, (x_BTD.shape[0], *router_BDS.shape[1:]))
-    logits_BTS = jnp.einsum("btd,bds->bts", x_BTD.astype(jnp.float32), router.astype(jnp.float32))
+    x32, router32 = x_BTD.astype(jnp.float32), router.astype(jnp.float32)
+    # Accelerators shorten float32 products unless told not to, and a gate near a tie would flip between programs.
+    logits_BTS = jnp.einsum("btd,bds->bts", x32, router32, precision=jax.lax.Precision.HIGHEST)
     heard = jnp.broadcast_to(gain_BS[:, None, :] > 0, logits_BTS.shape)
     return softmax_top_k(logits_BTS, heard, top_k) * gain_BS[:, None, :]

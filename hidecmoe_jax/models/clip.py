@@ -47,7 +47,10 @@ def _block(config: VisionConfig | TextConfig, param_dtype: str) -> ClipBlock:
 
 
 class VisionStem(nn.Module):
-    """Pixels [N, H, W, 3] to normed tokens [N, 1 + P, D]: patch convolution, class token, positions, pre-norm."""
+    """Pixels [N, H, W, 3] to normed tokens [N, 1 + P, D]: patch convolution, class token, positions, pre-norm.
+
+    Rows and columns that do not fill a patch are left out, as a strided convolution does.
+    """
 
     config: VisionConfig
     param_dtype: str
@@ -56,7 +59,10 @@ class VisionStem(nn.Module):
     def __call__(self, pixels: Array) -> Array:
         c, dtype = self.config, jnp.dtype(self.param_dtype)
         side, p = c.image_size // c.patch_size, c.patch_size
-        cut = pixels.reshape(-1, side, p, side, p, 3).transpose(0, 1, 3, 2, 4, 5).reshape(-1, side * side, p * p * 3)
+        if pixels.shape[1:] != (c.image_size, c.image_size, 3):
+            raise ValueError(f"pixels are {pixels.shape}, the tower reads [N, {c.image_size}, {c.image_size}, 3]")
+        cut = pixels[:, : side * p, : side * p].reshape(-1, side, p, side, p, 3)
+        cut = cut.transpose(0, 1, 3, 2, 4, 5).reshape(-1, side * side, p * p * 3)
         patches = Linear(c.width, (None, "width"), param_dtype=self.param_dtype, name="patch")(cut)
         normal = nn.initializers.normal(0.02)
         cls = self.param("class", named(normal, ("width",)), (c.width,), dtype).astype(pixels.dtype)
@@ -76,11 +82,14 @@ class TextStem(nn.Module):
     @nn.compact
     def __call__(self, ids: Array) -> Array:
         c, dtype = self.config, jnp.dtype(self.param_dtype)
+        if ids.shape[1] > c.context:
+            raise ValueError(f"{ids.shape[1]} tokens, the text tower reads at most {c.context}")
         normal = nn.initializers.normal(0.02)
         table = self.param("token", named(normal, ("vocab", "width")), (c.vocabulary, c.width), dtype)
         place = self.param("position", named(normal, (None, "width")), (c.context, c.width), dtype)
-        x = table[ids] + jnp.broadcast_to(place[: ids.shape[1]], (*ids.shape, c.width))
-        return x.astype(jnp.dtype(self.dtype))
+        compute = jnp.dtype(self.dtype)
+        place = jnp.broadcast_to(place[: ids.shape[1]].astype(compute), (*ids.shape, c.width))
+        return table[ids].astype(compute) + place
 
 
 class ClipHead(nn.Module):

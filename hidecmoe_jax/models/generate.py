@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
+from hidecmoe_jax.core.errors import ConfigError
 from hidecmoe_jax.experts.routing import Voice
 from hidecmoe_jax.models.layers import RMSNorm
 from hidecmoe_jax.models.llama import Cache, run_layers
@@ -23,13 +24,29 @@ from hidecmoe_jax.models.llava import Model, Prompt, embed, head, hidden
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are chosen; `temperature` 0 is greedy, `top_p` keeps the smallest set of tokens with that mass."""
+    """How tokens are chosen; `temperature` 0 is greedy, `top_p` keeps the smallest set of tokens with that mass.
+
+    Raises:
+      ConfigError: a value nothing can be drawn with.
+    """
 
     max_new_tokens: int = 32
     temperature: float = 0.0
     top_p: float = 1.0
     eos_token: int = 2
     pad_token: int = 0
+
+    def __post_init__(self):
+        allowed = {
+            "max_new_tokens": (self.max_new_tokens >= 1, "1 or more"),
+            "temperature": (self.temperature >= 0.0, "0 (greedy) or more"),
+            "top_p": (0.0 < self.top_p <= 1.0, "above 0, at most 1"),
+        }
+        for name, (fine, rule) in allowed.items():
+            if not fine:
+                raise ConfigError(
+                    "sampling cannot draw tokens", where=name, why=f"got {getattr(self, name)}, allowed: {rule}"
+                )
 
 
 @struct.dataclass
@@ -40,7 +57,7 @@ class Generated:
       tokens_BN: int32, `pad_token` after the end.
       lengths_B: int32, tokens written without the end token.
       ended_B: bool, False where `max_new_tokens` cut the text.
-      margin_BN: float32, gap between the two best logits at each step (for parity checks).
+      margin_BN: float32, gap between the two best logits at each step (for parity checks), 0 after the end.
     """
 
     tokens_BN: Array
@@ -54,6 +71,8 @@ def choose(logits_BV: Array, sampling: Sampling, keys_B: Array) -> Array:
     if sampling.temperature == 0.0:
         return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
     scaled = logits_BV / sampling.temperature
+    if sampling.top_p == 1.0:
+        return jax.vmap(jax.random.categorical)(keys_B, scaled).astype(jnp.int32)
     ordered = jnp.sort(scaled, axis=-1)[:, ::-1]
     share = jax.nn.softmax(ordered, axis=-1)
     before = jnp.cumsum(share, axis=-1) - share
@@ -116,10 +135,10 @@ def generate(
         keys = jax.vmap(lambda k: jax.random.fold_in(k, step))(sample_keys)
         best = jax.lax.top_k(logits, 2)[0]
         token = jnp.where(ended, sampling.pad_token, choose(logits, sampling, keys))
+        margins = margins.at[:, step].set(jnp.where(ended, 0.0, best[:, 0] - best[:, 1]))
         ended = ended | (token == sampling.eos_token)
         tokens = tokens.at[:, step].set(jnp.where(ended, sampling.pad_token, token))
         lengths = lengths + (~ended).astype(jnp.int32)
-        margins = margins.at[:, step].set(best[:, 0] - best[:, 1])
         keys_BS = prompt_keys | ((jnp.arange(room) >= length) & (jnp.arange(room) <= length + step))[None]
         cache = cache.replace(slot=length + step)
         logits, cache = _next_logits(model, token, count_B + step, keys_BS, voices, cache)

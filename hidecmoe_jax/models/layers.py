@@ -83,7 +83,8 @@ def attend(q_BTHK: Array, k_BSGK: Array, v_BSGK: Array, mask_B1TS: Array | None 
 
     Returns [B, T, H * K] in the dtype of `q`.
     """
-    out = jax.nn.dot_product_attention(q_BTHK, k_BSGK, v_BSGK, mask=mask_B1TS)
+    with jax.numpy_dtype_promotion("standard"):  # JAX's own function mixes bfloat16 and float32 on purpose
+        out = jax.nn.dot_product_attention(q_BTHK, k_BSGK, v_BSGK, mask=mask_B1TS)
     return out.reshape(*out.shape[:2], -1)
 
 

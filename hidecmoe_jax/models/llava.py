@@ -18,7 +18,7 @@ from jax import Array
 from hidecmoe_jax.experts.routing import Voice
 from hidecmoe_jax.models import clip
 from hidecmoe_jax.models.config import LlavaConfig
-from hidecmoe_jax.models.layers import Linear, RMSNorm, axes_of
+from hidecmoe_jax.models.layers import RMSNorm, axes_of
 from hidecmoe_jax.models.llama import Cache, Tally, decoder_axes, init_decoder, run_layers, site_shapes
 from hidecmoe_jax.models.projector import Projector
 
@@ -158,11 +158,9 @@ def hidden(
 def head(model: Model, h: Array) -> Array:
     """Logits [..., V], float32."""
     decoder = model.params["decoder"]
-    if model.config.decoder.tied:
-        table = decoder["embedding"]["table"]
-        return jnp.einsum("...d,vd->...v", h, table.astype(h.dtype), preferred_element_type=jnp.float32)
-    linear = Linear(model.config.decoder.vocabulary, ("width", "vocab"))
-    return linear.apply({"params": decoder["head"]}, h).astype(jnp.float32)
+    kernel = decoder["embedding"]["table"].T if model.config.decoder.tied else decoder["head"]["kernel"]
+    # Asked for in float32: a product rounded to bfloat16 first would tie neighbouring tokens.
+    return jnp.matmul(h, kernel.astype(h.dtype), preferred_element_type=jnp.float32)
 
 
 def logits(model: Model, prompt: Prompt, voices: Sequence[Voice] = ()) -> Array:

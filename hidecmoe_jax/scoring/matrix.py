@@ -13,18 +13,13 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from hidecmoe_jax.core.errors import DataError
 
 Matrix = Sequence[Sequence[float | None]]
-Cell = Callable[[int, int], float]
-
 METRICS = ("last", "avg", "maa", "mft", "bwt_t_minus_1", "bwt_t", "forgetting", "fwt")
-
-
-class _Missing(Exception):
-    """Carries the cells (k, i) that a metric needed and did not find."""
 
 
 def summary(matrix: Matrix) -> dict[str, object]:
@@ -46,21 +41,16 @@ def summary(matrix: Matrix) -> dict[str, object]:
       DataError: rows of unequal length, no task, or a number of rows that is neither 1 nor T + 1.
     """
     tasks = _check(matrix)
-
-    def cell(stage: int, task: int) -> float:
-        if stage >= len(matrix) or _absent(matrix[stage][task - 1]):
-            raise _Missing(f"R[{stage},{task}]")
-        return float(matrix[stage][task - 1])
-
-    final = len(matrix) - 1
     found: dict[str, float | None] = {}
     missing: dict[str, list[str]] = {}
-    for name, metric in _FORMULAS.items():
-        wanted, value = _needed(metric, cell, final=final, tasks=tasks)
-        found[name] = None if wanted else value
-        if wanted:
-            missing[name] = wanted
-    return {**{name: found[name] for name in METRICS}, "missing": missing}
+    for name, formula in _FORMULAS.items():
+        cells = _Cells(matrix, tasks)
+        alone = tasks == 1 and name in _BETWEEN_TASKS
+        value = None if alone else formula(cells)
+        if alone or cells.absent:
+            missing[name] = ["at least two tasks"] if alone else sorted(set(cells.absent))
+        found[name] = None if name in missing else value
+    return {**found, "missing": missing}
 
 
 def mean_and_spread(rows: Sequence[Mapping[str, object]]) -> dict[str, dict[str, float | int | None]]:
@@ -104,59 +94,59 @@ def mean_matrix(matrices: Sequence[Matrix]) -> list[list[float | None]]:
              for cells in zip(*rows, strict=True)] for rows in zip(*matrices, strict=True)]
 
 
-def _last(cell: Cell, final: int, tasks: int) -> float:
-    return _mean(cell(final, task) for task in _range(1, tasks))
+@dataclass(frozen=True)
+class _Cells:
+    """Reads R[k,i] and notes what is absent, so that one pass over a formula finds every cell it needs."""
+
+    matrix: Matrix
+    tasks: int
+    absent: list[str] = field(default_factory=list)
+
+    def __call__(self, stage: int, task: int) -> float:
+        if stage < len(self.matrix) and not _absent(self.matrix[stage][task - 1]):
+            return float(self.matrix[stage][task - 1])
+        self.absent.append(f"R[{stage},{task}]")
+        # Any number does: a value computed from an absent cell is dropped by the caller.
+        return 0.0
 
 
-def _avg(cell: Cell, final: int, tasks: int) -> float:
-    return _mean(_mean(cell(stage, task) for stage in _range(task, tasks)) for task in _range(1, tasks))
+def _last(r: _Cells) -> float:
+    final = len(r.matrix) - 1
+    return _mean(r(final, task) for task in _range(1, r.tasks))
 
 
-def _maa(cell: Cell, final: int, tasks: int) -> float:
-    return _mean(_mean(cell(stage, task) for task in _range(1, stage)) for stage in _range(1, tasks))
+def _avg(r: _Cells) -> float:
+    return _mean(_mean(r(stage, task) for stage in _range(task, r.tasks)) for task in _range(1, r.tasks))
 
 
-def _mft(cell: Cell, final: int, tasks: int) -> float:
-    return _mean(cell(task, task) for task in _range(1, tasks))
+def _maa(r: _Cells) -> float:
+    return _mean(_mean(r(stage, task) for task in _range(1, stage)) for stage in _range(1, r.tasks))
 
 
-def _bwt_t(cell: Cell, final: int, tasks: int) -> float:
-    return _mean(cell(tasks, task) - cell(task, task) for task in _range(1, tasks))
+def _mft(r: _Cells) -> float:
+    return _mean(r(task, task) for task in _range(1, r.tasks))
 
 
-def _bwt_t_minus_1(cell: Cell, final: int, tasks: int) -> float:
-    return _mean(cell(tasks, task) - cell(task, task) for task in _range(1, tasks - 1))
+def _bwt_t(r: _Cells) -> float:
+    return _mean(r(r.tasks, task) - r(task, task) for task in _range(1, r.tasks))
 
 
-def _forgetting(cell: Cell, final: int, tasks: int) -> float:
-    return _mean(max([cell(stage, task) for stage in _range(task, tasks - 1)]) - cell(tasks, task)
-                 for task in _range(1, tasks - 1))
+def _bwt_t_minus_1(r: _Cells) -> float:
+    return _mean(r(r.tasks, task) - r(task, task) for task in _range(1, r.tasks - 1))
 
 
-def _fwt(cell: Cell, final: int, tasks: int) -> float:
-    return _mean(cell(task - 1, task) - cell(0, task) for task in _range(2, tasks))
+def _forgetting(r: _Cells) -> float:
+    return _mean(max([r(stage, task) for stage in _range(task, r.tasks - 1)]) - r(r.tasks, task)
+                 for task in _range(1, r.tasks - 1))
+
+
+def _fwt(r: _Cells) -> float:
+    return _mean(r(task - 1, task) - r(0, task) for task in _range(2, r.tasks))
 
 
 _FORMULAS = {"last": _last, "avg": _avg, "maa": _maa, "mft": _mft, "bwt_t_minus_1": _bwt_t_minus_1, "bwt_t": _bwt_t,
              "forgetting": _forgetting, "fwt": _fwt}
-
-
-def _needed(metric, cell: Cell, *, final: int, tasks: int) -> tuple[list[str], float]:
-    """Evaluates a metric and collects all absent cells in one pass: an absent cell counts 0 in a value not used."""
-    wanted: list[str] = []
-
-    def noting(stage: int, task: int) -> float:
-        try:
-            return cell(stage, task)
-        except _Missing as missing:
-            wanted.append(str(missing))
-            return 0.0
-
-    try:
-        value = metric(noting, final, tasks)
-    except statistics.StatisticsError:
-        return ["needs at least two tasks"], math.nan
-    return sorted(set(wanted)), value
+_BETWEEN_TASKS = frozenset({"bwt_t_minus_1", "forgetting", "fwt"})
 
 
 def _check(matrix: Matrix) -> int:

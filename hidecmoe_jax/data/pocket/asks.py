@@ -204,7 +204,7 @@ def read_word(picture: Picture, rng: np.random.Generator) -> Turns:
 
 def read_chart(picture: Picture, rng: np.random.Generator) -> Turns:
     """Bars: values, colours, the tallest and lowest, comparisons, lists and boxes."""
-    bars = picture.things
+    bars = [t for t in picture.things if t.kind == "bar"]
     values = [t.value or 0 for t in bars]
     yield "How many bars are there?", str(len(bars))
     if values.count(max(values)) == 1:

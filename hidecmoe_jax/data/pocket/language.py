@@ -79,13 +79,14 @@ def _word(picture: Picture, rng: np.random.Generator) -> str:
 
 
 def _chart(picture: Picture, rng: np.random.Generator) -> str:
-    bars = [f"{t.colour} {t.name} {t.value}" for t in picture.things]
-    plain = [f"{t.name} {t.value}" for t in picture.things]
+    things = [t for t in picture.things if t.kind == "bar"]
+    bars = [f"{t.colour} {t.name} {t.value}" for t in things]
+    plain = [f"{t.name} {t.value}" for t in things]
     form = int(rng.integers(3))
     if form == 0:
         return f"a chart with {len(bars)} bars: {', '.join(bars)}"
     if form == 1:
-        tallest = max(picture.things, key=lambda t: t.value or 0)
+        tallest = max(things, key=lambda t: t.value or 0)
         return f"a bar chart on {article(picture.ground)} ground: {', '.join(plain)}, {tallest.name} is the tallest"
     return f"bars {', '.join(bars)}"
 

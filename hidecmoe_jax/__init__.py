@@ -1,0 +1,54 @@
+"""Continual instruction tuning of LLaVA in JAX: teach task after task, keep what was learned.
+
+    import hidecmoe_jax as hj
+
+    run = hj.learn(hj.load_config("pocket/hide"), "runs/mine")   # what `hidecmoe run` does
+    model = hj.load(run)                                         # a finished run, or a base model's folder
+
+Names are looked up on first use (PEP 562), so this import costs next to nothing. The sub-packages hold the
+pure functions underneath; docs/design.md says which room holds what.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+# public name -> module that defines it
+_HOME = {
+    "add": "hidecmoe_jax.runs.stream_loop",
+    "Bank": "hidecmoe_jax.experts.bank",
+    "check_run": "hidecmoe_jax.runs.identity",
+    "check_stream": "hidecmoe_jax.data.check",
+    "compare": "hidecmoe_jax.runs.compare",
+    "describe": "hidecmoe_jax.runs.inspect",
+    "evaluate_run": "hidecmoe_jax.runs.stream_loop",
+    "HidecmoeError": "hidecmoe_jax.core.errors",
+    "learn": "hidecmoe_jax.runs.stream_loop",
+    "load": "hidecmoe_jax.runs.load",
+    "load_config": "hidecmoe_jax.runs.config",
+    "Model": "hidecmoe_jax.models.llava",
+    "Policy": "hidecmoe_jax.data.records",
+    "rebuild": "hidecmoe_jax.runs.results",
+    "Routing": "hidecmoe_jax.experts.routing",
+    "RunConfig": "hidecmoe_jax.runs.config",
+    "stream_specs": "hidecmoe_jax.runs.setting",
+    "StreamConfig": "hidecmoe_jax.runs.config",
+    "TaskSpec": "hidecmoe_jax.data.stream",
+    "Voice": "hidecmoe_jax.experts.routing",
+    "write_stream": "hidecmoe_jax.data.pocket.tasks",
+}
+
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

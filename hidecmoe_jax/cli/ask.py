@@ -1,0 +1,39 @@
+"""`hidecmoe ask`: one question, with the experts that answered."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import Positional, UseAppendAction, arg
+
+import hidecmoe_jax as hj
+from hidecmoe_jax.cli.words import Run
+
+BAR = 24  # characters of a full bar
+
+
+def ask(
+    run: Run,
+    question: Annotated[str, Positional, arg(metavar="QUESTION")],
+    /,
+    *,
+    image: Annotated[UseAppendAction[tuple[Path, ...]], arg(metavar="FILE")] = (),
+    task: Annotated[int | None, arg(metavar="N")] = None,
+) -> None:
+    """Ask a run a question about a picture; prints the answer, and which experts spoke how strongly.
+
+    Examples:
+      $ hidecmoe ask runs/hide --image digit.png "Which digit is this?"
+
+    Args:
+      run: run folder, or the folder of a base model.
+      question: what to ask.
+      image: picture file; give the option again for several pictures.
+      task: ask the run as it was after its first N tasks.
+    """
+    answer = hj.load(run, task=task).answer(list(image), question)
+    print(answer.text)
+    for name, weight in answer.weights.items():
+        print(f"  {name:<24} {weight:6.3f}  {'#' * round(BAR * weight)}")
+    print(f"  {answer.decision}")

@@ -1,0 +1,85 @@
+"""`hidecmoe data check` looks at a stream before training; `hidecmoe data pocket` draws the pocket one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import Positional, arg
+
+import hidecmoe_jax as hj
+from hidecmoe_jax.cli.words import Assignments, joined
+from hidecmoe_jax.core.errors import ConfigError, DataError
+
+FINDINGS = "data_errors.jsonl"
+
+
+def check(
+    where: Annotated[tuple[str, ...], Positional, arg(metavar="CONFIG | DIR ...")],
+    /,
+    *,
+    sets: Assignments = (),
+    errors: Annotated[Path, arg(metavar="FILE")] = Path(FINDINGS),
+) -> int:
+    """Check a stream before training on it: every record, every picture, and test items that were trained on.
+
+    Examples:
+      $ hidecmoe data check my/birds my/charts
+      $ hidecmoe data check configs/pocket/hide.yaml
+
+    Args:
+      where: task folders in the order of the stream, or one config that names a stream.
+      sets: values laid over the config, such as data.allowed_leaks=3.
+      errors: where all problems go as JSON lines; written only if there are any.
+    """
+    if not where:
+        raise ConfigError(
+            "nothing to check", why="no config and no folder given", remedy="hidecmoe data check DIR"
+        )
+    folders = [name for name in where if Path(name).is_dir()]
+    if folders and len(folders) < len(where):
+        missing = next(name for name in where if name not in folders)
+        raise DataError("no such task folder", where=missing, remedy="give task folders, or one config alone")
+    if not folders and len(where) > 1:
+        raise ConfigError(
+            "one config at a time", where=" ".join(where), remedy="check them one after the other"
+        )
+    if folders:
+        stream = hj.StreamConfig(tasks=tuple(hj.TaskSpec(name) for name in folders))
+    else:
+        stream = hj.load_config(where[0], overrides=joined(sets)).stream
+    report = hj.check_stream(
+        hj.stream_specs(stream), policy=hj.Policy(errors=str(errors)), val_fraction=stream.val_fraction
+    )
+    print(report.text())
+    return 0 if report.ok else DataError.exit_code
+
+
+def pocket(
+    folder: Annotated[Path, Positional, arg(metavar="DIR")],
+    /,
+    *,
+    seed: int = 0,
+    train: int = 1000,
+    val: int = 200,
+    test: int = 300,
+) -> None:
+    """Draw the pocket stream into a folder: one task folder each, in the format of a user's own tasks.
+
+    Examples:
+      $ hidecmoe data pocket my/pocket
+      $ hidecmoe data pocket my/small --train 200 --val 40 --test 60
+
+    Args:
+      folder: where to write; must not exist.
+      seed: decides every picture and question.
+      train: training items a task.
+      val: validation items a task.
+      test: test items a task.
+    """
+    if folder.exists():
+        raise ConfigError(
+            "the folder exists already", where=str(folder), remedy="give a new one, or delete it"
+        )
+    hj.write_stream(folder, seed=seed, train=train, val=val, test=test)
+    print(f"drawn: {folder}")

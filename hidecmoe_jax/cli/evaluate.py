@@ -1,0 +1,32 @@
+"""`hidecmoe eval`: evaluate a run again."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from tyro.conf import arg
+
+import hidecmoe_jax as hj
+from hidecmoe_jax.cli.words import Run
+
+
+def evaluate(
+    run: Run,
+    /,
+    *,
+    task: Annotated[int | None, arg(metavar="N")] = None,
+    full_matrix: bool = False,
+) -> None:
+    """Evaluate a run again; answers that are already on disk are not computed twice.
+
+    Examples:
+      $ hidecmoe eval runs/hide
+      $ hidecmoe eval runs/hide --task 2
+
+    Args:
+      run: run folder.
+      task: evaluate the run as it was after its first N tasks; 0 is the untouched base model.
+      full_matrix: evaluate on every task of the stream, also those not yet learned.
+    """
+    folder = hj.evaluate_run(run, task=task, full_matrix=full_matrix)
+    print(f"report: {folder / 'report.html'}")

@@ -1,0 +1,101 @@
+"""`hidecmoe COMMAND ...`: finds the command's function, lets tyro fill it from the words, and reports errors.
+
+Only the chosen command's file is imported, and those files reach the library through the lazy `hidecmoe_jax`
+facade, so help and usage errors appear at once and JAX starts only when there is work to do.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import sys
+from collections.abc import Callable, Sequence
+
+import tyro
+
+from hidecmoe_jax import __version__
+from hidecmoe_jax.core.errors import ConfigError, HidecmoeError, nearest
+
+# command -> (module, function, one line for the overview)
+COMMANDS = {
+    "run": ("run", "run", "learn a stream of tasks, evaluate after each, write the report"),
+    "compare": ("compare", "compare", "run several methods on the same stream and report them side by side"),
+    "eval": ("evaluate", "evaluate", "evaluate a run again, at its end or as it was after an earlier task"),
+    "ask": ("ask", "ask", "ask a run about a picture; shows which experts spoke and how strongly"),
+    "add": ("add", "add", "teach a finished run one more task"),
+    "report": ("report", "report", "write report.json, report.html and the figures of a run again"),
+    "inspect": ("inspect", "inspect", "show the tasks, the experts per layer and their sizes"),
+    "data check": ("data", "check", "check a stream or task folders before training on them"),
+    "data pocket": ("data", "pocket", "draw the pocket stream into LLaVA JSON and image files"),
+    "doctor": (
+        "doctor",
+        "doctor",
+        "check versions, devices, memory, disk, and one forward of the pocket model",
+    ),
+}
+INTERRUPTED = 130
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code; a user's mistake is a message on stderr, never a traceback.
+
+    Exit codes: 0 done, 2 usage or configuration, 3 data, 4 weights or run folder, 5 numerics, 6 resources,
+    7 busy, 75 stopped but resumable, 130 interrupted, 1 anything else. `--debug` shows the traceback.
+    """
+    words = list(sys.argv[1:] if words is None else words)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    try:
+        return _dispatch(words)
+    except HidecmoeError as error:
+        if debug:
+            raise
+        print(f"hidecmoe: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        print("hidecmoe: interrupted", file=sys.stderr)
+        return INTERRUPTED
+
+
+def overview() -> str:
+    """The text of `hidecmoe --help`."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {line}" for name, (_, _, line) in COMMANDS.items()]
+    hint = "`hidecmoe COMMAND --help` shows options and examples; --debug tracebacks, --version the version."
+    return "\n".join(["usage: hidecmoe COMMAND ... [--debug]", "", *lines, "", hint])
+
+
+def _dispatch(words: Sequence[str]) -> int:
+    if not words or words[0] in ("-h", "--help"):
+        print(overview())
+        return 0
+    if words[0] == "--version":
+        print(__version__)
+        return 0
+    name, rest = _command(words)
+    module, function, _ = COMMANDS[name]
+    call = getattr(importlib.import_module(f"hidecmoe_jax.cli.{module}"), function)
+    code = tyro.cli(
+        call,
+        prog=f"hidecmoe {name}",
+        description=_description(call),
+        args=rest,
+        config=(tyro.conf.FlagCreatePairsOff,),
+    )
+    return code or 0
+
+
+def _command(words: Sequence[str]) -> tuple[str, Sequence[str]]:
+    for length in (2, 1):
+        name = " ".join(words[:length])
+        if name in COMMANDS:
+            return name, words[length:]
+    said = " ".join(words[:2]) if words[0] == "data" else words[0]
+    raise ConfigError(f"unknown command '{said}'", remedy=nearest(said, COMMANDS))
+
+
+def _description(call: Callable) -> str:
+    """The docstring up to its `Args:`, which tyro takes apart itself."""
+    return inspect.getdoc(call).partition("\nArgs:")[0]

@@ -1,0 +1,19 @@
+"""`hidecmoe report`: the report of a run, from what is on disk."""
+
+from __future__ import annotations
+
+import hidecmoe_jax as hj
+from hidecmoe_jax.cli.words import Run
+
+
+def report(run: Run, /) -> None:
+    """Write report.json, report.html and the figures of a run or comparison again, from what is on disk.
+
+    Examples:
+      $ hidecmoe report runs/hide
+
+    Args:
+      run: run folder, or the folder of a comparison.
+    """
+    folder = hj.rebuild(run)
+    print(f"report: {folder / 'report.html'}")

@@ -1,0 +1,126 @@
+"""From records to answers: features, a routing decision per sample, and one jitted program that writes the text.
+
+The decision is made once per prompt, from that sample's own features, and holds for every token. Batches have one shape (the
+last one is filled with repeats that are thrown away), and nothing in the program couples two samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hidecmoe_jax.data.features import Features
+from hidecmoe_jax.data.loader import buckets, collate
+from hidecmoe_jax.data.prompts import Template, encode_question
+from hidecmoe_jax.data.records import Record
+from hidecmoe_jax.data.tokenizer import Tokenizer
+from hidecmoe_jax.methods.learner import Method, Serving
+from hidecmoe_jax.models.generate import Sampling, generate
+from hidecmoe_jax.models.llava import Prompt
+
+
+@dataclass(frozen=True)
+class Writing:
+    """How answers are written.
+
+    Attributes:
+      batch: samples answered together.
+      max_new_tokens, temperature, top_p: as in `Sampling`; temperature 0 is greedy.
+      bucket: prompt lengths are rounded up to a multiple of it.
+      max_length: longest prompt, image tokens included.
+    """
+
+    batch: int = 32
+    max_new_tokens: int = 32
+    temperature: float = 0.0
+    top_p: float = 1.0
+    bucket: int = 32
+    max_length: int = 2048
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What was written for one record.
+
+    Attributes:
+      weights: weight of every task, by number; empty where no expert is routed.
+      scores: the gate's similarity to every task.
+      ended: False where `max_new_tokens` cut the text.
+    """
+
+    id: str
+    text: str
+    weights: tuple[float, ...]
+    scores: tuple[float, ...]
+    ended: bool
+
+    @property
+    def choice(self) -> int:
+        """Number of the loudest task, -1 where none is routed."""
+        return int(np.argmax(self.weights)) if self.weights else -1
+
+
+_decide = partial(jax.jit, static_argnames=("method",))(lambda method, serving, pooled, named: method.decide(serving, pooled, named))
+
+
+@partial(jax.jit, static_argnames=("method", "sampling"))
+def _write(method: Method, serving: Serving, prompt: Prompt, decision, key, ids_B, *, sampling: Sampling):
+    voices = method.voices(serving, decision)
+    return generate(serving.model, prompt, voices, sampling=sampling, key=key, sample_ids_B=ids_B)
+
+
+def answers(
+    method: Method,
+    serving: Serving,
+    records: Sequence[Record],
+    features: Features,
+    *,
+    tokenizer: Tokenizer,
+    template: Template,
+    writing: Writing,
+    key: jax.Array,
+    named: int | None = None,
+    skip: frozenset[str] = frozenset(),
+) -> Iterator[list[Answer]]:
+    """Yields answers batch by batch, in the order of `records`.
+
+    Args:
+      features: of the same records.
+      named: number of the true task, to measure what naming it would give; None lets the model find it.
+      skip: ids that are answered already.
+    """
+    config = serving.model.config
+    encode = partial(
+        encode_question, tokenizer=tokenizer, template=template, patches=config.vision.patches, max_length=writing.max_length
+    )
+    prompts = [encode(record) for record in records]
+    length = buckets((len(prompt.tokens) for prompt in prompts), writing.bucket)
+    sampling = Sampling(writing.max_new_tokens, writing.temperature, writing.top_p, tokenizer.eos, tokenizer.pad)
+    todo = np.array([row for row, record in enumerate(records) if record.id not in skip], np.int32)
+    for start in range(0, len(todo), writing.batch):
+        rows = todo[start : start + writing.batch]
+        filled = np.concatenate([rows, np.repeat(rows[-1:], writing.batch - len(rows))])
+        arrays = collate(
+            [prompts[row] for row in filled], length=length, answers=1, pad=tokenizer.pad, vocab=config.decoder.vocabulary
+        )
+        prompt = Prompt(arrays["tokens_BT"], arrays["mask_BT"], features.patches(filled))
+        named_B = None if named is None else jnp.full((writing.batch,), named, jnp.int32)
+        decision = _decide(method, serving, features.pooled(filled), named_B)
+        written = _write(method, serving, prompt, decision, key, filled, sampling=sampling)
+        tokens, lengths = np.asarray(written.tokens_BN), np.asarray(written.lengths_B)
+        weights, scores = np.asarray(decision.weight_BN), np.asarray(decision.score_BN)
+        yield [
+            Answer(
+                records[row].id,
+                tokenizer.decode(tokens[place, : lengths[place]]).strip(),
+                tuple(float(w) for w in weights[place]),
+                tuple(float(s) for s in scores[place]),
+                bool(written.ended_B[place]),
+            )
+            for place, row in enumerate(rows)
+        ]

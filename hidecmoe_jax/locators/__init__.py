@@ -1,0 +1,1 @@
+"""Locators: from the features of an input to the task it belongs to."""

@@ -1,0 +1,333 @@
+"""The family of routed expert methods: one class, whose parts say which method it is.
+
+A `Routed` method gives every task one LoRA expert on the chosen linears of every decoder layer (arXiv 2503.12941, section
+3). At task end, experts of most layers are fused into one, and the *expanded* layers keep one expert per task, mixed per
+sample by a gate. HiDe-LLaVA expands the last layer and gates by anchors; naming the task and expanding every layer is the
+upper reference; one shared expert is sequential LoRA, and shared over the union of all tasks it is joint training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from hidecmoe_jax.core import trees
+from hidecmoe_jax.core.errors import ConfigError, NumericsError
+from hidecmoe_jax.data.records import Record
+from hidecmoe_jax.data.stream import Stream
+from hidecmoe_jax.experts import surgery
+from hidecmoe_jax.experts.bank import Bank
+from hidecmoe_jax.experts.routing import Routing, Voice, everyone
+from hidecmoe_jax.locators import anchors as anchor
+from hidecmoe_jax.locators.anchors import Pooled
+from hidecmoe_jax.methods.learner import Decision, Learner, Serving, Stage, dressed
+from hidecmoe_jax.models.llama import SITES
+from hidecmoe_jax.models.llava import Batch, Model, answer_loss, model_sites
+
+FAMILY = "linears"
+FUSED_SLOT = 0  # tasks start at slot 1, so that widening never moves the fusion
+TUNE, ANCHORS = Stage("tune"), Stage("anchors", trains=False)
+
+
+@dataclass(frozen=True)
+class Lora:
+    """Shape of one task's expert (arXiv 2106.09685); `alpha / rank` scales its output (2.0 in HiDe's recipe)."""
+
+    rank: int = 8
+    alpha: float = 16.0
+    dropout: float = 0.05
+    sites: tuple[str, ...] = SITES
+
+    def __post_init__(self):
+        if self.rank < 1 or not 0 <= self.dropout < 1:
+            raise ValueError(f"rank {self.rank} must be at least 1 and dropout {self.dropout} in [0, 1)")
+        unknown = sorted(set(self.sites) - set(SITES))
+        if unknown or not self.sites:
+            raise ValueError(f"sites {unknown or 'empty'}: known are {', '.join(SITES)}")
+
+
+@dataclass(frozen=True)
+class AnchorGate:
+    """HiDe's gate: `mixing` weighs the image cosine, the rest is text. Defaults are the official values."""
+
+    kind: ClassVar[str] = "anchors"
+    mixing: float = 0.5
+    temperature: float = 0.1
+    legacy: bool = False
+
+
+@dataclass(frozen=True)
+class NamedGate:
+    """The task is named at inference: an upper reference, not a method."""
+
+    kind: ClassVar[str] = "named"
+
+
+@dataclass(frozen=True)
+class Routed:
+    """A method as a choice of parts.
+
+    Attributes:
+      growth: an expert per task, one shared by all, or none (the base as it is).
+      expand: layers that keep one expert per task: `last`, `all`, `none`, or decoder layer numbers.
+      fusion: how experts of the other layers become one (HiDe-D1).
+      eps: weight of every task in the fusion, in task order; empty means 1.0 each (HiDe-D2).
+      gate: how an input finds its experts in the expanded layers.
+      train_projector: whether the projector is tuned along, shared by all tasks (HiDe-D15).
+      union: learn all tasks of the stream at once.
+    """
+
+    kind: ClassVar[str] = "routed"
+    name: str = "hide"
+    lora: Lora = Lora()
+    growth: Literal["per_task", "shared", "none"] = "per_task"
+    expand: Literal["last", "all", "none"] | tuple[int, ...] = "last"
+    fusion: Literal["factor_sum", "product_sum", "product_mean"] = "factor_sum"
+    eps: tuple[float, ...] = ()
+    gate: AnchorGate | NamedGate = AnchorGate()
+    train_projector: bool = True
+    union: bool = False
+
+    @property
+    def needs_name(self) -> bool:
+        """Whether answering needs the task's name."""
+        return self.growth == "per_task" and self.gate.kind == "named"
+
+    @property
+    def isolates(self) -> bool:
+        """Whether earlier experts keep every byte: always, but for one shared expert."""
+        return self.growth == "per_task"
+
+    def expanded(self, layers: int) -> tuple[int, ...]:
+        """Numbers of the expanded layers of a decoder with `layers` layers."""
+        named = {"last": (layers - 1,), "all": tuple(range(layers)), "none": ()}
+        chosen = named[self.expand] if isinstance(self.expand, str) else tuple(sorted(set(self.expand)))
+        if self.growth != "per_task":
+            return ()
+        wrong = [layer for layer in chosen if not 0 <= layer < layers]
+        if wrong:
+            raise ConfigError(
+                "cannot expand these layers", where="method.expand", why=f"{wrong} of a decoder with {layers} layers",
+                remedy=f"choose from 0..{layers - 1}, or last, all, none",
+            )  # fmt: skip
+        return chosen
+
+    def fused(self, layers: int) -> tuple[int, ...]:
+        """Numbers of the layers whose experts are fused."""
+        kept = set(self.expanded(layers))
+        return tuple(layer for layer in range(layers) if layer not in kept)
+
+    def birth(self, model: Model, capacity: int) -> Learner:
+        """No experts and no anchors, room for `capacity` tasks."""
+        if self.growth == "none":
+            return Learner({}, {}, {}, {}, {})
+        past = self._blank(model, 1 if self.growth == "shared" else capacity + 1)
+        memory = {}
+        if self.growth == "per_task" and self.gate.kind == "anchors":
+            memory["anchors"] = anchor.no_anchors(capacity, model.config.vision.projection, model.config.text.width)
+        return Learner({}, {}, {FAMILY: past}, {}, memory)
+
+    def _blank(self, model: Model, slots: int) -> Bank:
+        sites = {site: shape for site, shape in model_sites(model.config).items() if site in self.lora.sites}
+        layers, scale = model.config.decoder.layers, self.lora.alpha / self.lora.rank
+        return surgery.blank(sites, layers=layers, slots=slots, rank=self.lora.rank, scale=scale)
+
+    def stages(self) -> tuple[Stage, ...]:
+        """Tuning, then one pass for the anchors where the gate needs them."""
+        if self.growth == "none":
+            return ()
+        needs_anchors = self.growth == "per_task" and self.gate.kind == "anchors"
+        return (TUNE, ANCHORS) if needs_anchors else (TUNE,)
+
+    def lessons(self, tasks: int) -> tuple[tuple[int, ...], ...]:
+        """Each task a lesson, all tasks one lesson (joint training), or nothing to learn."""
+        if self.growth == "none":
+            return ()
+        return (tuple(range(tasks)),) if self.union else tuple((task,) for task in range(tasks))
+
+    def records(self, stream: Stream, lesson: tuple[int, ...]) -> tuple[Record, ...]:
+        """The training records of the lesson's tasks."""
+        return tuple(record for task in lesson for record in stream.tasks[task].train)
+
+    def before(self, model: Model, learner: Learner, stage: Stage, task: int, key: Array) -> Learner:
+        """Puts a fresh expert (or the shared one) into `live`, and the projector into `tuned`."""
+        if not stage.trains:
+            return learner
+        if self.growth == "shared" and self.learned(learner):
+            young = surgery.extract(learner.past[FAMILY], 0)
+        else:
+            young = surgery.sprout(self._blank(model, 1), 0, task, key)
+        tuned = {}
+        if self.train_projector:
+            base = {f"projector/{path}": leaf for path, leaf in trees.flatten(model.params["projector"]).items()}
+            tuned = base | {path: learner.shared[path] for path in base if path in learner.shared}
+        return learner.replace(live={FAMILY: young}, tuned=tuned)
+
+    def loss(self, model: Model, learner: Learner, stage: Stage, batch: Batch, key: Array) -> tuple[Array, Array]:
+        """Answer loss with the live expert alone: HiDe trains every expert as if it were the only one (HiDe-D16)."""
+        live = learner.live[FAMILY]
+        voice = Voice(live, everyone(live), key, dropout=self.lora.dropout)
+        total, count, _ = answer_loss(dressed(model, learner.shared | learner.tuned), batch, (voice,))
+        return total, count
+
+    def observe(self, learner: Learner, stage: Stage, task: int, pooled: Pooled, valid_B: Array) -> Learner:
+        """Adds a batch to the task's anchors."""
+        seen = anchor.accumulate(learner.memory["anchors"], task, pooled, valid_B)
+        return learner.replace(memory=learner.memory | {"anchors": seen})
+
+    def after(self, model: Model, learner: Learner, stage: Stage, task: int) -> Learner:
+        """Plants the trained expert, fuses the layers that are not expanded, and hands the projector on."""
+        if not stage.trains:
+            return learner
+        past, young = learner.past[FAMILY], learner.live[FAMILY]
+        if self.growth == "shared":
+            past = surgery.plant(self._blank(model, 1), 0, young, 0)
+        else:
+            past = self._with_fusion(surgery.plant(past, 1 + task, young, task), task + 1)
+        return learner.replace(live={}, tuned={}, past={FAMILY: past}, shared=learner.shared | learner.tuned)
+
+    def keep(self, learner: Learner, task: int) -> dict[str, dict[str, Array]]:
+        """What the ledger archives of a task: its own expert, the shared leaves as it left them, its anchors."""
+        bank = learner.past[FAMILY]
+        own = surgery.extract(bank, 0 if self.growth == "shared" else task)
+        memory = {}
+        if "anchors" in learner.memory:
+            memory = {path: leaf[task] for path, leaf in trees.flatten(learner.memory["anchors"]).items()}
+        return {"experts": trees.flatten(own.factors), "shared": dict(learner.shared), "memory": memory}
+
+    def recall(self, model: Model, capacity: int, kept: Sequence[dict[str, dict[str, Array]]]) -> Learner:
+        """The learner after the tasks that `kept` archived, in order: the inverse of `keep`."""
+        learner = self.birth(model, capacity)
+        if not kept:
+            return learner
+        young = self._blank(model, 1)
+        own = [young.with_factors(trees.unflatten(groups["experts"])) for groups in kept]
+        own = [bank.replace(owner_LS=jnp.full_like(bank.owner_LS, task)) for task, bank in enumerate(own)]
+        shared = {path: jnp.asarray(leaf) for path, leaf in kept[-1]["shared"].items()}
+        if self.growth == "shared":
+            return learner.replace(past={FAMILY: surgery.plant(young, 0, own[-1], 0)}, shared=shared)
+        past, memory = learner.past[FAMILY], dict(learner.memory)
+        for task, expert in enumerate(own):
+            past = surgery.plant(past, 1 + task, expert, task)
+        if "anchors" in memory:
+            rows = {path: np.stack([groups["memory"][path] for groups in kept]) for path in kept[0]["memory"]}
+            empty = trees.flatten(memory["anchors"])
+            full = {path: empty[path].at[: len(kept)].set(row) for path, row in rows.items()}
+            memory["anchors"] = trees.restore_into(memory["anchors"], full)
+        return Learner({}, {}, {FAMILY: self._with_fusion(past, len(kept))}, shared, memory)
+
+    def _with_fusion(self, past: Bank, tasks: int) -> Bank:
+        layers = self.fused(past.layers)
+        if not layers:
+            return past
+        return surgery.fuse(
+            past, range(tasks), mode=self.fusion, slot=FUSED_SLOT, layers=layers, eps=self._eps(tasks)
+        )
+
+    def _eps(self, tasks: int) -> tuple[float, ...]:
+        if self.eps and len(self.eps) < tasks:
+            raise ConfigError(
+                "a fusion weight is missing", where="method.eps", why=f"{len(self.eps)} weights for {tasks} tasks",
+                remedy="give one weight per task, or leave it empty for 1.0 each",
+            )  # fmt: skip
+        return self.eps[:tasks] or (1.0,) * tasks
+
+    def learned(self, learner: Learner) -> tuple[int, ...]:
+        """Numbers of the tasks that have an expert."""
+        if FAMILY not in learner.past:
+            return ()
+        return tuple(int(task) for task in np.unique(np.asarray(learner.past[FAMILY].owner_LS)) if task >= 0)
+
+    def fused_gains(self, bank: Bank, tasks: tuple[int, ...]) -> np.ndarray:
+        """Constant gains [L, S] of the layers that are not expanded; zero elsewhere."""
+        if self.growth == "shared":
+            return np.ones(bank.owner_LS.shape, np.float32)
+        layers = self.fused(bank.layers)
+        gains = surgery.fusion_gains(bank, tasks, mode=self.fusion, layers=layers, eps=self._eps(len(tasks)))
+        return np.asarray(gains)
+
+    def serve(self, model: Model, learner: Learner) -> Serving:
+        """Folds the constant layers into the base weights; expanded layers keep their slots.
+
+        Raises:
+          NumericsError: an anchor is not finite (RT7); a softmax or a maximum would pass it on.
+        """
+        bad = trees.all_finite(learner.memory)
+        if bad is not None:
+            raise NumericsError("an anchor is not finite", where=bad, remedy="learn the task again")
+        dressed_model, tasks = dressed(model, learner.shared), self.learned(learner)
+        if not tasks:
+            return Serving(dressed_model, None, None, learner.memory)
+        bank = learner.past[FAMILY]
+        decoder = dict(dressed_model.params["decoder"])
+        decoder["layers"] = surgery.merge_into_base(decoder["layers"], bank, self.fused_gains(bank, tasks))
+        folded = dressed_model.replace(params={**dressed_model.params, "decoder": decoder})
+        expanded = self.expanded(bank.layers)
+        if not expanded:
+            return Serving(folded, None, None, learner.memory)
+        first, last = expanded[0], expanded[-1] + 1
+        owner = np.asarray(bank.owner_LS)[first:last]
+        kept = np.isin(np.arange(first, last), expanded)[:, None]
+        room = bank.slots - 1
+        slot_LN = np.stack([np.where((owner == task).any(1), (owner == task).argmax(1), -1) for task in range(room)], axis=1)
+        slot_LN = np.where(kept, slot_LN, -1).astype(np.int32)
+        return Serving(folded, surgery.cut(bank, first, last), jnp.asarray(slot_LN), learner.memory)
+
+    def decide(self, serving: Serving, pooled: Pooled, named_B: Array | None) -> Decision:
+        """One-hot on the named task, or the gate's softmax over learned tasks."""
+        if serving.slot_LN is None:
+            weight = jnp.zeros((pooled.text_BD.shape[0], 0))
+            return Decision(weight, weight)
+        tasks = serving.slot_LN.shape[1]
+        learned_N = jnp.any(serving.slot_LN >= 0, axis=0)
+        if named_B is not None:
+            weight = jax.nn.one_hot(named_B, tasks)
+            return Decision(weight, weight)
+        if self.needs_name:
+            raise ConfigError(
+                "this method needs the task's name", where=f"method {self.name}", why="its gate is 'named'",
+                remedy="evaluate it with the task named, or choose gate kind 'anchors'",
+            )  # fmt: skip
+        scores = anchor.gate(
+            serving.memory["anchors"], pooled, learned_N,
+            mixing=self.gate.mixing, temperature=self.gate.temperature, legacy=self.gate.legacy,
+        )  # fmt: skip
+        return Decision(scores.weight_BN, scores.mixed_BN)
+
+    def voices(self, serving: Serving, decision: Decision) -> tuple[Voice, ...]:
+        """The expanded layers' bank, every task's slot as loud as its weight."""
+        if serving.bank is None:
+            return ()
+        slots = jnp.arange(serving.bank.slots)
+        place_LNS = (serving.slot_LN[..., None] == slots).astype(jnp.float32)
+        gain_LBS = jnp.einsum("lns,bn->lbs", place_LNS, decision.weight_BN)
+        return (Voice(serving.bank, Routing(gain_LBS)),)
+
+    def sizes(self, model: Model, learner: Learner) -> dict[str, dict[str, int]]:
+        """Numbers beyond the base by kind: `stored` to serve, `archived` in the ledger, `trained` in one stage.
+
+        Layers fused by `factor_sum` need one expert; product sums keep the rank of all their tasks.
+        """
+        none = {"experts": 0, "routers": 0, "locator": 0, "projector": 0}
+        tasks = len(self.learned(learner))
+        if not tasks:
+            return {"stored": none, "archived": none, "trained": none}
+        bank = learner.past[FAMILY]
+        shapes = model_sites(model.config)
+        layer = sum(bank.rank * sum(shapes[site]) for site in bank.sites)
+        projector = trees.count(model.params["projector"]) if self.train_projector else 0
+        expanded = len(self.expanded(bank.layers))
+        per_fused = tasks if self.growth == "per_task" and self.fusion != "factor_sum" else 1
+        stored = layer * (expanded * tasks + (bank.layers - expanded) * per_fused)
+        anchors = tasks * (model.config.vision.projection + model.config.text.width) if "anchors" in learner.memory else 0
+        return {
+            "stored": none | {"experts": stored, "locator": anchors, "projector": projector},
+            "archived": none | {"experts": layer * bank.layers * tasks, "locator": anchors, "projector": projector * tasks},
+            "trained": none | {"experts": layer * bank.layers, "projector": projector},
+        }

@@ -1,0 +1,92 @@
+"""A base model as a folder: `config.json`, `model.safetensors` (leaves by path), and the tokenizer's files beside them.
+
+Weights are read leaf by leaf and must agree with the config in every path and shape. A narrower stored float (bfloat16) is
+widened exactly to the config's `param_dtype`; a wider one is never narrowed on the way in.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from hidecmoe_jax.core import strict, trees
+from hidecmoe_jax.core.errors import CheckpointError
+from hidecmoe_jax.models.config import LlavaConfig
+from hidecmoe_jax.models.llava import Model, init_model
+
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+
+
+def pocket_folder() -> Path:
+    """The small model that ships with the package."""
+    return Path(__file__).resolve().parents[1] / "pocket"
+
+
+def base_folder(name: str) -> Path:
+    """Folder of a base model: `pocket`, or a path.
+
+    Raises:
+      CheckpointError: if it does not exist (a name is never looked up on a network).
+    """
+    folder = pocket_folder() if name == "pocket" else Path(name)
+    if not (folder / CONFIG).is_file():
+        raise CheckpointError(
+            "no base model there",
+            where=str(folder),
+            why=f"{CONFIG} is missing" if folder.is_dir() else "no such directory",
+            remedy="give a folder made by tools/convert.py, or 'pocket'",
+        )
+    return folder
+
+
+def save_model(model: Model, folder: Path, *, dtype: str | None = None) -> None:
+    """Writes config and weights, in `dtype` where given."""
+    folder.mkdir(parents=True, exist_ok=True)
+    leaves = {path: np.asarray(leaf) for path, leaf in trees.flatten(model.params).items()}
+    if dtype is not None:
+        leaves = {path: leaf.astype(jnp.dtype(dtype)) for path, leaf in leaves.items()}
+    save_file({path: np.ascontiguousarray(leaf) for path, leaf in leaves.items()}, folder / WEIGHTS)
+    (folder / CONFIG).write_text(json.dumps(strict.plain(model.config), indent=2) + "\n", encoding="utf-8")
+
+
+def load_model(folder: Path, **changes) -> Model:
+    """Reads a model; `changes` replace fields of its config (say `dtype="bfloat16"`).
+
+    Raises:
+      CheckpointError: unreadable file, leaves missing or left over, wrong shape, a float wider than `param_dtype`,
+        or a value that is not finite; names the tensor.
+    """
+    path = folder / CONFIG
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError("cannot read the model's config", where=str(path), why=str(error)) from error
+    config = replace(strict.build(LlavaConfig, stored, str(path)), **changes)
+    template = jax.eval_shape(lambda: init_model(config, jax.random.key(0))).params
+    try:
+        leaves = load_file(folder / WEIGHTS)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError("cannot read the model's weights", where=str(folder / WEIGHTS), why=str(error)) from error
+    widened = {name: _widen(name, leaf, jnp.dtype(config.param_dtype)) for name, leaf in leaves.items()}
+    bad = trees.all_finite(widened)
+    if bad is not None:
+        raise CheckpointError("a weight is not finite", where=f"{folder / WEIGHTS}: {bad}")
+    return Model(jax.tree.map(jnp.asarray, trees.restore_into(template, widened)), config)
+
+
+def _widen(name: str, leaf: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    if jnp.finfo(leaf.dtype).bits > jnp.finfo(dtype).bits:
+        raise CheckpointError(
+            "stored weights are wider than the model's param_dtype",
+            where=name,
+            why=f"stored {leaf.dtype}, param_dtype {dtype}",
+            remedy=f"set param_dtype to {leaf.dtype}, or convert the checkpoint with --dtype {dtype}",
+        )
+    return leaf.astype(dtype)

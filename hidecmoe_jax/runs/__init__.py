@@ -1,0 +1,2 @@
+"""A run on disk: one writer, one folder per finished task, checkpoints in between, and nothing half-written
+in sight."""

@@ -1,0 +1,158 @@
+"""The configuration of a run: one frozen dataclass, read strictly from YAML.
+
+A config says which base, which stream, which method, how each task is tuned and how answers are written and judged. A
+method is chosen by its `kind`: `routed` for the family that ships, or `package.module:Class` for a user's own frozen
+dataclass with the hooks of `methods.learner.Method`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from hidecmoe_jax.core import strict
+from hidecmoe_jax.core.errors import ConfigError
+from hidecmoe_jax.core.shipped import find_config
+from hidecmoe_jax.data.prompts import Template
+from hidecmoe_jax.data.stream import TaskSpec
+from hidecmoe_jax.evaluate.answer import Writing
+from hidecmoe_jax.methods.learner import Method
+from hidecmoe_jax.methods.routed import Routed
+from hidecmoe_jax.train.optim import Tune
+
+METHODS = {"routed": Routed}
+
+
+@dataclass(frozen=True)
+class PocketStream:
+    """The pocket stream, drawn once into a cache folder: which tasks in which order, and how many items of each."""
+
+    tasks: tuple[str, ...] = ()
+    seed: int = 0
+    train: int = 1000
+    val: int = 200
+    test: int = 300
+    folder: str | None = None
+
+
+@dataclass(frozen=True)
+class StreamConfig:
+    """Tasks to learn, in order: those of the pocket stream, if any, then a user's folders."""
+
+    pocket: PocketStream | None = None
+    tasks: tuple[TaskSpec, ...] = ()
+    val_fraction: float = 0.1
+
+
+@dataclass(frozen=True)
+class Base:
+    """The frozen model: `pocket` or a folder; how it computes and how much memory its cached features may take."""
+
+    path: str = "pocket"
+    dtype: str | None = None
+    param_dtype: str | None = None
+    remat: bool | None = None
+    feature_batch: int = 64
+    feature_gib: float = 4.0
+
+
+@dataclass(frozen=True)
+class Judging:
+    """What is evaluated: the split, whether the named-task reference is measured, and with which writing."""
+
+    split: str = "test"
+    named: bool = True
+    zero_shot: bool = True
+    writing: Writing = Writing()
+
+    def __post_init__(self):
+        if self.split not in ("val", "test"):
+            raise ValueError(f"split {self.split!r} must be 'val' or 'test'")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything a run depends on.
+
+    Attributes:
+      capacity: tasks there is room for before programs compile anew (it doubles when full).
+      verify_base: hash the base's weights before and after every task as well.
+    """
+
+    method: Any = Routed()
+    base: Base = Base()
+    stream: StreamConfig = StreamConfig(PocketStream())
+    tune: Tune = Tune()
+    evaluate: Judging = Judging()
+    template: Template = Template()
+    seeds: tuple[int, ...] = (0,)
+    capacity: int = 8
+    verify_base: bool = True
+
+    def __post_init__(self):
+        if not self.seeds or len(set(self.seeds)) != len(self.seeds):
+            raise ValueError(f"seeds {self.seeds} must be distinct and at least one")
+        if self.capacity < 1:
+            raise ValueError("capacity must be at least 1")
+
+
+def load_config(source: str | Path, *, overrides: Iterable[str] = (), tasks: Iterable[str | Path] = ()) -> RunConfig:
+    """Reads a config file (or a shipped one by name, as `pocket/hide`) and lays overrides over it.
+
+    Args:
+      overrides: assignments such as `tune.epochs=2`.
+      tasks: task folders that replace the config's stream.
+
+    Raises:
+      ConfigError: no such file, unknown key, wrong type; names the file and the key.
+    """
+    path = find_config(source)
+    mapping = strict.override(strict.read_yaml(path), overrides)
+    folders = [str(folder) for folder in tasks]
+    if folders:
+        mapping["stream"] = {"pocket": None, "tasks": [{"folder": folder} for folder in folders]}
+    return from_mapping(mapping, str(path))
+
+
+def from_mapping(mapping: Mapping[str, Any], where: str = "config") -> RunConfig:
+    """Builds a config from plain values; the inverse of `to_mapping`."""
+    rest = dict(mapping)
+    method = build_method(rest.pop("method", {}), f"{where}: method")
+    return replace(strict.build(RunConfig, rest, where), method=method)
+
+
+def to_mapping(config: RunConfig) -> dict[str, Any]:
+    """Plain values that `from_mapping` reads back."""
+    plain = strict.plain(config)
+    cls = type(config.method)
+    kind = next((name for name, known in METHODS.items() if known is cls), f"{cls.__module__}:{cls.__qualname__}")
+    plain["method"] = {"kind": kind} | strict.plain(config.method)
+    return plain
+
+
+def build_method(mapping: Mapping[str, Any], where: str) -> Method:
+    """The method that `kind` names, filled strictly.
+
+    Raises:
+      ConfigError: unknown kind, or a class that cannot be imported.
+    """
+    fields = dict(mapping)
+    kind = fields.pop("kind", "routed")
+    if kind in METHODS:
+        return strict.build(METHODS[kind], fields, where)
+    module, colon, name = str(kind).partition(":")
+    if not colon:
+        raise ConfigError(
+            "unknown kind of method", where=where, why=f"{kind!r}",
+            remedy=f"known: {', '.join(METHODS)}; your own: package.module:Class",
+        )  # fmt: skip
+    try:
+        cls = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(
+            "cannot import the method", where=where, why=str(error), remedy="check that the package is installed"
+        ) from error
+    return strict.build(cls, fields, where)

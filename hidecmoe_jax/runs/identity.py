@@ -1,0 +1,162 @@
+"""Who a run is: RUN/run.json, and the rule that a run never turns into another one unnoticed.
+
+The identity (method, seed, base digest, configuration, order of tasks, fingerprints of the data) is written
+when a run starts and compared field by field when it goes on. A difference stops the run with both values
+named, except for fields that the user allows to change; what was allowed is kept in the file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hidecmoe_jax.core.errors import CheckpointError, ConfigError
+from hidecmoe_jax.core.strict import difference
+from hidecmoe_jax.runs.disk import read_json, sync_folder, write_json
+from hidecmoe_jax.runs.lock import LOCK, NOTE
+
+FILE = "run.json"
+FORMAT = 1
+# What a run writes, run.json last: an overwrite that is interrupted leaves something that still is a run.
+_OURS = re.compile(r"seed_\d+|config\.yaml|report\.(json|html)|figures|cells\.json|metrics\.jsonl|run\.log")
+
+
+def check_run(folder: Path, *, resume: bool, overwrite: bool) -> bool:
+    """Returns whether `folder` holds a run; decides from the flags alone, reads and writes nothing else.
+
+    Raises:
+      ConfigError: a run is there and no flag says what to do with it, or both flags are given, or the folder
+        holds something that is no run.
+      CheckpointError: `resume` and there is nothing to resume.
+    """
+    if resume and overwrite:
+        raise ConfigError(
+            "--resume and --overwrite exclude each other", where=str(folder), remedy="give one of them"
+        )
+    there = (folder / FILE).is_file()
+    if not there and resume:
+        raise CheckpointError(
+            "nothing to resume",
+            where=str(folder),
+            why=f"there is no {FILE}",
+            remedy="check --out, or start afresh without --resume",
+        )
+    if there and not resume and not overwrite:
+        raise ConfigError(
+            "the run already exists",
+            where=str(folder),
+            why="its work would be lost or mixed with another's",
+            remedy="use --overwrite to start afresh (the old run is moved aside) or --resume to go on",
+        )
+    strangers = [p.name for p in folder.iterdir() if p.name not in (LOCK, NOTE)] if folder.is_dir() else []
+    if not there and strangers:
+        raise ConfigError(
+            "the folder is not empty and holds no run",
+            where=str(folder),
+            why=f"found {', '.join(sorted(strangers)[:5])}, but no {FILE}",
+            remedy="give another --out",
+        )
+    return there
+
+
+def open_run(
+    folder: Path,
+    identity: Mapping[str, Any],
+    *,
+    resume: bool,
+    overwrite: bool,
+    allow: Sequence[str] = (),
+    session: Mapping[str, Any] | None = None,
+) -> bool:
+    """Starts a run or goes on with the same one, under the lock; returns whether it goes on.
+
+    Args:
+      folder: the run.
+      identity: facts that may not change, JSON values, nested.
+      resume: go on with what is there.
+      overwrite: move what is there into `replaced_000` and start afresh.
+      allow: fields (`config.train.rate`, or `config.train` for all below) that may differ; it is recorded.
+      session: facts of this process that are recorded and never compared (versions, devices).
+
+    Raises:
+      ConfigError: as `check_run`.
+      CheckpointError: as `check_run`, and where the identity differs or cannot be read.
+    """
+    there = check_run(folder, resume=resume, overwrite=overwrite)
+    now = {"started": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **(session or {})}
+    fresh = json.loads(json.dumps(dict(identity), allow_nan=False))
+    if there and overwrite:
+        replace(folder)
+    if not there or overwrite:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / FILE, {"format": FORMAT, "identity": fresh, "changes": [], "sessions": [now]})
+        return False
+    run = read_run(folder)
+    changes = difference(run["identity"], fresh)
+    refused = [c for c in changes if not any(c[0] == a or c[0].startswith(a + ".") for a in allow)]
+    if refused:
+        raise CheckpointError(
+            f"this is another run: {len(refused)} fields differ",
+            where=str(folder),
+            why="\n         ".join(f"{path}: was {old!r}, now {new!r}" for path, old, new in refused),
+            remedy="undo the change, give another --out, or allow it with "
+            f"--allow-config-change={','.join(path for path, _, _ in refused)}",
+        )
+    noted = [{"field": path, "old": old, "new": new, "at": now["started"]} for path, old, new in changes]
+    run |= {"identity": fresh, "changes": run["changes"] + noted, "sessions": [*run["sessions"], now]}
+    write_json(folder / FILE, run)
+    return True
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """Returns run.json: `{format, identity, changes, sessions}`.
+
+    Raises:
+      CheckpointError: there is no run, it is damaged, or a newer version wrote it.
+    """
+    if not (folder / FILE).is_file():
+        raise CheckpointError(
+            "this is no run", where=str(folder), why=f"there is no {FILE}", remedy="check the path"
+        )
+    run = read_json(folder / FILE)
+    version = run.get("format")
+    if isinstance(version, int) and version > FORMAT:
+        raise CheckpointError(
+            "the run was written by a newer version",
+            where=str(folder / FILE),
+            why=f"format {version}, this version reads up to {FORMAT}",
+            remedy="update the package",
+        )
+    if version != FORMAT or not {"identity", "changes", "sessions"} <= set(run):
+        raise CheckpointError(
+            "a file of the run is damaged", where=str(folder / FILE), why="fields are missing"
+        )
+    return run
+
+
+def replace(folder: Path) -> Path:
+    """Moves the files of a run into a new `replaced_NNN` inside it; strangers stay, links move as links.
+
+    Raises:
+      CheckpointError: the run folder itself is a symbolic link.
+    """
+    if folder.is_symlink():
+        raise CheckpointError(
+            "refused to overwrite through a symbolic link",
+            where=str(folder),
+            why=f"it points to {os.readlink(folder)}",
+            remedy="give the folder itself as --out",
+        )
+    count = sum(1 for path in folder.iterdir() if path.name.startswith("replaced_"))
+    aside = folder / f"replaced_{count:03d}"
+    aside.mkdir()
+    names = sorted(path.name for path in folder.iterdir() if _OURS.fullmatch(path.name))
+    for name in [*names, FILE]:
+        os.rename(folder / name, aside / name)
+    sync_folder(folder)
+    return aside

@@ -1,0 +1,248 @@
+"""The ledger of a run: who it is, and one sealed folder per finished task.
+
+A task is written aside (`.incoming/`), sealed, opened again and compared, and becomes visible by one rename
+to `tasks/000_digits`. There is no second record that could disagree: a task is done exactly when its folder
+has its name. A crash before the rename leaves the earlier tasks untouched, and committing again is free to
+start over; a crash after it finds the task done. Nothing in here ever deletes a finished task.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from hidecmoe_jax.core import trees
+from hidecmoe_jax.core.errors import CheckpointError
+from hidecmoe_jax.runs.crash import crash_point
+from hidecmoe_jax.runs.disk import disk_errors, remove_inside, sync_folder
+from hidecmoe_jax.runs.manifest import verify
+from hidecmoe_jax.runs.store import Groups, check_name, describe, on_host, read_facts, read_store, write_store
+
+_FOLDER = re.compile(r"(\d{3,})_([a-z0-9][a-z0-9_-]{0,63})")
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskRecord:
+    """A committed task: its place in the stream, its name and its sealed folder."""
+
+    index: int
+    name: str
+    folder: Path
+
+
+@dataclasses.dataclass(frozen=True)
+class Ledger:
+    """The finished tasks of one seed of a run.
+
+    Attributes:
+      folder: `RUN/seed_0`; tasks lie in `tasks/` below it.
+    """
+
+    folder: Path
+
+    def commit(
+        self, index: int, name: str, groups: Mapping[str, Mapping[str, Any]], *, meta: Mapping[str, Any]
+    ) -> TaskRecord:
+        """Makes a learned task permanent and visible, in one step; returns its record.
+
+        Committing a task again with the same arrays (a restart after a crash) changes nothing.
+
+        Args:
+          index: place in the stream, counted from 0; the next free one.
+          name: `[a-z0-9][a-z0-9_-]{0,63}`.
+          groups: `{"experts": {path: array}, ...}`; only what this task owns.
+          meta: facts about the task that fit into JSON.
+
+        Raises:
+          CheckpointError: the place is taken by another task or is not the next one.
+          NumericsError: an array holds NaN or infinity.
+          ResourceError: the disk is too full; the earlier tasks are intact.
+        """
+        crash_point("before_commit", name)
+        done = self.tasks()
+        folder = self.folder / "tasks" / f"{index:03d}_{check_name(name, 'a task name')}"
+        if index < len(done):
+            return self._same(done[index], folder, groups)
+        if index > len(done):
+            raise CheckpointError(
+                "tasks are committed in order",
+                where=folder.name,
+                why=f"the next task is number {len(done)}, got {index}",
+            )
+        aside = self.folder / ".incoming" / folder.name
+        self.clean()
+        with disk_errors("could not make the run folder", aside, needed=0):
+            aside.parent.mkdir(parents=True, exist_ok=True)
+            folder.parent.mkdir(parents=True, exist_ok=True)
+        write_store(aside, groups, {"index": index, "name": name, "facts": dict(meta)})
+        crash_point("before_rename", name)
+        with disk_errors("could not commit a task", folder, needed=0):
+            os.rename(aside, folder)
+            sync_folder(folder.parent)
+        crash_point("after_commit", name)
+        return TaskRecord(index, name, folder)
+
+    def tasks(self) -> tuple[TaskRecord, ...]:
+        """Returns the committed tasks in order; they are numbered 0, 1, 2, ... without a gap.
+
+        Raises:
+          CheckpointError: a task is missing in the middle, two share a number, or a folder is none of ours.
+        """
+        root = self.folder / "tasks"
+        names = (
+            sorted(path.name for path in root.iterdir() if not path.name.startswith("."))
+            if root.is_dir()
+            else []
+        )
+        records = []
+        for place, name in enumerate(names):
+            match = _FOLDER.fullmatch(name)
+            if match is None or int(match[1]) != place:
+                raise CheckpointError(
+                    "the tasks of a run are not in order",
+                    where=str(root),
+                    why=f"expected a folder {place:03d}_NAME, found {name}; all: {', '.join(names)}",
+                    remedy="put the missing task back, or move the later folders away and use --resume",
+                )
+            records.append(TaskRecord(place, match[2], root / name))
+        return tuple(records)
+
+    def load(
+        self, index: int, *, like: Mapping[str, Mapping[str, Any]] | None = None, cast: bool = False
+    ) -> tuple[Groups, dict[str, Any]]:
+        """Returns `(groups, meta)` of a committed task as numpy arrays, after checking every byte of it.
+
+        Args:
+          index: which task.
+          like: `{group: {path: array or abstract array}}` that the arrays must fit exactly; None takes any.
+          cast: whether dtypes may differ from `like` and are converted; shapes and paths never may.
+
+        Raises:
+          CheckpointError: no such task, a damaged one (the newest good one is named), or it does not fit.
+        """
+        record = self._record(index)
+        with self._pointing_back(index):
+            groups, meta = read_store(record.folder)
+        self._is(record, meta)
+        return (groups if like is None else _fitted(groups, like, cast=cast)), meta["facts"]
+
+    def meta(self, index: int) -> dict[str, Any]:
+        """Returns the facts of a committed task without its arrays; the folder is checked all the same."""
+        record = self._record(index)
+        with self._pointing_back(index):
+            meta = read_facts(record.folder)[1]
+        self._is(record, meta)
+        return meta["facts"]
+
+    def withdraw(self, index: int) -> Path:
+        """Moves the last task to `withdrawn/`, so that it can be learned again; returns where it lies now.
+
+        Raises:
+          CheckpointError: the task is not the last one; later tasks build on it.
+        """
+        done, record = self.tasks(), self._record(index)
+        if index != len(done) - 1:
+            raise CheckpointError(
+                "only the last task can be taken out",
+                where=record.folder.name,
+                why=f"the last one is {done[-1].folder.name}",
+            )
+        aside = self.folder / "withdrawn"
+        aside.mkdir(exist_ok=True)
+        target = aside / f"{record.folder.name}.{sum(1 for _ in aside.iterdir())}"
+        os.rename(record.folder, target)
+        sync_folder(record.folder.parent)
+        return target
+
+    def clean(self) -> tuple[str, ...]:
+        """Removes what a crash left half-written in `.incoming/`, under the lock; returns the names."""
+        aside = self.folder / ".incoming"
+        left = sorted(aside.iterdir()) if aside.is_dir() else []
+        for path in left:
+            remove_inside(self.folder, path)
+        return tuple(path.name for path in left)
+
+    def _record(self, index: int) -> TaskRecord:
+        done = self.tasks()
+        if not 0 <= index < len(done):
+            known = ", ".join(record.folder.name for record in done) or "none"
+            raise CheckpointError(
+                "no such task in the run", where=str(self.folder), why=f"asked for {index}, has: {known}"
+            )
+        return done[index]
+
+    def _same(self, record: TaskRecord, folder: Path, groups: Mapping[str, Mapping[str, Any]]) -> TaskRecord:
+        """The record of a task that is there already, provided that it is this one."""
+        with self._pointing_back(record.index):
+            old = read_facts(record.folder)[0]
+        new = describe(on_host(groups))
+        if record.folder != folder or trees.flatten(old) != trees.flatten(new):
+            raise CheckpointError(
+                "a finished task is never overwritten",
+                where=str(record.folder),
+                why="it is another task" if record.folder != folder else "its arrays are others than these",
+                remedy="redo the last task, or start a new run with another --out",
+            )
+        return record
+
+    @staticmethod
+    def _is(record: TaskRecord, meta: Mapping[str, Any]) -> None:
+        if (meta["index"], meta["name"]) != (record.index, record.name):
+            raise CheckpointError(
+                "a task folder was renamed",
+                where=str(record.folder),
+                why=f"it was committed as {meta['index']:03d}_{meta['name']}",
+                remedy="give it its name back",
+            )
+
+    @contextlib.contextmanager
+    def _pointing_back(self, index: int) -> Iterator[None]:
+        """Adds to an error about a damaged task which earlier one is whole, and how to go on from it."""
+        try:
+            yield
+        except CheckpointError as error:
+            raise CheckpointError(
+                error.what, where=error.where, why=error.why, remedy=self._newest_good(index)
+            ) from error
+
+    def _newest_good(self, index: int) -> str:
+        for record in reversed(self.tasks()[:index]):
+            try:
+                verify(record.folder)
+            except CheckpointError:
+                continue
+            return (
+                f"restore {self.tasks()[index].folder.name} from a copy; the newest good task before it is "
+                f"{record.folder.name}: `hidecmoe eval {self.folder.parent} --task {record.index}` uses it, "
+                "and moving the later folders out of tasks/ lets --resume learn them again"
+            )
+        return "restore it from a copy, or learn the run again with --overwrite; no earlier task is whole"
+
+
+def _fitted(groups: Groups, like: Mapping[str, Mapping[str, Any]], *, cast: bool) -> Groups:
+    """`groups` where they fit `like` in every path and shape, and in every dtype unless `cast`."""
+    saved, wanted = trees.flatten(groups), trees.flatten({group: dict(flat) for group, flat in like.items()})
+    other = [path for path in wanted if path in saved and wanted[path].dtype != saved[path].dtype]
+    if other and not cast:
+        shown = "; ".join(
+            f"{path}: saved {saved[path].dtype}, wanted {wanted[path].dtype}" for path in other[:8]
+        )
+        raise CheckpointError(
+            f"{len(other)} arrays were saved in another dtype",
+            why=shown,
+            remedy="load them in the dtype they were saved in, or allow the conversion with --cast",
+        )
+    cast_groups = {
+        group: {
+            p: a.astype(wanted[f"{group}/{p}"].dtype) if f"{group}/{p}" in other else a
+            for p, a in flat.items()
+        }
+        for group, flat in groups.items()
+    }
+    trees.restore_into(wanted, trees.flatten(cast_groups))
+    return cast_groups

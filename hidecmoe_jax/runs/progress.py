@@ -1,0 +1,139 @@
+"""Checkpoints in the middle of a task: optimiser, parameters in training and the position in the data, newest
+two kept.
+
+They are sealed like tasks, but they are scaffolding: once a task is committed they are worth nothing, and
+rotation throws them away. It can reach nothing outside its own folder, so no finished task can ever be
+rotated out. Steps count from 0 in every stage, so a checkpoint's age is its serial number, and what it
+belongs to stands in its `meta`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hidecmoe_jax.core.errors import CheckpointError, ConfigError
+from hidecmoe_jax.runs.crash import crash_point
+from hidecmoe_jax.runs.disk import disk_errors, remove_inside, sync_folder
+from hidecmoe_jax.runs.store import read_store, write_store
+
+_FOLDER = re.compile(r"(\d{6,})_step_(\d+)")
+_CHOICES = ("refuse", "previous")
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """The mid-task checkpoints of one seed of a run.
+
+    Attributes:
+      folder: `RUN/seed_0/progress`.
+      keep: how many of the newest are kept.
+    """
+
+    folder: Path
+    keep: int = 2
+
+    def save(self, step: int, state: Mapping[str, Any], *, meta: Mapping[str, Any]) -> Path:
+        """Saves a flat state `{path: array}` durably, then drops all but the newest; returns the new folder.
+
+        Args:
+          step: of the stage, counted from 0.
+          state: everything that training goes on from.
+          meta: JSON facts; name the task and the stage, for a checkpoint may outlive its task by a crash.
+
+        Raises:
+          NumericsError, ResourceError, CheckpointError: as `write_store`; the earlier checkpoints are intact.
+        """
+        with disk_errors("could not make the folder for checkpoints", self.folder, needed=0):
+            self.folder.mkdir(parents=True, exist_ok=True)
+        self._drop([path for path in self.folder.iterdir() if path.name.startswith(".half_")])
+        old = self._saved()
+        serial = int(_FOLDER.fullmatch(old[-1].name)[1]) + 1 if old else 0
+        folder = self.folder / f"{serial:06d}_step_{step}"
+        aside = self.folder / f".half_{folder.name}"
+        write_store(aside, {"state": state}, {"step": step, "facts": dict(meta)})
+        crash_point("before_progress_rename", str(step))
+        with disk_errors("could not save", folder, needed=0):
+            os.rename(aside, folder)
+            sync_folder(self.folder)
+        crash_point("after_progress_save", str(step))
+        self._drop([*old, folder][: -self.keep])
+        return folder
+
+    def latest(
+        self, *, on_corrupt: str = "refuse"
+    ) -> tuple[int, dict[str, np.ndarray], dict[str, Any]] | None:
+        """Returns `(step, state, meta)` of the newest checkpoint, or None where there is none.
+
+        Args:
+          on_corrupt: "refuse" stops at a damaged newest one; "previous" falls back to the one before it and
+            records that in `fallbacks.jsonl` beside them.
+
+        Raises:
+          CheckpointError: the newest is damaged (with "previous": all are); the newest good step is named.
+        """
+        if on_corrupt not in _CHOICES:
+            raise ConfigError(
+                "unknown choice", where="on_corrupt", why=f"{on_corrupt!r} is none of {', '.join(_CHOICES)}"
+            )
+        saved = self._saved()
+        for place, folder in enumerate(reversed(saved)):
+            try:
+                groups, meta = read_store(folder)
+            except CheckpointError as error:
+                if on_corrupt == "refuse" or place == len(saved) - 1:
+                    raise CheckpointError(
+                        error.what,
+                        where=error.where,
+                        why=error.why,
+                        remedy=self._remedy(saved[: len(saved) - 1 - place]),
+                    ) from error
+                self._note(folder, error)
+                continue
+            return meta["step"], groups["state"], meta["facts"]
+        return None
+
+    def clear(self) -> None:
+        """Drops all checkpoints; call it once their task is committed."""
+        self._drop(self._saved())
+
+    def _saved(self) -> list[Path]:
+        """Sealed checkpoints, oldest first."""
+        found = (
+            [p for p in self.folder.iterdir() if _FOLDER.fullmatch(p.name)] if self.folder.is_dir() else []
+        )
+        return sorted(found, key=lambda path: int(_FOLDER.fullmatch(path.name)[1]))
+
+    def _drop(self, folders: list[Path]) -> None:
+        """Deletes checkpoints, renamed first, so that a crash leaves no half-deleted one in sight."""
+        for folder in folders:
+            aside = folder if folder.name.startswith(".half_") else self.folder / f".half_{folder.name}"
+            if aside != folder and not folder.is_symlink():
+                os.rename(folder, aside)
+            remove_inside(self.folder, aside if aside.exists() else folder)
+
+    def _remedy(self, older: list[Path]) -> str:
+        for folder in reversed(older):
+            try:
+                _, meta = read_store(folder)
+            except CheckpointError:
+                continue
+            return (
+                f"the newest good step is {meta['step']}: go on from it with --resume --on-corrupt previous"
+            )
+        return (
+            f"no checkpoint is whole: remove {self.folder} and --resume goes on from the last finished task"
+        )
+
+    def _note(self, folder: Path, error: CheckpointError) -> None:
+        line = {"at": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "passed_over": folder.name, "why": error.why}
+        with open(self.folder / "fallbacks.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")

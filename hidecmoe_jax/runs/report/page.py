@@ -1,0 +1,1 @@
+Sample=write_report=None

@@ -1,0 +1,117 @@
+"""Rows of the accuracy matrix: answers line by line on disk, then scores.
+
+Answers are appended and synced batch by batch; a row that was cut off goes on after the last whole line and ends with the
+same file. A cell exists only when all its answers do.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hidecmoe_jax.core.keys import key_for
+from hidecmoe_jax.data.stream import Task
+from hidecmoe_jax.evaluate.answer import Answer, answers
+from hidecmoe_jax.methods.learner import Serving
+from hidecmoe_jax.runs.cells import Cells
+from hidecmoe_jax.runs.crash import crash_point
+from hidecmoe_jax.runs.setting import Setting, bar
+from hidecmoe_jax.scoring.score import by_id, score
+
+
+def answers_file(folder: Path, row: int, task: str, *, named: bool) -> Path:
+    """Where the answers of one cell lie."""
+    return folder / "answers" / f"row_{row:03d}" / (f"{task}.named.jsonl" if named else f"{task}.jsonl")
+
+
+def read_answers(path: Path) -> list[dict[str, Any]]:
+    """Whole lines of an answers file; a line torn by a crash is left out."""
+    if not path.is_file():
+        return []
+    lines = []
+    for text in path.read_text(encoding="utf-8").split("\n"):
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            break
+    return lines
+
+
+def _line(answer: Answer, names: Sequence[str]) -> str:
+    routed = {name: round(weight, 6) for name, weight in zip(names, answer.weights, strict=False)}
+    scores = {name: round(value, 6) for name, value in zip(names, answer.scores, strict=False)}
+    line = {"question_id": answer.id, "text": answer.text, "ended": answer.ended, "weights": routed, "scores": scores}
+    return json.dumps(line, ensure_ascii=False)
+
+
+def write_answers(setting: Setting, serving: Serving, task: Task, path: Path, *, seed: int, named: bool) -> list[dict]:
+    """Answers every test question of a task, going on where a former attempt stopped; returns all lines."""
+    records = setting.test(task)
+    done = read_answers(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    whole = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in done)
+    if not path.is_file() or path.read_text(encoding="utf-8") != whole:
+        path.write_text(whole, encoding="utf-8")
+    if len(done) == len(records):
+        return done
+    names = [t.name for t in setting.stream.tasks]
+    batches = answers(
+        setting.config.method, serving, records, setting.features(records, f"{task.name} {setting.config.evaluate.split}"),
+        tokenizer=setting.tokenizer, template=setting.config.template, writing=setting.config.evaluate.writing,
+        key=key_for(seed, "answer", task.name), named=task.index if named else None,
+        skip=frozenset(line["question_id"] for line in done),
+    )  # fmt: skip
+    with open(path, "a", encoding="utf-8") as file:
+        for number, batch in enumerate(bar(f"answers to {task.name}")(batches)):
+            file.write("".join(_line(answer, names) + "\n" for answer in batch))
+            file.flush()
+            os.fsync(file.fileno())
+            crash_point("mid_evaluate", f"{task.name}:{number}")
+    return read_answers(path)
+
+
+def judge(task: Task, records, lines: list[dict[str, Any]], names: Sequence[str]) -> dict[str, Any]:
+    """One cell: score, denominator, what could not be read or was cut, and where inputs were routed."""
+    predictions = by_id([(line["question_id"], line["text"]) for line in lines], where=f"answers to {task.name}")
+    result = score(task.scorer, predictions, {record.id: record.references for record in records})
+    routed = [max(line["weights"], key=line["weights"].get) for line in lines if line["weights"]]
+    return {
+        "score": result.value,
+        "count": result.count,
+        "unparsed": result.unparsed,
+        "cut": sum(not line["ended"] for line in lines),
+        "parts": result.parts,
+        "routed": {name: routed.count(name) for name in names} if routed else None,
+    }
+
+
+def evaluate_cell(
+    setting: Setting, serving: Serving, folder: Path, row: int, task: Task, *, seed: int, named: bool, reference: bool
+) -> None:
+    """Measures one cell unless it has been measured.
+
+    Args:
+      named: answer with the task named (methods that need it, and the reference).
+      reference: file it beside the cell of the routed answers.
+    """
+    cells, label = Cells(folder / "cells.json"), f"{task.name} (named)" if reference else task.name
+    if label in cells.read().get(row, {}):
+        return
+    start = time.monotonic()
+    path = answers_file(folder, row, task.name, named=reference)
+    lines = write_answers(setting, serving, task, path, seed=seed, named=named)
+    cell = judge(task, setting.test(task), lines, [t.name for t in setting.stream.tasks])
+    cells.write(row, label, cell | {"seconds": round(time.monotonic() - start, 3)})
+
+
+def confusion(cells: dict[str, dict[str, Any]], names: Sequence[str]) -> np.ndarray | None:
+    """Counts [true task, routed task] of a row; None where nothing was routed."""
+    if not all(name in cells and cells[name]["routed"] for name in names):
+        return None
+    return np.array([[cells[true]["routed"][name] for name in names] for true in names], np.int64)

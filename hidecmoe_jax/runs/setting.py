@@ -1,0 +1,150 @@
+"""What a run works with, opened once: base model, tokenizer, stream, and the features of every split.
+
+Opening checks everything that can be wrong before any training starts: data, scorers, lengths, the base's weights.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import jax
+from tqdm import tqdm
+
+from hidecmoe_jax.core import trees
+from hidecmoe_jax.core.errors import ConfigError, DataError, nearest
+from hidecmoe_jax.data.features import Features, extract
+from hidecmoe_jax.data.pocket.cache import pocket_tasks
+from hidecmoe_jax.data.prompts import encode_all
+from hidecmoe_jax.data.records import Record
+from hidecmoe_jax.data.stream import Stream, Task, TaskSpec, open_stream
+from hidecmoe_jax.data.tokenizer import Tokenizer
+from hidecmoe_jax.models.llava import Model
+from hidecmoe_jax.models.store import base_folder, load_model
+from hidecmoe_jax.runs.config import RunConfig, StreamConfig, to_mapping
+from hidecmoe_jax.scoring.score import SCORERS
+from hidecmoe_jax.train.stage import Material
+
+
+def bar(label: str, *, initial: int = 0):
+    """A progress bar factory with ETA on stderr; silent where nobody watches."""
+    return lambda items: tqdm(items, desc=label, initial=initial, leave=False, disable=None, file=sys.stderr, dynamic_ncols=True)
+
+
+def say(text: str) -> None:
+    """One line for the user, clear of any progress bar."""
+    tqdm.write(text, file=sys.stderr)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """An opened configuration; features are computed when first asked for and kept."""
+
+    config: RunConfig
+    model: Model
+    tokenizer: Tokenizer
+    stream: Stream
+    shelf: dict[tuple, Features] = field(default_factory=dict, compare=False, repr=False)
+
+    @cached_property
+    def base_digest(self) -> str:
+        """SHA-256 over all leaves of the base."""
+        return trees.digest(self.model.params)
+
+    def features(self, records: tuple[Record, ...], label: str) -> Features:
+        """Tower features of a split, from the shelf if they were computed before."""
+        name = (label, len(records))
+        if name not in self.shelf:
+            base = self.config.base
+            self.shelf[name] = extract(
+                self.model, self.tokenizer, records,
+                batch=base.feature_batch, budget_gib=base.feature_gib, progress=bar(f"features of {label}"),
+            )  # fmt: skip
+        return self.shelf[name]
+
+    def test(self, task: Task) -> tuple[Record, ...]:
+        """The records a task is judged on."""
+        return task.val if self.config.evaluate.split == "val" else task.test
+
+    def material(self, records: tuple[Record, ...], label: str) -> Material:
+        """What a stage trains on; too long records are refused, or dropped as far as `tune.max_dropped` allows."""
+        tune = self.config.tune
+        encoded, dropped = encode_all(
+            records, self.tokenizer, self.config.template,
+            patches=self.model.config.vision.patches, max_length=tune.max_length, max_dropped=tune.max_dropped,
+        )  # fmt: skip
+        if dropped:
+            say(f"dropped {len(dropped)} records longer than {tune.max_length} tokens, first {dropped[0]!r}")
+            records = tuple(record for record in records if record.id not in set(dropped))
+        if len(records) != len(encoded):
+            raise DataError("tasks share the id of a dropped record", where=label, remedy="make ids unique, or raise tune.max_length")
+        features = self.features(records, f"{label} train")
+        return Material(encoded, features, self.tokenizer.pad, self.model.config.decoder.vocabulary)
+
+    def identity(self) -> dict[str, Any]:
+        """What may not change between stop and resume."""
+        config = to_mapping(self.config)
+        stream = config.pop("stream")
+        return {
+            "base": self.base_digest,
+            "config": config,
+            "tasks": [task.name for task in self.stream.tasks],
+            "data": {task.name: dict(task.contents) for task in self.stream.tasks},
+            "val_fraction": stream["val_fraction"],
+        }
+
+
+def stream_specs(stream: StreamConfig) -> tuple[TaskSpec, ...]:
+    """Folders of all tasks; the pocket stream is drawn into its cache folder if it is not there."""
+    specs = []
+    if stream.pocket is not None:
+        p = stream.pocket
+        folders = pocket_tasks(tasks=p.tasks, seed=p.seed, train=p.train, val=p.val, test=p.test, folder=p.folder)
+        specs = [TaskSpec(str(folder)) for folder in folders]
+    return (*specs, *stream.tasks)
+
+
+def open_base(config: RunConfig) -> tuple[Model, Tokenizer]:
+    """The frozen model and its tokenizer."""
+    folder = base_folder(config.base.path)
+    changes = {name: getattr(config.base, name) for name in ("dtype", "param_dtype", "remat")}
+    model = load_model(folder, **{name: value for name, value in changes.items() if value is not None})
+    tokenizer = Tokenizer.load(folder)
+    if tokenizer.size > model.config.decoder.vocabulary or tokenizer.image != model.config.image_token:
+        raise ConfigError(
+            "tokenizer and model do not belong together", where=str(folder),
+            why=f"{tokenizer.size} tokens and image token {tokenizer.image}, the model has "
+            f"{model.config.decoder.vocabulary} and {model.config.image_token}",
+        )  # fmt: skip
+    return model, tokenizer
+
+
+def open_setting(config: RunConfig) -> Setting:
+    """Opens base and stream.
+
+    Raises:
+      DataError, ConfigError, CheckpointError: whatever is wrong with them, before anything is trained.
+    """
+    stream = open_stream(stream_specs(config.stream), val_fraction=config.stream.val_fraction)
+    for task in stream.tasks:
+        if task.scorer not in SCORERS:
+            raise ConfigError("unknown scorer", where=f"task {task.name}", why=nearest(task.scorer, SCORERS))
+        for note in task.notes:
+            say(f"task {task.name}: {note}")
+    model, tokenizer = open_base(config)
+    return Setting(config, model, tokenizer, stream)
+
+
+def session_facts() -> dict[str, Any]:
+    """Versions and devices of this process, for the record."""
+    import platform
+    from importlib.metadata import version
+
+    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "hidecmoe_jax")
+    return {
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in packages},
+        "devices": [device.device_kind for device in jax.devices()],
+    }

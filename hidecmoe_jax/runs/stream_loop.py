@@ -1,0 +1,155 @@
+"""From a configuration to a run folder: learn a stream, add a task, evaluate again.
+
+This is the top of the library: it opens what a run needs, holds the lock, walks the seeds and writes the report.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hidecmoe_jax.core import strict
+from hidecmoe_jax.core.errors import CheckpointError, ConfigError
+from hidecmoe_jax.data.stream import TaskSpec
+from hidecmoe_jax.methods.learner import Method
+from hidecmoe_jax.runs import results
+from hidecmoe_jax.runs.cells import Cells
+from hidecmoe_jax.runs.config import RunConfig, StreamConfig, from_mapping, to_mapping
+from hidecmoe_jax.runs.disk import read_json
+from hidecmoe_jax.runs.identity import check_run, open_run
+from hidecmoe_jax.runs.ledger import Ledger
+from hidecmoe_jax.runs.lock import writer_lock
+from hidecmoe_jax.runs.seed_run import Options, SeedRun
+from hidecmoe_jax.runs.setting import Setting, open_setting, session_facts
+from hidecmoe_jax.runs.signals import Stop, graceful_stop
+
+CONFIG = "config.yaml"
+
+
+def learn(what: RunConfig | Method, stream: Sequence[str | Path] | Path | str, out: str | Path | None = None, **options: Any) -> Path:
+    """Learns a stream of tasks into a run folder and writes its report; returns the folder.
+
+    `learn(config, out)` uses the config's stream; `learn(config_or_method, [task folders], out)` another one.
+
+    Args:
+      what: a config, or a method (then everything else has its default).
+      options: `resume`, `overwrite`, `full_matrix`, `allow`, `on_corrupt`, as in `Options`.
+
+    Raises:
+      HidecmoeError: with the exit code of its kind; what was committed stays.
+    """
+    config = what if isinstance(what, RunConfig) else RunConfig(method=what)
+    if out is None:
+        out = stream
+    else:
+        tasks = tuple(TaskSpec(str(folder)) for folder in ([stream] if isinstance(stream, str | Path) else stream))
+        config = dataclasses.replace(config, stream=StreamConfig(None, tasks))
+    chosen, folder = Options(**options), Path(out)
+    check_run(folder, resume=chosen.resume, overwrite=chosen.overwrite)
+    folder.mkdir(parents=True, exist_ok=True)
+    with writer_lock(folder), graceful_stop() as stop:
+        run_setting(open_setting(config), folder, chosen, stop)
+    return folder
+
+
+def run_setting(setting: Setting, folder: Path, options: Options, stop: Stop) -> None:
+    """Runs every seed of an opened setting in a locked folder, then writes the report."""
+    open_run(
+        folder, setting.identity(), resume=options.resume, overwrite=options.overwrite, allow=options.allow,
+        session=session_facts(),
+    )  # fmt: skip
+    write_config(setting.config, folder)
+    for seed in setting.config.seeds:
+        SeedRun(setting, folder / f"seed_{seed}", seed, options, stop).run()
+    results.write(setting, folder)
+
+
+def write_config(config: RunConfig, folder: Path) -> None:
+    """The resolved configuration, as YAML that `load_config` reads back."""
+    import yaml
+
+    part = folder / f"{CONFIG}.part"
+    part.write_text(yaml.safe_dump(to_mapping(config), sort_keys=False), encoding="utf-8")
+    part.replace(folder / CONFIG)
+
+
+def config_of(run: str | Path) -> RunConfig:
+    """The configuration a run was started with.
+
+    Raises:
+      CheckpointError: the folder holds no run.
+    """
+    path = Path(run) / CONFIG
+    if not path.is_file():
+        raise CheckpointError(
+            "this is no run", where=str(run), why=f"there is no {CONFIG}", remedy="give a folder made by `hidecmoe run`"
+        )
+    return from_mapping(strict.read_yaml(path), str(path))
+
+
+def add(run: str | Path, task: str | Path, *, epochs: int | None = None, rate: float | None = None, redo: bool = False) -> Path:
+    """Teaches a finished run one more task, or the last one again (`redo`); earlier experts keep every byte.
+
+    Raises:
+      ConfigError: the method learns no tasks one by one, or the run is not finished.
+    """
+    folder = Path(run)
+    config = config_of(folder)
+    with writer_lock(folder), graceful_stop() as stop:
+        old = len(open_stream_names(folder))
+        if len(config.method.lessons(2)) != 2:
+            raise ConfigError("this method cannot add a task", where=str(folder), why=f"{config.method.name} does not learn one by one")
+        for seed in config.seeds:
+            done = len(Ledger(folder / f"seed_{seed}").tasks())
+            if done != old:
+                raise ConfigError(
+                    "the run is not finished", where=f"{folder}, seed {seed}", why=f"{done} of {old} tasks are learned",
+                    remedy="finish it first: the command it was started with, and --resume",
+                )  # fmt: skip
+        spec = TaskSpec(str(Path(task).resolve()), epochs=epochs, rate=rate)
+        tasks = (*(config.stream.tasks[:-1] if redo else config.stream.tasks), spec)
+        config = dataclasses.replace(config, stream=dataclasses.replace(config.stream, tasks=tasks))
+        setting = open_setting(config)
+        if redo:
+            for seed in config.seeds:
+                forget_last(folder / f"seed_{seed}", old)
+        run_setting(setting, folder, Options(resume=True, allow=("tasks", "data")), stop)
+    return folder
+
+
+def forget_last(folder: Path, row: int) -> None:
+    """Takes the last lesson of a seed out, so that it can be learned again; nothing is deleted."""
+    Ledger(folder).withdraw(row - 1)
+    answers = folder / "answers" / f"row_{row:03d}"
+    if answers.is_dir():
+        answers.rename(folder / "withdrawn" / f"answers_{row:03d}.{sum(1 for _ in (folder / 'withdrawn').iterdir())}")
+    Cells(folder / "cells.json").forget(row)
+
+
+def open_stream_names(folder: Path) -> list[str]:
+    """Names of the tasks a run was started with."""
+    return list(read_json(folder / "run.json")["identity"]["tasks"])
+
+
+def evaluate_run(run: str | Path, *, task: int | None = None, full_matrix: bool = False) -> Path:
+    """Measures cells that are still missing: of one row (after `task` tasks), or of all of them; writes the report.
+
+    Raises:
+      ConfigError: no such row.
+    """
+    folder = Path(run)
+    config = config_of(folder)
+    with writer_lock(folder), graceful_stop() as stop:
+        setting = open_setting(config)
+        open_run(folder, setting.identity(), resume=True, overwrite=False, session=session_facts())
+        for seed in config.seeds:
+            part = SeedRun(setting, folder / f"seed_{seed}", seed, Options(resume=True, full_matrix=full_matrix), stop)
+            kept = [part.ledger.load(record.index)[0] for record in part.ledger.tasks()]
+            if task is not None and not 0 <= task <= len(kept):
+                raise ConfigError("no such row", where=f"{folder}, seed {seed}", why=f"asked for {task}, learned are {len(kept)}")
+            for row in range(len(kept) + 1) if task is None else (task,):
+                part.evaluate(row, kept)
+        results.write(setting, folder)
+    return folder

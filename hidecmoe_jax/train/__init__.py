@@ -1,0 +1,1 @@
+"""One stage of one task: optimiser, step, and the loop over steps."""

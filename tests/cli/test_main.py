@@ -1,0 +1,152 @@
+"""Words on the command line: the right command, or a message, an exit code and a suggestion."""
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from hidecmoe_jax.cli import inspect as inspect_command
+from hidecmoe_jax.cli.main import COMMANDS, main, overview
+from hidecmoe_jax.core.errors import BusyError, HidecmoeError
+
+
+def test_the_overview_names_every_command(capsys):
+    for words in ([], ["--help"], ["-h"]):
+        assert main(words) == 0
+        assert capsys.readouterr().out.strip() == overview().strip()
+    assert all(f"\n  {name} " in overview() for name in COMMANDS)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_of_every_command_has_examples(name, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main([*name.split(), "--help"])
+    assert stopped.value.code == 0
+    text = capsys.readouterr().out
+    assert f"usage: hidecmoe {name}" in text
+    assert f"$ hidecmoe {name}" in text, "an example"
+
+
+def test_help_starts_neither_jax_nor_a_slow_import(run_python):
+    names = [name.split() for name in COMMANDS if name != "doctor"]
+    source = (
+        "import sys\nfrom hidecmoe_jax.cli.main import main\n"
+        f"for name in {names!r}:\n    try: main([*name, '--help'])\n    except SystemExit: pass\n"
+        "assert not {'jax', 'flax', 'transformers', 'sklearn'} & set(sys.modules)"
+    )
+    result = run_python(source)
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "suggestion"),
+    [
+        (["rnu"], "'run'"),
+        (["evla", "runs/x"], "'eval'"),
+        (["data", "chek", "x"], "'data check'"),
+        (["--hepl"], "run"),
+    ],
+)
+def test_a_misspelt_command_gets_a_suggestion(words, suggestion, capsys):
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert "unknown command" in error and suggestion in error
+    assert "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (["run", "c.yaml", "--resum"], "--resume"),
+        (["eval", "runs/x", "--tsk", "1"], "--task"),
+        (["ask", "runs/x"], "QUESTION"),
+        (["compare", "a.yaml"], "--out"),
+        (["eval", "runs/x", "--task", "two"], "two"),
+    ],
+)
+def test_wrong_options_end_with_usage_code_and_a_hint(words, hint, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(words)
+    assert stopped.value.code == 2
+    assert hint in capsys.readouterr().err
+
+
+def test_errors_are_messages_with_their_exit_code_and_tracebacks_only_on_demand(monkeypatch, capsys):
+    def busy() -> None:
+        """$ hidecmoe inspect"""
+        raise BusyError("another process writes this run", where="runs/x", remedy="wait for it")
+
+    monkeypatch.setattr(inspect_command, "inspect", busy)
+    assert main(["inspect"]) == 7
+    error = capsys.readouterr().err
+    assert error == "hidecmoe: another process writes this run\n  where: runs/x\n  do:    wait for it\n"
+    with pytest.raises(BusyError):
+        main(["--debug", "inspect"])
+    with pytest.raises(BusyError):
+        main(["inspect", "--debug"])
+
+
+def test_interruption_is_130(monkeypatch, capsys):
+    def interrupted() -> None:
+        """$ hidecmoe inspect"""
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(inspect_command, "inspect", interrupted)
+    assert main(["inspect"]) == 130
+    assert "interrupted" in capsys.readouterr().err
+
+
+def test_module_and_version(run_python):
+    source = "import runpy, sys\nsys.argv = ['hidecmoe', '--version']\n"
+    result = run_python(source + "runpy.run_module('hidecmoe_jax', run_name='__main__')")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip().count(".") == 2
+
+
+def birds(folder: Path, *, role: str = "gpt") -> Path:
+    """A tiny task folder; another `role` makes it a wrong one."""
+    (folder / "images").mkdir(parents=True)
+    train, test = [], []
+    for number in range(8):
+        Image.new("RGB", (8, 8), (number * 20, 0, 0)).save(folder / "images" / f"{number}.png")
+        picture = f"images/{number}.png"
+        turns = [
+            {"from": "human", "value": f"<image>\nWhich bird is {number}?"},
+            {"from": role, "value": "a wren"},
+        ]
+        train.append({"id": f"a{number}", "image": picture, "conversations": turns})
+        test.append(
+            {"question_id": f"b{number}", "image": picture, "text": "What is it?", "answer": "a wren"}
+        )
+    (folder / "train.json").write_text(json.dumps(train))
+    (folder / "test.json").write_text(json.dumps(test))
+    return folder
+
+
+def test_data_check_accepts_a_good_folder(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["data", "check", str(birds(tmp_path / "birds"))]) == 0
+    out = capsys.readouterr().out
+    assert "birds" in out and "ok" in out
+    assert not (tmp_path / "data_errors.jsonl").exists()
+
+
+def test_data_check_refuses_a_bad_folder_and_lists_every_problem(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["data", "check", str(birds(tmp_path / "birds", role="robot"))]) == 3
+    assert "robot" in capsys.readouterr().out
+    assert len((tmp_path / "data_errors.jsonl").read_text().splitlines()) == 8
+
+
+@pytest.mark.parametrize("words", [["nowhere.yaml"], ["here", "nowhere"], []])
+def test_data_check_of_nothing_is_an_error(words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    assert main(["data", "check", *words]) in (2, 3)
+    assert "do:" in capsys.readouterr().err
+
+
+def test_every_exit_code_of_the_documentation_is_an_error_class():
+    codes = {kind.exit_code for kind in HidecmoeError.__subclasses__()}
+    assert codes == {2, 3, 4, 5, 6, 7, 75}
