@@ -1,5 +1,4 @@
-"""What every test shares: strict types, warnings of our own code as errors, one compilation cache, one CPU
-device."""
+"""What every test shares: strict types, our own warnings as errors, one compilation cache, one CPU device."""
 
 from __future__ import annotations
 

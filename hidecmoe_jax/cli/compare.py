@@ -32,16 +32,14 @@ def compare(
       configs: YAML files or names of shipped configs, one for each method.
       out: folder that holds one run for each config, and the common report.
       tasks: task folders in the order to learn them, instead of the configs'.
-      resume: go on with the runs in that folder.
-      overwrite: delete the runs in that folder and begin again.
+      resume: go on with the runs in that folder; finished ones are left alone.
+      overwrite: move the runs in that folder aside and start afresh.
       full_matrix: evaluate every task after every task, also those not yet learned.
       sets: values laid over every config, such as train.epochs=2.
       yes: do not ask before overwriting.
     """
-    settings = {name: hj.load_config(name, overrides=joined(sets), tasks=joined(tasks)) for name in configs}
-    if overwrite:
+    settings = [hj.load_config(name, overrides=joined(sets), tasks=joined(tasks)) for name in configs]
+    if overwrite and any(out.glob("*/run.json")):
         confirm_overwrite(out, yes=yes)
-    folder = hj.compare(
-        list(settings.values()), out, resume=resume, overwrite=overwrite, full_matrix=full_matrix
-    )
+    folder = hj.compare(settings, out, resume=resume, overwrite=overwrite, full_matrix=full_matrix)
     print(f"report: {folder / 'report.html'}")

@@ -1,11 +1,11 @@
 """From names of axes to pieces on devices.
 
-Every array of the model says what its axes mean ("width", "heads", "vocab", ...). One table, `RULES`, says which axis of the
-device mesh cuts which meaning, and everything here follows from the two: trying another layout is another table. Nothing is
-cut unevenly and nothing is left whole in silence: a name the table lacks, a mesh axis used twice in one array, and a length
-that the mesh does not divide are errors. Meshes are made in one place, with automatic axes (explicit ones, the default of
-newer JAX, refuse a plain embedding lookup).
-"""
+Every array of the model says what its axes mean ("width", "heads", "vocab", ...). One table, `RULES`, says
+which axis of the device mesh cuts which meaning, and everything here follows from the two: trying another
+layout is another table. Nothing is cut unevenly and nothing is left whole in silence: a name the table
+lacks, a mesh axis used twice in one array, and a length that the mesh does not divide are errors. Meshes
+are made in one place, with automatic axes (explicit ones, the default of newer JAX, refuse a plain
+embedding lookup)."""
 
 from __future__ import annotations
 
@@ -22,8 +22,9 @@ from hidecmoe_jax.core.errors import ConfigError, nearest
 Tree = Any
 MESH_AXES = ("data", "fsdp", "tensor")
 
-# Layers are scanned over and slots, ranks and tasks are few, so they stay whole. Weights are cut along `width` to save memory
-# (gathered when used) and along `heads`, `hidden` or `vocab` to share the work; a batch takes both axes that copy activations.
+# Layers are scanned over, and slots, ranks and tasks are few: they stay whole. Weights are cut along `width` to
+# save memory (gathered when used) and along `heads`, `hidden` or `vocab` to share the work; a batch is cut along
+# every axis that does not share the work of one sample.
 RULES: Mapping[str, str | tuple[str, ...] | None] = MappingProxyType(
     {
         "batch": ("data", "fsdp"),
@@ -40,7 +41,7 @@ RULES: Mapping[str, str | tuple[str, ...] | None] = MappingProxyType(
 
 
 def make_mesh(*, data: int = 1, fsdp: int = 1, tensor: int = 1) -> Mesh:
-    """A mesh of `data * fsdp * tensor` devices (the first ones, in the machine's good order) with axes of those names.
+    """A mesh of `data * fsdp * tensor` devices (the first ones) with axes of those names.
 
     Raises:
       ConfigError: an axis shorter than 1, or more devices asked for than there are.
@@ -48,7 +49,9 @@ def make_mesh(*, data: int = 1, fsdp: int = 1, tensor: int = 1) -> Mesh:
     sizes, here = (data, fsdp, tensor), len(jax.devices())
     asked = " x ".join(f"{name}={size}" for name, size in zip(MESH_AXES, sizes, strict=True))
     if min(sizes) < 1:
-        raise ConfigError("cannot make a device mesh", where=asked, why="every axis needs a length of at least 1")
+        raise ConfigError(
+            "cannot make a device mesh", where=asked, why="every axis needs a length of at least 1"
+        )
     if math.prod(sizes) > here:
         raise ConfigError(
             "cannot make a device mesh",
@@ -84,7 +87,9 @@ def partition(axes: tuple[str | None, ...], rules: Mapping[str, Any] = RULES) ->
     return PartitionSpec(*spec)
 
 
-def _sharding(where: str, shape: tuple[int, ...], axes: tuple[str | None, ...], mesh: Mesh, rules) -> NamedSharding:
+def _sharding(
+    where: str, shape: tuple[int, ...], axes: tuple[str | None, ...], mesh: Mesh, rules
+) -> NamedSharding:
     if len(axes) != len(shape):
         raise ConfigError(
             "an array has not as many axes as names", where=where, why=f"shape {shape}, names {axes}"

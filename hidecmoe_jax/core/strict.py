@@ -322,9 +322,14 @@ def _shown(value: Any) -> str:
 
 
 def _named(hint: Any) -> str:
-    return (
-        "nothing (null)" if hint is type(None) else _SCALARS.get(hint, getattr(hint, "__name__", str(hint)))
-    )
+    """A type hint in a user's words."""
+    if hint is type(None):
+        return "nothing (null)"
+    if typing.get_origin(hint) is Literal:
+        return " or ".join(f"'{option}'" for option in typing.get_args(hint))
+    if (typing.get_origin(hint) or hint) in (tuple, list):
+        return "a list"
+    return _SCALARS.get(hint, getattr(hint, "__name__", str(hint)))
 
 
 def _kind(cls: Any) -> str | None:

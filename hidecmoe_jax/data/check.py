@@ -95,7 +95,7 @@ class Report:
         raise DataError(
             f"{len(self.leaks)} test items are also training items",
             why="\n         ".join(_some("", self.leaks)),
-            remedy="remove them from one side, or allow so many: --set data.allowed_leaks=N",
+            remedy="remove them from one side, or allow so many: --set stream.allowed_leaks=N",
         )
 
 
@@ -126,15 +126,27 @@ def check_stream(
             problems.append(Problem(spec.folder, None, str(error), spec.folder))
     if len(opened) == len(specs):
         Stream(tuple(opened))
-    if length is not None and max_length is not None:
-        problems += _length_problems(opened, length, max_length)
-    leaks, warnings = _leaks(opened)
-    warnings += _look_alikes(opened) + _contradictions(opened)
+    report = examine(opened, allowed_leaks=allowed_leaks, length=length, max_length=max_length)
+    report = replace(report, problems=(*problems, *report.problems))
     if policy.errors is not None:
         Path(policy.errors).unlink(missing_ok=True)
-        if problems:
-            write_problems(problems, policy.errors)
-    return Report(tuple(opened), tuple(problems), tuple(leaks), tuple(warnings), allowed_leaks)
+        if report.problems:
+            write_problems(report.problems, policy.errors)
+    return report
+
+
+def examine(
+    tasks: Sequence[Task],
+    *,
+    allowed_leaks: int = 0,
+    length: Callable[[Record], int] | None = None,
+    max_length: int | None = None,
+) -> Report:
+    """What can be wrong with opened tasks together: leaks, over-long records, contradictions."""
+    problems = _length_problems(tasks, length, max_length) if length is not None and max_length else []
+    leaks, warnings = _leaks(tasks)
+    warnings += _look_alikes(tasks) + _contradictions(tasks)
+    return Report(tuple(tasks), tuple(problems), tuple(leaks), tuple(warnings), allowed_leaks)
 
 
 def _row(task: Task) -> tuple[str, ...]:

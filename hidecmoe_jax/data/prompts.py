@@ -74,8 +74,10 @@ def encode(
       max_length: longest allowed sequence; a longer record is refused, never cut.
 
     Raises:
-      DataError: too long, an answer that does not survive tokenisation, characters outside the vocabulary.
+      DataError: too long, an answer that does not survive tokenisation, characters outside the vocabulary,
+        or not one `<image>` for every picture.
     """
+    _check_markers(record, tokenizer)
     tokens, labels = [tokenizer.bos], [IGNORED]
     for place, turn in enumerate(record.turns):
         asked = _question(record, place, tokenizer, template, patches)
@@ -93,6 +95,7 @@ def encode_question(
     Raises:
       DataError: as `encode`.
     """
+    _check_markers(record, tokenizer)
     tokens = [tokenizer.bos]
     for place, turn in enumerate(record.turns):
         tokens += _question(record, place, tokenizer, template, patches)
@@ -127,7 +130,7 @@ def encode_all(
             f"{len(dropped)} of {len(whole)} records are longer than {max_length} tokens",
             where=", ".join(repr(one.id) for one in dropped[:5]),
             why=f"at most {max_dropped:.1%} may be dropped, and none is ever cut{longest}",
-            remedy="--set data.max_length=... or --set data.max_dropped=0.01",
+            remedy="--set tune.max_length=... or --set tune.max_dropped=0.01",
         )
     return kept, [one.id for one in dropped]
 
@@ -137,6 +140,25 @@ def routing_text(record: Record) -> str:
     return record.turns[0].question.replace(IMAGE, "").strip()
 
 
+def _check_markers(record: Record, tokenizer: Tokenizer) -> None:
+    where = f"{record.source} (id {record.id!r})"
+    markers = sum(turn.question.count(IMAGE) for turn in record.turns)
+    if markers != len(record.images):
+        raise DataError(
+            "pictures and their markers do not agree",
+            where=where,
+            why=f"{markers} {IMAGE} in the text, {len(record.images)} pictures",
+            remedy=f"write {IMAGE} once for every picture, and nowhere else",
+        )
+    if markers and tokenizer.image == NO_TOKEN:
+        raise DataError(
+            "the tokenizer has no image token",
+            where=where,
+            why="the record shows a picture",
+            remedy=f"add {IMAGE} to tokenizer.json as a special token",
+        )
+
+
 def _question(
     record: Record, place: int, tokenizer: Tokenizer, template: Template, patches: int
 ) -> list[int]:
@@ -144,13 +166,6 @@ def _question(
     parts = (before + template.user + record.turns[place].question + template.assistant.rstrip(" ")).split(
         IMAGE
     )
-    if len(parts) > 1 and tokenizer.image == NO_TOKEN:
-        raise DataError(
-            "the tokenizer has no image token",
-            where=f"{record.source} (id {record.id!r})",
-            why="the record shows a picture",
-            remedy="add <image> to tokenizer.json as a special token",
-        )
     tokens = tokenizer.encode(parts[0])
     for part in parts[1:]:
         tokens += [tokenizer.image] * patches + tokenizer.encode(part)
@@ -177,7 +192,7 @@ def _finished(record: Record, tokens: list[int], labels: list[int], max_length: 
             "a record is too long",
             where=f"{record.source} (id {record.id!r})",
             why=f"{len(tokens)} tokens, at most {max_length}; it is not cut, since that would cut the answer",
-            remedy="--set data.max_length=... or remove the record",
+            remedy="--set tune.max_length=... or remove the record",
         )
     return Encoded(
         np.asarray(tokens, np.int32),

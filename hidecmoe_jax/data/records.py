@@ -16,13 +16,11 @@ from typing import Any
 
 from hidecmoe_jax.core.errors import ConfigError, DataError, nearest
 from hidecmoe_jax.data.images import Limits, inspect, load
-from hidecmoe_jax.data.items import Record, Turn, kind, parse_item
+from hidecmoe_jax.data.items import Record as Record
+from hidecmoe_jax.data.items import Turn as Turn
+from hidecmoe_jax.data.items import kind, parse_item
 from hidecmoe_jax.data.jsonfile import read_json
 
-__all__ = [
-    *("POLICY", "SHOWN", "BadRecords", "Contents", "Policy", "Problem", "Record", "Turn"),
-    *("read_file", "read_test", "read_train", "write_problems"),
-]
 SHOWN = 20
 
 
@@ -59,7 +57,7 @@ class Policy:
                 "max_bad is a fraction",
                 where="max_bad",
                 why=f"got {self.max_bad}, allowed 0 <= x < 1",
-                remedy="--set data.max_bad=0.01 skips up to one record in a hundred",
+                remedy="--set stream.policy.max_bad=0.01 skips up to one record in a hundred",
             )
 
 
@@ -108,7 +106,7 @@ class BadRecords(DataError):
             f"{count} in {path.name}",
             where=str(path),
             why="\n         ".join(shown),
-            remedy=f"correct the {bad} records; {full}; --set data.max_bad=0.01 skips up to 1 % of a file",
+            remedy=f"correct {bad} records; {full}; --set stream.policy.max_bad=0.01 skips up to 1 %",
         )
 
 
@@ -146,24 +144,8 @@ def write_problems(problems: Iterable[Problem], path: str | Path) -> None:
 
 def read_file(path: str | Path, root: str | Path, *, test: bool, policy: Policy = POLICY) -> Contents:
     """As `read_train` and `read_test`, with what was left out."""
-    path, root = Path(path), Path(root)
-    items = read_json(path)
-    if not isinstance(items, list):
-        why = f"found {kind(items)}" + (f" with keys {sorted(items)[:6]}" if isinstance(items, dict) else "")
-        raise DataError(
-            f"{path.name} is not an array of records",
-            where=str(path),
-            why=why,
-            remedy="write [ {...}, {...} ]; one record alone also needs the brackets",
-        )
-    if not items:
-        raise DataError(
-            f"{path.name} has no records",
-            where=str(path),
-            why="the array is empty",
-            remedy="a task needs at least one record",
-        )
-    parsed, seen, duplicates, home = [], {}, 0, root.resolve()
+    path, parsed, seen, duplicates, home = Path(path), [], {}, 0, Path(root).resolve()
+    items = _items(path)
     for position, item in enumerate(items):
         source, name = f"{path.name}#{position}", _id_of(item)
         record, found = parse_item(item, source, home, test=test)
@@ -171,9 +153,8 @@ def read_file(path: str | Path, root: str | Path, *, test: bool, policy: Policy 
             if policy.dedupe == "keep-first":
                 duplicates += 1
                 continue
-            found.append(
-                f"duplicate id, first in {seen[name]}; predictions are keyed by it (--dedupe=keep-first)"
-            )
+            remedy = "--dedupe=keep-first takes the first"
+            found.append(f"duplicate id, first in {seen[name]}; predictions are keyed by ids ({remedy})")
         seen.setdefault(name, source)
         parsed.append((source, name, record, found))
     damage = _damage([record for _, _, record, found in parsed if record is not None and not found], policy)
@@ -190,12 +171,26 @@ def read_file(path: str | Path, root: str | Path, *, test: bool, policy: Policy 
     return Contents(tuple(records), tuple(problems), bad, duplicates)
 
 
+def _items(path: Path) -> list[Any]:
+    items = read_json(path)
+    if isinstance(items, list) and items:
+        return items
+    keys = f" with keys {sorted(items)[:6]}" if isinstance(items, dict) else ""
+    raise DataError(
+        f"{path.name} has no records" if items == [] else f"{path.name} is not an array of records",
+        where=str(path),
+        why="the array is empty" if items == [] else f"found {kind(items)}{keys}",
+        remedy="write [ {...}, {...} ]; one record alone also needs the brackets",
+    )
+
+
 def _damage(records: Iterable[Record], policy: Policy) -> dict[str, str | None]:
     def look(image: str) -> str | None:
         try:
-            load(image, 8, limits=policy.limits) if policy.pictures == "decode" else inspect(
-                image, policy.limits
-            )
+            if policy.pictures == "decode":
+                load(image, 8, limits=policy.limits)
+            else:
+                inspect(image, policy.limits)
         except DataError as error:
             return f"{error.what}: {image}: {error.why}"
         return None

@@ -150,62 +150,26 @@ def open_task(spec: TaskSpec, index: int, *, policy: Policy = POLICY, val_fracti
     """
     folder = Path(spec.folder)
     if not folder.is_dir():
-        beside = (
-            sorted(entry.name for entry in folder.parent.iterdir() if entry.is_dir())
-            if folder.parent.is_dir()
-            else []
-        )
-        raise DataError(
-            "no such task folder",
-            where=str(folder),
-            why="it does not exist or is no folder",
-            remedy=nearest(folder.name, beside) if beside else "give the path of a folder with train.json",
-        )
+        beside = [entry.name for entry in folder.parent.glob("*") if entry.is_dir()]
+        known = nearest(folder.name, beside) if beside else "give the path of a folder with train.json"
+        raise DataError("no such task folder", where=str(folder), why="it is no folder", remedy=known)
     about = _about(folder)
-    name = task_name(spec.name or about.get("name") or folder.name, where=str(folder))
     root = folder if spec.images is None else folder / spec.images
-    files = {
-        "train": folder / spec.train,
-        "val": folder / (spec.val or "val.json"),
-        "test": folder / spec.test,
-    }
-    optional = {"val": spec.val is None, "test": spec.test == TaskSpec.test}
-    files = {split: path for split, path in files.items() if path.is_file() or not optional.get(split, False)}
-    read = {
-        split: read_file(path, root, test=split != "train", policy=policy) for split, path in files.items()
-    }
-    splits = {split: contents.records for split, contents in read.items()}
-    notes = [f"{split}: {text}" for split, contents in read.items() for text in _left_out(contents)]
-    for split in ("test", "val"):
-        if split not in splits:
-            whole = len(splits["train"])
-            splits["train"], splits[split] = carve(splits["train"], val_fraction, split)
-            notes.append(
-                f"{split}: {len(splits[split])} of {whole} training records, as there is no {split}.json"
-            )
-    limits = {"train": spec.limit_train, "val": spec.limit_val, "test": spec.limit_test}
-    for split, limit in limits.items():
-        if limit is not None and limit < len(splits[split]):
-            notes.append(f"{split}: {limit} of {len(splits[split])} records, by limit_{split}")
-            splits[split] = sample(splits[split], limit)
-    digests = _digests(
-        sorted({path for records in splits.values() for one in records for path in one.images})
-    )
+    files, splits, notes = _splits(spec, root, policy, val_fraction)
+    digests = _digests(sorted({path for part in splits.values() for one in part for path in one.images}))
     contents = _contents(files, splits, digests, root)
     return Task(
         index=index,
-        name=name,
+        name=task_name(spec.name or about.get("name") or folder.name, where=str(folder)),
         root=str(folder.resolve()),
-        train=splits["train"],
-        val=splits["val"],
-        test=splits["test"],
+        **splits,
         scorer=spec.scorer or about.get("scorer", "exact"),
         epochs=spec.epochs,
         rate=spec.rate,
         fingerprint=_hash(contents),
         contents=contents,
         digests=digests,
-        notes=tuple(notes),
+        notes=notes,
     )
 
 
@@ -272,6 +236,33 @@ def difference(before: Mapping[str, str], now: Mapping[str, str]) -> tuple[str, 
         for part in parts
         if before.get(part) != now.get(part)
     )
+
+
+def _splits(
+    spec: TaskSpec, root: Path, policy: Policy, val_fraction: float
+) -> tuple[dict[str, Path], dict[str, tuple[Record, ...]], tuple[str, ...]]:
+    names = {"train": spec.train, "val": spec.val or "val.json", "test": spec.test}
+    # Only a name that the user did not write may be missing.
+    usual = {"train": False, "val": spec.val is None, "test": spec.test == TaskSpec.test}
+    files = {split: Path(spec.folder) / name for split, name in names.items()}
+    files = {split: path for split, path in files.items() if path.is_file() or not usual[split]}
+    read = {
+        split: read_file(path, root, test=split != "train", policy=policy) for split, path in files.items()
+    }
+    splits = {split: contents.records for split, contents in read.items()}
+    notes = [f"{split}: {text}" for split, contents in read.items() for text in _left_out(contents)]
+    for split in ("test", "val"):
+        if split not in splits:
+            whole = len(splits["train"])
+            splits["train"], splits[split] = carve(splits["train"], val_fraction, split)
+            count = len(splits[split])
+            notes.append(f"{split}: {count} of {whole} training records, as there is no {split}.json")
+    for split in splits:
+        limit = getattr(spec, f"limit_{split}")
+        if limit is not None and limit < len(splits[split]):
+            notes.append(f"{split}: {limit} of {len(splits[split])} records, by limit_{split}")
+            splits[split] = sample(splits[split], limit)
+    return files, splits, tuple(notes)
 
 
 def _left_out(contents: Contents) -> list[str]:

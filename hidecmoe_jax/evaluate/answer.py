@@ -16,10 +16,11 @@ import numpy as np
 
 from hidecmoe_jax.data.features import Features
 from hidecmoe_jax.data.loader import buckets, collate
-from hidecmoe_jax.data.prompts import Template, encode_question
+from hidecmoe_jax.data.prompts import Encoded, Template, encode_question
 from hidecmoe_jax.data.records import Record
 from hidecmoe_jax.data.tokenizer import Tokenizer
 from hidecmoe_jax.methods.learner import Method, Serving
+from hidecmoe_jax.models.config import LlavaConfig
 from hidecmoe_jax.models.generate import Sampling, generate
 from hidecmoe_jax.models.llava import Prompt
 
@@ -39,7 +40,7 @@ class Writing:
     max_new_tokens: int = 32
     temperature: float = 0.0
     top_p: float = 1.0
-    bucket: int = 32
+    bucket: int = 16
     max_length: int = 2048
 
 
@@ -65,6 +66,16 @@ class Answer:
         return int(np.argmax(self.weights)) if self.weights else -1
 
 
+def prompts(
+    records: Sequence[Record], tokenizer: Tokenizer, template: Template, config: LlavaConfig, writing: Writing
+) -> list[Encoded]:
+    """The questions of records as ids, answers left open."""
+    return [
+        encode_question(record, tokenizer, template, patches=config.vision.patches, max_length=writing.max_length)
+        for record in records
+    ]
+
+
 _decide = partial(jax.jit, static_argnames=("method",))(lambda method, serving, pooled, named: method.decide(serving, pooled, named))
 
 
@@ -84,6 +95,7 @@ def answers(
     template: Template,
     writing: Writing,
     key: jax.Array,
+    length: int | None = None,
     named: int | None = None,
     skip: frozenset[str] = frozenset(),
 ) -> Iterator[list[Answer]]:
@@ -91,22 +103,20 @@ def answers(
 
     Args:
       features: of the same records.
+      length: prompts are padded to it; by default to what these records need.
       named: number of the true task, to measure what naming it would give; None lets the model find it.
       skip: ids that are answered already.
     """
     config = serving.model.config
-    encode = partial(
-        encode_question, tokenizer=tokenizer, template=template, patches=config.vision.patches, max_length=writing.max_length
-    )
-    prompts = [encode(record) for record in records]
-    length = buckets((len(prompt.tokens) for prompt in prompts), writing.bucket)
+    asked = prompts(records, tokenizer, template, config, writing)
+    length = length or buckets((len(prompt.tokens) for prompt in asked), writing.bucket)
     sampling = Sampling(writing.max_new_tokens, writing.temperature, writing.top_p, tokenizer.eos, tokenizer.pad)
     todo = np.array([row for row, record in enumerate(records) if record.id not in skip], np.int32)
     for start in range(0, len(todo), writing.batch):
         rows = todo[start : start + writing.batch]
         filled = np.concatenate([rows, np.repeat(rows[-1:], writing.batch - len(rows))])
         arrays = collate(
-            [prompts[row] for row in filled], length=length, answers=1, pad=tokenizer.pad, vocab=config.decoder.vocabulary
+            [asked[row] for row in filled], length=length, answers=1, pad=tokenizer.pad, vocab=config.decoder.vocabulary
         )
         prompt = Prompt(arrays["tokens_BT"], arrays["mask_BT"], features.patches(filled))
         named_B = None if named is None else jnp.full((writing.batch,), named, jnp.int32)

@@ -17,6 +17,7 @@ from hidecmoe_jax.core import strict
 from hidecmoe_jax.core.errors import ConfigError
 from hidecmoe_jax.core.shipped import find_config
 from hidecmoe_jax.data.prompts import Template
+from hidecmoe_jax.data.records import Policy
 from hidecmoe_jax.data.stream import TaskSpec
 from hidecmoe_jax.evaluate.answer import Writing
 from hidecmoe_jax.methods.learner import Method
@@ -40,11 +41,18 @@ class PocketStream:
 
 @dataclass(frozen=True)
 class StreamConfig:
-    """Tasks to learn, in order: those of the pocket stream, if any, then a user's folders."""
+    """Tasks to learn, in order: those of the pocket stream, if any, then a user's folders.
+
+    Attributes:
+      policy: what to do with bad records; by default nothing is skipped.
+      allowed_leaks: test items that may also be training items of some task.
+    """
 
     pocket: PocketStream | None = None
     tasks: tuple[TaskSpec, ...] = ()
     val_fraction: float = 0.1
+    policy: Policy = Policy()
+    allowed_leaks: int = 0
 
 
 @dataclass(frozen=True)
@@ -113,7 +121,8 @@ def load_config(source: str | Path, *, overrides: Iterable[str] = (), tasks: Ite
     mapping = strict.override(strict.read_yaml(path), overrides)
     folders = [str(folder) for folder in tasks]
     if folders:
-        mapping["stream"] = {"pocket": None, "tasks": [{"folder": folder} for folder in folders]}
+        kept = {key: value for key, value in mapping.get("stream", {}).items() if key not in ("pocket", "tasks")}
+        mapping["stream"] = kept | {"pocket": None, "tasks": [{"folder": folder} for folder in folders]}
     return from_mapping(mapping, str(path))
 
 

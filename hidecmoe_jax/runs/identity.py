@@ -22,8 +22,9 @@ from hidecmoe_jax.runs.lock import LOCK, NOTE
 
 FILE = "run.json"
 FORMAT = 1
+ERRORS = "data_errors.jsonl"  # may be there before a run is: the list of why it did not start
 # What a run writes, run.json last: an overwrite that is interrupted leaves something that still is a run.
-_OURS = re.compile(r"seed_\d+|config\.yaml|report\.(json|html)|figures|cells\.json|metrics\.jsonl|run\.log")
+_OURS = re.compile(r"seed_\d+|config\.yaml|report\.(json|html)|figures|facts\.json|data_errors\.jsonl")
 
 
 def check_run(folder: Path, *, resume: bool, overwrite: bool) -> bool:
@@ -53,7 +54,7 @@ def check_run(folder: Path, *, resume: bool, overwrite: bool) -> bool:
             why="its work would be lost or mixed with another's",
             remedy="use --overwrite to start afresh (the old run is moved aside) or --resume to go on",
         )
-    strangers = [p.name for p in folder.iterdir() if p.name not in (LOCK, NOTE)] if folder.is_dir() else []
+    strangers = [p.name for p in folder.iterdir() if p.name not in (LOCK, NOTE, ERRORS)] if folder.is_dir() else []
     if not there and strangers:
         raise ConfigError(
             "the folder is not empty and holds no run",

@@ -64,7 +64,7 @@ def write_answers(setting: Setting, serving: Serving, task: Task, path: Path, *,
     batches = answers(
         setting.config.method, serving, records, setting.features(records, f"{task.name} {setting.config.evaluate.split}"),
         tokenizer=setting.tokenizer, template=setting.config.template, writing=setting.config.evaluate.writing,
-        key=key_for(seed, "answer", task.name), named=task.index if named else None,
+        key=key_for(seed, "answer", task.name), length=setting.prompt_length, named=task.index if named else None,
         skip=frozenset(line["question_id"] for line in done),
     )  # fmt: skip
     with open(path, "a", encoding="utf-8") as file:

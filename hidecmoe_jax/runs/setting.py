@@ -6,26 +6,33 @@ Opening checks everything that can be wrong before any training starts: data, sc
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 import jax
 from tqdm import tqdm
 
+from hidecmoe_jax import __version__
 from hidecmoe_jax.core import trees
 from hidecmoe_jax.core.errors import ConfigError, DataError, nearest
 from hidecmoe_jax.data.features import Features, extract
 from hidecmoe_jax.data.pocket.cache import pocket_tasks
-from hidecmoe_jax.data.prompts import encode_all
+from hidecmoe_jax.data.check import examine
+from hidecmoe_jax.data.loader import buckets, shapes
+from hidecmoe_jax.data.prompts import Encoded, encode_all
 from hidecmoe_jax.data.records import Record
 from hidecmoe_jax.data.stream import Stream, Task, TaskSpec, open_stream
 from hidecmoe_jax.data.tokenizer import Tokenizer
+from hidecmoe_jax.evaluate.answer import prompts
 from hidecmoe_jax.models.llava import Model
 from hidecmoe_jax.models.store import base_folder, load_model
 from hidecmoe_jax.runs.config import RunConfig, StreamConfig, to_mapping
 from hidecmoe_jax.scoring.score import SCORERS
 from hidecmoe_jax.train.stage import Material
+
+
+ANSWER_BUCKET = 8
 
 
 def bar(label: str, *, initial: int = 0):
@@ -68,20 +75,42 @@ class Setting:
         """The records a task is judged on."""
         return task.val if self.config.evaluate.split == "val" else task.test
 
-    def material(self, records: tuple[Record, ...], label: str) -> Material:
-        """What a stage trains on; too long records are refused, or dropped as far as `tune.max_dropped` allows."""
+    def encode(self, records: tuple[Record, ...], label: str) -> tuple[tuple[Record, ...], list[Encoded]]:
+        """Training records with their ids; too long ones are refused, or dropped as far as `tune.max_dropped` allows."""
         tune = self.config.tune
         encoded, dropped = encode_all(
             records, self.tokenizer, self.config.template,
             patches=self.model.config.vision.patches, max_length=tune.max_length, max_dropped=tune.max_dropped,
         )  # fmt: skip
         if dropped:
-            say(f"dropped {len(dropped)} records longer than {tune.max_length} tokens, first {dropped[0]!r}")
+            say(f"{label}: dropped {len(dropped)} records longer than {tune.max_length} tokens, first {dropped[0]!r}")
             records = tuple(record for record in records if record.id not in set(dropped))
         if len(records) != len(encoded):
             raise DataError("tasks share the id of a dropped record", where=label, remedy="make ids unique, or raise tune.max_length")
+        return records, encoded
+
+    @cached_property
+    def shape(self) -> tuple[int, int]:
+        """(length, answers) that hold every training record of the stream, so that all tasks share one program."""
+        encoded = [one for task in self.stream.tasks for one in self.encode(task.train, task.name)[1]]
+        return shapes(encoded, multiple=self.config.tune.bucket, answers=ANSWER_BUCKET)
+
+    @cached_property
+    def prompt_length(self) -> int:
+        """Length that holds every test prompt of the stream."""
+        writing = self.config.evaluate.writing
+        longest = [
+            len(prompt.tokens)
+            for task in self.stream.tasks
+            for prompt in prompts(self.test(task), self.tokenizer, self.config.template, self.model.config, writing)
+        ]
+        return buckets(longest, writing.bucket)
+
+    def material(self, records: tuple[Record, ...], label: str) -> Material:
+        """What a stage trains on."""
+        records, encoded = self.encode(records, label)
         features = self.features(records, f"{label} train")
-        return Material(encoded, features, self.tokenizer.pad, self.model.config.decoder.vocabulary)
+        return Material(encoded, features, self.shape, self.tokenizer.pad, self.model.config.decoder.vocabulary)
 
     def identity(self) -> dict[str, Any]:
         """What may not change between stop and resume."""
@@ -121,13 +150,20 @@ def open_base(config: RunConfig) -> tuple[Model, Tokenizer]:
     return model, tokenizer
 
 
-def open_setting(config: RunConfig) -> Setting:
+def open_setting(config: RunConfig, *, errors: str | None = None) -> Setting:
     """Opens base and stream.
+
+    Args:
+      errors: file that gets the full list of bad records, should there be any.
 
     Raises:
       DataError, ConfigError, CheckpointError: whatever is wrong with them, before anything is trained.
     """
-    stream = open_stream(stream_specs(config.stream), val_fraction=config.stream.val_fraction)
+    stream = open_stream(
+        stream_specs(config.stream), policy=replace(config.stream.policy, errors=errors),
+        val_fraction=config.stream.val_fraction,
+    )  # fmt: skip
+    examine(stream.tasks, allowed_leaks=config.stream.allowed_leaks).require()
     for task in stream.tasks:
         if task.scorer not in SCORERS:
             raise ConfigError("unknown scorer", where=f"task {task.name}", why=nearest(task.scorer, SCORERS))
@@ -142,9 +178,9 @@ def session_facts() -> dict[str, Any]:
     import platform
     from importlib.metadata import version
 
-    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "hidecmoe_jax")
+    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
     return {
         "python": platform.python_version(),
-        "versions": {name: version(name) for name in packages},
+        "versions": {"hidecmoe_jax": __version__} | {name: version(name) for name in packages},
         "devices": [device.device_kind for device in jax.devices()],
     }

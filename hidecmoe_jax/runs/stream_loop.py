@@ -18,7 +18,7 @@ from hidecmoe_jax.runs import results
 from hidecmoe_jax.runs.cells import Cells
 from hidecmoe_jax.runs.config import RunConfig, StreamConfig, from_mapping, to_mapping
 from hidecmoe_jax.runs.disk import read_json
-from hidecmoe_jax.runs.identity import check_run, open_run
+from hidecmoe_jax.runs.identity import ERRORS, check_run, open_run
 from hidecmoe_jax.runs.ledger import Ledger
 from hidecmoe_jax.runs.lock import writer_lock
 from hidecmoe_jax.runs.seed_run import Options, SeedRun
@@ -50,7 +50,7 @@ def learn(what: RunConfig | Method, stream: Sequence[str | Path] | Path | str, o
     check_run(folder, resume=chosen.resume, overwrite=chosen.overwrite)
     folder.mkdir(parents=True, exist_ok=True)
     with writer_lock(folder), graceful_stop() as stop:
-        run_setting(open_setting(config), folder, chosen, stop)
+        run_setting(open_setting(config, errors=str(folder / ERRORS)), folder, chosen, stop)
     return folder
 
 
@@ -111,11 +111,14 @@ def add(run: str | Path, task: str | Path, *, epochs: int | None = None, rate: f
         spec = TaskSpec(str(Path(task).resolve()), epochs=epochs, rate=rate)
         tasks = (*(config.stream.tasks[:-1] if redo else config.stream.tasks), spec)
         config = dataclasses.replace(config, stream=dataclasses.replace(config.stream, tasks=tasks))
-        setting = open_setting(config)
+        setting = open_setting(config, errors=str(folder / ERRORS))
         if redo:
             for seed in config.seeds:
                 forget_last(folder / f"seed_{seed}", old)
-        run_setting(setting, folder, Options(resume=True, allow=("tasks", "data")), stop)
+        new = setting.stream.tasks[-1].name
+        replaced = open_stream_names(folder)[-1] if redo else new
+        allow = ("tasks", f"data.{new}", f"data.{replaced}")
+        run_setting(setting, folder, Options(resume=True, allow=allow), stop)
     return folder
 
 

@@ -18,23 +18,23 @@ import numpy as np
 from hidecmoe_jax.core import trees
 from hidecmoe_jax.core.errors import NumericsError
 from hidecmoe_jax.data.features import Features
-from hidecmoe_jax.data.loader import Plan, collate, shapes
+from hidecmoe_jax.data.loader import Plan, collate
 from hidecmoe_jax.data.prompts import Encoded
 from hidecmoe_jax.methods.learner import Learner, Method, Stage, with_trainable
 from hidecmoe_jax.models.llava import Batch, Model, Prompt
 from hidecmoe_jax.train.optim import Tune, shape_of_rate
 from hidecmoe_jax.train.step import Metrics, State, begin, take_step
 
-ANSWER_BUCKET = 8
 STILL_WARN, STILL_STOP = 10, 50  # steps without any gradient (TR4)
 
 
 @dataclass(frozen=True)
 class Material:
-    """What a stage reads: encoded records, their tower features, and ids of padding and vocabulary."""
+    """What a stage reads: encoded records, their tower features, the (length, answers) of a batch, padding, vocabulary."""
 
     encoded: Sequence[Encoded]
     features: Features
+    shape: tuple[int, int]
     pad: int
     vocabulary: int
 
@@ -52,9 +52,9 @@ class Watch(Protocol):
         """Something a user should read."""
 
 
-def _batches(material: Material, rows: np.ndarray, tune: Tune, length: int, answers: int) -> Batch:
+def _batches(material: Material, rows: np.ndarray) -> Batch:
     """Micro-batches [K, B, ...] of record numbers `rows` [K, B]."""
-    stacked = []
+    stacked, (length, answers) = [], material.shape
     for part in rows:
         encoded = [material.encoded[row] if row >= 0 else None for row in part]
         arrays = collate(encoded, length=length, answers=answers, pad=material.pad, vocab=material.vocabulary)
@@ -95,7 +95,6 @@ def run_stage(
     Raises:
       NumericsError: loss, gradient, update or parameters not finite (TR1), or no gradient for 50 steps (TR4).
     """
-    length, answers = shapes(material.encoded, multiple=tune.bucket, answers=ANSWER_BUCKET)
     plan = Plan(len(material.encoded), tune.batch * tune.accumulate, tune.epochs, seed)
     state, start = begin(learner, tune), 0
     found = watch.resume(stage)
@@ -109,7 +108,7 @@ def run_stage(
         rows = plan.indices(step).reshape(tune.accumulate, tune.batch)
         factor = shape_of_rate(step, plan.steps, tune.warmup)
         rates = {"experts": jnp.float32(tune.rate * factor), "shared": jnp.float32(tune.projector_rate * factor)}
-        batches = _batches(material, rows, tune, length, answers)
+        batches = _batches(material, rows)
         state, metrics = take_step(
             state, model, heard, batches, rates, jax.random.fold_in(key, step), method=method, stage=stage, tune=traced
         )

@@ -1,10 +1,7 @@
 """Words on the command line: the right command, or a message, an exit code and a suggestion."""
 
-import json
-from pathlib import Path
-
 import pytest
-from PIL import Image
+from tiny import write_task
 
 from hidecmoe_jax.cli import inspect as inspect_command
 from hidecmoe_jax.cli.main import COMMANDS, main, overview
@@ -104,29 +101,9 @@ def test_module_and_version(run_python):
     assert result.stdout.strip().count(".") == 2
 
 
-def birds(folder: Path, *, role: str = "gpt") -> Path:
-    """A tiny task folder; another `role` makes it a wrong one."""
-    (folder / "images").mkdir(parents=True)
-    train, test = [], []
-    for number in range(8):
-        Image.new("RGB", (8, 8), (number * 20, 0, 0)).save(folder / "images" / f"{number}.png")
-        picture = f"images/{number}.png"
-        turns = [
-            {"from": "human", "value": f"<image>\nWhich bird is {number}?"},
-            {"from": role, "value": "a wren"},
-        ]
-        train.append({"id": f"a{number}", "image": picture, "conversations": turns})
-        test.append(
-            {"question_id": f"b{number}", "image": picture, "text": "What is it?", "answer": "a wren"}
-        )
-    (folder / "train.json").write_text(json.dumps(train))
-    (folder / "test.json").write_text(json.dumps(test))
-    return folder
-
-
 def test_data_check_accepts_a_good_folder(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert main(["data", "check", str(birds(tmp_path / "birds"))]) == 0
+    assert main(["data", "check", str(write_task(tmp_path / "birds", "a wren"))]) == 0
     out = capsys.readouterr().out
     assert "birds" in out and "ok" in out
     assert not (tmp_path / "data_errors.jsonl").exists()
@@ -134,7 +111,7 @@ def test_data_check_accepts_a_good_folder(tmp_path, monkeypatch, capsys):
 
 def test_data_check_refuses_a_bad_folder_and_lists_every_problem(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert main(["data", "check", str(birds(tmp_path / "birds", role="robot"))]) == 3
+    assert main(["data", "check", str(write_task(tmp_path / "birds", "a wren", role="robot"))]) == 3
     assert "robot" in capsys.readouterr().out
     assert len((tmp_path / "data_errors.jsonl").read_text().splitlines()) == 8
 

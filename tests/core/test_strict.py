@@ -157,7 +157,7 @@ def test_a_misspelt_key_is_refused_with_its_path_and_the_nearest_name():
         ({"train": {"epochs": 1}, "shuffle": "yes"}, ["shuffle", "true or false"]),
         ({"train": {"epochs": 1}, "name": 7}, ["name", 'in quotes: "7"']),
         ({"train": {"epochs": 1}, "folders": "a"}, ["folders", "a list"]),
-        ({"train": {"epochs": 1}, "layers": "first"}, ["layers", "'first'"]),
+        ({"train": {"epochs": 1}, "layers": "first"}, ["layers", "expected a list or 'last'; got 'first'"]),
         ({"train": {"epochs": 1}, "rates": {"digits": "x"}}, ["rates.digits", "'x'"]),
     ],
 )

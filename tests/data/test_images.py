@@ -49,6 +49,25 @@ def test_square_picture_of_the_wanted_size_is_unchanged(tmp_path):
     assert np.array_equal(load(saved(tmp_path / "a.png", Image.fromarray(truth)), 12), truth)
 
 
+def bicubic(count: int, size: int) -> np.ndarray:
+    """Weights [size, count] of antialiased cubic convolution, a = -1/2 (Keys 1981), edges renormalised."""
+    scale = count / size
+    distance = (np.arange(count) + 0.5 - (np.arange(size)[:, None] + 0.5) * scale) / max(scale, 1)
+    x = np.abs(distance)
+    near, far = (1.5 * x - 2.5) * x * x + 1, ((-0.5 * x + 2.5) * x - 4) * x + 2
+    weights = np.where(x < 1, near, np.where(x < 2, far, 0))
+    return weights / weights.sum(axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("side", [10, 40])
+def test_resizing_is_antialiased_cubic_convolution(tmp_path, side):
+    picture = np.random.default_rng(0).integers(64, 192, (side, side, 3), np.uint8)
+    weights = bicubic(side, 16)
+    truth = np.einsum("ij,jkc,lk->ilc", weights, picture.astype(float), weights)
+    pixels = load(saved(tmp_path / "a.png", Image.fromarray(picture)), 16)
+    assert np.abs(pixels - truth).max() <= 1.5  # Pillow rounds after each of its two passes
+
+
 def test_normalise_is_the_formula():
     pixels = np.random.default_rng(0).integers(0, 256, (2, 3, 3, 3), np.uint8)
     truth = (pixels / 255.0 - np.array(CLIP_MEAN)) / np.array(CLIP_STD)

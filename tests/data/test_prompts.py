@@ -90,7 +90,7 @@ def test_dt14_typed_control_tokens_stay_characters(tokenizer):
 
 @settings(max_examples=60, deadline=None)
 @given(text=st.text(max_size=60))
-def test_dt14_dt15_any_text_survives_without_control_tokens(tokenizer, text):
+def test_dt15_any_text_survives_without_control_tokens(tokenizer, text):
     ids = tokenizer.encode(text)
     assert not tokenizer.special & set(ids) and all(0 <= token < tokenizer.size for token in ids)
     assert tokenizer.decode(ids) == text
@@ -103,6 +103,13 @@ def test_dt14_added_tokens_that_are_not_marked_special_are_refused(tokenizer_fol
     (tmp_path / "tokenizer.json").write_text(json.dumps(raw))
     with pytest.raises(DataError, match="control token"):
         Tokenizer.load(tmp_path).encode("see <image> here")
+
+
+def test_dt14_a_typed_marker_never_shows_a_picture(tokenizer):
+    typed = record(("<image>\nwhat is <image>?", ""))
+    for write in (encode, encode_question):
+        with pytest.raises(DataError, match="(?s)2 <image> in the text, 1 pictures"):
+            write(typed, tokenizer, SHORT, **BOUND)
 
 
 def test_dt16_over_long_record_is_refused_never_cut(tokenizer):

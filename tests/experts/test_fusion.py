@@ -15,6 +15,7 @@ from hidecmoe_jax.experts.bank import EMPTY, FUSED, owned_slots
 from hidecmoe_jax.experts.routing import Voice, constant
 
 SITE = "up_proj"
+ONE = {SITE: LINEARS[SITE]}
 ALL = range(LAYERS)
 
 
@@ -30,7 +31,7 @@ def _np(bank, site: str = SITE) -> tuple[np.ndarray, np.ndarray]:
     eps=st.lists(st.floats(-2, 2, width=16), min_size=3, max_size=3),
 )
 def test_factor_sum_writes_the_summed_factors_and_nothing_else(tasks, layers, eps):
-    bank = random_bank(row(0, EMPTY, 1, 2), first_layer=3)
+    bank = random_bank(row(0, EMPTY, 1, 2), sites=ONE, first_layer=3)
     fused = surgery.fuse(bank, tasks, mode="factor_sum", slot=1, layers=layers, eps=eps[: len(tasks)])
     a, b = _np(bank)
     slot = {0: 0, 1: 2, 2: 3}
@@ -48,7 +49,8 @@ def test_factor_sum_writes_the_summed_factors_and_nothing_else(tasks, layers, ep
 
 
 def test_factor_sum_has_cross_terms_and_rank_of_one_expert():
-    bank = surgery.fuse(random_bank(row(EMPTY, 0, 1, 2)), [0, 1, 2], mode="factor_sum", slot=0, layers=ALL)
+    bank = random_bank(row(EMPTY, 0, 1, 2), sites=ONE)
+    bank = surgery.fuse(bank, [0, 1, 2], mode="factor_sum", slot=0, layers=ALL)
     fused = surgery.delta(bank, surgery.fusion_gains(bank, [0, 1, 2], mode="factor_sum", layers=ALL))[SITE]
     a, b = _np(bank)
     pairs = sum(a[:, i] @ b[:, j] for i in (1, 2, 3) for j in (1, 2, 3))
@@ -75,7 +77,7 @@ def test_factor_sum_of_random_experts_is_louder_by_the_root_of_their_number(coun
 @few
 @given(seed=st.integers(0, 1000), eps=st.lists(st.floats(-2, 2, width=16), min_size=2, max_size=2))
 def test_product_fusions_are_concatenations(seed: int, eps: list[float]):
-    bank = random_bank(row(0, EMPTY, 1, 2), seed=seed)
+    bank = random_bank(row(0, EMPTY, 1, 2), sites=ONE, seed=seed)
     a, b = _np(bank)
     a_cat = np.concatenate([a[:, 3], a[:, 0]], axis=2)
     b_cat = np.concatenate([eps[0] * b[:, 3], eps[1] * b[:, 0]], axis=1)
@@ -89,19 +91,22 @@ def test_product_fusions_are_concatenations(seed: int, eps: list[float]):
 
 @pytest.mark.parametrize("mode", surgery.FUSIONS)
 def test_fusion_of_one_expert_is_that_expert(mode: str):
-    bank = surgery.fuse(random_bank(row(EMPTY, 0, 1)), [1], mode=mode, slot=0, layers=ALL)
+    sources = random_bank(row(EMPTY, 0, 1), sites=ONE)
+    bank = surgery.fuse(sources, [1], mode=mode, slot=0, layers=ALL)
     gain = surgery.fusion_gains(bank, [1], mode=mode, layers=ALL)
     alone = jnp.asarray(np.asarray(bank.owner_LS) == 1, jnp.float32)
     assert same_bytes(surgery.delta(bank, gain), surgery.delta(bank, alone))
-    twice = surgery.fuse(random_bank(row(EMPTY, 0, 1)), [1], mode=mode, slot=0, layers=ALL, eps=[2.0])
+    twice = surgery.fuse(sources, [1], mode=mode, slot=0, layers=ALL, eps=[2.0])
     doubled = surgery.fusion_gains(twice, [1], mode=mode, layers=ALL, eps=[2.0])
-    np.testing.assert_allclose(surgery.delta(twice, doubled)[SITE], 2 * surgery.delta(bank, alone)[SITE], rtol=1e-6)
+    once = surgery.delta(bank, alone)[SITE]
+    np.testing.assert_allclose(surgery.delta(twice, doubled)[SITE], 2 * once, rtol=1e-6)
 
 
 def test_gains_silence_sources_and_rows_outside_the_layers():
-    bank = random_bank([[EMPTY, 0, 1], [EMPTY, 0, EMPTY], [EMPTY, 0, 1]])
+    bank = random_bank([[EMPTY, 0, 1], [EMPTY, 0, EMPTY], [EMPTY, 0, 1]], sites=ONE)
     bank = surgery.fuse(bank, [0, 1], mode="factor_sum", slot=0, layers=[0, 1])
-    found = {mode: surgery.fusion_gains(bank, [0, 1], mode=mode, layers=[0, 1]).tolist() for mode in surgery.FUSIONS}
+    modes = surgery.FUSIONS
+    found = {mode: surgery.fusion_gains(bank, [0, 1], mode=mode, layers=[0, 1]).tolist() for mode in modes}
     assert found["factor_sum"] == [[1, 0, 0], [1, 0, 0], [0, 0, 0]]
     assert found["product_sum"] == [[0, 1, 1], [0, 1, 0], [0, 0, 0]]
     assert found["product_mean"] == [[0, 0.5, 0.5], [0, 0.5, 0], [0, 0, 0]]
@@ -109,7 +114,7 @@ def test_gains_silence_sources_and_rows_outside_the_layers():
 
 
 def test_fusing_again_replaces_and_streaming_adds():
-    bank = random_bank(row(EMPTY, 0, 1, 2))
+    bank = random_bank(row(EMPTY, 0, 1, 2), sites=ONE)
     whole = surgery.fuse(bank, [0, 1, 2], mode="factor_sum", slot=0, layers=ALL)
     first = surgery.fuse(bank, [0, 1], mode="factor_sum", slot=0, layers=ALL)
     assert same_bytes(surgery.fuse(first, [0, 1, 2], mode="factor_sum", slot=0, layers=ALL), whole)
@@ -119,17 +124,18 @@ def test_fusing_again_replaces_and_streaming_adds():
 
 
 def test_a_layer_without_sources_becomes_empty():
-    bank = surgery.fuse(random_bank(row(EMPTY, 0, 1)), [0], mode="factor_sum", slot=0, layers=ALL)
+    bank = surgery.fuse(random_bank(row(EMPTY, 0, 1), sites=ONE), [0], mode="factor_sum", slot=0, layers=ALL)
     again = surgery.fuse(surgery.thin(bank, 0, [1]), [0], mode="factor_sum", slot=0, layers=ALL)
     assert owned_slots(again, FUSED).tolist() == [0, -1, 0]
     assert not np.asarray(again.a[SITE])[1, :, 0].any() and not np.asarray(again.b[SITE])[1, 0].any()
-    assert surgery.fusion_gains(again, [0], mode="factor_sum", layers=ALL).tolist() == [[1, 0, 0], [0, 0, 0], [1, 0, 0]]
+    gain = surgery.fusion_gains(again, [0], mode="factor_sum", layers=ALL)
+    assert gain.tolist() == [[1, 0, 0], [0, 0, 0], [1, 0, 0]]
 
 
 @pytest.mark.parametrize("first", [0, 1])
 def test_merged_kernels_answer_as_the_routed_forward(first: int):
     base, ask = model(), prompt()
-    bank = random_bank(row(0, 1, EMPTY, 2, layers=LAYERS - first), first_layer=first)
+    bank = random_bank(row(0, 1, EMPTY, 2, layers=LAYERS - first), sites=LINEARS, first_layer=first)
     gain = np.random.default_rng(1).uniform(0, 1, bank.owner_LS.shape).astype(np.float32)
     layers = base.params["decoder"]["layers"]
     before = digest(layers)
@@ -156,11 +162,16 @@ def test_merging_casts_once_after_a_float32_sum():
 
 
 def _fused():
-    return surgery.fuse(random_bank(row(EMPTY, 0, 1, EMPTY)), [0], mode="factor_sum", slot=0, layers=[0, 1])
+    bank = random_bank(row(EMPTY, 0, 1, EMPTY), sites=ONE)
+    return surgery.fuse(bank, [0], mode="factor_sum", slot=0, layers=[0, 1])
+
+
+def _merge(bank):
+    return surgery.merge_into_base(model().params["decoder"]["layers"], bank, jnp.ones((LAYERS, 1)))
 
 
 def _fuse(bank=None, tasks=(0, 1), slot=0, layers=(0,), mode="factor_sum", eps=None):
-    bank = random_bank(row(EMPTY, 0, 1, EMPTY)) if bank is None else bank
+    bank = random_bank(row(EMPTY, 0, 1, EMPTY), sites=ONE) if bank is None else bank
     return surgery.fuse(bank, tasks, mode=mode, slot=slot, layers=layers, eps=eps)
 
 
@@ -181,15 +192,11 @@ REFUSED = {
     ),
     "gains of another shape": (lambda: surgery.delta(_fused(), jnp.ones((3, 3))), r"gains are \(3, 3\)"),
     "a parallel site": (
-        lambda: surgery.merge_into_base(
-            model().params["decoder"]["layers"], random_bank(row(0), sites=SITES), jnp.ones((LAYERS, 1))
-        ),
+        lambda: _merge(random_bank(row(0), sites=SITES)),
         "'ffn' needs a kernel .* got None",
     ),
     "too few layers": (
-        lambda: surgery.merge_into_base(
-            model().params["decoder"]["layers"], random_bank(row(0), first_layer=1), jnp.ones((LAYERS, 1))
-        ),
+        lambda: _merge(random_bank(row(0), sites=ONE, first_layer=1)),
         r"needs a kernel \[>= 4, ",
     ),
 }

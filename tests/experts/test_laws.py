@@ -7,7 +7,7 @@ import logging
 import jax
 import jax.numpy as jnp
 import pytest
-from expert_cases import LAYERS, LINEARS, SCALE, SLOTS, model, prompt, random_bank, row
+from expert_cases import LAYERS, PAIR, SCALE, SLOTS, model, prompt, random_bank, row
 
 from hidecmoe_jax.experts import surgery
 from hidecmoe_jax.experts.bank import FUSED
@@ -26,8 +26,8 @@ def compiled(caplog: pytest.LogCaptureFixture):
 
 def _life(bank, task: int, expert):
     """Everything a task does to the bank: sprout, train (elsewhere), plant, fuse."""
-    young = surgery.sprout(surgery.blank(LINEARS, layers=LAYERS, slots=1, rank=2, scale=SCALE), 0, 0, jax.random.key(task))
-    assert young.slots == 1
+    young = surgery.blank(PAIR, layers=LAYERS, slots=1, rank=2, scale=SCALE)
+    surgery.extract(surgery.sprout(young, 0, 0, jax.random.key(task)), 0)
     bank = surgery.sprout(bank, 1 + task, task, jax.random.key(task))
     bank = surgery.retire(bank, task)
     bank = surgery.plant(bank, 1 + task, expert, task)
@@ -40,7 +40,7 @@ def test_a_second_task_compiles_nothing_new(compiled, routed: bool):
     base, ask = model(), prompt()
     run = jax.jit(lambda model, prompt, voices: logits(model, prompt, voices))
     router = jnp.ones((LAYERS, 1, 16, SLOTS)) if routed else None
-    bank = surgery.blank(LINEARS, layers=LAYERS, slots=SLOTS, rank=2, scale=SCALE)
+    bank = surgery.blank(PAIR, layers=LAYERS, slots=SLOTS, rank=2, scale=SCALE)
     counts, answers = [], []
     for task in range(TASKS):
         bank = _life(bank, task, random_bank(row(0), seed=task))

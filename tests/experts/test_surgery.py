@@ -1,4 +1,4 @@
-"""Life of an expert: what is written, what keeps its bytes, what the decoder hears of it, and what is refused."""
+"""Life of an expert: what is written, what keeps its bytes, what the decoder hears, and what is refused."""
 
 from __future__ import annotations
 
@@ -7,7 +7,21 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from expert_cases import LAYERS, LINEARS, SITES, SLOTS, few, forward, model, prompt, random_bank, row, same_bytes
+from expert_cases import (
+    LAYERS,
+    LINEARS,
+    MIX,
+    PAIR,
+    SITES,
+    SLOTS,
+    few,
+    forward,
+    model,
+    prompt,
+    random_bank,
+    row,
+    same_bytes,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -29,15 +43,17 @@ def test_blank_is_silent_and_empty():
     bank = surgery.blank(SITES, layers=LAYERS, slots=SLOTS, rank=2, scale=2, first_layer=0)
     assert not any(np.asarray(leaf).any() for leaf in jax.tree.leaves(bank.factors))
     assert (np.asarray(bank.owner_LS) == EMPTY).all() and bank.owner_LS.dtype == jnp.int32
-    assert bank.a["down_proj"].shape == (LAYERS, 24, SLOTS, 2) and bank.b["down_proj"].shape == (LAYERS, SLOTS, 2, 16)
-    assert surgery.blank(SITES, layers=1, slots=1, rank=1, scale=1, dtype=jnp.bfloat16).a["ffn"].dtype == jnp.bfloat16
+    assert bank.a["down_proj"].shape == (LAYERS, 24, SLOTS, 2)
+    assert bank.b["down_proj"].shape == (LAYERS, SLOTS, 2, 16)
+    short = surgery.blank(SITES, layers=1, slots=1, rank=1, scale=1, dtype=jnp.bfloat16)
+    assert {leaf.dtype for leaf in jax.tree.leaves(short.factors)} == {jnp.dtype(jnp.bfloat16)}
 
 
 @few
 @given(slot=st.sampled_from([1, 3]), layers=layer_sets, std=st.sampled_from([0.01, 10.0]))
 def test_sprout_changes_no_logit_and_no_byte_of_an_earlier_expert(slot: int, layers: list[int], std: float):
     base, ask = model(), prompt()
-    bank = random_bank(row(0, EMPTY, 1, EMPTY), sites=SITES)
+    bank = random_bank(row(0, EMPTY, 1, EMPTY), sites=MIX)
     grown = surgery.sprout(bank, slot, 2, KEY, layers=layers, std=std)
     before, after = (np.asarray(forward(base, ask, _alone(b))) for b in (bank, grown))
     assert before.tobytes() == after.tobytes()
@@ -56,16 +72,18 @@ def test_sprout_under_a_token_router_is_unheard_while_its_gain_is_zero():
 
 
 def test_a_draw_depends_on_key_site_and_decoder_layer_alone():
-    whole = surgery.sprout(random_bank(row(0, EMPTY)), 1, 5, KEY)
-    other = surgery.blank({s: LINEARS[s] for s in ("q_proj", "k_proj")}, layers=2, slots=3, rank=2, scale=1, first_layer=1)
+    free = random_bank(row(0, EMPTY), sites={s: LINEARS[s] for s in ("q_proj", "o_proj")})
+    whole = surgery.sprout(free, 1, 5, KEY)
+    other = surgery.blank({"q_proj": LINEARS["q_proj"]}, layers=2, slots=3, rank=2, scale=1, first_layer=1)
     other = surgery.sprout(other, 0, 6, KEY)
-    partly = surgery.sprout(random_bank(row(0, EMPTY)), 1, 5, KEY, layers=[2])
+    partly = surgery.sprout(free, 1, 5, KEY, layers=[2])
     q = np.asarray(whole.a["q_proj"])
     np.testing.assert_array_equal(other.a["q_proj"][:, :, 0], q[1:, :, 1])
     np.testing.assert_array_equal(partly.a["q_proj"][2, :, 1], q[2, :, 1])
     assert (q[0, :, 1] != q[1, :, 1]).all()
     assert (q[:, :, 1] != np.asarray(whole.a["o_proj"])[:, :, 1]).all()
-    assert (q[:, :, 1] != np.asarray(surgery.sprout(random_bank(row(0, EMPTY)), 1, 5, jax.random.key(1)).a["q_proj"])[:, :, 1]).all()
+    rekeyed = surgery.sprout(free, 1, 5, jax.random.key(1))
+    assert (q[:, :, 1] != np.asarray(rekeyed.a["q_proj"])[:, :, 1]).all()
 
 
 def test_a_draw_has_the_deviation_asked_for():
@@ -78,7 +96,7 @@ def test_a_draw_has_the_deviation_asked_for():
 @few
 @given(task=st.integers(0, 2), dropped=st.sets(st.integers(0, LAYERS - 1), max_size=LAYERS - 1).map(sorted))
 def test_plant_is_the_inverse_of_extract(task: int, dropped: list[int]):
-    bank = random_bank(row(0, 1, EMPTY, 2), sites=SITES)
+    bank = random_bank(row(0, 1, EMPTY, 2), sites={"ffn": SITES["ffn"]})
     bank = surgery.thin(bank, task, dropped) if dropped else bank
     expert = surgery.extract(bank, task)
     slot = int(owned_slots(bank, task).max())
@@ -89,7 +107,7 @@ def test_plant_is_the_inverse_of_extract(task: int, dropped: list[int]):
 
 
 def test_extract_reads_the_numbers_of_a_slot_that_differs_by_layer():
-    bank = random_bank([[4, EMPTY], [EMPTY, 4], [EMPTY, EMPTY]])
+    bank = random_bank([[4, EMPTY], [EMPTY, 4], [EMPTY, EMPTY]], sites={"up_proj": PAIR["up_proj"]})
     expert = surgery.extract(bank, 4)
     assert expert.owner_LS.tolist() == [[4], [4], [EMPTY]] and expert.slots == 1
     assert (expert.scale, expert.first_layer) == (bank.scale, bank.first_layer)
@@ -121,16 +139,18 @@ def test_thinned_and_retired_experts_fall_silent():
 
 
 def test_widen_keeps_the_function_and_every_byte():
-    base, ask, bank = model(), prompt(), random_bank(row(0, 1), sites=SITES)
+    base, ask, bank = model(), prompt(), random_bank(row(0, 1), sites=MIX)
     wide = surgery.widen(bank, 5)
     np.testing.assert_allclose(forward(base, ask, _alone(wide)), forward(base, ask, _alone(bank)), atol=1e-5)
-    for site in SITES:
-        assert same_bytes(wide.a[site][:, :, :2], bank.a[site]) and same_bytes(wide.b[site][:, :2], bank.b[site])
+    for site in MIX:
+        assert same_bytes(wide.a[site][:, :, :2], bank.a[site])
+        assert same_bytes(wide.b[site][:, :2], bank.b[site])
         assert not np.asarray(wide.a[site])[:, :, 2:].any() and not np.asarray(wide.b[site])[:, 2:].any()
     assert wide.owner_LS.tolist() == row(0, 1, EMPTY, EMPTY, EMPTY)
     assert same_bytes(surgery.widen(bank, 2), bank)
 
 
+@pytest.mark.lax_types  # optax raises a Python float to an integer count
 def test_training_goes_on_through_widen_as_if_nothing_had_happened():
     bank = random_bank(row(0, 1), sites={"q_proj": LINEARS["q_proj"]})
     optimiser = optax.adam(1e-2)
@@ -171,7 +191,8 @@ def test_widen_state_touches_moments_of_the_bank_and_nothing_else():
     before, after = digests(state), digests(wide)
     changed = {path for path in before if before[path] != after[path]}
     assert changed == {path for path in before if "bank/" in path} and len(changed) == 4
-    with pytest.raises(ValueError, match=r"moment .*a/q_proj has shape \(3, 16, 3, 2\), its factor \(3, 16, 2, 2\)"):
+    words = r"moment .*a/q_proj has shape \(3, 16, 3, 2\), its factor \(3, 16, 2, 2\)"
+    with pytest.raises(ValueError, match=words):
         surgery.widen_state(wide, bank, 4)
 
 
@@ -226,7 +247,8 @@ def test_no_history_of_surgery_changes_an_expert_it_does_not_name(history: list[
         elif name == "fuse" and tasks:
             bank, task = surgery.fuse(bank, tasks, mode="factor_sum", slot=0, layers=[0, 2]), None
         elif name == "move" and tasks and free.size:
-            bank, task = surgery.plant(surgery.retire(bank, task), int(free[0]), surgery.extract(bank, task), task), None
+            expert, bank = surgery.extract(bank, task), surgery.retire(bank, task)
+            bank, task = surgery.plant(bank, int(free[0]), expert, task), None
         else:
             continue
         if task is not None:
@@ -245,20 +267,44 @@ def _expert(**change):
 
 
 REFUSED = {
-    "sprout into a taken slot": (lambda: surgery.sprout(_bank(), 1, 5, KEY), "slot 1 is taken in layer 5 by task 2"),
-    "sprout twice": (lambda: surgery.sprout(_bank(), 1, 0, KEY, layers=[4]), "task 0 has an expert in layer 4"),
-    "sprout out of range": (lambda: surgery.sprout(_bank(), 3, 5, KEY), "slot 3 is not in the bank, which has 3"),
+    "sprout into a taken slot": (
+        lambda: surgery.sprout(_bank(), 1, 5, KEY),
+        "slot 1 is taken in layer 5 by task 2",
+    ),
+    "sprout twice": (
+        lambda: surgery.sprout(_bank(), 1, 0, KEY, layers=[4]),
+        "task 0 has an expert in layer 4",
+    ),
+    "sprout out of range": (
+        lambda: surgery.sprout(_bank(), 3, 5, KEY),
+        "slot 3 is not in the bank, which has 3",
+    ),
     "sprout a negative task": (lambda: surgery.sprout(_bank(), 1, -7, KEY, layers=[3]), "got -7"),
     "sprout in a foreign layer": (lambda: surgery.sprout(_bank(), 1, 5, KEY, layers=[2]), "layer 2 .* 3..5"),
     "a layer named twice": (lambda: surgery.thin(_bank(), 0, [3, 3]), r"named twice: \[3, 3\]"),
-    "plant into a taken slot": (lambda: surgery.plant(_bank(), 0, _expert(), 7), "slot 0 is taken .* wanted for task 7"),
+    "plant into a taken slot": (
+        lambda: surgery.plant(_bank(), 0, _expert(), 7),
+        "slot 0 is taken .* wanted for task 7",
+    ),
     "plant many slots": (lambda: surgery.plant(_bank(), 1, _bank(), 7), "one slot, got 3"),
-    "plant another scale": (lambda: surgery.plant(_bank(), 1, _expert(scale=1.0), 7), "scale 1.0 instead of 2.0"),
+    "plant another scale": (
+        lambda: surgery.plant(_bank(), 1, _expert(scale=1.0), 7),
+        "scale 1.0 instead of 2.0",
+    ),
     "plant another rank": (lambda: surgery.plant(_bank(), 1, _expert(rank=3), 7), "rank 3 instead of 2"),
     "plant other sites": (lambda: surgery.plant(_bank(), 1, _expert(sites={"k_proj": (4, 3)}), 7), "k_proj"),
-    "plant other layers": (lambda: surgery.plant(_bank(), 1, _expert(first_layer=0), 7), "first_layer 0 instead of 3"),
-    "plant nothing": (lambda: surgery.plant(_bank(), 1, surgery.retire(_expert(), 7), 7), "EMPTY in all 3 layers"),
-    "extract a stranger": (lambda: surgery.extract(_bank(), 9), r"task 9 owns no slot of the bank; owners: \[0, 1, 2\]"),
+    "plant other layers": (
+        lambda: surgery.plant(_bank(), 1, _expert(first_layer=0), 7),
+        "first_layer 0 instead of 3",
+    ),
+    "plant nothing": (
+        lambda: surgery.plant(_bank(), 1, surgery.retire(_expert(), 7), 7),
+        "EMPTY in all 3 layers",
+    ),
+    "extract a stranger": (
+        lambda: surgery.extract(_bank(), 9),
+        r"task 9 owns no slot of the bank; owners: \[0, 1, 2\]",
+    ),
     "extract EMPTY": (lambda: surgery.extract(_bank(), EMPTY), "-1 marks a free slot"),
     "retire a stranger": (lambda: surgery.retire(_bank(), 9), "task 9 owns no slot"),
     "thin what is not there": (lambda: surgery.thin(_bank(), 2, [5, 4]), "task 2 has no expert in layer 4"),
@@ -284,7 +330,8 @@ def test_plant_refuses_a_quiet_cast():
 
 
 def test_a_fusion_can_be_extracted_and_planted_like_an_expert():
-    bank = surgery.fuse(random_bank(row(EMPTY, 0, 1)), [0, 1], mode="factor_sum", slot=0, layers=range(LAYERS))
+    bank = random_bank(row(EMPTY, 0, 1))
+    bank = surgery.fuse(bank, [0, 1], mode="factor_sum", slot=0, layers=range(LAYERS))
     fused = surgery.extract(bank, FUSED)
-    empty = surgery.blank(LINEARS, layers=LAYERS, slots=2, rank=2, scale=2.0)
+    empty = surgery.blank(PAIR, layers=LAYERS, slots=2, rank=2, scale=2.0)
     assert same_bytes(surgery.extract(surgery.plant(empty, 1, fused, FUSED), FUSED), fused)

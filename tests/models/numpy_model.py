@@ -1,9 +1,8 @@
 """The frozen model again, in numpy and float64, written from the papers' formulas and not from the package.
 
-One sample at a time, Python loops over layers, heads and slots, no padding, no masks but the causal one, no cache: slow and
-plain enough to be checked by eye. Parameters come in the package's trees. Also the tiny shapes and random parts all tests
-of this folder share.
-"""
+One sample at a time, Python loops over layers, heads and slots, no padding, no masks but the causal one, no
+cache: slow and plain enough to be checked by eye. Parameters come in the package's trees. Also the tiny
+shapes and random parts all tests of this folder share."""
 
 from __future__ import annotations
 
@@ -23,7 +22,9 @@ from hidecmoe_jax.models.llava import Model, init_model
 IMAGE = 4
 TINY = LlavaConfig(
     vision=VisionConfig(image_size=12, patch_size=6, width=16, layers=3, heads=2, hidden=24, projection=8),
-    text=TextConfig(vocabulary=40, context=10, width=16, layers=2, heads=4, hidden=20, projection=12, eos_token=2),
+    text=TextConfig(
+        vocabulary=40, context=10, width=16, layers=2, heads=4, hidden=20, projection=12, eos_token=2
+    ),
     decoder=DecoderConfig(
         vocabulary=48, width=24, hidden=40, layers=3, heads=4, kv_heads=2, head_width=8, rope_theta=500.0
     ),
@@ -32,7 +33,7 @@ TINY = LlavaConfig(
 
 
 def drawn(init, seed: int = 0) -> dict:
-    """Parameters with the shapes of `init()`, drawn in numpy: nothing to compile, no bias is zero, no norm scale is one."""
+    """Parameters with the shapes of `init()`, drawn in numpy: no bias is zero, no norm scale is one."""
     rng = np.random.default_rng(seed)
 
     def draw(path, shape):
@@ -54,8 +55,18 @@ def tiny_config(**decoder) -> LlavaConfig:
     return replace(TINY, decoder=replace(TINY.decoder, **decoder))
 
 
-def random_bank(config: DecoderConfig, *, slots: int = 3, rank: int = 2, first: int = 0, layers: int | None = None,
-                sites: tuple[str, ...] | None = None, seed: int = 1, size: float = 0.2) -> Bank:  # fmt: skip
+def random_bank(
+    config: DecoderConfig,
+    *,
+    slots: int = 3,
+    rank: int = 2,
+    first: int = 0,
+    layers: int | None = None,
+    sites: tuple[str, ...] | None = None,
+    seed: int = 1,
+    size: float = 0.2,
+) -> Bank:
+    """Experts with no zero in them, owner s in slot s, on layers `first ..`."""
     rng = np.random.default_rng(seed)
     count = config.layers - first if layers is None else layers
     shapes = dict(site_shapes(config), ffn=(config.width, config.width))
@@ -90,7 +101,9 @@ def act(name: str, z):
 
 
 def layer_norm(p, x, epsilon):
-    return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + epsilon) * p["scale"] + p["bias"]
+    return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + epsilon) * p["scale"] + p[
+        "bias"
+    ]
 
 
 def rms_norm(p, x, epsilon):
@@ -114,13 +127,15 @@ def clip_block(p, x, config, causal: bool):
     q, k, v = (affine(p[name], h) for name in ("q_proj", "k_proj", "v_proj"))
     width = config.width // config.heads
     cuts = [slice(i * width, (i + 1) * width) for i in range(config.heads)]
-    x = x + affine(p["out_proj"], np.concatenate([head_attention(q[:, c], k[:, c], v[:, c], causal) for c in cuts], 1))
+    x = x + affine(
+        p["out_proj"], np.concatenate([head_attention(q[:, c], k[:, c], v[:, c], causal) for c in cuts], 1)
+    )
     h = act(config.activation, affine(p["fc1"], layer_norm(p["norm2"], x, config.epsilon)))
     return x + affine(p["fc2"], h)
 
 
 def vision(p, config: VisionConfig, picture):
-    """All hidden states as Hugging Face counts them (0 is the stem) and the projected class token; picture [H, W, 3]."""
+    """All hidden states as Hugging Face counts them and the projected class token; picture [H, W, 3]."""
     side, size = config.image_size // config.patch_size, config.patch_size
     kernel = p["stem"]["patch"]["kernel"].reshape(size, size, 3, config.width)
     rows = [p["stem"]["class"]]
@@ -136,7 +151,7 @@ def vision(p, config: VisionConfig, picture):
 
 
 def text(p, config: TextConfig, ids):
-    """End-of-text state before and after the projection; ids is a list that ends with the first end-of-text token."""
+    """End-of-text state before and after the projection; ids end with the first end-of-text token."""
     x = p["stem"]["token"][ids] + p["stem"]["position"][: len(ids)]
     for index in range(config.layers):
         x = clip_block(layer_of(p["layers"], index), x, config, causal=True)
@@ -168,7 +183,10 @@ def slot_weights(h, voice):
     """Weights [T, S] of one layer's slots; voice holds a, b, gain [S], scale, and router [D, S] or None."""
     if voice["router"] is None:
         return np.broadcast_to(voice["gain"], (len(h), len(voice["gain"])))
-    return np.stack([top_k_softmax(t @ voice["router"], voice["gain"] > 0, voice["top_k"]) for t in h]) * voice["gain"]
+    return (
+        np.stack([top_k_softmax(t @ voice["router"], voice["gain"] > 0, voice["top_k"]) for t in h])
+        * voice["gain"]
+    )
 
 
 def site(p, name, x, h, voices):
@@ -179,17 +197,22 @@ def site(p, name, x, h, voices):
             continue
         weights = slot_weights(h, voice)
         for s in range(weights.shape[1]):
-            y = y + voice["scale"] * weights[:, s : s + 1] * (x @ voice["a"][name][:, s] @ voice["b"][name][s])
+            y = y + voice["scale"] * weights[:, s : s + 1] * (
+                x @ voice["a"][name][:, s] @ voice["b"][name][s]
+            )
     return y
 
 
 def llama_block(p, x, config: DecoderConfig, voices=()):
-    """One block on one unpadded sample [T, D]; returns its output and the normed input of the feed-forward part."""
+    """One block on one unpadded sample [T, D]; its output and the normed input of the feed-forward part."""
     h = rms_norm(p["norm1"], x, config.epsilon)
     q, k, v = (site(p, name, h, h, voices) for name in ("q_proj", "k_proj", "v_proj"))
     w, shared, heads = config.head_width, config.heads // config.kv_heads, []
     for index in range(config.heads):
-        mine, theirs = slice(index * w, (index + 1) * w), slice(index // shared * w, (index // shared + 1) * w)
+        mine, theirs = (
+            slice(index * w, (index + 1) * w),
+            slice(index // shared * w, (index // shared + 1) * w),
+        )
         turned = turn(q[:, mine], config.rope_theta), turn(k[:, theirs], config.rope_theta)
         heads.append(head_attention(*turned, v[:, theirs], causal=True))
     x = x + site(p, "o_proj", np.concatenate(heads, 1), h, voices)
@@ -215,9 +238,11 @@ def voice_layer(bank: Bank, gain_LS, layer: int, router_LDS=None, top_k: int = 0
 
 
 def llava_logits(params, config: LlavaConfig, tokens, patches=None, voices_by_layer=None):
-    """Logits [T, V] of one unpadded sample; patches [I, P, Dv] are read in order by the image tokens. Also the ffn inputs."""
+    """Logits [T, V] and feed-forward inputs of one sample; image tokens read patches [I, P, Dv] in order."""
     p, rows, seen = f64(params), [], 0
-    projected = None if patches is None else projector(p["projector"], f64(patches).reshape(-1, patches.shape[-1]))
+    projected = (
+        None if patches is None else projector(p["projector"], f64(patches).reshape(-1, patches.shape[-1]))
+    )
     for token in tokens:
         if token == config.image_token:
             rows.append(projected[seen])

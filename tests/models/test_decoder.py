@@ -46,7 +46,9 @@ def test_decoder_is_the_formula(shape):
 def test_experts_are_the_formula_at_every_site():
     model = ref.tiny_model()
     everywhere = ref.random_bank(model.config.decoder, sites=(*SITES, "ffn"))
-    top = ref.random_bank(model.config.decoder, slots=2, rank=3, first=2, sites=("v_proj", "down_proj"), seed=8)
+    top = ref.random_bank(
+        model.config.decoder, slots=2, rank=3, first=2, sites=("v_proj", "down_proj"), seed=8
+    )
     g, h = gains(everywhere), np.array([[0.7, 0.4]], np.float32)
     expected, _ = ref.llava_logits(
         model.params,
@@ -74,7 +76,9 @@ def routed_voice(config, top_k=2):
 def test_token_router_and_its_tally_are_the_formula():
     model = ref.tiny_model()
     voice, gain, router = routed_voice(model.config.decoder)
-    reference = by_layer(model, lambda i: ref.voice_layer(voice.bank, gain, i, router[:, 0], voice.routing.top_k))
+    reference = by_layer(
+        model, lambda i: ref.voice_layer(voice.bank, gain, i, router[:, 0], voice.routing.top_k)
+    )
     expected, inputs = ref.llava_logits(model.params, model.config, TOKENS, voices_by_layer=reference)
     np.testing.assert_allclose(LOGITS(model, prompt(), (voice,))[0], expected, atol=1e-5)
 
@@ -180,14 +184,21 @@ def test_segments_follow_the_voices():
 
 def test_dropout_needs_a_key_and_keeps_the_mean():
     model = ref.tiny_model(ref.tiny_config(layers=1))
-    # One site, linear in its input and read without a norm behind it: the mean over masks is the undropped output.
+    # One site with no norm behind it, linear in its input: the mean over masks is the undropped output.
     bank = ref.random_bank(model.config.decoder, sites=("ffn",))
-    run = jax.jit(lambda m, v: run_layers(
-        m.params["decoder"]["layers"], m.config.decoder, jnp.full((1, 1, 24), 0.5).at[0, 0, ::3].set(-0.7),
-        positions_BT=jnp.zeros((1, 1), jnp.int32), mask_B1TS=jnp.ones((1, 1, 1, 1), bool), voices=(v,))[0])  # fmt: skip
+    x, place = jnp.full((1, 1, 24), 0.5).at[0, 0, ::3].set(-0.7), jnp.zeros((1, 1), jnp.int32)
+    sees = jnp.ones((1, 1, 1, 1), bool)
+
+    @jax.jit
+    def run(m, voice):
+        layers = m.params["decoder"]["layers"]
+        return run_layers(layers, m.config.decoder, x, positions_BT=place, mask_B1TS=sees, voices=(voice,))[0]
+
     still = Voice(bank, everyone(bank), None, 0.4)
     np.testing.assert_array_equal(run(model, still), run(model, Voice(bank, everyone(bank))))
-    many = jax.vmap(lambda k: run(model, Voice(bank, everyone(bank), k, 0.4)))(jax.random.split(jax.random.key(0), 4000))
+    many = jax.vmap(lambda k: run(model, Voice(bank, everyone(bank), k, 0.4)))(
+        jax.random.split(jax.random.key(0), 4000)
+    )
     assert np.std(many, axis=0).max() > 0.05
     error = np.std(many, axis=0) / np.sqrt(4000)
     assert (np.abs(np.mean(many, axis=0) - np.asarray(run(model, still))) < 5 * error + 1e-5).all()

@@ -1,4 +1,4 @@
-"""LLaVA as a whole: pictures anywhere, padding anywhere, batch mates, the answer loss, dtypes and axis names."""
+"""LLaVA as a whole: pictures and padding anywhere, batch mates, the answer loss, dtypes and axis names."""
 
 import functools
 from dataclasses import replace
@@ -11,6 +11,7 @@ import pytest
 
 from hidecmoe_jax.experts.bank import bank_axes
 from hidecmoe_jax.experts.routing import Routing, Voice, everyone
+from hidecmoe_jax.models.layers import init_stack
 from hidecmoe_jax.models.llava import (
     IGNORE,
     Batch,
@@ -28,16 +29,16 @@ from hidecmoe_jax.models.llava import (
 )
 from hidecmoe_jax.models.projector import Projector
 
-I, P = ref.IMAGE, ref.TINY.vision.patches
+IMAGE, P = ref.IMAGE, ref.TINY.vision.patches
 LOGITS = jax.jit(logits)
 LOSS = jax.jit(answer_loss, static_argnames="tally")
-PICTURE = [I] * P
+PICTURE = [IMAGE] * P
 # One picture after the question, two around a word, none, one at the very front.
 ROWS = [
     [1, 9, *PICTURE, 22, 7, 30],
-    [1, *PICTURE, 11, *PICTURE, 40],
+    [1, *PICTURE, 11, *PICTURE, 40, 17, 25],
     [1, 33, 20, 21],
-    [*PICTURE, 5, 6, 8, 9, 10, 11],
+    [*PICTURE, 5, 6, 8, 9, 10],
 ]
 IMAGES = [1, 2, 0, 1]
 
@@ -78,7 +79,9 @@ def test_projector_is_the_formula():
     module = Projector(24)
     x = np.random.default_rng(0).normal(size=(3, 16)).astype(np.float32)
     params = ref.tiny_model().params["projector"]
-    np.testing.assert_allclose(module.apply({"params": params}, x), ref.projector(ref.f64(params), x), atol=1e-5)
+    np.testing.assert_allclose(
+        module.apply({"params": params}, x), ref.projector(ref.f64(params), x), atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("left", [False, True])
@@ -105,7 +108,9 @@ def test_routing_is_per_sample():
     got = LOGITS(model, prompt, (Voice(bank, Routing(jnp.asarray(gain))),))
     for i, r in enumerate((2, 0)):
         voices = [[ref.voice_layer(bank, gain[:, i], layer)] for layer in range(3)]
-        want, _ = ref.llava_logits(model.params, model.config, ROWS[r], patches(r) if IMAGES[r] else None, voices)
+        want, _ = ref.llava_logits(
+            model.params, model.config, ROWS[r], patches(r) if IMAGES[r] else None, voices
+        )
         np.testing.assert_allclose(got[i, starts[i] :], want, atol=1e-5)
 
 
@@ -127,7 +132,9 @@ def numpy_loss(rows):
     for r in rows:
         asked = 2 if r == 2 else 3
         z = expected(r)[-asked - 1 : -1]
-        log_p = z - np.log(np.exp(z - z.max(-1, keepdims=True)).sum(-1, keepdims=True)) - z.max(-1, keepdims=True)
+        log_p = (
+            z - np.log(np.exp(z - z.max(-1, keepdims=True)).sum(-1, keepdims=True)) - z.max(-1, keepdims=True)
+        )
         total -= log_p[np.arange(asked), ROWS[r][-asked:]].sum()
         count += asked
     return total, count
@@ -145,7 +152,6 @@ def test_answer_loss_is_the_cross_entropy_of_the_full_logits():
     "padding",
     [
         {"left": True},
-        {"extra": 5},
         {"extra": 9, "left": True, "columns": 6},
         {"images": 3, "columns": 4, "mask_tail": 2, "extra": 1},
     ],
@@ -157,9 +163,9 @@ def test_tr15_padding_to_any_bucket_leaves_the_loss(padding):
     tight, count, _ = LOSS(model, answered(rows), voices, tally=True)
     loose, again, tallies = LOSS(model, answered(rows, **padding), voices, tally=True)
     assert int(count) == int(again)
-    np.testing.assert_allclose(loose / again, tight / count, atol=1e-6)
+    np.testing.assert_allclose(float(loose) / int(again), float(tight) / int(count), atol=1e-6)
     ((tally,),) = tallies
-    images = sum(ROWS[r].count(I) for r in rows)
+    images = sum(ROWS[r].count(IMAGE) for r in rows)
     texts = sum(len(ROWS[r]) for r in rows) - images - 8
     np.testing.assert_array_equal(tally.count, np.broadcast_to([images, texts, 8], (3, 2, 3)))
 
@@ -176,10 +182,11 @@ def test_padding_meets_no_gradient():
 
         return jax.grad(loss)(factors)
 
-    tight = gradient(bank.factors, answered([1, 2]))
-    loose = gradient(bank.factors, answered([1, 2], left=True, extra=3, mask_tail=1, columns=5))
-    for one, other in zip(jax.tree.leaves(tight), jax.tree.leaves(loose), strict=True):
-        assert np.isfinite(other).all()
+    padding = {"extra": 3, "mask_tail": 1, "columns": 5}
+    right = gradient(bank.factors, answered([1, 2], **padding))
+    left = gradient(bank.factors, answered([2, 1], left=True, **padding))
+    for one, other in zip(jax.tree.leaves(right), jax.tree.leaves(left), strict=True):
+        assert np.isfinite(other).all() and np.abs(other).max() > 1e-4
         np.testing.assert_allclose(one, other, atol=1e-6)
 
 
@@ -215,7 +222,9 @@ def test_bfloat16_keeps_the_logits_in_float32(tied):
     assert got.dtype == jnp.float32
     decoder = ref.f64(model.params["decoder"])
     kernel = decoder["embedding"]["table"].T if tied else decoder["head"]["kernel"]
-    np.testing.assert_allclose(got, np.asarray(h, np.float64) @ kernel, atol=1e-5)  # bfloat16 logits miss by 1e-2
+    np.testing.assert_allclose(
+        got, np.asarray(h, np.float64) @ kernel, atol=1e-5
+    )  # bfloat16 logits miss by 1e-2
     loss, _, _ = LOSS(model, answered([0, 2]), (Voice(bank, everyone(bank)),))
     assert loss.dtype == jnp.float32 and np.isfinite(loss)
 
@@ -241,9 +250,9 @@ def test_axis_names_have_the_tree_of_the_parameters(shape):
 
 
 def test_init_is_a_function_of_the_key():
-    config = ref.tiny_config(layers=2)
-    init = jax.jit(init_model, static_argnums=0)
-    one, two, other = (init(config, jax.random.key(k)).params["decoder"]["layers"]["q_proj"]["kernel"] for k in (0, 0, 1))
+    block = Projector(24)
+    init = jax.jit(lambda k: init_stack(block, 2, jax.random.key(k), jnp.zeros((1, 16)))["linear1"]["kernel"])
+    one, two, other = init(0), init(0), init(1)
     np.testing.assert_array_equal(one, two)
     assert np.abs(one - other).max() > 0.01 and np.abs(one[0] - one[1]).max() > 0.01  # layers differ as well
-    np.testing.assert_allclose(np.std(one) * np.sqrt(24), 1.0, atol=0.15)
+    np.testing.assert_allclose(np.std(one) * np.sqrt(16), 1.0, atol=0.15)

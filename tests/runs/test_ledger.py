@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import shutil
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from hidecmoe_jax.core import trees
-from hidecmoe_jax.core.errors import BusyError, CheckpointError, ConfigError, NumericsError
-from hidecmoe_jax.runs.identity import open_run, read_run, replace
+from hidecmoe_jax.core.errors import CheckpointError, NumericsError
 from hidecmoe_jax.runs.ledger import Ledger
-from hidecmoe_jax.runs.lock import writer_lock
 from hidecmoe_jax.runs.progress import Progress
 
 
@@ -301,53 +296,6 @@ def test_what_is_no_numeric_array_is_refused(ledger, leaf):
         ledger.commit(0, "a", {"experts": {"x": leaf}}, meta={})
 
 
-# --- checkpoints in the middle of a task ---
-
-
-def test_progress_keeps_the_newest_two_and_gives_the_newest(tmp_path):
-    progress = Progress(tmp_path / "progress")
-    assert progress.latest() is None
-    for step in [10, 20, 3]:  # a new stage counts from 0 again
-        progress.save(step, {"w": np.full(3, step), "opt/none": np.zeros((0,))}, meta={"stage": step})
-    names = sorted(path.name for path in progress.folder.iterdir())
-    assert names == ["000001_step_20", "000002_step_3"]
-    step, state, meta = progress.latest()
-    assert (step, meta, state["w"].tolist()) == (3, {"stage": 3}, [3, 3, 3])
-    progress.clear()
-    assert progress.latest() is None
-
-
-def test_progress_falls_back_only_when_asked_and_writes_it_down(tmp_path):
-    progress = Progress(tmp_path / "progress")
-    for step in [1, 2]:
-        progress.save(step, {"w": np.full(3, step)}, meta={})
-    (progress.folder / "000001_step_2" / "meta.json").write_text("{}")
-    with pytest.raises(CheckpointError, match="newest good step is 1: .*--on-corrupt previous"):
-        progress.latest()
-    assert progress.latest(on_corrupt="previous")[0] == 1
-    assert json.loads((progress.folder / "fallbacks.jsonl").read_text())["passed_over"] == "000001_step_2"
-    (progress.folder / "000000_step_1" / "MANIFEST.json").unlink()
-    with pytest.raises(CheckpointError, match="no checkpoint is whole"):
-        progress.latest(on_corrupt="previous")
-    with pytest.raises(ConfigError, match="refuse, previous"):
-        progress.latest(on_corrupt="newest")
-
-
-def test_progress_survives_a_crash_in_the_middle_of_a_save(tmp_path, run_python):
-    source = """
-import pathlib, numpy as np
-from hidecmoe_jax.runs.progress import Progress
-for step in range(5):
-    Progress(pathlib.Path("p")).save(step, {"w": np.full(3, step)}, meta={})
-"""
-    done = run_python(source, env={"HIDECMOE_CRASH_AT": "before_progress_rename:3"})
-    assert done.returncode == 137, done.stderr
-    progress = Progress(tmp_path / "p")
-    assert progress.latest()[0] == 2
-    progress.save(3, {"w": np.full(3, 3)}, meta={})
-    assert sorted(path.name for path in progress.folder.iterdir()) == ["000002_step_2", "000003_step_3"]
-
-
 def test_ck26_sec6_rotation_never_reaches_a_task_or_follows_a_link(ledger):
     fill(ledger, 1)
     task = ledger.tasks()[0].folder
@@ -363,136 +311,3 @@ def test_ck26_sec6_rotation_never_reaches_a_task_or_follows_a_link(ledger):
     with pytest.raises(CheckpointError, match="symbolic link"):
         elsewhere.clear()
     assert progress.latest()[0] == 3 and ledger.load(0)
-
-
-# --- who a run is ---
-
-WHO = {
-    "method": "hide",
-    "base": "ab" * 32,
-    "seed": 0,
-    "tasks": ["digits", "counting"],
-    "config": {"method": {"rank": 8}, "train": {"rate": 1e-3}},
-    "fingerprints": {"digits": {"json": "11", "images": "22"}, "counting": {"json": "33", "images": "44"}},
-}
-
-
-def changed(path: str, value) -> dict:
-    who = json.loads(json.dumps(WHO))
-    *above, last = path.split(".")
-    node = who
-    for key in above:
-        node = node[key]
-    node[last] = value
-    return who
-
-
-def test_a_run_goes_on_as_the_same_run(tmp_path):
-    assert open_run(tmp_path / "r", WHO, resume=False, overwrite=False) is False
-    assert open_run(tmp_path / "r", WHO, resume=True, overwrite=False, session={"jax": "1"}) is True
-    run = read_run(tmp_path / "r")
-    assert run["identity"] == WHO and run["changes"] == [] and run["sessions"][1]["jax"] == "1"
-
-
-@pytest.mark.parametrize(
-    "path, value", [("config.method.rank", 16), ("method", "sequential"), ("seed", 1), ("tasks", ["digits"])]
-)
-def test_ck16_a_changed_setting_is_refused_with_both_values(tmp_path, path, value):
-    open_run(tmp_path, WHO, resume=False, overwrite=False)
-    with pytest.raises(CheckpointError) as caught:
-        open_run(tmp_path, changed(path, value), resume=True, overwrite=False)
-    assert path in caught.value.why and repr(value) in caught.value.why and "was" in caught.value.why
-    assert f"--allow-config-change={path}" in caught.value.remedy
-    assert read_run(tmp_path)["identity"] == WHO
-
-
-def test_ck16_another_order_of_tasks_is_refused(tmp_path):
-    open_run(tmp_path, WHO, resume=False, overwrite=False)
-    with pytest.raises(CheckpointError, match=r"tasks.0: was 'digits', now 'counting'"):
-        open_run(tmp_path, changed("tasks", ["counting", "digits"]), resume=True, overwrite=False)
-
-
-def test_ck16_an_allowed_change_is_recorded_and_allows_nothing_else(tmp_path):
-    open_run(tmp_path, WHO, resume=False, overwrite=False)
-    new = changed("config.train.rate", 1e-4)
-    with pytest.raises(CheckpointError, match="config.train.rate"):
-        open_run(tmp_path, new, resume=True, overwrite=False, allow=["config.method", "config.train.rat"])
-    assert open_run(tmp_path, new, resume=True, overwrite=False, allow=["config.train"])
-    change = read_run(tmp_path)["changes"][0]
-    assert (change["field"], change["old"], change["new"]) == ("config.train.rate", 1e-3, 1e-4)
-    assert open_run(tmp_path, new, resume=True, overwrite=False)
-
-
-def test_ck17_changed_data_is_refused_with_the_fingerprint_that_differs(tmp_path):
-    open_run(tmp_path, WHO, resume=False, overwrite=False)
-    with pytest.raises(CheckpointError, match=r"fingerprints.counting.images: was '44', now '45'"):
-        open_run(tmp_path, changed("fingerprints.counting.images", "45"), resume=True, overwrite=False)
-
-
-@pytest.mark.parametrize("path, value", [("method", "cmoe"), ("base", "cd" * 32), ("tasks", ["letters"])])
-def test_ck20_a_run_of_another_method_base_or_stream_is_refused(tmp_path, path, value):
-    open_run(tmp_path, WHO, resume=False, overwrite=False)
-    with pytest.raises(CheckpointError, match=f"another run.*\n.*\n.*{path}: was"):
-        open_run(tmp_path, changed(path, value), resume=True, overwrite=False)
-
-
-def test_ck21_resuming_nothing_is_an_error(tmp_path):
-    for folder in [tmp_path, tmp_path / "nowhere"]:
-        with pytest.raises(CheckpointError, match="nothing to resume"):
-            open_run(folder, WHO, resume=True, overwrite=False)
-    assert not (tmp_path / "nowhere").exists()
-
-
-def test_ck22_an_existing_run_needs_one_of_two_flags(tmp_path):
-    run = tmp_path / "run"
-    with writer_lock(run):
-        open_run(run, WHO, resume=False, overwrite=False)
-        fill(Ledger(run / "seed_0"), 1)
-        (run / "notes.txt").write_text("mine")
-        with pytest.raises(ConfigError, match="already exists") as caught:
-            open_run(run, WHO, resume=False, overwrite=False)
-        assert "--overwrite" in str(caught.value) and "--resume" in str(caught.value)
-        with pytest.raises(ConfigError, match="exclude each other"):
-            open_run(run, WHO, resume=True, overwrite=True)
-        with pytest.raises(BusyError), writer_lock(run):
-            pytest.fail("two writers")
-        assert open_run(run, changed("seed", 3), resume=False, overwrite=True) is False
-    assert read_run(run)["identity"]["seed"] == 3 and Ledger(run / "seed_0").tasks() == ()
-    assert len(Ledger(run / "replaced_000" / "seed_0").tasks()) == 1
-    assert (run / "notes.txt").read_text() == "mine"
-
-
-def test_ck22_a_folder_that_is_no_run_is_never_touched(tmp_path):
-    (tmp_path / "figures").mkdir()
-    for overwrite in [False, True]:
-        with pytest.raises(ConfigError, match="holds no run"):
-            open_run(tmp_path, WHO, resume=False, overwrite=overwrite)
-    assert [path.name for path in tmp_path.iterdir()] == ["figures"]
-
-
-def test_sec6_overwriting_moves_links_as_links_and_refuses_a_linked_run(tmp_path):
-    precious, run = tmp_path / "precious", tmp_path / "run"
-    fill(Ledger(precious), 1)
-    open_run(run, WHO, resume=False, overwrite=False)
-    (run / "seed_0").symlink_to(precious)
-    open_run(run, WHO, resume=False, overwrite=True)
-    assert (run / "replaced_000" / "seed_0").is_symlink() and len(Ledger(precious).tasks()) == 1
-    (tmp_path / "alias").symlink_to(run)
-    with pytest.raises(CheckpointError, match="symbolic link"):
-        replace(tmp_path / "alias")
-
-
-def test_a_damaged_or_newer_run_file_is_refused(tmp_path):
-    open_run(tmp_path, WHO, resume=False, overwrite=False)
-    text = (tmp_path / "run.json").read_text()
-    for broken, words in [
-        (text[:-20], "damaged"),
-        ("{}", "fields are missing"),
-        ('{"format": 9}', "newer version"),
-    ]:
-        (tmp_path / "run.json").write_text(broken)
-        with pytest.raises(CheckpointError, match=words):
-            open_run(tmp_path, WHO, resume=True, overwrite=False)
-    shutil.rmtree(tmp_path)
-    with pytest.raises(CheckpointError, match="this is no run"):
-        read_run(tmp_path)

@@ -9,6 +9,7 @@ measured is hatched, never drawn as zero.
 from __future__ import annotations
 
 import io
+import statistics
 from collections.abc import Mapping, Sequence
 
 DPI = 150
@@ -300,7 +301,6 @@ def _final_row(entry: Document) -> list[float | None]:
 
 
 def _std(values: Sequence[float | None]) -> float:
-    import statistics
     return statistics.stdev(values) if len(values) > 1 and None not in values else 0.0
 
 

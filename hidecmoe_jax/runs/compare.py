@@ -1,0 +1,82 @@
+"""Several methods on one stream, and one report that shows them side by side.
+
+Every method is a run of its own in a sub-folder and can be resumed by itself. The zero-shot row is the same for all of them
+(same base, same stream, same writing), so it is measured once and its answers are copied.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from hidecmoe_jax.core.errors import ConfigError
+from hidecmoe_jax.runs import results
+from hidecmoe_jax.runs.cells import Cells
+from hidecmoe_jax.runs.config import RunConfig
+from hidecmoe_jax.runs.disk import write_json
+from hidecmoe_jax.runs.identity import check_run
+from hidecmoe_jax.runs.lock import writer_lock
+from hidecmoe_jax.runs.seed_run import Options
+from hidecmoe_jax.runs.setting import Setting, open_setting, say
+from hidecmoe_jax.runs.signals import graceful_stop
+from hidecmoe_jax.runs.stream_loop import run_setting
+
+
+def compare(
+    configs: Sequence[RunConfig], out: str | Path, *, resume: bool = False, overwrite: bool = False, full_matrix: bool = False
+) -> Path:
+    """Runs every config into `out/<method name>` and writes the common report; returns `out`.
+
+    With `resume`, finished runs are left alone, unfinished ones go on and missing ones start.
+
+    Raises:
+      ConfigError: two methods share a name, or the configs differ in base, stream, or how answers are written.
+    """
+    folder, names = Path(out), [config.method.name for config in configs]
+    if len(set(names)) != len(names):
+        raise ConfigError("two methods have one name", where=", ".join(names), remedy="set method.name in each config")
+    for config in configs[1:]:
+        for part in ("base", "stream", "evaluate", "template"):
+            if getattr(config, part) != getattr(configs[0], part):
+                raise ConfigError(
+                    "these configs cannot be compared", where=f"{config.method.name}: {part}",
+                    why=f"it differs from that of {names[0]}", remedy="give both the same, or --set it for all",
+                )  # fmt: skip
+    folder.mkdir(parents=True, exist_ok=True)
+    with graceful_stop() as stop:
+        setting = open_setting(configs[0])
+        for config in configs:
+            part = folder / config.method.name
+            going_on = resume and part.is_dir()
+            check_run(part, resume=going_on, overwrite=overwrite)
+            part.mkdir(exist_ok=True)
+            say(f"{config.method.name}:")
+            own = dataclasses.replace(setting, config=config)
+            with writer_lock(part):
+                share_zero_shot(own, [folder / name for name in names], part)
+                options = Options(resume=going_on, overwrite=overwrite, full_matrix=full_matrix)
+                run_setting(own, part, options, stop)
+    write_json(folder / results.COMPARISON, {"runs": names})
+    return results.rebuild(folder)
+
+
+def share_zero_shot(setting: Setting, runs: Sequence[Path], part: Path) -> None:
+    """Copies row 0 from any seed that has measured it; greedy answers of the base depend on no seed."""
+    if setting.config.evaluate.writing.temperature > 0:
+        return
+    tasks = {task.name for task in setting.stream.tasks}
+    sources = [seed for run in runs for seed in sorted(run.glob("seed_*"))]
+    source = next((s for s in sources if tasks <= set(Cells(s / "cells.json").read().get(0, {}))), None)
+    if source is None:
+        return
+    for seed in setting.config.seeds:
+        target = part / f"seed_{seed}"
+        have = Cells(target / "cells.json").read().get(0, {})
+        if target == source or tasks <= set(have):
+            continue
+        target.mkdir(parents=True, exist_ok=True)
+        shutil.copytree(source / "answers" / "row_000", target / "answers" / "row_000", dirs_exist_ok=True)
+        for task, cell in Cells(source / "cells.json").read()[0].items():
+            Cells(target / "cells.json").write(0, task, cell | {"seconds": 0.0})

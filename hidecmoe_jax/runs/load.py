@@ -1,0 +1,183 @@
+"""A base model or a run, ready to answer: what `hidecmoe ask` and library users work with.
+
+The inputs of `logits` are those that Hugging Face's LLaVA processor makes (image tokens already expanded, pictures as
+[N, 3, H, W] in the order of their tokens), so another implementation can be held against it number by number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hidecmoe_jax.core.errors import CheckpointError, DataError
+from hidecmoe_jax.data.features import Features, extract
+from hidecmoe_jax.data.records import IMAGE, Record, Turn
+from hidecmoe_jax.data.tokenizer import Tokenizer
+from hidecmoe_jax.evaluate.answer import Answer, Writing, answers
+from hidecmoe_jax.methods.learner import Decision, Serving
+from hidecmoe_jax.methods.routed import Routed
+from hidecmoe_jax.models.config import LlavaConfig
+from hidecmoe_jax.models.llava import Model, Prompt, logits, vision_features
+from hidecmoe_jax.runs.config import Base, RunConfig
+from hidecmoe_jax.runs.identity import read_run
+from hidecmoe_jax.runs.ledger import Ledger
+from hidecmoe_jax.runs.setting import open_base
+from hidecmoe_jax.runs.stream_loop import CONFIG, config_of
+
+_logits = jax.jit(logits)
+_see = jax.jit(vision_features)
+
+
+@dataclass(frozen=True)
+class Reply:
+    """An answer with the tasks that were heard, loudest first, and a sentence about the decision."""
+
+    text: str
+    weights: dict[str, float]
+    decision: str
+
+
+@dataclass(frozen=True)
+class Assistant:
+    """A model that answers; `tasks` are those it has learned."""
+
+    run: RunConfig
+    base: Model
+    serving: Serving
+    tokenizer: Tokenizer
+    tasks: tuple[str, ...]
+
+    @property
+    def config(self) -> LlavaConfig:
+        """Shapes of the model."""
+        return self.serving.model.config
+
+    @property
+    def params(self) -> dict:
+        """Parameters with everything that is constant folded in; routed experts are in `serving.bank`."""
+        return self.serving.model.params
+
+    def logits(self, input_ids: Any, attention_mask: Any, pixel_values: Any = None) -> np.ndarray:
+        """Logits [B, T, V] float32 of the model without routed experts (a base model, or the folded part of a run).
+
+        Args:
+          input_ids: int [B, T], one image token per patch; padding on either side.
+          attention_mask: [B, T], 0 on padding.
+          pixel_values: float [N, 3, H, W], normalised, the pictures of all samples in the order of their tokens.
+
+        Raises:
+          DataError: image tokens and pictures do not match, or an id is outside the vocabulary.
+        """
+        ids, mask = np.asarray(input_ids, np.int32), np.asarray(attention_mask).astype(bool)
+        vocabulary, patches = self.config.decoder.vocabulary, self.config.vision.patches
+        if ((ids < 0) | (ids >= vocabulary)).any():
+            raise DataError("token ids outside the vocabulary", why=f"range {ids.min()}..{ids.max()}, allowed 0..{vocabulary - 1}")
+        counts = (ids == self.config.image_token).sum(axis=1)
+        pictures = 0 if pixel_values is None else len(pixel_values)
+        if (counts % patches).any() or counts.sum() != pictures * patches:
+            raise DataError(
+                "image tokens and pictures do not match", why=f"{counts.tolist()} image tokens, {pictures} pictures of {patches} patches"
+            )
+        seen = None
+        if pictures:
+            pixels = np.asarray(pixel_values, np.float32).transpose(0, 2, 3, 1)
+            flat, _ = _see(self.serving.model, pixels)
+            each = counts // patches
+            seen = np.zeros((len(ids), int(each.max()), *flat.shape[1:]), np.float32)
+            for row, (start, number) in enumerate(zip(np.cumsum(each) - each, each, strict=True)):
+                seen[row, :number] = flat[start : start + number]
+        return np.asarray(_logits(self.serving.model, Prompt(jnp.asarray(ids), jnp.asarray(mask), seen)))
+
+    def _records(self, images: Sequence[Any], prompts: Sequence[str]) -> tuple[Record, ...]:
+        if len(images) != len(prompts):
+            raise DataError("one entry of `images` per prompt", why=f"{len(images)} against {len(prompts)}", remedy="use [] for no picture")
+        records = []
+        for number, (shown, text) in enumerate(zip(images, prompts, strict=True)):
+            paths = [shown] if isinstance(shown, str | Path) else list(shown or [])
+            question = text if IMAGE in text else f"{IMAGE}\n" * len(paths) + text
+            if question.count(IMAGE) != len(paths):
+                raise DataError("pictures and <image> marks do not match", where=f"prompt {number}", why=f"{len(paths)} against {question.count(IMAGE)}")
+            files = tuple(str(path) for path in paths)
+            records.append(Record(str(number), files, (Turn(question, ""),), f"prompt {number}"))
+        return tuple(records)
+
+    def _features(self, records: tuple[Record, ...]) -> Features:
+        return extract(self.base, self.tokenizer, records, batch=min(len(records), self.run.base.feature_batch))
+
+    def generate(self, images: Sequence[Any], prompts: Sequence[str], *, seed: int = 0, named: str | None = None, **writing: Any) -> list[Answer]:
+        """Answers prompts; `images` holds a file, a list of files or None for each.
+
+        Args:
+          named: task to answer with, instead of letting the model find it.
+          writing: fields of `Writing`, such as `max_new_tokens=8, temperature=0.7`.
+        """
+        from dataclasses import replace
+
+        records = self._records(images, prompts)
+        style = replace(self.run.evaluate.writing, batch=min(len(records), self.run.evaluate.writing.batch), **writing)
+        found = answers(
+            self.run.method, self.serving, records, self._features(records), tokenizer=self.tokenizer,
+            template=self.run.template, writing=style, key=jax.random.key(seed), named=self._number(named),
+        )  # fmt: skip
+        return [answer for batch in found for answer in batch]
+
+    def _number(self, named: str | None) -> int | None:
+        if named is None:
+            return None
+        if named not in self.tasks:
+            raise DataError("no such task", where=named, why=f"learned are {', '.join(self.tasks) or 'none'}")
+        return self.tasks.index(named)
+
+    def route(self, images: Sequence[Any], prompts: Sequence[str]) -> list[dict[str, float]]:
+        """Weight of every learned task for each prompt; empty where nothing is routed."""
+        records = self._records(images, prompts)
+        pooled = self._features(records).pooled(np.arange(len(records)))
+        decision: Decision = self.run.method.decide(self.serving, pooled, None)
+        return [dict(zip(self.tasks, map(float, row), strict=False)) for row in np.asarray(decision.weight_BN)]
+
+    def answer(self, images: Sequence[str | Path], question: str, *, named: str | None = None) -> Reply:
+        """Answers one question about any number of pictures."""
+        given = self.generate([list(images)], [question], named=named)[0]
+        weights = dict(sorted(zip(self.tasks, given.weights, strict=False), key=lambda item: -item[1]))
+        if not weights:
+            return Reply(given.text, {}, "no routed experts: one model for everything")
+        (first, top), *rest = weights.items()
+        margin = top - rest[0][1] if rest else top
+        return Reply(given.text, weights, f"routed to {first}, {margin:.3f} ahead of the next task")
+
+
+def load(path: str | Path, *, task: int | None = None) -> Assistant:
+    """Opens a base model (`pocket`, or a folder) or a run, optionally as it was after its first `task` tasks.
+
+    Raises:
+      CheckpointError: neither, damaged, another base model than the run was learned on, or no such task.
+    """
+    folder = Path(path)
+    if not (folder / CONFIG).is_file():
+        config = RunConfig(method=Routed(name="base", growth="none"), base=Base(path=str(path)))
+        model, tokenizer = open_base(config)
+        return Assistant(config, model, config.method.serve(model, config.method.birth(model, 1)), tokenizer, ())
+    config, run = config_of(folder), read_run(folder)
+    model, tokenizer = open_base(config)
+    from hidecmoe_jax.core import trees
+
+    if trees.digest(model.params) != run["identity"]["base"]:
+        raise CheckpointError(
+            "the run was learned on another base model", where=str(folder),
+            why=f"the SHA-256 of {config.base.path} is not the one in run.json", remedy="put the original base model back",
+        )  # fmt: skip
+    ledger = Ledger(folder / f"seed_{config.seeds[0]}")
+    done = ledger.tasks()
+    count = len(done) if task is None else task
+    if not 0 <= count <= len(done):
+        raise CheckpointError("no such task in the run", where=str(folder), why=f"asked for {task}, learned are {len(done)}")
+    kept = [ledger.load(index)[0] for index in range(count)]
+    learner = config.method.recall(model, max(config.capacity, len(done)), kept)
+    return Assistant(config, model, config.method.serve(model, learner), tokenizer, tuple(r.name for r in done[:count]))

@@ -1,0 +1,167 @@
+"""From the files of a run to its report: reads cells, metrics and ledger, and writes report.json, the page and the figures.
+
+Everything in a report is worked out from files of the run folder, so a report can be written again at any time, and says
+`null` where a cell was not measured.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hidecmoe_jax.core import strict
+from hidecmoe_jax.core.errors import CheckpointError
+from hidecmoe_jax.runs.cells import Cells, Curve
+from hidecmoe_jax.runs.config import from_mapping, to_mapping
+from hidecmoe_jax.runs.disk import read_json, write_json
+from hidecmoe_jax.runs.identity import read_run
+from hidecmoe_jax.runs.ledger import Ledger
+from hidecmoe_jax.runs.report import (
+    RunFacts,
+    Sample,
+    SeedResult,
+    compare_document,
+    run_document,
+    write_report,
+)
+from hidecmoe_jax.runs.rows import answers_file, confusion, read_answers
+from hidecmoe_jax.runs.setting import Setting
+
+FACTS, COMPARISON, SAMPLES = "facts.json", "comparison.json", 4
+
+
+def write(setting: Setting, folder: Path) -> None:
+    """Writes what only an opened run knows (sizes, sample questions), then the report."""
+    method = setting.config.method
+    seed = folder / f"seed_{setting.config.seeds[0]}"
+    kept = [Ledger(seed).load(record.index)[0] for record in Ledger(seed).tasks()]
+    sizes = method.sizes(setting.model, method.recall(setting.model, max(setting.config.capacity, len(kept)), kept))
+    asked = {
+        task.name: [
+            {"id": r.id, "question": r.turns[-1].question, "answer": r.references[0], "image": r.images[0] if r.images else None}
+            for r in setting.test(task)[:SAMPLES]
+        ]
+        for task in setting.stream.tasks
+    }
+    lessons = [[setting.stream.tasks[t].name for t in lesson] for lesson in method.lessons(len(setting.stream.tasks))]
+    scorers = {task.name: task.scorer for task in setting.stream.tasks}
+    facts = {"method": method.name, "scorers": scorers, "lessons": lessons, "sizes": sizes, "asked": asked}
+    write_json(folder / FACTS, facts)
+    rebuild(folder)
+
+
+def rebuild(folder: str | Path) -> Path:
+    """Writes the report of a run, or of a comparison of runs, from what is on disk.
+
+    Raises:
+      CheckpointError: the folder holds neither.
+    """
+    folder = Path(folder)
+    if (folder / COMPARISON).is_file():
+        runs = [folder / name for name in read_json(folder / COMPARISON)["runs"]]
+        document, samples = compare_document([document_of(run) for run in runs]), []
+    else:
+        document, samples = document_of(folder), samples_of(folder)
+    write_report(folder, document, samples)
+    return folder
+
+
+def document_of(folder: Path) -> dict[str, Any]:
+    """The report of one run as plain values."""
+    if not (folder / FACTS).is_file():
+        raise CheckpointError(
+            "no report can be written", where=str(folder), why=f"{FACTS} is missing: the run is not finished",
+            remedy="finish it with the command it was started with, and --resume",
+        )  # fmt: skip
+    facts, run = read_json(folder / FACTS), read_run(folder)
+    tasks = tuple(run["identity"]["tasks"])
+    config = from_mapping(strict.read_yaml(folder / "config.yaml"), str(folder / "config.yaml"))
+    seeds = [seed_result(folder / f"seed_{seed}", seed, tasks, facts["lessons"]) for seed in config.seeds]
+    first = Ledger(folder / f"seed_{config.seeds[0]}").tasks()
+    settings = {key: value for key, value in to_mapping(config).items() if key != "stream"}
+    return run_document(
+        RunFacts(
+            method=facts["method"],
+            tasks=tasks,
+            scorers=tuple(facts["scorers"][task] for task in tasks),
+            stored_parameters=_total(facts["sizes"]["stored"]),
+            archived_parameters=_total(facts["sizes"]["archived"]),
+            trained_parameters=_total(facts["sizes"]["trained"]),
+            archived_bytes=sum(f.stat().st_size for record in first for f in record.folder.rglob("*") if f.is_file()),
+            expert_sizes={record.name: facts["sizes"]["trained"]["experts"] for record in first},
+            settings=settings,
+        ),
+        seeds,
+    )
+
+
+def _total(counts: dict[str, int]) -> dict[str, int]:
+    return {"total": sum(counts.values()), **counts}
+
+
+def seed_result(folder: Path, seed: int, tasks: Sequence[str], lessons: Sequence[Sequence[str]]) -> SeedResult:
+    """What one seed measured. A row after k lessons stands at the number of tasks they taught."""
+    cells = Cells(folder / "cells.json").read()
+    taught = [0]
+    for lesson in lessons:
+        taught.append(taught[-1] + len(lesson))
+    matrix: list[list[float | None]] = [[None] * len(tasks) for _ in range(taught[-1] + 1)]
+    unparsed: list[list[int | None]] = [[None] * len(tasks) for _ in range(taught[-1] + 1)]
+    for row, place in enumerate(taught):
+        for column, task in enumerate(tasks):
+            cell = cells.get(row, {}).get(task)
+            if cell is not None:
+                matrix[place][column], unparsed[place][column] = cell["score"], cell["unparsed"]
+    last = cells.get(len(lessons), {})
+    named = [last.get(f"{task} (named)", {}).get("score") for task in tasks]
+    routed = confusion(last, tasks)
+    return SeedResult(
+        seed=seed,
+        matrix=matrix,
+        named_task_row=named if any(score is not None for score in named) else None,
+        routing_confusion=None if routed is None else routed.tolist(),
+        unparsed=unparsed,
+        seconds=_seconds(folder, cells),
+        curves=_curves(folder),
+    )
+
+
+def _seconds(folder: Path, cells: dict[int, dict[str, dict[str, Any]]]) -> dict[str, float]:
+    ledger = Ledger(folder)
+    learning = sum(ledger.meta(record.index)["seconds"] for record in ledger.tasks())
+    return {"learning": round(learning, 3), "evaluation": round(sum(c["seconds"] for row in cells.values() for c in row.values()), 3)}
+
+
+def _curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    curves = defaultdict(list)
+    for line in Curve(folder / "metrics.jsonl").read():
+        curves[line["task"]].append((line["step"], line["loss"]))
+    return dict(curves)
+
+
+def samples_of(folder: Path) -> list[Sample]:
+    """The first test questions of every task with the final answers and who spoke."""
+    facts = read_json(folder / FACTS)
+    config = from_mapping(strict.read_yaml(folder / "config.yaml"), str(folder / "config.yaml"))
+    seed = folder / f"seed_{config.seeds[0]}"
+    samples = []
+    for task, asked in facts["asked"].items():
+        lines = {line["question_id"]: line for line in read_answers(answers_file(seed, len(facts["lessons"]), task, named=False))}
+        for item in asked:
+            line = lines.get(item["id"])
+            if line is not None:
+                samples.append(
+                    Sample(
+                        task=task,
+                        question=item["question"].replace("<image>", "").strip(),
+                        answer=item["answer"],
+                        prediction=line["text"],
+                        routing=line["weights"],
+                        image=item["image"],
+                    )
+                )
+    return samples
+
+
