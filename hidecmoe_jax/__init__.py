@@ -14,7 +14,9 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-__version__ = "0.1.0"
+from hidecmoe_jax.core.about import VERSION
+
+__version__ = VERSION
 
 # public name -> module that defines it
 _HOME = {
@@ -36,6 +38,7 @@ _HOME = {
     "RunConfig": "hidecmoe_jax.runs.config",
     "stream_specs": "hidecmoe_jax.runs.setting",
     "StreamConfig": "hidecmoe_jax.runs.config",
+    "study": "hidecmoe_jax.runs.similarity",
     "TaskSpec": "hidecmoe_jax.data.stream",
     "Voice": "hidecmoe_jax.experts.routing",
     "write_stream": "hidecmoe_jax.data.pocket.tasks",

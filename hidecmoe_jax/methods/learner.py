@@ -129,6 +129,9 @@ class Method(Protocol):
     def after(self, model: Model, learner: Learner, stage: Stage, task: int) -> Learner:
         """Surgery after a stage; leaves nothing in `live` or `tuned`."""
 
+    def variants(self) -> dict[str, Method]:
+        """Other ways to serve the same archive, by name; the report shows their last row beside the method's own."""
+
     def keep(self, learner: Learner, task: int) -> dict[str, dict[str, Array]]:
         """What the ledger archives of lesson number `task`, as groups of flat arrays; never anything of another."""
 

@@ -9,7 +9,7 @@ upper reference; one shared expert is sequential LoRA, and shared over the union
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import jax
@@ -103,6 +103,12 @@ class Routed:
     def isolates(self) -> bool:
         """Whether earlier experts keep every byte: always, but for one shared expert."""
         return self.growth == "per_task"
+
+    def variants(self) -> dict[str, Routed]:
+        """The same experts under each fusion rule, by its name; empty where nothing is fused."""
+        if self.growth != "per_task" or self.expand == "all":
+            return {}
+        return {rule: replace(self, fusion=rule) for rule in surgery.FUSIONS}
 
     def expanded(self, layers: int) -> tuple[int, ...]:
         """Numbers of the expanded layers of a decoder with `layers` layers."""

@@ -121,7 +121,9 @@ class DecoderBlock(nn.Module):
             h = RMSNorm(c.epsilon, self.param_dtype, name="norm2")(x)
             weighted = gates(h)
             up = jax.nn.silu(site("gate_proj", h, weighted)) * site("up_proj", h, weighted)
-            x = x + speak(site("down_proj", up, weighted), h, "ffn", weighted)
+            branch = speak(site("down_proj", up, weighted), h, "ffn", weighted)
+            self.sow("intermediates", "branch", branch)
+            x = x + branch
         return x, [weight for _, weight in weighted], kept
 
 
@@ -250,3 +252,31 @@ def run_layers(
         (x, cache), counted = jax.lax.scan(step, (x, cache), (jnp.arange(start, stop), heard))
         tallies.append(counted)
     return x, cache, tallies
+
+
+def branch_means(
+    layers: dict,
+    config: DecoderConfig,
+    x_BTD: Array,
+    *,
+    positions_BT: Array,
+    mask_B1TS: Array,
+    voices: Sequence[Voice],
+    real_BT: Array,
+) -> Array:
+    """Feed-forward output of every layer before it joins the residual, averaged over real tokens: float32 [L, B, D].
+
+    The voices must cover the whole stack. This is what similarity studies of layers look at; nothing is cached.
+    """
+    block = DecoderBlock(config, "float32")
+    share_BT1 = (real_BT / jnp.maximum(jnp.sum(real_BT, axis=1, keepdims=True), 1)).astype(jnp.float32)[..., None]
+
+    def step(x, inputs):
+        params, heard = inputs
+        (x, _, _), seen = block.apply(
+            {"params": params}, x, positions_BT, mask_B1TS, heard, _no_store, mutable=["intermediates"]
+        )
+        (branch,) = seen["intermediates"]["branch"]
+        return x, jnp.sum(branch.astype(jnp.float32) * share_BT1, axis=1)
+
+    return jax.lax.scan(step, x_BTD, (layers, [_cut(voice, 0, config.layers) for voice in voices]))[1]

@@ -69,11 +69,20 @@ class Base:
 
 @dataclass(frozen=True)
 class Judging:
-    """What is evaluated: the split, whether the named-task reference is measured, and with which writing."""
+    """What is evaluated.
+
+    Attributes:
+      split: `test`, or `val` while choices are made.
+      named: measure what naming the task would give, after the last task.
+      zero_shot: measure the base before the first task.
+      variants: measure the last row of the first seed under the method's other fusion rules too.
+      writing: how answers are written.
+    """
 
     split: str = "test"
     named: bool = True
     zero_shot: bool = True
+    variants: bool = True
     writing: Writing = Writing()
 
     def __post_init__(self):

@@ -7,8 +7,7 @@ The inputs of `logits` are those that Hugging Face's LLaVA processor makes (imag
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hidecmoe_jax.core import trees
 from hidecmoe_jax.core.errors import CheckpointError, DataError
 from hidecmoe_jax.data.features import Features, extract
 from hidecmoe_jax.data.records import IMAGE, Record, Turn
@@ -118,8 +118,6 @@ class Assistant:
           named: task to answer with, instead of letting the model find it.
           writing: fields of `Writing`, such as `max_new_tokens=8, temperature=0.7`.
         """
-        from dataclasses import replace
-
         records = self._records(images, prompts)
         style = replace(self.run.evaluate.writing, batch=min(len(records), self.run.evaluate.writing.batch), **writing)
         found = answers(
@@ -166,8 +164,6 @@ def load(path: str | Path, *, task: int | None = None) -> Assistant:
         return Assistant(config, model, config.method.serve(model, config.method.birth(model, 1)), tokenizer, ())
     config, run = config_of(folder), read_run(folder)
     model, tokenizer = open_base(config)
-    from hidecmoe_jax.core import trees
-
     if trees.digest(model.params) != run["identity"]["base"]:
         raise CheckpointError(
             "the run was learned on another base model", where=str(folder),

@@ -13,6 +13,7 @@ from typing import Any
 
 from hidecmoe_jax.core import strict
 from hidecmoe_jax.core.errors import CheckpointError
+from hidecmoe_jax.methods.learner import Method
 from hidecmoe_jax.runs.cells import Cells, Curve
 from hidecmoe_jax.runs.config import from_mapping, to_mapping
 from hidecmoe_jax.runs.disk import read_json, write_json
@@ -27,6 +28,7 @@ from hidecmoe_jax.runs.report import (
     write_report,
 )
 from hidecmoe_jax.runs.rows import answers_file, confusion, read_answers
+from hidecmoe_jax.runs.seed_run import variant_folder
 from hidecmoe_jax.runs.setting import Setting
 
 FACTS, COMPARISON, SAMPLES = "facts.json", "comparison.json", 4
@@ -94,7 +96,19 @@ def document_of(folder: Path) -> dict[str, Any]:
             settings=settings,
         ),
         seeds,
+        fusion_modes=_variants(folder / f"seed_{config.seeds[0]}", config.method, tasks, len(facts["lessons"])),
     )
+
+
+def _variants(folder: Path, method: Method, tasks: Sequence[str], row: int) -> dict[str, list[float | None]]:
+    """Last scores of every variant; the method's own are those of its last row."""
+    found = {}
+    for name, variant in method.variants().items():
+        home = folder if variant == method else variant_folder(folder, name)
+        cells = Cells(home / "cells.json").read().get(row, {})
+        if cells:
+            found[name] = [cells.get(task, {}).get("score") for task in tasks]
+    return found
 
 
 def _total(counts: dict[str, int]) -> dict[str, int]:

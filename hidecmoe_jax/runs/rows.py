@@ -107,6 +107,7 @@ def evaluate_cell(
     path = answers_file(folder, row, task.name, named=reference)
     lines = write_answers(setting, serving, task, path, seed=seed, named=named)
     cell = judge(task, setting.test(task), lines, [t.name for t in setting.stream.tasks])
+    folder.mkdir(parents=True, exist_ok=True)
     cells.write(row, label, cell | {"seconds": round(time.monotonic() - start, 3)})
 
 

@@ -76,6 +76,11 @@ def capacity_for(wanted: int, lessons: int) -> int:
     return capacity
 
 
+def variant_folder(folder: Path, name: str) -> Path:
+    """Where a variant's answers and scores lie."""
+    return folder / "variants" / name
+
+
 @dataclass(frozen=True)
 class SeedRun:
     """One seed of an opened setting in its folder (which its run has locked)."""
@@ -108,6 +113,8 @@ class SeedRun:
                 kept.append(self.ledger.load(number)[0])
                 Progress(self.folder / "progress").clear()
             self.evaluate(number + 1, kept)
+        if self.setting.config.evaluate.variants and self.seed == self.setting.config.seeds[0]:
+            self.evaluate_variants(kept)
 
     def recall(self, kept: list) -> Learner:
         """The learner after the kept lessons."""
@@ -198,6 +205,18 @@ class SeedRun:
             self._cell(serving, row, index, named=method.needs_name, reference=False)
             if reference and self.setting.config.evaluate.named:
                 self._cell(serving, row, index, named=True, reference=True)
+
+    def evaluate_variants(self, kept: list) -> None:
+        """Measures the last row under every variant of the method, in folders of their own."""
+        config, own = self.setting.config, self.setting.config.method
+        for name, method in own.variants().items():
+            if method == own or not kept:
+                continue
+            setting = replace(self.setting, config=replace(config, method=method))
+            other = replace(self, setting=setting, folder=variant_folder(self.folder, name))
+            serving = method.serve(setting.model, other.recall(kept))
+            for index in range(len(setting.stream.tasks)):
+                other._cell(serving, len(self.lessons), index, named=method.needs_name, reference=False)
 
     def _cell(self, serving: Serving, row: int, index: int, *, named: bool, reference: bool) -> None:
         task = self.setting.stream.tasks[index]

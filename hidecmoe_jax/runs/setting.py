@@ -5,16 +5,18 @@ Opening checks everything that can be wrong before any training starts: data, sc
 
 from __future__ import annotations
 
+import platform
 import sys
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from importlib.metadata import version
 from typing import Any
 
 import jax
 from tqdm import tqdm
 
-from hidecmoe_jax import __version__
 from hidecmoe_jax.core import trees
+from hidecmoe_jax.core.about import VERSION
 from hidecmoe_jax.core.errors import ConfigError, DataError, nearest
 from hidecmoe_jax.data.features import Features, extract
 from hidecmoe_jax.data.pocket.cache import pocket_tasks
@@ -175,12 +177,9 @@ def open_setting(config: RunConfig, *, errors: str | None = None) -> Setting:
 
 def session_facts() -> dict[str, Any]:
     """Versions and devices of this process, for the record."""
-    import platform
-    from importlib.metadata import version
-
     packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
     return {
         "python": platform.python_version(),
-        "versions": {"hidecmoe_jax": __version__} | {name: version(name) for name in packages},
+        "versions": {"hidecmoe_jax": VERSION} | {name: version(name) for name in packages},
         "devices": [device.device_kind for device in jax.devices()],
     }

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from hidecmoe_jax.core import strict
 from hidecmoe_jax.core.errors import CheckpointError, ConfigError
 from hidecmoe_jax.data.stream import TaskSpec
@@ -68,8 +70,6 @@ def run_setting(setting: Setting, folder: Path, options: Options, stop: Stop) ->
 
 def write_config(config: RunConfig, folder: Path) -> None:
     """The resolved configuration, as YAML that `load_config` reads back."""
-    import yaml
-
     part = folder / f"{CONFIG}.part"
     part.write_text(yaml.safe_dump(to_mapping(config), sort_keys=False), encoding="utf-8")
     part.replace(folder / CONFIG)

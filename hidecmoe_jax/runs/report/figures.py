@@ -201,6 +201,24 @@ def last_by_task(document: Document):
     return figure
 
 
+def similarity_map(layers_LTT, tasks: Sequence[str], *, legacy: bool):
+    """Similarity of the tasks' own models by layer: the mean over pairs as bars, the pairs as heat below."""
+    count, layers = len(tasks), len(layers_LTT)
+    pairs = [(i, j) for i in range(count) for j in range(i + 1, count)]
+    figure, (top, below) = _canvas(2.5 + 0.5 * layers, 2.6 + 0.28 * len(pairs), rows=2, ratios=(2, 0.4 + 0.28 * len(pairs)))
+    values = [[float(layers_LTT[layer][i][j]) for layer in range(layers)] for i, j in pairs]
+    top.bar(range(layers), [sum(column) / len(pairs) for column in zip(*values)], color=INK, width=0.6)
+    top.set_xticks(range(layers), range(layers))
+    top.set_ylim(0, 1.02)
+    kind = "legacy (unpaired, biased RBF)" if legacy else "paired, debiased linear"
+    _titles(top, f"CKA of single-task models \u00b7 {kind}", x="", y="mean over pairs")
+    _heat(below, values, top=1.0, texts=[[f"{value:.2f}" for value in row] for row in values])
+    below.set_xticks(range(layers), range(layers))
+    below.set_yticks(range(len(pairs)), [f"{_short(tasks[i])} / {_short(tasks[j])}" for i, j in pairs])
+    _titles(below, "", x="decoder layer", y="")
+    return figure
+
+
 def _canvas(width: float, height: float, *, rows: int = 1, columns: int = 1, ratios: Sequence[float] | None = None):
     from matplotlib.figure import Figure
     figure = Figure(figsize=(width, height), layout="constrained")

@@ -1,0 +1,21 @@
+"""`hidecmoe cka`: in which layers do tasks part?"""
+
+from __future__ import annotations
+
+import hidecmoe_jax as hj
+from hidecmoe_jax.cli.words import Run
+
+
+def cka(run: Run, /, *, count: int = 500, legacy: bool = False) -> None:
+    """Compare the features of the tasks' own experts layer by layer: the study behind HiDe's choice of layers.
+
+    Examples:
+      $ hidecmoe cka runs/hide
+      $ hidecmoe cka runs/hide --legacy --count 50
+
+    Args:
+      run: run folder of a method that keeps one expert per task.
+      count: questions shown to every expert.
+      legacy: the published form (own questions, biased RBF); it is high even for unrelated features.
+    """
+    print(f"heat map: {hj.study(run, count=count, legacy=legacy)}")

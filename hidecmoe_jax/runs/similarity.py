@@ -1,0 +1,81 @@
+"""The layer-similarity study of a run: do the tasks' own experts make alike features below the top layer?
+
+Every task's expert is taken from the archive and speaks alone in all layers, on the projector it was trained with. Features
+are compared layer by layer (`evaluate.cka`), and a heat map of the mean similarity shows where tasks part.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+
+from hidecmoe_jax.core.errors import ConfigError
+from hidecmoe_jax.data.loader import collate
+from hidecmoe_jax.data.records import Record
+from hidecmoe_jax.evaluate.answer import prompts
+from hidecmoe_jax.evaluate.cka import cka_matrices, layer_features
+from hidecmoe_jax.experts import surgery
+from hidecmoe_jax.experts.routing import Voice, everyone
+from hidecmoe_jax.methods.learner import dressed
+from hidecmoe_jax.models.llava import Model, Prompt
+from hidecmoe_jax.runs.disk import write_json
+from hidecmoe_jax.runs.ledger import Ledger
+from hidecmoe_jax.runs.report.figures import png, similarity_map
+from hidecmoe_jax.runs.setting import Setting, bar, open_setting
+from hidecmoe_jax.runs.stream_loop import config_of
+
+
+def study(run: str | Path, *, count: int = 500, legacy: bool = False) -> Path:
+    """Writes `cka.json` (or `cka_legacy.json`) and its heat map into the run folder; returns the picture's path.
+
+    Args:
+      count: questions shown to every model: test questions of all tasks in equal parts, or (legacy) of its own task.
+
+    Raises:
+      ConfigError: the run has fewer than two experts to compare.
+    """
+    folder, setting = Path(run), open_setting(config_of(run))
+    seed = folder / f"seed_{setting.config.seeds[0]}"
+    kept = [Ledger(seed).load(record.index)[0] for record in Ledger(seed).tasks()]
+    if not setting.config.method.isolates or len(kept) < 2:
+        raise ConfigError(
+            "nothing to compare", where=str(folder), why=f"{setting.config.method.name} keeps no expert per task, or learned one task",
+            remedy="give a run with one expert per task, such as configs/pocket/hide.yaml",
+        )  # fmt: skip
+    tasks = [setting.stream.tasks[index] for index in range(len(kept))]
+    learner = setting.config.method.recall(setting.model, max(setting.config.capacity, len(kept)), kept)
+    shared = [record for task in tasks for record in setting.test(task)[: max(1, count // len(tasks))]]
+    features = []
+    for index, task in enumerate(bar("similarity")(tasks)):
+        shown = list(setting.test(task)[:count]) if legacy else shared
+        own = {path: jnp.asarray(leaf) for path, leaf in kept[index]["shared"].items()}
+        experts = [surgery.extract(bank, index) for bank in learner.past.values()]
+        voices = tuple(Voice(expert, everyone(expert)) for expert in experts)
+        features.append(_features(setting, dressed(setting.model, own), voices, shown, f"{task.name if legacy else 'all'} shown"))
+    rows = min(part.shape[1] for part in features)
+    found = cka_matrices(np.stack([part[:, :rows] for part in features]), legacy=legacy)
+    name = "cka_legacy" if legacy else "cka"
+    names = [task.name for task in tasks]
+    write_json(folder / f"{name}.json", {"tasks": names, "rows": rows, "legacy": legacy, "layers": found.tolist()})
+    picture = folder / "figures" / f"{name}.png"
+    picture.parent.mkdir(exist_ok=True)
+    picture.write_bytes(png(similarity_map(found, names, legacy=legacy)))
+    return picture
+
+
+def _features(setting: Setting, model: Model, voices: tuple[Voice, ...], records: list[Record], label: str) -> np.ndarray:
+    """Layer features [L, N, D] of questions."""
+    writing, size = setting.config.evaluate.writing, setting.config.evaluate.writing.batch
+    asked = prompts(records, setting.tokenizer, setting.config.template, setting.model.config, writing)
+    seen, parts = setting.features(tuple(records), label), []
+    for start in range(0, len(records), size):
+        rows = np.minimum(np.arange(start, start + size, dtype=np.int32), len(records) - 1)
+        arrays = collate(
+            [asked[row] for row in rows], length=setting.prompt_length, answers=1, pad=setting.tokenizer.pad,
+            vocab=model.config.decoder.vocabulary,
+        )  # fmt: skip
+        prompt = Prompt(arrays["tokens_BT"], arrays["mask_BT"], seen.patches(rows))
+        parts.append(np.asarray(layer_features(model, prompt, voices))[:, : len(records) - start])
+    return np.concatenate(parts, axis=1)
