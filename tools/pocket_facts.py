@@ -1,7 +1,9 @@
-"""What a pre-training stage leaves beside its checkpoint: a small JSON with its plan, its cost and its last loss.
+"""What a pre-training stage leaves beside its checkpoint: a small JSON with its plan, its cost and its last
+loss.
 
-`STAGE.json` is written whenever `STAGE.npz` is, so a stage that was stopped and went on adds up its seconds, and a plan
-that was changed on the way (more steps, another rate) is on record as two plans and not as the last one.
+`STAGE.json` is written whenever `STAGE.npz` is, so a stage that was stopped and went on adds up its seconds,
+and a plan that was changed on the way (more steps, another rate) is on record as two plans and not as the
+last one.
 """
 
 from __future__ import annotations
@@ -24,7 +26,9 @@ def read_facts(folder: Path, stage: str) -> dict:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
-def write_facts(folder: Path, stage: str, plan, *, before: dict, start: int, step: int, seconds: float, losses: Sequence) -> None:
+def write_facts(
+    folder: Path, stage: str, plan, *, before: dict, start: int, step: int, seconds: float, losses: Sequence
+) -> None:
     """Writes `STAGE.json`, replaced atomically.
 
     Args:

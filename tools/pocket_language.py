@@ -1,8 +1,9 @@
 """Language stages of the pocket model: projector and decoder learn to talk about what the frozen tower sees.
 
-`projector` aligns with captions, `instruct` tunes on questions. Both follow LLaVA's order (arXiv 2304.08485), but the decoder
-starts from nothing and so trains in both. Several questions about one picture are packed into one conversation: the picture
-is paid for once and every answer after it counts. None of the pocket stream's wordings or answer forms occur here.
+`projector` aligns with captions, `instruct` tunes on questions. Both follow LLaVA's order (arXiv 2304.08485),
+but the decoder starts from nothing and so trains in both. Several questions about one picture are packed into
+one conversation: the picture is paid for once and every answer after it counts. None of the pocket stream's
+wordings or answer forms occur here.
 """
 
 from __future__ import annotations
@@ -63,7 +64,9 @@ def conversation(picture, rng: np.random.Generator, plan: LanguagePlan) -> list[
     return [Turn(f"<image>\n{q}" if i == 0 else q, a) for i, (q, a) in enumerate(turns)]
 
 
-def packed(picture, rng: np.random.Generator, plan: LanguagePlan, *, patches: int, tokenizer: Tokenizer) -> Encoded:
+def packed(
+    picture, rng: np.random.Generator, plan: LanguagePlan, *, patches: int, tokenizer: Tokenizer
+) -> Encoded:
     """As many turns about one picture as fit the plan's shape.
 
     Raises:
@@ -77,16 +80,22 @@ def packed(picture, rng: np.random.Generator, plan: LanguagePlan, *, patches: in
             if len(one.tokens) <= plan.length and (one.labels >= 0).sum() <= plan.answers:
                 return one
             turns = turns[:-1]
-    raise ConfigError("no turn fits the plan", why=f"length {plan.length}, answers {plan.answers}", remedy="give more room")
+    raise ConfigError(
+        "no turn fits the plan", why=f"length {plan.length}, answers {plan.answers}", remedy="give more room"
+    )
 
 
-def draw_conversations(plan: LanguagePlan, step: int, patches: int, tokenizer: Tokenizer) -> dict[str, np.ndarray]:
+def draw_conversations(
+    plan: LanguagePlan, step: int, patches: int, tokenizer: Tokenizer
+) -> dict[str, np.ndarray]:
     """Pictures and packed conversations of one step; a pure function of (seed, step)."""
     rng = np.random.default_rng([plan.seed, len(plan.stage), step])
     shares = np.array(list(SHARES.values())) / sum(SHARES.values())
     pictures = [draw(str(family), rng) for family in rng.choice(list(SHARES), size=plan.batch, p=shares)]
     encoded = [packed(picture, rng, plan, patches=patches, tokenizer=tokenizer) for picture in pictures]
-    arrays = collate(encoded, length=plan.length, answers=plan.answers, pad=tokenizer.pad, vocab=tokenizer.size)
+    arrays = collate(
+        encoded, length=plan.length, answers=plan.answers, pad=tokenizer.pad, vocab=tokenizer.size
+    )
     return arrays | {"pixels": np.stack([picture.pixels for picture in pictures])}
 
 
@@ -119,7 +128,9 @@ def step_once(leaves, state, model: Model, arrays: dict, *, plan: LanguagePlan):
     return optax.apply_updates(leaves, update), state, value
 
 
-def train_language(config: LlavaConfig, plan: LanguagePlan, towers: dict, folder: Path, start_from: dict | None) -> dict:
+def train_language(
+    config: LlavaConfig, plan: LanguagePlan, towers: dict, folder: Path, start_from: dict | None
+) -> dict:
     """Runs a stage, going on from its checkpoint; returns projector and decoder."""
     model = init_model(config, jax.random.key(plan.seed))
     model = model.replace(params=model.params | towers)
@@ -139,12 +150,21 @@ def train_language(config: LlavaConfig, plan: LanguagePlan, towers: dict, folder
         shown.update(1)
         if (step + 1) % 50 == 0:
             rate = (step + 1 - start) * plan.batch / (time.time() - since)
-            tqdm.write(f"{plan.stage} step {step + 1} loss {np.mean([float(v) for v in losses]):.4f} {rate:.0f}/s")
+            tqdm.write(
+                f"{plan.stage} step {step + 1} loss {np.mean([float(v) for v in losses]):.4f} {rate:.0f}/s"
+            )
         if (step + 1) % plan.save_every == 0 or step + 1 == plan.steps:
             save(path, {"leaves": leaves, "state": state}, step + 1)
             seconds = time.time() - since
             write_facts(
-                folder, plan.stage, plan, before=before, start=start, step=step + 1, seconds=seconds, losses=list(losses)
+                folder,
+                plan.stage,
+                plan,
+                before=before,
+                start=start,
+                step=step + 1,
+                seconds=seconds,
+                losses=list(losses),
             )
     shown.close()
     return leaves

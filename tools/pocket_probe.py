@@ -1,10 +1,11 @@
-"""Linear probes of the pocket model's frozen vision tower: is what the tasks need already in the patch tokens?
+"""Linear probes of the pocket model's frozen vision tower: is what the tasks need already in the patch
+tokens?
 
-The towers stay frozen while tasks are learned, so a task can only be learned if the feature layer tells its answers apart.
-A logistic regression on those features says how far it does, on pictures that no training step has drawn (another seed)
-and on real handwriting that no stage has seen. What kind of features a probe reads (`pooled`: mean and maximum over
-patches; `flat`: all patches side by side) and how strongly it is regularised is chosen on a fifth of its training items;
-the test items are looked at once.
+The towers stay frozen while tasks are learned, so a task can only be learned if the feature layer tells its
+answers apart. A logistic regression on those features says how far it does, on pictures that no training step
+has drawn (another seed) and on real handwriting that no stage has seen. What kind of features a probe reads
+(`pooled`: mean and maximum over patches; `flat`: all patches side by side) and how strongly it is regularised
+is chosen on a fifth of its training items; the test items are looked at once.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from pocket_vision import SHARES
 
 from hidecmoe_jax.core import trees
 from hidecmoe_jax.core.errors import CheckpointError, ConfigError, nearest
@@ -69,15 +71,23 @@ def scans(rng: np.random.Generator, count: int) -> Labelled:
 
     drawn, values = load_digits(return_X_y=True)
     if count > len(drawn):
-        raise ConfigError("not enough handwritten digits", why=f"{count} of {len(drawn)}", remedy="lower ProbePlan.digits")
+        raise ConfigError(
+            "not enough handwritten digits", why=f"{count} of {len(drawn)}", remedy="lower ProbePlan.digits"
+        )
     rows = rng.permutation(len(drawn))[:count]
-    return np.stack([digits(rng, drawn[row].reshape(8, 8), int(values[row]))[0] for row in rows]), values[rows]
+    return np.stack([digits(rng, drawn[row].reshape(8, 8), int(values[row]))[0] for row in rows]), values[
+        rows
+    ]
 
 
-def labelled(rng: np.random.Generator, count: int, *, make: Callable, name: Callable[[Picture], object]) -> Labelled:
+def labelled(
+    rng: np.random.Generator, count: int, *, make: Callable, name: Callable[[Picture], object]
+) -> Labelled:
     """Drawn pictures with one label each."""
     pictures = [make(rng) for _ in range(count)]
-    return np.stack([picture.pixels for picture in pictures]), np.array([name(picture) for picture in pictures])
+    return np.stack([picture.pixels for picture in pictures]), np.array(
+        [name(picture) for picture in pictures]
+    )
 
 
 def collections(plan: ProbePlan) -> Iterator[tuple[str, int, Labelled]]:
@@ -101,8 +111,10 @@ def _look(tower: dict, pixels: jax.Array, *, config: LlavaConfig) -> tuple[jax.A
     return vision_tower(tower, config.vision, pixels, feature_layer=config.feature_layer)
 
 
-def features(tower: dict, config: LlavaConfig, pixels: np.ndarray, batch: int) -> tuple[np.ndarray, np.ndarray]:
-    """Patch tokens [N, P, D] and class embeddings [N, E] of uint8 pictures, float32, in batches of one shape."""
+def features(
+    tower: dict, config: LlavaConfig, pixels: np.ndarray, batch: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Patch tokens [N, P, D] and class embeddings [N, E] of uint8 pictures, float32, in even batches."""
     patches, pooled = [], []
     for start in range(0, len(pixels), batch):
         part = pixels[start : start + batch]
@@ -129,13 +141,17 @@ def _score(x: np.ndarray, y: np.ndarray, cut: int, strength: float) -> float:
     mean, spread = x[:cut].mean(0), x[:cut].std(0) + 1e-4
     x = (x - mean) / spread
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # 200 steps are the protocol, not a failure to fit
+        warnings.simplefilter(
+            "ignore", ConvergenceWarning
+        )  # 200 steps are the protocol, not a failure to fit
         fitted = LogisticRegression(C=strength, max_iter=200).fit(x[:cut], y[:cut])
     return 100.0 * float((fitted.predict(x[cut:]) == y[cut:]).mean())
 
 
-def probe(patches_NPD: np.ndarray, labels: np.ndarray, train: int, *, kinds: tuple[str, ...] = tuple(STRENGTHS)) -> dict:
-    """Chooses features and strength on the last fifth of the training rows, fits on all of them, scores the rest."""
+def probe(
+    patches_NPD: np.ndarray, labels: np.ndarray, train: int, *, kinds: tuple[str, ...] = tuple(STRENGTHS)
+) -> dict:
+    """Chooses features and strength on the last fifth of the training rows, refits, scores the rest."""
     read, inner = kinds_of(patches_NPD), train - train // 5
     tried = [
         (_score(read[kind][:train], labels[:train], inner, strength), kind, strength)
@@ -152,15 +168,19 @@ def probe(patches_NPD: np.ndarray, labels: np.ndarray, train: int, *, kinds: tup
 
 def match(towers: dict, config: LlavaConfig, tokenizer: Tokenizer, plan: ProbePlan) -> dict:
     """How often a picture's embedding lies nearest to its own caption's among `CROWD`, over all families."""
-    from pocket_vision import SHARES
-
     rng = np.random.default_rng([plan.seed, 99])
     shares = np.array(list(SHARES.values())) / sum(SHARES.values())
     pictures = [draw(str(family), rng) for family in rng.choice(list(SHARES), size=plan.pairs, p=shares)]
-    ids = np.stack([text_ids(tokenizer, caption(picture, rng), config.text.context)[0] for picture in pictures])
-    _, image = features(towers["vision"], config, np.stack([picture.pixels for picture in pictures]), plan.batch)
+    ids = np.stack(
+        [text_ids(tokenizer, caption(picture, rng), config.text.context)[0] for picture in pictures]
+    )
+    _, image = features(
+        towers["vision"], config, np.stack([picture.pixels for picture in pictures]), plan.batch
+    )
     read = jax.jit(lambda tower, rows: text_tower(tower, config.text, rows)[1])
-    text = np.concatenate([np.asarray(read(towers["text"], ids[at : at + CROWD])) for at in range(0, len(ids), CROWD)])
+    text = np.concatenate(
+        [np.asarray(read(towers["text"], ids[at : at + CROWD])) for at in range(0, len(ids), CROWD)]
+    )
     image, text = (rows / np.linalg.norm(rows, axis=-1, keepdims=True) for rows in (image, text))
     near = np.einsum("gie,gje->gij", *(rows.reshape(-1, CROWD, rows.shape[-1]) for rows in (image, text)))
     right = 100.0 * float((near.argmax(-1) == np.arange(CROWD)).mean())
@@ -168,7 +188,12 @@ def match(towers: dict, config: LlavaConfig, tokenizer: Tokenizer, plan: ProbePl
 
 
 def probe_all(
-    towers: dict, config: LlavaConfig, plan: ProbePlan, *, only: tuple[str, ...] = (), kinds: tuple[str, ...] = tuple(STRENGTHS)
+    towers: dict,
+    config: LlavaConfig,
+    plan: ProbePlan,
+    *,
+    only: tuple[str, ...] = (),
+    kinds: tuple[str, ...] = tuple(STRENGTHS),
 ) -> dict:
     """Runs the probes; returns `{probe: facts}` and prints each as it is done."""
     found = {}
@@ -208,24 +233,38 @@ def read_towers(path: Path, config: LlavaConfig) -> tuple[dict, int]:
     """
     if not path.is_file():
         raise CheckpointError(
-            "the vision stage has no checkpoint yet", where=str(path), remedy="python tools/pretrain_pocket.py vision"
+            "the vision stage has no checkpoint yet",
+            where=str(path),
+            remedy="python tools/pretrain_pocket.py vision",
         )
     with np.load(path, allow_pickle=False) as file:
         kept = ("params/vision/", "params/text/")
         flat = {name.removeprefix("params/"): file[name] for name in file.files if name.startswith(kept)}
         step = int(file["step"])
     sizes = {"vision": config.vision, "text": config.text}
-    template = jax.eval_shape(lambda: {name: init_tower(size, jax.random.key(0)) for name, size in sizes.items()})
+    template = jax.eval_shape(
+        lambda: {name: init_tower(size, jax.random.key(0)) for name, size in sizes.items()}
+    )
     return jax.tree.map(jnp.asarray, trees.restore_into(template, flat)), step
 
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     default = Path("build/pocket/vision.npz")
-    parser.add_argument("--from", dest="source", type=Path, default=default, help="vision.npz, or a folder of a finished model")
+    parser.add_argument(
+        "--from",
+        dest="source",
+        type=Path,
+        default=default,
+        help="vision.npz, or a folder of a finished model",
+    )
     parser.add_argument("--only", default="", help="probes with commas, for example digits,characters,match")
-    parser.add_argument("--features", default=",".join(STRENGTHS), help="pooled, flat or both (pooled is much faster)")
+    parser.add_argument(
+        "--features", default=",".join(STRENGTHS), help="pooled, flat or both (pooled is much faster)"
+    )
     parser.add_argument("--toy", action="store_true", help="few items, to try the program")
     parser.add_argument("--out", type=Path, help="write the results there as JSON")
     options = parser.parse_args()

@@ -1,22 +1,22 @@
 """Pre-trains the pocket model from scratch, stage by stage, and puts it into the package.
 
 Stages, in LLaVA's order with the towers' own stage before it:
-  vision      the CLIP pair learns to see from drawn pictures (contrastive loss, and the truth about every patch)
+  vision      the CLIP pair learns to see drawn pictures (contrastive loss, and the truth about every patch)
   probe       linear probes of the frozen vision tower; every gated one should reach 90 %
   projector   projector and decoder learn to caption
   instruct    projector and decoder learn to answer questions
-  export      towers, projector and decoder in bfloat16, with config.json and PRETRAINING.json, into the package
+  export      towers, projector and decoder in bfloat16, config.json and PRETRAINING.json, into the package
   all         the five above, one after the other
 
-Every stage goes on from its checkpoint in the work folder when it is started again, and steps that are done are done: the
-data of a step is a function of seed and step alone. The same command runs on CPU or on one GPU.
+Every stage goes on from its checkpoint in the work folder when it is started again, and steps that are done
+are done: the data of a step is a function of seed and step alone. The same command runs on CPU or on one GPU.
 
 Examples:
-  python tools/pretrain_pocket.py all                             everything, about three hours on two cores
-  python tools/pretrain_pocket.py all --toy --work build/toy      the whole chain at toy size, in minutes
-  python tools/pretrain_pocket.py vision --steps 8000             one stage, longer
-  python tools/pretrain_pocket.py probe                           the table of probes of the newest checkpoint
-  python tools/pretrain_pocket.py export --out build/candidate    into another folder than the package's
+  python tools/pretrain_pocket.py all                           everything, about two hours on two free cores
+  python tools/pretrain_pocket.py all --toy --work build/toy    the whole chain at toy size, in minutes
+  python tools/pretrain_pocket.py vision --steps 8000           one stage, longer
+  python tools/pretrain_pocket.py probe                         the table of probes of the newest checkpoint
+  python tools/pretrain_pocket.py export --out build/candidate  into another folder than the package's
 """
 
 from __future__ import annotations
@@ -66,7 +66,10 @@ def toy() -> Plans:
     """The same chain with next to no work in it."""
     small = {"steps": 6, "batch": 4, "warmup": 2, "save_every": 3}
     return Plans(
-        VisionPlan(pairs=2, **small), LanguagePlan("projector", **small), LanguagePlan("instruct", **small), TOY
+        VisionPlan(pairs=2, **small),
+        LanguagePlan("projector", **small),
+        LanguagePlan("instruct", **small),
+        TOY,
     )
 
 
@@ -99,7 +102,10 @@ def read_leaves(path: Path, config: LlavaConfig, *, finished: bool) -> dict:
     wanted = facts["plans"][-1]["plan"]["steps"] if facts else step
     if finished and step < wanted:
         raise CheckpointError(
-            f"the {stage} stage is not finished", where=str(path), why=f"step {step} of {wanted}", remedy=remedy
+            f"the {stage} stage is not finished",
+            where=str(path),
+            why=f"step {step} of {wanted}",
+            remedy=remedy,
         )
     template = jax.eval_shape(lambda: init_model(config, jax.random.key(0))).params
     template = {name: template[name] for name in ("projector", "decoder")}
@@ -145,7 +151,9 @@ def run_export(config: LlavaConfig, plans: Plans, options: argparse.Namespace) -
     record = record_of(model, options.work, vision_step)
     (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     check(model, folder, plans.instruct)
-    print(f"{trees.count(model.params):,} parameters, {(folder / WEIGHTS).stat().st_size:,} bytes in {folder}")
+    print(
+        f"{trees.count(model.params):,} parameters, {(folder / WEIGHTS).stat().st_size:,} bytes in {folder}"
+    )
 
 
 def record_of(model: Model, work: Path, vision_step: int) -> dict:
@@ -163,21 +171,24 @@ def record_of(model: Model, work: Path, vision_step: int) -> dict:
     return {
         "stages": {name: read_facts(work, name) or None for name in ("vision", "projector", "instruct")},
         "probes": probed["probes"] if probed else None,
-        "parameters": {name: trees.count(part) for name, part in model.params.items()} | {"total": trees.count(model.params)},
+        "parameters": {name: trees.count(part) for name, part in model.params.items()}
+        | {"total": trees.count(model.params)},
         "date": datetime.now(UTC).date().isoformat(),
         "versions": {"python": sys.version.split()[0]} | {name: version(name) for name in packages},
     }
 
 
 def check(model: Model, folder: Path, plan: LanguagePlan) -> None:
-    """Reads the exported model and compares it with the one in memory: weights rounded once, answers hardly changed.
+    """Reads the exported model back: weights rounded once, what it says hardly changed.
 
     Raises:
       CheckpointError: too large a file, other weights, or logits that are off.
     """
     size = (folder / WEIGHTS).stat().st_size
     if size > MOST_BYTES:
-        raise CheckpointError("the exported model is too large", where=str(folder / WEIGHTS), why=f"{size:,} bytes")
+        raise CheckpointError(
+            "the exported model is too large", where=str(folder / WEIGHTS), why=f"{size:,} bytes"
+        )
     stored = load_model(folder)
     rounded = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16).astype(jnp.float32), model.params)
     if trees.digest(rounded) != trees.digest(stored.params):
@@ -187,7 +198,9 @@ def check(model: Model, folder: Path, plan: LanguagePlan) -> None:
 
     def read(model: Model) -> jax.Array:
         patches, _ = vision_features(model, normalise(arrays["pixels"]))
-        return jax.nn.log_softmax(logits(model, Prompt(arrays["tokens_BT"], arrays["mask_BT"], patches[:, None])))
+        return jax.nn.log_softmax(
+            logits(model, Prompt(arrays["tokens_BT"], arrays["mask_BT"], patches[:, None]))
+        )
 
     before, after = (np.asarray(read(one))[arrays["mask_BT"]] for one in (model, stored))
     if not np.isfinite(after).all() or np.abs(np.exp(before) - np.exp(after)).max() > 0.3:
@@ -207,15 +220,25 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("stage", choices=(*STAGES, "all"))
-    made.add_argument("--work", type=Path, default=Path("build/pocket"), help="checkpoints and facts (default: %(default)s)")
-    made.add_argument("--out", type=Path, help="where export writes (default: the package; with --toy WORK/export)")
-    defaults = ", ".join(f"{f.name} {getattr(Plans(), f.name).steps}" for f in fields(Plans) if f.name != "probe")
+    made.add_argument(
+        "--work", type=Path, default=Path("build/pocket"), help="checkpoints and facts (default: %(default)s)"
+    )
+    made.add_argument(
+        "--out", type=Path, help="where export writes (default: the package; with --toy WORK/export)"
+    )
+    defaults = ", ".join(
+        f"{f.name} {getattr(Plans(), f.name).steps}" for f in fields(Plans) if f.name != "probe"
+    )
     made.add_argument("--steps", type=int, help=f"steps of the one stage named (default: {defaults})")
     made.add_argument("--batch", type=int, help="pictures a step of the one stage named")
     made.add_argument("--rate", type=float, help="highest learning rate of the one stage named")
     made.add_argument("--seed", type=int, default=0, help="of parameters and pictures (default: %(default)s)")
-    made.add_argument("--workers", type=int, default=1, help="processes that draw; they do not change what is drawn")
-    made.add_argument("--toy", action="store_true", help="a few steps of small batches, to try the whole chain")
+    made.add_argument(
+        "--workers", type=int, default=1, help="processes that draw; they do not change what is drawn"
+    )
+    made.add_argument(
+        "--toy", action="store_true", help="a few steps of small batches, to try the whole chain"
+    )
     return made
 
 

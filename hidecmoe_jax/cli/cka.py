@@ -7,7 +7,7 @@ from hidecmoe_jax.cli.words import Run
 
 
 def cka(run: Run, /, *, count: int = 500, legacy: bool = False) -> None:
-    """Compare the features of the tasks' own experts layer by layer: the study behind HiDe's choice of layers.
+    """Compare the features of the tasks' own experts layer by layer, the study behind HiDe.
 
     Examples:
       $ hidecmoe cka runs/hide

@@ -77,9 +77,4 @@ def pocket(
       val: validation items a task.
       test: test items a task.
     """
-    if folder.exists():
-        raise ConfigError(
-            "the folder exists already", where=str(folder), remedy="give a new one, or delete it"
-        )
-    hj.write_stream(folder, seed=seed, train=train, val=val, test=test)
-    print(f"drawn: {folder}")
+    print(f"drawn: {hj.write_stream(folder, seed=seed, train=train, val=val, test=test)}")

@@ -22,9 +22,9 @@ from hidecmoe_jax.core.errors import ConfigError, nearest
 Tree = Any
 MESH_AXES = ("data", "fsdp", "tensor")
 
-# Layers are scanned over, and slots, ranks and tasks are few: they stay whole. Weights are cut along `width` to
-# save memory (gathered when used) and along `heads`, `hidden` or `vocab` to share the work; a batch is cut along
-# every axis that does not share the work of one sample.
+# Layers are scanned over, and slots, ranks and tasks are few: they stay whole. Weights are cut along `width`
+# to save memory (gathered when used) and along `heads`, `hidden` or `vocab` to share the work; a batch is cut
+# along every axis that does not share the work of one sample.
 RULES: Mapping[str, str | tuple[str, ...] | None] = MappingProxyType(
     {
         "batch": ("data", "fsdp"),

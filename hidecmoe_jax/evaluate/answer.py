@@ -111,9 +111,11 @@ def answers(
     asked = prompts(records, tokenizer, template, config, writing)
     length = length or buckets((len(prompt.tokens) for prompt in asked), writing.bucket)
     sampling = Sampling(writing.max_new_tokens, writing.temperature, writing.top_p, tokenizer.eos, tokenizer.pad)
-    todo = np.array([row for row, record in enumerate(records) if record.id not in skip], np.int32)
-    for start in range(0, len(todo), writing.batch):
-        rows = todo[start : start + writing.batch]
+    for start in range(0, len(records), writing.batch):
+        rows = np.arange(start, min(start + writing.batch, len(records)), dtype=np.int32)
+        # Whole batches are done again or not at all, so that an interrupted cell ends with the same bytes.
+        if all(records[row].id in skip for row in rows):
+            continue
         filled = np.concatenate([rows, np.repeat(rows[-1:], writing.batch - len(rows))])
         arrays = collate(
             [asked[row] for row in filled], length=length, answers=1, pad=tokenizer.pad, vocab=config.decoder.vocabulary
@@ -133,4 +135,5 @@ def answers(
                 bool(written.ended_B[place]),
             )
             for place, row in enumerate(rows)
+            if records[row].id not in skip
         ]

@@ -171,7 +171,9 @@ class Routed:
             young = surgery.sprout(self._blank(model, 1), 0, task, key)
         tuned = {}
         if self.train_projector:
-            base = {f"projector/{path}": leaf for path, leaf in trees.flatten(model.params["projector"]).items()}
+            # Float32 whatever the base is stored in: a step of 2e-5 would be lost in bfloat16.
+            own = trees.flatten(model.params["projector"])
+            base = {f"projector/{path}": leaf.astype(jnp.float32) for path, leaf in own.items()}
             tuned = base | {path: learner.shared[path] for path in base if path in learner.shared}
         return learner.replace(live={FAMILY: young}, tuned=tuned)
 
@@ -312,7 +314,7 @@ class Routed:
             return ()
         slots = jnp.arange(serving.bank.slots)
         place_LNS = (serving.slot_LN[..., None] == slots).astype(jnp.float32)
-        gain_LBS = jnp.einsum("lns,bn->lbs", place_LNS, decision.weight_BN)
+        gain_LBS = jnp.einsum("lns,bn->lbs", place_LNS, decision.weight_BN, precision=jax.lax.Precision.HIGHEST)
         return (Voice(serving.bank, Routing(gain_LBS)),)
 
     def sizes(self, model: Model, learner: Learner) -> dict[str, dict[str, int]]:

@@ -101,7 +101,9 @@ def run_stage(
     if found is not None:
         start, flat = found
         state = jax.tree.map(jnp.asarray, trees.restore_into(state, flat))
-    heard = learner if stage.hears_past else learner.replace(past={}, memory={})
+    # What trains along replaces what was tuned before, so the first task and later ones share one program.
+    heard = learner.replace(shared={path: leaf for path, leaf in learner.shared.items() if path not in learner.tuned})
+    heard = heard if stage.hears_past else heard.replace(past={}, memory={})
     still, pending = 0, None
     traced = replace(tune, epochs=1, rate=0.0, projector_rate=0.0, save_every=1)  # what the compiled step may depend on
     for step in range(start, plan.steps):

@@ -208,5 +208,6 @@ def test_router_keeps_exactly_top_k_of_equal_logits():
     heard = jnp.asarray([[True, False, True, True], [False, False, True, False], [False] * 4])
     weights = softmax_top_k(jnp.zeros((3, 4)), heard, 2)
     np.testing.assert_array_equal(weights, [[0.5, 0, 0.5, 0], [0, 0, 1, 0], [0, 0, 0, 0]])
+    np.testing.assert_array_equal(softmax_top_k(jnp.zeros((1, 4)), heard[2:], 4), [[0] * 4])  # not NaN
     slope = jax.grad(lambda z: jnp.sum(softmax_top_k(z, heard, 2) * jnp.arange(4.0)))(jnp.zeros((3, 4)))
     np.testing.assert_allclose(slope, [[-0.5, 0, 0.5, 0], [0] * 4, [0] * 4], atol=1e-7)

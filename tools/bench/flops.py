@@ -10,8 +10,8 @@ layer and class projection, the text tower, the cosine gate, and low-rank expert
 write the logits of the last position only, as a prefill does, which makes the routed part weigh more, not
 less.
 
-    python tools/bench/flops.py          LLaVA-1.5-7B, 640 tokens, six experts of rank 8; writes docs/benchmarks
-    python tools/bench/flops.py --toy    a toy, also counted in full to check the extrapolation
+    python tools/bench/flops.py        LLaVA-1.5-7B, 640 tokens, six experts of rank 8; writes docs/benchmarks
+    python tools/bench/flops.py --toy  a toy, also counted in full to check the extrapolation
 """
 
 from __future__ import annotations

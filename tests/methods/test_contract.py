@@ -1,0 +1,210 @@
+"""Laws every method keeps, over a table of methods: recall undoes keep, old experts stay, serving tells the truth."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from lessons import teach
+from tiny import run_config, write_base, write_stream
+
+from hidecmoe_jax.core import trees
+from hidecmoe_jax.evaluate import answer
+from hidecmoe_jax.models.llava import Prompt, logits
+from hidecmoe_jax.runs.setting import open_setting
+
+METHODS = {
+    "hide": {},
+    "hide_frozen_projector": {"train_projector": False},
+    "hide_legacy": {"gate": {"kind": "anchors", "legacy": True}},
+    "merge_all": {"expand": "none"},
+    "expand_all": {"expand": "all"},
+    "expand_outer": {"expand": [0, 2], "eps": [1.0, 0.5, 0.25]},
+    "product_sum": {"fusion": "product_sum", "eps": [1.0, 0.5, 0.25]},
+    "product_mean": {"fusion": "product_mean"},
+    "per_task": {"expand": "all", "gate": {"kind": "named"}},
+    "sequential": {"growth": "shared"},
+    "joint": {"growth": "shared", "union": True},
+    "zero_shot": {"growth": "none"},
+}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    root = tmp_path_factory.mktemp("contract")
+    base, tasks = write_base(root / "base"), write_stream(root)
+    return open_setting(run_config(base, "hide", tasks=tasks, tune={"bucket": 32}, rank=2))
+
+
+@pytest.fixture(scope="module")
+def taught(world):
+    """`taught(name)`: the method after three tasks, learned once."""
+    known = {}
+
+    def learned(name: str):
+        if name not in known:
+            base = world.config.base.path
+            tasks = [spec.folder for spec in world.config.stream.tasks]
+            own = run_config(base, name, tasks=tasks, tune={"bucket": 32}, **METHODS[name])
+            known[name] = teach(replace(world, config=own))
+        return known[name]
+
+    return learned
+
+
+def served(done):
+    model = done.setting.model
+    return done.method.serve(model, done.method.recall(model, 4, done.kept))
+
+
+def ask(done, serving, records, *, label: str, named: int | None = None):
+    setting = done.setting
+    found = answer.answers(
+        done.method, serving, records, setting.features(records, label), tokenizer=setting.tokenizer,
+        template=setting.config.template, writing=setting.config.evaluate.writing, key=jax.random.key(0),
+        length=setting.prompt_length, named=named,
+    )  # fmt: skip
+    return {one.id: one for batch in found for one in batch}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_recall_undoes_keep_bit_for_bit(taught, name):
+    done = taught(name)
+    for count, carried in enumerate(done.learners):
+        recalled = done.method.recall(done.setting.model, 4, done.kept[:count])
+        assert trees.digests(recalled) == trees.digests(carried), f"after {count} lessons"
+        assert jax.tree.structure(recalled) == jax.tree.structure(carried)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_tr5_earlier_experts_keep_every_byte(taught, name):
+    done = taught(name)
+    lessons = len(done.kept)
+    assert lessons == {"zero_shot": 0, "joint": 1}.get(name, 3)
+    assert done.method.isolates == (name not in ("sequential", "joint", "zero_shot"))
+    for count in range(1, lessons + 1):
+        for earlier in range(count if done.method.isolates else 0):
+            now = done.method.keep(done.learners[count], earlier)
+            for group in ("experts", "memory"):
+                assert trees.digests(now[group]) == trees.digests(done.kept[earlier][group])
+    if name == "sequential":
+        assert trees.digests(done.kept[0]["experts"]) != trees.digests(done.kept[1]["experts"])
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_nothing_is_left_in_training_between_lessons(taught, name):
+    for learner in taught(name).learners:
+        assert learner.live == {} and learner.tuned == {}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_second_task_of_a_kind_compiles_nothing(taught, name):
+    assert sum(taught(name).compiled) <= 1 and sum(taught(name).compiled[1:]) == 0
+
+
+def by_hand(done, weight_N: np.ndarray) -> dict:
+    """The parameters one sample should meet: every expert multiplied out and added to the base by numpy."""
+    method, model = done.method, done.setting.model
+    params = jax.device_get(model.params)
+    if not done.kept:
+        return params
+    layers, scale = model.config.decoder.layers, method.lora.alpha / method.lora.rank
+    kept = done.kept if method.growth == "per_task" else done.kept[-1:]
+    eps = method.eps[: len(kept)] or (1.0,) * len(kept)
+    expanded = method.expanded(layers)
+    for site in method.lora.sites:
+        kernel = np.array(params["decoder"]["layers"][site]["kernel"], np.float64)
+        for layer in range(layers):
+            a = [groups["experts"][f"a/{site}"][layer, :, 0].astype(np.float64) for groups in kept]
+            b = [groups["experts"][f"b/{site}"][layer, 0].astype(np.float64) for groups in kept]
+            if layer in expanded:
+                update = sum(w * x @ y for w, x, y in zip(weight_N, a, b, strict=False))
+            elif method.fusion == "factor_sum":
+                update = sum(a) @ sum(e * y for e, y in zip(eps, b, strict=True))
+            else:
+                share = len(kept) if method.fusion == "product_mean" else 1
+                update = sum(e / share * x @ y for e, x, y in zip(eps, a, b, strict=True))
+            kernel[layer] += scale * update
+        params["decoder"]["layers"][site]["kernel"] = kernel.astype(np.float32)
+    for path, leaf in done.kept[-1]["shared"].items():
+        _, part, kind = path.split("/")
+        params["projector"][part][kind] = leaf
+    return params
+
+
+def test_serving_is_the_sum_that_the_method_promises(taught):
+    listen = jax.jit(logits)
+    for name in METHODS:
+        done = taught(name)
+        serving, setting = served(done), done.setting
+        records = setting.test(setting.stream.tasks[1])[:2]
+        features = setting.features(records, "two")
+        rng = np.random.default_rng(0)
+        tokens = rng.integers(5, 300, (2, 12)).astype(np.int32)
+        tokens[:, 2:6] = setting.model.config.image_token
+        prompt = Prompt(tokens, np.ones_like(tokens, bool), features.patches(np.arange(2)))
+        named = jnp.full((2,), 1) if done.method.needs_name else None
+        decision = done.method.decide(serving, features.pooled(np.arange(2)), named)
+        found = listen(serving.model, prompt, done.method.voices(serving, decision))
+        assert np.isfinite(found).all()
+        for row in range(2):
+            own = setting.model.replace(params=by_hand(done, np.asarray(decision.weight_BN)[row]))
+            alone = jax.tree.map(lambda leaf, row=row: leaf[row : row + 1], prompt)
+            np.testing.assert_allclose(found[row : row + 1], listen(own, alone), atol=2e-5, err_msg=name)
+
+
+def test_experts_say_something_after_training(taught):
+    for name in ("hide", "sequential"):
+        kept = taught(name).kept
+        assert all(np.abs(groups["experts"]["b/q_proj"]).max() > 1e-4 for groups in kept)
+    shared = [groups["shared"]["projector/linear1/kernel"] for groups in taught("hide").kept]
+    assert not np.array_equal(shared[0], shared[1]) and shared[0].dtype == np.float32
+    assert taught("hide_frozen_projector").kept[0]["shared"] == {}
+
+
+@pytest.mark.parametrize("name", ["hide", "merge_all", "per_task", "zero_shot"])
+def test_rt4_answers_do_not_depend_on_batch_mates(taught, name):
+    done = taught(name)
+    serving, records = served(done), done.setting.test(done.setting.stream.tasks[0])
+    named = 0 if done.method.needs_name else None
+    together = ask(done, serving, records, label="in order", named=named)
+    turned = ask(done, serving, tuple(reversed(records)), label="turned", named=named)
+    alone = {}
+    for number, record in enumerate(records[:2]):
+        alone |= ask(done, serving, (record,), label=f"alone {number}", named=named)
+    for record in records:
+        one, other = together[record.id], turned[record.id]
+        assert (one.text, one.ended) == (other.text, other.ended)
+        np.testing.assert_allclose(one.weights, other.weights, atol=1e-5)
+        np.testing.assert_allclose(one.scores, other.scores, atol=1e-5)
+    assert all(alone[name].text == together[name].text for name in alone)
+    if name == "hide":
+        assert sum(together[records[0].id].weights) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_a_stream_is_answered_by_one_program(taught):
+    done = taught("hide")
+    model, counts = done.setting.model, []
+    for count in range(4):
+        serving = done.method.serve(model, done.method.recall(model, 4, done.kept[:count]))
+        records = done.setting.test(done.setting.stream.tasks[0])
+        for named in (None, 0) if count == 3 else (None,):
+            ask(done, serving, records, label="in order", named=named)
+            counts.append(answer._write._cache_size())
+    assert counts[1] == counts[2] == counts[3] == counts[4], "only the base without experts is a program of its own"
+
+
+def test_rt5_tasks_not_learned_yet_have_no_weight(taught):
+    done = taught("hide")
+    serving = done.method.serve(done.setting.model, done.method.recall(done.setting.model, 4, done.kept[:2]))
+    records = done.setting.test(done.setting.stream.tasks[2])
+    for one in ask(done, serving, records, label="third").values():
+        assert one.weights[2:] == (0.0, 0.0) and sum(one.weights) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_naming_the_task_silences_all_others(taught):
+    done = taught("hide")
+    records = done.setting.test(done.setting.stream.tasks[0])
+    for one in ask(done, served(done), records, label="in order", named=2).values():
+        assert one.weights == (0.0, 0.0, 1.0, 0.0) and one.choice == 2
