@@ -51,9 +51,7 @@ def write_base(folder: Path, *, seed: int = 0) -> Path:
     return write_tokenizer(folder)
 
 
-def write_task(
-    folder: Path, answer: str, *, shade: int = 0, role: str = "gpt", train: int = 8, test: int = 4
-) -> Path:
+def write_task(folder: Path, answer: str, *, shade: int = 0, role: str = "gpt", train: int = 8, test: int = 4) -> Path:
     """A task folder of drawn squares on a ground of its own; another `role` than gpt makes it a wrong one."""
     (folder / "images").mkdir(parents=True)
     items, asked = [], []

@@ -145,6 +145,7 @@ def run_export(config: LlavaConfig, plans: Plans, options: argparse.Namespace) -
     leaves = read_leaves(options.work / "instruct.npz", config, finished=True)
     model, folder = Model({**towers, **leaves}, config), options.out
     save_model(model, folder, dtype="bfloat16")
+    (folder / WEIGHTS).chmod(0o644)  # safetensors leaves it readable by its owner alone
     if folder.resolve() != pocket_folder().resolve():
         for name in ("tokenizer.json", "tokenizer_config.json"):
             shutil.copyfile(pocket_folder() / name, folder / name)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -15,6 +16,7 @@ import tyro
 
 from hidecmoe_jax import __version__
 from hidecmoe_jax.core.errors import ConfigError, HidecmoeError, nearest
+from hidecmoe_jax.core.shipped import cache_folder
 
 # command -> (module, function, one line for the overview)
 COMMANDS = {
@@ -77,6 +79,8 @@ def _dispatch(words: Sequence[str]) -> int:
         return 0
     name, rest = _command(words)
     module, function, _ = COMMANDS[name]
+    # JAX reads this when it starts; programs that a former command compiled are then only loaded.
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_folder() / "compiled"))
     call = getattr(importlib.import_module(f"hidecmoe_jax.cli.{module}"), function)
     code = tyro.cli(
         call,

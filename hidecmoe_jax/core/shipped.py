@@ -6,11 +6,17 @@ they stand at the top of the repository, so that there is one copy to read and e
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from hidecmoe_jax.core.errors import ConfigError, nearest
 
 _PACKAGE = Path(__file__).resolve().parents[1]
+
+
+def cache_folder() -> Path:
+    """The user's cache folder for this package (`XDG_CACHE_HOME` is respected); whatever lies in it can be made again."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hidecmoe"
 
 
 def configs_folder() -> Path:

@@ -16,12 +16,12 @@ from hidecmoe_jax.runs import results
 from hidecmoe_jax.runs.cells import Cells
 from hidecmoe_jax.runs.config import RunConfig
 from hidecmoe_jax.runs.disk import write_json
-from hidecmoe_jax.runs.identity import check_run
+from hidecmoe_jax.runs.identity import FILE, check_run
 from hidecmoe_jax.runs.lock import writer_lock
 from hidecmoe_jax.runs.seed_run import Options
 from hidecmoe_jax.runs.setting import Setting, open_setting, say
 from hidecmoe_jax.runs.signals import graceful_stop
-from hidecmoe_jax.runs.stream_loop import run_setting
+from hidecmoe_jax.runs.stream_loop import enter, walk
 
 
 def compare(
@@ -46,24 +46,29 @@ def compare(
                 )  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
     with graceful_stop() as stop:
-        setting = open_setting(configs[0])
-        for config in configs:
-            part = folder / config.method.name
-            going_on = resume and part.is_dir()
+        parts = [folder / name for name in names]
+        there = [resume and (part / FILE).is_file() for part in parts]
+        for part, going_on in zip(parts, there, strict=True):
             check_run(part, resume=going_on, overwrite=overwrite)
+        setting = open_setting(configs[0])
+        for number, (config, part) in enumerate(zip(configs, parts, strict=True)):
             part.mkdir(exist_ok=True)
             say(f"{config.method.name}:")
             own = dataclasses.replace(setting, config=config)
+            options = Options(resume=there[number], overwrite=overwrite, full_matrix=full_matrix)
             with writer_lock(part):
-                share_zero_shot(own, [folder / name for name in names], part)
-                options = Options(resume=going_on, overwrite=overwrite, full_matrix=full_matrix)
-                run_setting(own, part, options, stop)
+                enter(own, part, options)
+                share_zero_shot(own, parts[:number], part)
+                walk(own, part, options, stop)
     write_json(folder / results.COMPARISON, {"runs": names})
     return results.rebuild(folder)
 
 
 def share_zero_shot(setting: Setting, runs: Sequence[Path], part: Path) -> None:
-    """Copies row 0 from any seed that has measured it; greedy answers of the base depend on no seed."""
+    """Copies row 0 from a seed of `runs` that has measured it; greedy answers of the base depend on no seed.
+
+    `runs` are those of this comparison that were entered before: what else lies there may be of another stream.
+    """
     if setting.config.evaluate.writing.temperature > 0:
         return
     tasks = {task.name for task in setting.stream.tasks}

@@ -97,8 +97,23 @@ def open_run(
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / FILE, {"format": FORMAT, "identity": fresh, "changes": [], "sessions": [now]})
         return False
-    run = read_run(folder)
-    changes = difference(run["identity"], fresh)
+    run, changes = read_run(folder), changes_of(folder, identity, allow)
+    noted = [{"field": path, "old": old, "new": new, "at": now["started"]} for path, old, new in changes]
+    run |= {"identity": fresh, "changes": run["changes"] + noted, "sessions": [*run["sessions"], now]}
+    write_json(folder / FILE, run)
+    return True
+
+
+def changes_of(
+    folder: Path, identity: Mapping[str, Any], allow: Sequence[str] = ()
+) -> list[tuple[str, Any, Any]]:
+    """Returns the fields (path, old, new) in which `identity` differs from the run's; writes nothing.
+
+    Raises:
+      CheckpointError: a field differs that is not in `allow`, or there is no run.
+    """
+    fresh = json.loads(json.dumps(dict(identity), allow_nan=False))
+    changes = difference(read_run(folder)["identity"], fresh)
     refused = [c for c in changes if not any(c[0] == a or c[0].startswith(a + ".") for a in allow)]
     if refused:
         raise CheckpointError(
@@ -108,10 +123,7 @@ def open_run(
             remedy="undo the change, give another --out, or allow it with "
             f"--allow-config-change={','.join(path for path, _, _ in refused)}",
         )
-    noted = [{"field": path, "old": old, "new": new, "at": now["started"]} for path, old, new in changes]
-    run |= {"identity": fresh, "changes": run["changes"] + noted, "sessions": [*run["sessions"], now]}
-    write_json(folder / FILE, run)
-    return True
+    return changes
 
 
 def read_run(folder: Path) -> dict[str, Any]:

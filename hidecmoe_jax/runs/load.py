@@ -18,7 +18,8 @@ import numpy as np
 from hidecmoe_jax.core import trees
 from hidecmoe_jax.core.errors import CheckpointError, DataError
 from hidecmoe_jax.data.features import Features, extract
-from hidecmoe_jax.data.records import IMAGE, Record, Turn
+from hidecmoe_jax.data.items import IMAGE
+from hidecmoe_jax.data.records import Record, Turn
 from hidecmoe_jax.data.tokenizer import Tokenizer
 from hidecmoe_jax.evaluate.answer import Answer, Writing, answers
 from hidecmoe_jax.methods.learner import Decision, Serving
@@ -77,6 +78,8 @@ class Assistant:
         """
         ids, mask = np.asarray(input_ids, np.int32), np.asarray(attention_mask).astype(bool)
         vocabulary, patches = self.config.decoder.vocabulary, self.config.vision.patches
+        if ids.ndim != 2 or ids.shape != mask.shape:
+            raise DataError("ids and mask do not fit", why=f"shapes {ids.shape} and {mask.shape}, both must be [B, T]")
         if ((ids < 0) | (ids >= vocabulary)).any():
             raise DataError("token ids outside the vocabulary", why=f"range {ids.min()}..{ids.max()}, allowed 0..{vocabulary - 1}")
         counts = (ids == self.config.image_token).sum(axis=1)
@@ -119,6 +122,8 @@ class Assistant:
           writing: fields of `Writing`, such as `max_new_tokens=8, temperature=0.7`.
         """
         records = self._records(images, prompts)
+        if not records:
+            return []
         style = replace(self.run.evaluate.writing, batch=min(len(records), self.run.evaluate.writing.batch), **writing)
         found = answers(
             self.run.method, self.serving, records, self._features(records), tokenizer=self.tokenizer,
@@ -136,6 +141,8 @@ class Assistant:
     def route(self, images: Sequence[Any], prompts: Sequence[str]) -> list[dict[str, float]]:
         """Weight of every learned task for each prompt; empty where nothing is routed."""
         records = self._records(images, prompts)
+        if not records:
+            return []
         pooled = self._features(records).pooled(np.arange(len(records)))
         decision: Decision = self.run.method.decide(self.serving, pooled, None)
         return [dict(zip(self.tasks, map(float, row), strict=False)) for row in np.asarray(decision.weight_BN)]

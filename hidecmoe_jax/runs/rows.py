@@ -22,6 +22,7 @@ from hidecmoe_jax.methods.learner import Serving
 from hidecmoe_jax.runs.cells import Cells
 from hidecmoe_jax.runs.crash import crash_point
 from hidecmoe_jax.runs.setting import Setting, bar
+from hidecmoe_jax.runs.signals import Stop
 from hidecmoe_jax.scoring.score import by_id, score
 
 
@@ -50,14 +51,22 @@ def _line(answer: Answer, names: Sequence[str]) -> str:
     return json.dumps(line, ensure_ascii=False)
 
 
-def write_answers(setting: Setting, serving: Serving, task: Task, path: Path, *, seed: int, named: bool) -> list[dict]:
-    """Answers every test question of a task, going on where a former attempt stopped; returns all lines."""
+def write_answers(
+    setting: Setting, serving: Serving, task: Task, path: Path, *, seed: int, named: bool, stop: Stop
+) -> list[dict]:
+    """Answers every test question of a task, going on where a former attempt stopped; returns all lines.
+
+    Raises:
+      PreemptedError: after a signal, once the batch at hand is on disk.
+    """
     records = setting.test(task)
     done = read_answers(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     whole = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in done)
     if not path.is_file() or path.read_text(encoding="utf-8") != whole:
-        path.write_text(whole, encoding="utf-8")
+        part = path.with_name(path.name + ".part")
+        part.write_text(whole, encoding="utf-8")
+        os.replace(part, path)
     if len(done) == len(records):
         return done
     names = [t.name for t in setting.stream.tasks]
@@ -73,6 +82,8 @@ def write_answers(setting: Setting, serving: Serving, task: Task, path: Path, *,
             file.flush()
             os.fsync(file.fileno())
             crash_point("mid_evaluate", f"{task.name}:{number}")
+            if stop.requested:
+                stop.leave(f"answers to {task.name}, batch {number}")
     return read_answers(path)
 
 
@@ -92,20 +103,30 @@ def judge(task: Task, records, lines: list[dict[str, Any]], names: Sequence[str]
 
 
 def evaluate_cell(
-    setting: Setting, serving: Serving, folder: Path, row: int, task: Task, *, seed: int, named: bool, reference: bool
+    setting: Setting,
+    serving: Serving,
+    folder: Path,
+    row: int,
+    task: Task,
+    *,
+    seed: int,
+    named: bool,
+    reference: bool,
+    stop: Stop,
 ) -> None:
     """Measures one cell unless it has been measured.
 
     Args:
       named: answer with the task named (methods that need it, and the reference).
       reference: file it beside the cell of the routed answers.
+      stop: asked after every batch of answers.
     """
     cells, label = Cells(folder / "cells.json"), f"{task.name} (named)" if reference else task.name
     if label in cells.read().get(row, {}):
         return
     start = time.monotonic()
     path = answers_file(folder, row, task.name, named=reference)
-    lines = write_answers(setting, serving, task, path, seed=seed, named=named)
+    lines = write_answers(setting, serving, task, path, seed=seed, named=named, stop=stop)
     cell = judge(task, setting.test(task), lines, [t.name for t in setting.stream.tasks])
     folder.mkdir(parents=True, exist_ok=True)
     cells.write(row, label, cell | {"seconds": round(time.monotonic() - start, 3)})

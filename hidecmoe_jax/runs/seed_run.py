@@ -220,6 +220,9 @@ class SeedRun:
 
     def _cell(self, serving: Serving, row: int, index: int, *, named: bool, reference: bool) -> None:
         task = self.setting.stream.tasks[index]
-        evaluate_cell(self.setting, serving, self.folder, row, task, seed=self.seed, named=named, reference=reference)
+        evaluate_cell(
+            self.setting, serving, self.folder, row, task,
+            seed=self.seed, named=named, reference=reference, stop=self.stop,
+        )  # fmt: skip
         if self.stop.requested:
             self.stop.leave(f"row {row}, task {task.name}")

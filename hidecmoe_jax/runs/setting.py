@@ -64,7 +64,7 @@ class Setting:
 
     def features(self, records: tuple[Record, ...], label: str) -> Features:
         """Tower features of a split, from the shelf if they were computed before."""
-        name = (label, len(records))
+        name = (label, records)
         if name not in self.shelf:
             base = self.config.base
             self.shelf[name] = extract(
@@ -123,6 +123,7 @@ class Setting:
             "config": config,
             "tasks": [task.name for task in self.stream.tasks],
             "data": {task.name: dict(task.contents) for task in self.stream.tasks},
+            "own": {task.name: {"epochs": task.epochs, "rate": task.rate} for task in self.stream.tasks},
             "val_fraction": stream["val_fraction"],
         }
 

@@ -20,9 +20,10 @@ from hidecmoe_jax.runs import results
 from hidecmoe_jax.runs.cells import Cells
 from hidecmoe_jax.runs.config import RunConfig, StreamConfig, from_mapping, to_mapping
 from hidecmoe_jax.runs.disk import read_json
-from hidecmoe_jax.runs.identity import ERRORS, check_run, open_run
+from hidecmoe_jax.runs.identity import ERRORS, changes_of, check_run, open_run
 from hidecmoe_jax.runs.ledger import Ledger
 from hidecmoe_jax.runs.lock import writer_lock
+from hidecmoe_jax.runs.progress import Progress
 from hidecmoe_jax.runs.seed_run import Options, SeedRun
 from hidecmoe_jax.runs.setting import Setting, open_setting, session_facts
 from hidecmoe_jax.runs.signals import Stop, graceful_stop
@@ -52,17 +53,23 @@ def learn(what: RunConfig | Method, stream: Sequence[str | Path] | Path | str, o
     check_run(folder, resume=chosen.resume, overwrite=chosen.overwrite)
     folder.mkdir(parents=True, exist_ok=True)
     with writer_lock(folder), graceful_stop() as stop:
-        run_setting(open_setting(config, errors=str(folder / ERRORS)), folder, chosen, stop)
+        setting = open_setting(config, errors=str(folder / ERRORS))
+        enter(setting, folder, chosen)
+        walk(setting, folder, chosen, stop)
     return folder
 
 
-def run_setting(setting: Setting, folder: Path, options: Options, stop: Stop) -> None:
-    """Runs every seed of an opened setting in a locked folder, then writes the report."""
+def enter(setting: Setting, folder: Path, options: Options) -> None:
+    """Starts the run in a locked folder, or makes sure that it is the same one, and writes the resolved config."""
     open_run(
         folder, setting.identity(), resume=options.resume, overwrite=options.overwrite, allow=options.allow,
         session=session_facts(),
     )  # fmt: skip
     write_config(setting.config, folder)
+
+
+def walk(setting: Setting, folder: Path, options: Options, stop: Stop) -> None:
+    """Runs every seed of a run that was entered, then writes the report."""
     for seed in setting.config.seeds:
         SeedRun(setting, folder / f"seed_{seed}", seed, options, stop).run()
     results.write(setting, folder)
@@ -92,43 +99,62 @@ def config_of(run: str | Path) -> RunConfig:
 def add(run: str | Path, task: str | Path, *, epochs: int | None = None, rate: float | None = None, redo: bool = False) -> Path:
     """Teaches a finished run one more task, or the last one again (`redo`); earlier experts keep every byte.
 
+    The same call goes on with a task whose learning was interrupted.
+
     Raises:
       ConfigError: the method learns no tasks one by one, or the run is not finished.
+      CheckpointError: something else than the new task differs from what the run was learned with.
     """
     folder = Path(run)
     config = config_of(folder)
     with writer_lock(folder), graceful_stop() as stop:
-        old = len(open_stream_names(folder))
+        names = open_stream_names(folder)
         if len(config.method.lessons(2)) != 2:
             raise ConfigError("this method cannot add a task", where=str(folder), why=f"{config.method.name} does not learn one by one")
-        for seed in config.seeds:
-            done = len(Ledger(folder / f"seed_{seed}").tasks())
-            if done != old:
-                raise ConfigError(
-                    "the run is not finished", where=f"{folder}, seed {seed}", why=f"{done} of {old} tasks are learned",
-                    remedy="finish it first: the command it was started with, and --resume",
-                )  # fmt: skip
         spec = TaskSpec(str(Path(task).resolve()), epochs=epochs, rate=rate)
-        tasks = (*(config.stream.tasks[:-1] if redo else config.stream.tasks), spec)
-        config = dataclasses.replace(config, stream=dataclasses.replace(config.stream, tasks=tasks))
+        finished = [len(Ledger(folder / f"seed_{seed}").tasks()) == len(names) for seed in config.seeds]
+        going_on = not all(finished) and config.stream.tasks[-1:] == (spec,)
+        if not all(finished) and not going_on:
+            raise ConfigError(
+                "the run is not finished", where=str(folder), why=f"some of its {len(names)} tasks are not learned",
+                remedy=f"finish it first: hidecmoe run {folder / CONFIG} --out {folder} --resume",
+            )  # fmt: skip
+        if not going_on:
+            stream = without_last(config.stream, names) if redo else config.stream
+            stream = dataclasses.replace(stream, tasks=(*stream.tasks, spec))
+            config = dataclasses.replace(config, stream=stream)
         setting = open_setting(config, errors=str(folder / ERRORS))
-        if redo:
+        changing = {setting.stream.tasks[-1].name} | ({names[-1]} if redo else set())
+        allow = ("tasks", *(f"{part}.{name}" for part in ("data", "own") for name in changing))
+        options = Options(resume=True, allow=allow)
+        if redo and not going_on:
+            changes_of(folder, setting.identity(), allow)  # refuses before anything is moved
             for seed in config.seeds:
-                forget_last(folder / f"seed_{seed}", old)
-        new = setting.stream.tasks[-1].name
-        replaced = open_stream_names(folder)[-1] if redo else new
-        allow = ("tasks", f"data.{new}", f"data.{replaced}")
-        run_setting(setting, folder, Options(resume=True, allow=allow), stop)
+                forget_last(folder / f"seed_{seed}", len(names), names[-1])
+        enter(setting, folder, options)
+        walk(setting, folder, options, stop)
     return folder
 
 
-def forget_last(folder: Path, row: int) -> None:
-    """Takes the last lesson of a seed out, so that it can be learned again; nothing is deleted."""
-    Ledger(folder).withdraw(row - 1)
-    answers = folder / "answers" / f"row_{row:03d}"
-    if answers.is_dir():
-        answers.rename(folder / "withdrawn" / f"answers_{row:03d}.{sum(1 for _ in (folder / 'withdrawn').iterdir())}")
-    Cells(folder / "cells.json").forget(row)
+def without_last(stream: StreamConfig, names: Sequence[str]) -> StreamConfig:
+    """The stream less its last task, which may be one of the pocket stream; `names` are those of all tasks."""
+    if stream.tasks:
+        return dataclasses.replace(stream, tasks=stream.tasks[:-1])
+    rest = tuple(names[:-1])
+    return dataclasses.replace(stream, pocket=dataclasses.replace(stream.pocket, tasks=rest) if rest else None)
+
+
+def forget_last(folder: Path, row: int, task: str) -> None:
+    """Takes the last lesson of a seed out, so that it can be learned again; answers are moved aside, not deleted."""
+    aside = Ledger(folder).withdraw(row - 1)
+    Progress(folder / "progress").clear()
+    answers = folder / "answers"
+    old = [answers / f"row_{row:03d}", folder / "variants"]
+    old += [path for name in (task, f"{task}.named") for path in sorted(answers.glob(f"row_*/{name}.jsonl"))]
+    for path in old:
+        if path.exists():
+            path.rename(aside.parent / f"{aside.name}.{path.parent.name}.{path.name}")
+    Cells(folder / "cells.json").forget(row, task)
 
 
 def open_stream_names(folder: Path) -> list[str]:

@@ -29,6 +29,9 @@ METHODS = {
     "zero_shot": {"growth": "none"},
 }
 
+# The others train as `hide` does and differ in what they make of it, which saves a compilation each.
+TRAINED = ("hide", "hide_frozen_projector", "sequential", "joint", "zero_shot")
+
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
@@ -47,7 +50,8 @@ def taught(world):
             base = world.config.base.path
             tasks = [spec.folder for spec in world.config.stream.tasks]
             own = run_config(base, name, tasks=tasks, tune={"bucket": 32}, **METHODS[name])
-            known[name] = teach(replace(world, config=own))
+            like = None if name in TRAINED else learned("hide")
+            known[name] = teach(replace(world, config=own), like=like)
         return known[name]
 
     return learned
@@ -98,7 +102,7 @@ def test_nothing_is_left_in_training_between_lessons(taught, name):
         assert learner.live == {} and learner.tuned == {}
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", TRAINED)
 def test_a_second_task_of_a_kind_compiles_nothing(taught, name):
     assert sum(taught(name).compiled) <= 1 and sum(taught(name).compiled[1:]) == 0
 

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
+from filelock import FileLock
+
 from hidecmoe_jax.core.errors import ConfigError, nearest
+from hidecmoe_jax.core.shipped import cache_folder
 from hidecmoe_jax.data.pocket.tasks import TASKS, VERSION, write_stream
-
-
-def cache_root() -> Path:
-    """The user's cache folder for this package (`XDG_CACHE_HOME` is respected)."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hidecmoe"
 
 
 def pocket_tasks(
@@ -26,8 +23,9 @@ def pocket_tasks(
     for name in names:
         if name not in TASKS:
             raise ConfigError("no such pocket task", where=name, why=nearest(name, TASKS))
-    root = Path(folder) if folder else cache_root() / f"pocket-{VERSION}-{seed}-{train}-{val}-{test}"
-    if not root.is_dir():
-        root.parent.mkdir(parents=True, exist_ok=True)
-        write_stream(root, seed=seed, train=train, val=val, test=test)
+    root = Path(folder) if folder else cache_folder() / f"pocket-{VERSION}-{seed}-{train}-{val}-{test}"
+    root.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(root.with_name(f".{root.name}.lock")):
+        if not root.is_dir():
+            write_stream(root, seed=seed, train=train, val=val, test=test)
     return tuple(root / name for name in names)

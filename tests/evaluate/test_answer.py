@@ -1,0 +1,100 @@
+"""From records to answers: batches of one shape, text-only records, several turns, and answers written before."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+from tiny import mapping, write_base, write_task
+
+from hidecmoe_jax.data.items import Record, Turn
+from hidecmoe_jax.evaluate import answer
+from hidecmoe_jax.runs.config import from_mapping
+from hidecmoe_jax.runs.setting import open_setting
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """An opened setting whose test records show one picture, none, two, or come after an earlier turn."""
+    root = tmp_path_factory.mktemp("answers")
+    folder = write_task(root / "birds", "a wren", test=5)
+    for number in (90, 91):
+        Image.new("RGB", (16, 16), (number, 2 * number, 9)).save(folder / "images" / f"{number}.png")
+    test = json.loads((folder / "test.json").read_text())
+    test[1] |= {"image": None, "text": "What sings?"}
+    del test[1]["image"]
+    test[2] |= {"image": ["images/90.png", "images/91.png"], "text": "<image>\n<image>\nWhich is red?"}
+    (folder / "test.json").write_text(json.dumps(test))
+    config = from_mapping(mapping(write_base(root / "base"), "base", tasks=[folder], growth="none"))
+    return open_setting(config)
+
+
+def ask(world, records, *, batch: int = 4, skip=frozenset(), **style):
+    method = world.config.method
+    writing = answer.Writing(batch=batch, max_new_tokens=4, max_length=96, **style)
+    found = answer.answers(
+        method, method.serve(world.model, method.birth(world.model, 1)), records, world.features(records, "asked"),
+        tokenizer=world.tokenizer, template=world.config.template, writing=writing, key=jax.random.key(0),
+        length=96, skip=skip,
+    )  # fmt: skip
+    return [[one for one in part] for part in found]
+
+
+def test_answers_come_in_the_order_of_the_records_and_none_twice(world):
+    records = world.stream.tasks[0].test
+    found = ask(world, records)
+    assert [len(part) for part in found] == [4, 1]
+    assert [one.id for part in found for one in part] == [record.id for record in records]
+    assert all(one.weights == () and one.choice == -1 for part in found for one in part)
+
+
+def test_rt4_ev5_batch_size_and_order_change_nothing(world):
+    records = world.stream.tasks[0].test
+    texts = {one.id: (one.text, one.ended) for part in ask(world, records) for one in part}
+    for order, batch in ((records, 2), (records[::-1], 4)):
+        again = {one.id: (one.text, one.ended) for part in ask(world, order, batch=batch) for one in part}
+        assert again == texts
+
+
+def test_ev1_answered_records_are_left_out_and_the_rest_is_the_same(world):
+    records = world.stream.tasks[0].test
+    whole = [one for part in ask(world, records) for one in part]
+    skip = frozenset(record.id for record in records[:2])
+    assert [one for part in ask(world, records, skip=skip) for one in part] == whole[2:]
+    assert ask(world, records, skip=frozenset(record.id for record in records)) == []
+
+
+def test_draws_are_keyed_by_record_not_by_batch(world):
+    records = world.stream.tasks[0].test
+    first, second = (
+        [one.text for part in ask(world, records, batch=batch, temperature=2.0) for one in part] for batch in (4, 2)
+    )
+    assert first == second
+
+
+def test_a_prompt_longer_than_allowed_is_refused(world):
+    writing = answer.Writing(max_length=8)
+    with pytest.raises(Exception, match="too long") as refused:
+        answer.prompts(world.stream.tasks[0].test, world.tokenizer, world.config.template, world.model.config, writing)
+    assert refused.value.exit_code == 3
+
+
+def test_features_of_several_pictures_are_their_mean_and_of_none_are_marked(world):
+    records = world.stream.tasks[0].test
+    features = world.features(records, "asked")
+    pooled = features.pooled(np.arange(-1, len(records)))
+    np.testing.assert_array_equal(pooled.has_image_B, [False, True, False, True, True, True])
+    np.testing.assert_array_equal(pooled.has_text_B, [False, True, True, True, True, True])
+    assert features.patches(np.array([1, 2, -1])).shape == (3, 2, 4, 16)
+    assert not features.patches(np.array([1, -1])).any()
+
+
+def test_of_several_turns_the_first_question_is_routed(world):
+    shown = world.stream.tasks[0].test[0].images
+    first = Turn("<image>\nWhich bird is this?", "a wren")
+    one = Record("1", shown, (first,), "here")
+    more = Record("2", shown, (first, Turn("Is it small?", "yes")), "here")
+    features = world.features((one, more), "turns")
+    np.testing.assert_array_equal(features.text_ND[0], features.text_ND[1])
+    assert [len(part) for part in ask(world, (one, more))] == [2]

@@ -1,0 +1,101 @@
+"""The routed family without training: published sizes, choices of layers, and what is refused."""
+
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny import TINY
+
+from hidecmoe_jax.core.errors import ConfigError
+from hidecmoe_jax.experts.bank import Bank
+from hidecmoe_jax.methods.learner import Learner
+from hidecmoe_jax.methods.routed import FAMILY, AnchorGate, Lora, NamedGate, Routed
+from hidecmoe_jax.models.config import llava_7b
+from hidecmoe_jax.models.llava import init_model, model_sites
+
+
+def sizes_at_7b(method: Routed, tasks: int) -> dict[str, dict[str, int]]:
+    """Sizes after `tasks` tasks of LLaVA-1.5-7B, from shapes alone."""
+    config, rank = llava_7b(), method.lora.rank
+    model = SimpleNamespace(config=config, params=jax.eval_shape(lambda: init_model(config, jax.random.key(0)).params))
+    layers, slots = config.decoder.layers, 1 if method.growth == "shared" else tasks + 1
+    owned = 1 if method.growth == "shared" else tasks
+    owner_LS = np.tile(np.arange(slots) - (slots - owned), (layers, 1))
+    shape = jax.ShapeDtypeStruct
+    bank = Bank(
+        a={site: shape((layers, d, slots, rank), jnp.float32) for site, (d, _) in model_sites(config).items()},
+        b={site: shape((layers, slots, rank, f), jnp.float32) for site, (_, f) in model_sites(config).items()},
+        owner_LS=owner_LS,
+        scale=2.0,
+    )
+    memory = {"anchors": None} if method.growth == "per_task" else {}
+    return method.sizes(model, Learner({}, {}, {FAMILY: bank}, {}, memory))
+
+
+def test_sizes_are_the_published_ones():
+    # 31 fused layers of 624,640, six experts of the last one, two anchors of 768 a task (specification, section 10).
+    found = sizes_at_7b(Routed(), 6)
+    assert 31 * 624_640 == 19_363_840 and 6 * 624_640 == 3_747_840
+    assert found["stored"]["experts"] == 19_363_840 + 3_747_840 == 23_111_680
+    assert found["stored"]["locator"] == 6 * 2 * 768
+    assert found["stored"]["projector"] == 1024 * 4096 + 4096 + 4096 * 4096 + 4096
+    assert found["archived"]["experts"] == 6 * 32 * 624_640
+    assert found["trained"]["experts"] == 32 * 624_640
+    merged = sizes_at_7b(Routed(expand="none", train_projector=False), 6)
+    assert merged["stored"] == {"experts": 32 * 624_640, "routers": 0, "locator": 9216, "projector": 0}
+    assert sizes_at_7b(Routed(expand="all"), 6)["stored"]["experts"] == 6 * 32 * 624_640
+    assert sizes_at_7b(Routed(fusion="product_mean"), 6)["stored"]["experts"] == 6 * 32 * 624_640
+    assert sizes_at_7b(Routed(growth="shared"), 6)["stored"]["experts"] == 32 * 624_640
+
+
+def test_expanded_layers_come_from_the_model():
+    assert [Routed().expanded(layers) for layers in (2, 32, 40)] == [(1,), (31,), (39,)]
+    assert Routed(expand=(3, 0, 3)).expanded(4) == (0, 3) and Routed(expand=(3, 0)).fused(4) == (1, 2)
+    assert Routed(expand="none").fused(3) == (0, 1, 2) and Routed(expand="all").fused(3) == ()
+    assert Routed(growth="shared").expanded(3) == ()
+    with pytest.raises(ConfigError, match="cannot expand"):
+        Routed(expand=(32,)).expanded(32)
+
+
+def test_a_method_says_what_it_needs():
+    assert [stage.kind for stage in Routed().stages()] == ["tune", "anchors"]
+    assert [stage.kind for stage in Routed(gate=NamedGate()).stages()] == ["tune"]
+    assert Routed(growth="none").stages() == () and Routed(growth="none").lessons(3) == ()
+    assert Routed().lessons(3) == ((0,), (1,), (2,)) and Routed(growth="shared", union=True).lessons(3) == ((0, 1, 2),)
+    assert Routed(gate=NamedGate()).needs_name and not Routed(growth="shared", gate=NamedGate()).needs_name
+    assert Routed().isolates and not Routed(growth="shared").isolates
+
+
+def test_variants_share_an_archive_and_differ_in_fusion():
+    found = Routed().variants()
+    assert {name: variant.fusion for name, variant in found.items()} == {rule: rule for rule in found}
+    assert Routed() in found.values() and len(found) == 3
+    assert Routed(expand="all").variants() == {} and Routed(growth="shared").variants() == {}
+
+
+@pytest.mark.parametrize("wrong", [{"rank": 0}, {"dropout": 1.0}, {"sites": ()}, {"sites": ("q_proj", "z_proj")}])
+def test_senseless_experts_are_refused(wrong):
+    with pytest.raises(ValueError):
+        Lora(**wrong)
+
+
+def test_a_missing_fusion_weight_is_named():
+    with pytest.raises(ConfigError, match="1 weights for 2 tasks"):
+        Routed(eps=(1.0,))._eps(2)
+    assert Routed(eps=(0.5, 2.0, 9.0))._eps(2) == (0.5, 2.0)
+
+
+def test_the_projector_trains_in_float32_whatever_the_base_is_stored_in():
+    model = init_model(TINY, jax.random.key(0))
+    half = model.replace(params=jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), model.params))
+    learner = Routed().before(half, Routed().birth(half, 2), Routed().stages()[0], 0, jax.random.key(0))
+    assert {leaf.dtype.name for leaf in learner.tuned.values()} == {"float32"}
+    assert sorted(learner.tuned) == [f"projector/linear{n}/{part}" for n in (1, 2) for part in ("bias", "kernel")]
+    assert Routed(train_projector=False).before(half, learner, Routed().stages()[0], 0, jax.random.key(0)).tuned == {}
+
+
+def test_defaults_are_the_official_values():
+    assert AnchorGate() == AnchorGate(mixing=0.5, temperature=0.1, legacy=False)
+    assert Lora().alpha / Lora().rank == 2.0 and len(Lora().sites) == 7

@@ -1,0 +1,78 @@
+"""Several methods on one stream: one zero-shot row, one report, no mixing of what cannot be compared."""
+
+import json
+from dataclasses import replace
+
+import pytest
+from runs_world import make_world
+
+from hidecmoe_jax.core.errors import ConfigError
+from hidecmoe_jax.runs import rows
+from hidecmoe_jax.runs.cells import Cells
+from hidecmoe_jax.runs.compare import compare
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """Folder, configs, the comparison, and which cells were answered in it."""
+    root, asked = tmp_path_factory.mktemp("compare"), []
+    hide = make_world(root)
+    configs = [hide, replace(hide, method=replace(hide.method, name="zero_shot", growth="none"))]
+    write = rows.write_answers
+
+    def counted(setting, serving, task, path, **given):
+        asked.append((setting.config.method.name, path.parent.name, path.name))
+        return write(setting, serving, task, path, **given)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rows, "write_answers", counted)
+        out = compare(configs, root / "both")
+    return root, configs, out, asked
+
+
+def test_the_zero_shot_row_is_measured_once(world):
+    _, _, out, asked = world
+    assert [cell for cell in asked if cell[1] == "row_000"] == [
+        ("hide", "row_000", "birds.jsonl"),
+        ("hide", "row_000", "fish.jsonl"),
+    ]
+    assert not [cell for cell in asked if cell[0] == "zero_shot"]
+    first, second = (Cells(out / name / "seed_0" / "cells.json").read()[0] for name in ("hide", "zero_shot"))
+    assert {task: cell["score"] for task, cell in first.items()} == {
+        task: cell["score"] for task, cell in second.items()
+    }
+    for task in ("birds", "fish"):
+        own, shared = (
+            (out / name / "seed_0" / "answers" / "row_000" / f"{task}.jsonl") for name in ("hide", "zero_shot")
+        )
+        assert own.read_bytes() == shared.read_bytes()
+
+
+def test_one_report_shows_both(world):
+    _, _, out, _ = world
+    found = json.loads((out / "report.json").read_text())
+    assert [method["method"] for method in found["methods"]] == ["hide", "zero_shot"]
+    assert found["methods"][0]["matrix"][0] == found["methods"][1]["matrix"][0]
+
+
+def test_a_comparison_goes_on_where_it_stopped(world):
+    root, configs, out, _ = world
+    (out / "zero_shot" / "run.json").unlink()
+    for path in sorted((out / "zero_shot").rglob("*"), reverse=True):
+        path.unlink() if path.is_file() else path.rmdir()
+    before = (out / "hide" / "seed_0" / "cells.json").read_bytes()
+    compare(configs, out, resume=True)
+    assert (out / "hide" / "seed_0" / "cells.json").read_bytes() == before
+    assert (out / "zero_shot" / "report.json").is_file()
+
+
+def test_what_cannot_be_compared_is_refused_before_anything_runs(world):
+    root, (hide, other), out, _ = world
+    with pytest.raises(ConfigError, match="one name"):
+        compare([hide, hide], root / "twice")
+    shorter = replace(other, stream=replace(other.stream, tasks=other.stream.tasks[:1]))
+    with pytest.raises(ConfigError, match="zero_shot: stream"):
+        compare([hide, shorter], root / "unlike")
+    with pytest.raises(ConfigError, match="already exists"):
+        compare([replace(hide, method=replace(hide.method, name="new")), other], out)
+    assert not (out / "new").exists()

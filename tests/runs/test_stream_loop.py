@@ -1,0 +1,211 @@
+"""A run from Python: what it leaves, what it refuses, how a task is added, and whose method it may be."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from runs_world import make_world, outcome
+from tiny import write_base, write_task
+
+from hidecmoe_jax.core.errors import CheckpointError, ConfigError
+from hidecmoe_jax.runs import rows
+from hidecmoe_jax.runs.cells import Cells
+from hidecmoe_jax.runs.config import from_mapping, to_mapping
+from hidecmoe_jax.runs.ledger import Ledger
+from hidecmoe_jax.runs.results import rebuild
+from hidecmoe_jax.runs.stream_loop import add, config_of, evaluate_run, learn
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """Folder, config, and a run that learned birds and fish."""
+    root = tmp_path_factory.mktemp("loop")
+    config = make_world(root)
+    return root, config, learn(config, root / "run")
+
+
+def copied(world, name: str) -> Path:
+    root, _, run = world
+    return Path(shutil.copytree(run, root / name))
+
+
+def report(run: Path) -> dict:
+    return json.loads((run / "report.json").read_text())
+
+
+def test_a_run_leaves_lessons_answers_scores_and_a_report(world):
+    _, config, run = world
+    assert [record.name for record in Ledger(run / "seed_0").tasks()] == ["birds", "fish"]
+    facts = Ledger(run / "seed_0").meta(0)
+    assert (facts["tasks"], facts["samples"], facts["epochs"], facts["seed"]) == (["birds"], 7, 1, 0)
+    found = report(run)
+    assert found["tasks"] == ["birds", "fish"] and np.shape(found["matrix"]) == (3, 2)
+    assert all(score is not None for row in found["matrix"] for score in row)
+    assert found["named_task_last"] is not None
+    assert config_of(run) == config
+    lines = rows.read_answers(run / "seed_0" / "answers" / "row_002" / "birds.jsonl")
+    assert [line["question_id"] for line in lines] == ["b8", "b9", "b10", "b11"]
+    assert all(abs(sum(line["weights"].values()) - 1) < 1e-4 for line in lines)
+    assert not list((run / "seed_0" / "progress").glob("0*")), "checkpoints are scaffolding"
+
+
+def test_a_config_survives_its_file(world):
+    _, config, _ = world
+    assert from_mapping(to_mapping(config)) == config
+
+
+def test_ev8_a_cell_that_is_missing_is_null_and_no_headline_is_made_of_the_rest(world):
+    run = copied(world, "missing")
+    cells = Cells(run / "seed_0" / "cells.json")
+    known = cells.read()
+    del known[2]["birds"]
+    (run / "seed_0" / "cells.json").write_text(json.dumps(known))
+    rebuild(run)
+    found = report(run)
+    assert found["matrix"][2][0] is None and found["matrix"][2][1] is not None
+    assert found["avg"] is None and found["forgetting"] is None
+    evaluate_run(run)
+    assert report(run)["matrix"] == report(world[2])["matrix"]
+
+
+def test_evaluating_again_measures_only_what_is_missing(world):
+    run = copied(world, "again")
+    before = outcome(run)
+    evaluate_run(run, task=1, full_matrix=True)
+    assert outcome(run) == before
+    with pytest.raises(ConfigError, match="no such row"):
+        evaluate_run(run, task=3)
+
+
+def test_ck16_a_changed_config_is_refused_field_by_field(world):
+    _, config, run = world
+    other = replace(config, method=replace(config.method, lora=replace(config.method.lora, rank=4)), seeds=(0, 1))
+    with pytest.raises(CheckpointError) as refused:
+        learn(other, run, resume=True)
+    assert "config.method.lora.rank: was 2, now 4" in str(refused.value) and "config.seeds" in str(refused.value)
+    assert refused.value.exit_code == 4
+    order = replace(config, stream=replace(config.stream, tasks=config.stream.tasks[::-1]))
+    with pytest.raises(CheckpointError, match="tasks.0: was 'birds', now 'fish'"):
+        learn(order, run, resume=True)
+    first, second = config.stream.tasks
+    longer = replace(config, stream=replace(config.stream, tasks=(first, replace(second, epochs=3))))
+    with pytest.raises(CheckpointError, match="own.fish.epochs: was None, now 3"):
+        learn(longer, run, resume=True)
+
+
+def test_ck17_changed_data_are_refused(world):
+    root, config, run = world
+    picture = root / "fish" / "images" / "2.png"
+    kept = picture.read_bytes()
+    try:
+        picture.write_bytes((root / "fish" / "images" / "3.png").read_bytes())
+        with pytest.raises(CheckpointError) as refused:
+            learn(config, run, resume=True)
+    finally:
+        picture.write_bytes(kept)
+    assert "data.fish.pictures" in str(refused.value) and "data.birds" not in str(refused.value)
+    assert outcome(learn(config, run, resume=True)) == outcome(run)
+
+
+def test_ck20_another_base_model_is_refused(world):
+    root, config, run = world
+    write_base(root / "other", seed=1)
+    with pytest.raises(CheckpointError, match="base: was"):
+        learn(replace(config, base=replace(config.base, path=str(root / "other"))), run, resume=True)
+
+
+def test_tr5_a_method_that_touches_an_old_expert_is_caught_and_nothing_is_committed(world):
+    root, config, _ = world
+    broken = from_mapping(to_mapping(config) | {"method": {"kind": "own_method:Careless", "lora": {"rank": 2}}})
+    with pytest.raises(CheckpointError, match="what is frozen changed") as caught:
+        learn(broken, root / "careless")
+    assert "experts of lesson 0" in caught.value.where
+    assert [record.name for record in Ledger(root / "careless" / "seed_0").tasks()] == ["birds"]
+
+
+def test_a_method_of_ones_own_is_named_in_the_config(world):
+    root, config, _ = world
+    mapping = to_mapping(config) | {
+        "method": {"kind": "own_method:Gentle", "name": "gentle", "share": 0.25, "lora": {"rank": 2}}
+    }
+    mine = from_mapping(mapping)
+    assert type(mine.method).__name__ == "Gentle" and from_mapping(to_mapping(mine)) == mine
+    run = learn(mine, root / "gentle")
+    assert report(run)["method"] == "gentle" and config_of(run) == mine
+    for kind, message in {
+        "own_method:Gentel": "cannot import",
+        "rooted": "unknown kind",
+        "none_such:Gentle": "cannot import",
+    }.items():
+        with pytest.raises(ConfigError, match=message):
+            from_mapping(mapping | {"method": {"kind": kind}})
+
+
+def test_a_task_is_added_and_earlier_experts_keep_every_byte(world):
+    root, _, _ = world
+    run = copied(world, "grown")
+    before = outcome(run)
+    write_task(root / "trees", "an oak", shade=160)
+    add(run, root / "trees", epochs=2)
+    after = outcome(run)
+    assert list(after["lessons"]) == ["birds", "fish", "trees"]
+    assert {name: after["lessons"][name] for name in before["lessons"]} == before["lessons"]
+    assert Ledger(run / "seed_0").meta(2)["epochs"] == 2
+    assert np.shape(report(run)["matrix"]) == (4, 3)
+    assert after["answers"]["answers/row_001/birds.jsonl"] == before["answers"]["answers/row_001/birds.jsonl"]
+
+    with pytest.raises(ConfigError, match="one name"):
+        add(run, root / "trees")
+
+    add(run, root / "trees", epochs=1, redo=True)
+    again = outcome(run)
+    assert {name: again["lessons"][name] for name in before["lessons"]} == before["lessons"]
+    assert again["lessons"]["trees"] != after["lessons"]["trees"]
+    assert len([line for line in again["metrics"] if line["task"] == "trees"]) == 4
+    assert np.shape(report(run)["matrix"]) == (4, 3)
+
+
+def test_a_redone_task_of_other_data_leaves_no_old_answers(world):
+    root, _, _ = world
+    run = copied(world, "mended")
+    folder = write_task(root / "mended_data" / "fish", "a pike", shade=40, test=6)
+    add(run, folder, redo=True)
+    found = Cells(run / "seed_0" / "cells.json").read()
+    assert [found[row]["fish"]["count"] for row in (0, 1, 2)] == [6, 6, 6]
+    assert outcome(run)["lessons"]["birds"] == outcome(world[2])["lessons"]["birds"]
+
+
+def test_an_interrupted_addition_goes_on_with_the_same_call(world, monkeypatch):
+    root, _, _ = world
+    run = copied(world, "interrupted")
+    write_task(root / "reeds", "an oak", shade=200)
+
+    class Died(BaseException):
+        pass
+
+    def crash(here: str, about: str = "") -> None:
+        if (here, about) == ("before_commit", "reeds"):
+            raise Died
+
+    with monkeypatch.context() as patch:
+        patch.setattr("hidecmoe_jax.runs.ledger.crash_point", crash)
+        with pytest.raises(Died):
+            add(run, root / "reeds")
+    with pytest.raises(ConfigError, match="not finished"):
+        add(run, root / "birds")
+    add(run, root / "reeds")
+    assert report(run)["tasks"] == ["birds", "fish", "reeds"]
+
+
+def test_a_method_that_learns_at_once_cannot_add(world):
+    root, config, _ = world
+    joint = replace(config, method=replace(config.method, name="joint", growth="shared", union=True))
+    run = learn(joint, root / "joint")
+    assert [record.name for record in Ledger(run / "seed_0").tasks()] == ["joint"]
+    found = report(run)
+    assert found["matrix"][1] == [None, None] and None not in found["matrix"][2]
+    with pytest.raises(ConfigError, match="cannot add"):
+        add(run, root / "birds")

@@ -1,0 +1,177 @@
+"""A training stage: what moves, what is noticed, and that batches, padding and interruptions change nothing."""
+
+from dataclasses import dataclass, replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from lessons import Silent
+from tiny import run_config, write_base, write_stream
+
+from hidecmoe_jax.core import trees
+from hidecmoe_jax.core.errors import NumericsError
+from hidecmoe_jax.data.loader import collate
+from hidecmoe_jax.methods.routed import TUNE, Lora, Routed
+from hidecmoe_jax.models.llava import Batch, Prompt, answer_loss
+from hidecmoe_jax.runs.setting import open_setting
+from hidecmoe_jax.train import stage as stages
+from hidecmoe_jax.train.stage import Material, run_stage
+from hidecmoe_jax.train.step import begin, take_step
+
+QUIET = Routed(lora=Lora(rank=2, dropout=0.0))
+
+
+@pytest.fixture(scope="module")
+def setting(tmp_path_factory):
+    root = tmp_path_factory.mktemp("train")
+    config = run_config(
+        write_base(root / "base"),
+        "hide",
+        tasks=write_stream(root, ("birds",), train=12),
+        tune={"batch": 2, "bucket": 32},
+    )
+    return open_setting(replace(config, method=QUIET))
+
+
+@pytest.fixture(scope="module")
+def material(setting) -> Material:
+    return setting.material(setting.stream.tasks[0].train, "birds")
+
+
+@pytest.fixture(scope="module")
+def ready(setting):
+    """A learner whose expert is no longer silent, so that every leaf has a gradient."""
+    learner = QUIET.before(setting.model, QUIET.birth(setting.model, 2), TUNE, 0, jax.random.key(1))
+    loud = jax.tree.map(lambda b: b + 0.02, learner.live["linears"].b)
+    return learner.replace(live={"linears": learner.live["linears"].replace(b=loud)})
+
+
+@dataclass
+class Recorder(Silent):
+    """Also keeps the state after every step, and can hand one out again."""
+
+    states: dict = None
+    found: tuple | None = None
+
+    def resume(self, stage):
+        return self.found
+
+    def step(self, stage, step, steps, facts, state):
+        super().step(stage, step, steps, facts, state)
+        self.states = (self.states or {}) | {step: jax.device_get(state())}
+
+
+def train(setting, material, learner, *, watch=None, method=QUIET, **tune):
+    return run_stage(
+        method, setting.model, learner, TUNE, material, tune=replace(setting.config.tune, **tune),
+        key=jax.random.key(0), seed=5, watch=watch or Silent(), task="birds",
+    )  # fmt: skip
+
+
+def test_only_what_trains_has_moments(ready, setting):
+    state = begin(ready, setting.config.tune)
+    wanted = trees.count(ready.live["linears"].factors) + trees.count(ready.tuned)
+    assert trees.count(state.leaves) == wanted
+    assert trees.count(state.moments) == 2 * wanted + 1, "two moments a number, and the count of steps"
+
+
+def test_a_stage_moves_what_is_live_and_nothing_else(ready, setting, material):
+    before, base = trees.digests(ready), trees.digest(setting.model.params)
+    done = train(setting, material, ready)
+    after = trees.digests(done)
+    moved = {path for path in before if before[path] != after[path]}
+    assert moved == {p for p in before if p.startswith(("live/linears/a", "live/linears/b", "tuned/"))}
+    assert trees.digest(setting.model.params) == base and trees.digests(ready) == before
+
+
+def one_step(setting, learner, batches, *, method=QUIET, key=0):
+    rates = {"experts": jnp.float32(0.01), "shared": jnp.float32(0.001)}
+    tune = setting.config.tune
+    return take_step(
+        begin(learner, tune),
+        setting.model,
+        learner,
+        batches,
+        rates,
+        jax.random.key(key),
+        method=method,
+        stage=TUNE,
+        tune=tune,
+    )
+
+
+def batches_of(material, rows):
+    return stages._batches(material, np.asarray(rows, np.int32))
+
+
+def test_tr16_accumulation_equals_one_big_batch_however_tokens_are_spread(setting, ready, material):
+    # Answers of unequal length: a mean over micro-batch means would weigh their tokens unequally.
+    short = [
+        replace(one, labels=np.where(np.cumsum(one.labels >= 0) <= 1 + i % 3, one.labels, -100))
+        for i, one in enumerate(material.encoded)
+    ]
+    ragged = replace(material, encoded=short)
+    whole, facts = one_step(setting, ready, batches_of(ragged, [[0, 1, 2, 3, 4, 5]]))
+    parts, same = one_step(setting, ready, batches_of(ragged, [[0, 1, 2], [3, 4, 5]]))
+    padded, also = one_step(setting, ready, batches_of(ragged, [[0, 1, 2, -1], [3, 4, 5, -1]]))
+    assert int(facts.tokens) == int(same.tokens) == int(also.tokens) == 2 * (1 + 2 + 3)
+    for other, metrics in ((parts, same), (padded, also)):
+        np.testing.assert_allclose(metrics.loss, facts.loss, rtol=1e-6)
+        np.testing.assert_allclose(metrics.gradient, facts.gradient, rtol=1e-5)
+        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), other.moments, whole.moments)
+
+
+def test_tr15_padding_to_any_bucket_leaves_the_loss(setting, material):
+    found = []
+    measure = jax.jit(lambda batch: answer_loss(setting.model, batch)[:2])
+    for length, answers in ((material.shape[0], 8), (material.shape[0] + 32, 24)):
+        arrays = collate(
+            material.encoded[:3], length=length, answers=answers, pad=material.pad, vocab=material.vocabulary
+        )
+        prompt = Prompt(arrays["tokens_BT"], arrays["mask_BT"], material.features.patches(np.arange(3)))
+        found.append(measure(Batch(prompt, arrays["where_BA"], arrays["answer_BA"], arrays["answer_mask_BA"])))
+    assert int(found[0][1]) == int(found[1][1])
+    np.testing.assert_allclose(found[0][0], found[1][0], rtol=1e-6)
+
+
+def test_dropout_is_keyed_by_the_step(setting, ready, material):
+    noisy = Routed(lora=Lora(rank=2, dropout=0.5))
+    batch = batches_of(material, [[0, 1]])
+    losses = [float(one_step(setting, ready, batch, method=noisy, key=key)[1].loss) for key in (1, 1, 2)]
+    assert losses[0] == losses[1] != losses[2]
+
+
+def test_a_stage_goes_on_from_any_step_as_if_it_had_never_stopped(setting, ready, material):
+    whole = Recorder()
+    done = train(setting, material, ready, watch=whole)
+    assert len(whole.facts) == 6 and [fact["tokens"] > 0 for fact in whole.facts]
+    again = Recorder(found=(3, whole.states[2]))
+    resumed = train(setting, material, ready, watch=again)
+    assert trees.digests(resumed) == trees.digests(done)
+    assert again.facts == whole.facts[3:]
+    ended = train(setting, material, ready, watch=Recorder(found=(6, whole.states[5])))
+    assert trees.digests(ended) == trees.digests(done), "killed after the last step"
+
+
+def test_tr1_a_loss_that_is_not_finite_stops_and_names_step_and_records(setting, ready, material):
+    bank = ready.live["linears"]
+    poisoned = bank.replace(b=bank.b | {"q_proj": bank.b["q_proj"].at[1].set(jnp.nan)})
+    watch = Silent()
+    with pytest.raises(NumericsError) as stopped:
+        train(setting, material, ready.replace(live={"linears": poisoned}), watch=watch)
+    error = stopped.value
+    assert error.exit_code == 5 and not watch.facts
+    assert "task birds, stage tune, step 0 of 6" in error.where and "records a" in error.why
+
+
+def test_tr4_a_stage_without_gradients_warns_and_then_stops(setting, ready, material):
+    silent = replace(
+        material, encoded=[replace(one, labels=np.full_like(one.labels, -100)) for one in material.encoded]
+    )
+    watch = Silent()
+    with pytest.raises(NumericsError, match="nothing is being learned") as stopped:
+        train(setting, silent, ready, watch=watch, epochs=9)
+    assert stopped.value.exit_code == 5 and "50 steps" in stopped.value.why
+    assert len(watch.warnings) == 1 and "no gradient for 10 steps" in watch.warnings[0]
+    assert len(watch.facts) == 49
