@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from pocket_facts import WINDOW, read_facts, write_facts
-from pocket_vision import SHARES, ahead, read, save
+from pocket_vision import SHARES, ahead, optimiser, read, save
 from tqdm import tqdm
 
 from hidecmoe_jax.core.errors import ConfigError
@@ -104,12 +104,6 @@ def produce(plan: LanguagePlan, config: LlavaConfig, start: int, worker: int, in
     tokenizer = Tokenizer.load(pocket_folder())
     for step in range(start + worker, plan.steps, plan.workers):
         into.put((step, draw_conversations(plan, step, config.vision.patches, tokenizer)))
-
-
-def optimiser(plan: LanguagePlan) -> optax.GradientTransformation:
-    """AdamW with warm-up and cosine."""
-    schedule = optax.warmup_cosine_decay_schedule(0.0, plan.rate, plan.warmup, plan.steps, 0.02 * plan.rate)
-    return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.98, weight_decay=0.02))
 
 
 @partial(jax.jit, static_argnames=("plan",), donate_argnames=("leaves", "state"))

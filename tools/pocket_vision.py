@@ -166,8 +166,8 @@ def loss(params: dict, config: LlavaConfig, batch: dict, pairs: int) -> tuple[ja
     return total, facts
 
 
-def optimiser(plan: VisionPlan) -> optax.GradientTransformation:
-    """AdamW with warm-up and cosine."""
+def optimiser(plan) -> optax.GradientTransformation:
+    """AdamW with warm-up and cosine, from any plan with rate, warmup and steps."""
     schedule = optax.warmup_cosine_decay_schedule(0.0, plan.rate, plan.warmup, plan.steps, 0.02 * plan.rate)
     return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.98, weight_decay=0.02))
 

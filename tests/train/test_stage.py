@@ -113,13 +113,11 @@ def test_tr16_accumulation_equals_one_big_batch_however_tokens_are_spread(settin
     ]
     ragged = replace(material, encoded=short)
     whole, facts = one_step(setting, ready, batches_of(ragged, [[0, 1, 2, 3, 4, 5]]))
-    parts, same = one_step(setting, ready, batches_of(ragged, [[0, 1, 2], [3, 4, 5]]))
-    padded, also = one_step(setting, ready, batches_of(ragged, [[0, 1, 2, -1], [3, 4, 5, -1]]))
-    assert int(facts.tokens) == int(same.tokens) == int(also.tokens) == 2 * (1 + 2 + 3)
-    for other, metrics in ((parts, same), (padded, also)):
-        np.testing.assert_allclose(metrics.loss, facts.loss, rtol=1e-6)
-        np.testing.assert_allclose(metrics.gradient, facts.gradient, rtol=1e-5)
-        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), other.moments, whole.moments)
+    parts, same = one_step(setting, ready, batches_of(ragged, [[0, 1, 2, -1], [-1, 3, 4, 5]]))
+    assert int(facts.tokens) == int(same.tokens) == 2 * (1 + 2 + 3)
+    np.testing.assert_allclose(same.loss, facts.loss, rtol=1e-6)
+    np.testing.assert_allclose(same.gradient, facts.gradient, rtol=1e-5)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), parts.moments, whole.moments)
 
 
 def test_tr15_padding_to_any_bucket_leaves_the_loss(setting, material):
