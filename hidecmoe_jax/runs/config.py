@@ -147,7 +147,8 @@ def to_mapping(config: RunConfig) -> dict[str, Any]:
     plain = strict.plain(config)
     cls = type(config.method)
     kind = next((name for name, known in METHODS.items() if known is cls), f"{cls.__module__}:{cls.__qualname__}")
-    plain["method"] = {"kind": kind} | strict.plain(config.method)
+    # The kind last: a class that inherits a shipped method inherits its kind as well.
+    plain["method"] = {"kind": kind} | strict.plain(config.method) | {"kind": kind}
     return plain
 
 

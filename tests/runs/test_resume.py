@@ -48,12 +48,12 @@ def kill_and_compare(world, out: Path, *, kills: int, seed: int) -> None:
     root, config, wanted = world
     chance, struck = random.Random(seed), 0
     for _ in range(kills):
-        code = killed(root, out, chance.randint(1, 3), chance.random() * 0.3)
+        code = killed(root, out, chance.randint(1, 2), chance.random() * 0.3)
         assert code in (0, -signal.SIGKILL), code
         struck += code == -signal.SIGKILL
         if code == 0:
             break
-    assert struck, "no kill came before the end"
+    assert struck >= min(kills, 3), "the run ended before it was killed three times"
     assert outcome(learn(config, out, resume=True)) == wanted
 
 
@@ -111,12 +111,11 @@ def test_ev1_a_torn_line_is_answered_again(world):
     out = root / "torn"
     shutil.copytree(root / "reference", out)
     cells = out / "seed_0" / "cells.json"
+    cells.write_text(json.dumps({row: kept for row, kept in json.loads(cells.read_text()).items() if row != "2"}))
     path = out / "seed_0" / "answers" / "row_002" / "fish.jsonl"
     whole = path.read_text()
     path.write_text(whole[: whole.index("\n") + 20])
-    kept = {row: tasks for row, tasks in wanted["cells"].items() if row != "2"}
-    cells.write_text(json.dumps(kept))
-    assert outcome(learn(config, out, resume=True))["answers"] == wanted["answers"]
+    assert outcome(learn(config, out, resume=True)) == wanted
 
 
 def test_ck4_sigterm_saves_leaves_with_75_and_goes_on(world, monkeypatch):

@@ -148,7 +148,6 @@ def test_a_task_is_added_and_earlier_experts_keep_every_byte(world):
     root, _, _ = world
     run = copied(world, "grown")
     before = outcome(run)
-    write_task(root / "trees", "an oak", shade=160)
     add(run, root / "trees", epochs=2)
     after = outcome(run)
     assert list(after["lessons"]) == ["birds", "fish", "trees"]

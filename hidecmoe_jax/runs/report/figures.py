@@ -101,7 +101,7 @@ def routing_confusion(document: Document):
     axis.set_yticks(range(len(tasks)), [_short(task) for task in tasks])
     accuracy = document["routing_accuracy"]
     tail = "" if accuracy is None else f" \u00b7 {accuracy:.1f}% to their own expert"
-    _titles(axis, f"Where test items were routed{tail}", x="routed to", y="true task")
+    _titles(axis, f"Routed{tail}", x="routed to", y="true task")
     return figure
 
 

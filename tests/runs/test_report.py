@@ -1,0 +1,102 @@
+"""The report says what was measured, what was not, and lets nothing of a user's text become markup."""
+
+import json
+import re
+
+import pytest
+from PIL import Image
+
+from hidecmoe_jax.core.errors import DataError
+from hidecmoe_jax.runs.report import RunFacts, Sample, SeedResult, compare_document, run_document, write_report
+
+KEYS = """method tasks matrix last avg maa mft bwt_t_minus_1 bwt_t forgetting routing_accuracy named_task_last fwt
+stored_parameters archived_parameters trained_parameters seconds seeds""".split()
+COUNTS = {"total": 30, "experts": 20, "routers": 0, "locator": 4, "projector": 6}
+
+
+def seed_result(seed, matrix, **more):
+    return SeedResult(seed=seed, matrix=matrix, seconds={"learning": 2.0, "evaluation": 1.0}, **more)
+
+
+def facts(method="hide", tasks=("digits", "charts")):
+    scorers = tuple("exact" for _ in tasks)
+    return RunFacts(
+        method, tasks, scorers, stored_parameters=COUNTS, archived_parameters=COUNTS, trained_parameters=COUNTS
+    )
+
+
+@pytest.fixture
+def document():
+    seeds = [
+        seed_result(
+            0,
+            [[10, 20], [80, 30], [60, 90]],
+            named_task_row=[70, 90],
+            routing_confusion=[[9, 1], [0, 10]],
+            curves={"digits": [(0, 2.0), (1, 1.0)], "charts": [(0, 2.5), (1, 1.5)]},
+        ),
+        seed_result(1, [[10, 20], [90, 30], [80, 90]], named_task_row=[90, 90], routing_confusion=[[10, 0], [0, 10]]),
+    ]
+    return run_document(facts(), seeds)
+
+
+def test_the_keys_of_a_run(document):
+    assert set(KEYS) <= set(document)
+    assert document["matrix"] == [[10, 20], [85, 30], [70, 90]]
+    assert document["last"] == pytest.approx(80.0)  # (75 + 85) / 2
+    assert document["bwt_t_minus_1"] == pytest.approx(-15.0) and document["bwt_t"] == pytest.approx(-7.5)
+    assert document["fwt"] == pytest.approx(10.0)  # 30 - 20 on the second task
+    assert document["routing_accuracy"] == pytest.approx(97.5)
+    assert document["named_task_last"] == pytest.approx(85.0)
+    assert set(document["stored_parameters"]) == {"total", "experts", "routers", "locator", "projector"}
+    assert [entry["last"] for entry in document["seeds"]["per_seed"]] == [75.0, 85.0]
+
+
+def test_ev8_a_cell_that_one_seed_lacks_is_null_and_stops_the_headline():
+    document = run_document(
+        facts(), [seed_result(0, [[1, 2], [50, None], [60, 70]]), seed_result(1, [[1, 2], [50, 3], [None, 70]])]
+    )
+    assert document["matrix"] == [[1, 2], [50, None], [None, 70]]
+    assert document["last"] is None and "last" in document["missing"]
+
+
+def test_the_page_is_whole_in_itself(document, tmp_path):
+    picture = tmp_path / "seven.png"
+    Image.new("RGB", (56, 56), (200, 10, 10)).save(picture)
+    sample = Sample("digits", "Which digit?", "seven", "one", {"digits": 0.9, "charts": 0.1}, str(picture))
+    write_report(tmp_path, document, [sample])
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert json.loads((tmp_path / "report.json").read_text())["last"] == document["last"]
+    assert {"accuracy_matrix.png", "routing_confusion.png"} <= {p.name for p in (tmp_path / "figures").iterdir()}
+    sources = re.findall(r'(?:src|href)="([^"]{1,30})', page)
+    assert sources and all(source.startswith(("data:image/", "#")) for source in sources)
+    assert "Which digit?" in page and "seven" in page
+
+
+def test_sec3_text_never_becomes_markup(tmp_path):
+    evil = "<script>alert(1)</script>"
+    document = run_document(facts(method=evil), [seed_result(0, [[0, 0], [1, 1], [1, 1]])])
+    write_report(tmp_path, document, [Sample("digits", evil, evil, evil, {"digits": 1.0}, None)])
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert evil not in page and "&lt;script&gt;alert(1)" in page
+
+
+def test_what_was_not_measured_is_said(tmp_path):
+    document = run_document(facts(), [seed_result(0, [[0, 0], [1, None], [1, None]])])
+    write_report(tmp_path, document, [])
+    assert "not measured" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_comparison_puts_methods_side_by_side(document, tmp_path):
+    other = run_document(facts("sequential"), [seed_result(0, [[10, 20], [80, 30], [20, 90]])])
+    both = compare_document([document, other])
+    assert [entry["method"] for entry in both["methods"]] == ["hide", "sequential"]
+    write_report(tmp_path, both, [])
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "sequential" in page and list((tmp_path / "figures").glob("*.png"))
+
+
+def test_runs_over_different_streams_are_refused(document):
+    other = run_document(facts("sequential", ("charts", "digits")), [seed_result(0, [[1, 2], [3, 4], [5, 6]])])
+    with pytest.raises(DataError, match="different streams"):
+        compare_document([document, other])
