@@ -110,7 +110,9 @@ def answers(
     config = serving.model.config
     asked = prompts(records, tokenizer, template, config, writing)
     length = length or buckets((len(prompt.tokens) for prompt in asked), writing.bucket)
-    sampling = Sampling(writing.max_new_tokens, writing.temperature, writing.top_p, tokenizer.eos, tokenizer.pad)
+    sampling = Sampling(
+        writing.max_new_tokens, writing.temperature, writing.top_p, tokenizer.eos, tokenizer.pad, ids=tokenizer.size
+    )
     for start in range(0, len(records), writing.batch):
         rows = np.arange(start, min(start + writing.batch, len(records)), dtype=np.int32)
         # Whole batches are done again or not at all, so that an interrupted cell ends with the same bytes.

@@ -15,8 +15,8 @@ from flax import struct
 from jax import Array
 
 from hidecmoe_jax.core import trees
-from hidecmoe_jax.data.stream import Stream
 from hidecmoe_jax.data.records import Record
+from hidecmoe_jax.data.stream import Stream
 from hidecmoe_jax.experts.bank import Bank
 from hidecmoe_jax.experts.routing import Voice
 from hidecmoe_jax.locators.anchors import Pooled

@@ -26,6 +26,8 @@ from hidecmoe_jax.models.llava import Model, Prompt, embed, head, hidden
 class Sampling:
     """How tokens are chosen; `temperature` 0 is greedy, `top_p` keeps the smallest set of tokens with that mass.
 
+    `ids` is the number of ids that may be written: a model's table is often padded beyond its tokenizer (None: all).
+
     Raises:
       ConfigError: a value nothing can be drawn with.
     """
@@ -35,6 +37,7 @@ class Sampling:
     top_p: float = 1.0
     eos_token: int = 2
     pad_token: int = 0
+    ids: int | None = None
 
     def __post_init__(self):
         allowed = {
@@ -133,6 +136,8 @@ def generate(
     def body(state):
         step, logits, cache, ended, tokens, lengths, margins = state
         keys = jax.vmap(lambda k: jax.random.fold_in(k, step))(sample_keys)
+        if sampling.ids is not None:
+            logits = jnp.where(jnp.arange(logits.shape[-1]) < sampling.ids, logits, -jnp.inf)
         best = jax.lax.top_k(logits, 2)[0]
         token = jnp.where(ended, sampling.pad_token, choose(logits, sampling, keys))
         margins = margins.at[:, step].set(jnp.where(ended, 0.0, best[:, 0] - best[:, 1]))

@@ -21,7 +21,7 @@ from hidecmoe_jax.data.features import Features, extract
 from hidecmoe_jax.data.items import IMAGE
 from hidecmoe_jax.data.records import Record, Turn
 from hidecmoe_jax.data.tokenizer import Tokenizer
-from hidecmoe_jax.evaluate.answer import Answer, Writing, answers
+from hidecmoe_jax.evaluate.answer import Answer, answers
 from hidecmoe_jax.methods.learner import Decision, Serving
 from hidecmoe_jax.methods.routed import Routed
 from hidecmoe_jax.models.config import LlavaConfig

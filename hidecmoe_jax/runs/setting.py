@@ -18,10 +18,10 @@ from tqdm import tqdm
 from hidecmoe_jax.core import trees
 from hidecmoe_jax.core.about import VERSION
 from hidecmoe_jax.core.errors import ConfigError, DataError, nearest
-from hidecmoe_jax.data.features import Features, extract
-from hidecmoe_jax.data.pocket.cache import pocket_tasks
 from hidecmoe_jax.data.check import examine
+from hidecmoe_jax.data.features import Features, extract
 from hidecmoe_jax.data.loader import buckets, shapes
+from hidecmoe_jax.data.pocket.cache import pocket_tasks
 from hidecmoe_jax.data.prompts import Encoded, encode_all
 from hidecmoe_jax.data.records import Record
 from hidecmoe_jax.data.stream import Stream, Task, TaskSpec, open_stream
@@ -32,7 +32,6 @@ from hidecmoe_jax.models.store import base_folder, load_model
 from hidecmoe_jax.runs.config import RunConfig, StreamConfig, to_mapping
 from hidecmoe_jax.scoring.score import SCORERS
 from hidecmoe_jax.train.stage import Material
-
 
 ANSWER_BUCKET = 8
 

@@ -23,7 +23,7 @@ from hidecmoe_jax.data.prompts import Encoded
 from hidecmoe_jax.methods.learner import Learner, Method, Stage, with_trainable
 from hidecmoe_jax.models.llava import Batch, Model, Prompt
 from hidecmoe_jax.train.optim import Tune, shape_of_rate
-from hidecmoe_jax.train.step import Metrics, State, begin, take_step
+from hidecmoe_jax.train.step import Metrics, begin, take_step
 
 STILL_WARN, STILL_STOP = 10, 50  # steps without any gradient (TR4)
 

@@ -1,6 +1,7 @@
 """From records to answers: batches of one shape, text-only records, several turns, and answers written before."""
 
 import json
+from dataclasses import replace
 
 import jax
 import numpy as np
@@ -98,3 +99,15 @@ def test_of_several_turns_the_first_question_is_routed(world):
     features = world.features((one, more), "turns")
     np.testing.assert_array_equal(features.text_ND[0], features.text_ND[1])
     assert [len(part) for part in ask(world, (one, more))] == [2]
+
+
+def test_ids_beyond_the_tokenizer_are_never_written(world):
+    assert world.tokenizer.size < world.model.config.decoder.vocabulary, "the table is padded"
+    params = dict(world.model.params)
+    head = params["decoder"]["head"]["kernel"]
+    loud = head.at[:, -1].set(100 * head[:, 5]).at[:, -2].set(-100 * head[:, 5])  # one of them is the loudest
+    params["decoder"] = params["decoder"] | {"head": {"kernel": loud}}
+    shouting = replace(world, model=world.model.replace(params=params))
+    for style in ({}, {"temperature": 5.0}):
+        for part in ask(shouting, world.stream.tasks[0].test, **style):
+            assert all(one.text is not None for one in part)

@@ -304,7 +304,7 @@ def _rows(axis, labels: Sequence[str], *, longest: float) -> None:
     from matplotlib.ticker import FuncFormatter, MaxNLocator
     axis.set_yticks(range(len(labels)), labels)
     axis.set_ylim(len(labels) - 0.4, -0.6)
-    axis.set_xlim(0, longest * 1.22)
+    axis.set_xlim(0, (longest or 1) * 1.22)
     axis.tick_params(axis="y", length=0)
     axis.spines["left"].set_visible(False)
     axis.grid(axis="x", color=GRID)
