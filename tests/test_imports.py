@@ -78,9 +78,7 @@ def danger_faults(text: str, module: str) -> list[str]:
                 if keyword.arg in ("shell", "allow_pickle", "trust_remote_code"):
                     if not (isinstance(keyword.value, ast.Constant) and keyword.value.value is False):
                         found.append(f"{called}({keyword.arg}=...)")
-            if called.endswith(".extractall") and not any(
-                keyword.arg == "filter" for keyword in node.keywords
-            ):
+            if called.endswith(".extractall") and not any(keyword.arg == "filter" for keyword in node.keywords):
                 found.append("extractall without a filter")
         faults += [f"{module}:{node.lineno} {name}" for name in found]
     return faults
@@ -118,9 +116,7 @@ def test_planted_violations_are_found(module, planted):
 
 
 def test_what_is_allowed_passes():
-    allowed = (
-        "from hidecmoe_jax.core import trees\nfrom hidecmoe_jax.train.stage import run_stage\nimport json\n"
-    )
+    allowed = "from hidecmoe_jax.core import trees\nfrom hidecmoe_jax.train.stage import run_stage\nimport json\n"
     lazy = "def f():\n    from orbax.checkpoint import v1 as ocp\n    import matplotlib.pyplot as plt\n"
     assert order_faults(allowed + lazy, "hidecmoe_jax.train.loop") == []
     assert order_faults("import hidecmoe_jax as hj", "hidecmoe_jax.cli.run") == []

@@ -64,9 +64,7 @@ def conversation(picture, rng: np.random.Generator, plan: LanguagePlan) -> list[
     return [Turn(f"<image>\n{q}" if i == 0 else q, a) for i, (q, a) in enumerate(turns)]
 
 
-def packed(
-    picture, rng: np.random.Generator, plan: LanguagePlan, *, patches: int, tokenizer: Tokenizer
-) -> Encoded:
+def packed(picture, rng: np.random.Generator, plan: LanguagePlan, *, patches: int, tokenizer: Tokenizer) -> Encoded:
     """As many turns about one picture as fit the plan's shape.
 
     Raises:
@@ -85,17 +83,13 @@ def packed(
     )
 
 
-def draw_conversations(
-    plan: LanguagePlan, step: int, patches: int, tokenizer: Tokenizer
-) -> dict[str, np.ndarray]:
+def draw_conversations(plan: LanguagePlan, step: int, patches: int, tokenizer: Tokenizer) -> dict[str, np.ndarray]:
     """Pictures and packed conversations of one step; a pure function of (seed, step)."""
     rng = np.random.default_rng([plan.seed, len(plan.stage), step])
     shares = np.array(list(SHARES.values())) / sum(SHARES.values())
     pictures = [draw(str(family), rng) for family in rng.choice(list(SHARES), size=plan.batch, p=shares)]
     encoded = [packed(picture, rng, plan, patches=patches, tokenizer=tokenizer) for picture in pictures]
-    arrays = collate(
-        encoded, length=plan.length, answers=plan.answers, pad=tokenizer.pad, vocab=tokenizer.size
-    )
+    arrays = collate(encoded, length=plan.length, answers=plan.answers, pad=tokenizer.pad, vocab=tokenizer.size)
     return arrays | {"pixels": np.stack([picture.pixels for picture in pictures])}
 
 
@@ -144,9 +138,7 @@ def train_language(
         shown.update(1)
         if (step + 1) % 50 == 0:
             rate = (step + 1 - start) * plan.batch / (time.time() - since)
-            tqdm.write(
-                f"{plan.stage} step {step + 1} loss {np.mean([float(v) for v in losses]):.4f} {rate:.0f}/s"
-            )
+            tqdm.write(f"{plan.stage} step {step + 1} loss {np.mean([float(v) for v in losses]):.4f} {rate:.0f}/s")
         if (step + 1) % plan.save_every == 0 or step + 1 == plan.steps:
             save(path, {"leaves": leaves, "state": state}, step + 1)
             seconds = time.time() - since

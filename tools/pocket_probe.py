@@ -75,19 +75,13 @@ def scans(rng: np.random.Generator, count: int) -> Labelled:
             "not enough handwritten digits", why=f"{count} of {len(drawn)}", remedy="lower ProbePlan.digits"
         )
     rows = rng.permutation(len(drawn))[:count]
-    return np.stack([digits(rng, drawn[row].reshape(8, 8), int(values[row]))[0] for row in rows]), values[
-        rows
-    ]
+    return np.stack([digits(rng, drawn[row].reshape(8, 8), int(values[row]))[0] for row in rows]), values[rows]
 
 
-def labelled(
-    rng: np.random.Generator, count: int, *, make: Callable, name: Callable[[Picture], object]
-) -> Labelled:
+def labelled(rng: np.random.Generator, count: int, *, make: Callable, name: Callable[[Picture], object]) -> Labelled:
     """Drawn pictures with one label each."""
     pictures = [make(rng) for _ in range(count)]
-    return np.stack([picture.pixels for picture in pictures]), np.array(
-        [name(picture) for picture in pictures]
-    )
+    return np.stack([picture.pixels for picture in pictures]), np.array([name(picture) for picture in pictures])
 
 
 def collections(plan: ProbePlan) -> Iterator[tuple[str, int, Labelled]]:
@@ -111,9 +105,7 @@ def _look(tower: dict, pixels: jax.Array, *, config: LlavaConfig) -> tuple[jax.A
     return vision_tower(tower, config.vision, pixels, feature_layer=config.feature_layer)
 
 
-def features(
-    tower: dict, config: LlavaConfig, pixels: np.ndarray, batch: int
-) -> tuple[np.ndarray, np.ndarray]:
+def features(tower: dict, config: LlavaConfig, pixels: np.ndarray, batch: int) -> tuple[np.ndarray, np.ndarray]:
     """Patch tokens [N, P, D] and class embeddings [N, E] of uint8 pictures, float32, in even batches."""
     patches, pooled = [], []
     for start in range(0, len(pixels), batch):
@@ -141,9 +133,7 @@ def _score(x: np.ndarray, y: np.ndarray, cut: int, strength: float) -> float:
     mean, spread = x[:cut].mean(0), x[:cut].std(0) + 1e-4
     x = (x - mean) / spread
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", ConvergenceWarning
-        )  # 200 steps are the protocol, not a failure to fit
+        warnings.simplefilter("ignore", ConvergenceWarning)  # 200 steps are the protocol, not a failure to fit
         fitted = LogisticRegression(C=strength, max_iter=200).fit(x[:cut], y[:cut])
     return 100.0 * float((fitted.predict(x[cut:]) == y[cut:]).mean())
 
@@ -171,16 +161,10 @@ def match(towers: dict, config: LlavaConfig, tokenizer: Tokenizer, plan: ProbePl
     rng = np.random.default_rng([plan.seed, 99])
     shares = np.array(list(SHARES.values())) / sum(SHARES.values())
     pictures = [draw(str(family), rng) for family in rng.choice(list(SHARES), size=plan.pairs, p=shares)]
-    ids = np.stack(
-        [text_ids(tokenizer, caption(picture, rng), config.text.context)[0] for picture in pictures]
-    )
-    _, image = features(
-        towers["vision"], config, np.stack([picture.pixels for picture in pictures]), plan.batch
-    )
+    ids = np.stack([text_ids(tokenizer, caption(picture, rng), config.text.context)[0] for picture in pictures])
+    _, image = features(towers["vision"], config, np.stack([picture.pixels for picture in pictures]), plan.batch)
     read = jax.jit(lambda tower, rows: text_tower(tower, config.text, rows)[1])
-    text = np.concatenate(
-        [np.asarray(read(towers["text"], ids[at : at + CROWD])) for at in range(0, len(ids), CROWD)]
-    )
+    text = np.concatenate([np.asarray(read(towers["text"], ids[at : at + CROWD])) for at in range(0, len(ids), CROWD)])
     image, text = (rows / np.linalg.norm(rows, axis=-1, keepdims=True) for rows in (image, text))
     near = np.einsum("gie,gje->gij", *(rows.reshape(-1, CROWD, rows.shape[-1]) for rows in (image, text)))
     right = 100.0 * float((near.argmax(-1) == np.arange(CROWD)).mean())
@@ -242,17 +226,13 @@ def read_towers(path: Path, config: LlavaConfig) -> tuple[dict, int]:
         flat = {name.removeprefix("params/"): file[name] for name in file.files if name.startswith(kept)}
         step = int(file["step"])
     sizes = {"vision": config.vision, "text": config.text}
-    template = jax.eval_shape(
-        lambda: {name: init_tower(size, jax.random.key(0)) for name, size in sizes.items()}
-    )
+    template = jax.eval_shape(lambda: {name: init_tower(size, jax.random.key(0)) for name, size in sizes.items()})
     return jax.tree.map(jnp.asarray, trees.restore_into(template, flat)), step
 
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     default = Path("build/pocket/vision.npz")
     parser.add_argument(
         "--from",
@@ -262,9 +242,7 @@ def main() -> None:
         help="vision.npz, or a folder of a finished model",
     )
     parser.add_argument("--only", default="", help="probes with commas, for example digits,characters,match")
-    parser.add_argument(
-        "--features", default=",".join(STRENGTHS), help="pooled, flat or both (pooled is much faster)"
-    )
+    parser.add_argument("--features", default=",".join(STRENGTHS), help="pooled, flat or both (pooled is much faster)")
     parser.add_argument("--toy", action="store_true", help="few items, to try the program")
     parser.add_argument("--out", type=Path, help="write the results there as JSON")
     options = parser.parse_args()

@@ -17,22 +17,39 @@ import numpy as np
 
 from hidecmoe_jax.data.pocket.language import caption, questions
 from hidecmoe_jax.data.pocket.picture import (
-    COLOURS, FAMILIES, GLYPHS, LOWER, SHAPES, SIZES, TEXTURES, UPPER, DIGITS, Picture, Thing,
+    COLOURS,
+    DIGITS,
+    FAMILIES,
+    GLYPHS,
+    LOWER,
+    SHAPES,
+    SIZES,
+    TEXTURES,
+    UPPER,
+    Picture,
+    Thing,
 )
 from hidecmoe_jax.data.pocket.task_words import examples
 
 SPECIALS = ("<pad>", "<s>", "</s>", "<unk>", "<image>")
-WORDS = r" ?(?:USER:|ASSISTANT:)|0\.[0-9]{2}(?![0-9])| ?[0-9]| ?[A-Z](?![a-z])| ?[A-Z]?[a-z]+|\n| ?[^\sA-Za-z0-9]+?|\s+?"
+WORDS = (
+    r" ?(?:USER:|ASSISTANT:)|0\.[0-9]{2}(?![0-9])| ?[0-9]| ?[A-Z](?![a-z])| ?[A-Z]?[a-z]+|\n| ?[^\sA-Za-z0-9]+?|\s+?"
+)
 """How text falls into pieces before merging; anything the pattern leaves over becomes a piece of its own."""
 
 GENERAL = (
     "Answer the question using a single word or phrase.",
     "Answer with the option's letter from the given choices directly.",
-    "USER: What is this? ASSISTANT: yes", "USER: Is it so? ASSISTANT: no",
-    "Describe the image in one sentence.", "Provide a short caption for this image.",
-    "Please answer the following question about the picture.", "What kind of animal is shown in this photo?",
-    "Who is the person in the photo and what are they doing?", "Where was it taken, when and why?",
-    "this that these those with from into over under between near next behind", "corner edge centre half each both only",
+    "USER: What is this? ASSISTANT: yes",
+    "USER: Is it so? ASSISTANT: no",
+    "Describe the image in one sentence.",
+    "Provide a short caption for this image.",
+    "Please answer the following question about the picture.",
+    "What kind of animal is shown in this photo?",
+    "Who is the person in the photo and what are they doing?",
+    "Where was it taken, when and why?",
+    "this that these those with from into over under between near next behind",
+    "corner edge centre half each both only",
     "same different odd biggest smallest total minus times equals more less than exactly sign note mark brief",
     "find mark show tell say choose compare match sort count add take remove leave put name draw look see move",
     "person people man woman child face eyes hair smiling happy sad dog cat bird car ship truck horse plane house tree",
@@ -42,6 +59,7 @@ GENERAL = (
 
 def imagined(family: str, rng: np.random.Generator) -> Picture:
     """Returns a picture's truth without its pixels, near enough to what is drawn for counting words."""
+
     def one(kind: str, name: str, value: int | None = None) -> Thing:
         x, y, w, h = rng.uniform(0, 0.7), rng.uniform(0, 0.7), rng.uniform(0.1, 0.3), rng.uniform(0.1, 0.3)
         colour, size = list(COLOURS)[int(rng.integers(len(COLOURS)))], SIZES[int(rng.integers(2))]
@@ -99,21 +117,30 @@ def train(folder: Path, *, size: int = 1024, seed: int = 0, rounds: int = 1500) 
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(Regex(WORDS), "isolated"),
-        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-    ])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(WORDS), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=size, special_tokens=list(SPECIALS), initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        vocab_size=size,
+        special_tokens=list(SPECIALS),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
     tokenizer.train_from_iterator(corpus(seed, rounds), trainer)
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))
     config = {
-        "tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>",
-        "unk_token": "<unk>", "additional_special_tokens": ["<image>"], "model_max_length": 256,
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "pad_token": "<pad>",
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "unk_token": "<unk>",
+        "additional_special_tokens": ["<image>"],
+        "model_max_length": 256,
         "clean_up_tokenization_spaces": False,
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

@@ -1,9 +1,10 @@
 """Vision stage of the pocket model: the CLIP pair learns to see from drawn pictures.
 
-Two signals are free when pictures are drawn: a caption for every picture, and the truth about every patch. The towers learn
-from both at once: the contrastive loss of CLIP (arXiv 2103.00020) on pooled embeddings, and linear heads on the patch tokens
-of the feature layer that name what covers a patch (shape, character, bar, ...), its colour, its fill, and its box. The heads
-are thrown away; what they force into the patch tokens is what the language model reads later.
+Two signals are free when pictures are drawn: a caption for every picture, and the truth about every patch. The
+towers learn from both at once: the contrastive loss of CLIP (arXiv 2103.00020) on pooled embeddings, and linear
+heads on the patch tokens of the feature layer that name what covers a patch (shape, character, bar, ...), its
+colour, its fill, and its box. The heads are thrown away; what they force into the patch tokens is what the
+language model reads later.
 """
 
 from __future__ import annotations

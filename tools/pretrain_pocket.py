@@ -152,9 +152,7 @@ def run_export(config: LlavaConfig, plans: Plans, options: argparse.Namespace) -
     record = record_of(model, options.work, vision_step)
     (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     check(model, folder, plans.instruct)
-    print(
-        f"{trees.count(model.params):,} parameters, {(folder / WEIGHTS).stat().st_size:,} bytes in {folder}"
-    )
+    print(f"{trees.count(model.params):,} parameters, {(folder / WEIGHTS).stat().st_size:,} bytes in {folder}")
 
 
 def record_of(model: Model, work: Path, vision_step: int) -> dict:
@@ -187,9 +185,7 @@ def check(model: Model, folder: Path, plan: LanguagePlan) -> None:
     """
     size = (folder / WEIGHTS).stat().st_size
     if size > MOST_BYTES:
-        raise CheckpointError(
-            "the exported model is too large", where=str(folder / WEIGHTS), why=f"{size:,} bytes"
-        )
+        raise CheckpointError("the exported model is too large", where=str(folder / WEIGHTS), why=f"{size:,} bytes")
     stored = load_model(folder)
     rounded = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16).astype(jnp.float32), model.params)
     if trees.digest(rounded) != trees.digest(stored.params):
@@ -199,9 +195,7 @@ def check(model: Model, folder: Path, plan: LanguagePlan) -> None:
 
     def read(model: Model) -> jax.Array:
         patches, _ = vision_features(model, normalise(arrays["pixels"]))
-        return jax.nn.log_softmax(
-            logits(model, Prompt(arrays["tokens_BT"], arrays["mask_BT"], patches[:, None]))
-        )
+        return jax.nn.log_softmax(logits(model, Prompt(arrays["tokens_BT"], arrays["mask_BT"], patches[:, None])))
 
     before, after = (np.asarray(read(one))[arrays["mask_BT"]] for one in (model, stored))
     if not np.isfinite(after).all() or np.abs(np.exp(before) - np.exp(after)).max() > 0.3:
@@ -224,22 +218,14 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--work", type=Path, default=Path("build/pocket"), help="checkpoints and facts (default: %(default)s)"
     )
-    made.add_argument(
-        "--out", type=Path, help="where export writes (default: the package; with --toy WORK/export)"
-    )
-    defaults = ", ".join(
-        f"{f.name} {getattr(Plans(), f.name).steps}" for f in fields(Plans) if f.name != "probe"
-    )
+    made.add_argument("--out", type=Path, help="where export writes (default: the package; with --toy WORK/export)")
+    defaults = ", ".join(f"{f.name} {getattr(Plans(), f.name).steps}" for f in fields(Plans) if f.name != "probe")
     made.add_argument("--steps", type=int, help=f"steps of the one stage named (default: {defaults})")
     made.add_argument("--batch", type=int, help="pictures a step of the one stage named")
     made.add_argument("--rate", type=float, help="highest learning rate of the one stage named")
     made.add_argument("--seed", type=int, default=0, help="of parameters and pictures (default: %(default)s)")
-    made.add_argument(
-        "--workers", type=int, default=1, help="processes that draw; they do not change what is drawn"
-    )
-    made.add_argument(
-        "--toy", action="store_true", help="a few steps of small batches, to try the whole chain"
-    )
+    made.add_argument("--workers", type=int, default=1, help="processes that draw; they do not change what is drawn")
+    made.add_argument("--toy", action="store_true", help="a few steps of small batches, to try the whole chain")
     return made
 
 

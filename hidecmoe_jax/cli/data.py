@@ -33,17 +33,13 @@ def check(
       errors: where all problems go as JSON lines; written only if there are any.
     """
     if not where:
-        raise ConfigError(
-            "nothing to check", why="no config and no folder given", remedy="hidecmoe data check DIR"
-        )
+        raise ConfigError("nothing to check", why="no config and no folder given", remedy="hidecmoe data check DIR")
     folders = [name for name in where if Path(name).is_dir()]
     if folders and len(folders) < len(where):
         missing = next(name for name in where if name not in folders)
         raise DataError("no such task folder", where=missing, remedy="give task folders, or one config alone")
     if not folders and len(where) > 1:
-        raise ConfigError(
-            "one config at a time", where=" ".join(where), remedy="check them one after the other"
-        )
+        raise ConfigError("one config at a time", where=" ".join(where), remedy="check them one after the other")
     if folders:
         stream = hj.StreamConfig(tasks=tuple(hj.TaskSpec(name) for name in folders))
     else:

@@ -16,9 +16,7 @@ Run = Annotated[Path, Positional, arg(metavar="RUN")]
 Folder = Annotated[Path | None, arg(metavar="DIR")]
 # Both `--set a=1 b=2` and `--set a=1 --set b=2` are natural, so every mention adds to the earlier ones.
 Folders = Annotated[UseAppendAction[tuple[tuple[Path, ...], ...]], arg(metavar="DIR ...")]
-Assignments = Annotated[
-    UseAppendAction[tuple[tuple[str, ...], ...]], arg(name="set", metavar="PATH=VALUE ...")
-]
+Assignments = Annotated[UseAppendAction[tuple[tuple[str, ...], ...]], arg(name="set", metavar="PATH=VALUE ...")]
 
 
 def joined(groups: Iterable[tuple]) -> tuple:
@@ -42,6 +40,4 @@ def confirm_overwrite(folder: Path, *, yes: bool) -> None:
             remedy="add --yes to --overwrite, or give another --out",
         )
     if input(f"Move the run in {folder} aside and start afresh? [y/N] ").strip().lower() not in ("y", "yes"):
-        raise ConfigError(
-            "nothing was overwritten", where=str(folder), remedy="give another --out, or --resume"
-        )
+        raise ConfigError("nothing was overwritten", where=str(folder), remedy="give another --out, or --resume")

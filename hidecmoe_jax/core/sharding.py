@@ -49,9 +49,7 @@ def make_mesh(*, data: int = 1, fsdp: int = 1, tensor: int = 1) -> Mesh:
     sizes, here = (data, fsdp, tensor), len(jax.devices())
     asked = " x ".join(f"{name}={size}" for name, size in zip(MESH_AXES, sizes, strict=True))
     if min(sizes) < 1:
-        raise ConfigError(
-            "cannot make a device mesh", where=asked, why="every axis needs a length of at least 1"
-        )
+        raise ConfigError("cannot make a device mesh", where=asked, why="every axis needs a length of at least 1")
     if math.prod(sizes) > here:
         raise ConfigError(
             "cannot make a device mesh",
@@ -87,13 +85,9 @@ def partition(axes: tuple[str | None, ...], rules: Mapping[str, Any] = RULES) ->
     return PartitionSpec(*spec)
 
 
-def _sharding(
-    where: str, shape: tuple[int, ...], axes: tuple[str | None, ...], mesh: Mesh, rules
-) -> NamedSharding:
+def _sharding(where: str, shape: tuple[int, ...], axes: tuple[str | None, ...], mesh: Mesh, rules) -> NamedSharding:
     if len(axes) != len(shape):
-        raise ConfigError(
-            "an array has not as many axes as names", where=where, why=f"shape {shape}, names {axes}"
-        )
+        raise ConfigError("an array has not as many axes as names", where=where, why=f"shape {shape}, names {axes}")
     spec = partition(axes, rules)
     for name, length, cut in zip(axes, shape, spec, strict=True):
         parts = math.prod(mesh.shape[axis] for axis in ((cut,) if isinstance(cut, str) else cut or ()))

@@ -15,7 +15,7 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def cache_folder() -> Path:
-    """The user's cache folder for this package (`XDG_CACHE_HOME` is respected); whatever lies in it can be made again."""
+    """The user's cache folder for this package (`XDG_CACHE_HOME` is respected); all in it can be made again."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hidecmoe"
 
 

@@ -138,9 +138,7 @@ def parse_yaml(text: str, where: str) -> Any:
             remedy="check indentation, quotes and repeated keys on that line",
         ) from error
     except (yaml.YAMLError, ValueError) as error:
-        raise ConfigError(
-            "this is not valid YAML", where=where, why=str(error), remedy="quote the value"
-        ) from error
+        raise ConfigError("this is not valid YAML", where=where, why=str(error), remedy="quote the value") from error
     finally:
         if loader is not None:
             loader.dispose()
@@ -287,9 +285,7 @@ def _sequence(hint: Any, value: Any, spot: _Spot) -> Any:
         raise _mismatch(f"a list of {len(arguments)}", value, spot)
     else:
         inner = arguments
-    return make(
-        _value(kind, item, spot.into(i)) for i, (kind, item) in enumerate(zip(inner, value, strict=True))
-    )
+    return make(_value(kind, item, spot.into(i)) for i, (kind, item) in enumerate(zip(inner, value, strict=True)))
 
 
 def _scalar(hint: Any, value: Any, spot: _Spot) -> Any:

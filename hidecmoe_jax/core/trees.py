@@ -86,9 +86,7 @@ def restore_into(template: Tree, flat: Mapping[str, Any]) -> Tree:
             why=_some(complaints) + hint,
             remedy="restore with the configuration (rank, layers, dtype) that wrote these arrays",
         )
-    return jax.tree_util.tree_unflatten(
-        jax.tree_util.tree_structure(template), [flat[path] for path in wanted]
-    )
+    return jax.tree_util.tree_unflatten(jax.tree_util.tree_structure(template), [flat[path] for path in wanted])
 
 
 def digests(tree: Tree) -> dict[str, str]:
@@ -137,9 +135,7 @@ def overlay(tree: Tree, leaves: Mapping[str, Any]) -> Tree:
     flat = flatten(tree)
     for path, leaf in leaves.items():
         if path not in flat:
-            raise CheckpointError(
-                "cannot lay an unknown path over the tree", where=path, why=_known(path, flat)
-            )
+            raise CheckpointError("cannot lay an unknown path over the tree", where=path, why=_known(path, flat))
         if np.shape(leaf) != np.shape(flat[path]):
             raise CheckpointError(
                 "cannot lay a leaf of another shape over the tree",

@@ -31,9 +31,7 @@ class Leak:
     trained_id: str
 
     def __str__(self) -> str:
-        return (
-            f"test item {self.id!r} of {self.task} is training item {self.trained_id!r} of {self.trained_in}"
-        )
+        return f"test item {self.id!r} of {self.task} is training item {self.trained_id!r} of {self.trained_in}"
 
 
 @dataclass(frozen=True)
@@ -64,18 +62,13 @@ class Report:
         head = ("task", "train", "val", "test", "pictures", "answer words", "scorer")
         rows = [head, *(_row(task) for task in self.tasks)]
         widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
-        lines = [
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-            for row in rows
-        ]
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
         lines += [f"note     {task.name}: {note}" for task in self.tasks for note in task.notes]
         lines += [f"warning  {warning}" for warning in self.warnings]
         lines += _some("problem  ", [f"{problem.file or 'stream'}: {problem}" for problem in self.problems])
         lines += _some("leak     ", self.leaks)
         verdict = "ok" if self.ok else f"refused: {len(self.problems)} problems, {len(self.leaks)} leaks"
-        return "\n".join(
-            [*lines, f"{verdict} ({self.allowed_leaks} leaks allowed)" if self.leaks else verdict]
-        )
+        return "\n".join([*lines, f"{verdict} ({self.allowed_leaks} leaks allowed)" if self.leaks else verdict])
 
     def require(self) -> Report:
         """Itself, if training may start.
@@ -117,9 +110,7 @@ def check_stream(
     opened, problems = [], []
     for index, spec in enumerate(specs):
         try:
-            opened.append(
-                open_task(spec, index, policy=replace(policy, errors=None), val_fraction=val_fraction)
-            )
+            opened.append(open_task(spec, index, policy=replace(policy, errors=None), val_fraction=val_fraction))
         except BadRecords as error:
             problems += error.problems
         except DataError as error:
@@ -168,9 +159,7 @@ def _some(label: str, things: Sequence[object]) -> list[str]:
     return lines + ([f"{label}... and {len(things) - SHOWN} more"] if len(things) > SHOWN else [])
 
 
-def _length_problems(
-    tasks: Iterable[Task], length: Callable[[Record], int], max_length: int
-) -> list[Problem]:
+def _length_problems(tasks: Iterable[Task], length: Callable[[Record], int], max_length: int) -> list[Problem]:
     problems = []
     for task in tasks:
         for record in task.train:
@@ -206,17 +195,13 @@ def _leaks(tasks: Sequence[Task]) -> tuple[list[Leak], list[str]]:
                 leaks.append(Leak(task.name, record.id, *hits[0]))
             elif any(task.digests[path] in seen for path in record.images):
                 near[task.name] += 1
-        practised[task.name] += sum(
-            any(key in trained for key in _keys(record, task.digests)) for record in task.val
-        )
+        practised[task.name] += sum(any(key in trained for key in _keys(record, task.digests)) for record in task.val)
     warnings = [
         f"{name}: {count} test items show a picture of the training data with another question"
         for name, count in near.items()
     ]
     warnings += [
-        f"{name}: {count} validation items are also training items"
-        for name, count in practised.items()
-        if count
+        f"{name}: {count} validation items are also training items" for name, count in practised.items() if count
     ]
     return leaks, warnings
 

@@ -130,11 +130,7 @@ def _train_turns(item: Mapping[str, Any]) -> tuple[tuple[Turn, ...], list[str]]:
     said = item.get("conversations")
     if said is None:
         test_item = "text" in item and "answer" in item
-        hint = (
-            "it looks like a test item (text, answer)"
-            if test_item
-            else nearest("conversations", map(str, item))
-        )
+        hint = "it looks like a test item (text, answer)" if test_item else nearest("conversations", map(str, item))
         return (), [f"no 'conversations'; {hint}"]
     if not isinstance(said, list) or not said:
         return (), [f"'conversations' must be a list of turns, found {kind(said)}"]
@@ -149,9 +145,7 @@ def _train_turns(item: Mapping[str, Any]) -> tuple[tuple[Turn, ...], list[str]]:
             problems.append(f"turn {place} must be {{'from': ..., 'value': text}}, found {kind(part)}")
             continue
         if part["from"] not in ("human", "gpt"):
-            problems.append(
-                f"turn {place} is from {part['from']!r}; {nearest(part['from'], ('human', 'gpt'))}"
-            )
+            problems.append(f"turn {place} is from {part['from']!r}; {nearest(part['from'], ('human', 'gpt'))}")
         elif part["from"] != role:
             problems.append(f"turn {place} is from {part['from']!r} where {role!r} should speak")
         problems += _text_problems(part["value"], f"turn {place}")
@@ -163,9 +157,7 @@ def _train_turns(item: Mapping[str, Any]) -> tuple[tuple[Turn, ...], list[str]]:
     return (() if problems else tuple(map(Turn, texts[::2], texts[1::2]))), problems
 
 
-def _test_turns(
-    item: Mapping[str, Any], pictures: int
-) -> tuple[tuple[Turn, ...], tuple[str, ...], list[str]]:
+def _test_turns(item: Mapping[str, Any], pictures: int) -> tuple[tuple[Turn, ...], tuple[str, ...], list[str]]:
     text, answers = item.get("text"), item.get("answers")
     if not isinstance(text, str):
         known = nearest("text", map(str, item))
@@ -196,9 +188,7 @@ def _marker_problems(turns: tuple[Turn, ...], pictures: int) -> list[str]:
 
 def _answer_problems(text: str, what: str) -> list[str]:
     problems = [] if text.strip() else [f"{what} is empty"]
-    return problems + (
-        [f"{what} contains {IMAGE}; only questions may show pictures"] if IMAGE in text else []
-    )
+    return problems + ([f"{what} contains {IMAGE}; only questions may show pictures"] if IMAGE in text else [])
 
 
 def _text_problems(text: str, what: str) -> list[str]:

@@ -40,16 +40,12 @@ def read_json(path: str | Path) -> Any:
 def read_text(path: Path) -> str:
     """The text of a regular UTF-8 file; other encodings and archives are refused by name."""
     if not path.is_file():
-        kind = (
-            "is a folder" if path.is_dir() else "is not a regular file" if path.exists() else "does not exist"
-        )
+        kind = "is a folder" if path.is_dir() else "is not a regular file" if path.exists() else "does not exist"
         raise DataError(f"cannot read {path.name}", where=str(path), why=f"it {kind}", remedy=_siblings(path))
     raw = path.read_bytes()
     for magic, name, remedy in _FOREIGN:
         if raw.startswith(magic):
-            raise DataError(
-                f"{path.name} is not JSON text", where=str(path), why=f"it holds {name}", remedy=remedy
-            )
+            raise DataError(f"{path.name} is not JSON text", where=str(path), why=f"it holds {name}", remedy=remedy)
     if not raw.strip():
         raise DataError(
             f"{path.name} is empty",
@@ -100,9 +96,7 @@ def parse_json(text: str, path: Path) -> Any:
 
     def integer(digits: str) -> int:
         if len(digits) > _INTEGER_DIGITS:
-            refused.append(
-                f"integer of {len(digits)} digits ({digits[:12]}...); at most {_INTEGER_DIGITS} are read"
-            )
+            refused.append(f"integer of {len(digits)} digits ({digits[:12]}...); at most {_INTEGER_DIGITS} are read")
             return 0
         return int(digits)
 

@@ -85,9 +85,7 @@ def buckets(lengths: Iterable[int], multiple: int = 16) -> int:
 def shapes(encoded: Iterable[Encoded], *, multiple: int = 16, answers: int = 8) -> tuple[int, int]:
     """(length, answers) of one shape for all samples; with those of all tasks, nothing is compiled twice."""
     sizes = [(len(one.tokens), int((one.labels != IGNORED).sum())) for one in encoded]
-    return buckets((size for size, _ in sizes), multiple), buckets(
-        (max(1, count) for _, count in sizes), answers
-    )
+    return buckets((size for size, _ in sizes), multiple), buckets((max(1, count) for _, count in sizes), answers)
 
 
 def collate(

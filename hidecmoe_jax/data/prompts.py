@@ -64,9 +64,7 @@ class Encoded:
     id: str = ""
 
 
-def encode(
-    record: Record, tokenizer: Tokenizer, template: Template, *, patches: int, max_length: int
-) -> Encoded:
+def encode(record: Record, tokenizer: Tokenizer, template: Template, *, patches: int, max_length: int) -> Encoded:
     """A training item: all turns, loss on every answer and its end token.
 
     Args:
@@ -159,13 +157,9 @@ def _check_markers(record: Record, tokenizer: Tokenizer) -> None:
         )
 
 
-def _question(
-    record: Record, place: int, tokenizer: Tokenizer, template: Template, patches: int
-) -> list[int]:
+def _question(record: Record, place: int, tokenizer: Tokenizer, template: Template, patches: int) -> list[int]:
     before = template.system if place == 0 else template.separator
-    parts = (before + template.user + record.turns[place].question + template.assistant.rstrip(" ")).split(
-        IMAGE
-    )
+    parts = (before + template.user + record.turns[place].question + template.assistant.rstrip(" ")).split(IMAGE)
     tokens = tokenizer.encode(parts[0])
     for part in parts[1:]:
         tokens += [tokenizer.image] * patches + tokenizer.encode(part)

@@ -95,11 +95,7 @@ class BadRecords(DataError):
         shown = [str(problem) for problem in problems[:SHOWN]]
         if len(problems) > SHOWN:
             shown.append(f"... and {len(problems) - SHOWN} more")
-        full = (
-            "`hidecmoe data check DIR` writes the full list"
-            if errors is None
-            else f"all are listed in {errors}"
-        )
+        full = "`hidecmoe data check DIR` writes the full list" if errors is None else f"all are listed in {errors}"
         bad = len({problem.source for problem in problems})
         count = f"{len(problems)} problems" if len(problems) > 1 else "1 problem"
         super().__init__(

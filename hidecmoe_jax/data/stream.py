@@ -130,10 +130,7 @@ def open_stream(specs: Sequence[TaskSpec], *, policy: Policy = POLICY, val_fract
       DataError, ConfigError: as `open_task`; two tasks of one name.
     """
     return Stream(
-        tuple(
-            open_task(spec, index, policy=policy, val_fraction=val_fraction)
-            for index, spec in enumerate(specs)
-        )
+        tuple(open_task(spec, index, policy=policy, val_fraction=val_fraction) for index, spec in enumerate(specs))
     )
 
 
@@ -192,9 +189,7 @@ def task_name(name: str, *, where: str) -> str:
     )
 
 
-def carve(
-    records: tuple[Record, ...], fraction: float, salt: str
-) -> tuple[tuple[Record, ...], tuple[Record, ...]]:
+def carve(records: tuple[Record, ...], fraction: float, salt: str) -> tuple[tuple[Record, ...], tuple[Record, ...]]:
     """Splits off about `fraction` of the records by a hash of ids; records of one picture stay on one side.
 
     Returns:
@@ -246,9 +241,7 @@ def _splits(
     usual = {"train": False, "val": spec.val is None, "test": spec.test == TaskSpec.test}
     files = {split: Path(spec.folder) / name for split, name in names.items()}
     files = {split: path for split, path in files.items() if path.is_file() or not usual[split]}
-    read = {
-        split: read_file(path, root, test=split != "train", policy=policy) for split, path in files.items()
-    }
+    read = {split: read_file(path, root, test=split != "train", policy=policy) for split, path in files.items()}
     splits = {split: contents.records for split, contents in read.items()}
     notes = [f"{split}: {text}" for split, contents in read.items() for text in _left_out(contents)]
     for split in ("test", "val"):
@@ -310,13 +303,10 @@ def _contents(
     # Names relative to the picture folder: a copied or moved data set keeps its fingerprint.
     home = root.resolve()
     pictures = [
-        [Path(path).relative_to(home).as_posix(), Path(path).stat().st_size, digest]
-        for path, digest in digests.items()
+        [Path(path).relative_to(home).as_posix(), Path(path).stat().st_size, digest] for path, digest in digests.items()
     ]
     parts = {f"{path.name} ({split} file)": file_digest(path) for split, path in files.items()}
-    parts |= {
-        f"{split} records": _hash([record.id for record in records]) for split, records in splits.items()
-    }
+    parts |= {f"{split} records": _hash([record.id for record in records]) for split, records in splits.items()}
     return parts | {"pictures": _hash(sorted(pictures))}
 
 

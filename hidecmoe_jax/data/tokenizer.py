@@ -59,11 +59,7 @@ class Tokenizer:
 
         path = Path(folder) / "tokenizer.json"
         if not path.is_file():
-            found = (
-                sorted(entry.name for entry in Path(folder).iterdir())[:8]
-                if Path(folder).is_dir()
-                else "no folder"
-            )
+            found = sorted(entry.name for entry in Path(folder).iterdir())[:8] if Path(folder).is_dir() else "no folder"
             raise DataError(
                 "no tokenizer",
                 where=str(path),
@@ -76,9 +72,7 @@ class Tokenizer:
         backend.no_padding()
         backend.no_truncation()
         ids = _special_ids(backend, Path(folder))
-        special = frozenset(
-            token for token, added in backend.get_added_tokens_decoder().items() if added.special
-        )
+        special = frozenset(token for token, added in backend.get_added_tokens_decoder().items() if added.special)
         special |= frozenset(token for token in ids.values() if token != NO_TOKEN)
         pieces = backend.encode("a", add_special_tokens=False).tokens
         prefixes = bool(pieces) and pieces[0].startswith("\u2581")

@@ -1,7 +1,7 @@
 """From records to answers: features, a routing decision per sample, and one jitted program that writes the text.
 
-The decision is made once per prompt, from that sample's own features, and holds for every token. Batches have one shape (the
-last one is filled with repeats that are thrown away), and nothing in the program couples two samples.
+The decision is made once per prompt, from that sample's own features, and holds for every token. Batches have one
+shape (the last one is filled with repeats that are thrown away), and nothing in the program couples two samples.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from hidecmoe_jax.data.loader import buckets, collate
 from hidecmoe_jax.data.prompts import Encoded, Template, encode_question
 from hidecmoe_jax.data.records import Record
 from hidecmoe_jax.data.tokenizer import Tokenizer
-from hidecmoe_jax.methods.learner import Method, Serving
+from hidecmoe_jax.methods.learner import Decision, Method, Serving
 from hidecmoe_jax.models.config import LlavaConfig
-from hidecmoe_jax.models.generate import Sampling, generate
+from hidecmoe_jax.models.generate import Generated, Sampling, generate
 from hidecmoe_jax.models.llava import Prompt
 
 
@@ -76,13 +76,31 @@ def prompts(
     ]
 
 
-_decide = partial(jax.jit, static_argnames=("method",))(lambda method, serving, pooled, named: method.decide(serving, pooled, named))
+_decide = partial(jax.jit, static_argnames=("method",))(
+    lambda method, serving, pooled, named: method.decide(serving, pooled, named)
+)
 
 
 @partial(jax.jit, static_argnames=("method", "sampling"))
 def _write(method: Method, serving: Serving, prompt: Prompt, decision, key, ids_B, *, sampling: Sampling):
     voices = method.voices(serving, decision)
     return generate(serving.model, prompt, voices, sampling=sampling, key=key, sample_ids_B=ids_B)
+
+
+def _texts(records: Sequence[Record], written: Generated, decision: Decision, tokenizer: Tokenizer) -> list[Answer]:
+    """What was written for `records`, which stand in the first rows of the batch."""
+    tokens, lengths = np.asarray(written.tokens_BN), np.asarray(written.lengths_B)
+    weights, scores = np.asarray(decision.weight_BN), np.asarray(decision.score_BN)
+    return [
+        Answer(
+            record.id,
+            tokenizer.decode(tokens[row, : lengths[row]]).strip(),
+            tuple(float(weight) for weight in weights[row]),
+            tuple(float(score) for score in scores[row]),
+            bool(written.ended_B[row]),
+        )
+        for row, record in enumerate(records)
+    ]
 
 
 def answers(
@@ -126,16 +144,5 @@ def answers(
         named_B = None if named is None else jnp.full((writing.batch,), named, jnp.int32)
         decision = _decide(method, serving, features.pooled(filled), named_B)
         written = _write(method, serving, prompt, decision, key, filled, sampling=sampling)
-        tokens, lengths = np.asarray(written.tokens_BN), np.asarray(written.lengths_B)
-        weights, scores = np.asarray(decision.weight_BN), np.asarray(decision.score_BN)
-        yield [
-            Answer(
-                records[row].id,
-                tokenizer.decode(tokens[place, : lengths[place]]).strip(),
-                tuple(float(w) for w in weights[place]),
-                tuple(float(s) for s in scores[place]),
-                bool(written.ended_B[place]),
-            )
-            for place, row in enumerate(rows)
-            if records[row].id not in skip
-        ]
+        whole = _texts([records[row] for row in rows], written, decision, tokenizer)
+        yield [answer for answer in whole if answer.id not in skip]

@@ -1,10 +1,11 @@
 """Which layers do tasks share? Similarity of single-task models, layer by layer (arXiv 2503.12941, section 3).
 
-HiDe-LLaVA keeps the top layer apart because features of differently tuned models agree below it. Centred kernel alignment
-(arXiv 1905.00414) compares two sets of features; it means something only when row i of both comes from the same input. The
-`paired` study shows every model the same questions and removes the estimator's bias (arXiv 2006.05247). The `legacy` study is
-the published one: each model sees its own task's questions, an RBF kernel, a biased estimate. On unrelated Gaussian samples
-of 50 rows it gives 0.99, so a high legacy value is no evidence of likeness.
+HiDe-LLaVA keeps the top layer apart because features of differently tuned models agree below it. Centred kernel
+alignment (arXiv 1905.00414) compares two sets of features; it means something only when row i of both comes
+from the same input. The `paired` study shows every model the same questions and removes the estimator's bias
+(arXiv 2006.05247). The `legacy` study is the published one: each model sees its own task's questions, an RBF
+kernel, a biased estimate. On unrelated Gaussian samples of 50 rows it gives 0.99, so a high legacy value is no
+evidence of likeness.
 """
 
 from __future__ import annotations
@@ -44,17 +45,17 @@ def _rbf(x_ND: np.ndarray) -> np.ndarray:
     return np.exp(-squared / (2 * np.median(positive))) if positive.size else np.ones_like(squared)
 
 
-def _biased(k: np.ndarray, l: np.ndarray) -> float:
+def _biased(k: np.ndarray, m: np.ndarray) -> float:
     centre = np.eye(len(k)) - 1.0 / len(k)
-    return float(((centre @ k @ centre) * (centre @ l @ centre)).sum())
+    return float(((centre @ k @ centre) * (centre @ m @ centre)).sum())
 
 
-def _debiased(k: np.ndarray, l: np.ndarray) -> float:
+def _debiased(k: np.ndarray, m: np.ndarray) -> float:
     """Unbiased estimate of the Hilbert-Schmidt criterion (Song et al. 2012), for n >= 4."""
     n = len(k)
-    k, l = k - np.diag(np.diag(k)), l - np.diag(np.diag(l))
-    cross = k.sum() * l.sum() / ((n - 1) * (n - 2)) - 2.0 / (n - 2) * (k.sum(0) @ l.sum(0))
-    return float(((k * l).sum() + cross) / (n * (n - 3)))
+    k, m = k - np.diag(np.diag(k)), m - np.diag(np.diag(m))
+    cross = k.sum() * m.sum() / ((n - 1) * (n - 2)) - 2.0 / (n - 2) * (k.sum(0) @ m.sum(0))
+    return float(((k * m).sum() + cross) / (n * (n - 3)))
 
 
 def cka(x_ND: np.ndarray, y_ND: np.ndarray, *, legacy: bool = False) -> float:
@@ -69,12 +70,12 @@ def cka(x_ND: np.ndarray, y_ND: np.ndarray, *, legacy: bool = False) -> float:
         raise ValueError(f"two sets of at least 4 rows are needed, got {len(x_ND)} and {len(y_ND)}")
     x, y = (np.asarray(part, np.float64) for part in (x_ND, y_ND))
     if legacy:
-        k, l, estimate = _rbf(x), _rbf(y), _biased
+        k, m, estimate = _rbf(x), _rbf(y), _biased
     else:
         x, y = x - x.mean(0), y - y.mean(0)
-        k, l, estimate = x @ x.T, y @ y.T, _debiased
-    power = estimate(k, k) * estimate(l, l)
-    return estimate(k, l) / float(np.sqrt(power)) if power > 0 else 0.0
+        k, m, estimate = x @ x.T, y @ y.T, _debiased
+    power = estimate(k, k) * estimate(m, m)
+    return estimate(k, m) / float(np.sqrt(power)) if power > 0 else 0.0
 
 
 def cka_matrices(features_TLND: np.ndarray, *, legacy: bool = False) -> np.ndarray:

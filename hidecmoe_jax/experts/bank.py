@@ -1,9 +1,9 @@
 """Banks of LoRA experts.
 
-A bank holds low-rank experts for named sites of consecutive decoder layers: `slots` of them in every layer, each slot with
-an owner per layer (a task, nobody, or the fusion of several tasks). Its shape never changes while capacity lasts, so adding
-a task is writing into a slot, and one compiled program serves the whole stream. A bank says what its experts are, never how
-loudly they speak: that is `Routing`.
+A bank holds low-rank experts for named sites of consecutive decoder layers: `slots` of them in every layer,
+each slot with an owner per layer (a task, nobody, or the fusion of several tasks). Its shape never changes
+while capacity lasts, so adding a task is writing into a slot, and one compiled program serves the whole stream.
+A bank says what its experts are, never how loudly they speak: that is `Routing`.
 """
 
 from __future__ import annotations

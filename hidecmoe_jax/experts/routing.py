@@ -1,8 +1,9 @@
 """Who speaks, and how loudly.
 
-A routing gives every slot of every layer a gain per sample; silence is a gain of zero and lives here and nowhere else. A
-token router, where there is one, turns the gains into a mask-and-volume over a softmax of the `top_k` kept slots. A voice is
-a bank with its routing: the decoder takes a tuple of voices and never asks which method made them.
+A routing gives every slot of every layer a gain per sample; silence is a gain of zero and lives here and
+nowhere else. A token router, where there is one, turns the gains into a mask-and-volume over a softmax of the
+`top_k` kept slots. A voice is a bank with its routing: the decoder takes a tuple of voices and never asks which
+method made them.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
-"""HiDe's anchors and gate (arXiv 2503.12941, section 3): where in CLIP space a task lives, and how near an input is.
+"""HiDe's anchors and gate (arXiv 2503.12941, section 3): where in CLIP space a task lives, and how near an input
+is.
 
-An anchor is the mean CLIP embedding of a task's training pictures, another the mean CLIP text feature of its instructions.
-Sums are float32 and counts are integers; means are formed when read and only their direction is used. The gate is a softmax
-over the tasks of the mixed cosine similarities, per sample. The official code keeps bfloat16 running means per device and
-takes the maximum over the batch; `legacy` brings back that arithmetic for comparison.
+An anchor is the mean CLIP embedding of a task's training pictures, another the mean CLIP text feature of its
+instructions. Sums are float32 and counts are integers; means are formed when read and only their direction is used.
+The gate is a softmax over the tasks of the mixed cosine similarities, per sample. The official code keeps bfloat16
+running means per device and takes the maximum over the batch; `legacy` brings back that arithmetic for comparison.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ EPSILON = 1e-8
 class Pooled:
     """CLIP's pooled features of a batch, float32: projected image embedding, text state before projection.
 
-    A sample without a picture (or without text) has False in `has_image_B` (`has_text_B`), and whatever stands in its row.
+    A sample without a picture (or without text) has False in `has_image_B` (`has_text_B`), whatever stands in its row.
     """
 
     image_BE: Array
@@ -56,7 +57,7 @@ def no_anchors(tasks: int, image_width: int, text_width: int) -> Anchors:
 
 
 def accumulate(anchors: Anchors, task: Array | int, pooled: Pooled, valid_B: Array) -> Anchors:
-    """Adds a batch to one task's anchors. Under sharding the sums run over all devices. Rows not `valid_B` are padding."""
+    """Adds a batch to one task's anchors, all devices' shards included. Rows not `valid_B` are padding."""
     with_image, with_text = pooled.has_image_B & valid_B, pooled.has_text_B & valid_B
     image = jnp.sum(jnp.where(with_image[:, None], pooled.image_BE.astype(jnp.float32), 0.0), axis=0)
     text = jnp.sum(jnp.where(with_text[:, None], pooled.text_BD.astype(jnp.float32), 0.0), axis=0)
@@ -76,13 +77,19 @@ def _cosine(x_BD: Array, y_ND: Array) -> Array:
 
 
 def gate(
-    anchors: Anchors, pooled: Pooled, learned_N: Array, *, mixing: float = 0.5, temperature: float = 0.1, legacy: bool = False
+    anchors: Anchors,
+    pooled: Pooled,
+    learned_N: Array,
+    *,
+    mixing: float = 0.5,
+    temperature: float = 0.1,
+    legacy: bool = False,
 ) -> Scores:
     """Weights of every task for every sample: softmax((mixing * cos image + (1 - mixing) * cos text) / temperature).
 
     A sample (or a task's anchor) that lacks one modality is scored on the other alone; with neither, all learned tasks
-    weigh the same. Tasks outside `learned_N` (bool) get weight 0, unless `legacy`: then every slot is in the softmax and
-    each cosine is the maximum over the batch, as in the official code.
+    weigh the same. Tasks outside `learned_N` (bool) get weight 0, unless `legacy`: then every slot is in the softmax,
+    and each cosine is the maximum over the batch, as in the official code.
     """
     image_BN, text_BN = _cosine(pooled.image_BE, anchors.image_NE), _cosine(pooled.text_BD, anchors.text_ND)
     if legacy:

@@ -1,8 +1,8 @@
 """What a method carries from task to task, and the hooks it must have.
 
-Freezing is a place, not a mask: what trains sits in `live` and `tuned`, and the optimiser is initialised on that alone, so
-an old expert can receive neither gradients nor moments nor decay. A method is a frozen dataclass of pure hooks; its fields
-are its hyper-parameters.
+Freezing is a place, not a mask: what trains sits in `live` and `tuned`, and the optimiser is initialised on that
+alone, so an old expert can receive neither gradients nor moments nor decay. A method is a frozen dataclass of pure
+hooks; its fields are its hyper-parameters.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """The family of routed expert methods: one class, whose parts say which method it is.
 
-A `Routed` method gives every task one LoRA expert on the chosen linears of every decoder layer (arXiv 2503.12941, section
-3). At task end, experts of most layers are fused into one, and the *expanded* layers keep one expert per task, mixed per
-sample by a gate. HiDe-LLaVA expands the last layer and gates by anchors; naming the task and expanding every layer is the
-upper reference; one shared expert is sequential LoRA, and shared over the union of all tasks it is joint training.
+A `Routed` method gives every task one LoRA expert on the chosen linears of every decoder layer (arXiv 2503.12941,
+section 3). At task end, experts of most layers are fused into one, and the *expanded* layers keep one expert per
+task, mixed per sample by a gate. HiDe-LLaVA expands the last layer and gates by anchors; naming the task and
+expanding every layer is the upper reference; one shared expert is sequential LoRA, and shared over the union of all
+tasks it is joint training.
 """
 
 from __future__ import annotations
@@ -234,9 +235,7 @@ class Routed:
         layers = self.fused(past.layers)
         if not layers:
             return past
-        return surgery.fuse(
-            past, range(tasks), mode=self.fusion, slot=FUSED_SLOT, layers=layers, eps=self._eps(tasks)
-        )
+        return surgery.fuse(past, range(tasks), mode=self.fusion, slot=FUSED_SLOT, layers=layers, eps=self._eps(tasks))
 
     def _eps(self, tasks: int) -> tuple[float, ...]:
         if self.eps and len(self.eps) < tasks:
@@ -283,7 +282,9 @@ class Routed:
         owner = np.asarray(bank.owner_LS)[first:last]
         kept = np.isin(np.arange(first, last), expanded)[:, None]
         room = bank.slots - 1
-        slot_LN = np.stack([np.where((owner == task).any(1), (owner == task).argmax(1), -1) for task in range(room)], axis=1)
+        slot_LN = np.stack(
+            [np.where((owner == task).any(1), (owner == task).argmax(1), -1) for task in range(room)], axis=1
+        )
         slot_LN = np.where(kept, slot_LN, -1).astype(np.int32)
         return Serving(folded, surgery.cut(bank, first, last), jnp.asarray(slot_LN), learner.memory)
 
@@ -333,9 +334,12 @@ class Routed:
         expanded = len(self.expanded(bank.layers))
         per_fused = tasks if self.growth == "per_task" and self.fusion != "factor_sum" else 1
         stored = layer * (expanded * tasks + (bank.layers - expanded) * per_fused)
-        anchors = tasks * (model.config.vision.projection + model.config.text.width) if "anchors" in learner.memory else 0
+        anchors = (
+            tasks * (model.config.vision.projection + model.config.text.width) if "anchors" in learner.memory else 0
+        )
         return {
             "stored": none | {"experts": stored, "locator": anchors, "projector": projector},
-            "archived": none | {"experts": layer * bank.layers * tasks, "locator": anchors, "projector": projector * tasks},
+            "archived": none
+            | {"experts": layer * bank.layers * tasks, "locator": anchors, "projector": projector * tasks},
             "trained": none | {"experts": layer * bank.layers, "projector": projector},
         }

@@ -142,7 +142,9 @@ def tower_axes(config: VisionConfig | TextConfig) -> dict:
     return {name: axes_of(module, *inputs, stacked=name == "layers") for name, (module, inputs) in parts.items()}
 
 
-def vision_tower(params: dict, config: VisionConfig, pixels_NHWC: Array, *, feature_layer: int = -2, dtype: str = "float32"):
+def vision_tower(
+    params: dict, config: VisionConfig, pixels_NHWC: Array, *, feature_layer: int = -2, dtype: str = "float32"
+):
     """Patch tokens of `feature_layer` [N, P, D] and the projected class embedding [N, E] (float32), not normalised.
 
     `pixels_NHWC` are float, already normalised with CLIP's mean and deviation. Hidden states are counted as Hugging Face

@@ -86,7 +86,9 @@ class LlavaConfig:
 def llava_7b() -> LlavaConfig:
     """LLaVA-1.5-7B: Vicuna-7B with CLIP ViT-L/14 at 336 pixels (576 patch tokens)."""
     return LlavaConfig(
-        vision=VisionConfig(image_size=336, patch_size=14, width=1024, layers=24, heads=16, hidden=4096, projection=768),
+        vision=VisionConfig(
+            image_size=336, patch_size=14, width=1024, layers=24, heads=16, hidden=4096, projection=768
+        ),
         text=TextConfig(
             vocabulary=49408, context=77, width=768, layers=12, heads=12, hidden=3072, projection=768, eos_token=49407
         ),

@@ -1,8 +1,8 @@
 """Generation: one jitted program that reads a batch of unequal prompts once and then writes token by token.
 
-Keys and values live in a cache; a sample that has ended writes padding until all have ended. The voices' gains are computed
-before prefill and reused for every token. Random draws are keyed by sample id and step, so a sample's text does not depend
-on its batch mates.
+Keys and values live in a cache; a sample that has ended writes padding until all have ended. The voices' gains
+are computed before prefill and reused for every token. Random draws are keyed by sample id and step, so a
+sample's text does not depend on its batch mates.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
-"""Building blocks shared by the towers and the decoder: linear maps, norms, attention, and stacks of equal blocks.
+"""Building blocks shared by the towers and the decoder: linear maps, norms, attention, and stacks of equal
+blocks.
 
-Every parameter carries logical axis names (`core/sharding.py` maps them to a mesh). A stack is one block's parameters with
-a leading layer axis; it is initialised with `vmap` and walked with an explicit scan, so that depth costs no compile time.
+Every parameter carries logical axis names (`core/sharding.py` maps them to a mesh). A stack is one block's
+parameters with a leading layer axis; it is initialised with `vmap` and walked with an explicit scan, so that
+depth costs no compile time.
 """
 
 from __future__ import annotations
@@ -34,7 +36,9 @@ class Linear(nn.Module):
         y = x @ kernel.astype(x.dtype)
         if not self.bias:
             return y
-        bias = self.param("bias", named(nn.initializers.zeros, self.axes[1:]), (self.features,), jnp.dtype(self.param_dtype))
+        bias = self.param(
+            "bias", named(nn.initializers.zeros, self.axes[1:]), (self.features,), jnp.dtype(self.param_dtype)
+        )
         return y + jnp.broadcast_to(bias.astype(x.dtype), y.shape)
 
 

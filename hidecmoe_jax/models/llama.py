@@ -1,8 +1,9 @@
 """The LLaMA decoder (arXiv 2302.13971) with places where experts speak.
 
-A block has seven linears and one parallel place around its feed-forward part; each is a *site*, and one function lets the
-voices speak at a site. The stack is an explicit scan over layer indices: where voices cover only some layers the stack is cut
-into segments that share the same stacked parameters, so folded layers below and routed layers above compile to two scans.
+A block has seven linears and one parallel place around its feed-forward part; each is a *site*, and one
+function lets the voices speak at a site. The stack is an explicit scan over layer indices: where voices cover
+only some layers the stack is cut into segments that share the same stacked parameters, so folded layers below
+and routed layers above compile to two scans.
 """
 
 from __future__ import annotations
@@ -66,7 +67,9 @@ def site_shapes(config: DecoderConfig) -> dict[str, tuple[int, int]]:
 def _dropped(x: Array, voice: LayerVoice, site: str) -> Array:
     if voice.key is None or voice.dropout == 0.0:
         return x
-    keep = jax.random.bernoulli(jax.random.fold_in(voice.key, zlib.crc32(site.encode())), 1 - voice.dropout, x.shape)
+    # 16 random bits decide as well as 32 (the rate is off by at most 2^-17) and cost a CPU half the time.
+    key = jax.random.fold_in(voice.key, zlib.crc32(site.encode()))
+    keep = jax.random.bits(key, x.shape, jnp.uint16) >= round(voice.dropout * 2**16)
     return jnp.where(keep, x / (1 - voice.dropout), jnp.zeros_like(x))
 
 
@@ -196,7 +199,11 @@ def _cut(voice: Voice, start: int, stop: int) -> LayerVoice | None:
     a, b, gain, router = (bank.a, bank.b, routing.gain_LBS, routing.router_LBDS)
     if not whole:
         a, b, gain, router = jax.tree.map(lambda leaf: leaf[low:high], (a, b, gain, router))
-    keys = None if voice.key is None else jax.vmap(lambda l: jax.random.fold_in(voice.key, l))(jnp.arange(start, stop))
+    keys = (
+        None
+        if voice.key is None
+        else jax.vmap(lambda layer: jax.random.fold_in(voice.key, layer))(jnp.arange(start, stop))
+    )
     return LayerVoice(a, b, gain, router, keys, bank.scale, routing.top_k, voice.dropout)
 
 

@@ -1,8 +1,9 @@
 """LLaVA (arXiv 2310.03744): frozen towers, a projector, and a decoder in which voices speak.
 
-The model is data: `Model` is a pytree of parameters with a static config, an argument of every jitted function. Pictures
-become patch tokens once (`vision_features`); the decoder then works on tokens and patches, so cached features, training and
-generation share one path. An image token stands for one patch; the k-th image token of a sample reads its k-th patch.
+The model is data: `Model` is a pytree of parameters with a static config, an argument of every jitted function.
+Pictures become patch tokens once (`vision_features`); the decoder then works on tokens and patches, so cached
+features, training and generation share one path. An image token stands for one patch; the k-th image token of a
+sample reads its k-th patch.
 """
 
 from __future__ import annotations

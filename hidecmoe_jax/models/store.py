@@ -1,7 +1,8 @@
-"""A base model as a folder: `config.json`, `model.safetensors` (leaves by path), and the tokenizer's files beside them.
+"""A base model as a folder: `config.json`, `model.safetensors` (leaves by path), and the tokenizer's files
+beside them.
 
-Weights are read leaf by leaf and must agree with the config in every path and shape. A narrower stored float (bfloat16) is
-widened exactly to the config's `param_dtype`; a wider one is never narrowed on the way in.
+Weights are read leaf by leaf and must agree with the config in every path and shape. A narrower stored float
+(bfloat16) is widened exactly to the config's `param_dtype`; a wider one is never narrowed on the way in.
 """
 
 from __future__ import annotations

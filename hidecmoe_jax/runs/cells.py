@@ -47,7 +47,7 @@ class Cells:
 
 @dataclass
 class Curve:
-    """The lines of `metrics.jsonl`: one a step, with `at` = (lesson, place of the stage, step) and the step's numbers."""
+    """The lines of `metrics.jsonl`: one a step, with `at` = (lesson, place of the stage, step) and its numbers."""
 
     path: Path
     pending: list[str] = field(default_factory=list)

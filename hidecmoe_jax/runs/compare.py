@@ -1,7 +1,7 @@
 """Several methods on one stream, and one report that shows them side by side.
 
-Every method is a run of its own in a sub-folder and can be resumed by itself. The zero-shot row is the same for all of them
-(same base, same stream, same writing), so it is measured once and its answers are copied.
+Every method is a run of its own in a sub-folder and can be resumed by itself. The zero-shot row is the same for all
+of them (same base, same stream, same writing), so it is measured once and its answers are copied.
 """
 
 from __future__ import annotations
@@ -25,7 +25,12 @@ from hidecmoe_jax.runs.stream_loop import enter, walk
 
 
 def compare(
-    configs: Sequence[RunConfig], out: str | Path, *, resume: bool = False, overwrite: bool = False, full_matrix: bool = False
+    configs: Sequence[RunConfig],
+    out: str | Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    full_matrix: bool = False,
 ) -> Path:
     """Runs every config into `out/<method name>` and writes the common report; returns `out`.
 

@@ -36,9 +36,7 @@ def check_run(folder: Path, *, resume: bool, overwrite: bool) -> bool:
       CheckpointError: `resume` and there is nothing to resume.
     """
     if resume and overwrite:
-        raise ConfigError(
-            "--resume and --overwrite exclude each other", where=str(folder), remedy="give one of them"
-        )
+        raise ConfigError("--resume and --overwrite exclude each other", where=str(folder), remedy="give one of them")
     there = (folder / FILE).is_file()
     if not there and resume:
         raise CheckpointError(
@@ -104,9 +102,7 @@ def open_run(
     return True
 
 
-def changes_of(
-    folder: Path, identity: Mapping[str, Any], allow: Sequence[str] = ()
-) -> list[tuple[str, Any, Any]]:
+def changes_of(folder: Path, identity: Mapping[str, Any], allow: Sequence[str] = ()) -> list[tuple[str, Any, Any]]:
     """Returns the fields (path, old, new) in which `identity` differs from the run's; writes nothing.
 
     Raises:
@@ -133,9 +129,7 @@ def read_run(folder: Path) -> dict[str, Any]:
       CheckpointError: there is no run, it is damaged, or a newer version wrote it.
     """
     if not (folder / FILE).is_file():
-        raise CheckpointError(
-            "this is no run", where=str(folder), why=f"there is no {FILE}", remedy="check the path"
-        )
+        raise CheckpointError("this is no run", where=str(folder), why=f"there is no {FILE}", remedy="check the path")
     run = read_json(folder / FILE)
     version = run.get("format")
     if isinstance(version, int) and version > FORMAT:
@@ -146,9 +140,7 @@ def read_run(folder: Path) -> dict[str, Any]:
             remedy="update the package",
         )
     if version != FORMAT or not {"identity", "changes", "sessions"} <= set(run):
-        raise CheckpointError(
-            "a file of the run is damaged", where=str(folder / FILE), why="fields are missing"
-        )
+        raise CheckpointError("a file of the run is damaged", where=str(folder / FILE), why="fields are missing")
     return run
 
 

@@ -29,14 +29,26 @@ def describe(run: str | Path) -> str:
             now = cells.get(len(done), {}).get(record.name, {}).get("score")
             facts = ledger.meta(record.index)
             shown = "not measured" if now is None else f"{now:.1f}"
-            lines.append(f"  {record.index}  {record.name:<24} score {shown:>12}   {facts['samples']} records, {facts['seconds']} s")
+            lines.append(
+                f"  {record.index}  {record.name:<24} score {shown:>12}   "
+                f"{facts['samples']} records, {facts['seconds']} s"
+            )
     kept = [ledger.load(record.index)[0] for record in done]
     learner = config.method.recall(model, max(config.capacity, len(kept)), kept)
     for family, bank in learner.past.items():
-        lines += ["", f"{family}: rank {bank.rank}, {bank.slots} slots, sites {', '.join(bank.sites)}", "  layer  slots (F fused, . empty)"]
+        lines += [
+            "",
+            f"{family}: rank {bank.rank}, {bank.slots} slots, sites {', '.join(bank.sites)}",
+            "  layer  slots (F fused, . empty)",
+        ]
         owners = np.asarray(bank.owner_LS)
-        lines += [f"  {layer + bank.first_layer:>5}  {' '.join(_MARK.get(int(o), str(o)) for o in row)}" for layer, row in enumerate(owners)]
+        lines += [
+            f"  {layer + bank.first_layer:>5}  {' '.join(_MARK.get(int(o), str(o)) for o in row)}"
+            for layer, row in enumerate(owners)
+        ]
     sizes = config.method.sizes(model, learner)
     lines += ["", f"base: {trees.count(model.params):,} parameters"]
-    lines += [f"{what}: " + ", ".join(f"{kind} {count:,}" for kind, count in counts.items()) for what, counts in sizes.items()]
+    lines += [
+        f"{what}: " + ", ".join(f"{kind} {count:,}" for kind, count in counts.items()) for what, counts in sizes.items()
+    ]
     return "\n".join(lines)

@@ -94,11 +94,7 @@ class Ledger:
           CheckpointError: a task is missing in the middle, two share a number, or a folder is none of ours.
         """
         root = self.folder / "tasks"
-        names = (
-            sorted(path.name for path in root.iterdir() if not path.name.startswith("."))
-            if root.is_dir()
-            else []
-        )
+        names = sorted(path.name for path in root.iterdir() if not path.name.startswith(".")) if root.is_dir() else []
         records = []
         for place, name in enumerate(names):
             match = _FOLDER.fullmatch(name)
@@ -229,19 +225,14 @@ def _fitted(groups: Groups, like: Mapping[str, Mapping[str, Any]], *, cast: bool
     saved, wanted = trees.flatten(groups), trees.flatten({group: dict(flat) for group, flat in like.items()})
     other = [path for path in wanted if path in saved and wanted[path].dtype != saved[path].dtype]
     if other and not cast:
-        shown = "; ".join(
-            f"{path}: saved {saved[path].dtype}, wanted {wanted[path].dtype}" for path in other[:8]
-        )
+        shown = "; ".join(f"{path}: saved {saved[path].dtype}, wanted {wanted[path].dtype}" for path in other[:8])
         raise CheckpointError(
             f"{len(other)} arrays were saved in another dtype",
             why=shown,
             remedy="load them in the dtype they were saved in, or allow the conversion with --cast",
         )
     cast_groups = {
-        group: {
-            p: a.astype(wanted[f"{group}/{p}"].dtype) if f"{group}/{p}" in other else a
-            for p, a in flat.items()
-        }
+        group: {p: a.astype(wanted[f"{group}/{p}"].dtype) if f"{group}/{p}" in other else a for p, a in flat.items()}
         for group, flat in groups.items()
     }
     trees.restore_into(wanted, trees.flatten(cast_groups))

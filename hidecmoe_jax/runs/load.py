@@ -81,12 +81,15 @@ class Assistant:
         if ids.ndim != 2 or ids.shape != mask.shape:
             raise DataError("ids and mask do not fit", why=f"shapes {ids.shape} and {mask.shape}, both must be [B, T]")
         if ((ids < 0) | (ids >= vocabulary)).any():
-            raise DataError("token ids outside the vocabulary", why=f"range {ids.min()}..{ids.max()}, allowed 0..{vocabulary - 1}")
+            raise DataError(
+                "token ids outside the vocabulary", why=f"range {ids.min()}..{ids.max()}, allowed 0..{vocabulary - 1}"
+            )
         counts = (ids == self.config.image_token).sum(axis=1)
         pictures = 0 if pixel_values is None else len(pixel_values)
         if (counts % patches).any() or counts.sum() != pictures * patches:
             raise DataError(
-                "image tokens and pictures do not match", why=f"{counts.tolist()} image tokens, {pictures} pictures of {patches} patches"
+                "image tokens and pictures do not match",
+                why=f"{counts.tolist()} image tokens, {pictures} pictures of {patches} patches",
             )
         seen = None
         if pictures:
@@ -100,13 +103,21 @@ class Assistant:
 
     def _records(self, images: Sequence[Any], prompts: Sequence[str]) -> tuple[Record, ...]:
         if len(images) != len(prompts):
-            raise DataError("one entry of `images` per prompt", why=f"{len(images)} against {len(prompts)}", remedy="use [] for no picture")
+            raise DataError(
+                "one entry of `images` per prompt",
+                why=f"{len(images)} against {len(prompts)}",
+                remedy="use [] for no picture",
+            )
         records = []
         for number, (shown, text) in enumerate(zip(images, prompts, strict=True)):
             paths = [shown] if isinstance(shown, str | Path) else list(shown or [])
             question = text if IMAGE in text else f"{IMAGE}\n" * len(paths) + text
             if question.count(IMAGE) != len(paths):
-                raise DataError("pictures and <image> marks do not match", where=f"prompt {number}", why=f"{len(paths)} against {question.count(IMAGE)}")
+                raise DataError(
+                    "pictures and <image> marks do not match",
+                    where=f"prompt {number}",
+                    why=f"{len(paths)} against {question.count(IMAGE)}",
+                )
             files = tuple(str(path) for path in paths)
             records.append(Record(str(number), files, (Turn(question, ""),), f"prompt {number}"))
         return tuple(records)
@@ -114,7 +125,9 @@ class Assistant:
     def _features(self, records: tuple[Record, ...]) -> Features:
         return extract(self.base, self.tokenizer, records, batch=min(len(records), self.run.base.feature_batch))
 
-    def generate(self, images: Sequence[Any], prompts: Sequence[str], *, seed: int = 0, named: str | None = None, **writing: Any) -> list[Answer]:
+    def generate(
+        self, images: Sequence[Any], prompts: Sequence[str], *, seed: int = 0, named: str | None = None, **writing: Any
+    ) -> list[Answer]:
         """Answers prompts; `images` holds a file, a list of files or None for each.
 
         Args:
@@ -174,13 +187,16 @@ def load(path: str | Path, *, task: int | None = None) -> Assistant:
     if trees.digest(model.params) != run["identity"]["base"]:
         raise CheckpointError(
             "the run was learned on another base model", where=str(folder),
-            why=f"the SHA-256 of {config.base.path} is not the one in run.json", remedy="put the original base model back",
+            why=f"the SHA-256 of {config.base.path} is not the one in run.json",
+            remedy="put the original base model back",
         )  # fmt: skip
     ledger = Ledger(folder / f"seed_{config.seeds[0]}")
     done = ledger.tasks()
     count = len(done) if task is None else task
     if not 0 <= count <= len(done):
-        raise CheckpointError("no such task in the run", where=str(folder), why=f"asked for {task}, learned are {len(done)}")
+        raise CheckpointError(
+            "no such task in the run", where=str(folder), why=f"asked for {task}, learned are {len(done)}"
+        )
     kept = [ledger.load(index)[0] for index in range(count)]
     learner = config.method.recall(model, max(config.capacity, len(done)), kept)
     return Assistant(config, model, config.method.serve(model, learner), tokenizer, tuple(r.name for r in done[:count]))

@@ -47,11 +47,7 @@ def verify(folder: Path, *, remedy: str | None = None) -> str:
     """
     remedy = remedy or "restore the folder from a copy; nothing in it was loaded"
     if not (folder / NAME).is_file():
-        why = (
-            "there is no such folder"
-            if not folder.is_dir()
-            else f"{NAME} is missing: incomplete or copied in part"
-        )
+        why = "there is no such folder" if not folder.is_dir() else f"{NAME} is missing: incomplete or copied in part"
         raise CheckpointError("a checkpoint is incomplete", where=str(folder), why=why, remedy=remedy)
     manifest = _read(folder, remedy)
     found, wanted = _files(folder), manifest["files"]
@@ -65,9 +61,7 @@ def verify(folder: Path, *, remedy: str | None = None) -> str:
         elif _entry(found[name]) != wanted[name]:
             wrong.append(f"{name} has changed: its SHA-256 differs")
     if wrong:
-        raise CheckpointError(
-            "a checkpoint is damaged", where=str(folder), why="; ".join(wrong), remedy=remedy
-        )
+        raise CheckpointError("a checkpoint is damaged", where=str(folder), why="; ".join(wrong), remedy=remedy)
     return manifest["digest"]
 
 

@@ -68,9 +68,7 @@ class Progress:
         self._drop([*old, folder][: -self.keep])
         return folder
 
-    def latest(
-        self, *, on_corrupt: str = "refuse"
-    ) -> tuple[int, dict[str, np.ndarray], dict[str, Any]] | None:
+    def latest(self, *, on_corrupt: str = "refuse") -> tuple[int, dict[str, np.ndarray], dict[str, Any]] | None:
         """Returns `(step, state, meta)` of the newest checkpoint, or None where there is none.
 
         Args:
@@ -107,9 +105,7 @@ class Progress:
 
     def _saved(self) -> list[Path]:
         """Sealed checkpoints, oldest first."""
-        found = (
-            [p for p in self.folder.iterdir() if _FOLDER.fullmatch(p.name)] if self.folder.is_dir() else []
-        )
+        found = [p for p in self.folder.iterdir() if _FOLDER.fullmatch(p.name)] if self.folder.is_dir() else []
         return sorted(found, key=lambda path: int(_FOLDER.fullmatch(path.name)[1]))
 
     def _drop(self, folders: list[Path]) -> None:
@@ -126,12 +122,8 @@ class Progress:
                 _, meta = read_store(folder)
             except CheckpointError:
                 continue
-            return (
-                f"the newest good step is {meta['step']}: go on from it with --resume --on-corrupt previous"
-            )
-        return (
-            f"no checkpoint is whole: remove {self.folder} and --resume goes on from the last finished task"
-        )
+            return f"the newest good step is {meta['step']}: go on from it with --resume --on-corrupt previous"
+        return f"no checkpoint is whole: remove {self.folder} and --resume goes on from the last finished task"
 
     def _note(self, folder: Path, error: CheckpointError) -> None:
         line = {"at": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "passed_over": folder.name, "why": error.why}

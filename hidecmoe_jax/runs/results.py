@@ -1,7 +1,8 @@
-"""From the files of a run to its report: reads cells, metrics and ledger, and writes report.json, the page and the figures.
+"""From the files of a run to its report: reads cells, metrics and ledger, and writes report.json, the page and the
+figures.
 
-Everything in a report is worked out from files of the run folder, so a report can be written again at any time, and says
-`null` where a cell was not measured.
+Everything in a report is worked out from files of the run folder, so a report can be written again at any time, and
+says `null` where a cell was not measured.
 """
 
 from __future__ import annotations
@@ -42,7 +43,12 @@ def write(setting: Setting, folder: Path) -> None:
     sizes = method.sizes(setting.model, method.recall(setting.model, max(setting.config.capacity, len(kept)), kept))
     asked = {
         task.name: [
-            {"id": r.id, "question": r.turns[-1].question, "answer": r.references[0], "image": r.images[0] if r.images else None}
+            {
+                "id": r.id,
+                "question": r.turns[-1].question,
+                "answer": r.references[0],
+                "image": r.images[0] if r.images else None,
+            }
             for r in setting.test(task)[:SAMPLES]
         ]
         for task in setting.stream.tasks
@@ -145,7 +151,10 @@ def seed_result(folder: Path, seed: int, tasks: Sequence[str], lessons: Sequence
 def _seconds(folder: Path, cells: dict[int, dict[str, dict[str, Any]]]) -> dict[str, float]:
     ledger = Ledger(folder)
     learning = sum(ledger.meta(record.index)["seconds"] for record in ledger.tasks())
-    return {"learning": round(learning, 3), "evaluation": round(sum(c["seconds"] for row in cells.values() for c in row.values()), 3)}
+    return {
+        "learning": round(learning, 3),
+        "evaluation": round(sum(c["seconds"] for row in cells.values() for c in row.values()), 3),
+    }
 
 
 def _curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
@@ -162,7 +171,10 @@ def samples_of(folder: Path) -> list[Sample]:
     seed = folder / f"seed_{config.seeds[0]}"
     samples = []
     for task, asked in facts["asked"].items():
-        lines = {line["question_id"]: line for line in read_answers(answers_file(seed, len(facts["lessons"]), task, named=False))}
+        lines = {
+            line["question_id"]: line
+            for line in read_answers(answers_file(seed, len(facts["lessons"]), task, named=False))
+        }
         for item in asked:
             line = lines.get(item["id"])
             if line is not None:
@@ -177,5 +189,3 @@ def samples_of(folder: Path) -> list[Sample]:
                     )
                 )
     return samples
-
-

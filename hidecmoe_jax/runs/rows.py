@@ -1,7 +1,7 @@
 """Rows of the accuracy matrix: answers line by line on disk, then scores.
 
-Answers are appended and synced batch by batch; a row that was cut off goes on after the last whole line and ends with the
-same file. A cell exists only when all its answers do.
+Answers are appended and synced batch by batch; a row that was cut off goes on after the last whole line and ends
+with the same file. A cell exists only when all its answers do.
 """
 
 from __future__ import annotations
@@ -71,7 +71,8 @@ def write_answers(
         return done
     names = [t.name for t in setting.stream.tasks]
     batches = answers(
-        setting.config.method, serving, records, setting.features(records, f"{task.name} {setting.config.evaluate.split}"),
+        setting.config.method, serving, records,
+        setting.features(records, f"{task.name} {setting.config.evaluate.split}"),
         tokenizer=setting.tokenizer, template=setting.config.template, writing=setting.config.evaluate.writing,
         key=key_for(seed, "answer", task.name), length=setting.prompt_length, named=task.index if named else None,
         skip=frozenset(line["question_id"] for line in done),

@@ -1,7 +1,8 @@
 """One seed of a run: learn what is not learned, evaluate what is not evaluated.
 
-A lesson is learned from what the ledger holds of the earlier ones and from nothing else, so going on after a crash and going
-on after a finished lesson are the same path. Nothing here knows a method; everything done to experts is done by its hooks.
+A lesson is learned from what the ledger holds of the earlier ones and from nothing else, so going on after a crash
+and going on after a finished lesson are the same path. Nothing here knows a method; everything done to experts is
+done by its hooks.
 """
 
 from __future__ import annotations
@@ -140,7 +141,11 @@ class SeedRun:
                 learner = self._observed(learner, stage, number, material)
             learner = method.after(setting.model, learner, stage, number)
         self._verify(learner, kept, name)
-        facts = {"tasks": [setting.stream.tasks[task].name for task in lesson], "method": method.name, "seed": self.seed}
+        facts = {
+            "tasks": [setting.stream.tasks[task].name for task in lesson],
+            "method": method.name,
+            "seed": self.seed,
+        }
         facts |= {"base": setting.base_digest, "samples": len(material.encoded), "epochs": tune.epochs}
         facts |= {"seconds": round(time.monotonic() - start, 3)}
         self.ledger.commit(number, name, method.keep(learner, number), meta=facts)
@@ -154,7 +159,9 @@ class SeedRun:
         # A training stage must not depend on how far earlier stages of the run came, only on seed, lesson and place.
         order = int(np.random.SeedSequence([self.seed, *at]).generate_state(1)[0])
         method, model = self.setting.config.method, self.setting.model
-        return run_stage(method, model, learner, stage, material, tune=tune, key=key, seed=order, watch=watch, task=name)
+        return run_stage(
+            method, model, learner, stage, material, tune=tune, key=key, seed=order, watch=watch, task=name
+        )
 
     def _observed(self, learner: Learner, stage: Stage, number: int, material: Material) -> Learner:
         """One pass over the features of all records, in batches of one shape."""
@@ -179,7 +186,8 @@ class SeedRun:
         if changed:
             raise CheckpointError(
                 "what is frozen changed while a task was learned", where=f"task {name}: {', '.join(changed)}",
-                why="the SHA-256 of its bytes is another one than before", remedy="nothing was committed; mend the method",
+                why="the SHA-256 of its bytes is another one than before",
+                remedy="nothing was committed; mend the method",
             )  # fmt: skip
 
     def wanted(self, row: int) -> tuple[int, ...]:

@@ -38,7 +38,9 @@ ANSWER_BUCKET = 8
 
 def bar(label: str, *, initial: int = 0):
     """A progress bar factory with ETA on stderr; silent where nobody watches."""
-    return lambda items: tqdm(items, desc=label, initial=initial, leave=False, disable=None, file=sys.stderr, dynamic_ncols=True)
+    return lambda items: tqdm(
+        items, desc=label, initial=initial, leave=False, disable=None, file=sys.stderr, dynamic_ncols=True
+    )
 
 
 def say(text: str) -> None:
@@ -77,7 +79,7 @@ class Setting:
         return task.val if self.config.evaluate.split == "val" else task.test
 
     def encode(self, records: tuple[Record, ...], label: str) -> tuple[tuple[Record, ...], list[Encoded]]:
-        """Training records with their ids; too long ones are refused, or dropped as far as `tune.max_dropped` allows."""
+        """Training records with their ids; too long ones are refused, or dropped up to `tune.max_dropped`."""
         tune = self.config.tune
         encoded, dropped = encode_all(
             records, self.tokenizer, self.config.template,
@@ -87,7 +89,11 @@ class Setting:
             say(f"{label}: dropped {len(dropped)} records longer than {tune.max_length} tokens, first {dropped[0]!r}")
             records = tuple(record for record in records if record.id not in set(dropped))
         if len(records) != len(encoded):
-            raise DataError("tasks share the id of a dropped record", where=label, remedy="make ids unique, or raise tune.max_length")
+            raise DataError(
+                "tasks share the id of a dropped record",
+                where=label,
+                remedy="make ids unique, or raise tune.max_length",
+            )
         return records, encoded
 
     @cached_property

@@ -1,7 +1,8 @@
 """The layer-similarity study of a run: do the tasks' own experts make alike features below the top layer?
 
-Every task's expert is taken from the archive and speaks alone in all layers, on the projector it was trained with. Features
-are compared layer by layer (`evaluate.cka`), and a heat map of the mean similarity shows where tasks part.
+Every task's expert is taken from the archive and speaks alone in all layers, on the projector it was trained
+with. Features are compared layer by layer (`evaluate.cka`), and a heat map of the mean similarity shows where
+tasks part.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from hidecmoe_jax.methods.learner import dressed
 from hidecmoe_jax.models.llava import Model, Prompt
 from hidecmoe_jax.runs.disk import write_json
 from hidecmoe_jax.runs.ledger import Ledger
-from hidecmoe_jax.runs.report.figures import png, similarity_map
+from hidecmoe_jax.runs.report.canvas import png
+from hidecmoe_jax.runs.report.figures import similarity_map
 from hidecmoe_jax.runs.setting import Setting, bar, open_setting
 from hidecmoe_jax.runs.stream_loop import config_of
 
@@ -53,7 +55,9 @@ def study(run: str | Path, *, count: int = 500, legacy: bool = False) -> Path:
         own = {path: jnp.asarray(leaf) for path, leaf in kept[index]["shared"].items()}
         experts = [surgery.extract(bank, index) for bank in learner.past.values()]
         voices = tuple(Voice(expert, everyone(expert)) for expert in experts)
-        features.append(_features(setting, dressed(setting.model, own), voices, shown, f"{task.name if legacy else 'all'} shown"))
+        features.append(
+            _features(setting, dressed(setting.model, own), voices, shown, f"{task.name if legacy else 'all'} shown")
+        )
     rows = min(part.shape[1] for part in features)
     found = cka_matrices(np.stack([part[:, :rows] for part in features]), legacy=legacy)
     name = "cka_legacy" if legacy else "cka"
@@ -65,7 +69,9 @@ def study(run: str | Path, *, count: int = 500, legacy: bool = False) -> Path:
     return picture
 
 
-def _features(setting: Setting, model: Model, voices: tuple[Voice, ...], records: list[Record], label: str) -> np.ndarray:
+def _features(
+    setting: Setting, model: Model, voices: tuple[Voice, ...], records: list[Record], label: str
+) -> np.ndarray:
     """Layer features [L, N, D] of questions."""
     writing, size = setting.config.evaluate.writing, setting.config.evaluate.writing.batch
     asked = prompts(records, setting.tokenizer, setting.config.template, setting.model.config, writing)

@@ -104,10 +104,7 @@ def read_store(folder: Path) -> tuple[Groups, dict[str, Any]]:
       ResourceError: memory or disk ran out under Orbax.
     """
     arrays, meta = read_facts(folder)
-    empty = {
-        group: {p: np.empty(s["shape"], s["dtype"]) for p, s in flat.items()}
-        for group, flat in arrays.items()
-    }
+    empty = {group: {p: np.empty(s["shape"], s["dtype"]) for p, s in flat.items()} for group, flat in arrays.items()}
     wanted = {group: {p: a for p, a in flat.items() if a.size} for group, flat in empty.items()}
     wanted = {group: flat for group, flat in wanted.items() if flat}
     loaded: Mapping[str, Any] = {}
@@ -116,10 +113,7 @@ def read_store(folder: Path) -> tuple[Groups, dict[str, Any]]:
 
         with disk_errors("could not read a checkpoint", folder, needed=0), _quiet():
             loaded = ocp.load_checkpointables(folder.absolute(), wanted)
-    groups = {
-        g: {p: np.asarray(loaded[g][p]) if a.size else a for p, a in flat.items()}
-        for g, flat in empty.items()
-    }
+    groups = {g: {p: np.asarray(loaded[g][p]) if a.size else a for p, a in flat.items()} for g, flat in empty.items()}
     if describe(groups) != arrays:
         old, new = trees.flatten(arrays), trees.flatten(describe(groups))
         wrong = sorted(path for path in old if old[path] != new.get(path))

@@ -31,7 +31,9 @@ from hidecmoe_jax.runs.signals import Stop, graceful_stop
 CONFIG = "config.yaml"
 
 
-def learn(what: RunConfig | Method, stream: Sequence[str | Path] | Path | str, out: str | Path | None = None, **options: Any) -> Path:
+def learn(
+    what: RunConfig | Method, stream: Sequence[str | Path] | Path | str, out: str | Path | None = None, **options: Any
+) -> Path:
     """Learns a stream of tasks into a run folder and writes its report; returns the folder.
 
     `learn(config, out)` uses the config's stream; `learn(config_or_method, [task folders], out)` another one.
@@ -96,7 +98,9 @@ def config_of(run: str | Path) -> RunConfig:
     return from_mapping(strict.read_yaml(path), str(path))
 
 
-def add(run: str | Path, task: str | Path, *, epochs: int | None = None, rate: float | None = None, redo: bool = False) -> Path:
+def add(
+    run: str | Path, task: str | Path, *, epochs: int | None = None, rate: float | None = None, redo: bool = False
+) -> Path:
     """Teaches a finished run one more task, or the last one again (`redo`); earlier experts keep every byte.
 
     The same call goes on with a task whose learning was interrupted.
@@ -110,7 +114,11 @@ def add(run: str | Path, task: str | Path, *, epochs: int | None = None, rate: f
     with writer_lock(folder), graceful_stop() as stop:
         names = open_stream_names(folder)
         if len(config.method.lessons(2)) != 2:
-            raise ConfigError("this method cannot add a task", where=str(folder), why=f"{config.method.name} does not learn one by one")
+            raise ConfigError(
+                "this method cannot add a task",
+                where=str(folder),
+                why=f"{config.method.name} does not learn one by one",
+            )
         spec = TaskSpec(str(Path(task).resolve()), epochs=epochs, rate=rate)
         finished = [len(Ledger(folder / f"seed_{seed}").tasks()) == len(names) for seed in config.seeds]
         going_on = not all(finished) and config.stream.tasks[-1:] == (spec,)
@@ -177,7 +185,9 @@ def evaluate_run(run: str | Path, *, task: int | None = None, full_matrix: bool 
             part = SeedRun(setting, folder / f"seed_{seed}", seed, Options(resume=True, full_matrix=full_matrix), stop)
             kept = [part.ledger.load(record.index)[0] for record in part.ledger.tasks()]
             if task is not None and not 0 <= task <= len(kept):
-                raise ConfigError("no such row", where=f"{folder}, seed {seed}", why=f"asked for {task}, learned are {len(kept)}")
+                raise ConfigError(
+                    "no such row", where=f"{folder}, seed {seed}", why=f"asked for {task}, learned are {len(kept)}"
+                )
             for row in range(len(kept) + 1) if task is None else (task,):
                 part.evaluate(row, kept)
         results.write(setting, folder)

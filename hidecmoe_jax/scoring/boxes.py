@@ -63,7 +63,9 @@ def iou_legacy(prediction: str, references: tuple[str, ...]) -> float | None:
 def _best(box: Box | None, references: tuple[str, ...]) -> float | None:
     truths = [parse_box(reference) for reference in references]
     if None in truths:
-        raise DataError("A reference answer of a grounding task is not a box",
-                        why=f"reference {references[truths.index(None)]!r}, expected '[x1,y1,x2,y2]'",
-                        remedy="correct the answer in test.json, or choose another scorer (`scorer: exact`)")
+        raise DataError(
+            "A reference answer of a grounding task is not a box",
+            why=f"reference {references[truths.index(None)]!r}, expected '[x1,y1,x2,y2]'",
+            remedy="correct the answer in test.json, or choose another scorer (`scorer: exact`)",
+        )
     return None if box is None else max(overlap(box, truth) for truth in truths)

@@ -61,8 +61,10 @@ def caption6(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> 
     rouges = [rouge_l(candidate, texts) for candidate, texts in zip(words, truths, strict=True)]
     ciders = cider_d(words, truths)
     numbers = [*_bleu(corpus), sum(rouges) / len(rouges), sum(ciders) / len(ciders)]
-    per_item = tuple(100 * (sum(_bleu(count)) + rouge + cider) / len(PARTS)
-                     for count, rouge, cider in zip(counts, rouges, ciders, strict=True))
+    per_item = tuple(
+        100 * (sum(_bleu(count)) + rouge + cider) / len(PARTS)
+        for count, rouge, cider in zip(counts, rouges, ciders, strict=True)
+    )
     parts = {name: 100 * value for name, value in zip(PARTS, numbers, strict=True)}
     return Captioned(value=sum(parts.values()) / len(PARTS), per_item=per_item, parts=parts)
 
@@ -79,8 +81,9 @@ def rouge_l(candidate: list[str], references: Sequence[list[str]]) -> float:
         return 0.0
     common = [_longest_common(candidate, reference) for reference in references]
     precision = max(common) / len(candidate)
-    recall = max((length / len(reference) if reference else 0.0
-                  for length, reference in zip(common, references, strict=True)))
+    recall = max(
+        (length / len(reference) if reference else 0.0 for length, reference in zip(common, references, strict=True))
+    )
     if precision == 0 or recall == 0:
         return 0.0
     return (1 + BETA**2) * precision * recall / (recall + BETA**2 * precision)
@@ -100,8 +103,9 @@ def cider_d(candidates: Sequence[list[str]], references: Sequence[Sequence[list[
 
 
 def _grams(words: list[str]) -> Grams:
-    return Counter(tuple(words[start:start + order]) for order in range(1, ORDER + 1)
-                   for start in range(len(words) - order + 1))
+    return Counter(
+        tuple(words[start : start + order]) for order in range(1, ORDER + 1) for start in range(len(words) - order + 1)
+    )
 
 
 def _match(candidate: list[str], references: Sequence[list[str]]) -> list[int]:
@@ -119,7 +123,7 @@ def _match(candidate: list[str], references: Sequence[list[str]]) -> list[int]:
 
 
 def _bleu(counts: Sequence[int]) -> list[float]:
-    length, closest, matches, offered = counts[0], counts[1], counts[2:2 + ORDER], counts[2 + ORDER:]
+    length, closest, matches, offered = counts[0], counts[1], counts[2 : 2 + ORDER], counts[2 + ORDER :]
     ratio = (length + TINY) / (closest + SMALL)
     brevity = math.exp(1 - 1 / ratio) if ratio < 1 else 1.0
     product, scores = 1.0, []
@@ -161,7 +165,10 @@ def _similarity(spoken: _Weighed, truth: _Weighed) -> float:
         if spoken.norms[order] == 0 or truth.norms[order] == 0:
             continue
         weights = truth.orders[order]
-        shared = sum(min(weight, weights[gram]) * weights[gram]
-                     for gram, weight in spoken.orders[order].items() if gram in weights)
+        shared = sum(
+            min(weight, weights[gram]) * weights[gram]
+            for gram, weight in spoken.orders[order].items()
+            if gram in weights
+        )
         total += shared / (spoken.norms[order] * truth.norms[order])
     return total / ORDER * math.exp(-((spoken.length - truth.length) ** 2) / (2 * SIGMA**2))

@@ -81,7 +81,9 @@ def _decimal(text: str) -> Decimal | None:
 
 def _readable(value, reference: str, *, rule: str):
     if value is None:
-        raise DataError(f"The scorer '{rule}' cannot read a reference answer",
-                        why=f"reference {reference!r}",
-                        remedy="choose the scorer that fits this task (`scorer: exact` compares whole strings)")
+        raise DataError(
+            f"The scorer '{rule}' cannot read a reference answer",
+            why=f"reference {reference!r}",
+            remedy="choose the scorer that fits this task (`scorer: exact` compares whole strings)",
+        )
     return value

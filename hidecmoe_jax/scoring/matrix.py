@@ -70,17 +70,22 @@ def mean_and_spread(rows: Sequence[Mapping[str, object]]) -> dict[str, dict[str,
     for row in rows[1:]:
         if set(row) != set(rows[0]):
             odd = ", ".join(sorted(set(row) ^ set(rows[0])))
-            raise DataError("Seeds report different numbers", why=f"only in some: {odd}",
-                            remedy="evaluate all seeds with the same version and the same flags")
+            raise DataError(
+                "Seeds report different numbers",
+                why=f"only in some: {odd}",
+                remedy="evaluate all seeds with the same version and the same flags",
+            )
     spread: dict[str, dict[str, float | int | None]] = {}
     for key in rows[0]:
         values = [row[key] for row in rows]
         if not all(value is None or _is_number(value) for value in values):
             continue
         whole = not any(_absent(value) for value in values)
-        spread[key] = {"mean": statistics.fmean(values) if whole else None,
-                       "std": statistics.stdev(values) if whole and len(values) > 1 else None,
-                       "n": len(values)}
+        spread[key] = {
+            "mean": statistics.fmean(values) if whole else None,
+            "std": statistics.stdev(values) if whole and len(values) > 1 else None,
+            "n": len(values),
+        }
     return spread
 
 
@@ -88,10 +93,18 @@ def mean_matrix(matrices: Sequence[Matrix]) -> list[list[float | None]]:
     """Averages matrices of equal shape cell by cell; a cell that any of them lacks is None."""
     shapes = {(len(matrix), len(matrix[0])) for matrix in matrices}
     if len(shapes) != 1:
-        raise DataError("Matrices of different shapes cannot be averaged", why=f"shapes {sorted(shapes)}",
-                        remedy="give every seed the same tasks")
-    return [[None if any(_absent(value) for value in cells) else statistics.fmean(cells)
-             for cells in zip(*rows, strict=True)] for rows in zip(*matrices, strict=True)]
+        raise DataError(
+            "Matrices of different shapes cannot be averaged",
+            why=f"shapes {sorted(shapes)}",
+            remedy="give every seed the same tasks",
+        )
+    return [
+        [
+            None if any(_absent(value) for value in cells) else statistics.fmean(cells)
+            for cells in zip(*rows, strict=True)
+        ]
+        for rows in zip(*matrices, strict=True)
+    ]
 
 
 @dataclass(frozen=True)
@@ -136,29 +149,44 @@ def _bwt_t_minus_1(r: _Cells) -> float:
 
 
 def _forgetting(r: _Cells) -> float:
-    return _mean(max([r(stage, task) for stage in _range(task, r.tasks - 1)]) - r(r.tasks, task)
-                 for task in _range(1, r.tasks - 1))
+    return _mean(
+        max([r(stage, task) for stage in _range(task, r.tasks - 1)]) - r(r.tasks, task)
+        for task in _range(1, r.tasks - 1)
+    )
 
 
 def _fwt(r: _Cells) -> float:
     return _mean(r(task - 1, task) - r(0, task) for task in _range(2, r.tasks))
 
 
-_FORMULAS = {"last": _last, "avg": _avg, "maa": _maa, "mft": _mft, "bwt_t_minus_1": _bwt_t_minus_1, "bwt_t": _bwt_t,
-             "forgetting": _forgetting, "fwt": _fwt}
+_FORMULAS = {
+    "last": _last,
+    "avg": _avg,
+    "maa": _maa,
+    "mft": _mft,
+    "bwt_t_minus_1": _bwt_t_minus_1,
+    "bwt_t": _bwt_t,
+    "forgetting": _forgetting,
+    "fwt": _fwt,
+}
 _BETWEEN_TASKS = frozenset({"bwt_t_minus_1", "forgetting", "fwt"})
 
 
 def _check(matrix: Matrix) -> int:
     widths = {len(row) for row in matrix}
     if len(widths) != 1 or widths == {0}:
-        raise DataError("The score matrix is not rectangular", why=f"rows of {sorted(widths)} cells",
-                        remedy="one row for zero-shot and one a stage, each with a cell (or None) a task")
+        raise DataError(
+            "The score matrix is not rectangular",
+            why=f"rows of {sorted(widths)} cells",
+            remedy="one row for zero-shot and one a stage, each with a cell (or None) a task",
+        )
     tasks = widths.pop()
     if len(matrix) not in (1, tasks + 1):
-        raise DataError("The score matrix has a wrong number of rows",
-                        why=f"{len(matrix)} rows for {tasks} tasks, expected {tasks + 1} (or 1: zero-shot only)",
-                        remedy="fill rows that were not measured with None")
+        raise DataError(
+            "The score matrix has a wrong number of rows",
+            why=f"{len(matrix)} rows for {tasks} tasks, expected {tasks + 1} (or 1: zero-shot only)",
+            remedy="fill rows that were not measured with None",
+        )
     return tasks
 
 

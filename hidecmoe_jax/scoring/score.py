@@ -79,36 +79,51 @@ def by_id(pairs: Iterable[tuple[str, str]], *, where: str) -> dict[str, str]:
     found: dict[str, str] = {}
     for name, text in pairs:
         if name in found:
-            raise DataError(f"Two predictions share the id '{name}'", where=where,
-                            why="one of them would be lost, and which one is chance",
-                            remedy="delete the answers file and evaluate this row again: `hidecmoe eval RUN`")
+            raise DataError(
+                f"Two predictions share the id '{name}'",
+                where=where,
+                why="one of them would be lost, and which one is chance",
+                remedy="delete the answers file and evaluate this row again: `hidecmoe eval RUN`",
+            )
         found[name] = text
     return found
 
 
 def _check_ids(predictions: Predictions, references: References) -> None:
     if not references:
-        raise DataError("There is nothing to score", why="the set of references is empty",
-                        remedy="check test.json of this task with `hidecmoe data check`")
-    for title, names in (("Predictions are missing", [name for name in references if name not in predictions]),
-                         ("Predictions have no reference", [name for name in predictions if name not in references])):
+        raise DataError(
+            "There is nothing to score",
+            why="the set of references is empty",
+            remedy="check test.json of this task with `hidecmoe data check`",
+        )
+    for title, names in (
+        ("Predictions are missing", [name for name in references if name not in predictions]),
+        ("Predictions have no reference", [name for name in predictions if name not in references]),
+    ):
         if names:
             shown = ", ".join(repr(name) for name in names[:3]) + (", ..." if len(names) > 3 else "")
-            raise DataError(f"{title}: {len(names)} ids", where=shown,
-                            why=f"{len(predictions)} predictions against {len(references)} references; "
-                                "a score over the rest would have another denominator",
-                            remedy="evaluate the whole split of the right task: `hidecmoe eval RUN`")
+            raise DataError(
+                f"{title}: {len(names)} ids",
+                where=shown,
+                why=f"{len(predictions)} predictions against {len(references)} references; "
+                "a score over the rest would have another denominator",
+                remedy="evaluate the whole split of the right task: `hidecmoe eval RUN`",
+            )
     bare = next((name for name, texts in references.items() if not texts or isinstance(texts, str)), None)
     if bare is not None:
-        raise DataError("An item has no list of reference answers", where=f"id {bare!r}",
-                        why=f"found {references[bare]!r}, expected a tuple of at least one string",
-                        remedy="give the item an `answer` in test.json")
+        raise DataError(
+            "An item has no list of reference answers",
+            where=f"id {bare!r}",
+            why=f"found {references[bare]!r}, expected a tuple of at least one string",
+            remedy="give the item an `answer` in test.json",
+        )
 
 
 def _itemwise(rule: Callable[[str, tuple[str, ...]], float | None]) -> Callable[[Predictions, References], Score]:
     def judge(predictions: Predictions, references: References) -> Score:
         marks = {name: rule(predictions[name], texts) for name, texts in references.items()}
         return _mean({name: 100.0 * (mark or 0.0) for name, mark in marks.items()}, _unread(marks))
+
     return judge
 
 
@@ -118,6 +133,7 @@ def _boxwise(rule: Callable[[str, tuple[str, ...]], float | None]) -> Callable[[
         overlaps = [mark or 0.0 for mark in marks.values()]
         per_item = {name: 100.0 * float((mark or 0.0) > 0.5) for name, mark in marks.items()}
         return _mean(per_item, _unread(marks), mean_iou=100.0 * sum(overlaps) / len(overlaps))
+
     return judge
 
 
@@ -125,8 +141,13 @@ def _caption(predictions: Predictions, references: References) -> Score:
     names = list(references)
     result = captions.caption6([predictions[name] for name in names], [references[name] for name in names])
     empty = sum(not captions.tokenize(predictions[name]) for name in names)
-    return Score(value=result.value, per_item=dict(zip(names, result.per_item, strict=True)), count=len(names),
-                 unparsed=empty, parts=result.parts)
+    return Score(
+        value=result.value,
+        per_item=dict(zip(names, result.per_item, strict=True)),
+        count=len(names),
+        unparsed=empty,
+        parts=result.parts,
+    )
 
 
 def _unread(marks: Mapping[str, float | None]) -> int:
@@ -134,18 +155,26 @@ def _unread(marks: Mapping[str, float | None]) -> int:
 
 
 def _mean(per_item: dict[str, float], unparsed: int, **parts: float) -> Score:
-    return Score(value=sum(per_item.values()) / len(per_item), per_item=per_item, count=len(per_item),
-                 unparsed=unparsed, parts=parts)
+    return Score(
+        value=sum(per_item.values()) / len(per_item),
+        per_item=per_item,
+        count=len(per_item),
+        unparsed=unparsed,
+        parts=parts,
+    )
 
 
-SCORERS: Mapping[str, Scorer] = MappingProxyType({
-    "exact": Scorer(_itemwise(exact.exact), "whole answer equal, case-insensitive, punctuation kept"),
-    "choice": Scorer(_itemwise(exact.choice), "option letter equal: X, X. or (X)"),
-    "number": Scorer(_itemwise(exact.number), "numbers equal by value"),
-    "iou": Scorer(_boxwise(boxes.iou), "box overlap above 0.5"),
-    "caption6": Scorer(_caption, "mean of BLEU-1..4, ROUGE-L and CIDEr-D, each x100"),
-    "contains": Scorer(_itemwise(exact.contains), "reference is part of the answer", headline=False),
-    "either_contains": Scorer(_itemwise(exact.either_contains), "one is part of the other (CoIN ImageNet)",
-                              headline=False),
-    "iou_legacy": Scorer(_boxwise(boxes.iou_legacy), "box overlap above 0.5, box read as in CoIN", headline=False),
-})
+SCORERS: Mapping[str, Scorer] = MappingProxyType(
+    {
+        "exact": Scorer(_itemwise(exact.exact), "whole answer equal, case-insensitive, punctuation kept"),
+        "choice": Scorer(_itemwise(exact.choice), "option letter equal: X, X. or (X)"),
+        "number": Scorer(_itemwise(exact.number), "numbers equal by value"),
+        "iou": Scorer(_boxwise(boxes.iou), "box overlap above 0.5"),
+        "caption6": Scorer(_caption, "mean of BLEU-1..4, ROUGE-L and CIDEr-D, each x100"),
+        "contains": Scorer(_itemwise(exact.contains), "reference is part of the answer", headline=False),
+        "either_contains": Scorer(
+            _itemwise(exact.either_contains), "one is part of the other (CoIN ImageNet)", headline=False
+        ),
+        "iou_legacy": Scorer(_boxwise(boxes.iou_legacy), "box overlap above 0.5, box read as in CoIN", headline=False),
+    }
+)

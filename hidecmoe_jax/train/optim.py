@@ -1,7 +1,7 @@
 """AdamW whose learning rates are arrays, so that a schedule or another task's rate never compiles anything.
 
-The moments come from optax; the schedule is worked out on the host from the step number, which makes it a pure function of
-what is saved in a checkpoint.
+The moments come from optax; the schedule is worked out on the host from the step number, which makes it a pure
+function of what is saved in a checkpoint.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ class Tune:
     Attributes:
       epochs: passes over a task's records (a stream entry may set its own).
       batch: samples of one micro-batch; `accumulate` of them make a step.
-      rate, projector_rate: peak learning rates of experts and of the projector (a stream entry may set its own `rate`; the
-        projector's keeps its ratio).
+      rate, projector_rate: peak learning rates of experts and of the projector (a stream entry may set its own
+        `rate`; the projector's keeps its ratio).
       warmup: part of the steps in which the rate rises linearly, after which it falls as a cosine to zero.
       decay: AdamW's decoupled weight decay.
       max_length: longest sequence, image tokens included; longer records are refused, or dropped up to `max_dropped`.

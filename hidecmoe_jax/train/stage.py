@@ -1,8 +1,8 @@
 """The loop over the steps of one stage.
 
-Batches, rates and random keys are pure functions of the step number, so a stage goes on from a checkpoint as if it had never
-stopped. The loop saves through a callback and knows nothing of folders. Metrics of a step are read after the next one has
-been dispatched, so the device never waits for the host.
+Batches, rates and random keys are pure functions of the step number, so a stage goes on from a checkpoint as if it
+had never stopped. The loop saves through a callback and knows nothing of folders. Metrics of a step are read after
+the next one has been dispatched, so the device never waits for the host.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ STILL_WARN, STILL_STOP = 10, 50  # steps without any gradient (TR4)
 
 @dataclass(frozen=True)
 class Material:
-    """What a stage reads: encoded records, their tower features, the (length, answers) of a batch, padding, vocabulary."""
+    """What a stage reads: encoded records, tower features, the (length, answers) of a batch, padding, vocabulary."""
 
     encoded: Sequence[Encoded]
     features: Features

@@ -1,8 +1,8 @@
 """One optimiser step, the only place where anything is trained.
 
-Gradients are those of the summed answer loss over all micro-batches, divided once by the number of answer tokens, so
-accumulation equals a big batch however the tokens are spread. Method, stage and optimiser settings are static; everything
-that changes from task to task is an array, so a second task of the same kind compiles nothing.
+Gradients are those of the summed answer loss over all micro-batches, divided once by the number of answer tokens,
+so accumulation equals a big batch however the tokens are spread. Method, stage and optimiser settings are static;
+everything that changes from task to task is an array, so a second task of the same kind compiles nothing.
 """
 
 from __future__ import annotations

@@ -9,9 +9,7 @@ from hidecmoe_jax.cli import doctor
 from hidecmoe_jax.cli.doctor import Check, devices, disk, memory, within
 
 
-@pytest.mark.parametrize(
-    "version", ["0.9.9", "0.10", "0.10.0", "0.10.2", "0.12.0.1", "0.13", "0.13.0", "1", "2.0"]
-)
+@pytest.mark.parametrize("version", ["0.9.9", "0.10", "0.10.0", "0.10.2", "0.12.0.1", "0.13", "0.13.0", "1", "2.0"])
 @pytest.mark.parametrize("ranges", [">=0.10,<0.13", "<0.13,>=0.10", ">=0.12.0.1", ">=2", "<0.10"])
 def test_ranges_mean_what_pip_means_by_them(version, ranges):
     assert within(version, ranges) == SpecifierSet(ranges).contains(version)

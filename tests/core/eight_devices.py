@@ -34,9 +34,7 @@ CONFIG = replace(
     full,
     vision=replace(full.vision, image_size=16, width=32, layers=2, heads=4, hidden=64, projection=16),
     text=replace(full.text, vocabulary=64, width=32, layers=1, heads=4, hidden=64, projection=16),
-    decoder=replace(
-        full.decoder, vocabulary=64, width=32, hidden=48, layers=2, heads=4, kv_heads=2, head_width=8
-    ),
+    decoder=replace(full.decoder, vocabulary=64, width=32, hidden=48, layers=2, heads=4, kv_heads=2, head_width=8),
 )
 
 
@@ -71,9 +69,7 @@ def forward(params, bank, batch):
         patches, _ = vision_features(model, pixels)
         prompt = Prompt(tokens, jnp.ones(tokens.shape, bool), patches[:, None])
         voices = (Voice(bank.with_factors(live["bank"]), Routing(gain)),)
-        total, count, _ = answer_loss(
-            model, Batch(prompt, where, answer, jnp.ones(where.shape, bool)), voices
-        )
+        total, count, _ = answer_loss(model, Batch(prompt, where, answer, jnp.ones(where.shape, bool)), voices)
         return total / count.astype(jnp.float32), logits(model, prompt, voices)
 
     live = {"bank": bank.factors, "projector": params["projector"], "decoder": params["decoder"]}

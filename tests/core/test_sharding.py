@@ -17,9 +17,7 @@ from hidecmoe_jax.models.llava import init_model, model_axes
 
 def test_partition_follows_the_rules():
     assert sharding.partition(("layer", "width", "heads")) == PartitionSpec(None, "fsdp", "tensor")
-    assert sharding.partition(("layer", "slot", "rank", "hidden")) == PartitionSpec(
-        None, None, None, "tensor"
-    )
+    assert sharding.partition(("layer", "slot", "rank", "hidden")) == PartitionSpec(None, None, None, "tensor")
     assert sharding.partition(("batch", None)) == PartitionSpec(("data", "fsdp"), None)
     other = {**sharding.RULES, "width": None}
     assert sharding.partition(("vocab", "width"), other) == PartitionSpec("tensor", None)

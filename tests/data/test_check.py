@@ -76,9 +76,7 @@ def test_dt16_over_long_records_are_reported(make_task):
         length=lambda record: 100 if record.id == "animals-3" else 10,
         max_length=50,
     )
-    assert [(problem.id, "100 tokens" in problem.problem) for problem in report.problems] == [
-        ("animals-3", True)
-    ]
+    assert [(problem.id, "100 tokens" in problem.problem) for problem in report.problems] == [("animals-3", True)]
 
 
 def test_dt21_contradicting_answers_are_a_warning(make_task):

@@ -73,8 +73,7 @@ def test_chart_and_word_captions_repeat_the_truth():
     for picture, rng in drawn("chart", 30):
         read = re.findall(r"\b([A-Z]) (\d)\b", caption(picture, rng))
         assert read == [
-            (name, str(value))
-            for name, value in zip(*map(picture.extra.get, ("labels", "values")), strict=True)
+            (name, str(value)) for name, value in zip(*map(picture.extra.get, ("labels", "values")), strict=True)
         ]
     for picture, rng in drawn("word", 30):
         said = caption(picture, rng)
@@ -169,9 +168,7 @@ def test_options_hold_the_answer_behind_its_letter():
 
 
 def test_the_base_is_never_asked_in_a_task_s_words():
-    wordings = [
-        re.sub(r"\\\{\w+\\\}", ".+", re.escape(text)) for texts in TEMPLATES.values() for text in texts
-    ]
+    wordings = [re.sub(r"\\\{\w+\\\}", ".+", re.escape(text)) for texts in TEMPLATES.values() for text in texts]
     task = re.compile("|".join(f"(?:{text})" for text in wordings))
     assert task.fullmatch("How many stars can you count?")
     for family in FAMILIES:

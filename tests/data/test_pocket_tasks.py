@@ -128,9 +128,7 @@ def test_digits_show_their_scan(stream_folder):
     scan[:, 3:5] = 16
     for value in range(10):
         pixels, _, answers = tasks.digits(rng, scan, value)
-        assert answers == (
-            ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")[value],
-        )
+        assert answers == (("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")[value],)
         lines = pixels.astype(float).mean(0).sum(-1)
         assert np.ptp(lines) > 20, "the vertical stroke is visible"
 
@@ -140,9 +138,7 @@ def test_counting_counts(seen):
     for picture, question, (answer,) in seen("counting"):
         shape = shape_in(question)
         count = sum(thing.name == shape for thing in picture.things)
-        assert (
-            answer == f"{count} {shape if count == 1 else shape + 'es' if shape == 'cross' else shape + 's'}"
-        )
+        assert answer == f"{count} {shape if count == 1 else shape + 'es' if shape == 'cross' else shape + 's'}"
         numbers.add(count)
     assert len(numbers) >= 5
 

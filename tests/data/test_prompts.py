@@ -41,9 +41,7 @@ def test_vicuna_prompt_reads_as_published(tokenizer):
     before, after = tokens[:cut], tokens[cut + 3 :]
     assert tokens[0] == tokenizer.bos and tokens[-1] == tokenizer.eos
     assert tokenizer.decode(before) == VICUNA.system + "USER: "
-    assert VICUNA.system.startswith(
-        "A chat between a curious user and an artificial intelligence assistant. "
-    )
+    assert VICUNA.system.startswith("A chat between a curious user and an artificial intelligence assistant. ")
     assert tokenizer.decode(after) == "\nwhat animal? ASSISTANT: a dog"
 
 

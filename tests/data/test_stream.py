@@ -69,8 +69,7 @@ def test_missing_folder_names_the_nearest(make_task, tmp_path):
 
 def records(count: int, pictures: int) -> tuple[Record, ...]:
     return tuple(
-        Record(f"r{n}", (f"{n % pictures}.png",), (Turn("<image>?", "x"),), f"train.json#{n}")
-        for n in range(count)
+        Record(f"r{n}", (f"{n % pictures}.png",), (Turn("<image>?", "x"),), f"train.json#{n}") for n in range(count)
     )
 
 

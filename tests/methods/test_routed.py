@@ -88,8 +88,8 @@ def test_a_missing_fusion_weight_is_named():
 
 
 def test_the_projector_trains_in_float32_whatever_the_base_is_stored_in():
-    model = init_model(TINY, jax.random.key(0))
-    half = model.replace(params=jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), model.params))
+    shapes = jax.eval_shape(lambda: init_model(TINY, jax.random.key(0)))
+    half = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.bfloat16), shapes)
     learner = Routed().before(half, Routed().birth(half, 2), Routed().stages()[0], 0, jax.random.key(0))
     assert {leaf.dtype.name for leaf in learner.tuned.values()} == {"float32"}
     assert sorted(learner.tuned) == [f"projector/linear{n}/{part}" for n in (1, 2) for part in ("bias", "kernel")]

@@ -22,9 +22,7 @@ from hidecmoe_jax.models.llava import Model, init_model
 IMAGE = 4
 TINY = LlavaConfig(
     vision=VisionConfig(image_size=12, patch_size=6, width=16, layers=3, heads=2, hidden=24, projection=8),
-    text=TextConfig(
-        vocabulary=40, context=10, width=16, layers=2, heads=4, hidden=20, projection=12, eos_token=2
-    ),
+    text=TextConfig(vocabulary=40, context=10, width=16, layers=2, heads=4, hidden=20, projection=12, eos_token=2),
     decoder=DecoderConfig(
         vocabulary=48, width=24, hidden=40, layers=3, heads=4, kv_heads=2, head_width=8, rope_theta=500.0
     ),
@@ -101,9 +99,7 @@ def act(name: str, z):
 
 
 def layer_norm(p, x, epsilon):
-    return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + epsilon) * p["scale"] + p[
-        "bias"
-    ]
+    return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + epsilon) * p["scale"] + p["bias"]
 
 
 def rms_norm(p, x, epsilon):
@@ -127,9 +123,7 @@ def clip_block(p, x, config, causal: bool):
     q, k, v = (affine(p[name], h) for name in ("q_proj", "k_proj", "v_proj"))
     width = config.width // config.heads
     cuts = [slice(i * width, (i + 1) * width) for i in range(config.heads)]
-    x = x + affine(
-        p["out_proj"], np.concatenate([head_attention(q[:, c], k[:, c], v[:, c], causal) for c in cuts], 1)
-    )
+    x = x + affine(p["out_proj"], np.concatenate([head_attention(q[:, c], k[:, c], v[:, c], causal) for c in cuts], 1))
     h = act(config.activation, affine(p["fc1"], layer_norm(p["norm2"], x, config.epsilon)))
     return x + affine(p["fc2"], h)
 
@@ -183,10 +177,7 @@ def slot_weights(h, voice):
     """Weights [T, S] of one layer's slots; voice holds a, b, gain [S], scale, and router [D, S] or None."""
     if voice["router"] is None:
         return np.broadcast_to(voice["gain"], (len(h), len(voice["gain"])))
-    return (
-        np.stack([top_k_softmax(t @ voice["router"], voice["gain"] > 0, voice["top_k"]) for t in h])
-        * voice["gain"]
-    )
+    return np.stack([top_k_softmax(t @ voice["router"], voice["gain"] > 0, voice["top_k"]) for t in h]) * voice["gain"]
 
 
 def site(p, name, x, h, voices):
@@ -197,9 +188,7 @@ def site(p, name, x, h, voices):
             continue
         weights = slot_weights(h, voice)
         for s in range(weights.shape[1]):
-            y = y + voice["scale"] * weights[:, s : s + 1] * (
-                x @ voice["a"][name][:, s] @ voice["b"][name][s]
-            )
+            y = y + voice["scale"] * weights[:, s : s + 1] * (x @ voice["a"][name][:, s] @ voice["b"][name][s])
     return y
 
 
@@ -240,9 +229,7 @@ def voice_layer(bank: Bank, gain_LS, layer: int, router_LDS=None, top_k: int = 0
 def llava_logits(params, config: LlavaConfig, tokens, patches=None, voices_by_layer=None):
     """Logits [T, V] and feed-forward inputs of one sample; image tokens read patches [I, P, Dv] in order."""
     p, rows, seen = f64(params), [], 0
-    projected = (
-        None if patches is None else projector(p["projector"], f64(patches).reshape(-1, patches.shape[-1]))
-    )
+    projected = None if patches is None else projector(p["projector"], f64(patches).reshape(-1, patches.shape[-1]))
     for token in tokens:
         if token == config.image_token:
             rows.append(projected[seen])

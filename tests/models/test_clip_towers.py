@@ -43,9 +43,7 @@ def test_feature_layers_count_hidden_states_from_the_stem(feature_layer):
     patches, pooled = clip.vision_tower(params, VISION, jnp.asarray(batch), feature_layer=feature_layer)
     states, expected = ref.vision(ref.f64(params), VISION, batch[0])
     np.testing.assert_allclose(patches[0], states[feature_layer][1:], atol=1e-5)
-    np.testing.assert_allclose(
-        pooled[0], expected, atol=1e-5
-    )  # whichever layer LLaVA reads, anchors read the last
+    np.testing.assert_allclose(pooled[0], expected, atol=1e-5)  # whichever layer LLaVA reads, anchors read the last
 
 
 def test_a_margin_that_fills_no_patch_is_left_out():
@@ -125,7 +123,5 @@ def test_tower_axes_have_the_tree_of_the_parameters(config):
 def test_parameters_are_stored_in_their_own_dtype():
     params = jax.eval_shape(lambda: clip.init_tower(VISION, jax.random.key(0), "bfloat16"))
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("bfloat16")}
-    patches, _ = jax.eval_shape(
-        lambda p, x: clip.vision_tower(p, VISION, x), params, jnp.asarray(pictures(1))
-    )
+    patches, _ = jax.eval_shape(lambda p, x: clip.vision_tower(p, VISION, x), params, jnp.asarray(pictures(1)))
     assert patches.dtype == jnp.float32

@@ -46,9 +46,7 @@ def test_decoder_is_the_formula(shape):
 def test_experts_are_the_formula_at_every_site():
     model = ref.tiny_model()
     everywhere = ref.random_bank(model.config.decoder, sites=(*SITES, "ffn"))
-    top = ref.random_bank(
-        model.config.decoder, slots=2, rank=3, first=2, sites=("v_proj", "down_proj"), seed=8
-    )
+    top = ref.random_bank(model.config.decoder, slots=2, rank=3, first=2, sites=("v_proj", "down_proj"), seed=8)
     g, h = gains(everywhere), np.array([[0.7, 0.4]], np.float32)
     expected, _ = ref.llava_logits(
         model.params,
@@ -76,9 +74,7 @@ def routed_voice(config, top_k=2):
 def test_token_router_and_its_tally_are_the_formula():
     model = ref.tiny_model()
     voice, gain, router = routed_voice(model.config.decoder)
-    reference = by_layer(
-        model, lambda i: ref.voice_layer(voice.bank, gain, i, router[:, 0], voice.routing.top_k)
-    )
+    reference = by_layer(model, lambda i: ref.voice_layer(voice.bank, gain, i, router[:, 0], voice.routing.top_k))
     expected, inputs = ref.llava_logits(model.params, model.config, TOKENS, voices_by_layer=reference)
     np.testing.assert_allclose(LOGITS(model, prompt(), (voice,))[0], expected, atol=1e-5)
 

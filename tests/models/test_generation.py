@@ -59,9 +59,7 @@ def alone(row):
     """Logits of one unpadded sample, in numpy."""
     model, bank, gain = voiced()
     voices = [[ref.voice_layer(bank, gain[:, row], layer)] for layer in range(model.config.decoder.layers)]
-    return ref.llava_logits(
-        model.params, model.config, ROWS[row], patches(row) if IMAGES[row] else None, voices
-    )[0]
+    return ref.llava_logits(model.params, model.config, ROWS[row], patches(row) if IMAGES[row] else None, voices)[0]
 
 
 def same_until_a_tie(tokens, margins, other, limit=1e-4):
@@ -96,9 +94,7 @@ def test_greedy_equals_a_rollout_without_a_cache():
     assert not np.array_equal(written.tokens_BN, run(rows, left=True, voices=silent).tokens_BN)
     ends = mask.sum(1)
     for step in range(GREEDY.max_new_tokens):
-        z = np.asarray(
-            LOGITS(model, Prompt(jnp.asarray(tokens), jnp.asarray(mask), prompt.patches_BIPD), voice(rows))
-        )
+        z = np.asarray(LOGITS(model, Prompt(jnp.asarray(tokens), jnp.asarray(mask), prompt.patches_BIPD), voice(rows)))
         z = z[np.arange(4), ends + step - 1]
         best = np.sort(z, axis=-1)[:, ::-1]
         np.testing.assert_allclose(written.margin_BN[:, step], best[:, 0] - best[:, 1], atol=2e-5)

@@ -79,9 +79,7 @@ def test_projector_is_the_formula():
     module = Projector(24)
     x = np.random.default_rng(0).normal(size=(3, 16)).astype(np.float32)
     params = ref.tiny_model().params["projector"]
-    np.testing.assert_allclose(
-        module.apply({"params": params}, x), ref.projector(ref.f64(params), x), atol=1e-5
-    )
+    np.testing.assert_allclose(module.apply({"params": params}, x), ref.projector(ref.f64(params), x), atol=1e-5)
 
 
 @pytest.mark.parametrize("left", [False, True])
@@ -108,9 +106,7 @@ def test_routing_is_per_sample():
     got = LOGITS(model, prompt, (Voice(bank, Routing(jnp.asarray(gain))),))
     for i, r in enumerate((2, 0)):
         voices = [[ref.voice_layer(bank, gain[:, i], layer)] for layer in range(3)]
-        want, _ = ref.llava_logits(
-            model.params, model.config, ROWS[r], patches(r) if IMAGES[r] else None, voices
-        )
+        want, _ = ref.llava_logits(model.params, model.config, ROWS[r], patches(r) if IMAGES[r] else None, voices)
         np.testing.assert_allclose(got[i, starts[i] :], want, atol=1e-5)
 
 
@@ -132,9 +128,7 @@ def numpy_loss(rows):
     for r in rows:
         asked = 2 if r == 2 else 3
         z = expected(r)[-asked - 1 : -1]
-        log_p = (
-            z - np.log(np.exp(z - z.max(-1, keepdims=True)).sum(-1, keepdims=True)) - z.max(-1, keepdims=True)
-        )
+        log_p = z - np.log(np.exp(z - z.max(-1, keepdims=True)).sum(-1, keepdims=True)) - z.max(-1, keepdims=True)
         total -= log_p[np.arange(asked), ROWS[r][-asked:]].sum()
         count += asked
     return total, count
@@ -222,9 +216,7 @@ def test_bfloat16_keeps_the_logits_in_float32(tied):
     assert got.dtype == jnp.float32
     decoder = ref.f64(model.params["decoder"])
     kernel = decoder["embedding"]["table"].T if tied else decoder["head"]["kernel"]
-    np.testing.assert_allclose(
-        got, np.asarray(h, np.float64) @ kernel, atol=1e-5
-    )  # bfloat16 logits miss by 1e-2
+    np.testing.assert_allclose(got, np.asarray(h, np.float64) @ kernel, atol=1e-5)  # bfloat16 logits miss by 1e-2
     loss, _, _ = LOSS(model, answered([0, 2]), (Voice(bank, everyone(bank)),))
     assert loss.dtype == jnp.float32 and np.isfinite(loss)
 

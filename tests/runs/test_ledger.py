@@ -76,10 +76,7 @@ def test_only_the_last_task_can_be_withdrawn_and_is_kept(ledger):
         ledger.withdraw(0)
     for count in range(2):
         kept = ledger.withdraw(1)
-        assert (
-            kept == ledger.folder / "withdrawn" / f"001_counting.{count}"
-            and (kept / "MANIFEST.json").exists()
-        )
+        assert kept == ledger.folder / "withdrawn" / f"001_counting.{count}" and (kept / "MANIFEST.json").exists()
         ledger.commit(1, "counting", arrays(9), meta={})
     assert trees.digests(ledger.load(1)[0]) == trees.digests(arrays(9))
 
@@ -110,9 +107,7 @@ Ledger(pathlib.Path({folder!r})).commit(1, "counting", arrays(1), meta={{"task":
 
 
 @pytest.mark.parametrize("point", ["mid_save:001_counting", "before_rename:counting"])
-def test_ck3_a_crash_before_the_rename_leaves_the_earlier_tasks_and_can_be_repeated(
-    ledger, run_python, request, point
-):
+def test_ck3_a_crash_before_the_rename_leaves_the_earlier_tasks_and_can_be_repeated(ledger, run_python, request, point):
     fill(ledger, 1)
     source = COMMIT.format(tests=str(request.path.parent), folder=str(ledger.folder))
     done = run_python(source, env={"HIDECMOE_CRASH_AT": point})
@@ -279,9 +274,7 @@ def test_ck25_numbers_that_are_not_finite_are_never_saved(ledger, tmp_path, bad)
     assert progress.latest()[0] == 4
 
 
-@pytest.mark.parametrize(
-    "name", ["../x", "CON", "a" * 65, "", "-a", "a/b", "a.b", "dïgits", "\u0430", ".", "a\n"]
-)
+@pytest.mark.parametrize("name", ["../x", "CON", "a" * 65, "", "-a", "a/b", "a.b", "dïgits", "\u0430", ".", "a\n"])
 def test_sec2_a_name_that_is_no_safe_folder_name_is_refused(ledger, name):
     with pytest.raises(CheckpointError, match="folder name"):
         ledger.commit(0, name, arrays(), meta={})

@@ -10,16 +10,27 @@ from hidecmoe_jax.scoring import score
 from hidecmoe_jax.scoring.captions import PARTS, bleu, caption6, cider_d, rouge_l, tokenize
 
 CANDIDATES = ["a cat sits on the mat", "two dogs run in the park", "the the the", "a man rides a red bike down a hill"]
-REFERENCES = [["the cat is on the mat", "a cat sat on a mat"], ["two dogs are running in a park"],
-              ["the car is red", "the red car", "a car on the road"],
-              ["a man riding a red bike", "the man rides his bike down the hill"]]
+REFERENCES = [
+    ["the cat is on the mat", "a cat sat on a mat"],
+    ["two dogs are running in a park"],
+    ["the car is red", "the red car", "a car on the road"],
+    ["a man riding a red bike", "the man rides his bike down the hill"],
+]
 
 
-@pytest.mark.parametrize("text, words", [
-    ("A cat, on the mat.", "a cat on the mat"), ("Don't stop", "do n't stop"), ("can\u2019t", "ca n't"),
-    ("the dog's bone", "the dog 's bone"), ("a dark-blue 3.5 kg box (left)", "a dark-blue 3.5 kg box left"),
-    ("1,000 cats; 5 dogs - really?!", "1,000 cats 5 dogs really"), ("50% off", "50 % off"), ("...", ""),
-])
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("A cat, on the mat.", "a cat on the mat"),
+        ("Don't stop", "do n't stop"),
+        ("can\u2019t", "ca n't"),
+        ("the dog's bone", "the dog 's bone"),
+        ("a dark-blue 3.5 kg box (left)", "a dark-blue 3.5 kg box left"),
+        ("1,000 cats; 5 dogs - really?!", "1,000 cats 5 dogs really"),
+        ("50% off", "50 % off"),
+        ("...", ""),
+    ],
+)
 def test_tokens(text, words):
     assert tokenize(text) == words.split()
 
@@ -40,7 +51,9 @@ def test_bleu_counts_over_the_corpus_and_punishes_brevity():
     references = [["a b x x".split()], ["c d x x".split()]]
     # Corpus: 4 of 5 words, 2 of 3 pairs; 5 words against 8 give exp(1 - 8/5).
     penalty = math.exp(1 - 8 / 5)
-    assert bleu(candidates, references)[:2] == pytest.approx([penalty * 4 / 5, penalty * (4 / 5 * 2 / 3) ** 0.5], abs=1e-8)
+    assert bleu(candidates, references)[:2] == pytest.approx(
+        [penalty * 4 / 5, penalty * (4 / 5 * 2 / 3) ** 0.5], abs=1e-8
+    )
 
 
 def test_bleu_takes_the_closest_reference_length():
@@ -60,8 +73,9 @@ def test_rouge_l_by_hand():
 
 def dense_cider_d(candidates, references):
     """CIDEr-D as arrays over one vocabulary of n-grams an order, from equations (1) to (4) of arXiv 1411.5726."""
+
     def grams(words, n):
-        return [" ".join(words[i:i + n]) for i in range(len(words) - n + 1)]
+        return [" ".join(words[i : i + n]) for i in range(len(words) - n + 1)]
 
     total = np.zeros(len(candidates))
     for n in (1, 2, 3, 4):
@@ -81,7 +95,7 @@ def dense_cider_d(candidates, references):
                 cosine = np.minimum(hypothesis, truth) @ truth / norms if norms else 0.0
                 # COCO's evaluation counts bigrams for the length; with two words or more the difference is the same.
                 gap = max(0, len(candidate) - 1) - max(0, len(text) - 1)
-                total[item] += 10 / 4 * cosine * np.exp(-gap**2 / (2 * 6.0**2)) / len(texts)
+                total[item] += 10 / 4 * cosine * np.exp(-(gap**2) / (2 * 6.0**2)) / len(texts)
     return total
 
 
@@ -128,4 +142,6 @@ def test_ev2_empty_captions_are_unparsed_and_score_next_to_nothing():
 
 def test_captions_join_by_id_not_by_order():
     predictions, references = {"1": "a cat on a mat", "2": "two dogs"}, {"1": ("a cat on a mat",), "2": ("two dogs",)}
-    assert score("caption6", predictions, references) == score("caption6", dict(reversed(predictions.items())), references)
+    assert score("caption6", predictions, references) == score(
+        "caption6", dict(reversed(predictions.items())), references
+    )

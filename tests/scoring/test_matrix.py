@@ -1,4 +1,5 @@
-"""Continual metrics against published tables, hand-made matrices, and the rule that a missing cell is never averaged away."""
+"""Continual metrics against published tables, hand-made matrices, and the rule that a missing cell is never
+averaged away."""
 
 import math
 
@@ -44,16 +45,19 @@ def test_fixture_4_coin_moelora():
     assert summary(from_rows(own, final))["bwt_t"] == pytest.approx(-25.91, abs=0.005)
 
 
-@pytest.mark.parametrize("final, mft, last, bwt", [
-    ([69.65, 41.59, 25.43, 40.88, 87.45], 64.98, 53.00, -14.97),
-    ([74.64, 44.42, 30.02, 41.47, 87.15], 65.16, 55.54, -12.03),
-    ([77.54, 41.85, 27.62, 40.13, 86.75], 64.94, 54.78, -12.70),
-    ([71.34, 46.84, 26.33, 41.17, 88.74], 66.06, 54.88, -13.96),
-    ([74.31, 48.95, 33.21, 38.54, 81.55], 60.77, 55.31, -6.82),
-    ([77.26, 50.37, 37.21, 40.87, 86.82], 65.01, 58.51, -8.13),
-    ([76.03, 45.20, 43.79, 42.33, 88.95], 64.43, 59.26, -6.46),
-    ([85.68, 69.74, 57.73, 61.55, 95.28], 74.29, 74.00, -0.37),
-])
+@pytest.mark.parametrize(
+    "final, mft, last, bwt",
+    [
+        ([69.65, 41.59, 25.43, 40.88, 87.45], 64.98, 53.00, -14.97),
+        ([74.64, 44.42, 30.02, 41.47, 87.15], 65.16, 55.54, -12.03),
+        ([77.54, 41.85, 27.62, 40.13, 86.75], 64.94, 54.78, -12.70),
+        ([71.34, 46.84, 26.33, 41.17, 88.74], 66.06, 54.88, -13.96),
+        ([74.31, 48.95, 33.21, 38.54, 81.55], 60.77, 55.31, -6.82),
+        ([77.26, 50.37, 37.21, 40.87, 86.82], 65.01, 58.51, -8.13),
+        ([76.03, 45.20, 43.79, 42.33, 88.95], 64.43, 59.26, -6.46),
+        ([85.68, 69.74, 57.73, 61.55, 95.28], 74.29, 74.00, -0.37),
+    ],
+)
 def test_fixture_5_mllm_dcl(final, mft, last, bwt):
     own = [(5 * mft - final[-1]) / 4] * 4 + [final[-1]]
     result = summary(from_rows(own, final))
@@ -63,11 +67,14 @@ def test_fixture_5_mllm_dcl(final, mft, last, bwt):
     assert result["bwt_t"] == pytest.approx(result["last"] - result["mft"])
 
 
-@pytest.mark.parametrize("final, mean", [
-    ([91.67, 90.83, 57.87, 78.43, 76.63, 61.72], 76.19),
-    ([65.77, 71.27, 45.05, 51.20, 49.60, 57.47], 56.73),
-    ([23.5, 73.37, 47.35, 51.83, 63.57, 58.17], 52.97),
-])
+@pytest.mark.parametrize(
+    "final, mean",
+    [
+        ([91.67, 90.83, 57.87, 78.43, 76.63, 61.72], 76.19),
+        ([65.77, 71.27, 45.05, 51.20, 49.60, 57.47], 56.73),
+        ([23.5, 73.37, 47.35, 51.83, 63.57, 58.17], 52.97),
+    ],
+)
 def test_fixture_6_ucit_means(final, mean):
     matrix = [[None] * 6 for _ in range(6)] + [final]
     assert summary(matrix)["last"] == pytest.approx(mean, abs=0.006)
@@ -95,13 +102,15 @@ def test_forgetting_takes_the_best_stage_not_the_first():
     assert summary(matrix)["bwt_t_minus_1"] == pytest.approx((-10 + 0) / 2)
 
 
-NEEDS = {"last": {(3, 1), (3, 2), (3, 3)},
-         "avg": {(1, 1), (2, 1), (2, 2), (3, 1), (3, 2), (3, 3)},
-         "mft": {(1, 1), (2, 2), (3, 3)},
-         "bwt_t_minus_1": {(1, 1), (2, 2), (3, 1), (3, 2)},
-         "bwt_t": {(1, 1), (2, 2), (3, 1), (3, 2), (3, 3)},
-         "forgetting": {(1, 1), (2, 1), (2, 2), (3, 1), (3, 2)},
-         "fwt": {(0, 2), (1, 2), (0, 3), (2, 3)}}
+NEEDS = {
+    "last": {(3, 1), (3, 2), (3, 3)},
+    "avg": {(1, 1), (2, 1), (2, 2), (3, 1), (3, 2), (3, 3)},
+    "mft": {(1, 1), (2, 2), (3, 3)},
+    "bwt_t_minus_1": {(1, 1), (2, 2), (3, 1), (3, 2)},
+    "bwt_t": {(1, 1), (2, 2), (3, 1), (3, 2), (3, 3)},
+    "forgetting": {(1, 1), (2, 1), (2, 2), (3, 1), (3, 2)},
+    "fwt": {(0, 2), (1, 2), (0, 3), (2, 3)},
+}
 NEEDS["maa"] = NEEDS["avg"]
 
 
@@ -141,22 +150,30 @@ def test_misshapen_matrices_are_refused(matrix):
         summary(matrix)
 
 
-@given(st.integers(2, 6).flatmap(lambda tasks: st.lists(
-    st.lists(st.floats(0, 100), min_size=tasks, max_size=tasks), min_size=tasks + 1, max_size=tasks + 1)))
+@given(
+    st.integers(2, 6).flatmap(
+        lambda tasks: st.lists(
+            st.lists(st.floats(0, 100), min_size=tasks, max_size=tasks), min_size=tasks + 1, max_size=tasks + 1
+        )
+    )
+)
 def test_identities_hold_for_any_matrix(matrix):
     result, tasks = summary(matrix), len(matrix[0])
     assert result["bwt_t"] == pytest.approx(result["last"] - result["mft"], abs=1e-9)
     assert result["bwt_t_minus_1"] * (tasks - 1) == pytest.approx(result["bwt_t"] * tasks, abs=1e-9)
     assert result["forgetting"] >= -result["bwt_t_minus_1"] - 1e-9
     cells = np.array(matrix)[1:]
-    running = [cells[k, :k + 1].mean() for k in range(tasks)]
+    running = [cells[k, : k + 1].mean() for k in range(tasks)]
     assert result["maa"] == pytest.approx(np.mean(running), abs=1e-9)
     assert result["avg"] == pytest.approx(np.mean([cells[i:, i].mean() for i in range(tasks)]), abs=1e-9)
 
 
 def test_mean_and_spread_over_seeds():
-    rows = [{"last": 60.0, "fwt": None, "name": "a"}, {"last": 62.0, "fwt": 1.0, "name": "b"},
-            {"last": 67.0, "fwt": 2.0, "name": "c"}]
+    rows = [
+        {"last": 60.0, "fwt": None, "name": "a"},
+        {"last": 62.0, "fwt": 1.0, "name": "b"},
+        {"last": 67.0, "fwt": 2.0, "name": "c"},
+    ]
     spread = mean_and_spread(rows)
     assert spread["last"] == {"mean": 63.0, "std": pytest.approx(np.std([60, 62, 67], ddof=1)), "n": 3}
     assert spread["fwt"] == {"mean": None, "std": None, "n": 3} and "name" not in spread

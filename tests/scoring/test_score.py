@@ -12,10 +12,18 @@ def judged(name, prediction, *references):
     return result.per_item["x"], result.unparsed
 
 
-@pytest.mark.parametrize("prediction, reference, right, unparsed", [
-    ("Cat", "cat", 100, 0), (" cat\n", "CAT", 100, 0), ("cat.", "cat", 0, 0), ("a cat", "cat", 0, 0),
-    ("stra\u00dfe", "STRASSE", 100, 0), ("", "cat", 0, 1), ("  ", "cat", 0, 1),
-])
+@pytest.mark.parametrize(
+    "prediction, reference, right, unparsed",
+    [
+        ("Cat", "cat", 100, 0),
+        (" cat\n", "CAT", 100, 0),
+        ("cat.", "cat", 0, 0),
+        ("a cat", "cat", 0, 0),
+        ("stra\u00dfe", "STRASSE", 100, 0),
+        ("", "cat", 0, 1),
+        ("  ", "cat", 0, 1),
+    ],
+)
 def test_exact_strips_space_and_case_but_keeps_punctuation(prediction, reference, right, unparsed):
     assert judged("exact", prediction, reference) == (right, unparsed)
 
@@ -24,18 +32,44 @@ def test_exact_accepts_any_reference():
     assert judged("exact", "two", "2", "Two") == (100, 0)
 
 
-@pytest.mark.parametrize("prediction, right, unparsed", [
-    ("B", 100, 0), ("b", 100, 0), ("B.", 100, 0), ("B. a chair", 100, 0), ("(B)", 100, 0), ("(b) chair", 100, 0),
-    ("A", 0, 0), ("A dog", 0, 1), ("The answer is B", 0, 1), ("B)", 0, 1), ("Bed.", 0, 1), ("", 0, 1), ("B.5", 0, 1),
-])
+@pytest.mark.parametrize(
+    "prediction, right, unparsed",
+    [
+        ("B", 100, 0),
+        ("b", 100, 0),
+        ("B.", 100, 0),
+        ("B. a chair", 100, 0),
+        ("(B)", 100, 0),
+        ("(b) chair", 100, 0),
+        ("A", 0, 0),
+        ("A dog", 0, 1),
+        ("The answer is B", 0, 1),
+        ("B)", 0, 1),
+        ("Bed.", 0, 1),
+        ("", 0, 1),
+        ("B.5", 0, 1),
+    ],
+)
 def test_choice_reads_letters_and_nothing_else(prediction, right, unparsed):
     assert judged("choice", prediction, "B") == (right, unparsed)
 
 
-@pytest.mark.parametrize("prediction, right, unparsed", [
-    ("3", 100, 0), ("3.0", 100, 0), ("3.", 100, 0), ("+3", 100, 0), ("4", 0, 0), ("-3", 0, 0), ("three", 0, 1),
-    ("3 red", 0, 1), ("\u0663", 0, 1), ("nan", 0, 1), ("1,0", 0, 1),
-])
+@pytest.mark.parametrize(
+    "prediction, right, unparsed",
+    [
+        ("3", 100, 0),
+        ("3.0", 100, 0),
+        ("3.", 100, 0),
+        ("+3", 100, 0),
+        ("4", 0, 0),
+        ("-3", 0, 0),
+        ("three", 0, 1),
+        ("3 red", 0, 1),
+        ("\u0663", 0, 1),
+        ("nan", 0, 1),
+        ("1,0", 0, 1),
+    ],
+)
 def test_number_compares_values(prediction, right, unparsed):
     assert judged("number", prediction, "3") == (right, unparsed)
 
@@ -60,8 +94,11 @@ def test_fixture_12_substring_is_right_only_in_the_legacy_rule():
 
 
 def test_legacy_rules_are_no_headlines():
-    assert {name for name, scorer in SCORERS.items() if not scorer.headline} == \
-        {"contains", "either_contains", "iou_legacy"}
+    assert {name for name, scorer in SCORERS.items() if not scorer.headline} == {
+        "contains",
+        "either_contains",
+        "iou_legacy",
+    }
 
 
 def test_fixture_7_legacy_parse_loses_the_last_digit():
@@ -72,8 +109,19 @@ def test_fixture_7_legacy_parse_loses_the_last_digit():
     assert parse_box_legacy(second)[3] == 0.0
 
 
-@pytest.mark.parametrize("text", ["", "0.1,0.2,0.3,0.4", "[0.1,0.2,0.3]", "[0.1,0.2,0.3,0.4,0.5]", "[a,0,1,1]",
-                                  "[0.1,0.2,0.3,nan]", "[0,0,1,1] or [0,0,1,0.5]", "[0.1 0.2 0.3 0.4]"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "0.1,0.2,0.3,0.4",
+        "[0.1,0.2,0.3]",
+        "[0.1,0.2,0.3,0.4,0.5]",
+        "[a,0,1,1]",
+        "[0.1,0.2,0.3,nan]",
+        "[0,0,1,1] or [0,0,1,0.5]",
+        "[0.1 0.2 0.3 0.4]",
+    ],
+)
 def test_strict_parse_refuses_what_is_not_one_box(text):
     assert parse_box(text) is None
 

@@ -91,11 +91,7 @@ def test_a_probe_finds_what_is_there_and_nothing_in_noise():
     )
     assert kinds_of(told)["pooled"].shape == (300, 12)
     found = probe(told, labels, 200)
-    assert (
-        found["percent"] > 95
-        and found["features"] == "pooled"
-        and (found["train"], found["test"]) == (200, 100)
-    )
+    assert found["percent"] > 95 and found["features"] == "pooled" and (found["train"], found["test"]) == (200, 100)
     assert probe(noise, labels, 200)["percent"] < 50
 
 
@@ -117,9 +113,7 @@ def test_the_whole_chain_runs_at_toy_size_and_goes_on(tmp_path):
     model = load_model(tmp_path / "export")
     assert model.config == LlavaConfig()
     record = json.loads((tmp_path / "export" / pretrain_pocket.RECORD).read_text())
-    assert {name: facts["steps"] for name, facts in record["stages"].items()} == dict.fromkeys(
-        record["stages"], 6
-    )
+    assert {name: facts["steps"] for name, facts in record["stages"].items()} == dict.fromkeys(record["stages"], 6)
     assert set(record["probes"]) == {
         "digits",
         "shapes",

@@ -66,12 +66,8 @@ def toy() -> tuple[LlavaConfig, Setting]:
     """A few layers of each kind, wide enough to look like the real one."""
     c = llava_7b()
     vision = replace(c.vision, image_size=28, width=32, layers=4, heads=2, hidden=64, projection=16)
-    text = replace(
-        c.text, vocabulary=50, context=8, width=16, layers=3, heads=2, hidden=32, projection=16, eos_token=2
-    )
-    decoder = replace(
-        c.decoder, vocabulary=60, width=64, hidden=96, layers=4, heads=4, kv_heads=4, head_width=16
-    )
+    text = replace(c.text, vocabulary=50, context=8, width=16, layers=3, heads=2, hidden=32, projection=16, eos_token=2)
+    decoder = replace(c.decoder, vocabulary=60, width=64, hidden=96, layers=4, heads=4, kv_heads=4, head_width=16)
     return replace(c, vision=vision, text=text, decoder=decoder, image_token=4), Setting(tokens=12)
 
 
@@ -86,9 +82,7 @@ def full_depth(config: LlavaConfig, *, routed: bool) -> Depth:
 def _vision(params: dict, config: LlavaConfig, pixels, depth: Depth, *, routed: bool):
     """Patches and, for the gate, the projected class token; `depth.vision` blocks in a Python loop."""
     v = config.vision
-    x = clip.VisionStem(v, "float32").apply(
-        {"params": params["stem"]}, pixels.astype(jnp.dtype(config.dtype))
-    )
+    x = clip.VisionStem(v, "float32").apply({"params": params["stem"]}, pixels.astype(jnp.dtype(config.dtype)))
     block, layer = (
         clip.ClipBlock(v.heads, v.hidden, v.activation, v.epsilon, "float32"),
         _first(params["layers"]),
@@ -141,9 +135,7 @@ def forward(params, inputs, config: LlavaConfig, setting: Setting, depth: Depth,
     if routed:
         text = _text(params["text"], config, inputs["text"], depth)
         there = jnp.ones((setting.batch,), bool)
-        scores = gate(
-            inputs["anchors"], Pooled(image, there, text, there), jnp.ones((setting.experts,), bool)
-        )
+        scores = gate(inputs["anchors"], Pooled(image, there, text, there), jnp.ones((setting.experts,), bool))
         routing = Routing(scores.weight_BN[None])
         voice = LayerVoice(inputs["a"], inputs["b"], routing.gain_LBS[0], None, None, 2.0, 0, 0.0)
     model = Model(params, config)
@@ -171,9 +163,7 @@ def abstract_inputs(config: LlavaConfig, setting: Setting) -> tuple[dict, dict]:
         "pixels": shape(batch, size, size, 3),
         "tokens": shape(batch, setting.tokens, dtype="int32"),
         "text": shape(batch, config.text.context, dtype="int32"),
-        "anchors": Anchors(
-            shape(experts, config.vision.projection), counts, shape(experts, config.text.width), counts
-        ),
+        "anchors": Anchors(shape(experts, config.vision.projection), counts, shape(experts, config.text.width), counts),
         "a": {site: shape(d, experts, rank, dtype=config.param_dtype) for site, (d, _) in sites.items()},
         "b": {site: shape(experts, rank, f, dtype=config.param_dtype) for site, (_, f) in sites.items()},
     }
@@ -208,9 +198,7 @@ def expert_products(config: LlavaConfig, setting: Setting) -> int:
 
     def products(merged: int, routed: int) -> int:
         depth = Depth(1, 1, merged, routed)
-        traced = jax.make_jaxpr(lambda p, i: forward(p, i, config, setting, depth, routed=True))(
-            params, inputs
-        )
+        traced = jax.make_jaxpr(lambda p, i: forward(p, i, config, setting, depth, routed=True))(params, inputs)
         return _dots(traced.jaxpr)
 
     return products(1, 1) - products(2, 0)
@@ -242,9 +230,7 @@ def main() -> None:
     """Prints the ratio; writes the result of the real shapes unless told another place."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--toy", action="store_true", help="count a toy, in full as well")
-    parser.add_argument(
-        "--out", type=Path, help="JSON file to write (default for 7B: docs/benchmarks/flops.json)"
-    )
+    parser.add_argument("--out", type=Path, help="JSON file to write (default for 7B: docs/benchmarks/flops.json)")
     given = parser.parse_args()
     config, setting = toy() if given.toy else (llava_7b(), Setting())
     result = {"what": "LLaVA-1.5-7B" if not given.toy else "toy", **measure(config, setting)}

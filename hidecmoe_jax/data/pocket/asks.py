@@ -13,7 +13,19 @@ import numpy as np
 
 from hidecmoe_jax.data.pocket.picture import COLOURS, SHAPES, TEXTURES, Picture, Thing
 from hidecmoe_jax.data.pocket.words import (
-    NUMBERS, PLACES, article, at, box, coloured, join, noun, place, plural, point, spell, unique,
+    NUMBERS,
+    PLACES,
+    article,
+    at,
+    box,
+    coloured,
+    join,
+    noun,
+    place,
+    plural,
+    point,
+    spell,
+    unique,
 )
 
 Turns = Iterator[tuple[str, str]]
@@ -279,12 +291,23 @@ def read_lines(picture: Picture, rng: np.random.Generator) -> Turns:
 
 
 SCENE: tuple[Callable[[Picture, np.random.Generator], Turns], ...] = (
-    describe_things, locate_things, exist_things, relate_things, count_things, list_things,
+    describe_things,
+    locate_things,
+    exist_things,
+    relate_things,
+    count_things,
+    list_things,
 )
 
 ASKS: dict[str, tuple[Callable[[Picture, np.random.Generator], Turns], ...]] = {
-    "scene": SCENE, "mixed": SCENE, "character": (read_character,), "handwriting": (read_character,),
-    "word": (read_word,), "chart": (read_chart,), "grid": (read_grid,), "texture": (read_texture,),
+    "scene": SCENE,
+    "mixed": SCENE,
+    "character": (read_character,),
+    "handwriting": (read_character,),
+    "word": (read_word,),
+    "chart": (read_chart,),
+    "grid": (read_grid,),
+    "texture": (read_texture,),
     "lines": (read_lines,),
 }
 """What is asked about a picture of each family."""

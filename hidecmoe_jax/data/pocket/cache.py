@@ -12,7 +12,13 @@ from hidecmoe_jax.data.pocket.tasks import TASKS, VERSION, write_stream
 
 
 def pocket_tasks(
-    *, tasks: tuple[str, ...] = (), seed: int = 0, train: int = 1000, val: int = 200, test: int = 300, folder: str | None = None
+    *,
+    tasks: tuple[str, ...] = (),
+    seed: int = 0,
+    train: int = 1000,
+    val: int = 200,
+    test: int = 300,
+    folder: str | None = None,
 ) -> tuple[Path, ...]:
     """Folders of the pocket tasks in the asked order (all of them by default), drawn if they are not there yet.
 

@@ -62,11 +62,26 @@ def chart(
         middle = 1 + slot * (k + 0.5)
         box = (round(middle - width / 2), round(floor - values[k] * step), round(middle + width / 2), round(floor))
         brush.rectangle((box[0], box[1], box[2] - 1, box[3] - 1), fill=tint(rng, colours[k]))
-        bars.append(Thing("bar", labels[k], colours[k], "large" if values[k] > 5 else "small", box_of(*box, size),
-                          value=int(values[k])))
+        bars.append(
+            Thing(
+                "bar",
+                labels[k],
+                colours[k],
+                "large" if values[k] > 5 else "small",
+                box_of(*box, size),
+                value=int(values[k]),
+            )
+        )
         wide, top, _ = extent(labels[k], font, points)
-        spot = paste_word(image, labels[k], font=font, points=points, left=middle - wide / 2,
-                          baseline=floor + 2.2 * unit - top, ink=letter)[0]
+        spot = paste_word(
+            image,
+            labels[k],
+            font=font,
+            points=points,
+            left=middle - wide / 2,
+            baseline=floor + 2.2 * unit - top,
+            ink=letter,
+        )[0]
         texts.append(Thing(kind_of(labels[k]), labels[k], ink_name, "small", box_of(*spot, size), font=font))
     if rng.random() < 0.7:
         brush.line((0, floor, size, floor), fill=axis)
@@ -81,8 +96,16 @@ def _sign(rng: np.random.Generator, size: int, ground: str, alphabet: str, worn:
     x, y = (between(rng, radius, size - radius) for _ in range(2))
     paper = tint(rng, ground)
     image = Image.new("RGB", (2 * size, 2 * size), paper)
-    box = put_shape(ImageDraw.Draw(image), rng, shape, centre=(x, y), radius=radius, ink=tint(rng, colour),
-                    ground=paper, filled=True)
+    box = put_shape(
+        ImageDraw.Draw(image),
+        rng,
+        shape,
+        centre=(x, y),
+        radius=radius,
+        ink=tint(rng, colour),
+        ground=paper,
+        filled=True,
+    )
     image = image.reduce(2)
     text, ink, font = pick(rng, alphabet), pick(rng, visible_on(colour)), pick(rng, FONTS)
     mask, _, _ = glyph(font, int(radius * between(rng, 0.95, 1.35)), text)
@@ -123,8 +146,9 @@ def mixed(
     brush, things = ImageDraw.Draw(image), []
     for k, shape in enumerate(shapes):
         colour, solid = pick(rng, visible_on(ground)), shape in ("circle", "ring") or rng.random() < 0.8
-        box = put_shape(brush, rng, shape, centre=centres[k], radius=radii[k], ink=tint(rng, colour), ground=paper,
-                        filled=solid)
+        box = put_shape(
+            brush, rng, shape, centre=centres[k], radius=radii[k], ink=tint(rng, colour), ground=paper, filled=solid
+        )
         things.append(Thing("shape", shape, colour, kinds[k], box_of(*box, size), solid))
     image = image.reduce(2)
     for k, letter in enumerate(text, start=len(shapes)):
@@ -166,7 +190,9 @@ def draw(family: str, rng: np.random.Generator, size: int = SIDE, **constraints)
     if family not in FAMILY_DRAWERS:
         raise DataError(f"no family of pictures called {family!r}", why=nearest(family, FAMILY_DRAWERS))
     drawer = FAMILY_DRAWERS[family]
-    known = [n for n, p in inspect.signature(drawer).parameters.items() if p.kind is p.KEYWORD_ONLY] if constraints else []
+    known = (
+        [n for n, p in inspect.signature(drawer).parameters.items() if p.kind is p.KEYWORD_ONLY] if constraints else []
+    )
     for name in constraints:
         if name not in known:
             raise DataError(f"a {family} cannot be asked for {name!r}", why=nearest(name, known))

@@ -16,7 +16,9 @@ from hidecmoe_jax.core.errors import DataError, nearest
 from hidecmoe_jax.data.pocket.picture import COLOURS, SIDE
 
 _LUMA = np.array([0.3, 0.59, 0.11])
-_GROUNDS = ("white",) * 9 + ("black",) * 6 + ("gray",) * 3 + ("blue", "green", "purple", "brown", "yellow", "cyan", "pink")
+_GROUNDS = (
+    ("white",) * 9 + ("black",) * 6 + ("gray",) * 3 + ("blue", "green", "purple", "brown", "yellow", "cyan", "pink")
+)
 
 
 def pick(rng: np.random.Generator, options: Sequence):

@@ -36,8 +36,9 @@ def outline(shape: str) -> np.ndarray:
         return np.array([(0, -1), (0.78, 0), (0, 1), (-0.78, 0)])
     if shape == "cross":
         a = 0.32
-        return np.array([(-a, -1), (a, -1), (a, -a), (1, -a), (1, a), (a, a), (a, 1), (-a, 1), (-a, a), (-1, a),
-                         (-1, -a), (-a, -a)])
+        return np.array(
+            [(-a, -1), (a, -1), (a, -a), (1, -a), (1, a), (a, a), (a, 1), (-a, 1), (-a, a), (-1, a), (-1, -a), (-a, -a)]
+        )
     if shape == "star":
         angles = -np.pi / 2 + np.arange(10) * np.pi / 5
         return np.stack([np.cos(angles), np.sin(angles)], 1) * np.where(np.arange(10) % 2, 0.42, 1.05)[:, None]
@@ -113,7 +114,9 @@ def _fit(rng: np.random.Generator, sizes: list[str], size: int, *, fixed: bool) 
         if not fixed and attempt % 2 and "large" in sizes:
             sizes = list(sizes)
             sizes[sizes.index("large")] = "small"
-    raise DataError(f"{len(sizes)} shapes of sizes {sizes} do not fit on {size} pixels", remedy="ask for fewer or small ones")
+    raise DataError(
+        f"{len(sizes)} shapes of sizes {sizes} do not fit on {size} pixels", remedy="ask for fewer or small ones"
+    )
 
 
 def box_of(x0: float, y0: float, x1: float, y1: float, size: int) -> tuple[float, float, float, float]:
@@ -152,8 +155,9 @@ def scene(
         shape = shapes[k] if shapes else pick(rng, SHAPES)
         colour = colours[k] if colours else pick(rng, visible_on(ground))
         solid = shape in ("circle", "ring") or (rng.random() < 0.72 if filled is None else filled)
-        box = put_shape(brush, rng, shape, centre=centres[k], radius=radii[k], ink=tint(rng, colour), ground=paper,
-                        filled=solid)
+        box = put_shape(
+            brush, rng, shape, centre=centres[k], radius=radii[k], ink=tint(rng, colour), ground=paper, filled=solid
+        )
         things.append(Thing("shape", shape, colour, wanted[k], box_of(*box, size), solid))
     return Picture(wear(image.reduce(2), rng, worn), tuple(things), ground, "scene", {"count": count})
 

@@ -5,6 +5,7 @@ them, and picks a pen; so one skeleton stands for many hands. The skeletons are 
 handwriting is shown to the base model, only the look of it (thick pens, low resolution, grey levels).
 """
 
+# fmt: off
 from __future__ import annotations
 
 from functools import lru_cache

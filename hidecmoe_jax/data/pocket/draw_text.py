@@ -157,8 +157,18 @@ def character(
         share = size / max(mask.size)
         mask = mask.resize((max(int(mask.width * share), 1), max(int(mask.height * share), 1)))
     at = tuple(int(between(rng, 0, size - side + 1)) for side in mask.size)
-    return _one(mask, rng, size, text, at=at, tone=_tone(rng, ground, colour), family="character", font=font,
-                large="large" if large else "small", worn=worn)
+    return _one(
+        mask,
+        rng,
+        size,
+        text,
+        at=at,
+        tone=_tone(rng, ground, colour),
+        family="character",
+        font=font,
+        large="large" if large else "small",
+        worn=worn,
+    )
 
 
 def handwriting(
@@ -192,8 +202,19 @@ def handwriting(
         raise DataError(f"no look called {look!r}", why="known: scan, coarse, pen")
     mask = mask.resize((side, side), pick(rng, _RESAMPLING) if look != "pen" else Image.Resampling.BOX)
     at = tuple(int(between(rng, 0, size - side + 1)) for _ in range(2))
-    return _one(mask, rng, size, text, at=at, tone=_tone(rng, ground, colour), family="handwriting", font="hand",
-                large="large" if side > size / 2 else "small", worn=worn, ink_share=between(rng, 0.75, 1.0))
+    return _one(
+        mask,
+        rng,
+        size,
+        text,
+        at=at,
+        tone=_tone(rng, ground, colour),
+        family="handwriting",
+        font="hand",
+        large="large" if side > size / 2 else "small",
+        worn=worn,
+        ink_share=between(rng, 0.75, 1.0),
+    )
 
 
 def word(
@@ -230,8 +251,16 @@ def word(
     image = Image.new("RGB", (size, size), tint(rng, ground))
     left = between(rng, 1, max(size - 1 - width, 1.01))
     baseline = between(rng, 1 - top, max(size - 1 - bottom, 1.01 - top))
-    boxes = paste_word(image, text, font=font, points=points, left=left, baseline=baseline,
-                       ink=[tint(rng, n) for n in names] if motley else tint(rng, main), spacing=spacing)
+    boxes = paste_word(
+        image,
+        text,
+        font=font,
+        points=points,
+        left=left,
+        baseline=baseline,
+        ink=[tint(rng, n) for n in names] if motley else tint(rng, main),
+        spacing=spacing,
+    )
     size_name = "large" if points >= 20 else "small"
     things = tuple(
         Thing(kind_of(c), c, n, size_name, box_of(*b, size), font=font) for c, n, b in zip(text, names, boxes)

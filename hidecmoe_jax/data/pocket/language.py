@@ -12,7 +12,13 @@ import numpy as np
 from hidecmoe_jax.data.pocket.asks import ASKS
 from hidecmoe_jax.data.pocket.picture import LOWER, UPPER, Picture, Thing
 from hidecmoe_jax.data.pocket.words import (
-    NUMBERS, article, at, coloured, join, noun, place, spell,
+    NUMBERS,
+    article,
+    at,
+    coloured,
+    join,
+    place,
+    spell,
 )
 
 MOST_NAMED = 5
@@ -100,7 +106,9 @@ def _grid(picture: Picture, rng: np.random.Generator) -> str:
 def _texture(picture: Picture, rng: np.random.Generator) -> str:
     thing = picture.things[0]
     return _pick(
-        rng, f"{thing.colour} {thing.name} on {article(picture.ground)} ground", f"a picture of {thing.colour} {thing.name}",
+        rng,
+        f"{thing.colour} {thing.name} on {article(picture.ground)} ground",
+        f"a picture of {thing.colour} {thing.name}",
         f"a pattern of {thing.name} in {thing.colour} and {picture.ground}",
     )
 
@@ -113,8 +121,15 @@ def _lines(picture: Picture, rng: np.random.Generator) -> str:
 
 
 CAPTIONS = {
-    "scene": _things, "mixed": _things, "character": _character, "handwriting": _character, "word": _word,
-    "chart": _chart, "grid": _grid, "texture": _texture, "lines": _lines,
+    "scene": _things,
+    "mixed": _things,
+    "character": _character,
+    "handwriting": _character,
+    "word": _word,
+    "chart": _chart,
+    "grid": _grid,
+    "texture": _texture,
+    "lines": _lines,
 }
 """Who writes the caption of a picture of each family."""
 

@@ -17,26 +17,39 @@ from hidecmoe_jax.data.pocket.words import NUMBERS, PLACES, coloured, place, plu
 
 TEMPLATES: dict[str, tuple[str, ...]] = {
     "digits": (
-        "Which number did the person write?", "Say the number the person wrote.", "Which number is written by hand?",
+        "Which number did the person write?",
+        "Say the number the person wrote.",
+        "Which number is written by hand?",
     ),
     "counting": (
-        "How many {what} can you count?", "Count the {what} in the picture.", "How many {what} does the picture show?",
+        "How many {what} can you count?",
+        "Count the {what} in the picture.",
+        "How many {what} does the picture show?",
     ),
     "arithmetic": (
-        "{change} How many are left?", "{change} How many things remain?", "{change} How many do you have then?",
+        "{change} How many are left?",
+        "{change} How many things remain?",
+        "{change} How many do you have then?",
     ),
     "reading": (
-        "Spell the word on the sign.", "What is written on the sign?", "Spell out what the sign says.",
+        "Spell the word on the sign.",
+        "What is written on the sign?",
+        "Spell out what the sign says.",
     ),
     "charts": (
-        "Choose the {which} bar of the chart. {options}", "Which bar of the chart is the {which}? {options}",
+        "Choose the {which} bar of the chart. {options}",
+        "Which bar of the chart is the {which}? {options}",
         "Find the {which} bar in the chart. {options}",
     ),
     "grounding": (
-        "Where is the {what} located?", "Find the {what} and mark it.", "Locate the {what}.",
+        "Where is the {what} located?",
+        "Find the {what} and mark it.",
+        "Locate the {what}.",
     ),
     "captioning": (
-        "Describe the scene in note form.", "Take notes of the scene.", "Write short notes about the scene.",
+        "Describe the scene in note form.",
+        "Take notes of the scene.",
+        "Write short notes about the scene.",
     ),
 }
 """Wordings of each task; one is drawn for every item."""

@@ -1,8 +1,9 @@
 """The pocket stream: seven small tasks of the kinds that public benchmarks have, drawn on demand.
 
-One task shows scans of real handwriting (scikit-learn's digits; Alpaydin and Kaynak 1998, UCI), the others pictures the
-project draws. Each asks for an answer in a form of its own, so that learning one disturbs the others. Everything is written
-as a user's own task would be: LLaVA JSON, picture files, and a `task.json` that names the scorer.
+One task shows scans of real handwriting (scikit-learn's digits; Alpaydin and Kaynak 1998, UCI), the others
+pictures the project draws. Each asks for an answer in a form of its own, so that learning one disturbs the
+others. Everything is written as a user's own task would be: LLaVA JSON, picture files, and a `task.json` that
+names the scorer.
 """
 
 from __future__ import annotations
@@ -152,7 +153,8 @@ def _items(task: str, seed: int, counts: dict[str, int]) -> dict[str, list[Item]
     for split, count in counts.items():
         rows = order[start : start + count]
         splits[split] = [
-            digits(np.random.default_rng([seed, number, int(row)]), scans[row].reshape(8, 8), int(values[row])) for row in rows
+            digits(np.random.default_rng([seed, number, int(row)]), scans[row].reshape(8, 8), int(values[row]))
+            for row in rows
         ]
         start += count
     return splits

@@ -118,12 +118,10 @@ def run_document(
         "seconds": _mean_by_name([seed.seconds for seed in seeds]),
         "seeds": {"list": [seed.seed for seed in seeds], "spread": spread, "per_seed": per_seed},
         "curves": {
-            name: [[int(step), _number(loss)] for step, loss in curve]
-            for name, curve in seeds[0].curves.items()
+            name: [[int(step), _number(loss)] for step, loss in curve] for name, curve in seeds[0].curves.items()
         },
         "fusion_modes": {
-            mode: {"scores": _row(scores), "last": _mean(_row(scores))}
-            for mode, scores in (fusion_modes or {}).items()
+            mode: {"scores": _row(scores), "last": _mean(_row(scores))} for mode, scores in (fusion_modes or {}).items()
         },
         "settings": dict(facts.settings),
     }
@@ -175,9 +173,7 @@ def _seed_entry(seed: SeedResult, tasks: int) -> dict[str, object]:
         "named_task_last": named,
         "named_task_gap": named - last if named is not None and last is not None else None,
         "routing_accuracy": _routing_accuracy(seed),
-        "routing_confusion": [list(row) for row in seed.routing_confusion]
-        if seed.routing_confusion
-        else None,
+        "routing_confusion": [list(row) for row in seed.routing_confusion] if seed.routing_confusion else None,
         "unparsed": _padded(seed.unparsed, tasks) if seed.unparsed else None,
         "seconds": dict(seed.seconds),
     }

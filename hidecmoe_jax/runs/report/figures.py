@@ -8,17 +8,21 @@ measured is hatched, never drawn as zero.
 
 from __future__ import annotations
 
-import io
 import statistics
 from collections.abc import Mapping, Sequence
 
-DPI = 150
+from hidecmoe_jax.runs.report.canvas import FAINT, GRID, INK, canvas, heat, png, short, tasks_on, titles
+
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#5B5B5B")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DASHES = ("-", "--", "-.")
-PART_COLORS = {"experts": "#0072B2", "routers": "#D55E00", "locator": "#009E73", "projector": "#E69F00",
-               "other": "#B0B0B0"}
-INK, FAINT, GRID = "#222222", "#6B6B6B", "#E3E3E3"
+PART_COLORS = {
+    "experts": "#0072B2",
+    "routers": "#D55E00",
+    "locator": "#009E73",
+    "projector": "#E69F00",
+    "other": "#B0B0B0",
+}
 
 Document = Mapping[str, object]
 
@@ -39,36 +43,31 @@ def run_figures(document: Document) -> dict[str, bytes]:
 
 def compare_figures(document: Document) -> dict[str, bytes]:
     """Draws the figures of a comparison as {file name: PNG}."""
-    return {"last_and_forgetting.png": png(last_and_forgetting(document)),
-            "last_by_task.png": png(last_by_task(document))}
-
-
-def png(figure) -> bytes:
-    """Renders a figure with 150 dots per inch."""
-    buffer = io.BytesIO()
-    # The software name and date would make two equal reports differ.
-    figure.savefig(buffer, format="png", dpi=DPI, facecolor="white", metadata={"Software": None})
-    return buffer.getvalue()
+    return {
+        "last_and_forgetting.png": png(last_and_forgetting(document)),
+        "last_by_task.png": png(last_by_task(document)),
+    }
 
 
 def accuracy_matrix(document: Document):
     """Heat map of R[k,i] with numbers; the stepped line parts tasks already learned from those still to come."""
     tasks, matrix = document["tasks"], document["matrix"]
-    figure, axis = _canvas(2.6 + 0.85 * len(tasks), 1.9 + 0.5 * len(matrix))
-    _heat(axis, matrix, top=max([100.0, *_measured(*matrix)]), texts=[[_text(v) for v in row] for row in matrix])
+    figure, axis = canvas(2.6 + 0.85 * len(tasks), 1.9 + 0.5 * len(matrix))
+    heat(axis, matrix, top=max([100.0, *_measured(*matrix)]), texts=[[_text(v) for v in row] for row in matrix])
     for task in range(len(tasks)):
         axis.plot([task - 0.5, task + 0.5], [task + 0.5] * 2, color=INK, linewidth=1.6, solid_capstyle="butt")
         axis.plot([task + 0.5] * 2, [task + 0.5, task + 1.5], color=INK, linewidth=1.6, solid_capstyle="butt")
-    _tasks_on(axis.xaxis, tasks)
-    axis.set_yticks(range(len(matrix)), ["zero-shot", *(f"after {_short(task)}" for task in tasks)])
-    _titles(axis, f"Score on every task after every stage \u00b7 {document['method']}", x="tested on", y="")
+    tasks_on(axis.xaxis, tasks)
+    rows = ["zero-shot", *(f"after {short(task)}" for task in tasks)]
+    axis.set_yticks(range(len(matrix)), rows[: len(matrix)])
+    titles(axis, f"Score on every task after every stage \u00b7 {document['method']}", x="tested on", y="")
     return figure
 
 
 def forgetting_curves(document: Document):
     """Score on each task against the stage: dotted until the task is learned, solid from then on."""
     tasks, matrix = document["tasks"], document["matrix"]
-    figure, axis = _canvas(3.6 + 0.75 * len(matrix), 4.0)
+    figure, axis = canvas(3.6 + 0.75 * len(matrix), 4.0)
     for index, task in enumerate(tasks):
         points = [(stage, row[index]) for stage, row in enumerate(matrix) if row[index] is not None]
         before = [point for point in points if point[0] <= index + 1]
@@ -77,15 +76,23 @@ def forgetting_curves(document: Document):
         if len(before) > 1:
             axis.plot(*zip(*before, strict=True), **{**style, "linestyle": ":", "linewidth": 1.1, "alpha": 0.7})
         if after:
-            axis.plot(*zip(*after, strict=True), **style, linestyle=DASHES[index // len(PALETTE) % len(DASHES)],
-                      marker=MARKERS[index % len(MARKERS)], markersize=5.5, markeredgecolor="white", label=_short(task))
-    axis.set_xticks(range(len(matrix)), ["zero-shot", *map(_short, tasks)], rotation=30, ha="right",
-                    rotation_mode="anchor")
+            axis.plot(
+                *zip(*after, strict=True),
+                **style,
+                linestyle=DASHES[index // len(PALETTE) % len(DASHES)],
+                marker=MARKERS[index % len(MARKERS)],
+                markersize=5.5,
+                markeredgecolor="white",
+                label=short(task),
+            )
+    axis.set_xticks(
+        range(len(matrix)), ["zero-shot", *map(short, tasks)], rotation=30, ha="right", rotation_mode="anchor"
+    )
     axis.set_ylim(0, max([100.0, *_measured(*matrix)]) * 1.03)
     axis.set_xlim(-0.2, len(matrix) - 0.8)
     axis.grid(axis="y", color=GRID)
     axis.legend(title="tested on", loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=9)
-    _titles(axis, f"What stays of each task \u00b7 {document['method']}", x="after learning", y="score")
+    titles(axis, f"What stays of each task \u00b7 {document['method']}", x="after learning", y="score")
     return figure
 
 
@@ -93,15 +100,17 @@ def routing_confusion(document: Document):
     """Share of each task's test items routed to each expert, with counts; rows are the true task."""
     tasks, counts = document["tasks"], document["routing_confusion"]
     shares = [[100 * value / sum(row) if sum(row) else None for value in row] for row in counts]
-    texts = [["\u2013" if share is None else f"{share:.0f}%\n{value}" for share, value in zip(*rows, strict=True)]
-             for rows in zip(shares, counts, strict=True)]
-    figure, axis = _canvas(2.6 + 0.85 * len(tasks), 1.9 + 0.62 * len(tasks))
-    _heat(axis, shares, top=100.0, texts=texts)
-    _tasks_on(axis.xaxis, tasks)
-    axis.set_yticks(range(len(tasks)), [_short(task) for task in tasks])
+    texts = [
+        ["\u2013" if share is None else f"{share:.0f}%\n{value}" for share, value in zip(*rows, strict=True)]
+        for rows in zip(shares, counts, strict=True)
+    ]
+    figure, axis = canvas(2.6 + 0.85 * len(tasks), 1.9 + 0.62 * len(tasks))
+    heat(axis, shares, top=100.0, texts=texts)
+    tasks_on(axis.xaxis, tasks)
+    axis.set_yticks(range(len(tasks)), [short(task) for task in tasks])
     accuracy = document["routing_accuracy"]
     tail = "" if accuracy is None else f" \u00b7 {accuracy:.1f}% to their own expert"
-    _titles(axis, f"Routed{tail}", x="routed to", y="true task")
+    titles(axis, f"Routed{tail}", x="routed to", y="true task")
     return figure
 
 
@@ -111,24 +120,24 @@ def expert_sizes(document: Document):
     kinds = [(kind, counts) for kind, counts in kinds if counts]
     sizes = document["expert_sizes"]
     heights = [0.55 * len(rows) + 0.9 for rows in (kinds, sizes) if rows]
-    figure, axes = _canvas(8.0, sum(heights) + 0.3, rows=len(heights), ratios=heights)
+    figure, axes = canvas(8.0, sum(heights) + 0.3, rows=len(heights), ratios=heights)
     axes = list(axes) if len(heights) > 1 else [axes]
     if kinds:
         _stacked(axes[0], kinds)
-        _titles(axes[0], f"Parameters beyond the frozen base \u00b7 {document['method']}", x="", y="")
+        titles(axes[0], f"Parameters beyond the frozen base \u00b7 {document['method']}", x="", y="")
     if sizes:
         axis = axes[-1]
         bars = axis.barh(range(len(sizes)), list(sizes.values()), color=PART_COLORS["experts"], height=0.62)
         axis.bar_label(bars, [_count(size) for size in sizes.values()], padding=4, fontsize=9, color=INK)
-        _rows(axis, [_short(task) for task in sizes], longest=max(sizes.values()))
-        _titles(axis, "Each task's own expert", x="parameters", y="")
+        _rows(axis, [short(task) for task in sizes], longest=max(sizes.values()))
+        titles(axis, "Each task's own expert", x="parameters", y="")
     return figure
 
 
 def training_loss(document: Document):
     """Training loss stage after stage: every value faint, a moving average over a fortieth of the stage on top."""
     curves = {name: curve for name, curve in document["curves"].items() if curve}
-    figure, axis = _canvas(9.0, 3.6)
+    figure, axis = canvas(9.0, 3.6)
     start, centres, shown = 0, [], []
     for index, curve in enumerate(curves.values()):
         points = [(start + step, loss) for step, loss in curve if loss is not None]
@@ -144,32 +153,39 @@ def training_loss(document: Document):
             axis.axvline(start, color=GRID, linewidth=1.0, zorder=0)
         centres.append(start + length / 2)
         start += length
-    axis.set_xticks(centres, [_short(name) for name in curves], rotation=30 if len(curves) > 4 else 0,
-                    ha="right" if len(curves) > 4 else "center", rotation_mode="anchor")
+    axis.set_xticks(
+        centres,
+        [short(name) for name in curves],
+        rotation=30 if len(curves) > 4 else 0,
+        ha="right" if len(curves) > 4 else "center",
+        rotation_mode="anchor",
+    )
     axis.tick_params(axis="x", length=0)
     axis.set_xlim(0, max(start, 1))
     # One spike at the first steps would press all the rest against the axis; it stays visible up to the frame.
     axis.set_ylim(0, max([*shown, 1e-6]) * 1.15)
     axis.grid(axis="y", color=GRID)
-    _titles(axis, f"Training loss, {start} steps \u00b7 {document['method']}", x="", y="loss per answer token")
+    titles(axis, f"Training loss, {start} steps \u00b7 {document['method']}", x="", y="loss per answer token")
     return figure
 
 
 def last_and_forgetting(document: Document):
     """Bars of Last and forgetting per method; whiskers are one standard deviation over seeds, dots the seeds."""
     methods = document["methods"]
-    figure, axes = _canvas(9.5, 1.3 + 0.5 * len(methods), columns=2)
-    for axis, key, title in ((axes[0], "last", "Last \u00b7 higher is better"),
-                             (axes[1], "forgetting", "Forgetting \u00b7 lower is better")):
+    figure, axes = canvas(9.5, 1.3 + 0.5 * len(methods), columns=2)
+    for axis, key, title in (
+        (axes[0], "last", "Last \u00b7 higher is better"),
+        (axes[1], "forgetting", "Forgetting \u00b7 lower is better"),
+    ):
         for place, method in enumerate(methods):
             _method_bar(axis, place, method, key=key)
         values = [method[key] for method in methods if method[key] is not None]
-        _rows(axis, [_short(method["label"], 26) for method in methods], longest=max([*values, 1.0]))
+        _rows(axis, [short(method["label"], 26) for method in methods], longest=max([*values, 1.0]))
         low = min([*values, 0.0])
         axis.set_xlim(left=low * 1.25)
         if low < 0:
             axis.axvline(0, color=FAINT, linewidth=0.8)
-        _titles(axis, title, x="points", y="")
+        titles(axis, title, x="points", y="")
     axes[1].set_yticklabels([])
     return figure
 
@@ -178,7 +194,7 @@ def last_by_task(document: Document):
     """Last score of each task, grouped by task, one colour a method."""
     tasks, methods = document["tasks"], document["methods"]
     width = 0.82 / len(methods)
-    figure, axis = _canvas(max(7.0, 1.8 + len(tasks) * max(0.9, 0.24 * len(methods))), 4.2)
+    figure, axis = canvas(max(7.0, 1.8 + len(tasks) * max(0.9, 0.24 * len(methods))), 4.2)
     top = 100.0
     for index, method in enumerate(methods):
         row = _final_row(method)
@@ -186,18 +202,30 @@ def last_by_task(document: Document):
         places = [task + (index - (len(methods) - 1) / 2) * width for task in range(len(tasks))]
         heights = [value or 0.0 for value in row]
         top = max(top, *(height + std for height, std in zip(heights, stds, strict=True)))
-        axis.bar(places, heights, width * 0.92, color=PALETTE[index % len(PALETTE)], label=_short(method["label"], 26),
-                 yerr=stds if any(stds) else None, error_kw={"ecolor": INK, "elinewidth": 0.9, "capsize": 2})
+        axis.bar(
+            places,
+            heights,
+            width * 0.92,
+            color=PALETTE[index % len(PALETTE)],
+            label=short(method["label"], 26),
+            yerr=stds if any(stds) else None,
+            error_kw={"ecolor": INK, "elinewidth": 0.9, "capsize": 2},
+        )
         for place, value in zip(places, row, strict=True):
             if value is None:
                 axis.text(place, 1, "\u2013", ha="center", va="bottom", color=FAINT, fontsize=9)
-    axis.set_xticks(range(len(tasks)), [_short(task) for task in tasks], rotation=30 if len(tasks) > 4 else 0,
-                    ha="right" if len(tasks) > 4 else "center", rotation_mode="anchor")
+    axis.set_xticks(
+        range(len(tasks)),
+        [short(task) for task in tasks],
+        rotation=30 if len(tasks) > 4 else 0,
+        ha="right" if len(tasks) > 4 else "center",
+        rotation_mode="anchor",
+    )
     axis.tick_params(axis="x", length=0)
     axis.set_ylim(0, top * 1.03)
     axis.grid(axis="y", color=GRID)
     figure.legend(loc="outside lower center", ncols=min(3, len(methods)), frameon=False, fontsize=9)
-    _titles(axis, "Score of each task after the last stage", x="", y="score")
+    titles(axis, "Score of each task after the last stage", x="", y="score")
     return figure
 
 
@@ -205,61 +233,20 @@ def similarity_map(layers_LTT, tasks: Sequence[str], *, legacy: bool):
     """Similarity of the tasks' own models by layer: the mean over pairs as bars, the pairs as heat below."""
     count, layers = len(tasks), len(layers_LTT)
     pairs = [(i, j) for i in range(count) for j in range(i + 1, count)]
-    figure, (top, below) = _canvas(2.5 + 0.5 * layers, 2.6 + 0.28 * len(pairs), rows=2, ratios=(2, 0.4 + 0.28 * len(pairs)))
+    figure, (top, below) = canvas(
+        2.5 + 0.5 * layers, 2.6 + 0.28 * len(pairs), rows=2, ratios=(2, 0.4 + 0.28 * len(pairs))
+    )
     values = [[float(layers_LTT[layer][i][j]) for layer in range(layers)] for i, j in pairs]
     top.bar(range(layers), [sum(column) / len(pairs) for column in zip(*values)], color=INK, width=0.6)
     top.set_xticks(range(layers), range(layers))
     top.set_ylim(0, 1.02)
     kind = "legacy (unpaired, biased RBF)" if legacy else "paired, debiased linear"
-    _titles(top, f"CKA of single-task models \u00b7 {kind}", x="", y="mean over pairs")
-    _heat(below, values, top=1.0, texts=[[f"{value:.2f}" for value in row] for row in values])
+    titles(top, f"CKA of single-task models \u00b7 {kind}", x="", y="mean over pairs")
+    heat(below, values, top=1.0, texts=[[f"{value:.2f}" for value in row] for row in values])
     below.set_xticks(range(layers), range(layers))
-    below.set_yticks(range(len(pairs)), [f"{_short(tasks[i])} / {_short(tasks[j])}" for i, j in pairs])
-    _titles(below, "", x="decoder layer", y="")
+    below.set_yticks(range(len(pairs)), [f"{short(tasks[i])} / {short(tasks[j])}" for i, j in pairs])
+    titles(below, "", x="decoder layer", y="")
     return figure
-
-
-def _canvas(width: float, height: float, *, rows: int = 1, columns: int = 1, ratios: Sequence[float] | None = None):
-    from matplotlib.figure import Figure
-    figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.subplots(rows, columns, height_ratios=ratios)
-    for axis in [axes] if rows * columns == 1 else axes:
-        axis.set_axisbelow(True)
-        axis.tick_params(labelsize=9, labelcolor=INK, color=FAINT)
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.spines[["left", "bottom"]].set_color(FAINT)
-    return figure, axes
-
-
-def _titles(axis, title: str, *, x: str, y: str) -> None:
-    axis.set_title(title, fontsize=11, color=INK, loc="left", pad=10, parse_math=False)
-    axis.set_xlabel(x, fontsize=9, color=FAINT)
-    axis.set_ylabel(y, fontsize=9, color=FAINT)
-
-
-def _heat(axis, values: Sequence[Sequence[float | None]], *, top: float, texts: Sequence[Sequence[str]]) -> None:
-    from matplotlib.patches import Rectangle
-    axis.imshow([[float("nan") if value is None else value for value in row] for row in values],
-                cmap="Blues", vmin=0.0, vmax=top, aspect="auto")
-    for row, cells in enumerate(values):
-        for column, value in enumerate(cells):
-            if value is None:
-                axis.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, facecolor="#F4F4F4", edgecolor="#D0D0D0",
-                                         hatch="////", linewidth=0))
-            else:
-                axis.text(column, row, texts[row][column], ha="center", va="center", fontsize=9, linespacing=1.15,
-                          color="white" if value > 0.55 * top else INK)
-    axis.set_xticks([column + 0.5 for column in range(len(values[0]) - 1)], minor=True)
-    axis.set_yticks([row + 0.5 for row in range(len(values) - 1)], minor=True)
-    axis.grid(which="minor", color="white", linewidth=1.2)
-    axis.tick_params(which="both", length=0)
-    axis.spines[["left", "bottom"]].set_visible(False)
-
-
-def _tasks_on(axis, tasks: Sequence[str]) -> None:
-    axis.set_ticks(range(len(tasks)), [_short(task) for task in tasks])
-    for label in axis.get_ticklabels():
-        label.set(rotation=30, ha="right", rotation_mode="anchor")
 
 
 def _stacked(axis, kinds: Sequence[tuple[str, Mapping[str, int]]]) -> None:
@@ -270,10 +257,12 @@ def _stacked(axis, kinds: Sequence[tuple[str, Mapping[str, int]]]) -> None:
             axis.barh(range(len(kinds)), widths, left=left, color=color, height=0.62, label=part)
             left = [start + width for start, width in zip(left, widths, strict=True)]
     for place, total in enumerate(left):
-        axis.annotate(_count(total), (total, place), (4, 0), textcoords="offset points", va="center", fontsize=9,
-                      color=INK)
+        axis.annotate(
+            _count(total), (total, place), (4, 0), textcoords="offset points", va="center", fontsize=9, color=INK
+        )
     _rows(axis, [kind for kind, _ in kinds], longest=max(left))
-    axis.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    if any(left):
+        axis.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 
 def _part(counts: Mapping[str, int], part: str) -> int:
@@ -285,13 +274,20 @@ def _part(counts: Mapping[str, int], part: str) -> int:
 def _method_bar(axis, place: int, method: Document, *, key: str) -> None:
     value = method[key]
     if value is None:
-        axis.annotate("not measured", (0, place), (4, 0), textcoords="offset points", va="center", fontsize=9,
-                      color=FAINT)
+        axis.annotate(
+            "not measured", (0, place), (4, 0), textcoords="offset points", va="center", fontsize=9, color=FAINT
+        )
         return
     seeds = [seed[key] for seed in method["seeds"]["per_seed"]]
     std = method["seeds"]["spread"][key]["std"]
-    axis.barh(place, value, color=PALETTE[place % len(PALETTE)], height=0.62, xerr=std,
-              error_kw={"ecolor": INK, "elinewidth": 1.1, "capsize": 3})
+    axis.barh(
+        place,
+        value,
+        color=PALETTE[place % len(PALETTE)],
+        height=0.62,
+        xerr=std,
+        error_kw={"ecolor": INK, "elinewidth": 1.1, "capsize": 3},
+    )
     if std is not None:
         axis.plot(seeds, [place] * len(seeds), "o", color="white", markeredgecolor=INK, markersize=4, zorder=3)
     edge = max([value, 0.0, *seeds, value + (std or 0.0)])
@@ -302,6 +298,7 @@ def _method_bar(axis, place: int, method: Document, *, key: str) -> None:
 def _rows(axis, labels: Sequence[str], *, longest: float) -> None:
     """Horizontal bars from top to bottom with room for a number behind the longest."""
     from matplotlib.ticker import FuncFormatter, MaxNLocator
+
     axis.set_yticks(range(len(labels)), labels)
     axis.set_ylim(len(labels) - 0.4, -0.6)
     axis.set_xlim(0, (longest or 1) * 1.22)
@@ -342,9 +339,3 @@ def _count(value: float) -> str:
         if abs(value) >= scale:
             return f"{value / scale:.3g}{unit}"
     return f"{value:.4g}"
-
-
-def _short(name: str, most: int = 18) -> str:
-    """Long names are cut for axis labels only; a dollar sign would start a formula."""
-    name = name if len(name) <= most else name[:most - 1] + "\u2026"
-    return name.replace("$", r"\$")
