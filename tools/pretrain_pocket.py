@@ -56,7 +56,7 @@ RECORD = "PRETRAINING.json"
 class Plans:
     """Everything a pre-training run does."""
 
-    vision: VisionPlan = VisionPlan(steps=4200, batch=64, pairs=24, rate=1.2e-3, warmup=200, save_every=300)
+    vision: VisionPlan = VisionPlan(steps=12000, batch=64, pairs=24, rate=2e-3, warmup=200, save_every=300)
     projector: LanguagePlan = LanguagePlan("projector", steps=500, length=128, answers=56)
     instruct: LanguagePlan = LanguagePlan("instruct", steps=2500)
     probe: ProbePlan = ProbePlan()

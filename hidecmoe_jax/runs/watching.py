@@ -18,6 +18,9 @@ from hidecmoe_jax.runs.signals import Stop
 from hidecmoe_jax.train.optim import Tune
 
 
+FLUSH_EVERY = 20  # steps whose metrics a crash may lose; resuming takes lines after the checkpoint back anyway
+
+
 @dataclass
 class Watching:
     """The loop's side of `train.stage.Watch`, for one stage of one lesson.
@@ -59,6 +62,8 @@ class Watching:
         line = {"at": [*self.at, step], "task": self.name, "stage": stage.kind, "step": step}
         self.curve.add(line | facts | {"seconds": round(took, 4)})
         last = step + 1 == steps
+        if len(self.curve.pending) >= FLUSH_EVERY:
+            self.curve.flush()
         if ((step + 1) % self.tune.save_every == 0 and not last) or self.stop.requested:
             self.curve.flush()
             self.progress.save(step, state(), meta={"at": list(self.at)})
