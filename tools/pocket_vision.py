@@ -231,8 +231,7 @@ def train_vision(config: LlavaConfig, plan: VisionPlan, folder: Path) -> dict:
             tqdm.write(f"step {step + 1} {said} {(step + 1 - start) * plan.batch / (time.time() - since):.0f}/s")
         if (step + 1) % plan.save_every == 0 or step + 1 == plan.steps:
             save(path, {"params": params, "state": state}, step + 1)
-            write_facts(
-                folder, "vision", plan, before=before, start=start, step=step + 1, seconds=time.time() - since, losses=list(losses)
-            )  # fmt: skip
+            facts = {"before": before, "start": start, "step": step + 1, "seconds": time.time() - since}
+            write_facts(folder, "vision", plan, losses=list(losses), **facts)
     shown.close()
     return {name: params[name] for name in ("vision", "text")}
