@@ -202,6 +202,7 @@ def _text_problems(text: str, what: str) -> list[str]:
 
 
 def kind(value: Any) -> str:
+    """What JSON calls a value, for messages."""
     names = {
         dict: "an object",
         list: "an array",
