@@ -54,7 +54,7 @@ def teach(setting: Setting, *, seed: int = 0, like: Taught | None = None) -> Tau
     learners, trained, kept, compiled = [learner], [], [], []
     for number, lesson in enumerate(method.lessons(len(setting.stream.tasks))):
         material, before = (
-            setting.material(method.records(setting.stream, lesson), str(lesson)),
+            setting.material(method.records(setting.stream, lesson), lesson, str(lesson)),
             take_step._cache_size(),
         )
         for stage in method.stages():

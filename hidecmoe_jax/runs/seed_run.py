@@ -131,7 +131,7 @@ class SeedRun:
         setting, method = self.setting, self.setting.config.method
         name, start = lesson_name(setting.stream, lesson), time.monotonic()
         learner, tune = self.recall(kept), tune_of(setting.config.tune, setting.stream, lesson)
-        material = setting.material(method.records(setting.stream, lesson), name)
+        material = setting.material(method.records(setting.stream, lesson), lesson, name)
         for place, stage in enumerate(method.stages()):
             key = key_for(self.seed, "lesson", number, stage.kind)
             learner = method.before(setting.model, learner, stage, number, key)

@@ -33,7 +33,7 @@ from hidecmoe_jax.runs.config import RunConfig, StreamConfig, to_mapping
 from hidecmoe_jax.scoring.score import SCORERS
 from hidecmoe_jax.train.stage import Material
 
-ANSWER_BUCKET = 8
+ANSWER_BUCKET = 16
 
 
 def bar(label: str, *, initial: int = 0):
@@ -97,10 +97,14 @@ class Setting:
         return records, encoded
 
     @cached_property
-    def shape(self) -> tuple[int, int]:
-        """(length, answers) that hold every training record of the stream, so that all tasks share one program."""
-        encoded = [one for task in self.stream.tasks for one in self.encode(task.train, task.name)[1]]
-        return shapes(encoded, multiple=self.config.tune.bucket, answers=ANSWER_BUCKET)
+    def shapes(self) -> tuple[tuple[int, int], ...]:
+        """(length, answers) of every task's batches; tasks that agree in them share one compiled program.
+
+        Looks at the whole stream, so that too long a record of a late task is refused before the first one trains.
+        """
+        multiple = self.config.tune.bucket
+        encoded = (self.encode(task.train, task.name)[1] for task in self.stream.tasks)
+        return tuple(shapes(one, multiple=multiple, answers=ANSWER_BUCKET) for one in encoded)
 
     @cached_property
     def prompt_length(self) -> int:
@@ -113,11 +117,13 @@ class Setting:
         ]
         return buckets(longest, writing.bucket)
 
-    def material(self, records: tuple[Record, ...], label: str) -> Material:
-        """What a stage trains on."""
+    def material(self, records: tuple[Record, ...], lesson: tuple[int, ...], label: str) -> Material:
+        """What a stage trains on: records of the lesson's tasks, in batches that hold any record of these."""
+        length, answers = (max(sizes) for sizes in zip(*(self.shapes[task] for task in lesson), strict=True))
         records, encoded = self.encode(records, label)
         features = self.features(records, f"{label} train")
-        return Material(encoded, features, self.shape, self.tokenizer.pad, self.model.config.decoder.vocabulary)
+        vocabulary = self.model.config.decoder.vocabulary
+        return Material(encoded, features, (length, answers), self.tokenizer.pad, vocabulary)
 
     def identity(self) -> dict[str, Any]:
         """What may not change between stop and resume."""

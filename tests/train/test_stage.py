@@ -36,7 +36,7 @@ def setting(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def material(setting) -> Material:
-    return setting.material(setting.stream.tasks[0].train, "birds")
+    return setting.material(setting.stream.tasks[0].train, (0,), "birds")
 
 
 @pytest.fixture(scope="module")
