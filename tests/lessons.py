@@ -7,9 +7,9 @@ import jax
 import numpy as np
 
 from hidecmoe_jax.core.keys import key_for
-from hidecmoe_jax.methods.learner import Learner, Method
+from hidecmoe_jax.methods.learner import Learner, Method, Seen
 from hidecmoe_jax.runs.setting import Setting
-from hidecmoe_jax.train.stage import run_stage
+from hidecmoe_jax.train.stage import count_usage, run_stage, tuned_for
 from hidecmoe_jax.train.step import take_step
 
 
@@ -53,27 +53,38 @@ def teach(setting: Setting, *, seed: int = 0, like: Taught | None = None) -> Tau
     learner = method.birth(model, setting.config.capacity)
     learners, trained, kept, compiled = [learner], [], [], []
     for number, lesson in enumerate(method.lessons(len(setting.stream.tasks))):
-        material, before = (
-            setting.material(method.records(setting.stream, lesson), lesson, str(lesson)),
-            take_step._cache_size(),
-        )
-        for stage in method.stages():
+        material = setting.material(method.records(setting.stream, lesson), lesson, str(lesson))
+        before = take_step._cache_size()
+        for stage in method.stages(number):
             key = key_for(seed, "lesson", number, stage.kind)
             learner = method.before(model, learner, stage, number, key)
-            if stage.trains and like is not None:
-                learner = learner.replace(live=like.trained[number].live, tuned=like.trained[number].tuned)
-            elif stage.trains:
-                learner = run_stage(
-                    method, model, learner, stage, material,
-                    tune=setting.config.tune, key=key, seed=seed, watch=Silent(), task=str(lesson),
-                )  # fmt: skip
+            part = material.only(method.part(stage, len(material.encoded), seed))
             if stage.trains:
+                learner = _trained(setting, learner, stage, part, key, seed, like and like.trained[number])
                 trained.append(learner)
             else:
-                rows = np.arange(len(material.encoded), dtype=np.int32)
-                learner = method.observe(learner, stage, number, material.features.pooled(rows), rows >= 0)
+                seen = _seen(setting, learner, stage, part, f"{lesson} train")
+                learner = method.observe(model, learner, stage, number, seen, key)
             learner = method.after(model, learner, stage, number)
         learners.append(learner)
         kept.append(jax.device_get(method.keep(learner, number)))
         compiled.append(take_step._cache_size() - before)
     return Taught(method, setting, learners, trained, kept, compiled)
+
+
+def _trained(setting: Setting, learner: Learner, stage, part, key, seed: int, like: Learner | None) -> Learner:
+    if like is not None:
+        return learner.replace(live=like.live, tuned=like.tuned)
+    tune = tuned_for(stage, setting.config.tune, len(part.encoded))
+    return run_stage(
+        setting.config.method, setting.model, learner, stage, part,
+        tune=tune, key=key, seed=seed, watch=Silent(), task="a lesson",
+    )  # fmt: skip
+
+
+def _seen(setting: Setting, learner: Learner, stage, part, label: str) -> Seen:
+    method = setting.config.method
+    pooled = part.features.pooled(np.arange(len(part.encoded), dtype=np.int32))
+    if stage.source == "usage":
+        return Seen(pooled, usage=count_usage(method, setting.model, learner, stage, part, setting.config.tune.batch))
+    return Seen(pooled, None if method.reading is None else setting.states(part.records, label, method.reading))

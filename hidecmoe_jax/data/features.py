@@ -8,7 +8,7 @@ recomputed batch by batch from the same picture files by the same program. Two r
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import numpy as np
@@ -45,6 +45,11 @@ class Features:
     has_text_N: np.ndarray
     truncated: int
     batch: int
+
+    def only(self, rows: np.ndarray) -> Features:
+        """Features of some of the records."""
+        kept = {name: getattr(self, name)[rows] for name in ("picture_NI", "image_NE", "text_ND", "has_text_N")}
+        return replace(self, **kept)
 
     def patches(self, rows: np.ndarray) -> np.ndarray | None:
         """Patch tokens [B, I, P, D] of records `rows` (-1 pads with zeros); None where no record has a picture."""

@@ -19,10 +19,10 @@ from hidecmoe_jax.data.loader import buckets, collate
 from hidecmoe_jax.data.prompts import Encoded, Template, encode_question
 from hidecmoe_jax.data.records import Record
 from hidecmoe_jax.data.tokenizer import Tokenizer
-from hidecmoe_jax.methods.learner import Decision, Method, Serving
+from hidecmoe_jax.methods.learner import Decision, Method, Seen, Serving
 from hidecmoe_jax.models.config import LlavaConfig
 from hidecmoe_jax.models.generate import Generated, Sampling, generate
-from hidecmoe_jax.models.llava import Prompt
+from hidecmoe_jax.models.llava import Model, Prompt, Reading, prompt_state
 
 
 @dataclass(frozen=True)
@@ -77,8 +77,33 @@ def prompts(
 
 
 _decide = partial(jax.jit, static_argnames=("method",))(
-    lambda method, serving, pooled, named: method.decide(serving, pooled, named)
+    lambda method, serving, seen, named: method.decide(serving, seen, named)
 )
+
+_state = partial(jax.jit, static_argnames=("reading",))(prompt_state)
+
+
+def states(
+    model: Model,
+    asked: Sequence[Encoded],
+    features: Features,
+    reading: Reading,
+    *,
+    batch: int,
+    length: int,
+    pad: int,
+    progress=iter,
+) -> np.ndarray:
+    """What the frozen base makes of every prompt, float32 [N, D]: one prefill without any expert."""
+    found = []
+    for start in progress(range(0, len(asked), batch)):
+        rows = np.arange(start, min(start + batch, len(asked)), dtype=np.int32)
+        filled = np.concatenate([rows, np.repeat(rows[-1:], batch - len(rows))])
+        vocabulary = model.config.decoder.vocabulary
+        arrays = collate([asked[row] for row in filled], length=length, answers=1, pad=pad, vocab=vocabulary)
+        prompt = Prompt(arrays["tokens_BT"], arrays["mask_BT"], features.patches(filled))
+        found.append(np.asarray(_state(model, prompt, reading))[: len(rows)])
+    return np.concatenate(found)
 
 
 @partial(jax.jit, static_argnames=("method", "sampling"))
@@ -113,6 +138,7 @@ def answers(
     template: Template,
     writing: Writing,
     key: jax.Array,
+    state_ND: np.ndarray | None = None,
     length: int | None = None,
     named: int | None = None,
     skip: frozenset[str] = frozenset(),
@@ -121,6 +147,7 @@ def answers(
 
     Args:
       features: of the same records.
+      state_ND: states of the same records, for a method that has a `reading`.
       length: prompts are padded to it; by default to what these records need.
       named: number of the true task, to measure what naming it would give; None lets the model find it.
       skip: ids that are answered already.
@@ -142,7 +169,8 @@ def answers(
         )
         prompt = Prompt(arrays["tokens_BT"], arrays["mask_BT"], features.patches(filled))
         named_B = None if named is None else jnp.full((writing.batch,), named, jnp.int32)
-        decision = _decide(method, serving, features.pooled(filled), named_B)
+        seen = Seen(features.pooled(filled), None if state_ND is None else state_ND[filled])
+        decision = _decide(method, serving, seen, named_B)
         written = _write(method, serving, prompt, decision, key, filled, sampling=sampling)
         whole = _texts([records[row] for row in rows], written, decision, tokenizer)
         yield [answer for answer in whole if answer.id not in skip]

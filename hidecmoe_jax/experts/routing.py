@@ -3,7 +3,8 @@
 A routing gives every slot of every layer a gain per sample; silence is a gain of zero and lives here and
 nowhere else. A token router, where there is one, turns the gains into a mask-and-volume over a softmax of the
 `top_k` kept slots. A voice is a bank with its routing: the decoder takes a tuple of voices and never asks which
-method made them.
+method made them. Voices that name the same gate compete in one softmax over all their slots, so an expert that
+trains can stand in a bank of its own beside the frozen ones.
 """
 
 from __future__ import annotations
@@ -24,11 +25,13 @@ class Routing:
       gain_LBS: float32 >= 0; B is the batch, or 1 when every sample is treated alike.
       router_LBDS: None, or the token router gathered for each sample's task (B may be 1).
       top_k: slots kept by the token router.
+      gate: voices with the same name here share one softmax over their slots, in order; "" stands for itself.
     """
 
     gain_LBS: Array
     router_LBDS: Array | None = None
     top_k: int = struct.field(pytree_node=False, default=0)
+    gate: str = struct.field(pytree_node=False, default="")
 
 
 @struct.dataclass
@@ -70,9 +73,38 @@ def slot_weights(x_BTD: Array, gain_BS: Array, router_BDS: Array | None, top_k: 
     """Weights the slots get: [B, S] from gains alone, [B, T, S] with a token router. Float32."""
     if router_BDS is None:
         return gain_BS
+    logits_BTS, heard = _logits(x_BTD, gain_BS, router_BDS)
+    return softmax_top_k(logits_BTS, heard, top_k) * gain_BS[:, None, :]
+
+
+def slot_chances(x_BTD: Array, gain_BS: Array, router_BDS: Array | None) -> Array:
+    """What every slot would get if none were dropped: the router's softmax over all heard slots, or the gains."""
+    if router_BDS is None:
+        return gain_BS
+    logits_BTS, heard = _logits(x_BTD, gain_BS, router_BDS)
+    return softmax_top_k(logits_BTS, heard, logits_BTS.shape[-1])
+
+
+def _logits(x_BTD: Array, gain_BS: Array, router_BDS: Array) -> tuple[Array, Array]:
     router = jnp.broadcast_to(router_BDS, (x_BTD.shape[0], *router_BDS.shape[1:]))
     x32, router32 = x_BTD.astype(jnp.float32), router.astype(jnp.float32)
     # Accelerators shorten float32 products unless told not to, and a gate near a tie would flip between programs.
     logits_BTS = jnp.einsum("btd,bds->bts", x32, router32, precision=jax.lax.Precision.HIGHEST)
-    heard = jnp.broadcast_to(gain_BS[:, None, :] > 0, logits_BTS.shape)
-    return softmax_top_k(logits_BTS, heard, top_k) * gain_BS[:, None, :]
+    return logits_BTS, jnp.broadcast_to(gain_BS[:, None, :] > 0, logits_BTS.shape)
+
+
+def balance_loss(count_LS: Array, chance_LS: Array, heard_LS: Array) -> Array:
+    """Load-balancing loss, mean over layers: E * sum_e f_e P_e over the E heard experts (arXiv 2101.03961, eq. 4).
+
+    With more than one expert a token, f_e is an expert's part of all choices, so an even load gives 1 as for top-1.
+
+    Args:
+      count_LS: tokens that chose a slot; no gradient passes through it.
+      chance_LS: summed router softmax over the heard slots.
+      heard_LS: bool. A layer in which nobody is heard counts as nothing.
+    """
+    count, chance = jnp.where(heard_LS, count_LS, 0).astype(jnp.float32), jnp.where(heard_LS, chance_LS, 0.0)
+    load = count / jnp.maximum(count.sum(-1, keepdims=True), 1.0)
+    share = chance / jnp.maximum(chance.sum(-1, keepdims=True), 1e-30)
+    experts = jnp.sum(heard_LS.astype(jnp.float32), axis=-1)
+    return jnp.mean(experts * jnp.sum(jax.lax.stop_gradient(load) * share, axis=-1))

@@ -22,6 +22,7 @@ import numpy as np
 from jax import Array
 
 from hidecmoe_jax.experts.bank import EMPTY, FUSED, Bank, owned_slots
+from hidecmoe_jax.experts.pool import beside
 from hidecmoe_jax.experts.slots import (
     check_alike,
     check_free,
@@ -204,13 +205,7 @@ def concatenate(banks: Sequence[Bank]) -> Bank:
     """
     if not banks:
         raise ValueError("concatenate needs at least one bank, got 0")
-    for index, bank in enumerate(banks[1:], start=1):
-        check_alike(banks[0], bank, f"cannot concatenate bank {index}")
-    joined = banks[0].replace(
-        a={site: jnp.concatenate([bank.a[site] for bank in banks], axis=2) for site in banks[0].a},
-        b={site: jnp.concatenate([bank.b[site] for bank in banks], axis=1) for site in banks[0].b},
-        owner_LS=jnp.concatenate([bank.owner_LS for bank in banks], axis=1),
-    )
+    joined = beside(banks)
     for owner in set(np.asarray(joined.owner_LS).ravel().tolist()) - {EMPTY}:
         owned_slots(joined, owner)
     return joined

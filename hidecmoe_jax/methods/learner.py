@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from flax import struct
 from jax import Array
@@ -20,7 +20,8 @@ from hidecmoe_jax.data.stream import Stream
 from hidecmoe_jax.experts.bank import Bank
 from hidecmoe_jax.experts.routing import Voice
 from hidecmoe_jax.locators.anchors import Pooled
-from hidecmoe_jax.models.llava import Batch, Model
+from hidecmoe_jax.models.llama import Tally
+from hidecmoe_jax.models.llava import Batch, Model, Reading
 
 
 @struct.dataclass
@@ -32,7 +33,8 @@ class Learner:
       tuned: leaves of the base (by path) that train now, such as the projector.
       past: banks that never train again.
       shared: leaves of the base as last tuned; they overlay the base for everybody.
-      memory: everything else worth remembering (anchors).
+      memory: everything else worth remembering (anchors, old routers, what a locator knows).
+      routers: token routers [L, D, S] that train now, by family.
     """
 
     live: dict[str, Bank]
@@ -40,6 +42,7 @@ class Learner:
     past: dict[str, Bank]
     shared: dict[str, Array]
     memory: dict[str, Any]
+    routers: dict[str, Array] = struct.field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -48,13 +51,25 @@ class Stage:
 
     Attributes:
       kind: names the compiled program and the random numbers.
-      trains: whether the optimiser runs; otherwise the stage only observes features.
+      source: what the stage reads. `answers` trains on batches; `usage` counts on batches who is heard; `features`
+        shows the method what the frozen model says of every record.
       hears_past: whether old experts speak while it trains (if not, the loss never sees them and pays for one expert).
+      part: which records of the lesson: `all`, or a name that the method's `part` knows.
+      steps: at least so many optimiser steps, in whole passes over the part; 0 leaves it to the task's epochs.
+      rate: peak learning rate of experts and routers, where it is not the task's.
     """
 
     kind: str
-    trains: bool = True
+    source: Literal["answers", "usage", "features"] = "answers"
     hears_past: bool = False
+    part: str = "all"
+    steps: int = 0
+    rate: float | None = None
+
+    @property
+    def trains(self) -> bool:
+        """Whether the optimiser runs."""
+        return self.source == "answers"
 
 
 @struct.dataclass
@@ -69,22 +84,42 @@ class Serving:
 
 
 @struct.dataclass
+class Seen:
+    """What is known of samples without any expert.
+
+    Attributes:
+      pooled: CLIP's features.
+      state_BD: the frozen base's state that the method's `reading` names, float32; None where it names none.
+      usage: slot counts summed over a stage; None outside `usage` stages.
+    """
+
+    pooled: Pooled
+    state_BD: Array | None = None
+    usage: Tally | None = None
+
+
+@struct.dataclass
 class Decision:
-    """Who is heard, per sample and task: weights that enter the gate, scores they come from, float32 [B, N]."""
+    """Who is heard, per sample and task: weights that enter the gate, scores they come from, float32 [B, N].
+
+    A sample whose weights are all zero belongs to no known task and is answered by the base alone.
+    """
 
     weight_BN: Array
     score_BN: Array
 
 
 def trainable(learner: Learner) -> dict:
-    """The float leaves that the optimiser sees: {"experts": {family: factors}, "shared": {path: leaf}}."""
-    return {"experts": {name: bank.factors for name, bank in learner.live.items()}, "shared": dict(learner.tuned)}
+    """The float leaves that the optimiser sees, in groups that have a rate of their own: `experts` (factors by family),
+    `routers` (by family) and `shared` (by path)."""
+    experts = {name: bank.factors for name, bank in learner.live.items()}
+    return {"experts": experts, "routers": dict(learner.routers), "shared": dict(learner.tuned)}
 
 
 def with_trainable(learner: Learner, leaves: dict) -> Learner:
     """The learner with other trainable leaves."""
     live = {name: bank.with_factors(leaves["experts"][name]) for name, bank in learner.live.items()}
-    return learner.replace(live=live, tuned=dict(leaves["shared"]))
+    return learner.replace(live=live, tuned=dict(leaves["shared"]), routers=dict(leaves["routers"]))
 
 
 def dressed(model: Model, leaves: dict[str, Array]) -> Model:
@@ -105,11 +140,18 @@ class Method(Protocol):
     def isolates(self) -> bool:
         """Whether earlier lessons' experts must keep every byte."""
 
+    @property
+    def reading(self) -> Reading | None:
+        """The state of the frozen base that it looks at, which costs a second prefill at inference; None for none."""
+
     def birth(self, model: Model, capacity: int) -> Learner:
         """The learner before the first task, with room for `capacity` tasks."""
 
-    def stages(self) -> tuple[Stage, ...]:
-        """Parts of learning one task, in order."""
+    def stages(self, task: int) -> tuple[Stage, ...]:
+        """Parts of learning lesson number `task`, in order."""
+
+    def part(self, stage: Stage, count: int, seed: int) -> Array | None:
+        """Numbers of the records, of `count`, that a stage with a `part` of its own reads; None for all."""
 
     def lessons(self, tasks: int) -> tuple[tuple[int, ...], ...]:
         """Which tasks are learned together, in order; one lesson is one commit."""
@@ -123,8 +165,11 @@ class Method(Protocol):
     def loss(self, model: Model, learner: Learner, stage: Stage, batch: Batch, key: Array) -> tuple[Array, Array]:
         """Summed loss (float32) and number of answer tokens (int32) of a batch."""
 
-    def observe(self, learner: Learner, stage: Stage, task: int, pooled: Pooled, valid_B: Array) -> Learner:
-        """One batch of features seen in a stage that does not train."""
+    def usage(self, model: Model, learner: Learner, stage: Stage, batch: Batch) -> Tally:
+        """Who is heard on a batch, in a `usage` stage."""
+
+    def observe(self, model: Model, learner: Learner, stage: Stage, task: int, seen: Seen, key: Array) -> Learner:
+        """What a stage that does not train has found, on the host."""
 
     def after(self, model: Model, learner: Learner, stage: Stage, task: int) -> Learner:
         """Surgery after a stage; leaves nothing in `live` or `tuned`."""
@@ -141,10 +186,13 @@ class Method(Protocol):
     def sizes(self, model: Model, learner: Learner) -> dict[str, dict[str, int]]:
         """Numbers beyond the base: {stored, archived, trained} by {experts, routers, locator, projector}."""
 
+    def growth_of(self, model: Model, learner: Learner) -> dict[str, Any]:
+        """Where a growing method added experts and why, as plain values for the report; empty for others."""
+
     def serve(self, model: Model, learner: Learner) -> Serving:
         """What answers after the last finished task."""
 
-    def decide(self, serving: Serving, pooled: Pooled, named_B: Array | None) -> Decision:
+    def decide(self, serving: Serving, seen: Seen, named_B: Array | None) -> Decision:
         """Weights of the tasks for every sample; `named_B` names the true task (upper reference) or is None."""
 
     def voices(self, serving: Serving, decision: Decision) -> tuple[Voice, ...]:

@@ -26,31 +26,14 @@ from hidecmoe_jax.experts import surgery
 from hidecmoe_jax.experts.bank import Bank
 from hidecmoe_jax.experts.routing import Routing, Voice, everyone
 from hidecmoe_jax.locators import anchors as anchor
-from hidecmoe_jax.locators.anchors import Pooled
-from hidecmoe_jax.methods.learner import Decision, Learner, Serving, Stage, dressed
-from hidecmoe_jax.models.llama import SITES
-from hidecmoe_jax.models.llava import Batch, Model, answer_loss, model_sites
+from hidecmoe_jax.methods.learner import Decision, Learner, Seen, Serving, Stage, dressed
+from hidecmoe_jax.methods.lora import PARALLEL, Lora
+from hidecmoe_jax.models.llama import Tally
+from hidecmoe_jax.models.llava import Batch, Model, answer_loss
 
 FAMILY = "linears"
 FUSED_SLOT = 0  # tasks start at slot 1, so that widening never moves the fusion
-TUNE, ANCHORS = Stage("tune"), Stage("anchors", trains=False)
-
-
-@dataclass(frozen=True)
-class Lora:
-    """Shape of one task's expert (arXiv 2106.09685); `alpha / rank` scales its output (2.0 in HiDe's recipe)."""
-
-    rank: int = 8
-    alpha: float = 16.0
-    dropout: float = 0.05
-    sites: tuple[str, ...] = SITES
-
-    def __post_init__(self):
-        if self.rank < 1 or not 0 <= self.dropout < 1:
-            raise ValueError(f"rank {self.rank} must be at least 1 and dropout {self.dropout} in [0, 1)")
-        unknown = sorted(set(self.sites) - set(SITES))
-        if unknown or not self.sites:
-            raise ValueError(f"sites {unknown or 'empty'}: known are {', '.join(SITES)}")
+TUNE, ANCHORS = Stage("tune"), Stage("anchors", source="features")
 
 
 @dataclass(frozen=True)
@@ -95,6 +78,10 @@ class Routed:
     train_projector: bool = True
     union: bool = False
 
+    def __post_init__(self):
+        if PARALLEL in self.lora.sites:
+            raise ValueError(f"lora.sites: an expert at {PARALLEL!r} has no weight to be folded into; use linears")
+
     @property
     def needs_name(self) -> bool:
         """Whether answering needs the task's name."""
@@ -104,6 +91,11 @@ class Routed:
     def isolates(self) -> bool:
         """Whether earlier experts keep every byte: always, but for one shared expert."""
         return self.growth == "per_task"
+
+    @property
+    def reading(self) -> None:
+        """Its gate reads CLIP alone."""
+        return None
 
     def variants(self) -> dict[str, Routed]:
         """The same experts under each fusion rule, by its name; empty where nothing is fused."""
@@ -134,18 +126,13 @@ class Routed:
         """No experts and no anchors, room for `capacity` tasks."""
         if self.growth == "none":
             return Learner({}, {}, {}, {}, {})
-        past = self._blank(model, 1 if self.growth == "shared" else capacity + 1)
+        past = self.lora.blank(model, 1 if self.growth == "shared" else capacity + 1)
         memory = {}
         if self.growth == "per_task" and self.gate.kind == "anchors":
             memory["anchors"] = anchor.no_anchors(capacity, model.config.vision.projection, model.config.text.width)
         return Learner({}, {}, {FAMILY: past}, {}, memory)
 
-    def _blank(self, model: Model, slots: int) -> Bank:
-        sites = {site: shape for site, shape in model_sites(model.config).items() if site in self.lora.sites}
-        layers, scale = model.config.decoder.layers, self.lora.alpha / self.lora.rank
-        return surgery.blank(sites, layers=layers, slots=slots, rank=self.lora.rank, scale=scale)
-
-    def stages(self) -> tuple[Stage, ...]:
+    def stages(self, task: int) -> tuple[Stage, ...]:
         """Tuning, then one pass for the anchors where the gate needs them."""
         if self.growth == "none":
             return ()
@@ -169,7 +156,7 @@ class Routed:
         if self.growth == "shared" and self.learned(learner):
             young = surgery.extract(learner.past[FAMILY], 0)
         else:
-            young = surgery.sprout(self._blank(model, 1), 0, task, key)
+            young = surgery.sprout(self.lora.blank(model, 1), 0, task, key)
         tuned = {}
         if self.train_projector:
             # Float32 whatever the base is stored in: a step of 2e-5 would be lost in bfloat16.
@@ -185,10 +172,19 @@ class Routed:
         total, count, _ = answer_loss(dressed(model, learner.shared | learner.tuned), batch, (voice,))
         return total, count
 
-    def observe(self, learner: Learner, stage: Stage, task: int, pooled: Pooled, valid_B: Array) -> Learner:
-        """Adds a batch to the task's anchors."""
-        seen = anchor.accumulate(learner.memory["anchors"], task, pooled, valid_B)
-        return learner.replace(memory=learner.memory | {"anchors": seen})
+    def part(self, stage: Stage, count: int, seed: int) -> Array | None:
+        """Every stage reads every record."""
+        return None
+
+    def usage(self, model: Model, learner: Learner, stage: Stage, batch: Batch) -> Tally:
+        """There is no such stage."""
+        raise NotImplementedError(stage.kind)
+
+    def observe(self, model: Model, learner: Learner, stage: Stage, task: int, seen: Seen, key: Array) -> Learner:
+        """The task's anchors."""
+        everyone_B = jnp.ones(seen.pooled.has_text_B.shape, bool)
+        anchors = anchor.accumulate(learner.memory["anchors"], task, seen.pooled, everyone_B)
+        return learner.replace(memory=learner.memory | {"anchors": anchors})
 
     def after(self, model: Model, learner: Learner, stage: Stage, task: int) -> Learner:
         """Plants the trained expert, fuses the layers that are not expanded, and hands the projector on."""
@@ -196,7 +192,7 @@ class Routed:
             return learner
         past, young = learner.past[FAMILY], learner.live[FAMILY]
         if self.growth == "shared":
-            past = surgery.plant(self._blank(model, 1), 0, young, 0)
+            past = surgery.plant(self.lora.blank(model, 1), 0, young, 0)
         else:
             past = self._with_fusion(surgery.plant(past, 1 + task, young, task), task + 1)
         return learner.replace(live={}, tuned={}, past={FAMILY: past}, shared=learner.shared | learner.tuned)
@@ -215,7 +211,7 @@ class Routed:
         learner = self.birth(model, capacity)
         if not kept:
             return learner
-        young = self._blank(model, 1)
+        young = self.lora.blank(model, 1)
         own = [young.with_factors(trees.unflatten(groups["experts"])) for groups in kept]
         own = [bank.replace(owner_LS=jnp.full_like(bank.owner_LS, task)) for task, bank in enumerate(own)]
         shared = {path: jnp.asarray(leaf) for path, leaf in kept[-1]["shared"].items()}
@@ -259,6 +255,10 @@ class Routed:
         gains = surgery.fusion_gains(bank, tasks, mode=self.fusion, layers=layers, eps=self._eps(len(tasks)))
         return np.asarray(gains)
 
+    def growth_of(self, model: Model, learner: Learner) -> dict:
+        """Every task has the same expert everywhere."""
+        return {}
+
     def serve(self, model: Model, learner: Learner) -> Serving:
         """Folds the constant layers into the base weights; expanded layers keep their slots.
 
@@ -288,10 +288,10 @@ class Routed:
         slot_LN = np.where(kept, slot_LN, -1).astype(np.int32)
         return Serving(folded, surgery.cut(bank, first, last), jnp.asarray(slot_LN), learner.memory)
 
-    def decide(self, serving: Serving, pooled: Pooled, named_B: Array | None) -> Decision:
+    def decide(self, serving: Serving, seen: Seen, named_B: Array | None) -> Decision:
         """One-hot on the named task, or the gate's softmax over learned tasks."""
         if serving.slot_LN is None:
-            weight = jnp.zeros((pooled.text_BD.shape[0], 0))
+            weight = jnp.zeros((seen.pooled.text_BD.shape[0], 0))
             return Decision(weight, weight)
         tasks = serving.slot_LN.shape[1]
         learned_N = jnp.any(serving.slot_LN >= 0, axis=0)
@@ -304,7 +304,7 @@ class Routed:
                 remedy="evaluate it with the task named, or choose gate kind 'anchors'",
             )  # fmt: skip
         scores = anchor.gate(
-            serving.memory["anchors"], pooled, learned_N,
+            serving.memory["anchors"], seen.pooled, learned_N,
             mixing=self.gate.mixing, temperature=self.gate.temperature, legacy=self.gate.legacy,
         )  # fmt: skip
         return Decision(scores.weight_BN, scores.mixed_BN)
@@ -328,8 +328,7 @@ class Routed:
         if not tasks:
             return {"stored": none, "archived": none, "trained": none}
         bank = learner.past[FAMILY]
-        shapes = model_sites(model.config)
-        layer = sum(bank.rank * sum(shapes[site]) for site in bank.sites)
+        layer = self.lora.size(model)
         projector = trees.count(model.params["projector"]) if self.train_projector else 0
         expanded = len(self.expanded(bank.layers))
         per_fused = tasks if self.growth == "per_task" and self.fusion != "factor_sum" else 1

@@ -14,11 +14,12 @@ from collections.abc import Sequence
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from jax import Array
 
 from hidecmoe_jax.experts.bank import apply_experts
-from hidecmoe_jax.experts.routing import Voice, slot_weights
+from hidecmoe_jax.experts.routing import Voice, slot_chances, slot_weights
 from hidecmoe_jax.models.config import DecoderConfig
 from hidecmoe_jax.models.layers import Linear, RMSNorm, attend, axes_of, init_stack
 
@@ -38,6 +39,7 @@ class LayerVoice:
     scale: float = struct.field(pytree_node=False)
     top_k: int = struct.field(pytree_node=False)
     dropout: float = struct.field(pytree_node=False)
+    gate: str = struct.field(pytree_node=False, default="")
 
 
 @struct.dataclass
@@ -51,9 +53,16 @@ class Cache:
 
 @struct.dataclass
 class Tally:
-    """What each voice's slots were used for in the feed-forward part: float32 gate mass and int32 count [L, S, KINDS]."""
+    """What each voice's slots were used for in the feed-forward part, by token kind [L, S, KINDS].
+
+    Attributes:
+      mass: float32, summed weights.
+      chance: float32, summed router softmax before any slot was dropped; the weights where there is no router.
+      count: int32, tokens with a weight above zero.
+    """
 
     mass: Array
+    chance: Array
     count: Array
 
 
@@ -71,6 +80,30 @@ def _dropped(x: Array, voice: LayerVoice, site: str) -> Array:
     key = jax.random.fold_in(voice.key, zlib.crc32(site.encode()))
     keep = jax.random.bits(key, x.shape, jnp.uint16) >= round(voice.dropout * 2**16)
     return jnp.where(keep, x / (1 - voice.dropout), jnp.zeros_like(x))
+
+
+def gates(x: Array, voices: Sequence[LayerVoice]) -> list[tuple[Array, Array]]:
+    """(weights, chances) of every voice's slots; voices that name one gate are weighed in one softmax."""
+    together: dict[object, list[int]] = {}
+    for place, voice in enumerate(voices):
+        together.setdefault(voice.gate or place, []).append(place)
+    found: dict[int, tuple[Array, Array]] = {}
+    for places in together.values():
+        group = [voices[place] for place in places]
+        gain, router = _joined([v.gain_BS for v in group]), _joined([v.router_BDS for v in group])
+        weight, chance = slot_weights(x, gain, router, group[0].top_k), slot_chances(x, gain, router)
+        cuts = np.cumsum([v.gain_BS.shape[-1] for v in group])[:-1]
+        parts = zip(jnp.split(weight, cuts, axis=-1), jnp.split(chance, cuts, axis=-1), strict=True)
+        found |= dict(zip(places, parts, strict=True))
+    return [found[place] for place in range(len(voices))]
+
+
+def _joined(leaves: Sequence[Array | None]) -> Array | None:
+    """Slots of several voices side by side; an axis of one sample is spread over the batch."""
+    if len(leaves) == 1 or leaves[0] is None:
+        return leaves[0]
+    rows = max(leaf.shape[0] for leaf in leaves)
+    return jnp.concatenate([jnp.broadcast_to(leaf, (rows, *leaf.shape[1:])) for leaf in leaves], axis=-1)
 
 
 def speak(y: Array, x: Array, site: str, voices: Sequence[tuple[LayerVoice, Array]]) -> Array:
@@ -92,7 +125,7 @@ def rotate(x_BTHK: Array, positions_BT: Array, theta: float) -> Array:
 
 
 class DecoderBlock(nn.Module):
-    """One block; x [B, T, D] -> (x, weights of every voice at the feed-forward gate, keys, values)."""
+    """One block; x [B, T, D] -> (x, (weights, chances) of every voice at the feed-forward gate, what `store` kept)."""
 
     config: DecoderConfig
     param_dtype: str
@@ -109,12 +142,9 @@ class DecoderBlock(nn.Module):
             y = Linear(shapes[name][1], names[name], param_dtype=self.param_dtype, name=name)(h)
             return speak(y, h, name, weighted)
 
-        def gates(h: Array) -> list[tuple[LayerVoice, Array]]:
-            return [(v, slot_weights(h, v.gain_BS, v.router_BDS, v.top_k)) for v in voices]
-
         with jax.named_scope("attention"):
             h = RMSNorm(c.epsilon, self.param_dtype, name="norm1")(x)
-            weighted = gates(h)
+            weighted = [(voice, weight) for voice, (weight, _) in zip(voices, gates(h, voices), strict=True)]
             heads = (*h.shape[:2], -1, c.head_width)
             q = rotate(site("q_proj", h, weighted).reshape(heads), positions_BT, c.rope_theta)
             k = rotate(site("k_proj", h, weighted).reshape(heads), positions_BT, c.rope_theta)
@@ -122,12 +152,13 @@ class DecoderBlock(nn.Module):
             x = x + site("o_proj", attend(q, k, v, mask_B1TS), weighted)
         with jax.named_scope("feed_forward"):
             h = RMSNorm(c.epsilon, self.param_dtype, name="norm2")(x)
-            weighted = gates(h)
+            weighed = gates(h, voices)
+            weighted = [(voice, weight) for voice, (weight, _) in zip(voices, weighed, strict=True)]
             up = jax.nn.silu(site("gate_proj", h, weighted)) * site("up_proj", h, weighted)
             branch = speak(site("down_proj", up, weighted), h, "ffn", weighted)
             self.sow("intermediates", "branch", branch)
             x = x + branch
-        return x, [weight for _, weight in weighted], kept
+        return x, weighed, kept
 
 
 class Embedding(nn.Module):
@@ -204,16 +235,21 @@ def _cut(voice: Voice, start: int, stop: int) -> LayerVoice | None:
         if voice.key is None
         else jax.vmap(lambda layer: jax.random.fold_in(voice.key, layer))(jnp.arange(start, stop))
     )
-    return LayerVoice(a, b, gain, router, keys, bank.scale, routing.top_k, voice.dropout)
+    return LayerVoice(a, b, gain, router, keys, bank.scale, routing.top_k, voice.dropout, routing.gate)
 
 
-def _count(weights: Array, kinds_BT: Array) -> Tally:
+def _count(weight: Array, chance: Array, kinds_BT: Array) -> Tally:
     """Sums one layer's slot weights over tokens by kind (a kind outside 0..KINDS-1 is padding and is left out)."""
     of_kind = (kinds_BT[..., None] == jnp.arange(KINDS)).astype(jnp.float32)
-    spread = weights if weights.ndim == 3 else weights[:, None, :]
-    spread = jnp.broadcast_to(spread, (*kinds_BT.shape, weights.shape[-1]))
-    mass = jnp.einsum("bts,btk->sk", spread, of_kind)
-    return Tally(mass, jnp.einsum("bts,btk->sk", (spread > 0).astype(jnp.int32), of_kind.astype(jnp.int32)))
+
+    def spread(leaf: Array) -> Array:
+        leaf = leaf if leaf.ndim == 3 else leaf[:, None, :]
+        return jnp.broadcast_to(leaf, (*kinds_BT.shape, leaf.shape[-1]))
+
+    def summed(leaf: Array) -> Array:
+        return jnp.einsum("bts,btk->sk", leaf, of_kind.astype(leaf.dtype))
+
+    return Tally(summed(spread(weight)), summed(spread(chance)), summed((spread(weight) > 0).astype(jnp.int32)))
 
 
 def run_layers(
@@ -249,7 +285,7 @@ def run_layers(
             return full_k[index], full_v[index], cache.replace(k=full_k, v=full_v)
 
         x, weights, cache = block.apply({"params": params}, x, positions_BT, mask_B1TS, heard, store)
-        counted = None if kinds_BT is None else [_count(w, kinds_BT) for w in weights]
+        counted = None if kinds_BT is None else [_count(*weighed, kinds_BT) for weighed in weights]
         return (x, cache), counted
 
     step = jax.checkpoint(step, prevent_cse=False) if remat else step

@@ -9,6 +9,8 @@ sample reads its k-th patch.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import flax.linen as nn
 import jax
@@ -61,6 +63,19 @@ class Batch:
     where_BA: Array
     answer_BA: Array
     answer_mask_BA: Array
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Which state of the frozen model stands for a whole prompt (arXiv 2503.21227 takes the last token's).
+
+    Attributes:
+      layer: decoder layers to run; -1 for all of them and the final norm.
+      over: `last` prompt token, or the mean over its `image` tokens (the last token where there are none).
+    """
+
+    layer: int = -1
+    over: Literal["last", "image"] = "last"
 
 
 def init_model(config: LlavaConfig, key: Array) -> Model:
@@ -133,8 +148,9 @@ def hidden(
     *,
     kinds_BT: Array | None = None,
     cache: Cache | None = None,
+    normed: bool = True,
 ) -> tuple[Array, Cache | None, list[list[Tally]]]:
-    """Normed hidden states [B, T, D] of a whole prompt (causal, padding masked), the cache, and the tallies."""
+    """Hidden states [B, T, D] of a whole prompt (causal, padding masked), the cache, and the tallies."""
     config, decoder = model.config, model.params["decoder"]
     length = prompt.tokens_BT.shape[1]
     room = length if cache is None else cache.k.shape[2]
@@ -152,8 +168,26 @@ def hidden(
         kinds_BT=kinds_BT,
         remat=config.remat,
     )
-    normed = RMSNorm(config.decoder.epsilon).apply({"params": decoder["norm"]}, x)
-    return normed, cache, tallies
+    if normed:
+        x = RMSNorm(config.decoder.epsilon).apply({"params": decoder["norm"]}, x)
+    return x, cache, tallies
+
+
+def prompt_state(model: Model, prompt: Prompt, reading: Reading) -> Array:
+    """The prompt's state as `reading` says, float32 [B, D]."""
+    config, decoder = model.config, model.params["decoder"]
+    if reading.layer >= 0:
+        shallow = replace(config, decoder=replace(config.decoder, layers=reading.layer))
+        layers = jax.tree.map(lambda leaf: leaf[: reading.layer], decoder["layers"])
+        model = Model({**model.params, "decoder": {**decoder, "layers": layers}}, shallow)
+    h_BTD, _, _ = hidden(model, prompt, normed=reading.layer < 0)
+    nth_BT = jnp.cumsum(prompt.mask_BT.astype(jnp.int32), axis=1)
+    last_BT = prompt.mask_BT & (nth_BT == nth_BT[:, -1:])
+    image_BT = prompt.mask_BT & (prompt.tokens_BT == config.image_token)
+    seen_B1 = jnp.any(image_BT, axis=1, keepdims=True) & (reading.over == "image")
+    chosen_BT = jnp.where(seen_B1, image_BT, last_BT).astype(jnp.float32)
+    total = jnp.sum(jnp.where(chosen_BT[..., None] > 0, h_BTD.astype(jnp.float32), 0.0), axis=1)
+    return total / jnp.maximum(jnp.sum(chosen_BT, axis=1, keepdims=True), 1.0)
 
 
 def head(model: Model, h: Array) -> Array:

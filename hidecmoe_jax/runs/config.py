@@ -11,7 +11,7 @@ import importlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from hidecmoe_jax.core import strict
 from hidecmoe_jax.core.errors import ConfigError
@@ -21,10 +21,11 @@ from hidecmoe_jax.data.records import Policy
 from hidecmoe_jax.data.stream import TaskSpec
 from hidecmoe_jax.evaluate.answer import Writing
 from hidecmoe_jax.methods.learner import Method
+from hidecmoe_jax.methods.mixture import Mixture
 from hidecmoe_jax.methods.routed import Routed
 from hidecmoe_jax.train.optim import Tune
 
-METHODS = {"routed": Routed}
+METHODS = {"routed": Routed, "mixture": Mixture}
 
 
 @dataclass(frozen=True)
@@ -73,14 +74,14 @@ class Judging:
 
     Attributes:
       split: `test`, or `val` while choices are made.
-      named: measure what naming the task would give, after the last task.
+      named: measure what naming the task would give: after the `last` task, after `all` of them, or never (`none`).
       zero_shot: measure the base before the first task.
       variants: measure the last row of the first seed under the method's other fusion rules too.
       writing: how answers are written.
     """
 
     split: str = "test"
-    named: bool = True
+    named: Literal["none", "last", "all"] = "last"
     zero_shot: bool = True
     variants: bool = True
     writing: Writing = Writing()

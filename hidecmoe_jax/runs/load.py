@@ -19,10 +19,11 @@ from hidecmoe_jax.core import trees
 from hidecmoe_jax.core.errors import CheckpointError, DataError
 from hidecmoe_jax.data.features import Features, extract
 from hidecmoe_jax.data.items import IMAGE
+from hidecmoe_jax.data.loader import buckets
 from hidecmoe_jax.data.records import Record, Turn
 from hidecmoe_jax.data.tokenizer import Tokenizer
-from hidecmoe_jax.evaluate.answer import Answer, answers
-from hidecmoe_jax.methods.learner import Decision, Serving
+from hidecmoe_jax.evaluate.answer import Answer, answers, prompts, states
+from hidecmoe_jax.methods.learner import Decision, Seen, Serving
 from hidecmoe_jax.methods.routed import Routed
 from hidecmoe_jax.models.config import LlavaConfig
 from hidecmoe_jax.models.llava import Model, Prompt, logits, vision_features
@@ -138,11 +139,22 @@ class Assistant:
         if not records:
             return []
         style = replace(self.run.evaluate.writing, batch=min(len(records), self.run.evaluate.writing.batch), **writing)
+        features = self._features(records)
         found = answers(
-            self.run.method, self.serving, records, self._features(records), tokenizer=self.tokenizer,
-            template=self.run.template, writing=style, key=jax.random.key(seed), named=self._number(named),
+            self.run.method, self.serving, records, features, tokenizer=self.tokenizer, template=self.run.template,
+            writing=style, key=jax.random.key(seed), state_ND=self._states(records, features),
+            named=self._number(named),
         )  # fmt: skip
         return [answer for batch in found for answer in batch]
+
+    def _states(self, records: tuple[Record, ...], features: Features) -> np.ndarray | None:
+        reading, style = self.run.method.reading, self.run.evaluate.writing
+        if reading is None:
+            return None
+        asked = prompts(records, self.tokenizer, self.run.template, self.config, style)
+        length = buckets((len(prompt.tokens) for prompt in asked), style.bucket)
+        batch = min(len(records), self.run.base.feature_batch)
+        return states(self.base, asked, features, reading, batch=batch, length=length, pad=self.tokenizer.pad)
 
     def _number(self, named: str | None) -> int | None:
         if named is None:
@@ -156,8 +168,9 @@ class Assistant:
         records = self._records(images, prompts)
         if not records:
             return []
-        pooled = self._features(records).pooled(np.arange(len(records)))
-        decision: Decision = self.run.method.decide(self.serving, pooled, None)
+        features = self._features(records)
+        seen = Seen(features.pooled(np.arange(len(records))), self._states(records, features))
+        decision: Decision = self.run.method.decide(self.serving, seen, None)
         return [dict(zip(self.tasks, map(float, row), strict=False)) for row in np.asarray(decision.weight_BN)]
 
     def answer(self, images: Sequence[str | Path], question: str, *, named: str | None = None) -> Reply:
@@ -166,9 +179,19 @@ class Assistant:
         weights = dict(sorted(zip(self.tasks, given.weights, strict=False), key=lambda item: -item[1]))
         if not weights:
             return Reply(given.text, {}, "no routed experts: one model for everything")
-        (first, top), *rest = weights.items()
-        margin = top - rest[0][1] if rest else top
-        return Reply(given.text, weights, f"routed to {first}, {margin:.3f} ahead of the next task")
+        return Reply(given.text, weights, _decided(weights, dict(zip(self.tasks, given.scores, strict=False))))
+
+
+def _decided(weights: dict[str, float], scores: dict[str, float]) -> str:
+    """One sentence about a routing decision; `weights` come loudest first."""
+    first, top = next(iter(weights.items()))
+    if top == 0:
+        return "belongs to no known task: answered by the base model alone"
+    # One-hot weights say nothing about how near it was; then the scores do.
+    told = scores if top == 1 else weights
+    others = [told[name] for name in weights if name != first]
+    ahead = f", {told[first] - max(others):.3f} ahead of the next task" if others else ""
+    return f"routed to {first}{ahead}"
 
 
 def load(path: str | Path, *, task: int | None = None) -> Assistant:

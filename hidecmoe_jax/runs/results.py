@@ -40,7 +40,8 @@ def write(setting: Setting, folder: Path) -> None:
     method = setting.config.method
     seed = folder / f"seed_{setting.config.seeds[0]}"
     kept = [Ledger(seed).load(record.index)[0] for record in Ledger(seed).tasks()]
-    sizes = method.sizes(setting.model, method.recall(setting.model, max(setting.config.capacity, len(kept)), kept))
+    learner = method.recall(setting.model, max(setting.config.capacity, len(kept)), kept)
+    sizes, growth = method.sizes(setting.model, learner), method.growth_of(setting.model, learner)
     asked = {
         task.name: [
             {
@@ -55,7 +56,14 @@ def write(setting: Setting, folder: Path) -> None:
     }
     lessons = [[setting.stream.tasks[t].name for t in lesson] for lesson in method.lessons(len(setting.stream.tasks))]
     scorers = {task.name: task.scorer for task in setting.stream.tasks}
-    facts = {"method": method.name, "scorers": scorers, "lessons": lessons, "sizes": sizes, "asked": asked}
+    facts = {
+        "method": method.name,
+        "scorers": scorers,
+        "lessons": lessons,
+        "sizes": sizes,
+        "growth": growth,
+        "asked": asked,
+    }
     write_json(folder / FACTS, facts)
     rebuild(folder)
 
@@ -98,8 +106,9 @@ def document_of(folder: Path) -> dict[str, Any]:
             archived_parameters=_total(facts["sizes"]["archived"]),
             trained_parameters=_total(facts["sizes"]["trained"]),
             archived_bytes=sum(f.stat().st_size for record in first for f in record.folder.rglob("*") if f.is_file()),
-            expert_sizes={record.name: facts["sizes"]["trained"]["experts"] for record in first},
+            expert_sizes={record.name: size for record, size in zip(first, _expert_sizes(facts), strict=False)},
             settings=settings,
+            growth=facts.get("growth", {}),
         ),
         seeds,
         fusion_modes=_variants(folder / f"seed_{config.seeds[0]}", config.method, tasks, len(facts["lessons"])),
@@ -117,6 +126,14 @@ def _variants(folder: Path, method: Method, tasks: Sequence[str], row: int) -> d
     return found
 
 
+def _expert_sizes(facts: dict[str, Any]) -> list[int]:
+    """Numbers in every task's own experts."""
+    grown = facts.get("growth", {}).get("parameters")
+    return (
+        [part["experts"] for part in grown] if grown else [facts["sizes"]["trained"]["experts"]] * len(facts["asked"])
+    )
+
+
 def _total(counts: dict[str, int]) -> dict[str, int]:
     return {"total": sum(counts.values()), **counts}
 
@@ -127,22 +144,25 @@ def seed_result(folder: Path, seed: int, tasks: Sequence[str], lessons: Sequence
     taught = [0]
     for lesson in lessons:
         taught.append(taught[-1] + len(lesson))
-    matrix: list[list[float | None]] = [[None] * len(tasks) for _ in range(taught[-1] + 1)]
-    unparsed: list[list[int | None]] = [[None] * len(tasks) for _ in range(taught[-1] + 1)]
-    for row, place in enumerate(taught):
-        for column, task in enumerate(tasks):
-            cell = cells.get(row, {}).get(task)
-            if cell is not None:
-                matrix[place][column], unparsed[place][column] = cell["score"], cell["unparsed"]
-    last = cells.get(len(lessons), {})
-    named = [last.get(f"{task} (named)", {}).get("score") for task in tasks]
+
+    def table(key: str, column: str) -> list[list]:
+        """One number of every cell, by number of tasks taught."""
+        rows: list[list] = [[None] * len(tasks) for _ in range(taught[-1] + 1)]
+        for row, place in enumerate(taught):
+            rows[place] = [cells.get(row, {}).get(column.format(task), {}).get(key) for task in tasks]
+        return rows
+
+    last, named = cells.get(len(lessons), {}), table("score", "{} (named)")
     routed = confusion(last, tasks)
     return SeedResult(
         seed=seed,
-        matrix=matrix,
-        named_task_row=named if any(score is not None for score in named) else None,
+        matrix=table("score", "{}"),
+        named_task_matrix=named if any(score is not None for row in named for score in row) else None,
         routing_confusion=None if routed is None else routed.tolist(),
-        unparsed=unparsed,
+        routing_accuracy=None
+        if routed is None
+        else 100.0 * routed.trace() / sum(last[task]["count"] for task in tasks),
+        unparsed=table("unparsed", "{}"),
         seconds=_seconds(folder, cells),
         curves=_curves(folder),
     )
@@ -160,7 +180,8 @@ def _seconds(folder: Path, cells: dict[int, dict[str, dict[str, Any]]]) -> dict[
 def _curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
     curves = defaultdict(list)
     for line in Curve(folder / "metrics.jsonl").read():
-        curves[line["task"]].append((line["step"], line["loss"]))
+        name = line["task"] if line["stage"] == "tune" else f"{line['task']} ({line['stage']})"
+        curves[name].append((line["step"], line["loss"]))
     return dict(curves)
 
 

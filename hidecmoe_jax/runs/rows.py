@@ -70,9 +70,10 @@ def write_answers(
     if len(done) == len(records):
         return done
     names = [t.name for t in setting.stream.tasks]
+    label, reading = f"{task.name} {setting.config.evaluate.split}", setting.config.method.reading
     batches = answers(
-        setting.config.method, serving, records,
-        setting.features(records, f"{task.name} {setting.config.evaluate.split}"),
+        setting.config.method, serving, records, setting.features(records, label),
+        state_ND=None if reading is None else setting.states(records, label, reading),
         tokenizer=setting.tokenizer, template=setting.config.template, writing=setting.config.evaluate.writing,
         key=key_for(seed, "answer", task.name), length=setting.prompt_length, named=task.index if named else None,
         skip=frozenset(line["question_id"] for line in done),
@@ -92,7 +93,8 @@ def judge(task: Task, records, lines: list[dict[str, Any]], names: Sequence[str]
     """One cell: score, denominator, what could not be read or was cut, and where inputs were routed."""
     predictions = by_id([(line["question_id"], line["text"]) for line in lines], where=f"answers to {task.name}")
     result = score(task.scorer, predictions, {record.id: record.references for record in records})
-    routed = [max(line["weights"], key=line["weights"].get) for line in lines if line["weights"]]
+    weighed = [line["weights"] for line in lines if line["weights"]]
+    routed = [max(weights, key=weights.get) for weights in weighed if any(weights.values())]
     return {
         "score": result.value,
         "count": result.count,
@@ -100,6 +102,7 @@ def judge(task: Task, records, lines: list[dict[str, Any]], names: Sequence[str]
         "cut": sum(not line["ended"] for line in lines),
         "parts": result.parts,
         "routed": {name: routed.count(name) for name in names} if routed else None,
+        "unknown": len(weighed) - len(routed),
     }
 
 

@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from hidecmoe_jax.core import trees
 from hidecmoe_jax.core.errors import CheckpointError
 from hidecmoe_jax.core.keys import key_for
 from hidecmoe_jax.data.stream import Stream
-from hidecmoe_jax.methods.learner import Learner, Serving, Stage
+from hidecmoe_jax.methods.learner import Learner, Seen, Serving, Stage
 from hidecmoe_jax.runs.cells import Curve
 from hidecmoe_jax.runs.ledger import Ledger
 from hidecmoe_jax.runs.progress import Progress
@@ -28,11 +28,7 @@ from hidecmoe_jax.runs.setting import Setting, say
 from hidecmoe_jax.runs.signals import Stop
 from hidecmoe_jax.runs.watching import Watching
 from hidecmoe_jax.train.optim import Tune
-from hidecmoe_jax.train.stage import Material, run_stage
-
-_observe = partial(jax.jit, static_argnames=("method", "stage"))(
-    lambda method, learner, stage, task, pooled, valid: method.observe(learner, stage, task, pooled, valid)
-)
+from hidecmoe_jax.train.stage import Material, count_usage, run_stage, tuned_for
 
 
 @dataclass(frozen=True)
@@ -113,6 +109,7 @@ class SeedRun:
                 self.learn(number, lesson, kept)
                 kept.append(self.ledger.load(number)[0])
                 Progress(self.folder / "progress").clear()
+                self._between.clear()
             self.evaluate(number + 1, kept)
         if self.setting.config.evaluate.variants and self.seed == self.setting.config.seeds[0]:
             self.evaluate_variants(kept)
@@ -132,14 +129,19 @@ class SeedRun:
         name, start = lesson_name(setting.stream, lesson), time.monotonic()
         learner, tune = self.recall(kept), tune_of(setting.config.tune, setting.stream, lesson)
         material = setting.material(method.records(setting.stream, lesson), lesson, name)
-        for place, stage in enumerate(method.stages()):
+        (learner, done), stages = self._entered(learner, number), method.stages(number)
+        for place, stage in list(enumerate(stages))[done:]:
             key = key_for(self.seed, "lesson", number, stage.kind)
             learner = method.before(setting.model, learner, stage, number, key)
+            part = material.only(method.part(stage, len(material.encoded), self._order(number, 0)))
             if stage.trains:
-                learner = self._trained(learner, stage, material, tune, name, at=(number, place), key=key)
+                learner = self._trained(learner, stage, part, tune, name, at=(number, place), key=key)
             else:
-                learner = self._observed(learner, stage, number, material)
+                seen = self._seen(learner, stage, part, name)
+                learner = method.observe(setting.model, learner, stage, number, seen, key)
             learner = method.after(setting.model, learner, stage, number)
+            if any(later.trains for later in stages[place + 1 :]):
+                self._between.save(place, trees.flatten(learner), meta={"lesson": number})
         self._verify(learner, kept, name)
         facts = {
             "tasks": [setting.stream.tasks[task].name for task in lesson],
@@ -155,23 +157,39 @@ class SeedRun:
         self, learner: Learner, stage: Stage, material: Material, tune: Tune, name: str, *, at: tuple[int, int], key
     ) -> Learner:
         progress, curve = Progress(self.folder / "progress"), Curve(self.folder / "metrics.jsonl")
-        watch = Watching(progress, curve, self.stop, tune, name, at, self.options.on_corrupt)
-        # A training stage must not depend on how far earlier stages of the run came, only on seed, lesson and place.
-        order = int(np.random.SeedSequence([self.seed, *at]).generate_state(1)[0])
+        own = tuned_for(stage, tune, len(material.encoded))
+        watch = Watching(progress, curve, self.stop, own, name, at, self.options.on_corrupt)
         method, model = self.setting.config.method, self.setting.model
         return run_stage(
-            method, model, learner, stage, material, tune=tune, key=key, seed=order, watch=watch, task=name
+            method, model, learner, stage, material, tune=own, key=key, seed=self._order(*at), watch=watch, task=name
         )
 
-    def _observed(self, learner: Learner, stage: Stage, number: int, material: Material) -> Learner:
-        """One pass over the features of all records, in batches of one shape."""
-        size, count = self.setting.config.base.feature_batch, len(material.encoded)
-        for start in range(0, count, size):
-            rows = np.arange(start, start + size, dtype=np.int32)
-            rows = np.where(rows < count, rows, -1)
-            pooled = material.features.pooled(rows)
-            learner = _observe(self.setting.config.method, learner, stage, number, pooled, rows >= 0)
-        return learner
+    def _order(self, number: int, place: int) -> int:
+        """Seed of what a stage draws: it depends on the run's seed, the lesson and the place, not on the way there."""
+        return int(np.random.SeedSequence([self.seed, number, place]).generate_state(1)[0])
+
+    def _seen(self, learner: Learner, stage: Stage, material: Material, name: str) -> Seen:
+        """What a stage that does not train looks at."""
+        setting, method = self.setting, self.setting.config.method
+        pooled = material.features.pooled(np.arange(len(material.encoded)))
+        if stage.source == "usage":
+            batch = setting.config.tune.batch
+            return Seen(pooled, usage=count_usage(method, setting.model, learner, stage, material, batch))
+        reading = method.reading
+        return Seen(pooled, None if reading is None else setting.states(material.records, f"{name} train", reading))
+
+    @property
+    def _between(self) -> Progress:
+        """The learner between two stages of a lesson, so that a crash costs a stage and never a lesson."""
+        return Progress(self.folder / "between", keep=1)
+
+    def _entered(self, learner: Learner, number: int) -> tuple[Learner, int]:
+        """The learner after the stages of a lesson that are finished, and how many these are."""
+        found = self._between.latest(on_corrupt=self.options.on_corrupt)
+        if found is None or found[2]["lesson"] != number:
+            return learner, 0
+        place, flat, _ = found
+        return jax.tree.map(jnp.asarray, trees.restore_into(learner, flat)), place + 1
 
     def _verify(self, learner: Learner, kept: list, name: str) -> None:
         """The base and earlier lessons' experts must have every byte they had (TR5)."""
@@ -201,17 +219,20 @@ class SeedRun:
         return tuple(task for task in tasks if task in seen or task == max(seen) + 1)
 
     def evaluate(self, row: int, kept: list) -> None:
-        """Measures the missing cells of a row; after the last lesson also with the task named.
+        """Measures the missing cells of a row; learned tasks also with the task named, as `evaluate.named` says.
 
         Raises:
           PreemptedError: after a signal, between two cells.
         """
         method = self.setting.config.method
         serving = method.serve(self.setting.model, self.recall(kept[:row]))
-        reference = 0 < row == len(self.lessons) and serving.bank is not None and not method.needs_name
+        rows = {"none": (), "last": (len(self.lessons),), "all": range(1, len(self.lessons) + 1)}
+        reference = row in rows[self.setting.config.evaluate.named] and row > 0
+        reference = reference and serving.bank is not None and not method.needs_name
+        seen = {task for lesson in self.lessons[:row] for task in lesson}
         for index in self.wanted(row):
             self._cell(serving, row, index, named=method.needs_name, reference=False)
-            if reference and self.setting.config.evaluate.named:
+            if reference and index in seen:
                 self._cell(serving, row, index, named=True, reference=True)
 
     def evaluate_variants(self, kept: list) -> None:

@@ -13,6 +13,7 @@ from importlib.metadata import version
 from typing import Any
 
 import jax
+import numpy as np
 from tqdm import tqdm
 
 from hidecmoe_jax.core import trees
@@ -26,8 +27,8 @@ from hidecmoe_jax.data.prompts import Encoded, encode_all
 from hidecmoe_jax.data.records import Record
 from hidecmoe_jax.data.stream import Stream, Task, TaskSpec, open_stream
 from hidecmoe_jax.data.tokenizer import Tokenizer
-from hidecmoe_jax.evaluate.answer import prompts
-from hidecmoe_jax.models.llava import Model
+from hidecmoe_jax.evaluate.answer import prompts, states
+from hidecmoe_jax.models.llava import Model, Reading
 from hidecmoe_jax.models.store import base_folder, load_model
 from hidecmoe_jax.runs.config import RunConfig, StreamConfig, to_mapping
 from hidecmoe_jax.scoring.score import SCORERS
@@ -56,7 +57,7 @@ class Setting:
     model: Model
     tokenizer: Tokenizer
     stream: Stream
-    shelf: dict[tuple, Features] = field(default_factory=dict, compare=False, repr=False)
+    shelf: dict[tuple, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @cached_property
     def base_digest(self) -> str:
@@ -71,6 +72,19 @@ class Setting:
             self.shelf[name] = extract(
                 self.model, self.tokenizer, records,
                 batch=base.feature_batch, budget_gib=base.feature_gib, progress=bar(f"features of {label}"),
+            )  # fmt: skip
+        return self.shelf[name]
+
+    def states(self, records: tuple[Record, ...], label: str, reading: Reading) -> np.ndarray:
+        """The frozen base's state of every prompt, float32 [N, D]; of several turns the last question counts."""
+        name = (label, records, reading)
+        if name not in self.shelf:
+            writing, base = self.config.evaluate.writing, self.config.base
+            asked = prompts(records, self.tokenizer, self.config.template, self.model.config, writing)
+            self.shelf[name] = states(
+                self.model, asked, self.features(records, label), reading, batch=base.feature_batch,
+                length=buckets((len(prompt.tokens) for prompt in asked), writing.bucket), pad=self.tokenizer.pad,
+                progress=bar(f"states of {label}"),
             )  # fmt: skip
         return self.shelf[name]
 
@@ -123,7 +137,7 @@ class Setting:
         records, encoded = self.encode(records, label)
         features = self.features(records, f"{label} train")
         vocabulary = self.model.config.decoder.vocabulary
-        return Material(encoded, features, (length, answers), self.tokenizer.pad, vocabulary)
+        return Material(records, encoded, features, (length, answers), self.tokenizer.pad, vocabulary)
 
     def identity(self) -> dict[str, Any]:
         """What may not change between stop and resume."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Protocol
 
 import jax
@@ -20,7 +21,9 @@ from hidecmoe_jax.core.errors import NumericsError
 from hidecmoe_jax.data.features import Features
 from hidecmoe_jax.data.loader import Plan, collate
 from hidecmoe_jax.data.prompts import Encoded
+from hidecmoe_jax.data.records import Record
 from hidecmoe_jax.methods.learner import Learner, Method, Stage, with_trainable
+from hidecmoe_jax.models.llama import Tally
 from hidecmoe_jax.models.llava import Batch, Model, Prompt
 from hidecmoe_jax.train.optim import Tune, shape_of_rate
 from hidecmoe_jax.train.step import Metrics, begin, take_step
@@ -30,13 +33,28 @@ STILL_WARN, STILL_STOP = 10, 50  # steps without any gradient (TR4)
 
 @dataclass(frozen=True)
 class Material:
-    """What a stage reads: encoded records, tower features, the (length, answers) of a batch, padding, vocabulary."""
+    """What a stage reads: records, encoded, with tower features; (length, answers) of a batch, padding, vocabulary."""
 
+    records: tuple[Record, ...]
     encoded: Sequence[Encoded]
     features: Features
     shape: tuple[int, int]
     pad: int
     vocabulary: int
+
+    def only(self, rows: np.ndarray | None) -> Material:
+        """Some of the records, in batches of the same shape; None for all."""
+        if rows is None:
+            return self
+        records, encoded = zip(*((self.records[row], self.encoded[row]) for row in rows), strict=True)
+        return replace(self, records=records, encoded=encoded, features=self.features.only(np.asarray(rows)))
+
+    def batch(self, rows: np.ndarray) -> Batch:
+        """Records `rows` [B] as a batch; -1 gives a row that counts for nothing."""
+        encoded = [self.encoded[row] if row >= 0 else None for row in rows]
+        arrays = collate(encoded, length=self.shape[0], answers=self.shape[1], pad=self.pad, vocab=self.vocabulary)
+        prompt = Prompt(arrays["tokens_BT"], arrays["mask_BT"], self.features.patches(rows))
+        return Batch(prompt, arrays["where_BA"], arrays["answer_BA"], arrays["answer_mask_BA"])
 
 
 class Watch(Protocol):
@@ -50,17 +68,6 @@ class Watch(Protocol):
 
     def warn(self, text: str) -> None:
         """Something a user should read."""
-
-
-def _batches(material: Material, rows: np.ndarray) -> Batch:
-    """Micro-batches [K, B, ...] of record numbers `rows` [K, B]."""
-    stacked, (length, answers) = [], material.shape
-    for part in rows:
-        encoded = [material.encoded[row] if row >= 0 else None for row in part]
-        arrays = collate(encoded, length=length, answers=answers, pad=material.pad, vocab=material.vocabulary)
-        prompt = Prompt(arrays["tokens_BT"], arrays["mask_BT"], material.features.patches(part))
-        stacked.append(Batch(prompt, arrays["where_BA"], arrays["answer_BA"], arrays["answer_mask_BA"]))
-    return jax.tree.map(lambda *leaves: np.stack(leaves), *stacked)
 
 
 def _check(metrics: Metrics, where: str, ids: Callable[[], list[str]]) -> dict[str, float]:
@@ -109,8 +116,9 @@ def run_stage(
     for step in range(start, plan.steps):
         rows = plan.indices(step).reshape(tune.accumulate, tune.batch)
         factor = shape_of_rate(step, plan.steps, tune.warmup)
-        rates = {"experts": jnp.float32(tune.rate * factor), "shared": jnp.float32(tune.projector_rate * factor)}
-        batches = _batches(material, rows)
+        peaks = {"experts": tune.rate, "routers": tune.rate, "shared": tune.projector_rate}
+        rates = {name: jnp.float32(peak * factor) for name, peak in peaks.items()}
+        batches = jax.tree.map(lambda *leaves: np.stack(leaves), *(material.batch(part) for part in rows))
         state, metrics = take_step(
             state, model, heard, batches, rates, jax.random.fold_in(key, step), method=method, stage=stage, tune=traced
         )
@@ -118,6 +126,32 @@ def run_stage(
         pending = (step, metrics, state, [material.encoded[row].id for row in rows.ravel() if row >= 0])
     _report(pending, watch, stage, plan.steps, task, still)
     return with_trainable(learner, state.leaves)
+
+
+def tuned_for(stage: Stage, tune: Tune, count: int) -> Tune:
+    """The tuning of a stage that has its own rate or a least number of steps over `count` records."""
+    rate = tune.rate if stage.rate is None else stage.rate
+    if not stage.steps:
+        return replace(tune, rate=rate)
+    passes = -(-stage.steps // Plan(count, tune.batch * tune.accumulate, 1, 0).epoch_steps)
+    return replace(tune, rate=rate, epochs=passes)
+
+
+_usage = partial(jax.jit, static_argnames=("method", "stage"))(
+    lambda method, stage, model, learner, batch: method.usage(model, learner, stage, batch)
+)
+
+
+def count_usage(method: Method, model: Model, learner: Learner, stage: Stage, material: Material, batch: int) -> Tally:
+    """Sums of the stage's tallies over all records; counts are integers on the host and cannot overflow."""
+    total = None
+    for start in range(0, len(material.encoded), batch):
+        rows = np.arange(start, start + batch, dtype=np.int32)
+        rows = np.where(rows < len(material.encoded), rows, -1)
+        found = jax.device_get(_usage(method, stage, model, learner, material.batch(rows)))
+        found = jax.tree.map(lambda leaf: leaf.astype(np.int64 if leaf.dtype == np.int32 else np.float64), found)
+        total = found if total is None else jax.tree.map(np.add, total, found)
+    return total
 
 
 def _report(pending, watch: Watch, stage: Stage, steps: int, task: str, still: int) -> int:

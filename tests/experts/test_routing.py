@@ -11,7 +11,15 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from hidecmoe_jax.experts.bank import EMPTY
-from hidecmoe_jax.experts.routing import Routing, Voice, constant, everyone, slot_weights, softmax_top_k
+from hidecmoe_jax.experts.routing import (
+    Routing,
+    Voice,
+    balance_loss,
+    constant,
+    everyone,
+    slot_weights,
+    softmax_top_k,
+)
 
 ROWS, SLOTS = 3, 5
 LOGITS = hnp.arrays(np.float32, (ROWS, SLOTS), elements=st.floats(-80, 80, width=32))
@@ -118,3 +126,42 @@ def test_a_layer_without_audible_experts_is_the_base_even_with_a_router():
     router = jnp.asarray(np.random.default_rng(0).normal(size=(LAYERS, 1, 16, 3)), jnp.float32)
     silent = Routing(jnp.zeros((LAYERS, 1, 3)), router, top_k=2)
     np.testing.assert_array_equal(forward(base, ask, (Voice(bank, silent),)), forward(base, ask, ()))
+
+
+def test_balance_loss_is_the_switch_formula_and_one_for_an_even_load():
+    rng = np.random.default_rng(3)
+    count, chance = rng.integers(0, 50, (3, SLOTS)), rng.random((3, SLOTS)).astype(np.float32)
+    heard = np.array([[1, 1, 1, 0, 1], [1, 1, 0, 0, 0], [0, 0, 0, 0, 0]], bool)
+    expected = []
+    for c, p, h in zip(count, chance.astype(np.float64), heard, strict=True):
+        f, p = c[h] / max(c[h].sum(), 1), p[h] / max(p[h].sum(), 1e-30)
+        expected.append(h.sum() * (f * p).sum())
+    found = balance_loss(jnp.asarray(count), jnp.asarray(chance), jnp.asarray(heard))
+    np.testing.assert_allclose(found, np.mean(expected), rtol=1e-6)
+    even = balance_loss(jnp.full((2, 4), 7), jnp.full((2, 4), 0.25), jnp.ones((2, 4), bool))
+    np.testing.assert_allclose(even, 1.0, rtol=1e-6)
+    slope = jax.grad(lambda p: balance_loss(jnp.asarray(count), p, jnp.asarray(heard)))(jnp.asarray(chance))
+    assert np.isfinite(slope).all() and not np.asarray(slope)[~heard].any()
+
+
+def test_voices_of_one_gate_weigh_as_one_bank():
+    whole = random_bank(row(0, 1, 2, 3))
+    parts = [
+        whole.replace(
+            a={site: a[:, :, cut] for site, a in whole.a.items()},
+            b={site: b[:, cut] for site, b in whole.b.items()},
+            owner_LS=whole.owner_LS[:, cut],
+        )
+        for cut in (slice(0, 3), slice(3, 4))
+    ]
+    width = model().config.decoder.width
+    router = jnp.asarray(np.random.default_rng(0).normal(size=(LAYERS, 1, width, 4)), jnp.float32)
+    gain = jnp.asarray(np.array([1.0, 0.0, 0.5, 1.5], np.float32)) * jnp.ones((LAYERS, 1, 1))
+    one = (Voice(whole, Routing(gain, router, 2)),)
+    two = tuple(
+        Voice(bank, Routing(gain[..., cut], router[..., cut], 2, gate="pool"))
+        for bank, cut in zip(parts, (slice(0, 3), slice(3, 4)), strict=True)
+    )
+    apart = tuple(Voice(v.bank, v.routing.replace(gate="")) for v in two)
+    np.testing.assert_allclose(forward(model(), prompt(), one), forward(model(), prompt(), two), atol=1e-5)
+    assert np.abs(np.asarray(forward(model(), prompt(), one) - forward(model(), prompt(), apart))).max() > 1e-3

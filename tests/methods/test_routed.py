@@ -60,9 +60,9 @@ def test_expanded_layers_come_from_the_model():
 
 
 def test_a_method_says_what_it_needs():
-    assert [stage.kind for stage in Routed().stages()] == ["tune", "anchors"]
-    assert [stage.kind for stage in Routed(gate=NamedGate()).stages()] == ["tune"]
-    assert Routed(growth="none").stages() == () and Routed(growth="none").lessons(3) == ()
+    assert [stage.kind for stage in Routed().stages(0)] == ["tune", "anchors"]
+    assert [stage.kind for stage in Routed(gate=NamedGate()).stages(0)] == ["tune"]
+    assert Routed(growth="none").stages(0) == () and Routed(growth="none").lessons(3) == ()
     assert Routed().lessons(3) == ((0,), (1,), (2,)) and Routed(growth="shared", union=True).lessons(3) == ((0, 1, 2),)
     assert Routed(gate=NamedGate()).needs_name and not Routed(growth="shared", gate=NamedGate()).needs_name
     assert Routed().isolates and not Routed(growth="shared").isolates
@@ -90,10 +90,10 @@ def test_a_missing_fusion_weight_is_named():
 def test_the_projector_trains_in_float32_whatever_the_base_is_stored_in():
     shapes = jax.eval_shape(lambda: init_model(TINY, jax.random.key(0)))
     half = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.bfloat16), shapes)
-    learner = Routed().before(half, Routed().birth(half, 2), Routed().stages()[0], 0, jax.random.key(0))
+    learner = Routed().before(half, Routed().birth(half, 2), Routed().stages(0)[0], 0, jax.random.key(0))
     assert {leaf.dtype.name for leaf in learner.tuned.values()} == {"float32"}
     assert sorted(learner.tuned) == [f"projector/linear{n}/{part}" for n in (1, 2) for part in ("bias", "kernel")]
-    assert Routed(train_projector=False).before(half, learner, Routed().stages()[0], 0, jax.random.key(0)).tuned == {}
+    assert Routed(train_projector=False).before(half, learner, Routed().stages(0)[0], 0, jax.random.key(0)).tuned == {}
 
 
 def test_defaults_are_the_official_values():

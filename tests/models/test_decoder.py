@@ -93,6 +93,9 @@ def test_token_router_and_its_tally_are_the_formula():
             of_kind = weights[kinds[kinds >= 0] == kind]
             np.testing.assert_array_equal(tally.count[layer, :, kind], (of_kind > 0).sum(0))
             np.testing.assert_allclose(tally.mass[layer, :, kind], of_kind.sum(0), atol=1e-5)
+            open_to_all = reference[layer][0] | {"top_k": 4, "gain": np.array([1.0, 1.0, 0.0, 1.0])}
+            chances = ref.slot_weights(rows, open_to_all)[kinds[kinds >= 0] == kind]
+            np.testing.assert_allclose(tally.chance[layer, :, kind], chances.sum(0), atol=1e-5)
     assert (np.asarray(tally.count).sum(1) == 2 * np.array([3, 2, 2])).all()  # two slots hear every token
 
 

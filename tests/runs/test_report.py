@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 from PIL import Image
@@ -31,11 +32,16 @@ def document():
         seed_result(
             0,
             [[10, 20], [80, 30], [60, 90]],
-            named_task_row=[70, 90],
+            named_task_matrix=[[None, None], [None, None], [70, 90]],
             routing_confusion=[[9, 1], [0, 10]],
             curves={"digits": [(0, 2.0), (1, 1.0)], "charts": [(0, 2.5), (1, 1.5)]},
         ),
-        seed_result(1, [[10, 20], [90, 30], [80, 90]], named_task_row=[90, 90], routing_confusion=[[10, 0], [0, 10]]),
+        seed_result(
+            1,
+            [[10, 20], [90, 30], [80, 90]],
+            named_task_matrix=[[None, None], [None, None], [90, 90]],
+            routing_confusion=[[10, 0], [0, 10]],
+        ),
     ]
     return run_document(facts(), seeds)
 
@@ -50,6 +56,30 @@ def test_the_keys_of_a_run(document):
     assert document["named_task_last"] == pytest.approx(85.0)
     assert set(document["stored_parameters"]) == {"total", "experts", "routers", "locator", "projector"}
     assert [entry["last"] for entry in document["seeds"]["per_seed"]] == [75.0, 85.0]
+
+
+def test_backward_transfer_is_split_into_routing_and_the_rest(document):
+    named = [[None, None], [80, None], [78, 90]]
+    found = run_document(facts(), [seed_result(0, [[10, 20], [80, 30], [60, 90]], named_task_matrix=named)])
+    assert found["named_task_matrix"] == named and found["bwt_t"] == pytest.approx(-10.0)
+    assert found["bwt_named_task"] == pytest.approx(-1.0) and found["bwt_routing"] == pytest.approx(-9.0)
+    assert document["bwt_named_task"] is None and document["bwt_routing"] is None  # only the last row was measured
+
+
+def test_growth_is_drawn_by_task_and_layer(tmp_path):
+    growth = {
+        "experts": [[2, 2, 2], [0, 1, 0]],
+        "frequency": [None, [0.2, 0.9, 0.5]],
+        "even": [None, [0.67] * 3],
+        "by_kind": [None, [[0.2, 0.1, 0.3]] * 3],
+        "parameters": [{"experts": 6, "routers": 4, "locator": 1}, {"experts": 1, "routers": 5, "locator": 1}],
+    }
+    grown = replace(facts("cmoe"), growth=growth)
+    found = run_document(grown, [seed_result(0, [[10, 20], [80, 30], [60, 90]])])
+    assert found["growth"] == growth
+    write_report(tmp_path, found, [])
+    assert Image.open(tmp_path / "figures" / "growth.png").size[0] > 400
+    assert "Experts that each task" in (tmp_path / "report.html").read_text()
 
 
 def test_ev8_a_cell_that_one_seed_lacks_is_null_and_stops_the_headline():

@@ -18,7 +18,7 @@ from hidecmoe_jax.scoring.matrix import METRICS, Matrix, mean_and_spread, mean_m
 
 FORMAT = 1
 PARTS = ("experts", "routers", "locator", "projector")
-HEADLINES = (*METRICS, "routing_accuracy", "named_task_last", "named_task_gap")
+HEADLINES = (*METRICS, "routing_accuracy", "named_task_last", "named_task_gap", "bwt_named_task", "bwt_routing")
 
 Curve = Sequence[tuple[int, float]]
 
@@ -31,7 +31,7 @@ class SeedResult:
       seed: the seed.
       matrix: T + 1 rows of T scores (row 0 zero-shot, row k after task k), None where not measured; a method that
         never learns has row 0 only.
-      named_task_row: T scores of the final model with the task named instead of routed.
+      named_task_matrix: like `matrix`, with the task named instead of routed; the last row alone may be measured.
       routing_confusion: T x T counts of the final model, rows the true task, columns the task it was routed to.
       routing_accuracy: 0-100; computed from the confusion matrix where left out.
       unparsed: counts in the shape of `matrix`.
@@ -41,7 +41,7 @@ class SeedResult:
 
     seed: int
     matrix: Matrix
-    named_task_row: Sequence[float | None] | None = None
+    named_task_matrix: Matrix | None = None
     routing_confusion: Sequence[Sequence[int]] | None = None
     routing_accuracy: float | None = None
     unparsed: Sequence[Sequence[int | None]] | None = None
@@ -64,6 +64,7 @@ class RunFacts:
       stored_bytes, archived_bytes: size on disk.
       expert_sizes: parameters of each task's own expert.
       settings: what a reader should know to repeat the run; JSON types.
+      growth: where the first seed added experts and why, by task and layer; empty for methods that do not grow.
     """
 
     method: str
@@ -76,6 +77,7 @@ class RunFacts:
     archived_bytes: int | None = None
     expert_sizes: Mapping[str, int] = field(default_factory=dict)
     settings: Mapping[str, object] = field(default_factory=dict)
+    growth: Mapping[str, object] = field(default_factory=dict)
 
 
 def run_document(
@@ -107,6 +109,7 @@ def run_document(
         **{name: spread[name]["mean"] for name in HEADLINES},
         "missing": _missing(per_seed),
         "named_task_row": _mean_row([entry["named_task_row"] for entry in per_seed]),
+        "named_task_matrix": _mean_matrix([entry["named_task_matrix"] for entry in per_seed]),
         "routing_confusion": _summed([entry["routing_confusion"] for entry in per_seed]),
         "unparsed": _summed(unparsed),
         "stored_parameters": _parameters(facts.stored_parameters),
@@ -124,6 +127,7 @@ def run_document(
             mode: {"scores": _row(scores), "last": _mean(_row(scores))} for mode, scores in (fusion_modes or {}).items()
         },
         "settings": dict(facts.settings),
+        "growth": dict(facts.growth),
     }
 
 
@@ -162,16 +166,21 @@ def compare_document(documents: Sequence[Mapping[str, object]]) -> dict[str, obj
 
 def _seed_entry(seed: SeedResult, tasks: int) -> dict[str, object]:
     metrics = summary(seed.matrix)
-    named_row = _row(seed.named_task_row) if seed.named_task_row is not None else None
+    named_rows = _padded(seed.named_task_matrix, tasks) if seed.named_task_matrix else None
+    named_row = named_rows[-1] if named_rows else None
     named = _mean(named_row) if named_row else None
-    last = metrics["last"]
+    last, bwt = metrics["last"], summary(named_rows)["bwt_t"] if named_rows else None
+    routing = metrics["bwt_t"] - bwt if bwt is not None and metrics["bwt_t"] is not None else None
     return {
         "seed": seed.seed,
         "matrix": _padded(seed.matrix, tasks),
         **metrics,
         "named_task_row": named_row,
         "named_task_last": named,
+        "named_task_matrix": named_rows,
         "named_task_gap": named - last if named is not None and last is not None else None,
+        "bwt_named_task": bwt,
+        "bwt_routing": routing,
         "routing_accuracy": _routing_accuracy(seed),
         "routing_confusion": [list(row) for row in seed.routing_confusion] if seed.routing_confusion else None,
         "unparsed": _padded(seed.unparsed, tasks) if seed.unparsed else None,
@@ -209,7 +218,7 @@ def _check(facts: RunFacts, seeds: Sequence[SeedResult]) -> None:
             "matrix": seed.matrix,
             "routing_confusion": seed.routing_confusion or (),
             "unparsed": seed.unparsed or (),
-            "named_task_row": [seed.named_task_row or [0] * tasks],
+            "named_task_matrix": seed.named_task_matrix or [[0] * tasks],
         }
         problems += [
             (
@@ -272,6 +281,10 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 def _mean_row(rows: Sequence[Sequence[float | None] | None]) -> list[float | None] | None:
     return None if None in rows else mean_matrix([[row] for row in rows])[0]
+
+
+def _mean_matrix(tables: Sequence[Matrix | None]) -> list[list[float | None]] | None:
+    return None if None in tables else mean_matrix(tables)
 
 
 def _mean_by_name(rows: Sequence[Mapping[str, float]]) -> dict[str, float | None]:

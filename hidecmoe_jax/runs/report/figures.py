@@ -36,6 +36,8 @@ def run_figures(document: Document) -> dict[str, bytes]:
         drawn["routing_confusion"] = routing_confusion(document)
     if document["stored_parameters"] or document["expert_sizes"]:
         drawn["expert_sizes"] = expert_sizes(document)
+    if document.get("growth"):
+        drawn["growth"] = growth(document)
     if any(document["curves"].values()):
         drawn["training_loss"] = training_loss(document)
     return {f"{name}.png": png(figure) for name, figure in drawn.items()}
@@ -132,6 +134,26 @@ def expert_sizes(document: Document):
         _rows(axis, [short(task) for task in sizes], longest=max(sizes.values()))
         titles(axis, "Each task's own expert", x="parameters", y="")
     return figure
+
+
+def growth(document: Document):
+    """Experts that every task added in every layer; shaded by how often its probe was picked there."""
+    found, tasks = document["growth"], document["tasks"]
+    layers = len(found["experts"][0])
+    figure, axis = canvas(2.6 + 0.62 * layers, 1.6 + 0.55 * len(found["experts"]))
+    picked = [row or [None] * layers for row in found["frequency"]]
+    shares = [[100 * (share or 0.0) for share in row] for row in picked]
+    texts = [list(map(_growth_text, *rows)) for rows in zip(found["experts"], picked, strict=True)]
+    heat(axis, shares, top=100.0, texts=texts)
+    axis.set_xticks(range(layers), range(layers))
+    axis.set_yticks(range(len(texts)), [short(task) for task in tasks[: len(texts)]])
+    titles(axis, f"Experts added, and tokens that picked the probe \u00b7 {document['method']}", x="layer", y="")
+    return figure
+
+
+def _growth_text(added: int, share: float | None) -> str:
+    mark = f"+{added}" if added else "\u00b7"
+    return mark if share is None else f"{mark}\n{100 * share:.0f}%"
 
 
 def training_loss(document: Document):

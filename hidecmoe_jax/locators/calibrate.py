@@ -1,0 +1,95 @@
+"""From the scores of a locator to decisions that can be trusted: what is unknown, and how well tasks are told apart.
+
+A locator always has a nearest task, also for an input that belongs to none. Where to stop believing it is read from
+scores that samples of a task get which it was not fitted with: accept as many of the task's own as one is willing to
+lose. LLaVA-CMoE (arXiv 2503.21227) has no such rule; its reviewers asked for one. Scores are higher for nearer tasks.
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from hidecmoe_jax.core.errors import DataError, NumericsError
+from hidecmoe_jax.locators.gaussian import LOWEST
+
+# 0.29 * 100 is 28.999999999999996, and 29 is meant.
+ROUNDING = 1e-9
+
+
+def _line(values, name: str) -> np.ndarray:
+    """A non-empty vector of scores without NaN, float64."""
+    line = np.asarray(values, np.float64)
+    if line.ndim != 1 or not len(line):
+        why = f"got shape {line.shape}, expected [M] with M >= 1"
+        raise DataError(f"{name} scores of the wrong shape", why=why, remedy="pass one best score for every sample")
+    if np.isnan(line).any():
+        why = f"{np.sum(np.isnan(line))} of {len(line)} are NaN"
+        raise NumericsError(f"{name} scores are not numbers", why=why, remedy="check the features they come from")
+    return line
+
+
+def threshold(held_out_M, false_alarm: float) -> float:
+    """The score below which an input is unknown: a fraction `false_alarm` of a task's own samples lies below it.
+
+    Args:
+      held_out_M: for every held-out sample of the task, its best score over the learned tasks.
+      false_alarm: fraction of them in [0, 1) that may be called unknown. `floor(false_alarm * M)` lie strictly below
+        the threshold, fewer if scores are tied; with 0 it is the lowest score.
+
+    Raises:
+      DataError, NumericsError: no vector of numbers.
+    """
+    if not 0 <= false_alarm < 1:
+        raise ValueError(f"false_alarm {false_alarm} must be in [0, 1)")
+    line = np.sort(_line(held_out_M, "held-out"))
+    return float(line[int(false_alarm * len(line) + ROUNDING)])
+
+
+def unknown(scores_BN: Array, thresholds: Array | float) -> Array:
+    """Whether each sample's best score lies below the threshold of the task it would go to, bool [B].
+
+    Args:
+      thresholds: one number, or one for every task [N]; NaN (a task without threshold) makes all its inputs unknown.
+
+    A sample whose scores are not finite, or for which no task is learned, is always unknown.
+    """
+    best_B = jnp.max(scores_BN, axis=-1)
+    limits_N = jnp.broadcast_to(jnp.asarray(thresholds, jnp.float32), scores_BN.shape[-1:])
+    # Written as "not known": a comparison with NaN is false, and has to end here as unknown.
+    return ~((best_B >= limits_N[jnp.argmax(scores_BN, axis=-1)]) & (best_B > LOWEST))
+
+
+def auroc(known_M, foreign_M) -> float:
+    """Probability that a known sample scores above a foreign one, ties counting half (area under the ROC curve).
+
+    Raises:
+      DataError, NumericsError: either is no vector of numbers; infinities are in order.
+    """
+    known, foreign = _line(known_M, "known"), np.sort(_line(foreign_M, "foreign"))
+    # Whole numbers, so that the order of samples cannot change the result.
+    below = np.searchsorted(foreign, known, side="left").sum(dtype=np.int64)
+    up_to = np.searchsorted(foreign, known, side="right").sum(dtype=np.int64)
+    return float(below + up_to) / (2 * len(known) * len(foreign))
+
+
+def confusion(choice_M, truth_M, tasks: int) -> np.ndarray:
+    """How many samples of each task (row) went to each task (column), int64 [tasks, tasks].
+
+    Raises:
+      DataError: the two differ in length, or a number is no task; nothing is left out of the count.
+    """
+    choice, truth = np.asarray(choice_M), np.asarray(truth_M)
+    if choice.shape != truth.shape or choice.ndim != 1:
+        why = f"choices have shape {choice.shape}, true tasks {truth.shape}"
+        raise DataError("choices and true tasks do not match", why=why, remedy="pass one of each for every sample")
+    for name, value in (("choice", choice), ("true task", truth)):
+        whole = value.dtype.kind in "iu"
+        if len(value) and not (whole and value.min() >= 0 and value.max() < tasks):
+            why = f"values {value.min()} to {value.max()} ({value.dtype}), expected integers in 0 to {tasks - 1}"
+            remedy = "count unknown inputs apart, they belong to no task"
+            raise DataError(f"a {name} is no task", why=why, remedy=remedy)
+    counts = np.zeros((tasks, tasks), np.int64)
+    np.add.at(counts, (truth.astype(np.int64), choice.astype(np.int64)), 1)
+    return counts

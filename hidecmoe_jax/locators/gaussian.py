@@ -1,0 +1,279 @@
+"""Gaussian task locators, the cheap baselines of LLaVA-CMoE's autoencoders, and the feature space all of them share.
+
+A locator looks at one float32 feature vector per sample and scores every learned task; the best score names the task.
+Every task is remembered by statistics of its own samples alone, so learning one never touches another. Features are
+standardised with the mean and standard deviation per dimension of the first task that was fitted, for ever: statistics
+per task would give each of them its own metric, and common ones would have to be recomputed from data that is gone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.scipy.linalg import solve_triangular
+
+from hidecmoe_jax.core.errors import DataError, NumericsError
+
+EXACT = jax.lax.Precision.HIGHEST
+# What a sample scores with a learned task if its feature or the task's memory is not finite: below everything real, but
+# not -inf, so that the largest score still belongs to a learned task.
+LOWEST = float(jnp.finfo(jnp.float32).min)
+# A dimension that hardly moved within the first task would turn rounding noise into large numbers.
+NARROWEST = 1e-3
+SMALLEST_STD = 1e-6
+# Variance added to every standardised dimension, so that samples which are all equal still have a density.
+RIDGE = 1e-6
+
+
+def standard_room(width: int) -> dict[str, Array]:
+    """The part of a memory that holds the fixed standardisation; `std_D` is 0 until a task has been fitted."""
+    return {"mean_D": jnp.zeros(width), "std_D": jnp.zeros(width)}
+
+
+def checked(features_ND, memory: dict[str, Array], task: int, *, capacity: int, least: int = 1) -> np.ndarray:
+    """The features a task is fitted with, as float32 on the host.
+
+    Raises:
+      DataError: `task` is outside the memory, the features are not a matrix of its width, or fewer than `least`.
+      NumericsError: a feature is NaN or infinite.
+    """
+    features = np.asarray(features_ND, np.float32)
+    width = memory["mean_D"].shape[0]
+    where = f"task {task}"
+    if not 0 <= task < capacity:
+        why = f"the locator has room for tasks 0 to {capacity - 1}"
+        raise DataError("no room for this task", where=where, why=why, remedy="make a blank memory of more capacity")
+    if features.ndim != 2 or features.shape[1] != width:
+        why = f"got shape {features.shape}, expected [N, {width}]"
+        raise DataError(
+            "features of the wrong shape", where=where, why=why, remedy="use the features of one base model"
+        )
+    if len(features) < least:
+        why = f"{len(features)} samples, at least {least} are needed"
+        raise DataError("too few samples for a locator", where=where, why=why, remedy="add samples to the task")
+    finite = np.isfinite(features).all(axis=1)
+    if not finite.all():
+        why = f"{np.sum(~finite)} of {len(features)} samples, the first is number {np.argmin(finite)}"
+        raise NumericsError(
+            "features are not finite", where=where, why=why, remedy="check that sample and the base model"
+        )
+    return features
+
+
+def with_standard(memory: dict[str, Array], features_ND: np.ndarray) -> dict[str, Array]:
+    """The memory with the fixed standardisation (LLaVA-CMoE decision D22): taken from these features if there is none.
+
+    Standard deviations are raised to `NARROWEST` times their median, so that a constant dimension stays harmless.
+    """
+    if np.any(memory["std_D"]):
+        return memory
+    mean = np.mean(features_ND, axis=0, dtype=np.float64).astype(np.float32)
+    std = np.sqrt(np.mean(np.square(features_ND - mean), axis=0, dtype=np.float64))
+    std = np.maximum(std, max(NARROWEST * float(np.median(std)), SMALLEST_STD))
+    return memory | {"mean_D": jnp.asarray(mean), "std_D": jnp.asarray(std, jnp.float32)}
+
+
+def standardised(memory: dict[str, Array], features_BD: Array, clip: float) -> Array:
+    """`(features - mean) / std`, clipped to +-`clip`, float32 [B, D]; what is not finite becomes NaN.
+
+    Raises:
+      DataError: the features do not have the memory's width.
+    """
+    features = jnp.asarray(features_BD).astype(jnp.float32)
+    if features.ndim != 2 or features.shape[1:] != memory["mean_D"].shape:
+        why = f"got shape {features.shape}, expected [B, {memory['mean_D'].shape[0]}]"
+        raise DataError("features of the wrong shape", why=why, remedy="use the features the locator was fitted with")
+    std = jnp.where(memory["std_D"] > 0, memory["std_D"], 1.0)
+    # Clipping alone would make an infinite feature look like an ordinary large one.
+    finite = jnp.where(jnp.isfinite(features), features, jnp.nan)
+    return jnp.clip((finite - memory["mean_D"]) / std, -clip, clip)
+
+
+def presented(scores_BN: Array, learned_N: Array) -> Array:
+    """Scores as a locator returns them: -inf for tasks not learned, `LOWEST` where they are not finite."""
+    finite = jnp.where(jnp.isfinite(scores_BN), scores_BN, LOWEST)
+    return jnp.where(learned_N[None], finite, -jnp.inf)
+
+
+def written(memory: dict[str, Array], task: int, row: dict[str, Array]) -> dict[str, Array]:
+    """The memory with row `task` of the named arrays replaced.
+
+    Raises:
+      NumericsError: a value of the row is NaN or infinite.
+    """
+    for name, value in row.items():
+        if not bool(jnp.all(jnp.isfinite(value))):
+            why = f"{name} holds values that are not finite"
+            remedy = "look at the features' range, or raise the locator's shrinkage or lower its rate"
+            raise NumericsError("the locator could not be fitted", where=f"task {task}", why=why, remedy=remedy)
+    return memory | {name: memory[name].at[task].set(value) for name, value in row.items()}
+
+
+def _moments(rows_ND: Array) -> tuple[Array, Array]:
+    """Mean [D] and scatter [D, D], the sum of outer products of the deviations from it."""
+    mean = jnp.mean(rows_ND, axis=0)
+    off = rows_ND - mean
+    return mean, jnp.matmul(off.T, off, precision=EXACT)
+
+
+def _whitening(covariance_DD: Array, shrinkage: float) -> tuple[Array, Array]:
+    """W with `|W x|^2 = x' C^-1 x`, and log det C, for `C = (1 - a) S + a (trace S / D) I + RIDGE I`."""
+    width = covariance_DD.shape[0]
+    even = shrinkage * jnp.trace(covariance_DD) / width + RIDGE
+    unit = jnp.eye(width)
+    lower = jnp.linalg.cholesky((1 - shrinkage) * covariance_DD + even * unit)
+    return solve_triangular(lower, unit, lower=True), 2 * jnp.sum(jnp.log(jnp.diagonal(lower)))
+
+
+def _check_fields(clip: float, shrinkage: float = 1.0) -> None:
+    if clip <= 0:
+        raise ValueError(f"clip {clip} must be above 0")
+    if not 0 < shrinkage <= 1:
+        raise ValueError(f"shrinkage {shrinkage} must be in (0, 1]; without any, a covariance cannot be inverted")
+
+
+@dataclass(frozen=True)
+class NearestMean:
+    """Nearest class mean: a task scores minus the squared distance to the mean of its standardised features.
+
+    Attributes:
+      clip: standardised features are cut off at +-clip.
+    """
+
+    clip: float = 5.0
+    kind: ClassVar[str] = "nearest_mean"
+
+    def __post_init__(self):
+        _check_fields(self.clip)
+
+    def blank(self, capacity: int, width: int) -> dict[str, Array]:
+        """Memory with room for `capacity` tasks: `center_ND`, and the standardisation."""
+        return standard_room(width) | {"center_ND": jnp.zeros((capacity, width))}
+
+    def fit(self, memory: dict[str, Array], task: int, features_ND, *, key: Array) -> dict[str, Array]:
+        """Writes row `task` from features [N, D]; nothing is random. Raises as `checked` and `written`."""
+        del key
+        features = checked(features_ND, memory, task, capacity=len(memory["center_ND"]))
+        memory = with_standard(memory, features)
+        return written(memory, task, {"center_ND": jnp.mean(standardised(memory, features, self.clip), axis=0)})
+
+    def scores(self, memory: dict[str, Array], features_BD: Array, learned_N: Array) -> Array:
+        """`-|x - mean|^2`, float32 [B, capacity]; -inf where not `learned_N` (bool)."""
+        rows_BD = standardised(memory, features_BD, self.clip)
+        off_BND = rows_BD[:, None] - memory["center_ND"][None]
+        return presented(-jnp.sum(jnp.square(off_BND), axis=-1), learned_N)
+
+    def size(self, width: int) -> int:
+        """Numbers stored per task."""
+        return width
+
+
+@dataclass(frozen=True)
+class SharedGaussian:
+    """One Gaussian per task with a covariance in common: linear discriminant analysis with equal priors.
+
+    Every task keeps its own mean, count and scatter S_t; the covariance is pooled when it is read, over the tasks that
+    are learned then: `S = sum S_t / (sum n_t - number of tasks)`, `C = (1 - a) S + a (trace S / D) I + RIDGE I`. So a
+    new task shifts the boundaries between old ones, but changes nothing that is stored of them.
+
+    Attributes:
+      shrinkage: a, in (0, 1].
+      clip: standardised features are cut off at +-clip.
+    """
+
+    shrinkage: float = 0.1
+    clip: float = 5.0
+    kind: ClassVar[str] = "shared_gaussian"
+
+    def __post_init__(self):
+        _check_fields(self.clip, self.shrinkage)
+
+    def blank(self, capacity: int, width: int) -> dict[str, Array]:
+        """Memory with room for `capacity` tasks: `center_ND`, `count_N` (int32), `scatter_NDD`."""
+        return standard_room(width) | {
+            "center_ND": jnp.zeros((capacity, width)),
+            "count_N": jnp.zeros(capacity, jnp.int32),
+            "scatter_NDD": jnp.zeros((capacity, width, width)),
+        }
+
+    def fit(self, memory: dict[str, Array], task: int, features_ND, *, key: Array) -> dict[str, Array]:
+        """Writes row `task` from features [N, D]; nothing is random. Raises as `checked` and `written`."""
+        del key
+        features = checked(features_ND, memory, task, capacity=len(memory["center_ND"]))
+        memory = with_standard(memory, features)
+        center, scatter = _moments(standardised(memory, features, self.clip))
+        count = jnp.asarray(len(features), jnp.int32)
+        return written(memory, task, {"center_ND": center, "count_N": count, "scatter_NDD": scatter})
+
+    def scores(self, memory: dict[str, Array], features_BD: Array, learned_N: Array) -> Array:
+        """Minus half the squared Mahalanobis distance, float32 [B, capacity]; -inf where not `learned_N` (bool).
+
+        Every call factors a D x D matrix, so large batches are cheaper than many small ones.
+        """
+        rows_BD = standardised(memory, features_BD, self.clip)
+        scatter_DD = jnp.sum(jnp.where(learned_N[:, None, None], memory["scatter_NDD"], 0.0), axis=0)
+        freedom = jnp.sum(jnp.where(learned_N, memory["count_N"] - 1, 0))
+        whitening_DD, _ = _whitening(scatter_DD / jnp.maximum(freedom, 1).astype(jnp.float32), self.shrinkage)
+        off_BND = rows_BD[:, None] - memory["center_ND"][None]
+        white_BND = jnp.einsum("bnd,ed->bne", off_BND, whitening_DD, precision=EXACT)
+        return presented(-0.5 * jnp.sum(jnp.square(white_BND), axis=-1), learned_N)
+
+    def size(self, width: int) -> int:
+        """Numbers stored per task: mean, scatter, count."""
+        return width + width * width + 1
+
+
+@dataclass(frozen=True)
+class ClassGaussian:
+    """One Gaussian per task with a covariance of its own: quadratic discriminant analysis with equal priors.
+
+    `C_t = (1 - a) S_t + a (trace S_t / D) I + RIDGE I` with S_t the unbiased covariance of the task's standardised
+    features: shrunk towards the identity, scaled to keep the mean variance. The score is the log-density, determinant
+    included, since without it the widest task would win everywhere. Stored is the inverse of C_t's Cholesky factor.
+
+    Attributes:
+      shrinkage: a, in (0, 1].
+      clip: standardised features are cut off at +-clip.
+    """
+
+    shrinkage: float = 0.1
+    clip: float = 5.0
+    kind: ClassVar[str] = "class_gaussian"
+
+    def __post_init__(self):
+        _check_fields(self.clip, self.shrinkage)
+
+    def blank(self, capacity: int, width: int) -> dict[str, Array]:
+        """Memory with room for `capacity` tasks: `center_ND`, `whitening_NDD`, `log_determinant_N`."""
+        return standard_room(width) | {
+            "center_ND": jnp.zeros((capacity, width)),
+            "whitening_NDD": jnp.zeros((capacity, width, width)),
+            "log_determinant_N": jnp.zeros(capacity),
+        }
+
+    def fit(self, memory: dict[str, Array], task: int, features_ND, *, key: Array) -> dict[str, Array]:
+        """Writes row `task` from features [N, D], N >= 2; nothing is random. Raises as `checked` and `written`."""
+        del key
+        features = checked(features_ND, memory, task, capacity=len(memory["center_ND"]), least=2)
+        memory = with_standard(memory, features)
+        center, scatter = _moments(standardised(memory, features, self.clip))
+        whitening, log_determinant = _whitening(scatter / (len(features) - 1), self.shrinkage)
+        row = {"center_ND": center, "whitening_NDD": whitening, "log_determinant_N": log_determinant}
+        return written(memory, task, row)
+
+    def scores(self, memory: dict[str, Array], features_BD: Array, learned_N: Array) -> Array:
+        """Log-density under every task's Gaussian, float32 [B, capacity]; -inf where not `learned_N` (bool)."""
+        rows_BD = standardised(memory, features_BD, self.clip)
+        off_BND = rows_BD[:, None] - memory["center_ND"][None]
+        white_BND = jnp.einsum("bnd,ned->bne", off_BND, memory["whitening_NDD"], precision=EXACT)
+        constant = memory["log_determinant_N"] + rows_BD.shape[1] * float(np.log(2 * np.pi))
+        return presented(-0.5 * (jnp.sum(jnp.square(white_BND), axis=-1) + constant[None]), learned_N)
+
+    def size(self, width: int) -> int:
+        """Numbers stored per task: mean, whitening matrix, log-determinant."""
+        return width + width * width + 1

@@ -1,0 +1,156 @@
+"""How a method finds the task of an input: which locator, hard or soft, and when it says that it knows none.
+
+Locators look at a state of the frozen base (or at CLIP's features, for anchors); this part hands them what they need,
+keeps a few of every task's records apart to learn what scores its own inputs get, and turns scores into weights.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from hidecmoe_jax.core.errors import ConfigError
+from hidecmoe_jax.locators import anchors as anchor
+from hidecmoe_jax.locators.calibrate import threshold, unknown
+from hidecmoe_jax.locators.gaussian import LOWEST, ClassGaussian, NearestMean, SharedGaussian
+from hidecmoe_jax.locators.neighbours import Neighbours
+from hidecmoe_jax.locators.vae import Vae
+from hidecmoe_jax.methods.learner import Decision, Seen
+from hidecmoe_jax.models.llava import Model, Reading
+
+FIXED = ("mean_D", "std_D")  # a locator's standardisation: taken from the first task, the same for all
+
+
+@dataclass(frozen=True)
+class ClipAnchors:
+    """HiDe's anchors (arXiv 2503.12941) as a locator: mixed cosine to the mean CLIP features of a task."""
+
+    kind: ClassVar[str] = "anchors"
+    mixing: float = 0.5
+
+
+@dataclass(frozen=True)
+class NamedTask:
+    """The task is named at inference: an upper reference, not a locator."""
+
+    kind: ClassVar[str] = "named"
+
+
+Locator = Vae | NearestMean | SharedGaussian | ClassGaussian | Neighbours | ClipAnchors | NamedTask
+
+
+@dataclass(frozen=True)
+class Locating:
+    """A locator and what is made of its scores.
+
+    Attributes:
+      by: the locator.
+      state: what it reads of the frozen base (anchors read CLIP instead).
+      soft: weigh all tasks by a softmax of their scores over `temperature`, instead of choosing one (CMoE-D26).
+      foreign: part of a task's own inputs that may be taken for unknown; None never calls anything unknown.
+      kept_apart: part of a task's records that the locator does not learn from and the threshold is read from.
+    """
+
+    by: Locator = Vae()
+    state: Reading = Reading()
+    soft: bool = False
+    temperature: float = 1.0
+    foreign: float | None = None
+    kept_apart: float = 0.1
+
+    def __post_init__(self):
+        if self.temperature <= 0 or not 0 <= self.kept_apart < 1:
+            raise ValueError("temperature must be above 0 and kept_apart in [0, 1)")
+        if self.foreign is not None and (not 0 <= self.foreign < 1 or self.kept_apart == 0):
+            raise ValueError("foreign must be in [0, 1) and needs kept_apart above 0")
+
+    @property
+    def reading(self) -> Reading | None:
+        """The state of the base that is looked at."""
+        return None if self.by.kind in ("anchors", "named") else self.state
+
+    def blank(self, capacity: int, model: Model) -> dict[str, Array]:
+        """What is known of no task."""
+        known: dict[str, Array] = {}
+        if self.by.kind == "anchors":
+            config = model.config
+            known = vars(anchor.no_anchors(capacity, config.vision.projection, config.text.width))
+        elif self.by.kind != "named":
+            known = self.by.blank(capacity, model.config.decoder.width)
+        return dict(known) | {"threshold_N": jnp.full((capacity,), LOWEST)}
+
+    def fit(self, memory: dict[str, Array], task: int, seen: Seen, *, key: Array) -> dict[str, Array]:
+        """Learns a task from what was seen of its records, and the score below which an input is foreign to it."""
+        own_key, order_key = jax.random.split(key)
+        count = seen.pooled.has_text_B.shape[0]
+        order = np.asarray(jax.random.permutation(order_key, count))
+        apart = min(round(self.kept_apart * count), count - 1)
+        kept, held = order[apart:], order[:apart]
+        if self.by.kind == "anchors":
+            pooled = jax.tree.map(lambda leaf: jnp.asarray(leaf)[kept], seen.pooled)
+            there = jnp.ones((len(kept),), bool)
+            fitted = memory | vars(anchor.accumulate(_anchors(memory), task, pooled, there))
+        else:
+            fitted = self.by.fit(memory, task, np.asarray(seen.state_BD)[kept], key=own_key)
+        if not apart:
+            return fitted
+        rest = jax.tree.map(lambda leaf: jnp.asarray(leaf)[held], Seen(seen.pooled, seen.state_BD))
+        alone = jnp.arange(len(fitted["threshold_N"])) == task
+        limit = threshold(np.asarray(self.scores(fitted, rest, alone))[:, task], self.foreign or 0.0)
+        return fitted | {"threshold_N": fitted["threshold_N"].at[task].set(limit)}
+
+    def scores(self, memory: dict[str, Array], seen: Seen, learned_N: Array) -> Array:
+        """How near every task is, float32 [B, N]; -inf for tasks that are not learned."""
+        if self.by.kind == "anchors":
+            found = anchor.gate(_anchors(memory), seen.pooled, learned_N, mixing=self.by.mixing)
+            return jnp.where(learned_N[None], found.mixed_BN, -jnp.inf)
+        return self.by.scores(memory, seen.state_BD, learned_N)
+
+    def decide(self, memory: dict[str, Array], seen: Seen, learned_N: Array) -> Decision:
+        """One-hot on the nearest task, or soft weights; all zero where the nearest is too far to be believed.
+
+        Raises:
+          ConfigError: the task has to be named.
+        """
+        if self.by.kind == "named":
+            raise ConfigError(
+                "this method needs the task's name", where="method.locating.by", why="it is 'named'",
+                remedy="evaluate it with the task named, or choose another locator, such as 'vae'",
+            )  # fmt: skip
+        score_BN = self.scores(memory, seen, learned_N)
+        if self.soft:
+            weight = jax.nn.softmax(jnp.where(learned_N[None], score_BN / self.temperature, -jnp.inf), axis=-1)
+        else:
+            weight = jax.nn.one_hot(jnp.argmax(score_BN, axis=-1), score_BN.shape[-1])
+        weight = jnp.where(jnp.any(learned_N), weight, 0.0)
+        if self.foreign is not None:
+            weight = jnp.where(unknown(score_BN, memory["threshold_N"])[:, None], 0.0, weight)
+        return Decision(weight, jnp.where(learned_N[None], score_BN, 0.0))
+
+    def kept(self, memory: dict[str, Array], task: int) -> dict[str, Array]:
+        """What is known of one task, with the standardisation that all tasks share."""
+        return {name: leaf if name in FIXED else leaf[task] for name, leaf in memory.items()}
+
+    def recalled(self, memory: dict[str, Array], task: int, kept: dict[str, Array]) -> dict[str, Array]:
+        """The inverse of `kept`."""
+        return {
+            name: jnp.asarray(kept[name]) if name in FIXED else leaf.at[task].set(kept[name])
+            for name, leaf in memory.items()
+        }
+
+    def size(self, model: Model) -> int:
+        """Numbers stored per task."""
+        if self.by.kind == "named":
+            return 0
+        if self.by.kind == "anchors":
+            return model.config.vision.projection + model.config.text.width
+        return self.by.size(model.config.decoder.width)
+
+
+def _anchors(memory: dict[str, Array]) -> anchor.Anchors:
+    return anchor.Anchors(*(memory[name] for name in ("image_NE", "image_count_N", "text_ND", "text_count_N")))

@@ -1,0 +1,46 @@
+"""Shape of the experts that methods hand out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hidecmoe_jax.experts import surgery
+from hidecmoe_jax.experts.bank import Bank
+from hidecmoe_jax.models.llama import SITES
+from hidecmoe_jax.models.llava import Model, model_sites
+
+PARALLEL = "ffn"
+"""The site beside the whole feed-forward block: reads what the block reads, writes what it writes."""
+
+
+@dataclass(frozen=True)
+class Lora:
+    """Shape of one task's expert (arXiv 2106.09685); `alpha / rank` scales its output (2.0 in HiDe's recipe)."""
+
+    rank: int = 8
+    alpha: float = 16.0
+    dropout: float = 0.05
+    sites: tuple[str, ...] = SITES
+
+    def __post_init__(self):
+        if self.rank < 1 or not 0 <= self.dropout < 1:
+            raise ValueError(f"rank {self.rank} must be at least 1 and dropout {self.dropout} in [0, 1)")
+        known = (*SITES, PARALLEL)
+        unknown = sorted(set(self.sites) - set(known))
+        if unknown or not self.sites:
+            raise ValueError(f"sites {unknown or 'empty'}: known are {', '.join(known)}")
+
+    def shapes(self, model: Model) -> dict[str, tuple[int, int]]:
+        """Input and output width of every site."""
+        width = model.config.decoder.width
+        known = model_sites(model.config) | {PARALLEL: (width, width)}
+        return {site: known[site] for site in self.sites}
+
+    def blank(self, model: Model, slots: int) -> Bank:
+        """A bank of `slots` such experts in every decoder layer, nobody's."""
+        layers, scale = model.config.decoder.layers, self.alpha / self.rank
+        return surgery.blank(self.shapes(model), layers=layers, slots=slots, rank=self.rank, scale=scale)
+
+    def size(self, model: Model) -> int:
+        """Numbers in one expert of one layer."""
+        return self.rank * sum(sum(shape) for shape in self.shapes(model).values())

@@ -1,0 +1,373 @@
+"""Token-routed mixtures that grow with the stream: LLaVA-CMoE (arXiv 2503.21227) and its relatives.
+
+All tasks share one pool of experts beside the feed-forward block; every task has its own light token router, which sees
+the experts that existed when its task ended and never a later one. A task gets new experts only in layers where a
+probe shows a lack (`growth: probe`), or in all of them (`uniform`). At inference a locator picks the router, so with
+the right router an old task is answered by the very bytes it was answered by before: all forgetting is the locator's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from hidecmoe_jax.core import trees
+from hidecmoe_jax.core.errors import ConfigError
+from hidecmoe_jax.data.records import Record
+from hidecmoe_jax.data.stream import Stream
+from hidecmoe_jax.experts import pool, surgery
+from hidecmoe_jax.experts.bank import EMPTY, Bank
+from hidecmoe_jax.experts.routing import Routing, Voice, balance_loss
+from hidecmoe_jax.methods.learner import Decision, Learner, Seen, Serving, Stage
+from hidecmoe_jax.methods.locating import Locating
+from hidecmoe_jax.methods.lora import PARALLEL, Lora
+from hidecmoe_jax.methods.probing import Probe, counted, cut, expands, most_used
+from hidecmoe_jax.models.llama import KINDS, Tally
+from hidecmoe_jax.models.llava import Batch, Model, Reading, answer_loss
+
+POOL = "pool"
+ROUTER_STD = 0.02
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """A growing mixture as a choice of parts.
+
+    Attributes:
+      lora: shape of one expert; its site is the whole feed-forward block, or its three linears.
+      first, more: experts a layer gets for the first task, and for a later one where it is expanded (CMoE-D4, D16).
+      top_k: experts a token is sent to (CMoE-D5).
+      balance: weight of the load-balancing loss in the first task; later tasks train without it (CMoE-D7).
+      growth: `probe` expands the layers that a probe finds wanting, `uniform` all.
+      start: what a new expert begins as: a copy of the most used old one (CMoE-D17), the trained probe, or a blank.
+      locating: how an input finds its router.
+    """
+
+    kind: ClassVar[str] = "mixture"
+    name: str = "cmoe"
+    lora: Lora = Lora(rank=16, alpha=32.0, sites=(PARALLEL,))
+    first: int = 2
+    more: int = 1
+    top_k: int = 2
+    balance: float = 0.01
+    growth: Literal["probe", "uniform"] = "probe"
+    probe: Probe = Probe()
+    start: Literal["copy", "probe", "blank"] = "copy"
+    locating: Locating = Locating()
+
+    def __post_init__(self):
+        if min(self.first, self.more, self.top_k) < 1:
+            raise ValueError("first, more and top_k must be at least 1")
+        if self.growth == "probe" and self.first < self.top_k:
+            raise ValueError(
+                f"first {self.first} is below top_k {self.top_k}: every probe would be heard and none would tell anything"
+            )
+        if self.growth == "uniform" and self.start != "blank":
+            raise ValueError("uniform growth does not probe, so new experts start blank: set start to 'blank'")
+
+    @property
+    def needs_name(self) -> bool:
+        """Whether answering needs the task's name."""
+        return self.locating.by.kind == "named"
+
+    @property
+    def isolates(self) -> bool:
+        """Old experts, routers and what the locator knows of old tasks keep every byte."""
+        return True
+
+    @property
+    def reading(self) -> Reading | None:
+        """The state of the base that the locator looks at."""
+        return self.locating.reading
+
+    def variants(self) -> dict:
+        """Nothing is fused."""
+        return {}
+
+    def lessons(self, tasks: int) -> tuple[tuple[int, ...], ...]:
+        """Each task a lesson."""
+        return tuple((task,) for task in range(tasks))
+
+    def records(self, stream: Stream, lesson: tuple[int, ...]) -> tuple[Record, ...]:
+        """The training records of the lesson's task."""
+        return tuple(record for task in lesson for record in stream.tasks[task].train)
+
+    def slots(self, task: int) -> range:
+        """Where the experts of a task stand in every layer that has them."""
+        start = 0 if task == 0 else self.first + (task - 1) * self.more
+        return range(start, start + (self.more if task else self.first))
+
+    def birth(self, model: Model, capacity: int) -> Learner:
+        """An empty pool with room for `capacity` tasks."""
+        slots = self.slots(capacity - 1).stop
+        layers, width = model.config.decoder.layers, model.config.decoder.width
+        memory = {
+            "routers": jnp.zeros((capacity, layers, width, slots)),
+            "visible": jnp.zeros((capacity, layers, slots), bool),
+            "locator": self.locating.blank(capacity, model),
+            "probe": self._no_probe(model, slots),
+            "verdict": {
+                "expand": jnp.zeros((capacity, layers), bool),
+                "count": jnp.zeros((capacity, layers, slots + 1, KINDS), jnp.int32),
+            },
+        }
+        return Learner({}, {}, {POOL: self.lora.blank(model, slots)}, {}, memory)
+
+    def _no_probe(self, model: Model, slots: int) -> dict[str, Any]:
+        """A trained probe waits here for the tuning of its task; zeros at other times, so that shapes never change."""
+        decoder = model.config.decoder
+        router = jnp.zeros((decoder.layers, decoder.width, slots + 1))
+        return {"factors": self.lora.blank(model, 1).factors, "router": router}
+
+    def stages(self, task: int) -> tuple[Stage, ...]:
+        """Probe, count, tune, locate; the first task has nothing to compare a probe with."""
+        tune, locate = Stage("tune", hears_past=True), Stage("locate", source="features")
+        ending = () if self.needs_name else (locate,)
+        if task == 0 or self.growth == "uniform":
+            return (tune, *ending)
+        probe = Stage("probe", hears_past=True, part="probe", steps=self.probe.steps, rate=self.probe.rate)
+        weigh = Stage("weigh", source="usage", hears_past=True, part="measure")
+        return (probe, weigh, tune, *ending)
+
+    def part(self, stage: Stage, count: int, seed: int) -> np.ndarray | None:
+        """Records that probes are trained and measured on."""
+        if stage.part == "all":
+            return None
+        return cut(self.probe, count, seed)[stage.part == "measure"]
+
+    def before(self, model: Model, learner: Learner, stage: Stage, task: int, key: Array) -> Learner:
+        """Puts a probe, or the task's new experts, and their router into training."""
+        if not stage.trains:
+            return learner
+        new = 1 if stage.kind == "probe" else len(self.slots(task))
+        live = self._sprouted(model, new, task, key)
+        if stage.kind == "probe" or self.growth == "uniform" or task == 0:
+            router = self._fresh_router(learner, task, new, key)
+        else:
+            live, router = self._promoted(learner, live, task)
+        return learner.replace(live={POOL: live}, routers={POOL: router})
+
+    def _sprouted(self, model: Model, new: int, task: int, key: Array) -> Bank:
+        """`new` experts that say nothing yet in every layer. They share an owner, so they are drawn one by one."""
+        drawn = [
+            surgery.sprout(self.lora.blank(model, 1), 0, task, jax.random.fold_in(key, number)) for number in range(new)
+        ]
+        return pool.beside(drawn)
+
+    def _fresh_router(self, learner: Learner, task: int, new: int, key: Array) -> Array:
+        """The last router with columns for `new` experts: the mean of the old columns (CMoE-D10), or small noise."""
+        old = learner.memory["routers"][max(task - 1, 0)]
+        shape = (*old.shape[:2], new)
+        if task == 0:
+            return jnp.concatenate([old, ROUTER_STD * jax.random.normal(key, shape)], axis=-1)
+        heard_LS = (learner.past[POOL].owner_LS != EMPTY).astype(jnp.float32)
+        mean = jnp.einsum("lds,ls->ld", old, heard_LS) / jnp.maximum(heard_LS.sum(-1, keepdims=True), 1.0)
+        return jnp.concatenate([old, jnp.broadcast_to(mean[..., None], shape)], axis=-1)
+
+    def _promoted(self, learner: Learner, live: Bank, task: int) -> tuple[Bank, Array]:
+        """New experts and their router after probing (CMoE-D17, D18); EMPTY in layers that are not expanded."""
+        past, probe, verdict = learner.past[POOL], learner.memory["probe"], learner.memory["verdict"]
+        new = live.slots
+        if self.start == "copy":
+            heard = np.asarray(past.owner_LS) != EMPTY
+            source = most_used(counted(np.asarray(verdict["count"])[task, :, :-1], self.probe), heard, new)
+            rows = np.arange(past.layers)[:, None]
+            a = {site: jnp.moveaxis(jnp.moveaxis(leaf, 2, 1)[rows, source], 1, 2) for site, leaf in past.a.items()}
+            b = {site: leaf[rows, source] for site, leaf in past.b.items()}
+            live = live.replace(a=a, b=b)
+        elif self.start == "probe":
+            factors = probe["factors"]
+            a = {site: jnp.repeat(leaf, new, axis=2) for site, leaf in factors["a"].items()}
+            live = live.replace(a=a, b={site: jnp.repeat(leaf, new, axis=1) for site, leaf in factors["b"].items()})
+        keep = verdict["expand"][task]
+        live = live.replace(
+            a={site: jnp.where(keep[:, None, None, None], leaf, 0.0) for site, leaf in live.a.items()},
+            b={site: jnp.where(keep[:, None, None, None], leaf, 0.0) for site, leaf in live.b.items()},
+            owner_LS=jnp.where(keep[:, None], live.owner_LS, EMPTY),
+        )
+        old, own = probe["router"][..., :-1], probe["router"][..., -1:]
+        return live, jnp.concatenate([old, jnp.repeat(own, new, axis=-1)], axis=-1)
+
+    def _pool(self, learner: Learner, key: Array | None) -> tuple[Voice, Voice]:
+        """Old and new experts under one gate, with the router that trains."""
+        past, live, router = learner.past[POOL], learner.live[POOL], learner.routers[POOL][:, None]
+
+        def heard(bank: Bank) -> Array:
+            return (bank.owner_LS != EMPTY).astype(jnp.float32)[:, None]
+
+        old = Routing(heard(past), router[..., : past.slots], self.top_k, gate=POOL)
+        new = Routing(heard(live), router[..., past.slots :], self.top_k, gate=POOL)
+        return Voice(past, old), Voice(live, new, key, dropout=self.lora.dropout)
+
+    def loss(self, model: Model, learner: Learner, stage: Stage, batch: Batch, key: Array) -> tuple[Array, Array]:
+        """Answer loss of the whole pool; in the first task and while probing plus load balancing, per answer token."""
+        voices = self._pool(learner, key)
+        total, count, tallies = answer_loss(model, batch, voices, tally=True)
+        # The first task is known by an empty pool, which is data: a stage of its own would be one more program.
+        first = jnp.all(learner.past[POOL].owner_LS == EMPTY)
+        weight = self.probe.balance if stage.kind == "probe" else jnp.where(first, self.balance, 0.0)
+        heard = jnp.concatenate([voice.routing.gain_LBS[:, 0] > 0 for voice in voices], axis=-1)
+        used = jax.tree.map(lambda *parts: jnp.sum(jnp.concatenate(parts, axis=1), axis=-1), *tallies[0])
+        return total + weight * balance_loss(used.count, used.chance, heard) * count.astype(jnp.float32), count
+
+    def usage(self, model: Model, learner: Learner, stage: Stage, batch: Batch) -> Tally:
+        """What every slot of the pool is picked for with the probe in place; the probe is the last slot."""
+        probe = learner.memory["probe"]
+        bare = self.lora.blank(model, 1)
+        live = bare.with_factors(probe["factors"]).replace(owner_LS=jnp.zeros_like(bare.owner_LS))
+        heard = learner.replace(live={POOL: live}, routers={POOL: probe["router"]})
+        _, _, tallies = answer_loss(model, batch, self._pool(heard, None), tally=True)
+        return jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=1), *tallies[0])
+
+    def observe(self, model: Model, learner: Learner, stage: Stage, task: int, seen: Seen, key: Array) -> Learner:
+        """The probes' verdict, or the task's part of the locator."""
+        memory = dict(learner.memory)
+        if stage.kind == "locate":
+            memory["locator"] = self.locating.fit(memory["locator"], task, seen, key=key)
+            return learner.replace(memory=memory)
+        heard = np.asarray(learner.past[POOL].owner_LS) != EMPTY
+        heard = np.concatenate([heard, np.ones((len(heard), 1), bool)], axis=1)
+        found = {"expand": expands(counted(seen.usage.count, self.probe), heard, self.probe), "count": seen.usage.count}
+        memory["verdict"] = {name: leaf.at[task].set(found[name]) for name, leaf in memory["verdict"].items()}
+        return learner.replace(memory=memory)
+
+    def after(self, model: Model, learner: Learner, stage: Stage, task: int) -> Learner:
+        """Keeps a trained probe for the verdict, or plants the new experts and closes the task's router."""
+        if not stage.trains:
+            return learner
+        live, router, memory = learner.live[POOL], learner.routers[POOL], dict(learner.memory)
+        if stage.kind == "probe":
+            memory["probe"] = {"factors": live.factors, "router": router}
+            return learner.replace(live={}, routers={}, memory=memory)
+        own = self.slots(task)
+        past = pool.put(learner.past[POOL], own.start, live)
+        visible = past.owner_LS != EMPTY
+        slots = past.slots
+        closed = router[..., :slots].at[..., own.start : own.stop].set(router[..., slots:])
+        closed = jnp.where(visible[:, None, :], closed, 0.0)
+        memory["routers"] = memory["routers"].at[task].set(closed)
+        memory["visible"] = memory["visible"].at[task].set(visible)
+        memory["probe"] = jax.tree.map(jnp.zeros_like, memory["probe"])
+        return learner.replace(live={}, routers={}, past={POOL: past}, memory=memory)
+
+    def keep(self, learner: Learner, task: int) -> dict[str, dict[str, Array]]:
+        """A task's experts, its router over the slots there were, what the locator knows of it, the verdict."""
+        own, memory = self.slots(task), learner.memory
+        expert = pool.taken(learner.past[POOL], own.start, own.stop)
+        kept = {
+            "router": memory["routers"][task][..., : own.stop],
+            "visible": memory["visible"][task][..., : own.stop],
+        }
+        kept["expand"], count = memory["verdict"]["expand"][task], memory["verdict"]["count"][task]
+        kept["count"] = jnp.concatenate([count[:, : own.start], count[:, -1:]], axis=1)
+        kept |= {f"locator/{name}": leaf for name, leaf in self.locating.kept(memory["locator"], task).items()}
+        return {"experts": trees.flatten(expert.factors) | {"owner": expert.owner_LS}, "shared": {}, "memory": kept}
+
+    def recall(self, model: Model, capacity: int, kept: Sequence[dict[str, dict[str, Array]]]) -> Learner:
+        """The inverse of `keep`."""
+        learner = self.birth(model, capacity)
+        past, memory = learner.past[POOL], dict(learner.memory)
+        for task, groups in enumerate(kept):
+            own, experts = self.slots(task), dict(groups["experts"])
+            owner = jnp.asarray(experts.pop("owner"), jnp.int32)
+            expert = self.lora.blank(model, len(own)).with_factors(trees.unflatten(experts)).replace(owner_LS=owner)
+            past = pool.put(past, own.start, expert)
+            stored = groups["memory"]
+            memory["routers"] = memory["routers"].at[task, :, :, : own.stop].set(stored["router"])
+            memory["visible"] = memory["visible"].at[task, :, : own.stop].set(stored["visible"])
+            verdict = memory["verdict"]
+            count = verdict["count"].at[task, :, : own.start].set(stored["count"][:, :-1])
+            count = count.at[task, :, -1].set(stored["count"][:, -1])
+            memory["verdict"] = {"expand": verdict["expand"].at[task].set(stored["expand"]), "count": count}
+            facts = {
+                name.removeprefix("locator/"): leaf for name, leaf in stored.items() if name.startswith("locator/")
+            }
+            memory["locator"] = self.locating.recalled(memory["locator"], task, facts)
+        return learner.replace(past={POOL: past}, memory=memory)
+
+    def learned(self, learner: Learner) -> Array:
+        """Which tasks have a router, bool [N]."""
+        return jnp.any(learner.memory["visible"], axis=(1, 2))
+
+    def growth_of(self, model: Model, learner: Learner) -> dict[str, Any]:
+        """By task and layer: experts added, and how often the probe was picked on its measuring records.
+
+        `frequency` is the probe's part of all tokens that count, `even` what every expert of the layer would have had
+        under an even load, `by_kind` the frequency among image, text and answer tokens; None for tasks without a probe.
+        `parameters` are the numbers a task added, by kind.
+        """
+        owner, verdict = np.asarray(learner.past[POOL].owner_LS), learner.memory["verdict"]
+        found: dict[str, list] = {"experts": [], "frequency": [], "even": [], "by_kind": [], "parameters": []}
+        for task in range(int(np.asarray(self.learned(learner)).sum())):
+            found["experts"].append((owner == task).sum(axis=1).tolist())
+            count = np.asarray(verdict["count"][task], np.int64)
+            chosen = counted(count, self.probe)
+            tokens, kinds = chosen.sum(axis=1) / self.top_k, count.sum(axis=1) / self.top_k
+            probed = bool(chosen.any())
+            experts = (owner[:, : self.slots(task).start] != EMPTY).sum(axis=1) + 1
+            found["frequency"].append((chosen[:, -1] / np.maximum(tokens, 1)).tolist() if probed else None)
+            found["even"].append((self.top_k / experts).tolist() if probed else None)
+            found["by_kind"].append((count[:, -1] / np.maximum(kinds, 1)).tolist() if probed else None)
+            found["parameters"].append(self._added(model, learner, task))
+        return found
+
+    def serve(self, model: Model, learner: Learner) -> Serving:
+        """The pool as it is; nothing is folded, for every token may go elsewhere."""
+        bad = trees.all_finite(learner.memory)
+        if bad is not None:
+            raise ConfigError("what routing needs is not finite", where=bad, remedy="learn the task again")
+        return Serving(model, learner.past[POOL], None, learner.memory)
+
+    def decide(self, serving: Serving, seen: Seen, named_B: Array | None) -> Decision:
+        """One-hot on the task that is named or located (or soft weights); all zero for an input of no known task."""
+        learned_N = jnp.any(serving.memory["visible"], axis=(1, 2))
+        if named_B is not None:
+            weight = jax.nn.one_hot(named_B, len(learned_N))
+            return Decision(weight, weight)
+        return self.locating.decide(serving.memory["locator"], seen, learned_N)
+
+    def voices(self, serving: Serving, decision: Decision) -> tuple[Voice, ...]:
+        """The pool under the located task's router, gathered per sample; with soft weights one voice a task."""
+        routers, visible = serving.memory["routers"], serving.memory["visible"].astype(jnp.float32)
+        weight_BN = decision.weight_BN
+        if self.locating.soft:
+            gains = [visible[task][:, None] * weight_BN[None, :, task, None] for task in range(len(routers))]
+            return tuple(
+                Voice(serving.bank, Routing(gain, routers[task][:, None], self.top_k))
+                for task, gain in enumerate(gains)
+            )
+        choice_B, known_B = jnp.argmax(weight_BN, axis=-1), jnp.max(weight_BN, axis=-1) > 0
+        gain_LBS = jnp.moveaxis(visible[choice_B] * known_B[:, None, None], 0, 1)
+        return (Voice(serving.bank, Routing(gain_LBS, jnp.moveaxis(routers[choice_B], 0, 1), self.top_k)),)
+
+    def sizes(self, model: Model, learner: Learner) -> dict[str, dict[str, int]]:
+        """Numbers beyond the base by kind: `stored` to serve, `archived` in the ledger, `trained` for the last task."""
+        none = {"experts": 0, "routers": 0, "locator": 0, "projector": 0}
+        visible = np.asarray(learner.memory["visible"])
+        tasks = int(visible.any(axis=(1, 2)).sum())
+        if not tasks:
+            return {"stored": none, "archived": none, "trained": none}
+        expert, width = self.lora.size(model), model.config.decoder.width
+        owner = np.asarray(learner.past[POOL].owner_LS)
+        stored = none | {
+            "experts": expert * int((owner != EMPTY).sum()),
+            "routers": width * int(visible.sum()),
+            "locator": tasks * self.locating.size(model),
+        }
+        return {"stored": stored, "archived": stored, "trained": none | self._added(model, learner, tasks - 1)}
+
+    def _added(self, model: Model, learner: Learner, task: int) -> dict[str, int]:
+        """Numbers that one task added, by kind."""
+        owned = np.asarray(learner.past[POOL].owner_LS) == task
+        seen = np.asarray(learner.memory["visible"][task])
+        return {
+            "experts": self.lora.size(model) * int(owned.sum()),
+            "routers": model.config.decoder.width * int(seen.sum()),
+            "locator": self.locating.size(model),
+        }

@@ -1,0 +1,93 @@
+"""Where does a task need new experts? Probes answer by how often routers pick them (arXiv 2503.21227, section 3.2).
+
+A probe is an expert that every layer gets for a short while, trained on a part of the task's records beside frozen old
+experts. On records that were kept apart, a layer whose router picks the probe more often than it picks an average
+expert lacks something, and is expanded. The paper's rule can be read in two ways; both are here (CMoE-D14).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Probe:
+    """How probes are trained and judged.
+
+    Attributes:
+      share: part of a task's records that probing uses (CMoE-D11).
+      measured: part of these that is kept apart to measure on.
+      steps: least number of optimiser steps (CMoE-D12).
+      rate: learning rate; None takes the task's.
+      balance: weight of the load-balancing loss while probing (CMoE-D7).
+      rule: `within` a layer, against the mean over its experts; or `across` layers, against the mean over probes.
+      slack: how many standard deviations below the mean still count (the paper's alpha).
+      tokens: kinds of tokens that are counted.
+    """
+
+    share: float = 0.1
+    measured: float = 0.2
+    steps: int = 100
+    rate: float | None = None
+    balance: float = 0.01
+    rule: Literal["within", "across"] = "within"
+    slack: float = 0.0
+    tokens: tuple[Literal["image", "text", "answer"], ...] = ("image", "text", "answer")
+
+    def __post_init__(self):
+        if not 0 < self.share <= 1 or not 0 < self.measured < 1:
+            raise ValueError(f"share {self.share} must be in (0, 1] and measured {self.measured} in (0, 1)")
+        if not self.tokens:
+            raise ValueError("tokens must name at least one kind")
+
+
+def cut(probe: Probe, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers of the records, of `count`, that probes are trained and measured on: at least one each."""
+    order = np.random.default_rng([seed, 1]).permutation(count)
+    chosen = order[: max(2, round(probe.share * count))]
+    measured = max(1, round(probe.measured * len(chosen)))
+    return chosen[measured:], chosen[:measured]
+
+
+def counted(count_LSK: np.ndarray, probe: Probe) -> np.ndarray:
+    """Tokens that picked each slot, int64 [L, S], over the kinds of tokens that count."""
+    kinds = [("image", "text", "answer").index(name) for name in probe.tokens]
+    return np.asarray(count_LSK, np.int64)[:, :, kinds].sum(axis=-1)
+
+
+def expands(count_LS: np.ndarray, heard_LS: np.ndarray, probe: Probe) -> np.ndarray:
+    """Layers that need an expert, bool [L]; the probe is the last slot.
+
+    With no slack the comparison is between integers, so an even load expands nothing.
+
+    Args:
+      count_LS: int, tokens that picked each slot.
+      heard_LS: bool, slots that could be picked; the last column must be True.
+
+    Raises:
+      ValueError: a probe that could not be picked.
+    """
+    count, heard = np.where(heard_LS, count_LS, 0).astype(np.int64), np.asarray(heard_LS, bool)
+    if not heard[:, -1].all():
+        raise ValueError("every layer needs its probe among the heard slots")
+    own = count[:, -1]
+    if probe.rule == "across":
+        return own > own.mean() - probe.slack * own.std()
+    experts, total = heard.sum(axis=1), count.sum(axis=1)
+    if probe.slack == 0:
+        return own * experts > total
+    mean = total / experts
+    spread = np.sqrt(np.where(heard, (count - mean[:, None]) ** 2, 0.0).sum(axis=1) / experts)
+    return own > mean - probe.slack * spread
+
+
+def most_used(count_LS: np.ndarray, heard_LS: np.ndarray, number: int) -> np.ndarray:
+    """The `number` most used heard slots of every layer, most used first, int32 [L, number]; repeated where there are
+    fewer, -1 where there is none. Of equals the first."""
+    ranked = np.argsort(np.where(heard_LS, -np.asarray(count_LS, np.int64), 1), axis=1, kind="stable")
+    there = np.asarray(heard_LS, bool).sum(axis=1)
+    place = np.arange(number)[None] % np.maximum(there, 1)[:, None]
+    return np.where(there[:, None] > 0, np.take_along_axis(ranked, place, axis=1), -1).astype(np.int32)

@@ -1,0 +1,215 @@
+"""LLaVA-CMoE's mixture: probes, growth, routers and the locator, on a tiny stream and on hand-made numbers."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from lessons import teach
+from tiny import run_config, write_base, write_stream
+
+from hidecmoe_jax.core import trees
+from hidecmoe_jax.core.errors import ConfigError
+from hidecmoe_jax.experts.bank import EMPTY
+from hidecmoe_jax.experts.routing import Routing, Voice
+from hidecmoe_jax.methods.learner import Seen
+from hidecmoe_jax.methods.locating import ClipAnchors, Locating, NamedTask
+from hidecmoe_jax.methods.lora import Lora
+from hidecmoe_jax.methods.mixture import POOL, Mixture
+from hidecmoe_jax.methods.probing import Probe, cut, expands, most_used
+from hidecmoe_jax.models.llava import logits
+from hidecmoe_jax.runs.setting import open_setting
+
+LISTEN = jax.jit(logits)
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """The mixture after three tasks; probes are judged so mildly that something grows."""
+    root = tmp_path_factory.mktemp("mixture")
+    base, tasks = write_base(root / "base"), write_stream(root)
+    config = run_config(
+        base, "cmoe", tasks=tasks, tune={"bucket": 32}, kind="mixture",
+        lora={"rank": 2, "alpha": 4, "dropout": 0.1, "sites": ["ffn"]},
+        probe={"share": 0.75, "measured": 0.4, "steps": 2},
+        locating={"by": {"kind": "vae", "hidden": 8, "latent": 2, "epochs": 2}, "kept_apart": 0.25},
+    )  # fmt: skip
+    return teach(open_setting(config))
+
+
+def asked(done, rows: int = 2):
+    setting = done.setting
+    material = setting.material(setting.stream.tasks[0].train, (0,), "asked")
+    return material.batch(np.arange(rows)), material
+
+
+def named(done, learner, task: int, prompt, method=None):
+    method = method or done.method
+    serving = method.serve(done.setting.model, learner)
+    decision = method.decide(serving, None, jnp.full((prompt.tokens_BT.shape[0],), task))
+    return np.asarray(LISTEN(serving.model, prompt, method.voices(serving, decision)))
+
+
+def test_cmoe_1_a_probe_that_is_not_heard_changes_no_bit(done):
+    batch, _ = asked(done)
+    method, model, learner = done.method, done.setting.model, done.learners[1]
+    ready = method.before(model, learner, method.stages(1)[0], 1, jax.random.key(0))
+    old, new = method._pool(ready, None)
+    masked = new.routing.replace(gain_LBS=jnp.zeros_like(new.routing.gain_LBS))
+    with_probe = LISTEN(model, batch.prompt, (old, Voice(new.bank, masked)))
+    without = LISTEN(model, batch.prompt, (Voice(old.bank, old.routing.replace(gate="")),))
+    np.testing.assert_array_equal(with_probe, without)
+    assert not np.array_equal(without, LISTEN(model, batch.prompt, ()))
+
+
+def test_cmoe_2_named_answers_to_an_old_task_keep_every_bit(done):
+    batch, _ = asked(done)
+    for task in (0, 1):
+        then, now = (named(done, done.learners[count], task, batch.prompt) for count in (task + 1, 3))
+        np.testing.assert_array_equal(then, now)
+    assert not np.array_equal(
+        named(done, done.learners[3], 0, batch.prompt), named(done, done.learners[3], 2, batch.prompt)
+    )
+
+
+def test_cmoe_3_padding_is_not_counted_and_every_token_picks_k(done):
+    method, model = done.method, done.setting.model
+    _, material = asked(done)
+    learner = method.before(model, done.learners[1], method.stages(1)[0], 1, jax.random.key(0))
+    learner = method.after(model, learner, method.stages(1)[0], 1)
+    batch = material.batch(np.array([0, 1, -1, -1]))
+    tally = method.usage(model, learner, method.stages(1)[1], batch)
+    tokens = int(batch.prompt.mask_BT.sum())
+    assert tally.count.shape[1] == learner.past[POOL].slots + 1
+    assert (np.asarray(tally.count).sum((1, 2)) == method.top_k * tokens).all()
+    np.testing.assert_allclose(np.asarray(tally.mass).sum((1, 2)), tokens, rtol=1e-5)
+    nobody = np.asarray(learner.past[POOL].owner_LS) == EMPTY
+    assert not np.asarray(tally.count)[:, :-1][nobody].any()
+
+
+def test_cmoe_4_threshold_rules_on_numbers_made_by_hand():
+    count = np.array([[4, 4, 4], [3, 4, 5], [5, 4, 3], [0, 6, 6], [9, 2, 1]])
+    heard = np.ones_like(count, bool)
+    within = expands(count, heard, Probe())
+    np.testing.assert_array_equal(within, [False, True, False, True, False])
+    f = count / 12
+    mild = f[:, -1] > f.mean(1) - 1.0 * f.std(1)
+    np.testing.assert_array_equal(expands(count, heard, Probe(slack=1.0)), mild)
+    across = f[:, -1] > f[:, -1].mean() - 0.5 * f[:, -1].std()
+    np.testing.assert_array_equal(expands(count, heard, Probe(rule="across", slack=0.5)), across)
+    assert not expands(np.full((3, 4), 7), np.ones((3, 4), bool), Probe()).any()
+    assert not expands(np.full((3, 4), 7), np.ones((3, 4), bool), Probe(rule="across")).any()
+    # A silent slot counts for nothing: the mean is over two experts here.
+    np.testing.assert_array_equal(expands(np.array([[99, 5, 6]]), np.array([[False, True, True]]), Probe()), [True])
+    with pytest.raises(ValueError, match="probe"):
+        expands(count, np.array([[True, True, False]] * 5), Probe())
+
+
+def test_most_used_experts_are_ranked_and_repeated():
+    count = np.array([[5, 9, 9, 1], [0, 0, 3, 0], [1, 2, 3, 4]])
+    heard = np.array([[1, 1, 1, 0], [0, 0, 1, 0], [0, 0, 0, 0]], bool)
+    np.testing.assert_array_equal(most_used(count, heard, 3), [[1, 2, 0], [2, 2, 2], [-1, -1, -1]])
+
+
+def test_probe_records_are_cut_without_overlap():
+    train, measure = cut(Probe(share=0.1, measured=0.2), 1000, 3)
+    assert len(train) == 80 and len(measure) == 20 and not set(train) & set(measure)
+    again = cut(Probe(share=0.1, measured=0.2), 1000, 3)
+    np.testing.assert_array_equal(train, again[0])
+    assert all(len(part) == 1 for part in cut(Probe(), 4, 0))
+
+
+def test_growth_follows_the_verdict(done):
+    for task in (1, 2):
+        learner = done.learners[task + 1]
+        verdict = np.asarray(learner.memory["verdict"]["expand"][task])
+        owner = np.asarray(learner.past[POOL].owner_LS)
+        np.testing.assert_array_equal((owner == task).any(1), verdict)
+        count = np.asarray(learner.memory["verdict"]["count"][task])
+        heard = np.concatenate([np.asarray(done.learners[task].past[POOL].owner_LS) != EMPTY, np.ones((3, 1), bool)], 1)
+        np.testing.assert_array_equal(expands(count.sum(-1), heard, done.method.probe), verdict)
+        assert trees.all_finite(learner.memory) is None
+        assert not any(np.asarray(leaf).any() for leaf in jax.tree.leaves(learner.memory["probe"]))
+
+
+def test_tuning_ends_where_serving_begins(done):
+    """The forward that trained the last task and the one that serves it are the same function."""
+    batch, _ = asked(done)
+    method, model = done.method, done.setting.model
+    training = LISTEN(model, batch.prompt, method._pool(done.trained[-1], None))
+    np.testing.assert_allclose(named(done, done.learners[3], 2, batch.prompt), training, atol=1e-5)
+
+
+def test_old_experts_and_routers_receive_nothing(done):
+    before, after = done.learners[1], done.learners[2]
+    old = np.asarray(before.past[POOL].owner_LS) == 0
+    for site, a in before.past[POOL].a.items():
+        np.testing.assert_array_equal(
+            np.moveaxis(np.asarray(a), 2, 1)[old], np.moveaxis(np.asarray(after.past[POOL].a[site]), 2, 1)[old]
+        )
+    np.testing.assert_array_equal(before.memory["routers"][0], after.memory["routers"][0])
+    assert not np.asarray(after.memory["visible"][0])[:, done.method.first :].any()
+
+
+def test_soft_weights_of_one_task_are_the_hard_choice(done):
+    batch, _ = asked(done)
+    hard = named(done, done.learners[3], 1, batch.prompt)
+    soft = named(done, done.learners[3], 1, batch.prompt, replace(done.method, locating=Locating(soft=True)))
+    np.testing.assert_allclose(hard, soft, atol=1e-5)
+
+
+def test_an_unknown_input_is_answered_by_the_base(done):
+    batch, _ = asked(done)
+    method, model = done.method, done.setting.model
+    serving = method.serve(model, done.learners[3])
+    nobody = method.decide(serving, None, jnp.full((2,), -1))
+    assert not np.asarray(nobody.weight_BN).any()
+    np.testing.assert_array_equal(
+        LISTEN(model, batch.prompt, method.voices(serving, nobody)), LISTEN(model, batch.prompt, ())
+    )
+
+
+def test_thresholds_are_read_from_records_that_were_kept_apart(done):
+    method = replace(done.method, locating=replace(done.method.locating, foreign=0.0))
+    serving = method.serve(done.setting.model, done.learners[3])
+    pooled = asked(done)[1].features.pooled(np.arange(2))
+    far = jnp.full((2, done.setting.model.config.decoder.width), 1e4)
+    decision = method.decide(serving, Seen(pooled, far), None)
+    assert not np.asarray(decision.weight_BN).any()
+    trusting = replace(method, locating=replace(method.locating, foreign=None))
+    assert (np.asarray(trusting.decide(serving, Seen(pooled, far), None).weight_BN).sum(1) == 1).all()
+
+
+def test_rt1_a_layer_without_a_heard_expert_adds_nothing():
+    method = Mixture(lora=Lora(rank=2, alpha=4.0, sites=("ffn",)))
+    from tiny import TINY
+
+    from hidecmoe_jax.models.llava import Prompt, init_model
+
+    model = init_model(TINY, jax.random.key(0))
+    learner = method.birth(model, 2)
+    prompt = Prompt(jnp.arange(6, 14)[None], jnp.ones((1, 8), bool))
+    silent = Voice(learner.past[POOL], Routing(jnp.zeros((3, 1, 3)), jnp.zeros((3, 1, 16, 3)), 2))
+    np.testing.assert_array_equal(LISTEN(model, prompt, (silent,)), LISTEN(model, prompt, ()))
+
+
+def test_what_makes_no_sense_is_refused():
+    with pytest.raises(ValueError, match="top_k"):
+        Mixture(first=1, top_k=2)
+    with pytest.raises(ValueError, match="blank"):
+        Mixture(growth="uniform")
+    with pytest.raises(ValueError, match="kept_apart"):
+        Locating(foreign=0.1, kept_apart=0.0)
+    with pytest.raises(ConfigError, match="named"):
+        Locating(by=NamedTask()).decide({}, None, jnp.ones((2,), bool))
+    assert Locating(by=ClipAnchors()).reading is None
+
+
+def test_sizes_count_what_is_owned(done):
+    learner, model = done.learners[3], done.setting.model
+    sizes = done.method.sizes(model, learner)
+    owned = int((np.asarray(learner.past[POOL].owner_LS) != EMPTY).sum())
+    assert sizes["stored"]["experts"] == owned * 2 * (16 + 16)
+    assert sizes["stored"]["routers"] == 16 * int(np.asarray(learner.memory["visible"]).sum())
+    assert sizes["stored"]["locator"] == 3 * done.method.locating.by.size(16)
