@@ -34,6 +34,7 @@ _HOME = {
     "Model": "hidecmoe_jax.models.llava",
     "Policy": "hidecmoe_jax.data.records",
     "rebuild": "hidecmoe_jax.runs.results",
+    "rollback": "hidecmoe_jax.runs.stream_loop",
     "Routing": "hidecmoe_jax.experts.routing",
     "RunConfig": "hidecmoe_jax.runs.config",
     "stream_specs": "hidecmoe_jax.runs.setting",

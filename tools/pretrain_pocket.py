@@ -56,9 +56,9 @@ RECORD = "PRETRAINING.json"
 class Plans:
     """Everything a pre-training run does."""
 
-    vision: VisionPlan = VisionPlan(steps=12000, batch=64, pairs=24, rate=2e-3, warmup=200, save_every=300)
-    projector: LanguagePlan = LanguagePlan("projector", steps=500, length=128, answers=56)
-    instruct: LanguagePlan = LanguagePlan("instruct", steps=2500)
+    vision: VisionPlan = VisionPlan(steps=5500, batch=64, pairs=24, rate=2e-3, warmup=200, save_every=300)
+    projector: LanguagePlan = LanguagePlan("projector", steps=200, length=128, answers=56, rate=2e-3)
+    instruct: LanguagePlan = LanguagePlan("instruct", steps=5000, batch=16, rate=2e-3)
     probe: ProbePlan = ProbePlan()
 
 

@@ -25,6 +25,7 @@ COMMANDS = {
     "eval": ("evaluate", "evaluate", "evaluate a run again, at its end or as it was after an earlier task"),
     "ask": ("ask", "ask", "ask a run about a picture; shows which experts spoke and how strongly"),
     "add": ("add", "add", "teach a finished run one more task"),
+    "rollback": ("rollback", "rollback", "take a run back to where it was after an earlier task"),
     "report": ("report", "report", "write report.json, report.html and the figures of a run again"),
     "inspect": ("inspect", "inspect", "show the tasks, the experts per layer and their sizes"),
     "cka": ("cka", "cka", "compare the tasks' own experts layer by layer (CKA), with a heat map"),

@@ -14,12 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from hidecmoe_jax.core.errors import ConfigError
 from hidecmoe_jax.locators import anchors as anchor
 from hidecmoe_jax.locators.calibrate import threshold, unknown
 from hidecmoe_jax.locators.gaussian import LOWEST, ClassGaussian, NearestMean, SharedGaussian
 from hidecmoe_jax.locators.neighbours import Neighbours
 from hidecmoe_jax.locators.vae import Vae
+from hidecmoe_jax.methods.gates import AnchorGate, anchors_of
 from hidecmoe_jax.methods.learner import Decision, Seen
 from hidecmoe_jax.models.llava import Model, Reading
 
@@ -34,14 +34,7 @@ class ClipAnchors:
     mixing: float = 0.5
 
 
-@dataclass(frozen=True)
-class NamedTask:
-    """The task is named at inference: an upper reference, not a locator."""
-
-    kind: ClassVar[str] = "named"
-
-
-Locator = Vae | NearestMean | SharedGaussian | ClassGaussian | Neighbours | ClipAnchors | NamedTask
+Locator = Vae | NearestMean | SharedGaussian | ClassGaussian | Neighbours | ClipAnchors
 
 
 @dataclass(frozen=True)
@@ -56,6 +49,7 @@ class Locating:
       kept_apart: part of a task's records that the locator does not learn from and the threshold is read from.
     """
 
+    kind: ClassVar[str] = "locator"
     by: Locator = Vae()
     state: Reading = Reading()
     soft: bool = False
@@ -72,17 +66,15 @@ class Locating:
     @property
     def reading(self) -> Reading | None:
         """The state of the base that is looked at."""
-        return None if self.by.kind in ("anchors", "named") else self.state
+        return None if self.by.kind == "anchors" else self.state
 
     def blank(self, capacity: int, model: Model) -> dict[str, Array]:
         """What is known of no task."""
-        known: dict[str, Array] = {}
         if self.by.kind == "anchors":
-            config = model.config
-            known = vars(anchor.no_anchors(capacity, config.vision.projection, config.text.width))
-        elif self.by.kind != "named":
+            known = AnchorGate().blank(capacity, model)
+        else:
             known = self.by.blank(capacity, model.config.decoder.width)
-        return dict(known) | {"threshold_N": jnp.full((capacity,), LOWEST)}
+        return known | {"threshold_N": jnp.full((capacity,), LOWEST)}
 
     def fit(self, memory: dict[str, Array], task: int, seen: Seen, *, key: Array) -> dict[str, Array]:
         """Learns a task from what was seen of its records, and the score below which an input is foreign to it."""
@@ -94,7 +86,7 @@ class Locating:
         if self.by.kind == "anchors":
             pooled = jax.tree.map(lambda leaf: jnp.asarray(leaf)[kept], seen.pooled)
             there = jnp.ones((len(kept),), bool)
-            fitted = memory | vars(anchor.accumulate(_anchors(memory), task, pooled, there))
+            fitted = memory | vars(anchor.accumulate(anchors_of(memory), task, pooled, there))
         else:
             fitted = self.by.fit(memory, task, np.asarray(seen.state_BD)[kept], key=own_key)
         if not apart:
@@ -107,21 +99,12 @@ class Locating:
     def scores(self, memory: dict[str, Array], seen: Seen, learned_N: Array) -> Array:
         """How near every task is, float32 [B, N]; -inf for tasks that are not learned."""
         if self.by.kind == "anchors":
-            found = anchor.gate(_anchors(memory), seen.pooled, learned_N, mixing=self.by.mixing)
+            found = anchor.gate(anchors_of(memory), seen.pooled, learned_N, mixing=self.by.mixing)
             return jnp.where(learned_N[None], found.mixed_BN, -jnp.inf)
         return self.by.scores(memory, seen.state_BD, learned_N)
 
     def decide(self, memory: dict[str, Array], seen: Seen, learned_N: Array) -> Decision:
-        """One-hot on the nearest task, or soft weights; all zero where the nearest is too far to be believed.
-
-        Raises:
-          ConfigError: the task has to be named.
-        """
-        if self.by.kind == "named":
-            raise ConfigError(
-                "this method needs the task's name", where="method.locating.by", why="it is 'named'",
-                remedy="evaluate it with the task named, or choose another locator, such as 'vae'",
-            )  # fmt: skip
+        """One-hot on the nearest task, or soft weights; all zero where the nearest is too far to be believed."""
         score_BN = self.scores(memory, seen, learned_N)
         if self.soft:
             weight = jax.nn.softmax(jnp.where(learned_N[None], score_BN / self.temperature, -jnp.inf), axis=-1)
@@ -145,12 +128,6 @@ class Locating:
 
     def size(self, model: Model) -> int:
         """Numbers stored per task."""
-        if self.by.kind == "named":
-            return 0
         if self.by.kind == "anchors":
-            return model.config.vision.projection + model.config.text.width
+            return AnchorGate().size(model)
         return self.by.size(model.config.decoder.width)
-
-
-def _anchors(memory: dict[str, Array]) -> anchor.Anchors:
-    return anchor.Anchors(*(memory[name] for name in ("image_NE", "image_count_N", "text_ND", "text_count_N")))

@@ -24,6 +24,7 @@ from hidecmoe_jax.data.stream import Stream
 from hidecmoe_jax.experts import pool, surgery
 from hidecmoe_jax.experts.bank import EMPTY, Bank
 from hidecmoe_jax.experts.routing import Routing, Voice, balance_loss
+from hidecmoe_jax.methods.gates import AnchorGate, NamedGate
 from hidecmoe_jax.methods.learner import Decision, Learner, Seen, Serving, Stage
 from hidecmoe_jax.methods.locating import Locating
 from hidecmoe_jax.methods.lora import PARALLEL, Lora
@@ -46,7 +47,7 @@ class Mixture:
       balance: weight of the load-balancing loss in the first task; later tasks train without it (CMoE-D7).
       growth: `probe` expands the layers that a probe finds wanting, `uniform` all.
       start: what a new expert begins as: a copy of the most used old one (CMoE-D17), the trained probe, or a blank.
-      locating: how an input finds its router.
+      gate: how an input finds its router.
     """
 
     kind: ClassVar[str] = "mixture"
@@ -59,14 +60,14 @@ class Mixture:
     growth: Literal["probe", "uniform"] = "probe"
     probe: Probe = Probe()
     start: Literal["copy", "probe", "blank"] = "copy"
-    locating: Locating = Locating()
+    gate: Locating | AnchorGate | NamedGate = Locating()
 
     def __post_init__(self):
         if min(self.first, self.more, self.top_k) < 1:
             raise ValueError("first, more and top_k must be at least 1")
         if self.growth == "probe" and self.first < self.top_k:
             raise ValueError(
-                f"first {self.first} is below top_k {self.top_k}: every probe would be heard and none would tell anything"
+                f"first {self.first} is below top_k {self.top_k}: every probe would be heard and nothing be told by it"
             )
         if self.growth == "uniform" and self.start != "blank":
             raise ValueError("uniform growth does not probe, so new experts start blank: set start to 'blank'")
@@ -74,7 +75,7 @@ class Mixture:
     @property
     def needs_name(self) -> bool:
         """Whether answering needs the task's name."""
-        return self.locating.by.kind == "named"
+        return self.gate.kind == "named"
 
     @property
     def isolates(self) -> bool:
@@ -82,9 +83,14 @@ class Mixture:
         return True
 
     @property
+    def soft(self) -> bool:
+        """Whether several routers may be heard at once."""
+        return self.gate.kind == "anchors" or (self.gate.kind == "locator" and self.gate.soft)
+
+    @property
     def reading(self) -> Reading | None:
         """The state of the base that the locator looks at."""
-        return self.locating.reading
+        return self.gate.reading
 
     def variants(self) -> dict:
         """Nothing is fused."""
@@ -110,7 +116,7 @@ class Mixture:
         memory = {
             "routers": jnp.zeros((capacity, layers, width, slots)),
             "visible": jnp.zeros((capacity, layers, slots), bool),
-            "locator": self.locating.blank(capacity, model),
+            "gate": self.gate.blank(capacity, model),
             "probe": self._no_probe(model, slots),
             "verdict": {
                 "expand": jnp.zeros((capacity, layers), bool),
@@ -229,7 +235,7 @@ class Mixture:
         """The probes' verdict, or the task's part of the locator."""
         memory = dict(learner.memory)
         if stage.kind == "locate":
-            memory["locator"] = self.locating.fit(memory["locator"], task, seen, key=key)
+            memory["gate"] = self.gate.fit(memory["gate"], task, seen, key=key)
             return learner.replace(memory=memory)
         heard = np.asarray(learner.past[POOL].owner_LS) != EMPTY
         heard = np.concatenate([heard, np.ones((len(heard), 1), bool)], axis=1)
@@ -266,7 +272,7 @@ class Mixture:
         }
         kept["expand"], count = memory["verdict"]["expand"][task], memory["verdict"]["count"][task]
         kept["count"] = jnp.concatenate([count[:, : own.start], count[:, -1:]], axis=1)
-        kept |= {f"locator/{name}": leaf for name, leaf in self.locating.kept(memory["locator"], task).items()}
+        kept |= {f"gate/{name}": leaf for name, leaf in self.gate.kept(memory["gate"], task).items()}
         return {"experts": trees.flatten(expert.factors) | {"owner": expert.owner_LS}, "shared": {}, "memory": kept}
 
     def recall(self, model: Model, capacity: int, kept: Sequence[dict[str, dict[str, Array]]]) -> Learner:
@@ -285,10 +291,8 @@ class Mixture:
             count = verdict["count"].at[task, :, : own.start].set(stored["count"][:, :-1])
             count = count.at[task, :, -1].set(stored["count"][:, -1])
             memory["verdict"] = {"expand": verdict["expand"].at[task].set(stored["expand"]), "count": count}
-            facts = {
-                name.removeprefix("locator/"): leaf for name, leaf in stored.items() if name.startswith("locator/")
-            }
-            memory["locator"] = self.locating.recalled(memory["locator"], task, facts)
+            facts = {name.removeprefix("gate/"): leaf for name, leaf in stored.items() if name.startswith("gate/")}
+            memory["gate"] = self.gate.recalled(memory["gate"], task, facts)
         return learner.replace(past={POOL: past}, memory=memory)
 
     def learned(self, learner: Learner) -> Array:
@@ -330,13 +334,13 @@ class Mixture:
         if named_B is not None:
             weight = jax.nn.one_hot(named_B, len(learned_N))
             return Decision(weight, weight)
-        return self.locating.decide(serving.memory["locator"], seen, learned_N)
+        return self.gate.decide(serving.memory["gate"], seen, learned_N)
 
     def voices(self, serving: Serving, decision: Decision) -> tuple[Voice, ...]:
         """The pool under the located task's router, gathered per sample; with soft weights one voice a task."""
         routers, visible = serving.memory["routers"], serving.memory["visible"].astype(jnp.float32)
         weight_BN = decision.weight_BN
-        if self.locating.soft:
+        if self.soft:
             gains = [visible[task][:, None] * weight_BN[None, :, task, None] for task in range(len(routers))]
             return tuple(
                 Voice(serving.bank, Routing(gain, routers[task][:, None], self.top_k))
@@ -358,7 +362,7 @@ class Mixture:
         stored = none | {
             "experts": expert * int((owner != EMPTY).sum()),
             "routers": width * int(visible.sum()),
-            "locator": tasks * self.locating.size(model),
+            "locator": tasks * self.gate.size(model),
         }
         return {"stored": stored, "archived": stored, "trained": none | self._added(model, learner, tasks - 1)}
 
@@ -369,5 +373,5 @@ class Mixture:
         return {
             "experts": self.lora.size(model) * int(owned.sum()),
             "routers": model.config.decoder.width * int(seen.sum()),
-            "locator": self.locating.size(model),
+            "locator": self.gate.size(model),
         }

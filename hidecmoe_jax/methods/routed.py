@@ -25,32 +25,16 @@ from hidecmoe_jax.data.stream import Stream
 from hidecmoe_jax.experts import surgery
 from hidecmoe_jax.experts.bank import Bank
 from hidecmoe_jax.experts.routing import Routing, Voice, everyone
-from hidecmoe_jax.locators import anchors as anchor
+from hidecmoe_jax.methods.gates import AnchorGate, NamedGate
 from hidecmoe_jax.methods.learner import Decision, Learner, Seen, Serving, Stage, dressed
+from hidecmoe_jax.methods.locating import Locating
 from hidecmoe_jax.methods.lora import PARALLEL, Lora
 from hidecmoe_jax.models.llama import Tally
-from hidecmoe_jax.models.llava import Batch, Model, answer_loss
+from hidecmoe_jax.models.llava import Batch, Model, Reading, answer_loss
 
 FAMILY = "linears"
 FUSED_SLOT = 0  # tasks start at slot 1, so that widening never moves the fusion
-TUNE, ANCHORS = Stage("tune"), Stage("anchors", source="features")
-
-
-@dataclass(frozen=True)
-class AnchorGate:
-    """HiDe's gate: `mixing` weighs the image cosine, the rest is text. Defaults are the official values."""
-
-    kind: ClassVar[str] = "anchors"
-    mixing: float = 0.5
-    temperature: float = 0.1
-    legacy: bool = False
-
-
-@dataclass(frozen=True)
-class NamedGate:
-    """The task is named at inference: an upper reference, not a method."""
-
-    kind: ClassVar[str] = "named"
+TUNE, LOCATE = Stage("tune"), Stage("locate", source="features")
 
 
 @dataclass(frozen=True)
@@ -74,7 +58,7 @@ class Routed:
     expand: Literal["last", "all", "none"] | tuple[int, ...] = "last"
     fusion: Literal["factor_sum", "product_sum", "product_mean"] = "factor_sum"
     eps: tuple[float, ...] = ()
-    gate: AnchorGate | NamedGate = AnchorGate()
+    gate: AnchorGate | NamedGate | Locating = AnchorGate()
     train_projector: bool = True
     union: bool = False
 
@@ -93,9 +77,14 @@ class Routed:
         return self.growth == "per_task"
 
     @property
-    def reading(self) -> None:
-        """Its gate reads CLIP alone."""
-        return None
+    def reading(self) -> Reading | None:
+        """The state of the base that the gate looks at."""
+        return self.gate.reading if self.gated else None
+
+    @property
+    def gated(self) -> bool:
+        """Whether there is anything to choose from."""
+        return self.growth == "per_task"
 
     def variants(self) -> dict[str, Routed]:
         """The same experts under each fusion rule, by its name; empty where nothing is fused."""
@@ -123,21 +112,18 @@ class Routed:
         return tuple(layer for layer in range(layers) if layer not in kept)
 
     def birth(self, model: Model, capacity: int) -> Learner:
-        """No experts and no anchors, room for `capacity` tasks."""
+        """No experts and an ignorant gate, room for `capacity` tasks."""
         if self.growth == "none":
             return Learner({}, {}, {}, {}, {})
         past = self.lora.blank(model, 1 if self.growth == "shared" else capacity + 1)
-        memory = {}
-        if self.growth == "per_task" and self.gate.kind == "anchors":
-            memory["anchors"] = anchor.no_anchors(capacity, model.config.vision.projection, model.config.text.width)
+        memory = {"gate": self.gate.blank(capacity, model)} if self.gated else {}
         return Learner({}, {}, {FAMILY: past}, {}, memory)
 
     def stages(self, task: int) -> tuple[Stage, ...]:
-        """Tuning, then one pass for the anchors where the gate needs them."""
+        """Tuning, then one look at the features where the gate learns from them."""
         if self.growth == "none":
             return ()
-        needs_anchors = self.growth == "per_task" and self.gate.kind == "anchors"
-        return (TUNE, ANCHORS) if needs_anchors else (TUNE,)
+        return (TUNE, LOCATE) if self.gated and self.gate.kind != "named" else (TUNE,)
 
     def lessons(self, tasks: int) -> tuple[tuple[int, ...], ...]:
         """Each task a lesson, all tasks one lesson (joint training), or nothing to learn."""
@@ -181,10 +167,9 @@ class Routed:
         raise NotImplementedError(stage.kind)
 
     def observe(self, model: Model, learner: Learner, stage: Stage, task: int, seen: Seen, key: Array) -> Learner:
-        """The task's anchors."""
-        everyone_B = jnp.ones(seen.pooled.has_text_B.shape, bool)
-        anchors = anchor.accumulate(learner.memory["anchors"], task, seen.pooled, everyone_B)
-        return learner.replace(memory=learner.memory | {"anchors": anchors})
+        """What the gate learns of the task."""
+        gate = self.gate.fit(learner.memory["gate"], task, seen, key=key)
+        return learner.replace(memory=learner.memory | {"gate": gate})
 
     def after(self, model: Model, learner: Learner, stage: Stage, task: int) -> Learner:
         """Plants the trained expert, fuses the layers that are not expanded, and hands the projector on."""
@@ -198,12 +183,10 @@ class Routed:
         return learner.replace(live={}, tuned={}, past={FAMILY: past}, shared=learner.shared | learner.tuned)
 
     def keep(self, learner: Learner, task: int) -> dict[str, dict[str, Array]]:
-        """What the ledger archives of a task: its own expert, the shared leaves as it left them, its anchors."""
+        """What the ledger archives of a task: its own expert, the shared leaves as it left them, the gate's part."""
         bank = learner.past[FAMILY]
         own = surgery.extract(bank, 0 if self.growth == "shared" else task)
-        memory = {}
-        if "anchors" in learner.memory:
-            memory = {path: leaf[task] for path, leaf in trees.flatten(learner.memory["anchors"]).items()}
+        memory = self.gate.kept(learner.memory["gate"], task) if self.gated else {}
         return {"experts": trees.flatten(own.factors), "shared": dict(learner.shared), "memory": memory}
 
     def recall(self, model: Model, capacity: int, kept: Sequence[dict[str, dict[str, Array]]]) -> Learner:
@@ -220,11 +203,8 @@ class Routed:
         past, memory = learner.past[FAMILY], dict(learner.memory)
         for task, expert in enumerate(own):
             past = surgery.plant(past, 1 + task, expert, task)
-        if "anchors" in memory:
-            rows = {path: np.stack([groups["memory"][path] for groups in kept]) for path in kept[0]["memory"]}
-            empty = trees.flatten(memory["anchors"])
-            full = {path: empty[path].at[: len(kept)].set(row) for path, row in rows.items()}
-            memory["anchors"] = trees.restore_into(memory["anchors"], full)
+        for task, groups in enumerate(kept):
+            memory["gate"] = self.gate.recalled(memory["gate"], task, groups["memory"])
         return Learner({}, {}, {FAMILY: self._with_fusion(past, len(kept))}, shared, memory)
 
     def _with_fusion(self, past: Bank, tasks: int) -> Bank:
@@ -263,11 +243,11 @@ class Routed:
         """Folds the constant layers into the base weights; expanded layers keep their slots.
 
         Raises:
-          NumericsError: an anchor is not finite (RT7); a softmax or a maximum would pass it on.
+          NumericsError: what the gate knows is not finite (RT7); a softmax or a maximum would pass it on.
         """
         bad = trees.all_finite(learner.memory)
         if bad is not None:
-            raise NumericsError("an anchor is not finite", where=bad, remedy="learn the task again")
+            raise NumericsError("what the gate knows is not finite", where=bad, remedy="learn the task again")
         dressed_model, tasks = dressed(model, learner.shared), self.learned(learner)
         if not tasks:
             return Serving(dressed_model, None, None, learner.memory)
@@ -289,7 +269,7 @@ class Routed:
         return Serving(folded, surgery.cut(bank, first, last), jnp.asarray(slot_LN), learner.memory)
 
     def decide(self, serving: Serving, seen: Seen, named_B: Array | None) -> Decision:
-        """One-hot on the named task, or the gate's softmax over learned tasks."""
+        """One-hot on the named task, or what the gate says."""
         if serving.slot_LN is None:
             weight = jnp.zeros((seen.pooled.text_BD.shape[0], 0))
             return Decision(weight, weight)
@@ -298,16 +278,7 @@ class Routed:
         if named_B is not None:
             weight = jax.nn.one_hot(named_B, tasks)
             return Decision(weight, weight)
-        if self.needs_name:
-            raise ConfigError(
-                "this method needs the task's name", where=f"method {self.name}", why="its gate is 'named'",
-                remedy="evaluate it with the task named, or choose gate kind 'anchors'",
-            )  # fmt: skip
-        scores = anchor.gate(
-            serving.memory["anchors"], seen.pooled, learned_N,
-            mixing=self.gate.mixing, temperature=self.gate.temperature, legacy=self.gate.legacy,
-        )  # fmt: skip
-        return Decision(scores.weight_BN, scores.mixed_BN)
+        return self.gate.decide(serving.memory["gate"], seen, learned_N)
 
     def voices(self, serving: Serving, decision: Decision) -> tuple[Voice, ...]:
         """The expanded layers' bank, every task's slot as loud as its weight."""
@@ -333,12 +304,10 @@ class Routed:
         expanded = len(self.expanded(bank.layers))
         per_fused = tasks if self.growth == "per_task" and self.fusion != "factor_sum" else 1
         stored = layer * (expanded * tasks + (bank.layers - expanded) * per_fused)
-        anchors = (
-            tasks * (model.config.vision.projection + model.config.text.width) if "anchors" in learner.memory else 0
-        )
+        located = tasks * self.gate.size(model) if self.gated else 0
         return {
-            "stored": none | {"experts": stored, "locator": anchors, "projector": projector},
+            "stored": none | {"experts": stored, "locator": located, "projector": projector},
             "archived": none
-            | {"experts": layer * bank.layers * tasks, "locator": anchors, "projector": projector * tasks},
+            | {"experts": layer * bank.layers * tasks, "locator": located, "projector": projector * tasks},
             "trained": none | {"experts": layer * bank.layers, "projector": projector},
         }

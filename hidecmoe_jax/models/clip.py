@@ -147,8 +147,8 @@ def vision_tower(
 ):
     """Patch tokens of `feature_layer` [N, P, D] and the projected class embedding [N, E] (float32), not normalised.
 
-    `pixels_NHWC` are float, already normalised with CLIP's mean and deviation. Hidden states are counted as Hugging Face
-    does (0 is the stem, -1 the last block), so -2 leaves out one block.
+    `pixels_NHWC` are float, already normalised with CLIP's mean and deviation. Hidden states are counted as Hugging
+    Face does (0 is the stem, -1 the last block), so -2 leaves out one block.
     """
     kept_at = feature_layer % (config.layers + 1)
     block = _block(config, "float32")

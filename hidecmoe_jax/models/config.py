@@ -14,7 +14,7 @@ Activation = Literal["quick_gelu", "gelu"]
 
 @dataclass(frozen=True)
 class VisionConfig:
-    """CLIP vision tower (arXiv 2103.00020): pre-norm ViT with a class token and square pictures of `image_size` pixels."""
+    """CLIP vision tower (arXiv 2103.00020): pre-norm ViT with a class token, square pictures of `image_size` pixels."""
 
     image_size: int = 56
     patch_size: int = 8
@@ -69,8 +69,8 @@ class LlavaConfig:
     """LLaVA (arXiv 2310.03744): the CLIP pair, a two-layer GELU projector, and the decoder.
 
     `feature_layer` counts hidden states as Hugging Face does: -1 is the last block's output, -2 the one before it.
-    `dtype` is what towers and decoder compute in, `param_dtype` what parameters are stored in; norms, softmax and logits
-    are float32 whatever they say. `remat` recomputes a decoder block's activations in the backward pass.
+    `dtype` is what towers and decoder compute in, `param_dtype` what parameters are stored in; norms, softmax and
+    logits are float32 whatever they say. `remat` recomputes a decoder block's activations in the backward pass.
     """
 
     vision: VisionConfig = VisionConfig()

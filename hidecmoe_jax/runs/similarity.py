@@ -43,7 +43,8 @@ def study(run: str | Path, *, count: int = 500, legacy: bool = False) -> Path:
     kept = [Ledger(seed).load(record.index)[0] for record in Ledger(seed).tasks()]
     if not setting.config.method.isolates or len(kept) < 2:
         raise ConfigError(
-            "nothing to compare", where=str(folder), why=f"{setting.config.method.name} keeps no expert per task, or learned one task",
+            "nothing to compare", where=str(folder),
+            why=f"{setting.config.method.name} keeps no expert per task, or learned one task",
             remedy="give a run with one expert per task, such as configs/pocket/hide.yaml",
         )  # fmt: skip
     tasks = [setting.stream.tasks[index] for index in range(len(kept))]

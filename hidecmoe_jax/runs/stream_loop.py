@@ -17,7 +17,7 @@ from hidecmoe_jax.core.errors import CheckpointError, ConfigError
 from hidecmoe_jax.data.stream import TaskSpec
 from hidecmoe_jax.methods.learner import Method
 from hidecmoe_jax.runs import results
-from hidecmoe_jax.runs.cells import Cells
+from hidecmoe_jax.runs.cells import Cells, Curve
 from hidecmoe_jax.runs.config import RunConfig, StreamConfig, from_mapping, to_mapping
 from hidecmoe_jax.runs.disk import read_json
 from hidecmoe_jax.runs.identity import ERRORS, changes_of, check_run, open_run
@@ -139,6 +139,42 @@ def add(
             changes_of(folder, setting.identity(), allow)  # refuses before anything is moved
             for seed in config.seeds:
                 forget_last(folder / f"seed_{seed}", len(names), names[-1])
+        enter(setting, folder, options)
+        walk(setting, folder, options, stop)
+    return folder
+
+
+def rollback(run: str | Path, tasks: int) -> Path:
+    """Takes a run back to where it was after its first `tasks` tasks; later ones are moved aside, not deleted.
+
+    Raises:
+      ConfigError: no such point to go back to, or the method learns no tasks one by one.
+    """
+    folder = Path(run)
+    config = config_of(folder)
+    with writer_lock(folder), graceful_stop() as stop:
+        names = open_stream_names(folder)
+        least = min(len(Ledger(folder / f"seed_{seed}").tasks()) for seed in config.seeds)
+        if len(config.method.lessons(2)) != 2 or not 1 <= tasks <= least or tasks == len(names):
+            raise ConfigError(
+                "there is no such point to go back to", where=str(folder),
+                why=f"asked for {tasks}; {config.method.name} has learned {least} of {len(names)} tasks",
+                remedy=f"give a number from 1 to {min(least, len(names) - 1)}",
+            )  # fmt: skip
+        stream = config.stream
+        for known in range(len(names), tasks, -1):
+            stream = without_last(stream, names[:known])
+        setting = open_setting(dataclasses.replace(config, stream=stream), errors=str(folder / ERRORS))
+        gone = names[tasks:]
+        options = Options(
+            resume=True, allow=("tasks", *(f"{part}.{name}" for part in ("data", "own") for name in gone))
+        )
+        changes_of(folder, setting.identity(), options.allow)  # refuses before anything is moved
+        for seed in config.seeds:
+            home = folder / f"seed_{seed}"
+            for row in range(len(Ledger(home).tasks()), tasks, -1):
+                forget_last(home, row, names[row - 1])
+            Curve(home / "metrics.jsonl").rewind((tasks, 0, 0))
         enter(setting, folder, options)
         walk(setting, folder, options, stop)
     return folder

@@ -17,7 +17,6 @@ from hidecmoe_jax.runs.setting import bar, say
 from hidecmoe_jax.runs.signals import Stop
 from hidecmoe_jax.train.optim import Tune
 
-
 FLUSH_EVERY = 20  # steps whose metrics a crash may lose; resuming takes lines after the checkpoint back anyway
 
 

@@ -6,7 +6,7 @@ import pytest
 from packaging.specifiers import SpecifierSet
 
 from hidecmoe_jax.cli import doctor
-from hidecmoe_jax.cli.doctor import Check, devices, disk, memory, within
+from hidecmoe_jax.cli.doctor import Check, devices, disk, large_pages, memory, within
 
 
 @pytest.mark.parametrize("version", ["0.9.9", "0.10", "0.10.0", "0.10.2", "0.12.0.1", "0.13", "0.13.0", "1", "2.0"])
@@ -20,6 +20,22 @@ def test_this_machine_can_run_its_own_tests(tmp_path):
     assert memory().found.endswith("GiB")
     assert str(tmp_path) in disk(tmp_path).found
     assert str(tmp_path) in disk(tmp_path / "not" / "yet").found
+
+
+def test_large_pages_are_reported_where_linux_has_them(tmp_path, monkeypatch):
+    setting = tmp_path / "enabled"
+    assert list(large_pages(setting)) == []
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    for text, tunable, used in [
+        ("[always] madvise never", "", True),
+        ("always [madvise] never", "", False),
+        ("always [madvise] never", "glibc.malloc.hugetlb=1", True),
+        ("always madvise [never]", "glibc.malloc.hugetlb=1", False),
+    ]:
+        setting.write_text(text)
+        monkeypatch.setenv("GLIBC_TUNABLES", tunable)
+        (check,) = large_pages(setting)
+        assert check.well and (check.found == "used") == used
 
 
 @pytest.mark.parametrize("well", [True, False])

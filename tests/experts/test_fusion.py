@@ -39,7 +39,7 @@ def test_factor_sum_writes_the_summed_factors_and_nothing_else(tasks, layers, ep
     for layer in ALL:
         inside = layer + 3 in layers
         expected_a = sum(a[layer, slot[t]] for t in tasks) if inside else 0 * a[0, 0]
-        expected_b = sum(e * b[layer, slot[t]] for e, t in zip(eps, tasks)) if inside else 0 * b[0, 0]
+        expected_b = sum(e * b[layer, slot[t]] for e, t in zip(eps, tasks, strict=False)) if inside else 0 * b[0, 0]
         np.testing.assert_allclose(found_a[layer, 1], expected_a, atol=1e-6)
         np.testing.assert_allclose(found_b[layer, 1], expected_b, atol=1e-6)
         assert int(fused.owner_LS[layer, 1]) == (FUSED if inside else EMPTY)

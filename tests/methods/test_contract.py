@@ -19,7 +19,7 @@ MIXTURE = {
     "kind": "mixture",
     "lora": {"rank": 2, "alpha": 4, "dropout": 0.1, "sites": ["ffn"]},
     "probe": {"share": 0.75, "measured": 0.4, "steps": 2},
-    "locating": {"by": {"kind": "vae", "hidden": 8, "latent": 2, "epochs": 2}, "kept_apart": 0.25},
+    "gate": {"kind": "locator", "by": {"kind": "vae", "hidden": 8, "latent": 2, "epochs": 2}, "kept_apart": 0.25},
 }
 
 METHODS = {
@@ -28,6 +28,7 @@ METHODS = {
     "hide_legacy": {"gate": {"kind": "anchors", "legacy": True}},
     "merge_all": {"expand": "none"},
     "expand_all": {"expand": "all"},
+    "hide_located": {"gate": {"kind": "locator", "by": {"kind": "nearest_mean"}, "kept_apart": 0.25}},
     "expand_outer": {"expand": [0, 2], "eps": [1.0, 0.5, 0.25]},
     "product_sum": {"fusion": "product_sum", "eps": [1.0, 0.5, 0.25]},
     "product_mean": {"fusion": "product_mean"},
@@ -36,7 +37,7 @@ METHODS = {
     "joint": {"growth": "shared", "union": True},
     "zero_shot": {"growth": "none"},
     "cmoe": MIXTURE,
-    "cmoe_uniform": MIXTURE | {"growth": "uniform", "start": "blank", "locating": {"by": {"kind": "anchors"}}},
+    "cmoe_uniform": MIXTURE | {"growth": "uniform", "start": "blank", "gate": {"kind": "anchors"}},
 }
 
 # The others train as `hide` does and differ in what they make of it, which saves a compilation each.
@@ -163,7 +164,9 @@ def test_serving_is_the_sum_that_the_method_promises(taught):
         tokens[:, 2:6] = setting.model.config.image_token
         prompt = Prompt(tokens, np.ones_like(tokens, bool), features.patches(np.arange(2)))
         named = jnp.full((2,), 1) if done.method.needs_name else None
-        decision = done.method.decide(serving, Seen(features.pooled(np.arange(2))), named)
+        reading = done.method.reading
+        state = None if reading is None else setting.states(records, "two", reading)
+        decision = done.method.decide(serving, Seen(features.pooled(np.arange(2)), state), named)
         found = listen(serving.model, prompt, done.method.voices(serving, decision))
         assert np.isfinite(found).all()
         for row in range(2):

@@ -13,8 +13,9 @@ from hidecmoe_jax.core import trees
 from hidecmoe_jax.core.errors import ConfigError
 from hidecmoe_jax.experts.bank import EMPTY
 from hidecmoe_jax.experts.routing import Routing, Voice
+from hidecmoe_jax.methods.gates import NamedGate
 from hidecmoe_jax.methods.learner import Seen
-from hidecmoe_jax.methods.locating import ClipAnchors, Locating, NamedTask
+from hidecmoe_jax.methods.locating import ClipAnchors, Locating
 from hidecmoe_jax.methods.lora import Lora
 from hidecmoe_jax.methods.mixture import POOL, Mixture
 from hidecmoe_jax.methods.probing import Probe, cut, expands, most_used
@@ -33,7 +34,7 @@ def done(tmp_path_factory):
         base, "cmoe", tasks=tasks, tune={"bucket": 32}, kind="mixture",
         lora={"rank": 2, "alpha": 4, "dropout": 0.1, "sites": ["ffn"]},
         probe={"share": 0.75, "measured": 0.4, "steps": 2},
-        locating={"by": {"kind": "vae", "hidden": 8, "latent": 2, "epochs": 2}, "kept_apart": 0.25},
+        gate={"kind": "locator", "by": {"kind": "vae", "hidden": 8, "latent": 2, "epochs": 2}, "kept_apart": 0.25},
     )  # fmt: skip
     return teach(open_setting(config))
 
@@ -155,7 +156,7 @@ def test_old_experts_and_routers_receive_nothing(done):
 def test_soft_weights_of_one_task_are_the_hard_choice(done):
     batch, _ = asked(done)
     hard = named(done, done.learners[3], 1, batch.prompt)
-    soft = named(done, done.learners[3], 1, batch.prompt, replace(done.method, locating=Locating(soft=True)))
+    soft = named(done, done.learners[3], 1, batch.prompt, replace(done.method, gate=Locating(soft=True)))
     np.testing.assert_allclose(hard, soft, atol=1e-5)
 
 
@@ -171,13 +172,13 @@ def test_an_unknown_input_is_answered_by_the_base(done):
 
 
 def test_thresholds_are_read_from_records_that_were_kept_apart(done):
-    method = replace(done.method, locating=replace(done.method.locating, foreign=0.0))
+    method = replace(done.method, gate=replace(done.method.gate, foreign=0.0))
     serving = method.serve(done.setting.model, done.learners[3])
     pooled = asked(done)[1].features.pooled(np.arange(2))
     far = jnp.full((2, done.setting.model.config.decoder.width), 1e4)
     decision = method.decide(serving, Seen(pooled, far), None)
     assert not np.asarray(decision.weight_BN).any()
-    trusting = replace(method, locating=replace(method.locating, foreign=None))
+    trusting = replace(method, gate=replace(method.gate, foreign=None))
     assert (np.asarray(trusting.decide(serving, Seen(pooled, far), None).weight_BN).sum(1) == 1).all()
 
 
@@ -202,7 +203,7 @@ def test_what_makes_no_sense_is_refused():
     with pytest.raises(ValueError, match="kept_apart"):
         Locating(foreign=0.1, kept_apart=0.0)
     with pytest.raises(ConfigError, match="named"):
-        Locating(by=NamedTask()).decide({}, None, jnp.ones((2,), bool))
+        NamedGate().decide({}, None, jnp.ones((2,), bool))
     assert Locating(by=ClipAnchors()).reading is None
 
 
@@ -212,4 +213,4 @@ def test_sizes_count_what_is_owned(done):
     owned = int((np.asarray(learner.past[POOL].owner_LS) != EMPTY).sum())
     assert sizes["stored"]["experts"] == owned * 2 * (16 + 16)
     assert sizes["stored"]["routers"] == 16 * int(np.asarray(learner.memory["visible"]).sum())
-    assert sizes["stored"]["locator"] == 3 * done.method.locating.by.size(16)
+    assert sizes["stored"]["locator"] == 3 * done.method.gate.by.size(16)

@@ -10,8 +10,10 @@ from tiny import TINY
 
 from hidecmoe_jax.core.errors import ConfigError
 from hidecmoe_jax.experts.bank import Bank
+from hidecmoe_jax.methods.gates import AnchorGate, NamedGate
 from hidecmoe_jax.methods.learner import Learner
-from hidecmoe_jax.methods.routed import FAMILY, AnchorGate, Lora, NamedGate, Routed
+from hidecmoe_jax.methods.lora import Lora
+from hidecmoe_jax.methods.routed import FAMILY, Routed
 from hidecmoe_jax.models.config import llava_7b
 from hidecmoe_jax.models.llava import init_model, model_sites
 
@@ -30,7 +32,7 @@ def sizes_at_7b(method: Routed, tasks: int) -> dict[str, dict[str, int]]:
         owner_LS=owner_LS,
         scale=2.0,
     )
-    memory = {"anchors": None} if method.growth == "per_task" else {}
+    memory = {"gate": {}} if method.growth == "per_task" else {}
     return method.sizes(model, Learner({}, {}, {FAMILY: bank}, {}, memory))
 
 
@@ -60,7 +62,7 @@ def test_expanded_layers_come_from_the_model():
 
 
 def test_a_method_says_what_it_needs():
-    assert [stage.kind for stage in Routed().stages(0)] == ["tune", "anchors"]
+    assert [stage.kind for stage in Routed().stages(0)] == ["tune", "locate"]
     assert [stage.kind for stage in Routed(gate=NamedGate()).stages(0)] == ["tune"]
     assert Routed(growth="none").stages(0) == () and Routed(growth="none").lessons(3) == ()
     assert Routed().lessons(3) == ((0,), (1,), (2,)) and Routed(growth="shared", union=True).lessons(3) == ((0, 1, 2),)

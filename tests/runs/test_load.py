@@ -13,7 +13,7 @@ from hidecmoe_jax.core import trees
 from hidecmoe_jax.core.errors import CheckpointError, ConfigError, DataError
 from hidecmoe_jax.data.images import normalise
 from hidecmoe_jax.data.loader import read_images
-from hidecmoe_jax.methods.routed import NamedGate
+from hidecmoe_jax.methods.gates import NamedGate
 from hidecmoe_jax.models.llava import Prompt, logits, vision_features
 from hidecmoe_jax.runs import rows
 from hidecmoe_jax.runs.load import load
@@ -158,10 +158,10 @@ def test_ck20_a_run_is_not_opened_on_another_base(world):
 def test_rt7_an_anchor_that_is_not_finite_is_not_served(run):
     method, memory = run.run.method, dict(run.serving.memory)
     learner = method.birth(run.base, 2)
-    broken = memory["anchors"].replace(image_NE=memory["anchors"].image_NE.at[1, 0].set(np.nan))
-    with pytest.raises(Exception, match="an anchor is not finite") as refused:
-        method.serve(run.base, learner.replace(memory={"anchors": broken}))
-    assert refused.value.exit_code == 5 and "anchors/image_NE" in refused.value.where
+    broken = memory["gate"] | {"image_NE": memory["gate"]["image_NE"].at[1, 0].set(np.nan)}
+    with pytest.raises(Exception, match="what the gate knows is not finite") as refused:
+        method.serve(run.base, learner.replace(memory={"gate": broken}))
+    assert refused.value.exit_code == 5 and "gate/image_NE" in refused.value.where
 
 
 def test_a_method_that_needs_the_name_says_so(world):

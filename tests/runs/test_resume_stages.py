@@ -10,7 +10,7 @@ MIXTURE = {
     "kind": "mixture",
     "lora": {"rank": 2, "alpha": 4, "dropout": 0.1, "sites": ["ffn"]},
     "probe": {"share": 0.75, "measured": 0.4, "steps": 3},
-    "locating": {"by": {"kind": "vae", "hidden": 8, "latent": 2, "epochs": 2}, "kept_apart": 0.25},
+    "gate": {"kind": "locator", "by": {"kind": "vae", "hidden": 8, "latent": 2, "epochs": 2}, "kept_apart": 0.25},
 }
 
 

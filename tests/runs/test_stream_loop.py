@@ -16,7 +16,7 @@ from hidecmoe_jax.runs.cells import Cells
 from hidecmoe_jax.runs.config import from_mapping, to_mapping
 from hidecmoe_jax.runs.ledger import Ledger
 from hidecmoe_jax.runs.results import rebuild
-from hidecmoe_jax.runs.stream_loop import add, config_of, evaluate_run, learn
+from hidecmoe_jax.runs.stream_loop import add, config_of, evaluate_run, learn, rollback
 
 
 @pytest.fixture(scope="module")
@@ -165,6 +165,22 @@ def test_a_task_is_added_and_earlier_experts_keep_every_byte(world):
     assert again["lessons"]["trees"] != after["lessons"]["trees"]
     assert len([line for line in again["metrics"] if line["task"] == "trees"]) == 4
     assert np.shape(report(run)["matrix"]) == (4, 3)
+
+
+def test_a_run_goes_back_to_an_earlier_task_and_on_from_there(world):
+    root, _, _ = world
+    run = copied(world, "rolled_back")
+    before = outcome(run)
+    add(run, root / "trees")
+    after = outcome(run)
+    rollback(run, 2)
+    assert outcome(run) == before and report(run)["tasks"] == ["birds", "fish"]
+    assert list((run / "seed_0" / "withdrawn").glob("002_trees*"))
+    add(run, root / "trees")
+    assert outcome(run) == after
+    for wrong in (0, 3, 4):
+        with pytest.raises(ConfigError, match="no such point"):
+            rollback(run, wrong)
 
 
 def test_a_redone_task_of_other_data_leaves_no_old_answers(world):

@@ -88,7 +88,7 @@ def dense_cider_d(candidates, references):
 
         present = np.array([sum(histogram(text) for text in texts) > 0 for texts in references])
         idf = np.log(len(references) / np.maximum(1, present.sum(axis=0)))
-        for item, (candidate, texts) in enumerate(zip(candidates, references)):
+        for item, (candidate, texts) in enumerate(zip(candidates, references, strict=False)):
             for text in texts:
                 hypothesis, truth = histogram(candidate) * idf, histogram(text) * idf
                 norms = np.linalg.norm(hypothesis) * np.linalg.norm(truth)
@@ -118,7 +118,9 @@ def test_cider_d_of_a_single_item_is_zero():
 
 def test_caption6_is_the_mean_of_its_parts():
     names = ["w", "x", "y", "z"]
-    result = score("caption6", dict(zip(names, CANDIDATES)), dict(zip(names, map(tuple, REFERENCES))))
+    result = score(
+        "caption6", dict(zip(names, CANDIDATES, strict=False)), dict(zip(names, map(tuple, REFERENCES), strict=False))
+    )
     assert tuple(result.parts) == PARTS
     assert result.value == pytest.approx(sum(result.parts.values()) / 6)
     words = [text.split() for text in CANDIDATES], [[text.split() for text in texts] for texts in REFERENCES]

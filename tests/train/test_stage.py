@@ -12,7 +12,8 @@ from tiny import run_config, write_base, write_stream
 from hidecmoe_jax.core import trees
 from hidecmoe_jax.core.errors import NumericsError
 from hidecmoe_jax.data.loader import collate
-from hidecmoe_jax.methods.routed import TUNE, Lora, Routed
+from hidecmoe_jax.methods.lora import Lora
+from hidecmoe_jax.methods.routed import TUNE, Routed
 from hidecmoe_jax.models.llava import Batch, Prompt, answer_loss
 from hidecmoe_jax.runs.setting import open_setting
 from hidecmoe_jax.train import stage as stages

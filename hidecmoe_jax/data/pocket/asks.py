@@ -48,7 +48,7 @@ def _options(rng: np.random.Generator, right: str, wrong: Sequence[str]) -> tupl
     chosen = [others[i] for i in rng.permutation(len(others))[:3]]
     slot = int(rng.integers(len(chosen) + 1))
     chosen.insert(slot, right)
-    return " ".join(f"{letter}. {text}" for letter, text in zip("ABCD", chosen)), "ABCD"[slot]
+    return " ".join(f"{letter}. {text}" for letter, text in zip("ABCD", chosen, strict=False)), "ABCD"[slot]
 
 
 def describe_things(picture: Picture, rng: np.random.Generator) -> Turns:

@@ -154,7 +154,7 @@ def mixed(
     for k, letter in enumerate(text, start=len(shapes)):
         colour, font = pick(rng, visible_on(ground)), pick(rng, FONTS)
         mask, _, _ = glyph(font, int(radii[k] * 1.9), letter)
-        at = tuple(min(max(round(c - s / 2), 0), size - s) for c, s in zip(centres[k], mask.size))
+        at = tuple(min(max(round(c - s / 2), 0), size - s) for c, s in zip(centres[k], mask.size, strict=False))
         spot = (*at, at[0] + mask.width, at[1] + mask.height)
         image.paste(tint(rng, colour), spot, mask)
         things.append(Thing(kind_of(letter), letter, colour, "small", box_of(*spot, size), font=font))

@@ -67,7 +67,7 @@ def pick_ground(rng: np.random.Generator, wanted: str | None = None) -> str:
 def tint(rng: np.random.Generator, name: str) -> tuple[int, int, int]:
     """RGB of a colour name, jittered a little."""
     shift = rng.normal(0, 7, 3)
-    return tuple(int(min(max(c + s, 0), 255)) for c, s in zip(COLOURS[name], shift.tolist()))
+    return tuple(int(min(max(c + s, 0), 255)) for c, s in zip(COLOURS[name], shift.tolist(), strict=False))
 
 
 @lru_cache(maxsize=1)

@@ -67,7 +67,7 @@ def put_shape(
     filled: bool,
     zoom: int = 2,
 ) -> tuple[float, float, float, float]:
-    """Draw one shape on a canvas `zoom` times the picture; centre and radius in picture pixels; returns its box there."""
+    """Draws one shape on a canvas `zoom` times the picture; centre and radius in picture pixels. Returns its box."""
     points = outline(shape)
     angle = _TURN.get(shape, 0.0) * (2 * rng.random() - 1)
     cos, sin = np.cos(angle), np.sin(angle)

@@ -180,7 +180,7 @@ def _spline(points: int) -> np.ndarray:
         for u in np.linspace(0, 1, 5, endpoint=False):
             row = np.zeros(points)
             weights = (-u + 2 * u**2 - u**3, 2 - 5 * u**2 + 3 * u**3, u + 4 * u**2 - 3 * u**3, u**3 - u**2)
-            for offset, weight in zip((-1, 0, 1, 2), weights):
+            for offset, weight in zip((-1, 0, 1, 2), weights, strict=False):
                 row[min(max(piece + offset, 0), points - 1)] += weight / 2
             rows.append(row)
     last = np.zeros(points)

@@ -113,7 +113,7 @@ def _one(
     colour, ground = tone
     image = Image.new("RGB", (size, size), tint(rng, ground))
     paper = image.getpixel((0, 0))
-    ink = tuple(round(p + (c - p) * ink_share) for c, p in zip(tint(rng, colour), paper))
+    ink = tuple(round(p + (c - p) * ink_share) for c, p in zip(tint(rng, colour), paper, strict=False))
     image.paste(ink, (*at, at[0] + mask.width, at[1] + mask.height), mask)
     cut = mask.point(lambda v: 255 * (v > 60)).getbbox() or (0, 0, mask.width, mask.height)
     box = box_of(at[0] + cut[0], at[1] + cut[1], at[0] + cut[2], at[1] + cut[3], size)
@@ -263,6 +263,7 @@ def word(
     )
     size_name = "large" if points >= 20 else "small"
     things = tuple(
-        Thing(kind_of(c), c, n, size_name, box_of(*b, size), font=font) for c, n, b in zip(text, names, boxes)
+        Thing(kind_of(c), c, n, size_name, box_of(*b, size), font=font)
+        for c, n, b in zip(text, names, boxes, strict=False)
     )
     return Picture(wear(image, rng, worn), things, ground, "word", {"text": text})

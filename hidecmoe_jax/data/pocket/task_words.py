@@ -82,7 +82,7 @@ def notes(things: Sequence[Thing]) -> str:
 
 def options(texts: Sequence[str]) -> str:
     """Four options with letters: "A. K B. M C. P D. R"."""
-    return " ".join(f"{letter}. {text}" for letter, text in zip("ABCD", texts))
+    return " ".join(f"{letter}. {text}" for letter, text in zip("ABCD", texts, strict=False))
 
 
 def examples(rng: np.random.Generator) -> Iterator[tuple[str, str]]:

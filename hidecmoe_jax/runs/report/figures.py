@@ -259,7 +259,7 @@ def similarity_map(layers_LTT, tasks: Sequence[str], *, legacy: bool):
         2.5 + 0.5 * layers, 2.6 + 0.28 * len(pairs), rows=2, ratios=(2, 0.4 + 0.28 * len(pairs))
     )
     values = [[float(layers_LTT[layer][i][j]) for layer in range(layers)] for i, j in pairs]
-    top.bar(range(layers), [sum(column) / len(pairs) for column in zip(*values)], color=INK, width=0.6)
+    top.bar(range(layers), [sum(column) / len(pairs) for column in zip(*values, strict=False)], color=INK, width=0.6)
     top.set_xticks(range(layers), range(layers))
     top.set_ylim(0, 1.02)
     kind = "legacy (unpaired, biased RBF)" if legacy else "paired, debiased linear"

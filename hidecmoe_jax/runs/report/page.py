@@ -47,18 +47,18 @@ READING = (
     ("named_task_last", "Last, task named", "Last of the same model when it is told the task instead of routing."),
     ("named_task_gap", "Gap to named task", "Last with the task named minus Last: what routing costs."),
     ("bwt_named_task", "BWT, task named", "BWT (divided by T) with the task named: what happened to the experts."),
-    ("bwt_routing", "BWT by routing", "The rest of BWT: what old tasks lost because their inputs are routed elsewhere."),
+    ("bwt_routing", "BWT by routing", "The rest of BWT: what old tasks lost because inputs are routed elsewhere."),
 )  # fmt: skip
 CAPTIONS = {
-    "accuracy_matrix": "Score on each task (columns) after each stage (rows). Above the stepped line a task has not been "
-    "learned yet; a column that gets paler downwards is forgotten. Hatched cells were not measured.",
-    "forgetting_curves": "Each line is one task: dotted before it is learned, solid from then on. A line that falls is "
-    "forgotten.",
-    "routing_confusion": "Share and number of each task's test items (rows) sent to each expert (columns). The diagonal "
-    "is right.",
+    "accuracy_matrix": "Score on each task (columns) after each stage (rows). Above the stepped line a task has "
+    "not been learned yet; a column that gets paler downwards is forgotten. Hatched cells were not measured.",
+    "forgetting_curves": "Each line is one task: dotted before it is learned, solid from then on. A line that falls "
+    "is forgotten.",
+    "routing_confusion": "Share and number of each task's test items (rows) sent to each expert (columns). The "
+    "diagonal is right.",
     "expert_sizes": "Parameters beyond the frozen base: what is served, what is kept on disk, and what was trained.",
-    "growth": "Experts that each task (rows) added in each layer (columns): +1 for one, a dot for none. The shade and the "
-    "percentage say how many tokens of the measuring records picked the probe. The first task is not probed.",
+    "growth": "Experts that each task (rows) added in each layer (columns): +1 for one, a dot for none. The shade and "
+    "the percentage say how many tokens of the measuring records picked the probe. The first task is not probed.",
     "training_loss": "Loss per answer token, stages one after the other: faint as logged, bold as moving average.",
     "last_and_forgetting": "Bars are means over seeds, whiskers one standard deviation, dots single seeds.",
     "last_by_task": "Score of each task after the last stage, one bar a method.",
