@@ -29,6 +29,8 @@ COMMANDS = {
     "report": ("report", "report", "write report.json, report.html and the figures of a run again"),
     "inspect": ("inspect", "inspect", "show the tasks, the experts per layer and their sizes"),
     "cka": ("cka", "cka", "compare the tasks' own experts layer by layer (CKA), with a heat map"),
+    "foreign": ("foreign", "foreign", "leave tasks out and show foreign pictures: are they called unknown?"),
+    "control": ("control", "control", "how often a probe asks for an expert that nobody needs"),
     "data check": ("data", "check", "check a stream or task folders before training on them"),
     "data pocket": ("data", "pocket", "draw the pocket stream into LLaVA JSON and image files"),
     "doctor": (

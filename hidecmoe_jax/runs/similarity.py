@@ -20,6 +20,7 @@ from hidecmoe_jax.evaluate.cka import cka_matrices, layer_features
 from hidecmoe_jax.experts import surgery
 from hidecmoe_jax.experts.routing import Voice, everyone
 from hidecmoe_jax.methods.learner import dressed
+from hidecmoe_jax.methods.routed import FAMILY
 from hidecmoe_jax.models.llava import Model, Prompt
 from hidecmoe_jax.runs.disk import write_json
 from hidecmoe_jax.runs.ledger import Ledger
@@ -41,14 +42,14 @@ def study(run: str | Path, *, count: int = 500, legacy: bool = False) -> Path:
     folder, setting = Path(run), open_setting(config_of(run))
     seed = folder / f"seed_{setting.config.seeds[0]}"
     kept = [Ledger(seed).load(record.index)[0] for record in Ledger(seed).tasks()]
-    if not setting.config.method.isolates or len(kept) < 2:
+    learner = setting.config.method.recall(setting.model, max(setting.config.capacity, len(kept)), kept)
+    if not setting.config.method.isolates or FAMILY not in learner.past or len(kept) < 2:
         raise ConfigError(
             "nothing to compare", where=str(folder),
             why=f"{setting.config.method.name} keeps no expert per task, or learned one task",
             remedy="give a run with one expert per task, such as configs/pocket/hide.yaml",
         )  # fmt: skip
     tasks = [setting.stream.tasks[index] for index in range(len(kept))]
-    learner = setting.config.method.recall(setting.model, max(setting.config.capacity, len(kept)), kept)
     shared = [record for task in tasks for record in setting.test(task)[: max(1, count // len(tasks))]]
     features = []
     for index, task in enumerate(bar("similarity")(tasks)):

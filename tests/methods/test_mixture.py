@@ -11,6 +11,7 @@ from tiny import run_config, write_base, write_stream
 
 from hidecmoe_jax.core import trees
 from hidecmoe_jax.core.errors import ConfigError
+from hidecmoe_jax.evaluate.answer import answers
 from hidecmoe_jax.experts.bank import EMPTY
 from hidecmoe_jax.experts.routing import Routing, Voice
 from hidecmoe_jax.methods.gates import NamedGate
@@ -21,6 +22,7 @@ from hidecmoe_jax.methods.mixture import POOL, Mixture
 from hidecmoe_jax.methods.probing import Probe, cut, expands, most_used
 from hidecmoe_jax.models.llava import logits
 from hidecmoe_jax.runs.setting import open_setting
+from hidecmoe_jax.scoring.matrix import staged_matrix
 
 LISTEN = jax.jit(logits)
 
@@ -151,6 +153,36 @@ def test_old_experts_and_routers_receive_nothing(done):
         )
     np.testing.assert_array_equal(before.memory["routers"][0], after.memory["routers"][0])
     assert not np.asarray(after.memory["visible"][0])[:, done.method.first :].any()
+
+
+def test_cmoe_7_the_matrix_is_rebuilt_from_scores_and_routers(done):
+    """Every item is answered under every router once; that and the locator's scores give what each stage would say."""
+    setting, method = done.setting, done.method
+    scores, points, staged = [], [], np.zeros((3, 3))
+    for task in range(3):
+        records = setting.test(setting.stream.tasks[task])
+        under = [said(done, done.learners[3], records, named=router) for router in range(3)]
+        # Weights are random and so are answers: what counts as right is what one of the routers says.
+        right = [under[number % 3][number].text for number in range(len(records))]
+        points.append(np.array([[float(under[r][i].text == right[i]) for r in range(3)] for i in range(len(records))]))
+        scores.append(np.array([one.scores[:3] for one in said(done, done.learners[3], records)]))
+        for stage in range(1, 4):
+            found = said(done, done.learners[stage], records)
+            staged[stage - 1, task] = np.mean([one.text == text for one, text in zip(found, right, strict=True)])
+    assert 0 < staged.mean() < 1 and method.isolates
+    np.testing.assert_array_equal(staged_matrix(scores, points), staged)
+
+
+def said(done, learner, records, named=None):
+    setting = done.setting
+    label = str([record.id for record in records]) + records[0].source
+    found = answers(
+        done.method, done.method.serve(setting.model, learner), records, setting.features(records, label),
+        tokenizer=setting.tokenizer, template=setting.config.template, writing=setting.config.evaluate.writing,
+        key=jax.random.key(0), state_ND=setting.states(records, label, done.method.reading),
+        length=setting.prompt_length, named=named,
+    )  # fmt: skip
+    return [one for batch in found for one in batch]
 
 
 def test_soft_weights_of_one_task_are_the_hard_choice(done):

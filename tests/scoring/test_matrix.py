@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hidecmoe_jax.core.errors import DataError
-from hidecmoe_jax.scoring.matrix import METRICS, mean_and_spread, mean_matrix, summary
+from hidecmoe_jax.scoring.matrix import METRICS, mean_and_spread, mean_matrix, staged_matrix, summary
 
 
 def from_rows(own, final):
@@ -186,3 +186,12 @@ def test_ev8_seeds_are_averaged_cell_by_cell_and_only_where_all_measured():
     assert mean_matrix([[[1.0, None]], [[3.0, 5.0]]]) == [[2.0, None]]
     with pytest.raises(DataError, match="different shapes"):
         mean_matrix([[[1.0]], [[1.0, 2.0]]])
+
+
+def test_a_matrix_is_staged_from_scores_and_points_of_the_final_model():
+    scores = [np.array([[3.0, 1.0, 9.0], [2.0, 5.0, 1.0]]), np.array([[4.0, 2.0, 3.0]]), np.array([[0.0, 1.0, 2.0]])]
+    points = [np.array([[100.0, 0.0, 10.0], [80.0, 20.0, 0.0]]), np.array([[30.0, 70.0, 0.0]]), np.array([[1.0, 2, 3]])]
+    # Task 1: its two items go to tasks (1, 1), (1, 2), then (3, 2); task 2: always to 1; task 3: to 1, 2, 3.
+    assert staged_matrix(scores, points) == [[90.0, 30.0, 1.0], [60.0, 30.0, 2.0], [15.0, 30.0, 3.0]]
+    with pytest.raises(DataError, match="do not fit"):
+        staged_matrix(scores, points[:2])

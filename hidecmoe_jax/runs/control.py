@@ -1,0 +1,103 @@
+"""How often does a probe ask for an expert that nobody needs? The calibration that LLaVA-CMoE lacks (CMoE-D15).
+
+A probe that trains beside frozen experts is picked often simply because it trains, and a balancing loss evens usage
+out on top. So after a task the probing of a next task is played with records of that same task: whatever expands then
+expands in vain. The share of layers that do is the false-expansion rate, with the balancing loss and without it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hidecmoe_jax.core.errors import ConfigError
+from hidecmoe_jax.core.keys import key_for
+from hidecmoe_jax.methods.learner import Learner, Seen
+from hidecmoe_jax.methods.mixture import POOL, Mixture
+from hidecmoe_jax.runs.disk import write_json
+from hidecmoe_jax.runs.ledger import Ledger
+from hidecmoe_jax.runs.setting import Setting, bar, open_setting, say
+from hidecmoe_jax.runs.stream_loop import config_of
+from hidecmoe_jax.train.stage import count_usage, run_stage, tuned_for
+
+
+@dataclass(frozen=True)
+class Unwatched:
+    """A `Watch` that saves and shows nothing: a control is played again, never resumed."""
+
+    def resume(self, stage):
+        """There is nothing to go on from."""
+        return None
+
+    def step(self, stage, step, steps, facts, state) -> None:
+        """Nothing is kept."""
+
+    def warn(self, text: str) -> None:
+        """A line for the user."""
+        say(f"warning: {text}")
+
+
+def probe_control(run: str | Path, *, task: int = 0, repeats: int = 3) -> dict[str, Any]:
+    """Writes `control.json` into the run folder and returns it: false-expansion rates after task number `task`.
+
+    Raises:
+      ConfigError: the run does not probe, or has not learned the task.
+    """
+    folder, setting = Path(run), open_setting(config_of(run))
+    method, home = setting.config.method, folder / f"seed_{setting.config.seeds[0]}"
+    done = Ledger(home).tasks()
+    if not isinstance(method, Mixture) or method.growth != "probe" or not 0 <= task < len(done):
+        raise ConfigError(
+            "there is no probe to control", where=str(folder),
+            why=f"{method.name} has learned {len(done)} tasks, asked for number {task}",
+            remedy="give a run of a mixture with `growth: probe`, and one of its tasks",
+        )  # fmt: skip
+    kept = [Ledger(home).load(index)[0] for index in range(task + 1)]
+    found = []
+    for balance in dict.fromkeys((method.probe.balance, 0.0)):
+        probing = replace(method, probe=replace(method.probe, balance=balance))
+        own = replace(setting, config=replace(setting.config, method=probing))
+        plays = [_play(own, kept, task, seed) for seed in bar(f"control, balance {balance}")(range(repeats))]
+        expanded, frequency, even = (np.array(part) for part in zip(*plays, strict=True))
+        found.append(
+            {
+                "balance": balance, "false_expansion_rate": float(expanded.mean()),
+                "frequency": frequency.mean(0).tolist(), "even": even.mean(0).tolist(),
+            }
+        )  # fmt: skip
+    result = {"task": setting.stream.tasks[task].name, "repeats": repeats, "controls": found}
+    write_json(folder / "control.json", result)
+    return result
+
+
+def _play(setting: Setting, kept: list, task: int, seed: int) -> tuple[np.ndarray, list[float], list[float]]:
+    """Probing for a next task with records of `task`: layers expanded, the probe's frequency, an even one."""
+    method, model, number = setting.config.method, setting.model, task + 1
+    learner = method.recall(model, max(setting.config.capacity, number + 1), kept)
+    material = setting.material(setting.stream.tasks[task].train, (task,), setting.stream.tasks[task].name)
+    for stage in method.stages(number)[:2]:
+        key = key_for(seed, "control", stage.kind)
+        learner = method.before(model, learner, stage, number, key)
+        part = material.only(method.part(stage, len(material.encoded), seed))
+        if stage.trains:
+            tune = tuned_for(stage, setting.config.tune, len(part.encoded))
+            learner = run_stage(
+                method, model, learner, stage, part, tune=tune, key=key, seed=seed, watch=Unwatched(), task="control"
+            )
+        else:
+            usage = count_usage(method, model, learner, stage, part, setting.config.tune.batch)
+            pooled = part.features.pooled(np.arange(len(part.encoded)))
+            learner = method.observe(model, learner, stage, number, Seen(pooled, usage=usage), key)
+        learner = method.after(model, learner, stage, number)
+    return _told(method, learner, number)
+
+
+def _told(method: Mixture, learner: Learner, number: int) -> tuple[np.ndarray, list[float], list[float]]:
+    verdict = learner.memory["verdict"]
+    count = np.asarray(verdict["count"][number], np.int64).sum(axis=-1)
+    experts = (np.asarray(learner.past[POOL].owner_LS) >= 0).sum(axis=1) + 1
+    frequency = count[:, -1] * method.top_k / np.maximum(count.sum(axis=1), 1)
+    return np.asarray(verdict["expand"][number]), frequency.tolist(), (method.top_k / experts).tolist()

@@ -1,0 +1,127 @@
+"""Does a run notice what it has never learned? Tasks left out one by one, and pictures that belong to no task.
+
+A locator's memory of a task does not depend on the other tasks, so leaving a task out is leaving its column out: no
+training is needed. Every input gets a margin, its best score less the threshold of the task it would go to; below zero
+it is called unknown. AUROC says how well margins part known from foreign inputs whatever the threshold.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from hidecmoe_jax.core.errors import ConfigError
+from hidecmoe_jax.data.records import Record, Turn
+from hidecmoe_jax.locators.calibrate import auroc
+from hidecmoe_jax.methods.learner import Seen
+from hidecmoe_jax.runs.disk import write_json
+from hidecmoe_jax.runs.ledger import Ledger
+from hidecmoe_jax.runs.setting import Setting, open_setting
+from hidecmoe_jax.runs.stream_loop import config_of
+
+OUTSIDERS = ("noise", "blank", "photographs")
+
+
+def foreign_study(run: str | Path, *, count: int = 100) -> dict[str, Any]:
+    """Writes `foreign.json` into the run folder and returns it.
+
+    Args:
+      count: pictures of every foreign kind, shown with questions of the run's own tasks.
+
+    Returns:
+      `known`: percent of every task's test items that are called unknown. `left_out`: for every task, AUROC and the
+      percent called unknown when the run does not know it. `outsiders`: the same for noise, blank and foreign pictures.
+
+    Raises:
+      ConfigError: the run's gate has no thresholds, or it learned fewer than two tasks.
+    """
+    folder, setting = Path(run), open_setting(config_of(run))
+    method, seed = setting.config.method, folder / f"seed_{setting.config.seeds[0]}"
+    kept = [Ledger(seed).load(record.index)[0] for record in Ledger(seed).tasks()]
+    learner = method.recall(setting.model, max(setting.config.capacity, len(kept)), kept)
+    memory = learner.memory.get("gate", {})
+    if "threshold_N" not in memory or len(kept) < 2:
+        raise ConfigError(
+            "this run cannot say what is foreign", where=str(folder),
+            why=f"it has learned {len(kept)} tasks and its gate keeps {len(memory.get('threshold_N', ()))} thresholds",
+            remedy="learn two tasks with a locator as gate, for example --set method.gate.kind=locator",
+        )  # fmt: skip
+    limits = np.asarray(memory["threshold_N"])[: len(kept)]
+    tasks = setting.stream.tasks[: len(kept)]
+
+    def scores(records: tuple[Record, ...], label: str) -> np.ndarray:
+        features = setting.features(records, label)
+        state = None if method.reading is None else jnp.asarray(setting.states(records, label, method.reading))
+        seen = Seen(features.pooled(np.arange(len(records))), state)
+        learned = jnp.arange(len(memory["threshold_N"])) < len(kept)
+        return np.asarray(jax.jit(method.gate.scores)(memory, seen, learned))[:, : len(kept)]
+
+    own = [scores(setting.test(task), f"{task.name} {setting.config.evaluate.split}") for task in tasks]
+    everyone = list(range(len(tasks)))
+    known = np.concatenate([margins(table, limits, everyone) for table in own])
+    found: dict[str, Any] = {
+        "known": {t.name: _below(margins(table, limits, everyone)) for t, table in zip(tasks, own, strict=True)},
+        "left_out": {},
+        "outsiders": {},
+    }
+    for out, task in enumerate(tasks):
+        rest = [index for index in everyone if index != out]
+        inside = np.concatenate([margins(own[index], limits, rest) for index in rest])
+        found["left_out"][task.name] = _told(inside, margins(own[out], limits, rest))
+    with tempfile.TemporaryDirectory() as aside:
+        for kind in OUTSIDERS:
+            records = outsiders(setting, kind, Path(aside), count)
+            found["outsiders"][kind] = _told(known, margins(scores(records, kind), limits, everyone))
+    write_json(folder / "foreign.json", found)
+    return found
+
+
+def margins(scores_MN: np.ndarray, limits_N: np.ndarray, tasks: list[int]) -> np.ndarray:
+    """Best score over `tasks` less the threshold of the task that has it, [M]."""
+    among, limits = scores_MN[:, tasks], limits_N[tasks]
+    best = among.argmax(axis=1)
+    return among[np.arange(len(among)), best] - limits[best]
+
+
+def _below(margin: np.ndarray) -> float:
+    return round(100.0 * float((margin < 0).mean()), 2)
+
+
+def _told(known: np.ndarray, foreign: np.ndarray) -> dict[str, float]:
+    return {"auroc": round(auroc(known, foreign), 4), "unknown": _below(foreign), "false_alarms": _below(known)}
+
+
+def outsiders(setting: Setting, kind: str, folder: Path, count: int) -> tuple[Record, ...]:
+    """Records with pictures that belong to no task, under the questions of the tasks in turn.
+
+    `noise` is uniform, `blank` one colour, `photographs` are cuts of the two that scikit-learn ships.
+    """
+    rng, size = np.random.default_rng(OUTSIDERS.index(kind)), setting.model.config.vision.image_size
+    questions = [record.turns[0].question for task in setting.stream.tasks for record in setting.test(task)]
+    chosen = rng.permutation(len(questions))
+    records = []
+    for number in range(count):
+        path = folder / f"{kind}_{number}.png"
+        Image.fromarray(_pixels(kind, rng, size)).save(path)
+        question = questions[chosen[number % len(chosen)]]
+        records.append(Record(f"{kind}-{number}", (str(path),), (Turn(question, ""),), kind))
+    return tuple(records)
+
+
+def _pixels(kind: str, rng: np.random.Generator, size: int) -> np.ndarray:
+    if kind == "noise":
+        return rng.integers(0, 256, (size, size, 3), dtype=np.uint8)
+    if kind == "blank":
+        return np.broadcast_to(rng.integers(0, 256, 3, dtype=np.uint8), (size, size, 3)).copy()
+    from sklearn.datasets import load_sample_images
+
+    photograph = load_sample_images().images[int(rng.integers(2))]
+    side = int(rng.integers(120, min(photograph.shape[:2])))
+    top, left = (int(rng.integers(0, edge - side + 1)) for edge in photograph.shape[:2])
+    return photograph[top : top + side, left : left + side]
