@@ -23,6 +23,6 @@ def control(run: Run, /, *, task: int = 0, repeats: int = 3) -> None:
         layers = " ".join(f"{100 * part:3.0f}" for part in played["frequency"])
         rate = 100 * played["false_expansion_rate"]
         print(
-            f"balance {played['balance']:<6g} false expansions {rate:5.1f}%   tokens with the probe by layer, %: {layers}"
+            f"balance {played['balance']:<6g} false expansions {rate:5.1f}%   tokens that picked the probe, %: {layers}"
         )
     print(f"an even load would give, %: {' '.join(f'{100 * part:3.0f}' for part in found['controls'][0]['even'])}")
