@@ -16,7 +16,6 @@ from hidecmoe_jax.methods.lora import Lora
 from hidecmoe_jax.methods.routed import TUNE, Routed
 from hidecmoe_jax.models.llava import Batch, Prompt, answer_loss
 from hidecmoe_jax.runs.setting import open_setting
-from hidecmoe_jax.train import stage as stages
 from hidecmoe_jax.train.stage import Material, run_stage
 from hidecmoe_jax.train.step import begin, take_step
 
@@ -87,7 +86,7 @@ def test_a_stage_moves_what_is_live_and_nothing_else(ready, setting, material):
 
 
 def one_step(setting, learner, batches, *, method=QUIET, key=0):
-    rates = {"experts": jnp.float32(0.01), "shared": jnp.float32(0.001)}
+    rates = {"experts": jnp.float32(0.01), "routers": jnp.float32(0.01), "shared": jnp.float32(0.001)}
     tune = setting.config.tune
     return take_step(
         begin(learner, tune),
@@ -103,7 +102,9 @@ def one_step(setting, learner, batches, *, method=QUIET, key=0):
 
 
 def batches_of(material, rows):
-    return stages._batches(material, np.asarray(rows, np.int32))
+    return jax.tree.map(
+        lambda *leaves: np.stack(leaves), *(material.batch(part) for part in np.asarray(rows, np.int32))
+    )
 
 
 def test_tr16_accumulation_equals_one_big_batch_however_tokens_are_spread(setting, ready, material):

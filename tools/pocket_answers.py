@@ -1,0 +1,78 @@
+"""What the finished pocket model answers by itself: exact matches on questions about pictures that no stage has drawn.
+
+Linear probes say what the towers see; this says what the decoder makes of it, kind by kind of question. A task can
+only be learned quickly if the kinds it is made of are answered here.
+
+    python tools/pocket_answers.py                 the shipped model, 220 pictures
+    python tools/pocket_answers.py --from FOLDER   another one
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import tempfile
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+import hidecmoe_jax as hj
+from hidecmoe_jax.data.pocket.draw import draw
+from hidecmoe_jax.data.pocket.language import questions
+from hidecmoe_jax.data.pocket.picture import COLOURS, SHAPES
+
+SEED, FAMILIES = 999, ("scene", "character", "word", "chart", "mixed", "scene")
+_NAMES = re.compile(rf"\b({'|'.join((*COLOURS, *SHAPES))})(?:e?s)?\b")
+
+
+def kind_of(family: str, question: str) -> str:
+    """A question without the things it names: `scene: What colour is the SHAPE?`."""
+    return f"{family}: " + _NAMES.sub(lambda found: "COLOUR" if found[1] in COLOURS else "SHAPE", question)
+
+
+def answered(source: str, pictures: int) -> dict[str, list[bool]]:
+    """Whether each answer is exactly right, by kind of question."""
+    rng, shown, asked, right, kinds = np.random.default_rng(SEED), [], [], [], []
+    with tempfile.TemporaryDirectory() as folder:
+        for number in range(pictures):
+            family = FAMILIES[number % len(FAMILIES)]
+            picture, path = draw(family, rng), Path(folder) / f"{number}.png"
+            Image.fromarray(picture.pixels).save(path)
+            for question, answer in questions(picture, rng, most=4):
+                shown.append([path])
+                asked.append(question)
+                right.append(answer)
+                kinds.append(kind_of(family, question))
+        written = hj.load(source).generate(shown, asked, max_new_tokens=24)
+    found = defaultdict(list)
+    for kind, answer, one in zip(kinds, right, written, strict=True):
+        found[kind].append(one.text.strip() == answer.strip())
+    return found
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--from", dest="source", default="pocket", help="`pocket` or the folder of a model")
+    parser.add_argument("--pictures", type=int, default=220)
+    parser.add_argument("--least", type=int, default=8, help="kinds with fewer questions are not listed")
+    parser.add_argument("--out", type=Path, help="write the table there as JSON")
+    options = parser.parse_args()
+    found = answered(options.source, options.pictures)
+    every = [one for hits in found.values() for one in hits]
+    table = {kind: [round(100 * float(np.mean(hits)), 1), len(hits)] for kind, hits in found.items()}
+    table = dict(sorted(table.items(), key=lambda item: -item[1][1]))
+    print(f"{100 * np.mean(every):5.1f} %  of {len(every)} questions are answered exactly")
+    for kind, (percent, count) in table.items():
+        if count >= options.least:
+            print(f"{percent:5.1f} %  of {count:3}  {kind}")
+    if options.out:
+        everything = {"all": [round(100 * float(np.mean(every)), 1), len(every)]}
+        options.out.write_text(json.dumps(everything | table, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
