@@ -4,12 +4,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import jax
-import numpy as np
 
 from hidecmoe_jax.core.keys import key_for
-from hidecmoe_jax.methods.learner import Learner, Method, Seen
+from hidecmoe_jax.methods.learner import Learner, Method
 from hidecmoe_jax.runs.setting import Setting
-from hidecmoe_jax.train.stage import count_usage, run_stage, tuned_for
+from hidecmoe_jax.train.stage import run_stage, tuned_for
 from hidecmoe_jax.train.step import take_step
 
 
@@ -63,7 +62,7 @@ def teach(setting: Setting, *, seed: int = 0, like: Taught | None = None) -> Tau
                 learner = _trained(setting, learner, stage, part, key, seed, like and like.trained[number])
                 trained.append(learner)
             else:
-                seen = _seen(setting, learner, stage, part, f"{lesson} train")
+                seen = setting.seen(learner, stage, part, f"{lesson} train")
                 learner = method.observe(model, learner, stage, number, seen, key)
             learner = method.after(model, learner, stage, number)
         learners.append(learner)
@@ -80,11 +79,3 @@ def _trained(setting: Setting, learner: Learner, stage, part, key, seed: int, li
         setting.config.method, setting.model, learner, stage, part,
         tune=tune, key=key, seed=seed, watch=Silent(), task="a lesson",
     )  # fmt: skip
-
-
-def _seen(setting: Setting, learner: Learner, stage, part, label: str) -> Seen:
-    method = setting.config.method
-    pooled = part.features.pooled(np.arange(len(part.encoded), dtype=np.int32))
-    if stage.source == "usage":
-        return Seen(pooled, usage=count_usage(method, setting.model, learner, stage, part, setting.config.tune.batch))
-    return Seen(pooled, None if method.reading is None else setting.states(part.records, label, method.reading))

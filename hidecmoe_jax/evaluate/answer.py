@@ -83,25 +83,39 @@ _decide = partial(jax.jit, static_argnames=("method",))(
 _state = partial(jax.jit, static_argnames=("reading",))(prompt_state)
 
 
+def prompt_rows(
+    asked: Sequence[Encoded], features: Features, start: int, *, batch: int, length: int, pad: int, vocab: int
+) -> tuple[np.ndarray, np.ndarray, Prompt]:
+    """The rows of one batch of prompts from `start` on, the same filled up with the last of them, and the prompt."""
+    rows = np.arange(start, min(start + batch, len(asked)), dtype=np.int32)
+    filled = np.concatenate([rows, np.repeat(rows[-1:], batch - len(rows))])
+    arrays = collate([asked[row] for row in filled], length=length, answers=1, pad=pad, vocab=vocab)
+    return rows, filled, Prompt(arrays["tokens_BT"], arrays["mask_BT"], features.patches(filled))
+
+
 def states(
     model: Model,
-    asked: Sequence[Encoded],
+    records: Sequence[Record],
     features: Features,
     reading: Reading,
     *,
+    tokenizer: Tokenizer,
+    template: Template,
+    writing: Writing,
     batch: int,
-    length: int,
-    pad: int,
     progress=iter,
 ) -> np.ndarray:
-    """What the frozen base makes of every prompt, float32 [N, D]: one prefill without any expert."""
+    """What the frozen base makes of every record's prompt, float32 [N, D]: one prefill without any expert.
+
+    Of several turns the last question counts.
+    """
+    asked = prompts(records, tokenizer, template, model.config, writing)
+    length, vocab = buckets((len(prompt.tokens) for prompt in asked), writing.bucket), model.config.decoder.vocabulary
     found = []
     for start in progress(range(0, len(asked), batch)):
-        rows = np.arange(start, min(start + batch, len(asked)), dtype=np.int32)
-        filled = np.concatenate([rows, np.repeat(rows[-1:], batch - len(rows))])
-        vocabulary = model.config.decoder.vocabulary
-        arrays = collate([asked[row] for row in filled], length=length, answers=1, pad=pad, vocab=vocabulary)
-        prompt = Prompt(arrays["tokens_BT"], arrays["mask_BT"], features.patches(filled))
+        rows, _, prompt = prompt_rows(
+            asked, features, start, batch=batch, length=length, pad=tokenizer.pad, vocab=vocab
+        )
         found.append(np.asarray(_state(model, prompt, reading))[: len(rows)])
     return np.concatenate(found)
 
@@ -159,18 +173,17 @@ def answers(
         writing.max_new_tokens, writing.temperature, writing.top_p, tokenizer.eos, tokenizer.pad, ids=tokenizer.size
     )
     for start in range(0, len(records), writing.batch):
-        rows = np.arange(start, min(start + writing.batch, len(records)), dtype=np.int32)
+        shown = records[start : start + writing.batch]
         # Whole batches are done again or not at all, so that an interrupted cell ends with the same bytes.
-        if all(records[row].id in skip for row in rows):
+        if all(record.id in skip for record in shown):
             continue
-        filled = np.concatenate([rows, np.repeat(rows[-1:], writing.batch - len(rows))])
-        arrays = collate(
-            [asked[row] for row in filled], length=length, answers=1, pad=tokenizer.pad, vocab=config.decoder.vocabulary
-        )
-        prompt = Prompt(arrays["tokens_BT"], arrays["mask_BT"], features.patches(filled))
+        _, filled, prompt = prompt_rows(
+            asked, features, start,
+            batch=writing.batch, length=length, pad=tokenizer.pad, vocab=config.decoder.vocabulary,
+        )  # fmt: skip
         named_B = None if named is None else jnp.full((writing.batch,), named, jnp.int32)
         seen = Seen(features.pooled(filled), None if state_ND is None else state_ND[filled])
         decision = _decide(method, serving, seen, named_B)
         written = _write(method, serving, prompt, decision, key, filled, sampling=sampling)
-        whole = _texts([records[row] for row in rows], written, decision, tokenizer)
+        whole = _texts(shown, written, decision, tokenizer)
         yield [answer for answer in whole if answer.id not in skip]

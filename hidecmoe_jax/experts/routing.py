@@ -69,28 +69,20 @@ def softmax_top_k(logits: Array, heard: Array, top_k: int) -> Array:
     return power / jnp.maximum(jnp.sum(power, axis=-1, keepdims=True), 1e-30)
 
 
-def slot_weights(x_BTD: Array, gain_BS: Array, router_BDS: Array | None, top_k: int) -> Array:
-    """Weights the slots get: [B, S] from gains alone, [B, T, S] with a token router. Float32."""
+def slot_gates(x_BTD: Array, gain_BS: Array, router_BDS: Array | None, top_k: int) -> tuple[Array, Array]:
+    """Weights the slots get, and chances: what the router's softmax gave them before any slot was dropped. Float32.
+
+    Both are [B, S] and the gains themselves without a token router, [B, T, S] with one.
+    """
     if router_BDS is None:
-        return gain_BS
-    logits_BTS, heard = _logits(x_BTD, gain_BS, router_BDS)
-    return softmax_top_k(logits_BTS, heard, top_k) * gain_BS[:, None, :]
-
-
-def slot_chances(x_BTD: Array, gain_BS: Array, router_BDS: Array | None) -> Array:
-    """What every slot would get if none were dropped: the router's softmax over all heard slots, or the gains."""
-    if router_BDS is None:
-        return gain_BS
-    logits_BTS, heard = _logits(x_BTD, gain_BS, router_BDS)
-    return softmax_top_k(logits_BTS, heard, logits_BTS.shape[-1])
-
-
-def _logits(x_BTD: Array, gain_BS: Array, router_BDS: Array) -> tuple[Array, Array]:
+        return gain_BS, gain_BS
     router = jnp.broadcast_to(router_BDS, (x_BTD.shape[0], *router_BDS.shape[1:]))
     x32, router32 = x_BTD.astype(jnp.float32), router.astype(jnp.float32)
     # Accelerators shorten float32 products unless told not to, and a gate near a tie would flip between programs.
     logits_BTS = jnp.einsum("btd,bds->bts", x32, router32, precision=jax.lax.Precision.HIGHEST)
-    return logits_BTS, jnp.broadcast_to(gain_BS[:, None, :] > 0, logits_BTS.shape)
+    heard = jnp.broadcast_to(gain_BS[:, None, :] > 0, logits_BTS.shape)
+    weights = softmax_top_k(logits_BTS, heard, top_k) * gain_BS[:, None, :]
+    return weights, softmax_top_k(logits_BTS, heard, logits_BTS.shape[-1])
 
 
 def balance_loss(count_LS: Array, chance_LS: Array, heard_LS: Array) -> Array:

@@ -9,6 +9,9 @@ running means per device and takes the maximum over the batch; `legacy` brings b
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -105,3 +108,38 @@ def gate(
     power = jnp.where(learned_N[None], jnp.exp(jnp.where(learned_N[None], logits, top) - top), 0.0)
     weight = power / jnp.maximum(jnp.sum(power, axis=-1, keepdims=True), EPSILON)
     return Scores(weight, mixed, image_BN, text_BN)
+
+
+def anchors_of(memory: dict[str, Array]) -> Anchors:
+    """The anchors among a gate's or a locator's arrays."""
+    return Anchors(*(memory[name] for name in ("image_NE", "image_count_N", "text_ND", "text_count_N")))
+
+
+@dataclass(frozen=True)
+class ClipAnchors:
+    """HiDe's anchors as a locator: what a task scores is the mixed cosine. Its features are `Pooled`, not a state.
+
+    Attributes:
+      mixing: weight of the image cosine; the rest is text.
+    """
+
+    kind: ClassVar[str] = "anchors"
+    mixing: float = 0.5
+
+    def blank(self, capacity: int, width: tuple[int, int]) -> dict[str, Array]:
+        """Room for the anchors of `capacity` tasks; `width` are those of the image and the text features."""
+        return dict(vars(no_anchors(capacity, *width)))
+
+    def fit(self, memory: dict[str, Array], task: int, pooled: Pooled, *, key: Array) -> dict[str, Array]:
+        """Adds samples to a task's anchors; nothing is random."""
+        everyone_B = jnp.ones(pooled.has_text_B.shape, bool)
+        return memory | vars(accumulate(anchors_of(memory), task, pooled, everyone_B))
+
+    def scores(self, memory: dict[str, Array], pooled: Pooled, learned_N: Array) -> Array:
+        """Mixed cosines, float32 [B, N]; -inf where not `learned_N` (bool)."""
+        found = gate(anchors_of(memory), pooled, learned_N, mixing=self.mixing)
+        return jnp.where(learned_N[None], found.mixed_BN, -jnp.inf)
+
+    def size(self, width: tuple[int, int]) -> int:
+        """Numbers stored per task."""
+        return sum(width)

@@ -12,7 +12,7 @@ import numpy as np
 from jax import Array
 
 from hidecmoe_jax.core.errors import DataError, NumericsError
-from hidecmoe_jax.locators.gaussian import LOWEST
+from hidecmoe_jax.locators.standard import LOWEST
 
 # 0.29 * 100 is 28.999999999999996, and 29 is meant.
 ROUNDING = 1e-9

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from hidecmoe_jax.locators.gaussian import (
+from hidecmoe_jax.locators.standard import (
     EXACT,
     checked,
     presented,
@@ -68,7 +68,7 @@ class Neighbours:
         }
 
     def fit(self, memory: dict[str, Array], task: int, features_ND, *, key: Array) -> dict[str, Array]:
-        """Writes row `task` from features [N, D]. Raises as `gaussian.checked` and `gaussian.written`."""
+        """Writes row `task` from features [N, D]. Raises as `standard.checked` and `standard.written`."""
         features = checked(features_ND, memory, task, capacity=len(memory["valid_NM"]))
         memory = with_standard(memory, features)
         if len(features) > self.most:

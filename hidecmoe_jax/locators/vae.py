@@ -21,7 +21,7 @@ import optax
 from jax import Array
 
 from hidecmoe_jax.core.errors import NumericsError
-from hidecmoe_jax.locators.gaussian import (
+from hidecmoe_jax.locators.standard import (
     EXACT,
     checked,
     presented,

@@ -9,11 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import jax.numpy as jnp
 from jax import Array
 
 from hidecmoe_jax.core.errors import ConfigError
 from hidecmoe_jax.locators import anchors as anchor
+from hidecmoe_jax.locators.anchors import ClipAnchors, anchors_of
 from hidecmoe_jax.methods.learner import Decision, Seen
 from hidecmoe_jax.models.llava import Model
 
@@ -32,12 +32,11 @@ class AnchorGate:
 
     def blank(self, capacity: int, model: Model) -> Memory:
         """Room for the anchors of `capacity` tasks."""
-        return dict(vars(anchor.no_anchors(capacity, model.config.vision.projection, model.config.text.width)))
+        return ClipAnchors().blank(capacity, clip_widths(model))
 
     def fit(self, memory: Memory, task: int, seen: Seen, *, key: Array) -> Memory:
         """Adds the task's anchors; nothing is random."""
-        everyone_B = jnp.ones(seen.pooled.has_text_B.shape, bool)
-        return dict(vars(anchor.accumulate(anchors_of(memory), task, seen.pooled, everyone_B)))
+        return ClipAnchors().fit(memory, task, seen.pooled, key=key)
 
     def decide(self, memory: Memory, seen: Seen, learned_N: Array) -> Decision:
         """The softmax over learned tasks, and the mixed cosine it comes from."""
@@ -57,7 +56,7 @@ class AnchorGate:
 
     def size(self, model: Model) -> int:
         """Numbers stored per task."""
-        return model.config.vision.projection + model.config.text.width
+        return ClipAnchors().size(clip_widths(model))
 
 
 @dataclass(frozen=True)
@@ -95,6 +94,6 @@ class NamedGate:
         return 0
 
 
-def anchors_of(memory: Memory) -> anchor.Anchors:
-    """The anchors among a gate's arrays."""
-    return anchor.Anchors(*(memory[name] for name in ("image_NE", "image_count_N", "text_ND", "text_count_N")))
+def clip_widths(model: Model) -> tuple[int, int]:
+    """Widths of CLIP's pooled image and text features, as anchors keep them."""
+    return model.config.vision.projection, model.config.text.width

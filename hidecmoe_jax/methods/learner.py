@@ -15,6 +15,7 @@ from flax import struct
 from jax import Array
 
 from hidecmoe_jax.core import trees
+from hidecmoe_jax.core.errors import NumericsError
 from hidecmoe_jax.data.records import Record
 from hidecmoe_jax.data.stream import Stream
 from hidecmoe_jax.experts.bank import Bank
@@ -120,6 +121,17 @@ def with_trainable(learner: Learner, leaves: dict) -> Learner:
     """The learner with other trainable leaves."""
     live = {name: bank.with_factors(leaves["experts"][name]) for name, bank in learner.live.items()}
     return learner.replace(live=live, tuned=dict(leaves["shared"]), routers=dict(leaves["routers"]))
+
+
+def check_finite(memory: dict[str, Any]) -> None:
+    """Refuses to serve what routing would read as NaN or infinity.
+
+    Raises:
+      NumericsError: names the array (RT7); a softmax or a maximum would pass it on.
+    """
+    bad = trees.all_finite(memory)
+    if bad is not None:
+        raise NumericsError("what the gate knows is not finite", where=bad, remedy="learn the task again")
 
 
 def dressed(model: Model, leaves: dict[str, Array]) -> Model:

@@ -7,31 +7,25 @@ keeps a few of every task's records apart to learn what scores its own inputs ge
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from operator import itemgetter
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from hidecmoe_jax.locators import anchors as anchor
+from hidecmoe_jax.locators.anchors import ClipAnchors
 from hidecmoe_jax.locators.calibrate import threshold, unknown
-from hidecmoe_jax.locators.gaussian import LOWEST, ClassGaussian, NearestMean, SharedGaussian
+from hidecmoe_jax.locators.gaussian import ClassGaussian, NearestMean, SharedGaussian
 from hidecmoe_jax.locators.neighbours import Neighbours
+from hidecmoe_jax.locators.standard import LOWEST
 from hidecmoe_jax.locators.vae import Vae
-from hidecmoe_jax.methods.gates import AnchorGate, anchors_of
+from hidecmoe_jax.methods.gates import clip_widths
 from hidecmoe_jax.methods.learner import Decision, Seen
 from hidecmoe_jax.models.llava import Model, Reading
 
 FIXED = ("mean_D", "std_D")  # a locator's standardisation: taken from the first task, the same for all
-
-
-@dataclass(frozen=True)
-class ClipAnchors:
-    """HiDe's anchors (arXiv 2503.12941) as a locator: mixed cosine to the mean CLIP features of a task."""
-
-    kind: ClassVar[str] = "anchors"
-    mixing: float = 0.5
 
 
 Locator = Vae | NearestMean | SharedGaussian | ClassGaussian | Neighbours | ClipAnchors
@@ -65,16 +59,18 @@ class Locating:
 
     @property
     def reading(self) -> Reading | None:
-        """The state of the base that is looked at."""
-        return None if self.by.kind == "anchors" else self.state
+        """The state of the base that is looked at; anchors look at CLIP."""
+        return None if self.by.kind == ClipAnchors.kind else self.state
+
+    def _shown(self, seen: Seen) -> Any:
+        return seen.pooled if self.reading is None else seen.state_BD
+
+    def _width(self, model: Model) -> Any:
+        return clip_widths(model) if self.reading is None else model.config.decoder.width
 
     def blank(self, capacity: int, model: Model) -> dict[str, Array]:
         """What is known of no task."""
-        if self.by.kind == "anchors":
-            known = AnchorGate().blank(capacity, model)
-        else:
-            known = self.by.blank(capacity, model.config.decoder.width)
-        return known | {"threshold_N": jnp.full((capacity,), LOWEST)}
+        return self.by.blank(capacity, self._width(model)) | {"threshold_N": jnp.full((capacity,), LOWEST)}
 
     def fit(self, memory: dict[str, Array], task: int, seen: Seen, *, key: Array) -> dict[str, Array]:
         """Learns a task from what was seen of its records, and the score below which an input is foreign to it."""
@@ -82,26 +78,18 @@ class Locating:
         count = seen.pooled.has_text_B.shape[0]
         order = np.asarray(jax.random.permutation(order_key, count))
         apart = min(round(self.kept_apart * count), count - 1)
-        kept, held = order[apart:], order[:apart]
-        if self.by.kind == "anchors":
-            pooled = jax.tree.map(lambda leaf: jnp.asarray(leaf)[kept], seen.pooled)
-            there = jnp.ones((len(kept),), bool)
-            fitted = memory | vars(anchor.accumulate(anchors_of(memory), task, pooled, there))
-        else:
-            fitted = self.by.fit(memory, task, np.asarray(seen.state_BD)[kept], key=own_key)
+        parts = (order[:apart], order[apart:])
+        held, kept = (jax.tree.map(itemgetter(rows), self._shown(seen)) for rows in parts)
+        fitted = self.by.fit(memory, task, kept, key=own_key)
         if not apart:
             return fitted
-        rest = jax.tree.map(lambda leaf: jnp.asarray(leaf)[held], Seen(seen.pooled, seen.state_BD))
         alone = jnp.arange(len(fitted["threshold_N"])) == task
-        limit = threshold(np.asarray(self.scores(fitted, rest, alone))[:, task], self.foreign or 0.0)
+        limit = threshold(np.asarray(self.by.scores(fitted, held, alone))[:, task], self.foreign or 0.0)
         return fitted | {"threshold_N": fitted["threshold_N"].at[task].set(limit)}
 
     def scores(self, memory: dict[str, Array], seen: Seen, learned_N: Array) -> Array:
         """How near every task is, float32 [B, N]; -inf for tasks that are not learned."""
-        if self.by.kind == "anchors":
-            found = anchor.gate(anchors_of(memory), seen.pooled, learned_N, mixing=self.by.mixing)
-            return jnp.where(learned_N[None], found.mixed_BN, -jnp.inf)
-        return self.by.scores(memory, seen.state_BD, learned_N)
+        return self.by.scores(memory, self._shown(seen), learned_N)
 
     def decide(self, memory: dict[str, Array], seen: Seen, learned_N: Array) -> Decision:
         """One-hot on the nearest task, or soft weights; all zero where the nearest is too far to be believed."""
@@ -128,6 +116,4 @@ class Locating:
 
     def size(self, model: Model) -> int:
         """Numbers stored per task."""
-        if self.by.kind == "anchors":
-            return AnchorGate().size(model)
-        return self.by.size(model.config.decoder.width)
+        return self.by.size(self._width(model))

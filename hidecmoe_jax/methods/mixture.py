@@ -18,14 +18,13 @@ import numpy as np
 from jax import Array
 
 from hidecmoe_jax.core import trees
-from hidecmoe_jax.core.errors import ConfigError
 from hidecmoe_jax.data.records import Record
 from hidecmoe_jax.data.stream import Stream
 from hidecmoe_jax.experts import pool, surgery
 from hidecmoe_jax.experts.bank import EMPTY, Bank
 from hidecmoe_jax.experts.routing import Routing, Voice, balance_loss
 from hidecmoe_jax.methods.gates import AnchorGate, NamedGate
-from hidecmoe_jax.methods.learner import Decision, Learner, Seen, Serving, Stage
+from hidecmoe_jax.methods.learner import Decision, Learner, Seen, Serving, Stage, check_finite
 from hidecmoe_jax.methods.locating import Locating
 from hidecmoe_jax.methods.lora import PARALLEL, Lora
 from hidecmoe_jax.methods.probing import Probe, counted, cut, expands, most_used
@@ -311,21 +310,28 @@ class Mixture:
         for task in range(int(np.asarray(self.learned(learner)).sum())):
             found["experts"].append((owner == task).sum(axis=1).tolist())
             count = np.asarray(verdict["count"][task], np.int64)
-            chosen = counted(count, self.probe)
-            tokens, kinds = chosen.sum(axis=1) / self.top_k, count.sum(axis=1) / self.top_k
-            probed = bool(chosen.any())
-            experts = (owner[:, : self.slots(task).start] != EMPTY).sum(axis=1) + 1
-            found["frequency"].append((chosen[:, -1] / np.maximum(tokens, 1)).tolist() if probed else None)
-            found["even"].append((self.top_k / experts).tolist() if probed else None)
-            found["by_kind"].append((count[:, -1] / np.maximum(kinds, 1)).tolist() if probed else None)
+            told = self.probed(learner, task) if count.any() else None
+            kinds = count.sum(axis=1) / self.top_k
+            found["frequency"].append(told and told[0])
+            found["even"].append(told and told[1])
+            found["by_kind"].append(told and (count[:, -1] / np.maximum(kinds, 1)).tolist())
             found["parameters"].append(self._added(model, learner, task))
         return found
 
+    def probed(self, learner: Learner, task: int) -> tuple[list[float], list[float]]:
+        """By layer: the part of counted tokens that picked a task's probe, and what an even load would have given."""
+        chosen = counted(np.asarray(learner.memory["verdict"]["count"][task]), self.probe)
+        old = np.asarray(learner.past[POOL].owner_LS)[:, : self.slots(task).start] != EMPTY
+        frequency = chosen[:, -1] * self.top_k / np.maximum(chosen.sum(axis=1), 1)
+        return frequency.tolist(), (self.top_k / (old.sum(axis=1) + 1)).tolist()
+
     def serve(self, model: Model, learner: Learner) -> Serving:
-        """The pool as it is; nothing is folded, for every token may go elsewhere."""
-        bad = trees.all_finite(learner.memory)
-        if bad is not None:
-            raise ConfigError("what routing needs is not finite", where=bad, remedy="learn the task again")
+        """The pool as it is; nothing is folded, for every token may go elsewhere.
+
+        Raises:
+          NumericsError: as `check_finite`.
+        """
+        check_finite(learner.memory)
         return Serving(model, learner.past[POOL], None, learner.memory)
 
     def decide(self, serving: Serving, seen: Seen, named_B: Array | None) -> Decision:

@@ -19,14 +19,14 @@ import numpy as np
 from jax import Array
 
 from hidecmoe_jax.core import trees
-from hidecmoe_jax.core.errors import ConfigError, NumericsError
+from hidecmoe_jax.core.errors import ConfigError
 from hidecmoe_jax.data.records import Record
 from hidecmoe_jax.data.stream import Stream
 from hidecmoe_jax.experts import surgery
 from hidecmoe_jax.experts.bank import Bank
 from hidecmoe_jax.experts.routing import Routing, Voice, everyone
 from hidecmoe_jax.methods.gates import AnchorGate, NamedGate
-from hidecmoe_jax.methods.learner import Decision, Learner, Seen, Serving, Stage, dressed
+from hidecmoe_jax.methods.learner import Decision, Learner, Seen, Serving, Stage, check_finite, dressed
 from hidecmoe_jax.methods.locating import Locating
 from hidecmoe_jax.methods.lora import PARALLEL, Lora
 from hidecmoe_jax.models.llama import Tally
@@ -243,11 +243,9 @@ class Routed:
         """Folds the constant layers into the base weights; expanded layers keep their slots.
 
         Raises:
-          NumericsError: what the gate knows is not finite (RT7); a softmax or a maximum would pass it on.
+          NumericsError: as `check_finite`.
         """
-        bad = trees.all_finite(learner.memory)
-        if bad is not None:
-            raise NumericsError("what the gate knows is not finite", where=bad, remedy="learn the task again")
+        check_finite(learner.memory)
         dressed_model, tasks = dressed(model, learner.shared), self.learned(learner)
         if not tasks:
             return Serving(dressed_model, None, None, learner.memory)

@@ -19,7 +19,7 @@ from flax import struct
 from jax import Array
 
 from hidecmoe_jax.experts.bank import apply_experts
-from hidecmoe_jax.experts.routing import Voice, slot_chances, slot_weights
+from hidecmoe_jax.experts.routing import Voice, slot_gates
 from hidecmoe_jax.models.config import DecoderConfig
 from hidecmoe_jax.models.layers import Linear, RMSNorm, attend, axes_of, init_stack
 
@@ -91,7 +91,7 @@ def gates(x: Array, voices: Sequence[LayerVoice]) -> list[tuple[Array, Array]]:
     for places in together.values():
         group = [voices[place] for place in places]
         gain, router = _joined([v.gain_BS for v in group]), _joined([v.router_BDS for v in group])
-        weight, chance = slot_weights(x, gain, router, group[0].top_k), slot_chances(x, gain, router)
+        weight, chance = slot_gates(x, gain, router, group[0].top_k)
         cuts = np.cumsum([v.gain_BS.shape[-1] for v in group])[:-1]
         parts = zip(jnp.split(weight, cuts, axis=-1), jnp.split(chance, cuts, axis=-1), strict=True)
         found |= dict(zip(places, parts, strict=True))

@@ -15,13 +15,12 @@ import numpy as np
 
 from hidecmoe_jax.core.errors import ConfigError
 from hidecmoe_jax.core.keys import key_for
-from hidecmoe_jax.methods.learner import Learner, Seen
-from hidecmoe_jax.methods.mixture import POOL, Mixture
+from hidecmoe_jax.methods.mixture import Mixture
 from hidecmoe_jax.runs.disk import write_json
 from hidecmoe_jax.runs.ledger import Ledger
 from hidecmoe_jax.runs.setting import Setting, bar, open_setting, say
 from hidecmoe_jax.runs.stream_loop import config_of
-from hidecmoe_jax.train.stage import count_usage, run_stage, tuned_for
+from hidecmoe_jax.train.stage import run_stage, tuned_for
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ def probe_control(run: str | Path, *, task: int = 0, repeats: int = 3) -> dict[s
             why=f"{method.name} has learned {len(done)} tasks, asked for number {task}",
             remedy="give a run of a mixture with `growth: probe`, and one of its tasks",
         )  # fmt: skip
-    kept = [Ledger(home).load(index)[0] for index in range(task + 1)]
+    kept = Ledger(home).archive(task + 1)
     found = []
     for balance in dict.fromkeys((method.probe.balance, 0.0)):
         probing = replace(method, probe=replace(method.probe, balance=balance))
@@ -88,16 +87,8 @@ def _play(setting: Setting, kept: list, task: int, seed: int) -> tuple[np.ndarra
                 method, model, learner, stage, part, tune=tune, key=key, seed=seed, watch=Unwatched(), task="control"
             )
         else:
-            usage = count_usage(method, model, learner, stage, part, setting.config.tune.batch)
-            pooled = part.features.pooled(np.arange(len(part.encoded)))
-            learner = method.observe(model, learner, stage, number, Seen(pooled, usage=usage), key)
+            seen = setting.seen(learner, stage, part, "control")
+            learner = method.observe(model, learner, stage, number, seen, key)
         learner = method.after(model, learner, stage, number)
-    return _told(method, learner, number)
-
-
-def _told(method: Mixture, learner: Learner, number: int) -> tuple[np.ndarray, list[float], list[float]]:
-    verdict = learner.memory["verdict"]
-    count = np.asarray(verdict["count"][number], np.int64).sum(axis=-1)
-    experts = (np.asarray(learner.past[POOL].owner_LS) >= 0).sum(axis=1) + 1
-    frequency = count[:, -1] * method.top_k / np.maximum(count.sum(axis=1), 1)
-    return np.asarray(verdict["expand"][number]), frequency.tolist(), (method.top_k / experts).tolist()
+    expanded = np.asarray(learner.memory["verdict"]["expand"][number])
+    return expanded, *method.probed(learner, number)

@@ -43,8 +43,8 @@ def foreign_study(run: str | Path, *, count: int = 100) -> dict[str, Any]:
     """
     folder, setting = Path(run), open_setting(config_of(run))
     method, seed = setting.config.method, folder / f"seed_{setting.config.seeds[0]}"
-    kept = [Ledger(seed).load(record.index)[0] for record in Ledger(seed).tasks()]
-    learner = method.recall(setting.model, max(setting.config.capacity, len(kept)), kept)
+    kept = Ledger(seed).archive()
+    learner = setting.recall(kept)
     memory = learner.memory.get("gate", {})
     if "threshold_N" not in memory or len(kept) < 2:
         raise ConfigError(

@@ -33,7 +33,7 @@ def describe(run: str | Path) -> str:
                 f"  {record.index}  {record.name:<24} score {shown:>12}   "
                 f"{facts['samples']} records, {facts['seconds']} s"
             )
-    kept = [ledger.load(record.index)[0] for record in done]
+    kept = ledger.archive()
     learner = config.method.recall(model, max(config.capacity, len(kept)), kept)
     for family, bank in learner.past.items():
         lines += [

@@ -127,6 +127,14 @@ class Ledger:
         self._is(record, meta)
         return (groups if like is None else _fitted(groups, like, cast=cast)), meta["facts"]
 
+    def archive(self, count: int | None = None) -> list[Groups]:
+        """The groups of the first `count` tasks (None for all), as `load` returns them.
+
+        Raises:
+          CheckpointError: as `load`.
+        """
+        return [self.load(record.index)[0] for record in self.tasks()[:count]]
+
     def meta(self, index: int) -> dict[str, Any]:
         """Returns the facts of a committed task without its arrays; the folder is checked all the same."""
         record = self._record(index)

@@ -19,10 +19,9 @@ from hidecmoe_jax.core import trees
 from hidecmoe_jax.core.errors import CheckpointError, DataError
 from hidecmoe_jax.data.features import Features, extract
 from hidecmoe_jax.data.items import IMAGE
-from hidecmoe_jax.data.loader import buckets
 from hidecmoe_jax.data.records import Record, Turn
 from hidecmoe_jax.data.tokenizer import Tokenizer
-from hidecmoe_jax.evaluate.answer import Answer, answers, prompts, states
+from hidecmoe_jax.evaluate.answer import Answer, answers, states
 from hidecmoe_jax.methods.learner import Decision, Seen, Serving
 from hidecmoe_jax.methods.routed import Routed
 from hidecmoe_jax.models.config import LlavaConfig
@@ -148,13 +147,13 @@ class Assistant:
         return [answer for batch in found for answer in batch]
 
     def _states(self, records: tuple[Record, ...], features: Features) -> np.ndarray | None:
-        reading, style = self.run.method.reading, self.run.evaluate.writing
+        reading = self.run.method.reading
         if reading is None:
             return None
-        asked = prompts(records, self.tokenizer, self.run.template, self.config, style)
-        length = buckets((len(prompt.tokens) for prompt in asked), style.bucket)
-        batch = min(len(records), self.run.base.feature_batch)
-        return states(self.base, asked, features, reading, batch=batch, length=length, pad=self.tokenizer.pad)
+        return states(
+            self.base, records, features, reading, tokenizer=self.tokenizer, template=self.run.template,
+            writing=self.run.evaluate.writing, batch=min(len(records), self.run.base.feature_batch),
+        )  # fmt: skip
 
     def _number(self, named: str | None) -> int | None:
         if named is None:
@@ -220,6 +219,6 @@ def load(path: str | Path, *, task: int | None = None) -> Assistant:
         raise CheckpointError(
             "no such task in the run", where=str(folder), why=f"asked for {task}, learned are {len(done)}"
         )
-    kept = [ledger.load(index)[0] for index in range(count)]
+    kept = ledger.archive(count)
     learner = config.method.recall(model, max(config.capacity, len(done)), kept)
     return Assistant(config, model, config.method.serve(model, learner), tokenizer, tuple(r.name for r in done[:count]))

@@ -39,8 +39,8 @@ def write(setting: Setting, folder: Path) -> None:
     """Writes what only an opened run knows (sizes, sample questions), then the report."""
     method = setting.config.method
     seed = folder / f"seed_{setting.config.seeds[0]}"
-    kept = [Ledger(seed).load(record.index)[0] for record in Ledger(seed).tasks()]
-    learner = method.recall(setting.model, max(setting.config.capacity, len(kept)), kept)
+    kept = Ledger(seed).archive()
+    learner = setting.recall(kept)
     sizes, growth = method.sizes(setting.model, learner), method.growth_of(setting.model, learner)
     asked = {
         task.name: [

@@ -19,7 +19,7 @@ from hidecmoe_jax.core import trees
 from hidecmoe_jax.core.errors import CheckpointError
 from hidecmoe_jax.core.keys import key_for
 from hidecmoe_jax.data.stream import Stream
-from hidecmoe_jax.methods.learner import Learner, Seen, Serving, Stage
+from hidecmoe_jax.methods.learner import Learner, Serving, Stage
 from hidecmoe_jax.runs.cells import Curve
 from hidecmoe_jax.runs.ledger import Ledger
 from hidecmoe_jax.runs.progress import Progress
@@ -28,7 +28,7 @@ from hidecmoe_jax.runs.setting import Setting, say
 from hidecmoe_jax.runs.signals import Stop
 from hidecmoe_jax.runs.watching import Watching
 from hidecmoe_jax.train.optim import Tune
-from hidecmoe_jax.train.stage import Material, count_usage, run_stage, tuned_for
+from hidecmoe_jax.train.stage import Material, run_stage, tuned_for
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class SeedRun:
         """Walks the stream."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self.ledger.clean()
-        kept = [self.ledger.load(record.index)[0] for record in self.ledger.tasks()]
+        kept = self.ledger.archive()
         self.evaluate(0, kept)
         for number, lesson in enumerate(self.lessons):
             if number >= len(kept):
@@ -137,7 +137,7 @@ class SeedRun:
             if stage.trains:
                 learner = self._trained(learner, stage, part, tune, name, at=(number, place), key=key)
             else:
-                seen = self._seen(learner, stage, part, name)
+                seen = setting.seen(learner, stage, part, f"{name} train")
                 learner = method.observe(setting.model, learner, stage, number, seen, key)
             learner = method.after(setting.model, learner, stage, number)
             if any(later.trains for later in stages[place + 1 :]):
@@ -167,16 +167,6 @@ class SeedRun:
     def _order(self, number: int, place: int) -> int:
         """Seed of what a stage draws: it depends on the run's seed, the lesson and the place, not on the way there."""
         return int(np.random.SeedSequence([self.seed, number, place]).generate_state(1)[0])
-
-    def _seen(self, learner: Learner, stage: Stage, material: Material, name: str) -> Seen:
-        """What a stage that does not train looks at."""
-        setting, method = self.setting, self.setting.config.method
-        pooled = material.features.pooled(np.arange(len(material.encoded)))
-        if stage.source == "usage":
-            batch = setting.config.tune.batch
-            return Seen(pooled, usage=count_usage(method, setting.model, learner, stage, material, batch))
-        reading = method.reading
-        return Seen(pooled, None if reading is None else setting.states(material.records, f"{name} train", reading))
 
     @property
     def _between(self) -> Progress:

@@ -28,11 +28,12 @@ from hidecmoe_jax.data.records import Record
 from hidecmoe_jax.data.stream import Stream, Task, TaskSpec, open_stream
 from hidecmoe_jax.data.tokenizer import Tokenizer
 from hidecmoe_jax.evaluate.answer import prompts, states
+from hidecmoe_jax.methods.learner import Learner, Seen, Stage
 from hidecmoe_jax.models.llava import Model, Reading
 from hidecmoe_jax.models.store import base_folder, load_model
 from hidecmoe_jax.runs.config import RunConfig, StreamConfig, to_mapping
 from hidecmoe_jax.scoring.score import SCORERS
-from hidecmoe_jax.train.stage import Material
+from hidecmoe_jax.train.stage import Material, count_usage
 
 ANSWER_BUCKET = 16
 
@@ -79,12 +80,11 @@ class Setting:
         """The frozen base's state of every prompt, float32 [N, D]; of several turns the last question counts."""
         name = (label, records, reading)
         if name not in self.shelf:
-            writing, base = self.config.evaluate.writing, self.config.base
-            asked = prompts(records, self.tokenizer, self.config.template, self.model.config, writing)
+            config = self.config
             self.shelf[name] = states(
-                self.model, asked, self.features(records, label), reading, batch=base.feature_batch,
-                length=buckets((len(prompt.tokens) for prompt in asked), writing.bucket), pad=self.tokenizer.pad,
-                progress=bar(f"states of {label}"),
+                self.model, records, self.features(records, label), reading,
+                tokenizer=self.tokenizer, template=config.template, writing=config.evaluate.writing,
+                batch=config.base.feature_batch, progress=bar(f"states of {label}"),
             )  # fmt: skip
         return self.shelf[name]
 
@@ -138,6 +138,19 @@ class Setting:
         features = self.features(records, f"{label} train")
         vocabulary = self.model.config.decoder.vocabulary
         return Material(records, encoded, features, (length, answers), self.tokenizer.pad, vocabulary)
+
+    def seen(self, learner: Learner, stage: Stage, material: Material, label: str) -> Seen:
+        """What a stage that does not train looks at."""
+        config, method = self.config, self.config.method
+        pooled = material.features.pooled(np.arange(len(material.encoded)))
+        if stage.source == "usage":
+            return Seen(pooled, usage=count_usage(method, self.model, learner, stage, material, config.tune.batch))
+        reading = method.reading
+        return Seen(pooled, None if reading is None else self.states(material.records, label, reading))
+
+    def recall(self, kept: list) -> Learner:
+        """The learner after the lessons that `kept` archived."""
+        return self.config.method.recall(self.model, max(self.config.capacity, len(kept)), kept)
 
     def identity(self) -> dict[str, Any]:
         """What may not change between stop and resume."""

@@ -13,15 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from hidecmoe_jax.core.errors import ConfigError
-from hidecmoe_jax.data.loader import collate
 from hidecmoe_jax.data.records import Record
-from hidecmoe_jax.evaluate.answer import prompts
+from hidecmoe_jax.evaluate.answer import prompt_rows, prompts
 from hidecmoe_jax.evaluate.cka import cka_matrices, layer_features
 from hidecmoe_jax.experts import surgery
 from hidecmoe_jax.experts.routing import Voice, everyone
 from hidecmoe_jax.methods.learner import dressed
 from hidecmoe_jax.methods.routed import FAMILY
-from hidecmoe_jax.models.llava import Model, Prompt
+from hidecmoe_jax.models.llava import Model
 from hidecmoe_jax.runs.disk import write_json
 from hidecmoe_jax.runs.ledger import Ledger
 from hidecmoe_jax.runs.report.canvas import png
@@ -41,8 +40,8 @@ def study(run: str | Path, *, count: int = 500, legacy: bool = False) -> Path:
     """
     folder, setting = Path(run), open_setting(config_of(run))
     seed = folder / f"seed_{setting.config.seeds[0]}"
-    kept = [Ledger(seed).load(record.index)[0] for record in Ledger(seed).tasks()]
-    learner = setting.config.method.recall(setting.model, max(setting.config.capacity, len(kept)), kept)
+    kept = Ledger(seed).archive()
+    learner = setting.recall(kept)
     if not setting.config.method.isolates or FAMILY not in learner.past or len(kept) < 2:
         raise ConfigError(
             "nothing to compare", where=str(folder),
@@ -79,11 +78,9 @@ def _features(
     asked = prompts(records, setting.tokenizer, setting.config.template, setting.model.config, writing)
     seen, parts = setting.features(tuple(records), label), []
     for start in range(0, len(records), size):
-        rows = np.minimum(np.arange(start, start + size, dtype=np.int32), len(records) - 1)
-        arrays = collate(
-            [asked[row] for row in rows], length=setting.prompt_length, answers=1, pad=setting.tokenizer.pad,
+        rows, _, prompt = prompt_rows(
+            asked, seen, start, batch=size, length=setting.prompt_length, pad=setting.tokenizer.pad,
             vocab=model.config.decoder.vocabulary,
         )  # fmt: skip
-        prompt = Prompt(arrays["tokens_BT"], arrays["mask_BT"], seen.patches(rows))
-        parts.append(np.asarray(layer_features(model, prompt, voices))[:, : len(records) - start])
+        parts.append(np.asarray(layer_features(model, prompt, voices))[:, : len(rows)])
     return np.concatenate(parts, axis=1)

@@ -219,7 +219,7 @@ def evaluate_run(run: str | Path, *, task: int | None = None, full_matrix: bool 
         open_run(folder, setting.identity(), resume=True, overwrite=False, session=session_facts())
         for seed in config.seeds:
             part = SeedRun(setting, folder / f"seed_{seed}", seed, Options(resume=True, full_matrix=full_matrix), stop)
-            kept = [part.ledger.load(record.index)[0] for record in part.ledger.tasks()]
+            kept = part.ledger.archive()
             if task is not None and not 0 <= task <= len(kept):
                 raise ConfigError(
                     "no such row", where=f"{folder}, seed {seed}", why=f"asked for {task}, learned are {len(kept)}"

@@ -17,7 +17,7 @@ from hidecmoe_jax.experts.routing import (
     balance_loss,
     constant,
     everyone,
-    slot_weights,
+    slot_gates,
     softmax_top_k,
 )
 
@@ -102,7 +102,7 @@ def test_router_weights_are_gain_times_the_gate_over_heard_slots(seed, top_k):
     x, router = rng.normal(size=(2, 3, 6)), rng.normal(size=(1, 6, 4))
     gain = rng.uniform(0, 2, (2, 4)) * (rng.uniform(size=(2, 4)) > 0.4)
     x, router, gain = (v.astype(np.float32) for v in (x, router, gain))
-    found = np.asarray(slot_weights(jnp.asarray(x), jnp.asarray(gain), jnp.asarray(router), top_k))
+    found = np.asarray(slot_gates(jnp.asarray(x), jnp.asarray(gain), jnp.asarray(router), top_k)[0])
     for i in range(2):
         heard = np.broadcast_to(gain[i] > 0, (3, 4))
         expected = _truth(x[i] @ router[0], heard, top_k) * gain[i]
@@ -111,7 +111,7 @@ def test_router_weights_are_gain_times_the_gate_over_heard_slots(seed, top_k):
 
 def test_weights_without_a_router_are_the_gains():
     gain = jnp.asarray([[0.0, 0.25, 1.0]])
-    assert slot_weights(jnp.zeros((2, 3, 6)), gain, None, 0) is gain
+    assert slot_gates(jnp.zeros((2, 3, 6)), gain, None, 0)[0] is gain
 
 
 def test_everyone_and_constant_give_one_row_for_all_samples():

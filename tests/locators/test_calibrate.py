@@ -10,7 +10,7 @@ from sklearn.metrics import confusion_matrix, roc_auc_score
 
 from hidecmoe_jax.core.errors import DataError, NumericsError
 from hidecmoe_jax.locators.calibrate import auroc, confusion, threshold, unknown
-from hidecmoe_jax.locators.gaussian import LOWEST
+from hidecmoe_jax.locators.standard import LOWEST
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.01, 0.05, 0.29, 0.5, 0.99])

@@ -7,7 +7,8 @@ import pytest
 from scipy.stats import multivariate_normal
 
 from hidecmoe_jax.core.errors import DataError, NumericsError
-from hidecmoe_jax.locators.gaussian import LOWEST, RIDGE, ClassGaussian, NearestMean, SharedGaussian, with_standard
+from hidecmoe_jax.locators.gaussian import RIDGE, ClassGaussian, NearestMean, SharedGaussian
+from hidecmoe_jax.locators.standard import LOWEST, with_standard
 
 D, N, CAPACITY = 16, 200, 4
 KEY = jax.random.key(0)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from hidecmoe_jax.core.errors import NumericsError
-from hidecmoe_jax.locators.gaussian import LOWEST
 from hidecmoe_jax.locators.neighbours import Neighbours
+from hidecmoe_jax.locators.standard import LOWEST
 
 D, CAPACITY, MOST = 16, 4, 60
 KEY = jax.random.key(0)

@@ -7,7 +7,7 @@ import pytest
 
 from hidecmoe_jax.core.errors import DataError, NumericsError
 from hidecmoe_jax.locators import vae as module
-from hidecmoe_jax.locators.gaussian import LOWEST
+from hidecmoe_jax.locators.standard import LOWEST
 from hidecmoe_jax.locators.vae import WEIGHTS, Vae, statistics, z_scores
 
 D, N, CAPACITY = 16, 200, 4

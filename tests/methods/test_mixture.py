@@ -14,9 +14,10 @@ from hidecmoe_jax.core.errors import ConfigError
 from hidecmoe_jax.evaluate.answer import answers
 from hidecmoe_jax.experts.bank import EMPTY
 from hidecmoe_jax.experts.routing import Routing, Voice
+from hidecmoe_jax.locators.anchors import ClipAnchors
 from hidecmoe_jax.methods.gates import NamedGate
 from hidecmoe_jax.methods.learner import Seen
-from hidecmoe_jax.methods.locating import ClipAnchors, Locating
+from hidecmoe_jax.methods.locating import Locating
 from hidecmoe_jax.methods.lora import Lora
 from hidecmoe_jax.methods.mixture import POOL, Mixture
 from hidecmoe_jax.methods.probing import Probe, cut, expands, most_used

@@ -226,6 +226,17 @@ def measure(config: LlavaConfig, setting: Setting) -> dict:
     }
 
 
+def write_record(result: dict, out: Path | None) -> None:
+    """Writes a result with today's date and the versions it was made with; `out` None writes nothing."""
+    if out is None:
+        return
+    versions = {"python": platform.python_version(), "jax": jax.__version__, "jaxlib": jaxlib.__version__}
+    dated = result | {"date": date.today().isoformat(), "versions": versions | {"flax": flax.__version__}}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(dated, indent=2) + "\n")
+    print(f"wrote {out}")
+
+
 def main() -> None:
     """Prints the ratio; writes the result of the real shapes unless told another place."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
@@ -239,20 +250,9 @@ def main() -> None:
             name: count(config, setting, full_depth(config, routed=routed), routed=routed)
             for name, routed in (("merged", False), ("routed", True))
         }
-    result["date"] = date.today().isoformat()
-    result["versions"] = {
-        "python": platform.python_version(),
-        "jax": jax.__version__,
-        "jaxlib": jaxlib.__version__,
-    }
-    result["versions"]["flax"] = flax.__version__
     print(f"{result['what']}: merged {result['merged']['total']:.4e}, routed {result['routed']['total']:.4e}")
     print(f"ratio {result['ratio']:.6f} (at most {LIMIT} at 7B)")
-    out = given.out or (None if given.toy else RESULT)
-    if out:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(result, indent=2) + "\n")
-        print(f"wrote {out}")
+    write_record(result, given.out or (None if given.toy else RESULT))
 
 
 if __name__ == "__main__":

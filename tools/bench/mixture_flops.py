@@ -12,19 +12,14 @@ prefill of the decoder as well (towers and projector are shared); that is listed
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 from dataclasses import dataclass
-from datetime import date
 from pathlib import Path
 
-import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import jaxlib
 from flops import Setting as Foundation
-from flops import extrapolated, toy
+from flops import extrapolated, toy, write_record
 
 from hidecmoe_jax.models.config import LlavaConfig, llava_7b
 from hidecmoe_jax.models.llama import DecoderBlock, LayerVoice, init_decoder, site_shapes
@@ -118,18 +113,11 @@ def main() -> None:
     config, tokens = (toy()[0], toy()[1].tokens) if given.toy else (llava_7b(), 640)
     mixes = tuple(Mix(experts, sites=sites) for sites in (("ffn",), LINEARS) for experts in (4, 8))
     result = {"what": "toy" if given.toy else "LLaVA-1.5-7B", **measure(config, tokens, mixes)}
-    result["date"] = date.today().isoformat()
-    result["versions"] = {"python": platform.python_version(), "jax": jax.__version__, "jaxlib": jaxlib.__version__}
-    result["versions"]["flax"] = flax.__version__
     for mix in result["mixtures"]:
         name = f"{'+'.join(mix['sites'])}, total rank {mix['total_rank']}, k {mix['top_k']}"
         print(f"{name}: {mix['ratio']:.5f} x plain (ideal {mix['ideal']:.5f}, at most {mix['limit']:.5f})")
     print(f"second prefill for the locator: {result['second_prefill']:.3f} x plain on top")
-    out = given.out or (None if given.toy else RESULT)
-    if out:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(result, indent=2) + "\n")
-        print(f"wrote {out}")
+    write_record(result, given.out or (None if given.toy else RESULT))
 
 
 if __name__ == "__main__":
