@@ -48,6 +48,10 @@ from hidecmoe_jax.models.llava import Model, Prompt, init_model, logits, vision_
 from hidecmoe_jax.models.store import WEIGHTS, load_model, pocket_folder, save_model
 
 STAGES = ("vision", "probe", "projector", "instruct", "export")
+TRAINED = ("vision", "projector", "instruct")
+CHANGED = {"steps": TRAINED, "batch": TRAINED, "rate": TRAINED, "focus": TRAINED[1:], "length": TRAINED[1:]}
+"""What the command line may change of a plan, and of which stages' plans."""
+
 MOST_BYTES = 12 * 1024 * 1024
 RECORD = "PRETRAINING.json"
 
@@ -76,13 +80,12 @@ def toy() -> Plans:
 def plans_of(options: argparse.Namespace) -> Plans:
     """Plans with what the command line changes."""
     plans = toy() if options.toy else Plans()
-    for name in ("vision", "projector", "instruct"):
+    for name in TRAINED:
         plan = getattr(plans, name)
         plan = replace(plan, seed=plan.seed + options.seed, workers=options.workers)
-        for key in ("steps", "batch", "rate"):
-            value = getattr(options, key)
-            plan = plan if value is None else replace(plan, **{key: value})
-        plans = replace(plans, **{name: plan})
+        given = {key: getattr(options, key) for key in CHANGED if options.stage == name}
+        given = {key: value for key, value in given.items() if value is not None}
+        plans = replace(plans, **{name: replace(plan, **given)})
     return plans
 
 
@@ -223,6 +226,8 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--steps", type=int, help=f"steps of the one stage named (default: {defaults})")
     made.add_argument("--batch", type=int, help="pictures a step of the one stage named")
     made.add_argument("--rate", type=float, help="highest learning rate of the one stage named")
+    made.add_argument("--length", type=int, help="tokens of a conversation of the one language stage named")
+    made.add_argument("--focus", type=float, help="share of pictures that are scenes asked for look-ups alone")
     made.add_argument("--seed", type=int, default=0, help="of parameters and pictures (default: %(default)s)")
     made.add_argument("--workers", type=int, default=1, help="processes that draw; they do not change what is drawn")
     made.add_argument("--toy", action="store_true", help="a few steps of small batches, to try the whole chain")
@@ -233,10 +238,9 @@ def main(words: list[str] | None = None) -> int:
     """Runs one stage or all; returns the exit code."""
     made = parser()
     options = made.parse_args(words)
-    if options.stage not in ("vision", "projector", "instruct"):
-        for key in ("steps", "batch", "rate"):
-            if getattr(options, key) is not None:
-                made.error(f"--{key} belongs to one training stage; `{options.stage}` is none")
+    for key, stages in CHANGED.items():
+        if getattr(options, key) is not None and options.stage not in stages:
+            made.error(f"--{key} belongs to one stage of {', '.join(stages)}; `{options.stage}` is none of them")
     if options.out is None:
         options.out = options.work / "export" if options.toy else pocket_folder()
     options.work.mkdir(parents=True, exist_ok=True)

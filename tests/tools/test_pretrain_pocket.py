@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
+import jax
 import numpy as np
 import pretrain_pocket
 import pytest
 from pocket_facts import read_facts, write_facts
-from pocket_language import LanguagePlan, draw_conversations
+from pocket_language import NAMES, LanguagePlan, called, draw_conversations, name_tokens, naming_loss, weights
 from pocket_probe import kinds_of, probe
 from pocket_vision import CLASSES, VisionPlan, draw_batch, patch_truth
 
 from hidecmoe_jax.core.errors import CheckpointError, ConfigError
 from hidecmoe_jax.data.pocket.draw import draw
+from hidecmoe_jax.data.pocket.words import place
 from hidecmoe_jax.data.tokenizer import Tokenizer
 from hidecmoe_jax.models.config import LlavaConfig
 from hidecmoe_jax.models.store import load_model, pocket_folder
@@ -53,6 +56,42 @@ def test_a_step_of_language_fits_its_shape_and_repeats(words):
         np.testing.assert_array_equal(one["tokens_BT"][row, places[kept] + 1], one["answer_BA"][row, kept])
     with pytest.raises(ConfigError, match="no turn fits"):
         draw_conversations(replace(SMALL, length=52), 0, 49, words)
+
+
+def test_an_answer_counts_by_the_square_root_of_its_length():
+    where, mask = np.array([[4, 9, 10, 11, 12, 20, 21, 0]]), np.arange(8)[None] < 7
+    found = weights(where, mask)
+    np.testing.assert_allclose(found[0], [1, 0.5, 0.5, 0.5, 0.5, 0.5**0.5, 0.5**0.5, 0], rtol=1e-6)
+
+
+def test_focused_conversations_ask_for_look_ups_alone(words):
+    arrays = draw_conversations(replace(SMALL, focus=1.0), 0, 49, words)
+    for tokens, mask in zip(arrays["tokens_BT"], arrays["mask_BT"], strict=True):
+        said = words.decode([int(t) for t in tokens[mask] if t != words.image])
+        asked = re.findall(r"USER: (.*?)ASSISTANT", said) or re.findall(r"([A-Z][^?]*\?)", said)
+        wanted = r"colour is the|Where is the|small or large|Is there an?"
+        assert asked and all(re.search(wanted, question) for question in asked), said
+
+
+def test_names_are_lost_when_patches_point_elsewhere(words):
+    names = name_tokens(words)
+    assert (names[0][1:] >= 0).sum() > 30 and all((sort >= 0).all() for sort in names[1:])
+    table = jax.random.normal(jax.random.key(0), (words.size, 256))
+    said = np.array([[[1, 2, 3, 0]], [[4, 5, 6, 7]], [[0, 1, 2, 0]], [[2, 0, 1, 0]]], np.int32)
+    told = sum(table[tokens[truth]] for tokens, truth in zip(names, said, strict=True))
+    right, wrong = (float(naming_loss(table, seen, said, names)) for seen in (told, told[:, [1, 2, 0, 3]]))
+    assert right < 0.5 < 5.0 < wrong
+
+
+def test_a_patch_is_called_by_what_covers_it():
+    for seed in range(10):
+        picture = draw("scene", np.random.default_rng([seed, 1]), worn=0)
+        kind, ink, row, column = called(picture, 7)
+        for thing in picture.things:
+            at = int(7 * thing.centre[1]) * 7 + int(7 * thing.centre[0])
+            words = [NAMES[2][row[at]], NAMES[3][column[at]]]
+            assert (NAMES[0][kind[at]], NAMES[1][ink[at]]) == (thing.name, thing.colour)
+            assert (" ".join(word for word in words if word != "middle") or "middle") == place(thing)
 
 
 def test_the_truth_of_a_patch_is_that_of_what_covers_it():

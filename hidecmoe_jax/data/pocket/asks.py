@@ -150,6 +150,19 @@ def count_things(picture: Picture, rng: np.random.Generator) -> Turns:
         yield f"How many things are there, plus {extra}?", str(total + extra)
 
 
+def find_things(picture: Picture, rng: np.random.Generator) -> Turns:
+    """What finds a thing by its noun alone: its colour, place and size, and whether there is one."""
+    names = [noun(t) for t in picture.things]
+    for thing, name in zip(picture.things, names, strict=True):
+        if names.count(name) == 1:
+            yield f"What colour is the {name}?", thing.colour
+            yield f"Where is the {name}?", place(thing)
+            yield f"Is the {name} small or large?", thing.size
+    for _ in range(3):
+        asked = str(_pick(rng, SHAPES if rng.random() < 0.5 else names))
+        yield f"Is there {article(asked)}?", "yes" if asked in names else "no"
+
+
 def list_things(picture: Picture, rng: np.random.Generator) -> Turns:
     """Lists from left to right, lists of colours, and counts of every kind."""
     things = sorted(picture.things, key=lambda t: t.centre[0])
