@@ -150,8 +150,7 @@ def produce(plan: LanguagePlan, config: LlavaConfig, start: int, worker: int, in
 def called(picture: Picture, side: int) -> np.ndarray:
     """What every patch is called, as indices into `NAMES`, int32 [4, P]; kind 0 where nothing covers it."""
     kind, ink, _, box = patch_truth(picture, side)
-    centre = (np.stack(np.meshgrid(np.arange(side), np.arange(side)), -1).reshape(-1, 2) + 0.5) / side
-    x, y = (centre + (box[:, :2] + box[:, 2:]) / 2).clip(0, 0.999).T
+    x, y = ((box[:, :2] + box[:, 2:]) / 2).clip(0, 0.999).T
     return np.stack([kind, ink, 3 * y, 3 * x]).astype(np.int32)
 
 

@@ -57,9 +57,11 @@ class VisionPlan:
 
 
 def patch_truth(picture: Picture, side: int) -> tuple[np.ndarray, ...]:
-    """Class, colour, fill [P] and box offsets [P, 4] (relative to the patch centre) of what covers every patch.
+    """Class, colour, fill [P] and box [P, 4] (in picture sides) of what covers every patch.
 
-    Where things overlap the smaller one wins, and the patch at a thing's centre is always its own.
+    Boxes are absolute on purpose: a patch that only has to know its thing relative to itself forgets where it is
+    itself, and then nothing that reads it can say where the thing is. Where things overlap the smaller one wins, and
+    the patch at a thing's centre is always its own.
     """
     count = side * side
     kind, ink = np.zeros(count, np.int16), np.full(count, INKS.index(picture.ground), np.int8)
@@ -78,7 +80,7 @@ def patch_truth(picture: Picture, side: int) -> tuple[np.ndarray, ...]:
             name = thing.kind if thing.kind in ("bar", "cell") else thing.name
             kind[inside], ink[inside] = CLASSES.index(name), INKS.index(thing.colour)
             fill[inside] = thing.filled
-            box[inside] = np.array(thing.box) - np.tile(centre[inside], 2)
+            box[inside] = np.array(thing.box)
     return kind, ink, fill, box
 
 

@@ -49,7 +49,7 @@ from hidecmoe_jax.models.store import WEIGHTS, load_model, pocket_folder, save_m
 
 STAGES = ("vision", "probe", "projector", "instruct", "export")
 TRAINED = ("vision", "projector", "instruct")
-CHANGED = {"steps": TRAINED, "batch": TRAINED, "rate": TRAINED, "focus": TRAINED[1:], "length": TRAINED[1:]}
+CHANGED = dict.fromkeys(("steps", "batch", "rate", "warmup"), TRAINED) | dict.fromkeys(("focus", "length"), TRAINED[1:])
 """What the command line may change of a plan, and of which stages' plans."""
 
 MOST_BYTES = 12 * 1024 * 1024
@@ -226,6 +226,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--steps", type=int, help=f"steps of the one stage named (default: {defaults})")
     made.add_argument("--batch", type=int, help="pictures a step of the one stage named")
     made.add_argument("--rate", type=float, help="highest learning rate of the one stage named")
+    made.add_argument("--warmup", type=int, help="steps until the rate of the one stage named is at its highest")
     made.add_argument("--length", type=int, help="tokens of a conversation of the one language stage named")
     made.add_argument("--focus", type=float, help="share of pictures that are scenes asked for look-ups alone")
     made.add_argument("--seed", type=int, default=0, help="of parameters and pictures (default: %(default)s)")
