@@ -42,7 +42,7 @@ from hidecmoe_jax.models.llava import Model, Prompt, head, hidden, init_model, v
 from hidecmoe_jax.models.projector import Projector
 from hidecmoe_jax.models.store import pocket_folder
 
-SHARES = {"scene": 0.36, "mixed": 0.12, "word": 0.2, "chart": 0.14, "character": 0.05, "handwriting": 0.07}
+SHARES = {"scene": 0.3, "mixed": 0.12, "word": 0.26, "chart": 0.14, "character": 0.05, "handwriting": 0.07}
 SHARES |= {"grid": 0.02, "texture": 0.02, "lines": 0.02}
 """Families of pictures: single characters are learnt early, scenes take longest."""
 

@@ -13,7 +13,7 @@ from hidecmoe_jax.data.pocket.draw import draw
 from hidecmoe_jax.data.pocket.language import caption, questions
 from hidecmoe_jax.data.pocket.picture import COLOURS, FAMILIES, SHAPES, Picture
 from hidecmoe_jax.data.pocket.task_words import TEMPLATES
-from hidecmoe_jax.data.pocket.words import NUMBERS, place
+from hidecmoe_jax.data.pocket.words import NUMBERS, box, place
 from hidecmoe_jax.data.tokenizer import Tokenizer, text_ids
 from hidecmoe_jax.models.config import TextConfig
 from hidecmoe_jax.models.store import pocket_folder
@@ -134,20 +134,26 @@ def test_look_ups_find_the_only_thing_of_a_name():
     seen = set()
     for picture, rng in drawn("scene", 40):
         for question, answer in find_things(picture, rng):
-            name = re.search(rf"\b({SHAPE})\b", question)[1]
+            name = re.search(rf"\b({SHAPE})(?:e?s)?\b", question)[1]
             found = [thing for thing in picture.things if thing.name == name]
             seen.add((question.split()[0], answer in ("yes", "no") and answer))
             if question.startswith("Is there"):
                 assert answer == ("yes" if found else "no")
                 continue
+            if question.startswith("How many"):
+                assert answer == str(len(found))
+                continue
             (thing,) = found
-            if question.startswith("What colour"):
+            if question.startswith("Give the box"):
+                assert answer == box(thing)
+            elif question.startswith("What colour"):
                 assert answer == thing.colour
             elif question.startswith("Where"):
                 assert answer == place(thing)
             else:
                 assert question.endswith("small or large?") and answer == thing.size
-    assert seen == {("What", False), ("Where", False), ("Is", False), ("Is", "yes"), ("Is", "no")}
+    kinds = {(word, False) for word in ("What", "Where", "Give", "How", "Is")}
+    assert seen == kinds | {("Is", "yes"), ("Is", "no")}
 
 
 def test_chart_grid_word_and_line_answers_are_true():

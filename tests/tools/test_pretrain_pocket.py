@@ -69,7 +69,7 @@ def test_focused_conversations_ask_for_look_ups_alone(words):
     for tokens, mask in zip(arrays["tokens_BT"], arrays["mask_BT"], strict=True):
         said = words.decode([int(t) for t in tokens[mask] if t != words.image])
         asked = re.findall(r"USER: (.*?)ASSISTANT", said) or re.findall(r"([A-Z][^?]*\?)", said)
-        wanted = r"colour is the|Where is the|small or large|Is there an?"
+        wanted = r"colour is the|Where is the|small or large|Is there an?|box of the|How many"
         assert asked and all(re.search(wanted, question) for question in asked), said
 
 

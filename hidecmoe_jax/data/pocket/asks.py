@@ -151,16 +151,19 @@ def count_things(picture: Picture, rng: np.random.Generator) -> Turns:
 
 
 def find_things(picture: Picture, rng: np.random.Generator) -> Turns:
-    """What finds a thing by its noun alone: its colour, place and size, and whether there is one."""
+    """What finds things by a noun alone: colour, place, size and box of the only one, whether any, how many."""
     names = [noun(t) for t in picture.things]
     for thing, name in zip(picture.things, names, strict=True):
         if names.count(name) == 1:
             yield f"What colour is the {name}?", thing.colour
             yield f"Where is the {name}?", place(thing)
             yield f"Is the {name} small or large?", thing.size
+            if rng.random() < 0.6:
+                yield f"Give the box of the {name}.", box(thing)
     for _ in range(3):
         asked = str(_pick(rng, SHAPES if rng.random() < 0.5 else names))
         yield f"Is there {article(asked)}?", "yes" if asked in names else "no"
+        yield f"How many {plural(asked)} are there?", str(names.count(asked))
 
 
 def list_things(picture: Picture, rng: np.random.Generator) -> Turns:
