@@ -32,7 +32,7 @@ class Silent:
 @dataclass(frozen=True)
 class Taught:
     """A method after a stream: learners (entry 0 before the first lesson), what each lesson trained, archives, and how
-    many programs each lesson compiled."""
+    many programs each lesson compiled; `curve` are the facts of every training step, as lines of a run's metrics."""
 
     method: Method
     setting: Setting
@@ -40,6 +40,7 @@ class Taught:
     trained: list[Learner]
     kept: list[dict]
     compiled: list[int]
+    curve: list[dict[str, Any]]
 
 
 def teach(setting: Setting, *, seed: int = 0, like: Taught | None = None) -> Taught:
@@ -50,17 +51,20 @@ def teach(setting: Setting, *, seed: int = 0, like: Taught | None = None) -> Tau
     """
     method, model = setting.config.method, setting.model
     learner = method.birth(model, setting.config.capacity)
-    learners, trained, kept, compiled = [learner], [], [], []
+    learners, trained, kept, compiled, curve = [learner], [], [], [], []
     for number, lesson in enumerate(method.lessons(len(setting.stream.tasks))):
         material = setting.material(method.records(setting.stream, lesson), lesson, str(lesson))
         before = take_step._cache_size()
-        for stage in method.stages(number):
+        for place, stage in enumerate(method.stages(number)):
             key = key_for(seed, "lesson", number, stage.kind)
             learner = method.before(model, learner, stage, number, key)
             part = material.only(method.part(stage, len(material.encoded), seed))
             if stage.trains:
-                learner = _trained(setting, learner, stage, part, key, seed, like and like.trained[number])
+                watch = Silent()
+                learner = _trained(setting, learner, stage, part, key, seed, like and like.trained[number], watch)
                 trained.append(learner)
+                at = [{"at": [number, place, step], "stage": stage.kind} for step in range(len(watch.facts))]
+                curve += [one | facts for one, facts in zip(at, watch.facts, strict=True)]
             else:
                 seen = setting.seen(learner, stage, part, f"{lesson} train")
                 learner = method.observe(model, learner, stage, number, seen, key)
@@ -68,14 +72,14 @@ def teach(setting: Setting, *, seed: int = 0, like: Taught | None = None) -> Tau
         learners.append(learner)
         kept.append(jax.device_get(method.keep(learner, number)))
         compiled.append(take_step._cache_size() - before)
-    return Taught(method, setting, learners, trained, kept, compiled)
+    return Taught(method, setting, learners, trained, kept, compiled, curve)
 
 
-def _trained(setting: Setting, learner: Learner, stage, part, key, seed: int, like: Learner | None) -> Learner:
+def _trained(setting: Setting, learner: Learner, stage, part, key, seed: int, like: Learner | None, watch) -> Learner:
     if like is not None:
         return learner.replace(live=like.live, tuned=like.tuned)
     tune = tuned_for(stage, setting.config.tune, len(part.encoded))
     return run_stage(
         setting.config.method, setting.model, learner, stage, part,
-        tune=tune, key=key, seed=seed, watch=Silent(), task="a lesson",
+        tune=tune, key=key, seed=seed, watch=watch, task="a lesson",
     )  # fmt: skip

@@ -20,6 +20,7 @@ def ask(
     *,
     image: Annotated[UseAppendAction[tuple[Path, ...]], arg(metavar="FILE")] = (),
     task: Annotated[int | None, arg(metavar="N")] = None,
+    skip_missing: bool = False,
 ) -> None:
     """Ask a run a question about a picture; prints the answer, and which experts spoke how strongly.
 
@@ -31,9 +32,10 @@ def ask(
       question: what to ask.
       image: picture file; give the option again for several pictures.
       task: ask the run as it was after its first N tasks.
+      skip_missing: answer without tasks whose files are missing or damaged, instead of refusing.
     """
-    answer = hj.load(run, task=task).answer(list(image), question)
-    print(answer.text)
+    answer = hj.load(run, task=task, skip_missing=skip_missing).answer(list(image), question)
+    print("(refused: this belongs to no known task)" if answer.answer.refused else answer.text)
     for name, weight in answer.weights.items():
         print(f"  {name:<24} {weight:6.3f}  {'#' * round(BAR * weight)}")
     print(f"  {answer.decision}")

@@ -16,6 +16,7 @@ def evaluate(
     *,
     task: Annotated[int | None, arg(metavar="N")] = None,
     full_matrix: bool = False,
+    skip_missing: bool = False,
 ) -> None:
     """Evaluate a run again; answers that are already on disk are not computed twice.
 
@@ -27,6 +28,7 @@ def evaluate(
       run: run folder.
       task: evaluate the run as it was after its first N tasks; 0 is the untouched base model.
       full_matrix: evaluate on every task of the stream, also those not yet learned.
+      skip_missing: evaluate without tasks whose files are missing or damaged, beside the run, instead of refusing.
     """
-    folder = hj.evaluate_run(run, task=task, full_matrix=full_matrix)
+    folder = hj.evaluate_run(run, task=task, full_matrix=full_matrix, skip_missing=skip_missing)
     print(f"report: {folder / 'report.html'}")

@@ -7,8 +7,9 @@ shape (the last one is filled with repeats that are thrown away), and nothing in
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +35,8 @@ class Writing:
       max_new_tokens, temperature, top_p: as in `Sampling`; temperature 0 is greedy.
       bucket: prompt lengths are rounded up to a multiple of it.
       max_length: longest prompt, image tokens included.
+      unknown: what becomes of an input that belongs to no known task (the gate's `foreign`): the `base` model answers,
+        with nothing but what all tasks share, or the question is refused (`refuse`): an empty text that says so.
     """
 
     batch: int = 32
@@ -42,6 +45,28 @@ class Writing:
     top_p: float = 1.0
     bucket: int = 16
     max_length: int = 2048
+    unknown: Literal["base", "refuse"] = "base"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """How one record found its task.
+
+    Attributes:
+      nearest: number of the nearest task, and `score`, how near it was.
+      threshold: score below which the record belongs to no task; None where the gate has no thresholds.
+      foreign: part of a task's own inputs that the threshold was calibrated to lose, which tells thresholds apart.
+      ahead: how far the score is above the next task's; None where there is no other.
+      unknown: the score is below the threshold. `tied`: the next task is too near to be sure.
+    """
+
+    nearest: int
+    score: float
+    threshold: float | None
+    foreign: float | None
+    ahead: float | None
+    unknown: bool
+    tied: bool
 
 
 @dataclass(frozen=True)
@@ -52,6 +77,9 @@ class Answer:
       weights: weight of every task, by number; empty where no expert is routed.
       scores: the gate's similarity to every task.
       ended: False where `max_new_tokens` cut the text.
+      finding: how the task was found; None where nothing was looked for.
+      refused: no text, because the record belongs to no known task.
+      missing: tasks that could not be loaded and were left out of the choice.
     """
 
     id: str
@@ -59,6 +87,9 @@ class Answer:
     weights: tuple[float, ...]
     scores: tuple[float, ...]
     ended: bool
+    finding: Finding | None = None
+    refused: bool = False
+    missing: tuple[str, ...] = ()
 
     @property
     def choice(self) -> int:
@@ -126,17 +157,40 @@ def _write(method: Method, serving: Serving, prompt: Prompt, decision, key, ids_
     return generate(serving.model, prompt, voices, sampling=sampling, key=key, sample_ids_B=ids_B)
 
 
-def _texts(records: Sequence[Record], written: Generated, decision: Decision, tokenizer: Tokenizer) -> list[Answer]:
+def _findings(decision: Decision) -> list[Finding | None]:
+    """How every row of the batch found its task; None for all where there is no task to find."""
+    sure = decision.certainty
+    if sure is None or not decision.weight_BN.shape[1]:
+        return [None] * len(decision.weight_BN)
+
+    def finite(value: np.ndarray) -> float | None:
+        return float(value) if np.isfinite(value) else None
+
+    rows = zip(*map(np.asarray, jax.tree.leaves(sure)), strict=True)
+    return [
+        Finding(int(nearest), float(score), finite(limit), sure.foreign, finite(ahead), bool(unknown), bool(tied))
+        if np.isfinite(score)
+        else None
+        for nearest, score, limit, ahead, unknown, tied in rows
+    ]
+
+
+def _texts(
+    records: Sequence[Record], written: Generated, decision: Decision, tokenizer: Tokenizer, *, refuse: bool
+) -> list[Answer]:
     """What was written for `records`, which stand in the first rows of the batch."""
     tokens, lengths = np.asarray(written.tokens_BN), np.asarray(written.lengths_B)
-    weights, scores = np.asarray(decision.weight_BN), np.asarray(decision.score_BN)
+    weights, scores, findings = np.asarray(decision.weight_BN), np.asarray(decision.score_BN), _findings(decision)
+    refused = [refuse and found is not None and found.unknown for found in findings]
     return [
         Answer(
             record.id,
-            tokenizer.decode(tokens[row, : lengths[row]]).strip(),
+            "" if refused[row] else tokenizer.decode(tokens[row, : lengths[row]]).strip(),
             tuple(float(weight) for weight in weights[row]),
             tuple(float(score) for score in scores[row]),
             bool(written.ended_B[row]),
+            findings[row],
+            refused[row],
         )
         for row, record in enumerate(records)
     ]
@@ -165,6 +219,9 @@ def answers(
       length: prompts are padded to it; by default to what these records need.
       named: number of the true task, to measure what naming it would give; None lets the model find it.
       skip: ids that are answered already.
+
+    An unknown input is written to as any other and its text thrown away where `writing` refuses it: what one sample
+    gets may not depend on its batch.
     """
     config = serving.model.config
     asked = prompts(records, tokenizer, template, config, writing)
@@ -185,5 +242,5 @@ def answers(
         seen = Seen(features.pooled(filled), None if state_ND is None else state_ND[filled])
         decision = _decide(method, serving, seen, named_B)
         written = _write(method, serving, prompt, decision, key, filled, sampling=sampling)
-        whole = _texts(shown, written, decision, tokenizer)
-        yield [answer for answer in whole if answer.id not in skip]
+        whole = _texts(shown, written, decision, tokenizer, refuse=writing.unknown == "refuse")
+        yield [replace(answer, missing=serving.missing) for answer in whole if answer.id not in skip]

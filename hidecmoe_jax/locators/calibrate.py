@@ -51,14 +51,16 @@ def unknown(scores_BN: Array, thresholds: Array | float) -> Array:
     """Whether each sample's best score lies below the threshold of the task it would go to, bool [B].
 
     Args:
-      thresholds: one number, or one for every task [N]; NaN (a task without threshold) makes all its inputs unknown.
+      thresholds: one number, one for every task [N], or one for every sample and task [B, N]; NaN (a task without
+        threshold) makes all its inputs unknown.
 
     A sample whose scores are not finite, or for which no task is learned, is always unknown.
     """
     best_B = jnp.max(scores_BN, axis=-1)
-    limits_N = jnp.broadcast_to(jnp.asarray(thresholds, jnp.float32), scores_BN.shape[-1:])
+    limits_BN = jnp.broadcast_to(jnp.asarray(thresholds, jnp.float32), scores_BN.shape)
+    limit_B = jnp.take_along_axis(limits_BN, jnp.argmax(scores_BN, axis=-1)[..., None], axis=-1)[..., 0]
     # Written as "not known": a comparison with NaN is false, and has to end here as unknown.
-    return ~((best_B >= limits_N[jnp.argmax(scores_BN, axis=-1)]) & (best_B > LOWEST))
+    return ~((best_B >= limit_B) & (best_B > LOWEST))
 
 
 def auroc(known_M, foreign_M) -> float:

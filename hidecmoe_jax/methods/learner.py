@@ -19,6 +19,7 @@ from hidecmoe_jax.core.errors import NumericsError
 from hidecmoe_jax.data.records import Record
 from hidecmoe_jax.data.stream import Stream
 from hidecmoe_jax.experts.bank import Bank
+from hidecmoe_jax.experts.load import Load
 from hidecmoe_jax.experts.routing import Voice
 from hidecmoe_jax.locators.anchors import Pooled
 from hidecmoe_jax.models.llama import Tally
@@ -76,12 +77,14 @@ class Stage:
 @struct.dataclass
 class Serving:
     """What answers: a model with the constant experts folded in, the bank that is still mixed per sample, if any, and
-    what routing needs. `slot_LN` is the slot of every task in each layer of the bank (-1: none)."""
+    what routing needs. `slot_LN` is the slot of every task in each layer of the bank (-1: none); `missing` names tasks
+    that were learned and could not be loaded, so that every answer can say so."""
 
     model: Model
     bank: Bank | None
     slot_LN: Array | None
     memory: dict[str, Any]
+    missing: tuple[str, ...] = struct.field(pytree_node=False, default=())
 
 
 @struct.dataclass
@@ -100,14 +103,37 @@ class Seen:
 
 
 @struct.dataclass
+class Certainty:
+    """How sure a gate is of each sample's nearest task, [B].
+
+    Attributes:
+      nearest_B: int32, the learned task with the best score, and `score_B`, that score.
+      limit_B: the score below which the sample belongs to no task; -inf where the gate has no thresholds.
+      ahead_B: how far the best score is above the second best; inf where there is only one task.
+      unknown_B, tied_B: bool, the score is below its limit; `ahead_B` is below the gate's `tie`.
+      foreign: part of a task's own inputs that the limits were calibrated to call unknown; None without limits.
+    """
+
+    nearest_B: Array
+    score_B: Array
+    limit_B: Array
+    ahead_B: Array
+    unknown_B: Array
+    tied_B: Array
+    foreign: float | None = struct.field(pytree_node=False, default=None)
+
+
+@struct.dataclass
 class Decision:
     """Who is heard, per sample and task: weights that enter the gate, scores they come from, float32 [B, N].
 
-    A sample whose weights are all zero belongs to no known task and is answered by the base alone.
+    A sample whose weights are all zero belongs to no known task and is answered by the base alone, in methods that fuse
+    layers by the base with its fused layers. `certainty` is None where nobody had to look for the task.
     """
 
     weight_BN: Array
     score_BN: Array
+    certainty: Certainty | None = None
 
 
 def trainable(learner: Learner) -> dict:
@@ -174,8 +200,11 @@ class Method(Protocol):
     def before(self, model: Model, learner: Learner, stage: Stage, task: int, key: Array) -> Learner:
         """Surgery before a training stage: what trains goes to `live` and `tuned`."""
 
-    def loss(self, model: Model, learner: Learner, stage: Stage, batch: Batch, key: Array) -> tuple[Array, Array]:
-        """Summed loss (float32) and number of answer tokens (int32) of a batch."""
+    def loss(
+        self, model: Model, learner: Learner, stage: Stage, batch: Batch, key: Array
+    ) -> tuple[Array, Array, Load | None]:
+        """Summed loss (float32) and number of answer tokens (int32) of a batch, and which experts its tokens chose;
+        None where no token chooses."""
 
     def usage(self, model: Model, learner: Learner, stage: Stage, batch: Batch) -> Tally:
         """Who is heard on a batch, in a `usage` stage."""
@@ -192,8 +221,9 @@ class Method(Protocol):
     def keep(self, learner: Learner, task: int) -> dict[str, dict[str, Array]]:
         """What the ledger archives of lesson number `task`, as groups of flat arrays; never anything of another."""
 
-    def recall(self, model: Model, capacity: int, kept: Sequence[dict[str, dict[str, Array]]]) -> Learner:
-        """The learner after the lessons that were kept: the inverse of `keep`."""
+    def recall(self, model: Model, capacity: int, kept: Sequence[dict[str, dict[str, Array]] | None]) -> Learner:
+        """The learner after the lessons that were kept: the inverse of `keep`. A lesson that is None could not be
+        loaded: nothing of it may be heard or chosen. Only a method that `isolates` is asked for that."""
 
     def sizes(self, model: Model, learner: Learner) -> dict[str, dict[str, int]]:
         """Numbers beyond the base: {stored, archived, trained} by {experts, routers, locator, projector}."""

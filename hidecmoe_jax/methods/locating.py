@@ -7,21 +7,18 @@ keeps a few of every task's records apart to learn what scores its own inputs ge
 from __future__ import annotations
 
 from dataclasses import dataclass
-from operator import itemgetter
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 
 from hidecmoe_jax.locators.anchors import ClipAnchors
-from hidecmoe_jax.locators.calibrate import threshold, unknown
 from hidecmoe_jax.locators.gaussian import ClassGaussian, NearestMean, SharedGaussian
 from hidecmoe_jax.locators.neighbours import Neighbours
-from hidecmoe_jax.locators.standard import LOWEST
 from hidecmoe_jax.locators.vae import Vae
-from hidecmoe_jax.methods.gates import clip_widths
+from hidecmoe_jax.methods.doubt import blank_thresholds, certainty, fit_apart, limits_of
+from hidecmoe_jax.methods.gates import clip_widths, stored
 from hidecmoe_jax.methods.learner import Decision, Seen
 from hidecmoe_jax.models.llava import Model, Reading
 
@@ -41,6 +38,8 @@ class Locating:
       soft: weigh all tasks by a softmax of their scores over `temperature`, instead of choosing one (CMoE-D26).
       foreign: part of a task's own inputs that may be taken for unknown; None never calls anything unknown.
       kept_apart: part of a task's records that the locator does not learn from and the threshold is read from.
+      tie: two tasks are nearly tied where the best score is less than this above the second; None never looks.
+      tied: who then answers: a `blend` of the tasks as with `soft`, the `best` all the same, or the `base` alone.
     """
 
     kind: ClassVar[str] = "locator"
@@ -50,12 +49,21 @@ class Locating:
     temperature: float = 1.0
     foreign: float | None = None
     kept_apart: float = 0.1
+    tie: float | None = None
+    tied: Literal["blend", "best", "base"] = "blend"
 
     def __post_init__(self):
         if self.temperature <= 0 or not 0 <= self.kept_apart < 1:
             raise ValueError("temperature must be above 0 and kept_apart in [0, 1)")
         if self.foreign is not None and (not 0 <= self.foreign < 1 or self.kept_apart == 0):
             raise ValueError("foreign must be in [0, 1) and needs kept_apart above 0")
+        if self.tie is not None and not self.tie > 0:
+            raise ValueError(f"tie {self.tie} must be above 0, or None")
+
+    @property
+    def blends(self) -> bool:
+        """Whether several tasks may be heard at once."""
+        return self.soft or (self.tie is not None and self.tied == "blend")
 
     @property
     def reading(self) -> Reading | None:
@@ -70,22 +78,14 @@ class Locating:
 
     def blank(self, capacity: int, model: Model) -> dict[str, Array]:
         """What is known of no task."""
-        return self.by.blank(capacity, self._width(model)) | {"threshold_N": jnp.full((capacity,), LOWEST)}
+        room = self.by.blank(capacity, self._width(model))
+        # One-sided thresholds only where something is refused: archives of other runs keep their bytes.
+        return room | blank_thresholds(capacity, sides=self.reading is None and self.foreign is not None)
 
     def fit(self, memory: dict[str, Array], task: int, seen: Seen, *, key: Array) -> dict[str, Array]:
         """Learns a task from what was seen of its records, and the score below which an input is foreign to it."""
-        own_key, order_key = jax.random.split(key)
-        count = seen.pooled.has_text_B.shape[0]
-        order = np.asarray(jax.random.permutation(order_key, count))
-        apart = min(round(self.kept_apart * count), count - 1)
-        parts = (order[:apart], order[apart:])
-        held, kept = (jax.tree.map(itemgetter(rows), self._shown(seen)) for rows in parts)
-        fitted = self.by.fit(memory, task, kept, key=own_key)
-        if not apart:
-            return fitted
-        alone = jnp.arange(len(fitted["threshold_N"])) == task
-        limit = threshold(np.asarray(self.by.scores(fitted, held, alone))[:, task], self.foreign or 0.0)
-        return fitted | {"threshold_N": fitted["threshold_N"].at[task].set(limit)}
+        shown = self._shown(seen)
+        return fit_apart(self.by, memory, task, shown, foreign=self.foreign, share=self.kept_apart, key=key)
 
     def scores(self, memory: dict[str, Array], seen: Seen, learned_N: Array) -> Array:
         """How near every task is, float32 [B, N]; -inf for tasks that are not learned."""
@@ -94,14 +94,17 @@ class Locating:
     def decide(self, memory: dict[str, Array], seen: Seen, learned_N: Array) -> Decision:
         """One-hot on the nearest task, or soft weights; all zero where the nearest is too far to be believed."""
         score_BN = self.scores(memory, seen, learned_N)
-        if self.soft:
-            weight = jax.nn.softmax(jnp.where(learned_N[None], score_BN / self.temperature, -jnp.inf), axis=-1)
-        else:
-            weight = jax.nn.one_hot(jnp.argmax(score_BN, axis=-1), score_BN.shape[-1])
-        weight = jnp.where(jnp.any(learned_N), weight, 0.0)
-        if self.foreign is not None:
-            weight = jnp.where(unknown(score_BN, memory["threshold_N"])[:, None], 0.0, weight)
-        return Decision(weight, jnp.where(learned_N[None], score_BN, 0.0))
+        limits = None if self.foreign is None else limits_of(memory, seen.pooled)
+        sure = certainty(score_BN, learned_N, limits=limits, foreign=self.foreign, tie=self.tie or 0.0)
+        hard = jax.nn.one_hot(jnp.argmax(score_BN, axis=-1), score_BN.shape[-1])
+        weight = soft = jax.nn.softmax(jnp.where(learned_N[None], score_BN / self.temperature, -jnp.inf), axis=-1)
+        if not self.soft:
+            weight = hard
+        if self.tie is not None:
+            instead = {"blend": soft, "best": hard, "base": jnp.zeros_like(hard)}[self.tied]
+            weight = jnp.where(sure.tied_B[:, None], instead, weight)
+        weight = jnp.where(jnp.any(learned_N) & ~sure.unknown_B[:, None], weight, 0.0)
+        return Decision(weight, jnp.where(learned_N[None], score_BN, 0.0), sure)
 
     def kept(self, memory: dict[str, Array], task: int) -> dict[str, Array]:
         """What is known of one task, with the standardisation that all tasks share."""
@@ -110,7 +113,7 @@ class Locating:
     def recalled(self, memory: dict[str, Array], task: int, kept: dict[str, Array]) -> dict[str, Array]:
         """The inverse of `kept`."""
         return {
-            name: jnp.asarray(kept[name]) if name in FIXED else leaf.at[task].set(kept[name])
+            name: jnp.asarray(kept[name]) if name in FIXED else leaf.at[task].set(stored(kept, name))
             for name, leaf in memory.items()
         }
 

@@ -22,6 +22,7 @@ from hidecmoe_jax.data.records import Record
 from hidecmoe_jax.data.stream import Stream
 from hidecmoe_jax.experts import pool, surgery
 from hidecmoe_jax.experts.bank import EMPTY, Bank
+from hidecmoe_jax.experts.load import SILENT, Load
 from hidecmoe_jax.experts.routing import Routing, Voice, balance_loss
 from hidecmoe_jax.methods.gates import AnchorGate, NamedGate
 from hidecmoe_jax.methods.learner import Decision, Learner, Seen, Serving, Stage, check_finite
@@ -84,7 +85,7 @@ class Mixture:
     @property
     def soft(self) -> bool:
         """Whether several routers may be heard at once."""
-        return self.gate.kind == "anchors" or (self.gate.kind == "locator" and self.gate.soft)
+        return self.gate.kind == "anchors" or (self.gate.kind == "locator" and self.gate.blends)
 
     @property
     def reading(self) -> Reading | None:
@@ -210,7 +211,7 @@ class Mixture:
         new = Routing(heard(live), router[..., past.slots :], self.top_k, gate=POOL)
         return Voice(past, old), Voice(live, new, key, dropout=self.lora.dropout)
 
-    def loss(self, model: Model, learner: Learner, stage: Stage, batch: Batch, key: Array) -> tuple[Array, Array]:
+    def loss(self, model: Model, learner: Learner, stage: Stage, batch: Batch, key: Array) -> tuple[Array, Array, Load]:
         """Answer loss of the whole pool; in the first task and while probing plus load balancing, per answer token."""
         voices = self._pool(learner, key)
         total, count, tallies = answer_loss(model, batch, voices, tally=True)
@@ -219,7 +220,8 @@ class Mixture:
         weight = self.probe.balance if stage.kind == "probe" else jnp.where(first, self.balance, 0.0)
         heard = jnp.concatenate([voice.routing.gain_LBS[:, 0] > 0 for voice in voices], axis=-1)
         used = jax.tree.map(lambda *parts: jnp.sum(jnp.concatenate(parts, axis=1), axis=-1), *tallies[0])
-        return total + weight * balance_loss(used.count, used.chance, heard) * count.astype(jnp.float32), count
+        balance = balance_loss(used.count, used.chance, heard) * count.astype(jnp.float32)
+        return total + weight * balance, count, Load(jnp.where(heard, used.count, SILENT), self.top_k)
 
     def usage(self, model: Model, learner: Learner, stage: Stage, batch: Batch) -> Tally:
         """What every slot of the pool is picked for with the probe in place; the probe is the last slot."""
@@ -274,11 +276,14 @@ class Mixture:
         kept |= {f"gate/{name}": leaf for name, leaf in self.gate.kept(memory["gate"], task).items()}
         return {"experts": trees.flatten(expert.factors) | {"owner": expert.owner_LS}, "shared": {}, "memory": kept}
 
-    def recall(self, model: Model, capacity: int, kept: Sequence[dict[str, dict[str, Array]]]) -> Learner:
-        """The inverse of `keep`."""
+    def recall(self, model: Model, capacity: int, kept: Sequence[dict[str, dict[str, Array]] | None]) -> Learner:
+        """The inverse of `keep`. Of a task that is None no expert is heard, by no later task's router either, which
+        then shares a token among the experts that are left."""
         learner = self.birth(model, capacity)
         past, memory = learner.past[POOL], dict(learner.memory)
         for task, groups in enumerate(kept):
+            if groups is None:
+                continue
             own, experts = self.slots(task), dict(groups["experts"])
             owner = jnp.asarray(experts.pop("owner"), jnp.int32)
             expert = self.lora.blank(model, len(own)).with_factors(trees.unflatten(experts)).replace(owner_LS=owner)
@@ -292,11 +297,12 @@ class Mixture:
             memory["verdict"] = {"expand": verdict["expand"].at[task].set(stored["expand"]), "count": count}
             facts = {name.removeprefix("gate/"): leaf for name, leaf in stored.items() if name.startswith("gate/")}
             memory["gate"] = self.gate.recalled(memory["gate"], task, facts)
+        memory["visible"] = memory["visible"] & (past.owner_LS != EMPTY)
         return learner.replace(past={POOL: past}, memory=memory)
 
-    def learned(self, learner: Learner) -> Array:
-        """Which tasks have a router, bool [N]."""
-        return jnp.any(learner.memory["visible"], axis=(1, 2))
+    def learned(self, learner: Learner) -> tuple[int, ...]:
+        """Numbers of the tasks that have a router."""
+        return tuple(np.flatnonzero(np.asarray(learner.memory["visible"]).any(axis=(1, 2))).tolist())
 
     def growth_of(self, model: Model, learner: Learner) -> dict[str, Any]:
         """By task and layer: experts added, and how often the probe was picked on its measuring records.
@@ -307,7 +313,7 @@ class Mixture:
         """
         owner, verdict = np.asarray(learner.past[POOL].owner_LS), learner.memory["verdict"]
         found: dict[str, list] = {"experts": [], "frequency": [], "even": [], "by_kind": [], "parameters": []}
-        for task in range(int(np.asarray(self.learned(learner)).sum())):
+        for task in range(max(self.learned(learner), default=-1) + 1):
             found["experts"].append((owner == task).sum(axis=1).tolist())
             count = np.asarray(verdict["count"][task], np.int64)
             told = self.probed(learner, task) if count.any() else None

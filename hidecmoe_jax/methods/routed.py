@@ -22,9 +22,10 @@ from hidecmoe_jax.core import trees
 from hidecmoe_jax.core.errors import ConfigError
 from hidecmoe_jax.data.records import Record
 from hidecmoe_jax.data.stream import Stream
-from hidecmoe_jax.experts import surgery
+from hidecmoe_jax.experts import pool, surgery
 from hidecmoe_jax.experts.bank import Bank
 from hidecmoe_jax.experts.routing import Routing, Voice, everyone
+from hidecmoe_jax.experts.slots import clear
 from hidecmoe_jax.methods.gates import AnchorGate, NamedGate
 from hidecmoe_jax.methods.learner import Decision, Learner, Seen, Serving, Stage, check_finite, dressed
 from hidecmoe_jax.methods.locating import Locating
@@ -151,12 +152,12 @@ class Routed:
             tuned = base | {path: learner.shared[path] for path in base if path in learner.shared}
         return learner.replace(live={FAMILY: young}, tuned=tuned)
 
-    def loss(self, model: Model, learner: Learner, stage: Stage, batch: Batch, key: Array) -> tuple[Array, Array]:
+    def loss(self, model: Model, learner: Learner, stage: Stage, batch: Batch, key: Array) -> tuple[Array, Array, None]:
         """Answer loss with the live expert alone: HiDe trains every expert as if it were the only one (HiDe-D16)."""
         live = learner.live[FAMILY]
         voice = Voice(live, everyone(live), key, dropout=self.lora.dropout)
         total, count, _ = answer_loss(dressed(model, learner.shared | learner.tuned), batch, (voice,))
-        return total, count
+        return total, count, None
 
     def part(self, stage: Stage, count: int, seed: int) -> Array | None:
         """Every stage reads every record."""
@@ -179,60 +180,65 @@ class Routed:
         if self.growth == "shared":
             past = surgery.plant(self.lora.blank(model, 1), 0, young, 0)
         else:
-            past = self._with_fusion(surgery.plant(past, 1 + task, young, task), task + 1)
+            past = self.fused_again(surgery.plant(past, 1 + task, young, task))
         return learner.replace(live={}, tuned={}, past={FAMILY: past}, shared=learner.shared | learner.tuned)
 
     def keep(self, learner: Learner, task: int) -> dict[str, dict[str, Array]]:
         """What the ledger archives of a task: its own expert, the shared leaves as it left them, the gate's part."""
         bank = learner.past[FAMILY]
-        own = surgery.extract(bank, 0 if self.growth == "shared" else task)
+        slot = 0 if self.growth == "shared" else 1 + task
+        own = pool.taken(bank, slot, slot + 1)  # by place: a retired task owns nothing
         memory = self.gate.kept(learner.memory["gate"], task) if self.gated else {}
         return {"experts": trees.flatten(own.factors), "shared": dict(learner.shared), "memory": memory}
 
-    def recall(self, model: Model, capacity: int, kept: Sequence[dict[str, dict[str, Array]]]) -> Learner:
-        """The learner after the tasks that `kept` archived, in order: the inverse of `keep`."""
+    def recall(self, model: Model, capacity: int, kept: Sequence[dict[str, dict[str, Array]] | None]) -> Learner:
+        """The learner after the tasks that `kept` archived, in order: the inverse of `keep`. A task that is None is
+        not fused, and the gate passes over it."""
         learner = self.birth(model, capacity)
-        if not kept:
+        there = {task: groups for task, groups in enumerate(kept) if groups is not None}
+        if not there:
             return learner
-        young = self.lora.blank(model, 1)
-        own = [young.with_factors(trees.unflatten(groups["experts"])) for groups in kept]
-        own = [bank.replace(owner_LS=jnp.full_like(bank.owner_LS, task)) for task, bank in enumerate(own)]
-        shared = {path: jnp.asarray(leaf) for path, leaf in kept[-1]["shared"].items()}
+        young, last = self.lora.blank(model, 1), max(there)
+        own = {task: young.with_factors(trees.unflatten(groups["experts"])) for task, groups in there.items()}
+        own = {task: bank.replace(owner_LS=jnp.full_like(bank.owner_LS, task)) for task, bank in own.items()}
+        shared = {path: jnp.asarray(leaf) for path, leaf in there[last]["shared"].items()}
         if self.growth == "shared":
-            return learner.replace(past={FAMILY: surgery.plant(young, 0, own[-1], 0)}, shared=shared)
+            return learner.replace(past={FAMILY: surgery.plant(young, 0, own[last], 0)}, shared=shared)
         past, memory = learner.past[FAMILY], dict(learner.memory)
-        for task, expert in enumerate(own):
+        for task, expert in own.items():
             past = surgery.plant(past, 1 + task, expert, task)
-        for task, groups in enumerate(kept):
+        for task, groups in there.items():
             memory["gate"] = self.gate.recalled(memory["gate"], task, groups["memory"])
-        return Learner({}, {}, {FAMILY: self._with_fusion(past, len(kept))}, shared, memory)
+        return Learner({}, {}, {FAMILY: self.fused_again(past)}, shared, memory)
 
-    def _with_fusion(self, past: Bank, tasks: int) -> Bank:
-        layers = self.fused(past.layers)
+    def fused_again(self, past: Bank) -> Bank:
+        """The bank with its fusion made anew from the experts of all tasks that own one."""
+        layers, tasks = self.fused(past.layers), _owners(past)
         if not layers:
             return past
-        return surgery.fuse(past, range(tasks), mode=self.fusion, slot=FUSED_SLOT, layers=layers, eps=self._eps(tasks))
+        if not tasks:
+            return clear(past, np.asarray(layers), np.full(len(layers), FUSED_SLOT))
+        return surgery.fuse(past, tasks, mode=self.fusion, slot=FUSED_SLOT, layers=layers, eps=self._eps(tasks))
 
-    def _eps(self, tasks: int) -> tuple[float, ...]:
-        if self.eps and len(self.eps) < tasks:
+    def _eps(self, tasks: tuple[int, ...]) -> tuple[float, ...]:
+        if self.eps and len(self.eps) <= max(tasks):
             raise ConfigError(
-                "a fusion weight is missing", where="method.eps", why=f"{len(self.eps)} weights for {tasks} tasks",
+                "a fusion weight is missing", where="method.eps",
+                why=f"{len(self.eps)} weights for {max(tasks) + 1} tasks",
                 remedy="give one weight per task, or leave it empty for 1.0 each",
             )  # fmt: skip
-        return self.eps[:tasks] or (1.0,) * tasks
+        return tuple(self.eps[task] for task in tasks) if self.eps else (1.0,) * len(tasks)
 
     def learned(self, learner: Learner) -> tuple[int, ...]:
         """Numbers of the tasks that have an expert."""
-        if FAMILY not in learner.past:
-            return ()
-        return tuple(int(task) for task in np.unique(np.asarray(learner.past[FAMILY].owner_LS)) if task >= 0)
+        return _owners(learner.past[FAMILY]) if FAMILY in learner.past else ()
 
     def fused_gains(self, bank: Bank, tasks: tuple[int, ...]) -> np.ndarray:
         """Constant gains [L, S] of the layers that are not expanded; zero elsewhere."""
         if self.growth == "shared":
             return np.ones(bank.owner_LS.shape, np.float32)
         layers = self.fused(bank.layers)
-        gains = surgery.fusion_gains(bank, tasks, mode=self.fusion, layers=layers, eps=self._eps(len(tasks)))
+        gains = surgery.fusion_gains(bank, tasks, mode=self.fusion, layers=layers, eps=self._eps(tasks))
         return np.asarray(gains)
 
     def growth_of(self, model: Model, learner: Learner) -> dict:
@@ -309,3 +315,7 @@ class Routed:
             | {"experts": layer * bank.layers * tasks, "locator": located, "projector": projector * tasks},
             "trained": none | {"experts": layer * bank.layers, "projector": projector},
         }
+
+
+def _owners(bank: Bank) -> tuple[int, ...]:
+    return tuple(int(task) for task in np.unique(np.asarray(bank.owner_LS)) if task >= 0)

@@ -34,9 +34,10 @@ class Cells:
         cells.setdefault(row, {})[task] = cell
         write_json(self.path, {str(number): cells[number] for number in sorted(cells)})
 
-    def forget(self, row: int, task: str) -> None:
-        """Drops a row and a column: its lesson is learned again, perhaps from other data under the same name."""
-        columns = (task, f"{task} (named)")
+    def forget(self, row: int, task: str | None = None) -> None:
+        """Drops a row, and the column of a task: its lesson is learned again, perhaps from other data under the same
+        name."""
+        columns = () if task is None else (task, f"{task} (named)")
         cells = {
             number: {name: cell for name, cell in tasks.items() if name not in columns}
             for number, tasks in self.read().items()

@@ -17,6 +17,7 @@ from hidecmoe_jax.core.errors import ConfigError
 from hidecmoe_jax.core.keys import key_for
 from hidecmoe_jax.methods.mixture import Mixture
 from hidecmoe_jax.runs.disk import write_json
+from hidecmoe_jax.runs.edits import recall
 from hidecmoe_jax.runs.ledger import Ledger
 from hidecmoe_jax.runs.setting import Setting, bar, open_setting, say
 from hidecmoe_jax.runs.stream_loop import config_of
@@ -59,7 +60,7 @@ def probe_control(run: str | Path, *, task: int = 0, repeats: int = 3) -> dict[s
     for balance in dict.fromkeys((method.probe.balance, 0.0)):
         probing = replace(method, probe=replace(method.probe, balance=balance))
         own = replace(setting, config=replace(setting.config, method=probing))
-        plays = [_play(own, kept, task, seed) for seed in bar(f"control, balance {balance}")(range(repeats))]
+        plays = [_play(own, folder, kept, task, seed) for seed in bar(f"control, balance {balance}")(range(repeats))]
         expanded, frequency, even = (np.array(part) for part in zip(*plays, strict=True))
         found.append(
             {
@@ -72,10 +73,10 @@ def probe_control(run: str | Path, *, task: int = 0, repeats: int = 3) -> dict[s
     return result
 
 
-def _play(setting: Setting, kept: list, task: int, seed: int) -> tuple[np.ndarray, list[float], list[float]]:
+def _play(setting: Setting, run: Path, kept: list, task: int, seed: int) -> tuple[np.ndarray, list[float], list[float]]:
     """Probing for a next task with records of `task`: layers expanded, the probe's frequency, an even one."""
     method, model, number = setting.config.method, setting.model, task + 1
-    learner = method.recall(model, max(setting.config.capacity, number + 1), kept)
+    learner = recall(run, method, model, max(setting.config.capacity, number + 1), kept)
     material = setting.material(setting.stream.tasks[task].train, (task,), setting.stream.tasks[task].name)
     for stage in method.stages(number)[:2]:
         key = key_for(seed, "control", stage.kind)

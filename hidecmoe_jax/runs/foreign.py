@@ -44,7 +44,7 @@ def foreign_study(run: str | Path, *, count: int = 100) -> dict[str, Any]:
     folder, setting = Path(run), open_setting(config_of(run))
     method, seed = setting.config.method, folder / f"seed_{setting.config.seeds[0]}"
     kept = Ledger(seed).archive()
-    learner = setting.recall(kept)
+    learner = setting.recall(kept, folder)
     memory = learner.memory.get("gate", {})
     if "threshold_N" not in memory or len(kept) < 2:
         raise ConfigError(

@@ -17,6 +17,7 @@ from typing import Any
 
 from hidecmoe_jax.core.errors import CheckpointError, ConfigError
 from hidecmoe_jax.core.strict import difference
+from hidecmoe_jax.runs.config import from_mapping, to_mapping
 from hidecmoe_jax.runs.disk import read_json, sync_folder, write_json
 from hidecmoe_jax.runs.lock import LOCK, NOTE
 
@@ -24,7 +25,7 @@ FILE = "run.json"
 FORMAT = 1
 ERRORS = "data_errors.jsonl"  # may be there before a run is: the list of why it did not start
 # What a run writes, run.json last: an overwrite that is interrupted leaves something that still is a run.
-_OURS = re.compile(r"seed_\d+|config\.yaml|report\.(json|html)|figures|facts\.json|data_errors\.jsonl")
+_OURS = re.compile(r"seed_\d+|config\.yaml|report\.(json|html)|figures|facts\.json|edits\.json|data_errors\.jsonl")
 
 
 def check_run(folder: Path, *, resume: bool, overwrite: bool) -> bool:
@@ -109,7 +110,7 @@ def changes_of(folder: Path, identity: Mapping[str, Any], allow: Sequence[str] =
       CheckpointError: a field differs that is not in `allow`, or there is no run.
     """
     fresh = json.loads(json.dumps(dict(identity), allow_nan=False))
-    changes = difference(read_run(folder)["identity"], fresh)
+    changes = difference(_filled(read_run(folder)["identity"]), _filled(fresh))
     refused = [c for c in changes if not any(c[0] == a or c[0].startswith(a + ".") for a in allow)]
     if refused:
         raise CheckpointError(
@@ -120,6 +121,16 @@ def changes_of(folder: Path, identity: Mapping[str, Any], allow: Sequence[str] =
             f"--allow-config-change={','.join(path for path, _, _ in refused)}",
         )
     return changes
+
+
+def _filled(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """The identity with settings that are younger than the run at their defaults, for so it was learned."""
+    try:
+        config = to_mapping(from_mapping(identity["config"]))
+    except (KeyError, ConfigError):
+        return dict(identity)  # none of ours, or of a version whose settings are gone: compared as it stands
+    del config["stream"]
+    return dict(identity) | {"config": json.loads(json.dumps(config))}
 
 
 def read_run(folder: Path) -> dict[str, Any]:

@@ -8,6 +8,8 @@ import numpy as np
 
 from hidecmoe_jax.core import trees
 from hidecmoe_jax.runs.cells import Cells
+from hidecmoe_jax.runs.edits import read, recall
+from hidecmoe_jax.runs.idle import sentence
 from hidecmoe_jax.runs.ledger import Ledger
 from hidecmoe_jax.runs.setting import open_base
 from hidecmoe_jax.runs.stream_loop import config_of
@@ -33,8 +35,11 @@ def describe(run: str | Path) -> str:
                 f"  {record.index}  {record.name:<24} score {shown:>12}   "
                 f"{facts['samples']} records, {facts['seconds']} s"
             )
+            idle = sentence(facts.get("experts", {}))
+            lines += [f"     {idle}"] if idle else []
     kept = ledger.archive()
-    learner = config.method.recall(model, max(config.capacity, len(kept)), kept)
+    learner = recall(folder, config.method, model, max(config.capacity, len(kept)), kept)
+    lines += [f"edit after {one.tasks} tasks, {one.at}: {one.what}" for one in read(folder)]
     for family, bank in learner.past.items():
         lines += [
             "",

@@ -12,7 +12,7 @@ import contextlib
 import dataclasses
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +134,24 @@ class Ledger:
           CheckpointError: as `load`.
         """
         return [self.load(record.index)[0] for record in self.tasks()[:count]]
+
+    def gather(self, names: Sequence[str]) -> tuple[list[Groups | None], dict[str, str]]:
+        """Groups of the tasks that are expected, in order, None for those that cannot be loaded; and why, by name.
+
+        Args:
+          names: of the expected tasks.
+        """
+        groups: list[Groups | None] = []
+        lost: dict[str, str] = {}
+        for index, name in enumerate(names):
+            record = TaskRecord(index, name, self.folder / "tasks" / f"{index:03d}_{name}")
+            try:
+                found, meta = read_store(record.folder)
+                self._is(record, meta)
+            except CheckpointError as error:
+                found, lost[name] = None, f"{record.folder.name}: {error.why or error.what}"
+            groups.append(found)
+        return groups, lost
 
     def meta(self, index: int) -> dict[str, Any]:
         """Returns the facts of a committed task without its arrays; the folder is checked all the same."""

@@ -22,13 +22,15 @@ from hidecmoe_jax.data.items import IMAGE
 from hidecmoe_jax.data.records import Record, Turn
 from hidecmoe_jax.data.tokenizer import Tokenizer
 from hidecmoe_jax.evaluate.answer import Answer, answers, states
+from hidecmoe_jax.methods.doubt import UNREACHED
 from hidecmoe_jax.methods.learner import Decision, Seen, Serving
 from hidecmoe_jax.methods.routed import Routed
 from hidecmoe_jax.models.config import LlavaConfig
 from hidecmoe_jax.models.llava import Model, Prompt, logits, vision_features
 from hidecmoe_jax.runs.config import Base, RunConfig
+from hidecmoe_jax.runs.edits import recall
 from hidecmoe_jax.runs.identity import read_run
-from hidecmoe_jax.runs.ledger import Ledger
+from hidecmoe_jax.runs.missing import gather
 from hidecmoe_jax.runs.setting import open_base
 from hidecmoe_jax.runs.stream_loop import CONFIG, config_of
 
@@ -38,16 +40,21 @@ _see = jax.jit(vision_features)
 
 @dataclass(frozen=True)
 class Reply:
-    """An answer with the tasks that were heard, loudest first, and a sentence about the decision."""
+    """An answer with the tasks that were heard, loudest first, and a sentence about the decision.
+
+    Attributes:
+      answer: the same with the numbers behind the decision: score, threshold, how far the task was ahead.
+    """
 
     text: str
     weights: dict[str, float]
     decision: str
+    answer: Answer
 
 
 @dataclass(frozen=True)
 class Assistant:
-    """A model that answers; `tasks` are those it has learned."""
+    """A model that answers; `tasks` are those it has learned, also those of `serving.missing`, which it cannot use."""
 
     run: RunConfig
     base: Model
@@ -146,6 +153,13 @@ class Assistant:
         )  # fmt: skip
         return [answer for batch in found for answer in batch]
 
+    @property
+    def _fallback(self) -> str:
+        """Who answers where no task does."""
+        if self.serving.model is self.base:
+            return "answered by the base model alone"
+        return "answered by the base model with what all tasks share"
+
     def _states(self, records: tuple[Record, ...], features: Features) -> np.ndarray | None:
         reading = self.run.method.reading
         if reading is None:
@@ -160,6 +174,8 @@ class Assistant:
             return None
         if named not in self.tasks:
             raise DataError("no such task", where=named, why=f"learned are {', '.join(self.tasks) or 'none'}")
+        if named in self.serving.missing:
+            raise CheckpointError("this task could not be loaded", where=named, remedy="restore its folder from a copy")
         return self.tasks.index(named)
 
     def route(self, images: Sequence[Any], prompts: Sequence[str]) -> list[dict[str, float]]:
@@ -177,15 +193,29 @@ class Assistant:
         given = self.generate([list(images)], [question], named=named)[0]
         weights = dict(sorted(zip(self.tasks, given.weights, strict=False), key=lambda item: -item[1]))
         if not weights:
-            return Reply(given.text, {}, "no routed experts: one model for everything")
-        return Reply(given.text, weights, _decided(weights, dict(zip(self.tasks, given.scores, strict=False))))
+            return Reply(given.text, {}, "no routed experts: one model for everything", given)
+        told = _decided(self.tasks, given, weights, dict(zip(self.tasks, given.scores, strict=False)), self._fallback)
+        lost = f"; left out because they could not be loaded: {', '.join(given.missing)}" if given.missing else ""
+        return Reply(given.text, weights, told + lost, given)
 
 
-def _decided(weights: dict[str, float], scores: dict[str, float]) -> str:
+def _decided(
+    tasks: tuple[str, ...], given: Answer, weights: dict[str, float], scores: dict[str, float], fallback: str
+) -> str:
     """One sentence about a routing decision; `weights` come loudest first."""
-    first, top = next(iter(weights.items()))
+    (first, top), sure = next(iter(weights.items())), given.finding
+    if sure is not None and sure.unknown:
+        limit = f"below its threshold {sure.threshold:.3f} (which loses {100 * sure.foreign:g} % of the task's own)"
+        if sure.threshold >= UNREACHED:
+            limit = "but it has no threshold for such an input"
+        end = "refused" if given.refused else fallback
+        near = f"{tasks[sure.nearest]} is nearest with score {sure.score:.3f}"
+        return f"belongs to no known task: {near}, {limit}; {end}"
+    if sure is not None and sure.tied and top < 1:
+        end = "blended" if top > 0 else fallback
+        return f"two tasks are nearly tied, {tasks[sure.nearest]} is only {sure.ahead:.3f} ahead; {end}"
     if top == 0:
-        return "belongs to no known task: answered by the base model alone"
+        return f"belongs to no known task: {fallback}"
     # One-hot weights say nothing about how near it was; then the scores do.
     told = scores if top == 1 else weights
     others = [told[name] for name in weights if name != first]
@@ -193,11 +223,15 @@ def _decided(weights: dict[str, float], scores: dict[str, float]) -> str:
     return f"routed to {first}{ahead}"
 
 
-def load(path: str | Path, *, task: int | None = None) -> Assistant:
+def load(path: str | Path, *, task: int | None = None, skip_missing: bool = False) -> Assistant:
     """Opens a base model (`pocket`, or a folder) or a run, optionally as it was after its first `task` tasks.
 
+    Args:
+      skip_missing: leave tasks that cannot be loaded out of every choice, and name them in every answer.
+
     Raises:
-      CheckpointError: neither, damaged, another base model than the run was learned on, or no such task.
+      CheckpointError: neither, damaged (every task that cannot be loaded is named), another base model than the run was
+        learned on, or no such task.
     """
     folder = Path(path)
     if not (folder / CONFIG).is_file():
@@ -212,13 +246,9 @@ def load(path: str | Path, *, task: int | None = None) -> Assistant:
             why=f"the SHA-256 of {config.base.path} is not the one in run.json",
             remedy="put the original base model back",
         )  # fmt: skip
-    ledger = Ledger(folder / f"seed_{config.seeds[0]}")
-    done = ledger.tasks()
-    count = len(done) if task is None else task
-    if not 0 <= count <= len(done):
-        raise CheckpointError(
-            "no such task in the run", where=str(folder), why=f"asked for {task}, learned are {len(done)}"
-        )
-    kept = ledger.archive(count)
-    learner = config.method.recall(model, max(config.capacity, len(done)), kept)
-    return Assistant(config, model, config.method.serve(model, learner), tokenizer, tuple(r.name for r in done[:count]))
+    tasks = run["identity"]["tasks"]
+    found = gather(folder / f"seed_{config.seeds[0]}", config.method, tasks, count=task)
+    found.require(config.method, skip_missing=skip_missing)
+    learner = recall(folder, config.method, model, max(config.capacity, len(tasks)), found.kept)
+    serving = config.method.serve(model, learner).replace(missing=tuple(found.lost))
+    return Assistant(config, model, serving, tokenizer, found.names)

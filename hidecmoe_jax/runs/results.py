@@ -17,6 +17,7 @@ from hidecmoe_jax.core.errors import CheckpointError
 from hidecmoe_jax.methods.learner import Method
 from hidecmoe_jax.runs.cells import Cells, Curve
 from hidecmoe_jax.runs.config import from_mapping, to_mapping
+from hidecmoe_jax.runs.costs import flops_per_query
 from hidecmoe_jax.runs.disk import read_json, write_json
 from hidecmoe_jax.runs.identity import read_run
 from hidecmoe_jax.runs.ledger import Ledger
@@ -40,8 +41,9 @@ def write(setting: Setting, folder: Path) -> None:
     method = setting.config.method
     seed = folder / f"seed_{setting.config.seeds[0]}"
     kept = Ledger(seed).archive()
-    learner = setting.recall(kept)
-    sizes, growth = method.sizes(setting.model, learner), method.growth_of(setting.model, learner)
+    learner, was = setting.recall(kept, folder), setting.recall(kept, None)  # with edits, and as it was learned
+    sizes = method.sizes(setting.model, was) | {"stored": method.sizes(setting.model, learner)["stored"]}
+    growth = method.growth_of(setting.model, was)
     asked = {
         task.name: [
             {
@@ -55,6 +57,7 @@ def write(setting: Setting, folder: Path) -> None:
         for task in setting.stream.tasks
     }
     lessons = [[setting.stream.tasks[t].name for t in lesson] for lesson in method.lessons(len(setting.stream.tasks))]
+    pictures = max(len(r.images) for task in setting.stream.tasks for r in setting.test(task))
     scorers = {task.name: task.scorer for task in setting.stream.tasks}
     facts = {
         "method": method.name,
@@ -62,6 +65,7 @@ def write(setting: Setting, folder: Path) -> None:
         "lessons": lessons,
         "sizes": sizes,
         "growth": growth,
+        "flops": flops_per_query(method, setting.model, learner, tokens=setting.prompt_length, pictures=pictures),
         "asked": asked,
     }
     write_json(folder / FACTS, facts)
@@ -94,7 +98,8 @@ def document_of(folder: Path) -> dict[str, Any]:
     facts, run = read_json(folder / FACTS), read_run(folder)
     tasks = tuple(run["identity"]["tasks"])
     config = from_mapping(strict.read_yaml(folder / "config.yaml"), str(folder / "config.yaml"))
-    seeds = [seed_result(folder / f"seed_{seed}", seed, tasks, facts["lessons"]) for seed in config.seeds]
+    told = config.method.needs_name
+    seeds = [seed_result(folder / f"seed_{seed}", seed, tasks, facts["lessons"], told=told) for seed in config.seeds]
     first = Ledger(folder / f"seed_{config.seeds[0]}").tasks()
     settings = {key: value for key, value in to_mapping(config).items() if key != "stream"}
     return run_document(
@@ -109,6 +114,7 @@ def document_of(folder: Path) -> dict[str, Any]:
             expert_sizes={record.name: size for record, size in zip(first, _expert_sizes(facts), strict=False)},
             settings=settings,
             growth=facts.get("growth", {}),
+            flops_per_query=facts.get("flops"),
         ),
         seeds,
         fusion_modes=_variants(folder / f"seed_{config.seeds[0]}", config.method, tasks, len(facts["lessons"])),
@@ -138,8 +144,14 @@ def _total(counts: dict[str, int]) -> dict[str, int]:
     return {"total": sum(counts.values()), **counts}
 
 
-def seed_result(folder: Path, seed: int, tasks: Sequence[str], lessons: Sequence[Sequence[str]]) -> SeedResult:
-    """What one seed measured. A row after k lessons stands at the number of tasks they taught."""
+def seed_result(
+    folder: Path, seed: int, tasks: Sequence[str], lessons: Sequence[Sequence[str]], *, told: bool = False
+) -> SeedResult:
+    """What one seed measured. A row after k lessons stands at the number of tasks they taught.
+
+    Args:
+      told: the method is given the task, so what it chose says nothing of a locator.
+    """
     cells = Cells(folder / "cells.json").read()
     taught = [0]
     for lesson in lessons:
@@ -153,12 +165,14 @@ def seed_result(folder: Path, seed: int, tasks: Sequence[str], lessons: Sequence
         return rows
 
     last, named = cells.get(len(lessons), {}), table("score", "{} (named)")
-    routed = confusion(last, tasks)
+    chosen = confusion(last, tasks)
+    routed = None if chosen is None else chosen[:, :-1]
     return SeedResult(
         seed=seed,
         matrix=table("score", "{}"),
         named_task_matrix=named if any(score is not None for row in named for score in row) else None,
         routing_confusion=None if routed is None else routed.tolist(),
+        locator_confusion=None if chosen is None or told else chosen.tolist(),
         routing_accuracy=None
         if routed is None
         else 100.0 * routed.trace() / sum(last[task]["count"] for task in tasks),
@@ -169,10 +183,16 @@ def seed_result(folder: Path, seed: int, tasks: Sequence[str], lessons: Sequence
 
 
 def _seconds(folder: Path, cells: dict[int, dict[str, dict[str, Any]]]) -> dict[str, float]:
+    """Wall-clock of learning, of its stages by kind, and of evaluation."""
     ledger = Ledger(folder)
-    learning = sum(ledger.meta(record.index)["seconds"] for record in ledger.tasks())
+    lessons = [ledger.meta(record.index) for record in ledger.tasks()]
+    stages: dict[str, float] = defaultdict(float)
+    for lesson in reversed(lessons):  # the first lesson may lack stages that later ones begin with
+        for kind, seconds in lesson.get("stages", {}).items():
+            stages[kind] += seconds
     return {
-        "learning": round(learning, 3),
+        "learning": round(sum(lesson["seconds"] for lesson in lessons), 3),
+        **{f"learning/{kind}": round(seconds, 3) for kind, seconds in stages.items()},
         "evaluation": round(sum(c["seconds"] for row in cells.values() for c in row.values()), 3),
     }
 

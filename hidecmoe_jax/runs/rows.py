@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from hidecmoe_jax.core.keys import key_for
+from hidecmoe_jax.core.strict import plain
 from hidecmoe_jax.data.stream import Task
 from hidecmoe_jax.evaluate.answer import Answer, answers
 from hidecmoe_jax.methods.learner import Serving
@@ -48,6 +49,10 @@ def _line(answer: Answer, names: Sequence[str]) -> str:
     routed = {name: round(weight, 6) for name, weight in zip(names, answer.weights, strict=False)}
     scores = {name: round(value, 6) for name, value in zip(names, answer.scores, strict=False)}
     line = {"question_id": answer.id, "text": answer.text, "ended": answer.ended, "weights": routed, "scores": scores}
+    if answer.finding is not None:
+        line["finding"] = plain(answer.finding) | {"nearest": names[answer.finding.nearest], "refused": answer.refused}
+    if answer.missing:
+        line["missing"] = list(answer.missing)
     return json.dumps(line, ensure_ascii=False)
 
 
@@ -137,7 +142,9 @@ def evaluate_cell(
 
 
 def confusion(cells: dict[str, dict[str, Any]], names: Sequence[str]) -> np.ndarray | None:
-    """Counts [true task, routed task] of a row; None where nothing was routed."""
-    if not all(name in cells and cells[name]["routed"] for name in names):
+    """Counts [true task, chosen task] of a row, the last column those of no known task; None where nothing chooses."""
+    if not all(name in cells and (cells[name]["routed"] or cells[name].get("unknown")) for name in names):
         return None
-    return np.array([[cells[true]["routed"][name] for name in names] for true in names], np.int64)
+    chosen = [cells[true]["routed"] or dict.fromkeys(names, 0) for true in names]
+    lost = [cells[true].get("unknown", 0) for true in names]
+    return np.array([[*(row[name] for name in names), n] for row, n in zip(chosen, lost, strict=True)], np.int64)

@@ -19,8 +19,10 @@ from hidecmoe_jax.core import trees
 from hidecmoe_jax.core.errors import CheckpointError
 from hidecmoe_jax.core.keys import key_for
 from hidecmoe_jax.data.stream import Stream
-from hidecmoe_jax.methods.learner import Learner, Serving, Stage
+from hidecmoe_jax.methods.learner import Learner, Method, Serving, Stage
 from hidecmoe_jax.runs.cells import Curve
+from hidecmoe_jax.runs.edits import read, recall
+from hidecmoe_jax.runs.idle import experts_of, sentence
 from hidecmoe_jax.runs.ledger import Ledger
 from hidecmoe_jax.runs.progress import Progress
 from hidecmoe_jax.runs.rows import evaluate_cell
@@ -29,6 +31,8 @@ from hidecmoe_jax.runs.signals import Stop
 from hidecmoe_jax.runs.watching import Watching
 from hidecmoe_jax.train.optim import Tune
 from hidecmoe_jax.train.stage import Material, run_stage, tuned_for
+
+JOINT = "joint"
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,7 @@ class Options:
 
 def lesson_name(stream: Stream, lesson: tuple[int, ...]) -> str:
     """Name of a commit: the task's, or `joint`."""
-    return stream.tasks[lesson[0]].name if len(lesson) == 1 else "joint"
+    return stream.tasks[lesson[0]].name if len(lesson) == 1 else JOINT
 
 
 def tune_of(tune: Tune, stream: Stream, lesson: tuple[int, ...]) -> Tune:
@@ -114,10 +118,11 @@ class SeedRun:
         if self.setting.config.evaluate.variants and self.seed == self.setting.config.seeds[0]:
             self.evaluate_variants(kept)
 
-    def recall(self, kept: list) -> Learner:
-        """The learner after the kept lessons."""
-        capacity = capacity_for(self.setting.config.capacity, len(self.lessons))
-        return self.setting.config.method.recall(self.setting.model, capacity, kept)
+    def recall(self, kept: list, method: Method | None = None) -> Learner:
+        """The learner after the kept lessons, with the run's edits; a variant has another `method`."""
+        config = self.setting.config
+        capacity = capacity_for(config.capacity, len(self.lessons))
+        return recall(self.folder.parent, method or config.method, self.setting.model, capacity, kept)
 
     def learn(self, number: int, lesson: tuple[int, ...], kept: list) -> None:
         """Trains one lesson and commits it.
@@ -128,30 +133,44 @@ class SeedRun:
         setting, method = self.setting, self.setting.config.method
         name, start = lesson_name(setting.stream, lesson), time.monotonic()
         learner, tune = self.recall(kept), tune_of(setting.config.tune, setting.stream, lesson)
+        # An edit changes what was archived; what has to keep its bytes is then the edited learner that is gone on from.
+        held = [method.keep(learner, task) for task in range(len(kept))] if read(self.folder.parent) else kept
         material = setting.material(method.records(setting.stream, lesson), lesson, name)
-        (learner, done), stages = self._entered(learner, number), method.stages(number)
+        (learner, done, took), stages = self._entered(learner, number), method.stages(number)
         for place, stage in list(enumerate(stages))[done:]:
-            key = key_for(self.seed, "lesson", number, stage.kind)
-            learner = method.before(setting.model, learner, stage, number, key)
-            part = material.only(method.part(stage, len(material.encoded), self._order(number, 0)))
-            if stage.trains:
-                learner = self._trained(learner, stage, part, tune, name, at=(number, place), key=key)
-            else:
-                seen = setting.seen(learner, stage, part, f"{name} train")
-                learner = method.observe(setting.model, learner, stage, number, seen, key)
-            learner = method.after(setting.model, learner, stage, number)
+            since = time.monotonic()
+            learner = jax.block_until_ready(self._staged(learner, stage, material, tune, name, at=(number, place)))
+            took[stage.kind] = round(time.monotonic() - since, 3)
             if any(later.trains for later in stages[place + 1 :]):
-                self._between.save(place, trees.flatten(learner), meta={"lesson": number})
-        self._verify(learner, kept, name)
+                self._between.save(place, trees.flatten(learner), meta={"lesson": number, "stages": took})
+        self._verify(learner, held, name)
         facts = {
             "tasks": [setting.stream.tasks[task].name for task in lesson],
             "method": method.name,
             "seed": self.seed,
         }
         facts |= {"base": setting.base_digest, "samples": len(material.encoded), "epochs": tune.epochs}
-        facts |= {"seconds": round(time.monotonic() - start, 3)}
+        facts |= {"seconds": round(time.monotonic() - start, 3), "stages": took}
+        facts["experts"] = experts_of(method, learner, number, Curve(self.folder / "metrics.jsonl").read())
         self.ledger.commit(number, name, method.keep(learner, number), meta=facts)
         say(f"learned {name}: {facts['samples']} records, {tune.epochs} epochs, {facts['seconds']:.1f} s")
+        if sentence(facts["experts"]):
+            say(f"warning: {name} has {sentence(facts['experts'])}")
+
+    def _staged(
+        self, learner: Learner, stage: Stage, material: Material, tune: Tune, name: str, *, at: tuple[int, int]
+    ) -> Learner:
+        """The learner after one stage of a lesson, with the surgery around it."""
+        (number, _), setting, method = at, self.setting, self.setting.config.method
+        key = key_for(self.seed, "lesson", number, stage.kind)
+        learner = method.before(setting.model, learner, stage, number, key)
+        part = material.only(method.part(stage, len(material.encoded), self._order(number, 0)))
+        if stage.trains:
+            learner = self._trained(learner, stage, part, tune, name, at=at, key=key)
+        else:
+            seen = setting.seen(learner, stage, part, f"{name} train")
+            learner = method.observe(setting.model, learner, stage, number, seen, key)
+        return method.after(setting.model, learner, stage, number)
 
     def _trained(
         self, learner: Learner, stage: Stage, material: Material, tune: Tune, name: str, *, at: tuple[int, int], key
@@ -173,20 +192,20 @@ class SeedRun:
         """The learner between two stages of a lesson, so that a crash costs a stage and never a lesson."""
         return Progress(self.folder / "between", keep=1)
 
-    def _entered(self, learner: Learner, number: int) -> tuple[Learner, int]:
-        """The learner after the stages of a lesson that are finished, and how many these are."""
+    def _entered(self, learner: Learner, number: int) -> tuple[Learner, int, dict[str, float]]:
+        """The learner after the stages of a lesson that are finished, how many these are, and what each one took."""
         found = self._between.latest(on_corrupt=self.options.on_corrupt)
         if found is None or found[2]["lesson"] != number:
-            return learner, 0
-        place, flat, _ = found
-        return jax.tree.map(jnp.asarray, trees.restore_into(learner, flat)), place + 1
+            return learner, 0, {}
+        place, flat, facts = found
+        return jax.tree.map(jnp.asarray, trees.restore_into(learner, flat)), place + 1, dict(facts.get("stages", {}))
 
-    def _verify(self, learner: Learner, kept: list, name: str) -> None:
-        """The base and earlier lessons' experts must have every byte they had (TR5)."""
+    def _verify(self, learner: Learner, held: list, name: str) -> None:
+        """The base and earlier lessons' experts must have every byte that `held` has (TR5)."""
         setting, method, changed = self.setting, self.setting.config.method, []
         if setting.config.verify_base and trees.digest(setting.model.params) != setting.base_digest:
             changed.append("the base model")
-        for task, groups in enumerate(kept if method.isolates else ()):
+        for task, groups in enumerate(held if method.isolates else ()):
             now = method.keep(learner, task)
             for group in ("experts", "memory"):
                 if trees.digests(now[group]) != trees.digests(groups[group]):
@@ -225,6 +244,15 @@ class SeedRun:
             if reference and index in seen:
                 self._cell(serving, row, index, named=True, reference=True)
 
+    def evaluate_without(self, row: int, kept: list, lost: tuple[str, ...]) -> Path:
+        """Measures a row without the lessons that were lost (None in `kept`), in a folder of its own; returns that."""
+        method = self.setting.config.method
+        serving = method.serve(self.setting.model, self.recall(kept[:row])).replace(missing=lost)
+        other = replace(self, folder=self.folder / "without" / "_".join(lost))
+        for index in self.wanted(row):
+            other._cell(serving, row, index, named=method.needs_name, reference=False)
+        return other.folder
+
     def evaluate_variants(self, kept: list) -> None:
         """Measures the last row under every variant of the method, in folders of their own."""
         config, own = self.setting.config, self.setting.config.method
@@ -233,7 +261,7 @@ class SeedRun:
                 continue
             setting = replace(self.setting, config=replace(config, method=method))
             other = replace(self, setting=setting, folder=variant_folder(self.folder, name))
-            serving = method.serve(setting.model, other.recall(kept))
+            serving = method.serve(setting.model, self.recall(kept, method))
             for index in range(len(setting.stream.tasks)):
                 other._cell(serving, len(self.lessons), index, named=method.needs_name, reference=False)
 

@@ -10,6 +10,7 @@ import sys
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -32,6 +33,7 @@ from hidecmoe_jax.methods.learner import Learner, Seen, Stage
 from hidecmoe_jax.models.llava import Model, Reading
 from hidecmoe_jax.models.store import base_folder, load_model
 from hidecmoe_jax.runs.config import RunConfig, StreamConfig, to_mapping
+from hidecmoe_jax.runs.edits import recall
 from hidecmoe_jax.scoring.score import SCORERS
 from hidecmoe_jax.train.stage import Material, count_usage
 
@@ -148,9 +150,9 @@ class Setting:
         reading = method.reading
         return Seen(pooled, None if reading is None else self.states(material.records, label, reading))
 
-    def recall(self, kept: list) -> Learner:
-        """The learner after the lessons that `kept` archived."""
-        return self.config.method.recall(self.model, max(self.config.capacity, len(kept)), kept)
+    def recall(self, kept: list, run: Path | None) -> Learner:
+        """The learner after the lessons that `kept` archived, with the edits of `run` (None: as it was learned)."""
+        return recall(run, self.config.method, self.model, max(self.config.capacity, len(kept)), kept)
 
     def identity(self) -> dict[str, Any]:
         """What may not change between stop and resume."""

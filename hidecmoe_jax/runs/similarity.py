@@ -41,7 +41,7 @@ def study(run: str | Path, *, count: int = 500, legacy: bool = False) -> Path:
     folder, setting = Path(run), open_setting(config_of(run))
     seed = folder / f"seed_{setting.config.seeds[0]}"
     kept = Ledger(seed).archive()
-    learner = setting.recall(kept)
+    learner = setting.recall(kept, None)  # what every task learned, whatever was retired since
     if not setting.config.method.isolates or FAMILY not in learner.past or len(kept) < 2:
         raise ConfigError(
             "nothing to compare", where=str(folder),

@@ -16,16 +16,17 @@ from hidecmoe_jax.core import strict
 from hidecmoe_jax.core.errors import CheckpointError, ConfigError
 from hidecmoe_jax.data.stream import TaskSpec
 from hidecmoe_jax.methods.learner import Method
-from hidecmoe_jax.runs import results
+from hidecmoe_jax.runs import edits, results
 from hidecmoe_jax.runs.cells import Cells, Curve
 from hidecmoe_jax.runs.config import RunConfig, StreamConfig, from_mapping, to_mapping
 from hidecmoe_jax.runs.disk import read_json
 from hidecmoe_jax.runs.identity import ERRORS, changes_of, check_run, open_run
 from hidecmoe_jax.runs.ledger import Ledger
 from hidecmoe_jax.runs.lock import writer_lock
+from hidecmoe_jax.runs.missing import gather
 from hidecmoe_jax.runs.progress import Progress
 from hidecmoe_jax.runs.seed_run import Options, SeedRun
-from hidecmoe_jax.runs.setting import Setting, open_setting, session_facts
+from hidecmoe_jax.runs.setting import Setting, open_setting, say, session_facts
 from hidecmoe_jax.runs.signals import Stop, graceful_stop
 
 CONFIG = "config.yaml"
@@ -139,6 +140,7 @@ def add(
             changes_of(folder, setting.identity(), allow)  # refuses before anything is moved
             for seed in config.seeds:
                 forget_last(folder / f"seed_{seed}", len(names), names[-1])
+            edits.keep_until(folder, len(names) - 1)
         enter(setting, folder, options)
         walk(setting, folder, options, stop)
     return folder
@@ -146,6 +148,8 @@ def add(
 
 def rollback(run: str | Path, tasks: int) -> Path:
     """Takes a run back to where it was after its first `tasks` tasks; later ones are moved aside, not deleted.
+
+    Edits that were committed when more tasks were there are dropped; the others stay.
 
     Raises:
       ConfigError: no such point to go back to, or the method learns no tasks one by one.
@@ -175,6 +179,7 @@ def rollback(run: str | Path, tasks: int) -> Path:
             for row in range(len(Ledger(home).tasks()), tasks, -1):
                 forget_last(home, row, names[row - 1])
             Curve(home / "metrics.jsonl").rewind((tasks, 0, 0))
+        edits.keep_until(folder, tasks)
         enter(setting, folder, options)
         walk(setting, folder, options, stop)
     return folder
@@ -192,13 +197,24 @@ def forget_last(folder: Path, row: int, task: str) -> None:
     """Takes the last lesson of a seed out, so that it can be learned again; answers are moved aside, not deleted."""
     aside = Ledger(folder).withdraw(row - 1)
     Progress(folder / "progress").clear()
-    answers = folder / "answers"
-    old = [answers / f"row_{row:03d}", folder / "variants"]
-    old += [path for name in (task, f"{task}.named") for path in sorted(answers.glob(f"row_*/{name}.jsonl"))]
-    for path in old:
+    columns = [f for name in (task, f"{task}.named") for f in sorted(folder.glob(f"answers/row_*/{name}.jsonl"))]
+    _answers_aside(folder, row, aside, columns)
+    Cells(folder / "cells.json").forget(row, task)
+
+
+def forget_row(folder: Path, row: int) -> None:
+    """Takes the measurements of a seed's last row out, so that they are made again; answers are moved aside."""
+    aside = folder / "withdrawn"
+    aside.mkdir(exist_ok=True)
+    _answers_aside(folder, row, aside / f"row_{row:03d}.{sum(1 for _ in aside.iterdir())}", [])
+    Cells(folder / "cells.json").forget(row)
+
+
+def _answers_aside(folder: Path, row: int, aside: Path, more: list[Path]) -> None:
+    """Moves a row's answers, the variants' and `more` files to names that begin with `aside`."""
+    for path in (folder / "answers" / f"row_{row:03d}", folder / "variants", *more):
         if path.exists():
             path.rename(aside.parent / f"{aside.name}.{path.parent.name}.{path.name}")
-    Cells(folder / "cells.json").forget(row, task)
 
 
 def open_stream_names(folder: Path) -> list[str]:
@@ -206,25 +222,44 @@ def open_stream_names(folder: Path) -> list[str]:
     return list(read_json(folder / "run.json")["identity"]["tasks"])
 
 
-def evaluate_run(run: str | Path, *, task: int | None = None, full_matrix: bool = False) -> Path:
+def evaluate_run(
+    run: str | Path, *, task: int | None = None, full_matrix: bool = False, skip_missing: bool = False
+) -> Path:
     """Measures cells that are still missing: of one row (after `task` tasks), or of all of them; writes the report.
+
+    Args:
+      skip_missing: where tasks of the row cannot be loaded, measure it without them, in `seed_0/without/`. The report,
+        which is about the whole run, is then left as it is.
 
     Raises:
       ConfigError: no such row.
+      CheckpointError: names every task of the row that cannot be loaded.
     """
     folder = Path(run)
     config = config_of(folder)
     with writer_lock(folder), graceful_stop() as stop:
         setting = open_setting(config)
         open_run(folder, setting.identity(), resume=True, overwrite=False, session=session_facts())
+        lost: dict[str, str] = {}
         for seed in config.seeds:
             part = SeedRun(setting, folder / f"seed_{seed}", seed, Options(resume=True, full_matrix=full_matrix), stop)
-            kept = part.ledger.archive()
-            if task is not None and not 0 <= task <= len(kept):
+            found = gather(part.folder, config.method, [one.name for one in setting.stream.tasks])
+            if task is not None and not 0 <= task <= len(found.names):
                 raise ConfigError(
-                    "no such row", where=f"{folder}, seed {seed}", why=f"asked for {task}, learned are {len(kept)}"
-                )
-            for row in range(len(kept) + 1) if task is None else (task,):
-                part.evaluate(row, kept)
-        results.write(setting, folder)
+                    "no such row", where=f"{folder}, seed {seed}",
+                    why=f"asked for {task}, learned are {len(found.names)}",
+                )  # fmt: skip
+            lost |= found.lost
+            found = found.first(task)
+            found.require(config.method, skip_missing=skip_missing)
+            if found.lost:
+                aside = part.evaluate_without(len(found.kept), found.kept, tuple(found.lost))
+                say(f"measured without {', '.join(found.lost)}: {aside}")
+                continue
+            for row in range(len(found.kept) + 1) if task is None else (task,):
+                part.evaluate(row, found.kept)
+        if lost:
+            say(f"the report stays as it is, for tasks cannot be loaded: {'; '.join(lost.values())}")
+        else:
+            results.write(setting, folder)
     return folder

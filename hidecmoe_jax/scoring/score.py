@@ -24,7 +24,7 @@ class Score:
 
     Attributes:
       value: headline, 0-100 (`caption6` can exceed 100, see `captions`).
-      per_item: 0-100 by id, in the order of the references.
+      per_item: like `value`, by id, in the order of the references.
       count: items judged, always the number of references.
       unparsed: answers that could not be read; each is part of `count` and scores 0.
       parts: further numbers 0-100, by name.
@@ -45,11 +45,13 @@ class Scorer:
       judge: maps (predictions, references), equal non-empty id sets, to a `Score`.
       about: one line for tables and help texts.
       headline: False for rules kept only to compare with published numbers.
+      bounded: no score exceeds 100.
     """
 
     judge: Callable[[Predictions, References], Score]
     about: str
     headline: bool = True
+    bounded: bool = True
 
     def __call__(self, predictions: Predictions, references: References) -> Score:
         """Checks the ids, then judges; raises DataError as `score` does."""
@@ -72,6 +74,11 @@ def score(name: str, predictions: Predictions, references: References) -> Score:
     if name not in SCORERS:
         raise ConfigError(f"Unknown scorer '{name}'", why=nearest(name, SCORERS), remedy="set `scorer` to a known name")
     return SCORERS[name](predictions, references)
+
+
+def bounded(name: str) -> bool:
+    """Whether scores under this name end at 100; an unknown name (of an old report) is taken to."""
+    return name not in SCORERS or SCORERS[name].bounded
 
 
 def by_id(pairs: Iterable[tuple[str, str]], *, where: str) -> dict[str, str]:
@@ -170,7 +177,7 @@ SCORERS: Mapping[str, Scorer] = MappingProxyType(
         "choice": Scorer(_itemwise(exact.choice), "option letter equal: X, X. or (X)"),
         "number": Scorer(_itemwise(exact.number), "numbers equal by value"),
         "iou": Scorer(_boxwise(boxes.iou), "box overlap above 0.5"),
-        "caption6": Scorer(_caption, "mean of BLEU-1..4, ROUGE-L and CIDEr-D, each x100"),
+        "caption6": Scorer(_caption, "mean of BLEU-1..4, ROUGE-L and CIDEr-D, each x100 (up to 250)", bounded=False),
         "contains": Scorer(_itemwise(exact.contains), "reference is part of the answer", headline=False),
         "either_contains": Scorer(
             _itemwise(exact.either_contains), "one is part of the other (CoIN ImageNet)", headline=False

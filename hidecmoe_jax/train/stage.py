@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,7 @@ from hidecmoe_jax.data.features import Features
 from hidecmoe_jax.data.loader import Plan, collate
 from hidecmoe_jax.data.prompts import Encoded
 from hidecmoe_jax.data.records import Record
+from hidecmoe_jax.experts.load import Load, evenness
 from hidecmoe_jax.methods.learner import Learner, Method, Stage, with_trainable
 from hidecmoe_jax.models.llama import Tally
 from hidecmoe_jax.models.llava import Batch, Model, Prompt
@@ -29,6 +30,16 @@ from hidecmoe_jax.train.optim import Tune, shape_of_rate
 from hidecmoe_jax.train.step import Metrics, begin, take_step
 
 STILL_WARN, STILL_STOP = 10, 50  # steps without any gradient (TR4)
+# A router has collapsed where one of these holds for so many steps in a row (TR6).
+SHARE_ALARM, ENTROPY_ALARM, COLLAPSED = 0.9, 0.1, 10
+
+
+@dataclass(frozen=True)
+class Streak:
+    """Steps in a row without a gradient, and steps in a row with a collapsed router."""
+
+    still: int = 0
+    collapsed: int = 0
 
 
 @dataclass(frozen=True)
@@ -63,14 +74,18 @@ class Watch(Protocol):
     def resume(self, stage: Stage) -> tuple[int, dict[str, np.ndarray]] | None:
         """Step and flat state to go on from, if any."""
 
-    def step(self, stage: Stage, step: int, steps: int, facts: dict[str, float], state: Callable[[], dict]) -> None:
-        """Called after every step; `state()` gives the flat state to save. May raise to stop."""
+    def step(self, stage: Stage, step: int, steps: int, facts: dict[str, Any], state: Callable[[], dict]) -> None:
+        """Called after every step; `state()` gives the flat state to save. May raise to stop.
+
+        `facts` are loss, gradient, update, norm and tokens, and where tokens choose experts their `load` by layer and
+        slot (-1: not to be chosen) with the `share` and the `entropy` of its most uneven layer.
+        """
 
     def warn(self, text: str) -> None:
         """Something a user should read."""
 
 
-def _check(metrics: Metrics, where: str, ids: Callable[[], list[str]]) -> dict[str, float]:
+def _check(metrics: Metrics, where: str, ids: Callable[[], list[str]]) -> dict[str, Any]:
     facts = {name: float(getattr(metrics, name)) for name in ("loss", "gradient", "update", "norm")}
     facts["tokens"] = int(metrics.tokens)
     bad = [name for name, value in facts.items() if not np.isfinite(value)]
@@ -111,7 +126,7 @@ def run_stage(
     # What trains along replaces what was tuned before, so the first task and later ones share one program.
     heard = learner.replace(shared={path: leaf for path, leaf in learner.shared.items() if path not in learner.tuned})
     heard = heard if stage.hears_past else heard.replace(past={}, memory={})
-    still, pending = 0, None
+    streak, pending = Streak(), None
     traced = replace(tune, epochs=1, rate=0.0, projector_rate=0.0, save_every=1)  # what the compiled step may depend on
     for step in range(start, plan.steps):
         rows = plan.indices(step).reshape(tune.accumulate, tune.batch)
@@ -122,9 +137,9 @@ def run_stage(
         state, metrics = take_step(
             state, model, heard, batches, rates, jax.random.fold_in(key, step), method=method, stage=stage, tune=traced
         )
-        still = _report(pending, watch, stage, plan.steps, task, still)
+        streak = _report(pending, watch, stage, plan.steps, task, streak)
         pending = (step, metrics, state, [material.encoded[row].id for row in rows.ravel() if row >= 0])
-    _report(pending, watch, stage, plan.steps, task, still)
+    _report(pending, watch, stage, plan.steps, task, streak)
     return with_trainable(learner, state.leaves)
 
 
@@ -154,13 +169,37 @@ def count_usage(method: Method, model: Model, learner: Learner, stage: Stage, ma
     return total
 
 
-def _report(pending, watch: Watch, stage: Stage, steps: int, task: str, still: int) -> int:
-    """Reads a finished step's metrics, hands them on, and counts steps in which nothing can have been learned."""
+def _loads(load: Load | None) -> dict[str, Any]:
+    """A step's choices as plain values; nothing where no token chooses."""
+    if load is None:
+        return {}
+    even = evenness(load)
+    share, entropy = even if even is not None else (None, None)
+    return {"load": np.asarray(load.count_LS).tolist(), "share": share, "entropy": entropy}
+
+
+def _collapsed(facts: dict[str, Any]) -> bool:
+    """Whether some layer's tokens nearly all go to the same experts."""
+    if facts.get("share") is None:
+        return False
+    return facts["share"] > SHARE_ALARM or facts["entropy"] < ENTROPY_ALARM
+
+
+def _report(pending, watch: Watch, stage: Stage, steps: int, task: str, streak: Streak) -> Streak:
+    """Reads a finished step's metrics, hands them on, and counts steps in which nothing can have been learned, and
+    those in which a router sent everything to the same experts."""
     if pending is None:
-        return still
+        return streak
     step, metrics, state, ids = pending
     facts = _check(metrics, f"task {task}, stage {stage.kind}, step {step} of {steps}", lambda: ids)
-    still = still + 1 if facts["gradient"] == 0.0 or facts["tokens"] == 0 else 0
+    facts |= _loads(metrics.load)
+    still = streak.still + 1 if facts["gradient"] == 0.0 or facts["tokens"] == 0 else 0
+    collapsed = streak.collapsed + 1 if _collapsed(facts) else 0
+    if collapsed == COLLAPSED:
+        watch.warn(
+            f"task {task}, stage {stage.kind}: for {collapsed} steps a router has sent nearly everything to the same "
+            f"experts (share {facts['share']:.3f}, entropy {facts['entropy']:.3f}, in the most uneven layer)"
+        )
     if still == STILL_WARN:
         watch.warn(f"task {task}: no gradient for {still} steps (loss {facts['loss']:.4f})")
     if still >= STILL_STOP:
@@ -171,4 +210,4 @@ def _report(pending, watch: Watch, stage: Stage, steps: int, task: str, still: i
             remedy="check that answers are not empty and that the experts' sites are among those of the model",
         )
     watch.step(stage, step, steps, facts, lambda: trees.flatten(state))
-    return still
+    return Streak(still, collapsed)

@@ -16,6 +16,7 @@ import optax
 from flax import struct
 from jax import Array
 
+from hidecmoe_jax.experts.load import Load, together
 from hidecmoe_jax.methods.learner import Learner, Method, Stage, trainable, with_trainable
 from hidecmoe_jax.models.llava import Batch, Model
 from hidecmoe_jax.train.optim import Tune, descend, moments
@@ -31,13 +32,15 @@ class State:
 
 @struct.dataclass
 class Metrics:
-    """Of one step, float32: mean loss per answer token, norms of gradient, update and leaves; tokens int32."""
+    """Of one step, float32: mean loss per answer token, norms of gradient, update and leaves; tokens int32; `load` says
+    which experts tokens chose, None where none chooses."""
 
     loss: Array
     gradient: Array
     update: Array
     norm: Array
     tokens: Array
+    load: Load | None = None
 
 
 def begin(learner: Learner, tune: Tune) -> State:
@@ -47,22 +50,23 @@ def begin(learner: Learner, tune: Tune) -> State:
 
 
 def _summed(method: Method, stage: Stage, model: Model, learner: Learner, leaves: Any, batches: Batch, key: Array):
-    """Loss sum, token count and gradient sum over the leading micro-batch axis."""
+    """Loss sum, token count, gradient sum and loads over the leading micro-batch axis."""
 
     def loss(leaves, batch, key):
-        return method.loss(model, with_trainable(learner, leaves), stage, batch, key)
+        total, count, load = method.loss(model, with_trainable(learner, leaves), stage, batch, key)
+        return total, (count, load)
 
     def add(carry, inputs):
         total, count, gradient = carry
         batch, index = inputs
         grad = jax.value_and_grad(loss, has_aux=True)
-        (nll, tokens), g = grad(leaves, batch, jax.random.fold_in(key, index))
-        return (total + nll, count + tokens, jax.tree.map(jnp.add, gradient, g)), None
+        (nll, (tokens, load)), g = grad(leaves, batch, jax.random.fold_in(key, index))
+        return (total + nll, count + tokens, jax.tree.map(jnp.add, gradient, g)), load
 
     micro = jax.tree.leaves(batches)[0].shape[0]
     zero = (jnp.zeros(()), jnp.zeros((), jnp.int32), jax.tree.map(jnp.zeros_like, leaves))
-    (total, count, gradient), _ = jax.lax.scan(add, zero, (batches, jnp.arange(micro)))
-    return total, count, gradient
+    (total, count, gradient), loads = jax.lax.scan(add, zero, (batches, jnp.arange(micro)))
+    return total, count, gradient, None if loads is None else together(loads)
 
 
 @partial(jax.jit, static_argnames=("method", "stage", "tune"))
@@ -85,12 +89,12 @@ def take_step(
       batches: micro-batches stacked on a leading axis.
       rates: {"experts", "shared"}: learning rates of this step.
     """
-    total, count, gradient = _summed(method, stage, model, learner, state.leaves, batches, key)
+    total, count, gradient, load = _summed(method, stage, model, learner, state.leaves, batches, key)
     share = 1.0 / jnp.maximum(count, 1).astype(jnp.float32)
     gradient = jax.tree.map(lambda g: g * share.astype(g.dtype), gradient)
     direction, moved = moments(tune).update(gradient, state.moments, state.leaves)
     leaves = descend(state.leaves, direction, rates, tune.decay)
     update = jax.tree.map(lambda new, old: new - old, leaves, state.leaves)
     norm = optax.tree.norm
-    metrics = Metrics(total * share, norm(gradient), norm(update), norm(leaves), count)
+    metrics = Metrics(total * share, norm(gradient), norm(update), norm(leaves), count, load)
     return State(leaves, moved), metrics

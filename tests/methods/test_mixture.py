@@ -22,6 +22,7 @@ from hidecmoe_jax.methods.lora import Lora
 from hidecmoe_jax.methods.mixture import POOL, Mixture
 from hidecmoe_jax.methods.probing import Probe, cut, expands, most_used
 from hidecmoe_jax.models.llava import logits
+from hidecmoe_jax.runs.idle import experts_of, sentence
 from hidecmoe_jax.runs.setting import open_setting
 from hidecmoe_jax.scoring.matrix import staged_matrix
 
@@ -193,7 +194,7 @@ def test_soft_weights_of_one_task_are_the_hard_choice(done):
     np.testing.assert_allclose(hard, soft, atol=1e-5)
 
 
-def test_an_unknown_input_is_answered_by_the_base(done):
+def test_rt1_an_unknown_input_is_answered_by_the_base(done):
     batch, _ = asked(done)
     method, model = done.method, done.setting.model
     serving = method.serve(model, done.learners[3])
@@ -226,6 +227,51 @@ def test_rt1_a_layer_without_a_heard_expert_adds_nothing():
     prompt = Prompt(jnp.arange(6, 14)[None], jnp.ones((1, 8), bool))
     silent = Voice(learner.past[POOL], Routing(jnp.zeros((3, 1, 3)), jnp.zeros((3, 1, 16, 3)), 2))
     np.testing.assert_array_equal(LISTEN(model, prompt, (silent,)), LISTEN(model, prompt, ()))
+
+
+def test_rt6_ck24_a_missing_task_is_heard_by_no_router_and_never_chosen(done):
+    setting, method, model = done.setting, done.method, done.setting.model
+    learner = method.recall(model, 4, [done.kept[0], None, done.kept[2]])
+    owner = np.asarray(learner.past[POOL].owner_LS)
+    assert set(np.unique(owner)) <= {EMPTY, 0, 2} and (owner == 0).any()
+    assert tuple(method.learned(learner)) == (0, 2)
+    visible = np.asarray(learner.memory["visible"])
+    assert not visible[:, owner == EMPTY].any(), "no router may see a slot in which nobody stands"
+    batch, _ = asked(done)
+    np.testing.assert_array_equal(named(done, learner, 0, batch.prompt), named(done, done.learners[3], 0, batch.prompt))
+    found = said(done, learner, setting.test(setting.stream.tasks[1]))
+    assert all(one.choice in (0, 2) and one.weights[1] == 0 for one in found)
+    whole = method.recall(model, 4, done.kept)
+    assert trees.digests(whole.memory) == trees.digests(done.learners[3].memory), "whole archives keep every byte"
+
+
+def test_tr6_every_step_tells_who_was_chosen(done):
+    tuned = [line for line in done.curve if line["stage"] == "tune"]
+    assert {line["at"][0] for line in tuned} == {0, 1, 2}
+    for line in tuned:
+        load = np.array(line["load"])
+        past = done.learners[line["at"][0]].past[POOL]
+        heard = np.asarray(past.owner_LS) != EMPTY
+        np.testing.assert_array_equal(load[:, : past.slots] >= 0, heard)
+        picked = np.where(load >= 0, load, 0).sum(1)
+        assert (picked == picked[0]).all() and picked[0] % done.method.top_k == 0 and picked[0] > 0
+        if line["at"][0] == 0:
+            assert line["share"] is None, "two experts of which each token takes two tell nothing"
+    assert any(line["share"] is not None and 0 < line["share"] <= 1 for line in done.curve)
+
+
+def test_tr7_an_expert_that_learned_nothing_or_is_never_chosen_is_reported(done):
+    method, task = done.method, 0
+    learner = done.learners[1]
+    facts = experts_of(method, learner, task, done.curve)[POOL]
+    assert facts["dead"] == [] and np.shape(facts["norm"]) == np.shape(facts["chose"]) == (3, 2)
+    bank = learner.past[POOL]
+    mute = bank.replace(b={site: leaf.at[1, 0].set(0.0) for site, leaf in bank.b.items()})
+    line = next(line for line in done.curve if line["at"][0] == task)
+    shunned = [[*row[:-1], 0 if layer == 2 else row[-1]] for layer, row in enumerate(line["load"])]
+    found = experts_of(method, learner.replace(past={POOL: mute}), task, [line | {"load": shunned}])
+    assert found[POOL]["dead"] == [[1, 0, "its update is zero"], [2, 1, "no token chose it"]]
+    assert sentence(found).startswith("2 dead experts: layer 1 expert 0 (its update is zero)")
 
 
 def test_what_makes_no_sense_is_refused():

@@ -85,8 +85,8 @@ def test_senseless_experts_are_refused(wrong):
 
 def test_a_missing_fusion_weight_is_named():
     with pytest.raises(ConfigError, match="1 weights for 2 tasks"):
-        Routed(eps=(1.0,))._eps(2)
-    assert Routed(eps=(0.5, 2.0, 9.0))._eps(2) == (0.5, 2.0)
+        Routed(eps=(1.0,))._eps((0, 1))
+    assert Routed(eps=(0.5, 2.0, 9.0))._eps((0, 1)) == (0.5, 2.0)
 
 
 def test_the_projector_trains_in_float32_whatever_the_base_is_stored_in():

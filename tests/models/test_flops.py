@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from hidecmoe_jax.models import flops as formulas
 from hidecmoe_jax.models.config import llava_7b
+from hidecmoe_jax.models.llama import site_shapes
 
 FILE = Path(__file__).resolve().parents[2] / "tools" / "bench" / "flops.py"
 spec = importlib.util.spec_from_file_location("bench_flops", FILE)
@@ -44,6 +46,10 @@ def test_routing_costs_at_most_half_a_percent_at_7b():
     priced = result["routed"]["layer"]
     assert priced["routed"] - priced["merged"] == pytest.approx(experts, rel=1e-2)
     assert priced["vision"] == pytest.approx(2 * 577 * 12 * c * c + 4 * 577 * 577 * c, rel=1e-2)
+    # The formulas that reports use say the same.
+    experts = formulas.Experts(1, 6, 8, site_shapes(config.decoder), False)
+    assert formulas.forward(config, t) == pytest.approx(result["merged"]["total"], rel=0.01)
+    assert formulas.forward(config, t, clip=True, added=[experts]) == pytest.approx(result["routed"]["total"], rel=0.01)
     recorded = json.loads((FILE.parents[2] / "docs" / "benchmarks" / "flops.json").read_text())
     assert recorded["ratio"] == pytest.approx(result["ratio"], abs=1e-5)
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from hidecmoe_jax.core.errors import BusyError, CheckpointError, ConfigError
+from hidecmoe_jax.runs.config import RunConfig, to_mapping
 from hidecmoe_jax.runs.identity import open_run, read_run, replace
 from hidecmoe_jax.runs.ledger import Ledger
 from hidecmoe_jax.runs.lock import writer_lock
@@ -54,6 +55,20 @@ def test_ck16_a_changed_setting_is_refused_with_both_values(tmp_path, path, valu
     assert path in caught.value.why and repr(value) in caught.value.why and "was" in caught.value.why
     assert f"--allow-config-change={path}" in caught.value.remedy
     assert read_run(tmp_path)["identity"] == WHO
+
+
+def test_ck16_a_setting_that_is_younger_than_the_run_counts_as_its_default(tmp_path):
+    config = to_mapping(RunConfig())
+    del config["stream"]
+    young, old = {"config": config}, json.loads(json.dumps({"config": config}))
+    del old["config"]["method"]["gate"]["foreign"], old["config"]["evaluate"]["writing"]["unknown"]
+    open_run(tmp_path / "r", old, resume=False, overwrite=False)
+    assert open_run(tmp_path / "r", young, resume=True, overwrite=False)
+    assert read_run(tmp_path / "r")["changes"] == []
+    config["method"]["gate"]["foreign"] = 0.1
+    open_run(tmp_path / "s", old, resume=False, overwrite=False)
+    with pytest.raises(CheckpointError, match="config.method.gate.foreign: was None, now 0.1"):
+        open_run(tmp_path / "s", young, resume=True, overwrite=False)
 
 
 def test_ck16_another_order_of_tasks_is_refused(tmp_path):

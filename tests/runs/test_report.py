@@ -9,6 +9,8 @@ from PIL import Image
 
 from hidecmoe_jax.core.errors import DataError
 from hidecmoe_jax.runs.report import RunFacts, Sample, SeedResult, compare_document, run_document, write_report
+from hidecmoe_jax.runs.report.figures import routing_confusion
+from hidecmoe_jax.runs.report.page import page
 
 KEYS = """method tasks matrix last avg maa mft bwt_t_minus_1 bwt_t forgetting routing_accuracy named_task_last fwt
 stored_parameters archived_parameters trained_parameters seconds seeds""".split()
@@ -64,6 +66,57 @@ def test_backward_transfer_is_split_into_routing_and_the_rest(document):
     assert found["named_task_matrix"] == named and found["bwt_t"] == pytest.approx(-10.0)
     assert found["bwt_named_task"] == pytest.approx(-1.0) and found["bwt_routing"] == pytest.approx(-9.0)
     assert document["bwt_named_task"] is None and document["bwt_routing"] is None  # only the last row was measured
+
+
+def test_the_locator_s_choices_are_counted_with_those_it_knows_nothing_of():
+    matrix = [[10, 20], [80, 30], [60, 90]]
+    located = [[[7, 1, 2], [0, 10, 0]], [[9, 1, 0], [1, 8, 1]]]
+    seeds = [
+        seed_result(seed, matrix, routing_confusion=[row[:2] for row in rows], locator_confusion=rows)
+        for seed, rows in enumerate(located)
+    ]
+    found = run_document(facts(), seeds)
+    assert found["locator_confusion"] == {
+        "tasks": ["digits", "charts"],
+        "columns": ["digits", "charts", "unknown"],
+        "counts": [[16, 2, 2], [1, 18, 1]],
+        "shares": [[0.8, 0.1, 0.1], [0.05, 0.9, 0.05]],
+    }
+    assert [entry["locator_confusion"]["counts"] for entry in found["seeds"]["per_seed"]] == located
+    known = run_document(facts(), [seeds[0], replace(seeds[1], locator_confusion=None)])
+    assert len(routing_confusion(found).axes[0].get_xticks()) == 3  # a column more
+    assert known["locator_confusion"] is None and len(routing_confusion(known).axes[0].get_xticks()) == 2
+    assert run_document(facts(), [seed_result(0, matrix)])["locator_confusion"] is None
+    with pytest.raises(DataError, match="2 x 3"):
+        run_document(facts(), [seed_result(0, matrix, locator_confusion=[[1, 2], [3, 4]])])
+
+
+def test_scores_without_an_upper_end_are_named_and_a_mean_without_them_stands_beside():
+    open_ended = RunFacts("hide", ("digits", "captions"), ("exact", "caption6"))
+    found = run_document(open_ended, [seed_result(0, [[0, 0], [80, 0], [70, 117.5]])])
+    assert found["open_ended"] == ["captions"]
+    assert found["last"] == pytest.approx(93.75) and found["last_bounded"] == pytest.approx(70.0)
+    shown = page(found, [], common={}, own=[{}])
+    assert "but for captions: CIDEr-D" in shown and "Last, bounded tasks" in shown
+    alike = run_document(facts(), [seed_result(0, [[0, 0], [80, 0], [70, 90]])])
+    assert alike["open_ended"] == [] and alike["last_bounded"] == alike["last"]
+    shown = page(alike, [], common={}, own=[{}])
+    assert "CIDEr-D" not in shown and "Last, bounded tasks" not in shown
+
+
+def test_work_and_time_stand_in_tables():
+    cost = {"tokens": 96, "pictures": 1, "forward_base": 2_000_000, "forward_method": 2_100_000,
+            "locator_prefill": 1_900_000, "total": 4_000_000, "ratio": 2.0}  # fmt: skip
+    seconds = {"learning": 9.0, "learning/probe": 2.0, "learning/tune": 5.0, "evaluation": 1.0}
+    result = SeedResult(seed=0, matrix=[[10, 20], [80, 30], [60, 90]], seconds=seconds)
+    found = run_document(replace(facts("cmoe"), flops_per_query=cost), [result])
+    assert found["flops_per_query"] == cost and found["seconds"] == seconds
+    plain = run_document(facts(), [seed_result(0, [[10, 20], [80, 30], [60, 90]])])
+    shown = page(compare_document([plain, found]), [], common={}, own=[{}, {}])
+    work = shown[shown.index('id="flops"') :]
+    assert "1.9 M" in work and "2.0000" in work and "cmoe" in work
+    phases = re.findall(r"<tr><th>([^<]+)</th>", shown[shown.index('id="seconds"') : shown.index("Work per query")])
+    assert phases == ["phase", "learning", "– probe", "– tune", "evaluation"]
 
 
 def test_growth_is_drawn_by_task_and_layer(tmp_path):

@@ -8,6 +8,7 @@ import pytest
 
 from hidecmoe_jax.scoring import score
 from hidecmoe_jax.scoring.captions import PARTS, bleu, caption6, cider_d, rouge_l, tokenize
+from hidecmoe_jax.scoring.score import SCORERS, bounded
 
 CANDIDATES = ["a cat sits on the mat", "two dogs run in the park", "the the the", "a man rides a red bike down a hill"]
 REFERENCES = [
@@ -77,20 +78,19 @@ def dense_cider_d(candidates, references):
     def grams(words, n):
         return [" ".join(words[i : i + n]) for i in range(len(words) - n + 1)]
 
+    def histogram(words, n, place):
+        return np.bincount([place[gram] for gram in grams(words, n)], minlength=len(place)).astype(np.float64)
+
     total = np.zeros(len(candidates))
     for n in (1, 2, 3, 4):
         texts = candidates + [text for texts in references for text in texts]
         vocabulary = sorted(set(itertools.chain.from_iterable(grams(text, n) for text in texts)))
         place = {gram: index for index, gram in enumerate(vocabulary)}
-
-        def histogram(words):
-            return np.bincount([place[gram] for gram in grams(words, n)], minlength=len(vocabulary)).astype(np.float64)
-
-        present = np.array([sum(histogram(text) for text in texts) > 0 for texts in references])
+        present = np.array([sum(histogram(text, n, place) for text in texts) > 0 for texts in references])
         idf = np.log(len(references) / np.maximum(1, present.sum(axis=0)))
         for item, (candidate, texts) in enumerate(zip(candidates, references, strict=False)):
             for text in texts:
-                hypothesis, truth = histogram(candidate) * idf, histogram(text) * idf
+                hypothesis, truth = histogram(candidate, n, place) * idf, histogram(text, n, place) * idf
                 norms = np.linalg.norm(hypothesis) * np.linalg.norm(truth)
                 cosine = np.minimum(hypothesis, truth) @ truth / norms if norms else 0.0
                 # COCO's evaluation counts bigrams for the length; with two words or more the difference is the same.
@@ -147,3 +147,10 @@ def test_captions_join_by_id_not_by_order():
     assert score("caption6", predictions, references) == score(
         "caption6", dict(reversed(predictions.items())), references
     )
+
+
+def test_a_perfect_caption_exceeds_100_and_never_250():
+    texts = [f"word{n} of{n} its{n} own{n}" for n in range(40)]
+    result = score("caption6", {str(n): t for n, t in enumerate(texts)}, {str(n): (t,) for n, t in enumerate(texts)})
+    assert result.parts["cider_d"] == pytest.approx(1000.0) and result.value == pytest.approx(250.0)
+    assert not bounded("caption6") and all(bounded(name) for name in SCORERS if name != "caption6")

@@ -31,7 +31,7 @@ def test_fixture_1_disco_on_ucit():
     assert result["bwt_t_minus_1"] == pytest.approx(-7.45, abs=0.006)
 
 
-def test_fixture_3_coin_lora():
+def test_cmoe_6_fixture_3_bwt_of_coin_lora():
     own = [82.45, 49.99, 96.05, 56.40, 55.45, 31.27, 62.20, 57.08]
     final = [21.26, 28.74, 10.25, 36.78, 32.45, 0.83, 42.50, 57.08]
     result = summary(from_rows(own, final))
@@ -39,7 +39,7 @@ def test_fixture_3_coin_lora():
     assert result["bwt_t_minus_1"] == pytest.approx(-37.29, abs=0.005)
 
 
-def test_fixture_4_coin_moelora():
+def test_cmoe_6_fixture_4_bwt_of_coin_moelora():
     own = [75.78, 51.73, 96.70, 59.42, 58.88, 37.50, 64.22, 60.08]
     final = [63.09, 38.63, 10.50, 37.38, 43.62, 0.59, 43.15, 60.08]
     assert summary(from_rows(own, final))["bwt_t"] == pytest.approx(-25.91, abs=0.005)

@@ -101,7 +101,7 @@ def test_legacy_rules_are_no_headlines():
     }
 
 
-def test_fixture_7_legacy_parse_loses_the_last_digit():
+def test_cmoe_6_fixture_7_legacy_parse_loses_the_last_digit():
     first, second = "[0.29,0.22,0.79,0.98]", "[0.0,0.05,0.51,0.8]"
     assert parse_box(first) == (0.29, 0.22, 0.79, 0.98)
     assert parse_box(second) == (0.0, 0.05, 0.51, 0.8)

@@ -12,12 +12,13 @@ from tiny import run_config, write_base, write_stream
 from hidecmoe_jax.core import trees
 from hidecmoe_jax.core.errors import NumericsError
 from hidecmoe_jax.data.loader import collate
+from hidecmoe_jax.experts.load import Load
 from hidecmoe_jax.methods.lora import Lora
 from hidecmoe_jax.methods.routed import TUNE, Routed
 from hidecmoe_jax.models.llava import Batch, Prompt, answer_loss
 from hidecmoe_jax.runs.setting import open_setting
-from hidecmoe_jax.train.stage import Material, run_stage
-from hidecmoe_jax.train.step import begin, take_step
+from hidecmoe_jax.train.stage import Material, Streak, _report, run_stage
+from hidecmoe_jax.train.step import Metrics, begin, take_step
 
 QUIET = Routed(lora=Lora(rank=2, dropout=0.0))
 
@@ -163,6 +164,23 @@ def test_tr1_a_loss_that_is_not_finite_stops_and_names_step_and_records(setting,
     error = stopped.value
     assert error.exit_code == 5 and not watch.facts
     assert "task birds, stage tune, step 0 of 6" in error.where and "records a" in error.why
+
+
+def test_tr6_a_collapsed_router_raises_an_alarm_once(setting, ready):
+    watch, streak, one = Silent(), Streak(), jnp.float32(1.0)
+    steady, collapsed = ([[5, 5, 4]] * 2, [[5, 5, 4], [14, 0, 0]])
+
+    def after(loads):
+        nonlocal streak
+        for step, load in enumerate(loads):
+            metrics = Metrics(one, one, one, one, jnp.int32(3), Load(jnp.array(load, jnp.int32), 1))
+            streak = _report((step, metrics, None, []), watch, TUNE, 99, "birds", streak)
+
+    after([collapsed] * 9 + [steady] + [collapsed] * 9)
+    assert watch.warnings == []
+    after([collapsed] * 5)
+    assert len(watch.warnings) == 1 and "for 10 steps" in watch.warnings[0] and "share 1.000" in watch.warnings[0]
+    assert watch.facts[0]["load"] == collapsed and watch.facts[0]["entropy"] == 0 and watch.facts[9]["share"] < 0.4
 
 
 def test_tr4_a_stage_without_gradients_warns_and_then_stops(setting, ready, material):

@@ -13,12 +13,12 @@ INK, FAINT, GRID = "#222222", "#6B6B6B", "#E3E3E3"
 
 
 def canvas(width: float, height: float, *, rows: int = 1, columns: int = 1, ratios: Sequence[float] | None = None):
-    """An empty figure (and its axes, one or several in a column) in the house style."""
+    """An empty figure (and its axes: one, or an array in the shape that matplotlib gives) in the house style."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.subplots(rows, columns, height_ratios=ratios)
-    for axis in [axes] if rows * columns == 1 else axes:
+    for axis in [axes] if rows * columns == 1 else axes.flat:
         axis.set_axisbelow(True)
         axis.tick_params(labelsize=9, labelcolor=INK, color=FAINT)
         axis.spines[["top", "right"]].set_visible(False)

@@ -15,10 +15,13 @@ from dataclasses import dataclass, field
 
 from hidecmoe_jax.core.errors import DataError
 from hidecmoe_jax.scoring.matrix import METRICS, Matrix, mean_and_spread, mean_matrix, summary
+from hidecmoe_jax.scoring.score import bounded
 
 FORMAT = 1
+UNKNOWN = "unknown"
 PARTS = ("experts", "routers", "locator", "projector")
-HEADLINES = (*METRICS, "routing_accuracy", "named_task_last", "named_task_gap", "bwt_named_task", "bwt_routing")
+NAMED = ("named_task_last", "named_task_gap", "bwt_named_task", "bwt_routing")
+HEADLINES = (*METRICS, "last_bounded", "routing_accuracy", *NAMED)
 
 Curve = Sequence[tuple[int, float]]
 
@@ -33,6 +36,8 @@ class SeedResult:
         never learns has row 0 only.
       named_task_matrix: like `matrix`, with the task named instead of routed; the last row alone may be measured.
       routing_confusion: T x T counts of the final model, rows the true task, columns the task it was routed to.
+      locator_confusion: T x (T + 1) counts of what the gate chose, the last column inputs of no known task; None
+        where the method has no gate that chooses.
       routing_accuracy: 0-100; computed from the confusion matrix where left out.
       unparsed: counts in the shape of `matrix`.
       seconds: wall-clock by phase.
@@ -43,6 +48,7 @@ class SeedResult:
     matrix: Matrix
     named_task_matrix: Matrix | None = None
     routing_confusion: Sequence[Sequence[int]] | None = None
+    locator_confusion: Sequence[Sequence[int]] | None = None
     routing_accuracy: float | None = None
     unparsed: Sequence[Sequence[int | None]] | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
@@ -64,6 +70,8 @@ class RunFacts:
       stored_bytes, archived_bytes: size on disk.
       expert_sizes: parameters of each task's own expert.
       settings: what a reader should know to repeat the run; JSON types.
+      flops_per_query: operations of one prompt up to its first answer token: {"tokens", "pictures", "forward_base",
+        "forward_method", "locator_prefill", "total", "ratio"}; None where unknown.
       growth: where the first seed added experts and why, by task and layer; empty for methods that do not grow.
     """
 
@@ -78,6 +86,7 @@ class RunFacts:
     expert_sizes: Mapping[str, int] = field(default_factory=dict)
     settings: Mapping[str, object] = field(default_factory=dict)
     growth: Mapping[str, object] = field(default_factory=dict)
+    flops_per_query: Mapping[str, int | float] | None = None
 
 
 def run_document(
@@ -97,7 +106,8 @@ def run_document(
       DataError: no seeds, repeated seeds, or shapes that do not fit the tasks.
     """
     _check(facts, seeds)
-    per_seed = [_seed_entry(seed, len(facts.tasks)) for seed in seeds]
+    open_ended = [task for task, name in zip(facts.tasks, facts.scorers, strict=True) if not bounded(name)]
+    per_seed = [_seed_entry(seed, facts.tasks, open_ended) for seed in seeds]
     spread = mean_and_spread([{name: entry[name] for name in HEADLINES} for entry in per_seed])
     unparsed = [entry["unparsed"] for entry in per_seed]
     return {
@@ -105,12 +115,14 @@ def run_document(
         "method": facts.method,
         "tasks": list(facts.tasks),
         "scorers": dict(zip(facts.tasks, facts.scorers, strict=True)),
+        "open_ended": open_ended,
         "matrix": mean_matrix([entry["matrix"] for entry in per_seed]),
         **{name: spread[name]["mean"] for name in HEADLINES},
         "missing": _missing(per_seed),
         "named_task_row": _mean_row([entry["named_task_row"] for entry in per_seed]),
         "named_task_matrix": _mean_matrix([entry["named_task_matrix"] for entry in per_seed]),
         "routing_confusion": _summed([entry["routing_confusion"] for entry in per_seed]),
+        "locator_confusion": _located(_summed([seed.locator_confusion for seed in seeds]), facts.tasks),
         "unparsed": _summed(unparsed),
         "stored_parameters": _parameters(facts.stored_parameters),
         "archived_parameters": _parameters(facts.archived_parameters),
@@ -118,6 +130,7 @@ def run_document(
         "stored_bytes": facts.stored_bytes,
         "archived_bytes": facts.archived_bytes,
         "expert_sizes": dict(facts.expert_sizes),
+        "flops_per_query": None if facts.flops_per_query is None else dict(facts.flops_per_query),
         "seconds": _mean_by_name([seed.seconds for seed in seeds]),
         "seeds": {"list": [seed.seed for seed in seeds], "spread": spread, "per_seed": per_seed},
         "curves": {
@@ -164,10 +177,11 @@ def compare_document(documents: Sequence[Mapping[str, object]]) -> dict[str, obj
     }
 
 
-def _seed_entry(seed: SeedResult, tasks: int) -> dict[str, object]:
-    metrics = summary(seed.matrix)
+def _seed_entry(seed: SeedResult, names: Sequence[str], open_ended: Sequence[str]) -> dict[str, object]:
+    tasks, metrics = len(names), summary(seed.matrix)
     named_rows = _padded(seed.named_task_matrix, tasks) if seed.named_task_matrix else None
     named_row = named_rows[-1] if named_rows else None
+    final = list(zip(_row(seed.matrix[-1]), names, strict=True))
     named = _mean(named_row) if named_row else None
     last, bwt = metrics["last"], summary(named_rows)["bwt_t"] if named_rows else None
     routing = metrics["bwt_t"] - bwt if bwt is not None and metrics["bwt_t"] is not None else None
@@ -175,6 +189,7 @@ def _seed_entry(seed: SeedResult, tasks: int) -> dict[str, object]:
         "seed": seed.seed,
         "matrix": _padded(seed.matrix, tasks),
         **metrics,
+        "last_bounded": _mean([score for score, name in final if name not in open_ended]),
         "named_task_row": named_row,
         "named_task_last": named,
         "named_task_matrix": named_rows,
@@ -183,8 +198,22 @@ def _seed_entry(seed: SeedResult, tasks: int) -> dict[str, object]:
         "bwt_routing": routing,
         "routing_accuracy": _routing_accuracy(seed),
         "routing_confusion": [list(row) for row in seed.routing_confusion] if seed.routing_confusion else None,
+        "locator_confusion": _located(seed.locator_confusion, names),
         "unparsed": _padded(seed.unparsed, tasks) if seed.unparsed else None,
         "seconds": dict(seed.seconds),
+    }
+
+
+def _located(counts: Sequence[Sequence[int]] | None, tasks: Sequence[str]) -> dict[str, object] | None:
+    """Whom the gate took each task's items for: counts and shares (of 1), rows the true task."""
+    if counts is None:
+        return None
+    rows = [[int(count) for count in row] for row in counts]
+    return {
+        "tasks": list(tasks),
+        "columns": [*tasks, UNKNOWN],
+        "counts": rows,
+        "shares": [[count / sum(row) if sum(row) else None for count in row] for row in rows],
     }
 
 
@@ -227,12 +256,17 @@ def _check(facts: RunFacts, seeds: Sequence[SeedResult]) -> None:
             )
             for name, rows in tables.items()
         ]
-        problems.append(
+        located = seed.locator_confusion
+        problems += [
             (
                 bool(seed.routing_confusion) and len(seed.routing_confusion) != tasks,
                 f"routing_confusion of seed {seed.seed} has not one row a task",
-            )
-        )
+            ),
+            (
+                located is not None and [len(row) for row in located] != [tasks + 1] * tasks,
+                f"locator_confusion of seed {seed.seed} is not {tasks} x {tasks + 1}",
+            ),
+        ]
     for wrong, why in problems:
         if wrong:
             raise DataError(

@@ -99,16 +99,22 @@ def forgetting_curves(document: Document):
 
 
 def routing_confusion(document: Document):
-    """Share of each task's test items routed to each expert, with counts; rows are the true task."""
-    tasks, counts = document["tasks"], document["routing_confusion"]
+    """Share of each task's test items routed to each expert, with counts; rows are the true task.
+
+    A column for inputs of no known task stands beside them where the gate found any.
+    """
+    tasks, counts, columns = document["tasks"], document["routing_confusion"], document["tasks"]
+    located = document.get("locator_confusion")
+    if located and any(row[-1] for row in located["counts"]):
+        counts, columns = located["counts"], located["columns"]
     shares = [[100 * value / sum(row) if sum(row) else None for value in row] for row in counts]
     texts = [
         ["\u2013" if share is None else f"{share:.0f}%\n{value}" for share, value in zip(*rows, strict=True)]
         for rows in zip(shares, counts, strict=True)
     ]
-    figure, axis = canvas(2.6 + 0.85 * len(tasks), 1.9 + 0.62 * len(tasks))
+    figure, axis = canvas(2.6 + 0.85 * len(columns), 1.9 + 0.62 * len(tasks))
     heat(axis, shares, top=100.0, texts=texts)
-    tasks_on(axis.xaxis, tasks)
+    tasks_on(axis.xaxis, columns)
     axis.set_yticks(range(len(tasks)), [short(task) for task in tasks])
     accuracy = document["routing_accuracy"]
     tail = "" if accuracy is None else f" \u00b7 {accuracy:.1f}% to their own expert"

@@ -32,6 +32,8 @@ FIGURES = "figures"
 # name in the document, name on the page, how to read it
 READING = (
     ("last", "Last", "Mean score over all tasks after the last one was learned. Higher is better."),
+    ("last_bounded", "Last, bounded tasks", "Last without the tasks whose scores can exceed 100, so that these do not "
+     "carry the mean."),
     ("avg", "Avg", "For each task the mean of its scores from the moment it was learned; then the mean over tasks."),
     ("maa", "MAA", "After each stage the mean over the tasks learned so far; then the mean over stages."),
     ("mft", "MFT", "Mean score on each task right after it was learned: how well the method learns at all."),
@@ -49,13 +51,20 @@ READING = (
     ("bwt_named_task", "BWT, task named", "BWT (divided by T) with the task named: what happened to the experts."),
     ("bwt_routing", "BWT by routing", "The rest of BWT: what old tasks lost because inputs are routed elsewhere."),
 )  # fmt: skip
+FLOPS = (
+    ("forward_base", "plain model"),
+    ("forward_method", "with experts and gate"),
+    ("locator_prefill", "second prefill for the locator"),
+    ("total", "total"),
+)
 CAPTIONS = {
     "accuracy_matrix": "Score on each task (columns) after each stage (rows). Above the stepped line a task has "
-    "not been learned yet; a column that gets paler downwards is forgotten. Hatched cells were not measured.",
+    "not been learned yet; a column that gets paler downwards is forgotten. Hatched cells were not measured. The "
+    "darkest shade stands for 100, or for the highest score where one exceeds 100.",
     "forgetting_curves": "Each line is one task: dotted before it is learned, solid from then on. A line that falls "
     "is forgotten.",
-    "routing_confusion": "Share and number of each task's test items (rows) sent to each expert (columns). The "
-    "diagonal is right.",
+    "routing_confusion": "Share and number of each task's test items (rows) sent to each expert (columns); "
+    "unknown are inputs that the gate took for none of them. The diagonal is right.",
     "expert_sizes": "Parameters beyond the frozen base: what is served, what is kept on disk, and what was trained.",
     "growth": "Experts that each task (rows) added in each layer (columns): +1 for one, a dot for none. The shade and "
     "the percentage say how many tokens of the measuring records picked the probe. The first task is not probed.",
@@ -128,15 +137,20 @@ def page(
         lstrip_blocks=True,
     )
     environment.filters |= {"number": _number, "bytes": _bytes, "percent": lambda share: f"{100 * share:.1f}"}
+    environment.filters |= {"flops": _flops}
     return environment.get_template("page.html.j2").render(
         title=_title(methods),
         several="methods" in document,
         tasks=document["tasks"],
         scorers=document["scorers"],
         methods=methods,
-        reading=READING,
+        reading=[row for row in READING if row[0] != "last_bounded" or any(m.get("open_ended") for m in methods)],
         parts=("total", *PARTS),
-        phases=list(dict.fromkeys(name for method in methods for name in method["seconds"])),
+        flops=FLOPS,
+        phases=sorted(
+            dict.fromkeys(name for method in methods for name in method["seconds"]),
+            key=lambda phase: not phase.startswith("learning"),
+        ),
         common=_pictures(common),
         own=[_pictures(figures) for figures in own],
         samples=[(sample, _thumbnail(sample.image), _routed(sample.routing)) for sample in samples],
@@ -209,6 +223,13 @@ def _bytes(count: int) -> str:
         if count >= scale:
             return f"{count / scale:.1f} {unit}"
     return f"{count} B"
+
+
+def _flops(count: int) -> str:
+    for scale, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M")):
+        if count >= scale:
+            return f"{count / scale:.4g} {unit}"
+    return str(count)
 
 
 def _put(path: Path, content: bytes) -> None:

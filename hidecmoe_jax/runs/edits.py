@@ -1,0 +1,80 @@
+"""Edits that a run was given after learning: RUN/edits.json, a short list beside an archive that nobody touches.
+
+What serves, and what the next task is learned from, is the archive of the first n tasks with those edits on top that
+were committed when at most n tasks were there. Take the list away and the run is what it was. One file serves all
+seeds, so a commit is one rename.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hidecmoe_jax.core import strict
+from hidecmoe_jax.core.errors import CheckpointError
+from hidecmoe_jax.methods.editing import Edit, edited
+from hidecmoe_jax.methods.learner import Learner, Method
+from hidecmoe_jax.models.llava import Model
+from hidecmoe_jax.runs.disk import read_json, sync_folder, write_json
+
+FILE = "edits.json"
+
+
+@dataclass(frozen=True)
+class Committed:
+    """An edit with the number of tasks that were learned when it was committed, when that was, and what it did."""
+
+    edit: Edit
+    tasks: int
+    what: str
+    at: str
+    effect: dict[str, Any]
+
+
+def read(run: Path) -> tuple[Committed, ...]:
+    """The edits of a run, oldest first.
+
+    Raises:
+      CheckpointError, ConfigError: the file is damaged.
+    """
+    path = run / FILE
+    if not path.is_file():
+        return ()
+    found = read_json(path).get("edits")
+    if not isinstance(found, list):
+        raise CheckpointError("a file of the run is damaged", where=str(path), why="it holds no list `edits`")
+    return tuple(strict.build(Committed, one, str(path)) for one in found)
+
+
+def write(run: Path, edits: Sequence[Committed]) -> None:
+    """Replaces the edits of a run, durably and at once; without any the file goes."""
+    if edits:
+        write_json(run / FILE, {"edits": [strict.plain(one) for one in edits]})
+    elif (run / FILE).is_file():
+        (run / FILE).unlink()
+        sync_folder(run)
+
+
+def keep_until(run: Path, tasks: int) -> None:
+    """Drops the edits that were committed when more than `tasks` tasks were there."""
+    edits = read(run)
+    kept = [one for one in edits if one.tasks <= tasks]
+    if len(kept) < len(edits):
+        write(run, kept)
+
+
+def recall(run: Path | None, method: Method, model: Model, capacity: int, kept: Sequence[dict | None]) -> Learner:
+    """The learner after the lessons that `kept` archived, with the edits that `run` had up to there.
+
+    Args:
+      run: the run's folder; None for what was learned, without any edit.
+    """
+    learner = method.recall(model, capacity, kept)
+    for one in () if run is None else read(run):
+        named = {one.edit.task, one.edit.into} - {None}
+        # Of a task that could not be loaded there is nothing to edit.
+        if one.tasks <= len(kept) and all(kept[task] is not None for task in named):
+            learner = edited(method, learner, one.edit)
+    return learner

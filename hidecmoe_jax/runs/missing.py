@@ -1,0 +1,90 @@
+"""What of a run can be loaded: experts that should be there and are not, and how to answer without them (CK24).
+
+A run names its tasks in run.json, and cells.json tells how many of them were learned and measured; together with the
+folders that are there they say which folders must be. If one is gone or damaged, nothing is served, unless the user
+asks to leave its task out. Then its experts are heard by nobody, the gate cannot choose it, and every answer names it.
+
+That is not the run as if the task had never been learned. Where experts are fused, the task is not in the fusion. In a
+pool, routers of later tasks lose those of its experts that they saw, and share a token among the others: their answers
+may change too. The projector is as the last task that is left has tuned it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hidecmoe_jax.core.errors import CheckpointError
+from hidecmoe_jax.methods.learner import Method
+from hidecmoe_jax.runs.cells import Cells
+from hidecmoe_jax.runs.ledger import Ledger
+from hidecmoe_jax.runs.seed_run import JOINT
+from hidecmoe_jax.runs.store import Groups
+
+_PLACE = re.compile(r"(\d{3,})_.+")
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """What could be loaded of a seed: its folder, the expected lessons, their groups (None: lost), and why by name."""
+
+    folder: Path
+    names: tuple[str, ...]
+    kept: list[Groups | None]
+    lost: dict[str, str]
+
+    def first(self, count: int | None) -> Gathered:
+        """The same for the first lessons; None for all."""
+        names = self.names[:count]
+        return Gathered(self.folder, names, self.kept[:count], {n: self.lost[n] for n in names if n in self.lost})
+
+    def require(self, method: Method, *, skip_missing: bool) -> None:
+        """Refuses to go on without a lesson, unless asked to and the method keeps its lessons apart.
+
+        Raises:
+          CheckpointError: names every lesson that is missing or damaged.
+        """
+        if not self.lost or (skip_missing and method.isolates):
+            return
+        whole = self.kept.index(None)
+        apart = "or leave them out of every answer with --skip-missing" if method.isolates else "one expert serves all"
+        raise CheckpointError(
+            f"{len(self.lost)} of {len(self.names)} tasks cannot be loaded", where=str(self.folder / "tasks"),
+            why="\n         ".join(self.lost.values()),
+            remedy=f"restore these folders from a copy; --task {whole} goes back to before them; {apart}",
+        )  # fmt: skip
+
+
+def lesson_names(method: Method, tasks: Sequence[str]) -> tuple[str, ...]:
+    """Names of the commits of a run with these tasks."""
+    return tuple(tasks[lesson[0]] if len(lesson) == 1 else JOINT for lesson in method.lessons(len(tasks)))
+
+
+def expected(folder: Path, names: Sequence[str]) -> tuple[str, ...]:
+    """The lessons that a seed must hold: up to the last one that has a folder or was measured."""
+    root = folder / "tasks"
+    found = [_PLACE.fullmatch(path.name) for path in root.iterdir()] if root.is_dir() else []
+    places = [int(match[1]) + 1 for match in found if match is not None]
+    return tuple(names[: max([0, *places, *Cells(folder / "cells.json").read()])])
+
+
+def gather(folder: Path, method: Method, tasks: Sequence[str], *, count: int | None = None) -> Gathered:
+    """Loads the lessons of a seed, or the first `count` of them, as far as they can be loaded.
+
+    Args:
+      tasks: names of the run's tasks.
+
+    Raises:
+      CheckpointError: there are fewer lessons, or a folder among them is none of ours.
+    """
+    names = expected(folder, lesson_names(method, tasks))
+    if count is not None and not 0 <= count <= len(names):
+        raise CheckpointError(
+            "no such task in the run", where=str(folder), why=f"asked for {count}, learned are {len(names)}"
+        )
+    kept, lost = Ledger(folder).gather(names[:count])
+    if not lost and count is None:
+        Ledger(folder).tasks()
+    return Gathered(folder, names[:count], kept, lost)

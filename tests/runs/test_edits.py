@@ -1,0 +1,143 @@
+"""Retiring and merging on a tiny run: trials change nothing, commits serve and are measured, and all goes back."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from runs_world import make_world, outcome
+
+from hidecmoe_jax.cli.editing import Modes
+from hidecmoe_jax.core.errors import ConfigError
+from hidecmoe_jax.experts import combine
+from hidecmoe_jax.experts.bank import EMPTY
+from hidecmoe_jax.runs import edits
+from hidecmoe_jax.runs.inspect import describe
+from hidecmoe_jax.runs.load import load
+from hidecmoe_jax.runs.overlap import mixed_up, overlap
+from hidecmoe_jax.runs.stream_loop import add, learn, rollback
+from hidecmoe_jax.runs.trial import merge, restore, retire
+
+MIXTURE = {
+    "kind": "mixture",
+    "lora": {"rank": 2, "alpha": 4, "dropout": 0.0, "sites": ["ffn"]},
+    "growth": "uniform",
+    "start": "blank",
+    "gate": {"kind": "locator", "by": {"kind": "nearest_mean"}, "kept_apart": 0.0},
+}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """Folder and a run that learned birds and fish, fish so well that its held-out question is answered."""
+    root = tmp_path_factory.mktemp("edits")
+    config = make_world(root, "cmoe", **MIXTURE)
+    config = replace(config, tune=replace(config.tune, batch=4, epochs=15, rate=0.05, save_every=1000))
+    return root, learn(config, root / "run")
+
+
+def copied(world, name: str) -> Path:
+    root, run = world
+    return Path(shutil.copytree(run, root / name))
+
+
+def owners(run: Path) -> np.ndarray:
+    return np.asarray(load(run).serving.bank.owner_LS)
+
+
+def fall(found: dict) -> float:
+    return min(line["change"] for line in found["tasks"])
+
+
+def bytes_of(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_a_trial_measures_every_task_and_leaves_the_seed_alone(world):
+    run = copied(world, "trial")
+    before = bytes_of(run / "seed_0")
+    found = retire(run, "fish")
+    assert bytes_of(run / "seed_0") == before and not (run / edits.FILE).exists()
+    assert [(line["task"], line["count"]) for line in found["tasks"]] == [("birds", 1), ("fish", 1)]
+    assert all(line["change"] == line["after"] - line["before"] for line in found["tasks"])
+    assert found["stored"]["0"]["after"] < found["stored"]["0"]["before"]
+    assert json.loads((run / "retire.json").read_text()) == found and not found["committed"]
+    with pytest.raises(ConfigError, match="no such task"):
+        retire(run, "trees")
+    with pytest.raises(ConfigError, match="at least one question"):
+        retire(run, "fish", count=0)
+
+
+def test_rt11_a_merge_that_hurts_is_a_candidate_and_not_committed(world):
+    run = copied(world, "hurt")
+    before = bytes_of(run / "seed_0")
+    found = merge(run, "birds", "fish")
+    assert fall(found) < -1
+    with pytest.raises(ConfigError, match="fish would fall by") as refused:
+        merge(run, "birds", "fish", commit=True)
+    assert refused.value.exit_code == 2 and "--allowed 100" in str(refused.value)
+    assert bytes_of(run / "seed_0") == before and not (run / edits.FILE).exists()
+    archived = outcome(run)["lessons"]
+    assert merge(run, "birds", "fish", commit=True, allowed=100.0)["committed"]
+    assert outcome(run)["lessons"] == archived, "the old experts are kept"
+
+
+def test_a_commit_serves_and_is_measured_and_is_taken_back(world):
+    root, _ = world
+    run = copied(world, "committed")
+    before, old, page = outcome(run), owners(run), json.loads((run / "report.json").read_text())
+    retire(run, "fish", commit=True, allowed=100.0)
+    assert (owners(run)[:, 2] == EMPTY).all() and (owners(run)[:, :2] == old[:, :2]).all()
+    assert "retire the experts of fish" in describe(run)
+    after, edited = outcome(run), json.loads((run / "report.json").read_text())
+    assert after["lessons"] == before["lessons"]
+    assert after["answers"]["answers/row_001/birds.jsonl"] == before["answers"]["answers/row_001/birds.jsonl"]
+    assert after["answers"]["answers/row_002/fish.jsonl"] != before["answers"]["answers/row_002/fish.jsonl"]
+    assert edited["stored_parameters"]["total"] < page["stored_parameters"]["total"]
+    assert (np.asarray(load(run, task=1).serving.bank.owner_LS) == np.where(old == 1, EMPTY, old)).all()
+
+    add(run, root / "trees")
+    now = owners(run)
+    assert (now[:, 2] == EMPTY).all() and (now[:, 3] == 2).all()
+    assert not np.asarray(load(run).serving.memory["visible"])[:, :, 2].any()
+    with pytest.raises(ConfigError, match="learned on top"):
+        restore(run)
+    retire(run, "trees", commit=True, allowed=100.0)
+    assert len(edits.read(run)) == 2
+    rollback(run, 2)
+    assert [one.what for one in edits.read(run)] == ["retire the experts of fish"]
+    assert outcome(run) == after
+
+    restore(run)
+    assert outcome(run) == before and (owners(run) == old).all() and not (run / edits.FILE).exists()
+    with pytest.raises(ConfigError, match="no edit to take back"):
+        restore(run)
+
+
+def test_a_run_that_starts_afresh_has_no_old_edits(world):
+    root, _ = world
+    run = copied(world, "afresh")
+    one = edits.Committed(edits.Edit("retire", 1), 2, "retire the experts of fish", "now", {})
+    edits.write(run, (one,))
+    assert edits.read(run) == (one,)
+    assert (owners(run)[:, 2] == EMPTY).all()
+    edits.keep_until(run, 1)
+    assert edits.read(run) == () and (owners(run)[:, 2] == 1).all()
+
+
+def test_rt8_tasks_that_are_mixed_up_are_listed_with_the_command_that_merges_them(world):
+    near = {0: np.array([[1.0, 1.0, -5.0], [2.0, 1.9, -5.0]]), 1: np.array([[1.1, 1.0, -5.0], [1.0, 1.0, -5.0]])}
+    assert mixed_up(near | {2: np.array([[0.0, 0.0, 9.0]])}) == {(0, 1): 50.0, (0, 2): 0.0, (1, 2): 0.0}
+    run = copied(world, "overlap")
+    (pair,) = overlap(run, mixed=0.0)
+    assert pair["tasks"] == ["birds", "fish"] and pair["suggestion"] == f"hidecmoe merge {run} birds fish"
+    assert 0 <= pair["mixed"] <= 100 and -1 <= pair["cosine"] <= 1
+    assert json.loads((run / "overlap.json").read_text())["pairs"] == [pair]
+    (apart,) = overlap(run, mixed=101.0, alike=1.1)
+    assert not apart["near"] and apart["suggestion"] is None
+
+
+def test_the_command_line_knows_all_modes():
+    assert set(Modes.__args__) == set(combine.MODES)
