@@ -45,7 +45,7 @@ def write_facts(
         "stage": stage,
         "steps": step,
         "batch": plan.batch,
-        "samples": step * plan.batch,
+        "samples": _samples(plans, step),
         "seconds": round(before.get("seconds", 0.0) + seconds, 1),
         "final_loss": round(float(np.mean([float(value) for value in losses[-WINDOW:]])), 4),
         "device": jax.devices()[0].device_kind,
@@ -54,3 +54,9 @@ def write_facts(
     part = folder / f"{stage}.part.json"
     part.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     part.replace(folder / f"{stage}.json")
+
+
+def _samples(plans: list[dict], steps: int) -> int:
+    """Samples seen by `steps` steps under plans that followed each other."""
+    ends = [entry["from_step"] for entry in plans[1:]] + [steps]
+    return sum((end - entry["from_step"]) * entry["plan"]["batch"] for entry, end in zip(plans, ends, strict=True))

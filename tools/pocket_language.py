@@ -8,7 +8,8 @@ wordings or answer forms occur here.
 Three things made the decoder learn to find a thing by its name, which 90,000 conversations without them did not:
 an answer counts by the square root of its length (boxes are twenty tokens, a colour is one, and most that must be
 found is short), projected patches are pulled towards the embeddings of their names, and part of the conversations
-about scenes consists of nothing but look-ups.
+about scenes consists of nothing but look-ups. A few turns need no picture: a decoder that starts from nothing lacks
+what a language model brings along.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from tqdm import tqdm
 from hidecmoe_jax.core.errors import ConfigError
 from hidecmoe_jax.data.images import normalise
 from hidecmoe_jax.data.loader import collate
-from hidecmoe_jax.data.pocket.asks import find_things
+from hidecmoe_jax.data.pocket.asks import find_things, plain_language
 from hidecmoe_jax.data.pocket.draw import draw
 from hidecmoe_jax.data.pocket.language import caption, questions
 from hidecmoe_jax.data.pocket.picture import Picture
@@ -81,15 +82,21 @@ def conversation(picture, rng: np.random.Generator, plan: LanguagePlan) -> list[
     """Turns about one picture, the first with its `<image>`."""
     turns = [(DESCRIBE[int(rng.integers(len(DESCRIBE)))], caption(picture, rng))]
     if plan.stage == "instruct":
-        asked = questions(picture, rng, most=plan.turns)
+        asked = questions(picture, rng, most=plan.turns) + plain(rng, most=2)
         turns = ([turns[0]] if rng.random() < 0.25 else []) + asked
         turns = [turns[i] for i in rng.permutation(len(turns))][: plan.turns]
     return [Turn(f"<image>\n{q}" if i == 0 else q, a) for i, (q, a) in enumerate(turns)]
 
 
+def plain(rng: np.random.Generator, *, most: int) -> list[tuple[str, str]]:
+    """A few turns that need no picture."""
+    turns = list(plain_language(rng))
+    return [turns[i] for i in rng.permutation(len(turns))[:most]]
+
+
 def look_ups(picture, rng: np.random.Generator, plan: LanguagePlan) -> list[Turn]:
     """Turns that each find one thing by its noun, the first with its `<image>`."""
-    turns = list(find_things(picture, rng))
+    turns = list(find_things(picture, rng)) + plain(rng, most=2)
     turns = [turns[i] for i in rng.permutation(len(turns))][: plan.turns]
     return [Turn(f"<image>\n{q}" if i == 0 else q, a) for i, (q, a) in enumerate(turns)]
 

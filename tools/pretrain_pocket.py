@@ -12,7 +12,7 @@ Every stage goes on from its checkpoint in the work folder when it is started ag
 are done: the data of a step is a function of seed and step alone. The same command runs on CPU or on one GPU.
 
 Examples:
-  python tools/pretrain_pocket.py all                           everything, about two hours on two free cores
+  python tools/pretrain_pocket.py all                           everything, about four hours on two free cores
   python tools/pretrain_pocket.py all --toy --work build/toy    the whole chain at toy size, in minutes
   python tools/pretrain_pocket.py vision --steps 8000           one stage, longer
   python tools/pretrain_pocket.py probe                         the table of probes of the newest checkpoint
@@ -62,7 +62,7 @@ class Plans:
 
     vision: VisionPlan = VisionPlan(steps=5500, batch=64, pairs=24, rate=2e-3, warmup=200, save_every=300)
     projector: LanguagePlan = LanguagePlan("projector", steps=200, length=128, answers=56, rate=2e-3)
-    instruct: LanguagePlan = LanguagePlan("instruct", steps=5000, batch=16, rate=2e-3)
+    instruct: LanguagePlan = LanguagePlan("instruct", steps=9000, batch=16, rate=2e-3, focus=0.35)
     probe: ProbePlan = ProbePlan()
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from hidecmoe_jax.data.pocket.asks import find_things
+from hidecmoe_jax.data.pocket.asks import find_things, plain_language
 from hidecmoe_jax.data.pocket.draw import draw
 from hidecmoe_jax.data.pocket.language import caption, questions
 from hidecmoe_jax.data.pocket.picture import COLOURS, FAMILIES, SHAPES, Picture
@@ -154,6 +154,25 @@ def test_look_ups_find_the_only_thing_of_a_name():
                 assert question.endswith("small or large?") and answer == thing.size
     kinds = {(word, False) for word in ("What", "Where", "Give", "How", "Is")}
     assert seen == kinds | {("Is", "yes"), ("Is", "no")}
+
+
+def test_plain_language_is_true_and_never_in_a_task_s_words():
+    told = []
+    for seed in range(60):
+        for question, answer in plain_language(np.random.default_rng(seed)):
+            told.append(question)
+            if found := re.fullmatch(r"What is (\d) (plus|minus) (\d)\?", question):
+                one, two = int(found[1]), int(found[3])
+                assert int(answer) == (one + two if found[2] == "plus" else one - two) >= 0
+            elif found := re.fullmatch(r"Which option is (\w+)\? (.+)", question):
+                options = dict(re.findall(r"([A-D])\. (\w+)", found[2]))
+                assert options[answer] == found[1] and len(set(options.values())) == 4
+            elif found := re.fullmatch(r"Write (\d) in words\.", question):
+                assert answer == NUMBERS[int(found[1])]
+            else:
+                assert re.fullmatch(rf"Repeat: {answer}\.|Not ({COLOUR}) but {answer}: what\?", question)
+    openings = {re.split(r"\{|\.|\?", wording)[0] for wordings in TEMPLATES.values() for wording in wordings} - {""}
+    assert not any(question.startswith(opening) for question in told for opening in openings)
 
 
 def test_chart_grid_word_and_line_answers_are_true():

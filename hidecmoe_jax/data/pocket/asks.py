@@ -166,6 +166,23 @@ def find_things(picture: Picture, rng: np.random.Generator) -> Turns:
         yield f"How many {plural(asked)} are there?", str(names.count(asked))
 
 
+def plain_language(rng: np.random.Generator) -> Turns:
+    """What a language model knows without a picture, and a decoder that starts from nothing does not: to say a word
+    again, to find the letter of an option, small sums, numbers in words."""
+    word = str(_pick(rng, (*SHAPES, *COLOURS, *(plural(name) for name in SHAPES), *(plural(name) for name in SHAPES))))
+    other = str(_pick(rng, [plural(name) for name in SHAPES]))
+    yield f"Repeat: {word}.", word
+    yield f"Not {_pick(rng, list(COLOURS))} but {other}: what?", other
+    kind = (list(COLOURS), list(SHAPES), list("ABCDEFGHIJKLMNOPQRSTUVWXYZ"))[int(rng.integers(3))]
+    right = str(_pick(rng, kind))
+    options, letter = _options(rng, right, kind)
+    yield f"Which option is {right}? {options}", letter
+    one, two = sorted(int(n) for n in rng.integers(0, 7, size=2))
+    yield f"What is {two} plus {one}?", str(one + two)
+    yield f"What is {two} minus {one}?", str(two - one)
+    yield f"Write {one} in words.", NUMBERS[one]
+
+
 def list_things(picture: Picture, rng: np.random.Generator) -> Turns:
     """Lists from left to right, lists of colours, and counts of every kind."""
     things = sorted(picture.things, key=lambda t: t.centre[0])
