@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from pocket_facts import WINDOW, read_facts, write_facts
-from pocket_vision import CLASSES, INKS, ahead, optimiser, patch_truth, read, save
+from pocket_vision import CLASSES, INKS, ahead, covering, optimiser, patch_truth, read, save
 from tqdm import tqdm
 
 from hidecmoe_jax.core.errors import ConfigError
@@ -47,8 +47,8 @@ SHARES = {"scene": 0.3, "mixed": 0.12, "word": 0.26, "chart": 0.14, "character":
 SHARES |= {"grid": 0.02, "texture": 0.02, "lines": 0.02}
 """Families of pictures: single characters are learnt early, scenes take longest."""
 
-NAMES = (CLASSES, INKS, ("top", "middle", "bottom"), ("left", "middle", "right"))
-"""What a patch can be called: what covers it, in which colour, and where the middle of that thing is."""
+NAMES = (CLASSES, INKS, ("top", "middle", "bottom"), ("left", "middle", "right"), tuple("123456789"))
+"""What a patch can be called: what covers it, in which colour, where the middle of that thing is, how high a bar is."""
 
 SHARPNESS = 15.0
 """What cosines between patches and names are multiplied by before their softmax."""
@@ -155,18 +155,17 @@ def produce(plan: LanguagePlan, config: LlavaConfig, start: int, worker: int, in
 
 
 def called(picture: Picture, side: int) -> np.ndarray:
-    """What every patch is called, as indices into `NAMES`, int32 [4, P]; kind 0 where nothing covers it."""
+    """What every patch is called, as indices into `NAMES`, int32 [5, P]; -1 where it has no name of a sort."""
     kind, ink, _, box = patch_truth(picture, side)
     x, y = ((box[:, :2] + box[:, 2:]) / 2).clip(0, 0.999).T
-    return np.stack([kind, ink, 3 * y, 3 * x]).astype(np.int32)
+    value = np.array([(thing.value or 0) - 1 for thing in picture.things] + [-1])[covering(picture, side)]
+    return np.where(kind > 0, np.stack([kind, ink, 3 * y, 3 * x, value]), -1).astype(np.int32)
 
 
 def name_tokens(tokenizer: Tokenizer) -> tuple[np.ndarray, ...]:
     """Token ids of `NAMES`, int [C] each; -1 where a name is not one token."""
     coded = [[tokenizer.encode(f" {name}") for name in names] for names in NAMES]
-    found = [np.array([ids[0] if len(ids) == 1 else -1 for ids in sort]) for sort in coded]
-    found[0][0] = -1  # nothing has no name
-    return tuple(found)
+    return tuple(np.array([ids[0] if len(ids) == 1 else -1 for ids in sort]) for sort in coded)
 
 
 def naming_loss(table_VD, seen_BPD, called_NBP, names: tuple[np.ndarray, ...]):
@@ -175,13 +174,13 @@ def naming_loss(table_VD, seen_BPD, called_NBP, names: tuple[np.ndarray, ...]):
     A question finds a thing by comparing a word with patches. With both in one space a single comparison serves all
     words; without, every word has to be aligned by the answers that happen to depend on it.
     """
-    seen, covered, total = _unit(seen_BPD), called_NBP[0] > 0, 0.0
+    seen, total = _unit(seen_BPD), 0.0
     for tokens, truth in zip(names, called_NBP, strict=True):
-        known = jnp.asarray(tokens >= 0)
+        known, said = jnp.asarray(tokens >= 0), jnp.maximum(truth, 0)
         words = _unit(table_VD[jnp.maximum(tokens, 0)])
         logits = jnp.where(known, SHARPNESS * seen @ words.T, -1e9)
-        weight = (covered & known[truth]).astype(jnp.float32)
-        each = optax.softmax_cross_entropy_with_integer_labels(logits, truth)
+        weight = ((truth >= 0) & known[said]).astype(jnp.float32)
+        each = optax.softmax_cross_entropy_with_integer_labels(logits, said)
         total += jnp.sum(each * weight) / jnp.maximum(weight.sum(), 1.0)
     return total
 

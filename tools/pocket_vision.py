@@ -34,6 +34,7 @@ from hidecmoe_jax.data.tokenizer import Tokenizer, text_ids
 from hidecmoe_jax.models.clip import init_tower, text_tower, vision_tower
 from hidecmoe_jax.models.config import LlavaConfig
 from hidecmoe_jax.models.store import pocket_folder
+from hidecmoe_jax.scoring.boxes import area
 
 LINES = ("horizontal", "vertical", "rising", "falling")
 CLASSES = ("nothing", *SHAPES, *GLYPHS, "bar", "cell", *TEXTURES, *LINES)
@@ -56,31 +57,39 @@ class VisionPlan:
     workers: int = 1
 
 
+def covering(picture: Picture, side: int) -> np.ndarray:
+    """Which of the picture's things covers every patch, int [P]; -1 for none.
+
+    Where things overlap the smaller one wins, and the patch at a thing's centre is always its own.
+    """
+    found, middle = np.full(side * side, -1), (np.arange(side) + 0.5) / side
+    x, y = (axis.ravel() for axis in np.meshgrid(middle, middle))
+    order = sorted(range(len(picture.things)), key=lambda i: -area(picture.things[i].box))
+    for index in order:
+        x0, y0, x1, y1 = picture.things[index].box
+        found[(x >= x0) & (x <= x1) & (y >= y0) & (y <= y1)] = index
+    for index in order:
+        thing = picture.things[index]
+        if thing.kind not in ("line", "texture", "cell"):
+            column, row = (min(side - 1, max(0, int(c * side))) for c in thing.centre)
+            found[row * side + column] = index
+    return found
+
+
 def patch_truth(picture: Picture, side: int) -> tuple[np.ndarray, ...]:
     """Class, colour, fill [P] and box [P, 4] (in picture sides) of what covers every patch.
 
-    Boxes are absolute on purpose: a patch that only has to know its thing relative to itself forgets where it is
-    itself, and then nothing that reads it can say where the thing is. Where things overlap the smaller one wins, and
-    the patch at a thing's centre is always its own.
+    A bar is known by the letter under it, for that is what questions call it. Boxes are absolute on purpose: a patch
+    that only has to know its thing relative to itself forgets where it is itself, and then nothing that reads it can
+    say where the thing is.
     """
-    count = side * side
+    count, owner = side * side, covering(picture, side)
     kind, ink = np.zeros(count, np.int16), np.full(count, INKS.index(picture.ground), np.int8)
     fill, box = np.zeros(count, np.int8), np.zeros((count, 4), np.float16)
-    centre = (np.stack(np.meshgrid(np.arange(side), np.arange(side)), -1).reshape(-1, 2) + 0.5) / side
-    things = sorted(picture.things, key=lambda t: -(t.box[2] - t.box[0]) * (t.box[3] - t.box[1]))
-    for only_centre in (False, True):
-        for thing in things:
-            if only_centre and thing.kind in ("line", "texture", "cell"):
-                continue
-            x0, y0, x1, y1 = thing.box
-            inside = (centre[:, 0] >= x0) & (centre[:, 0] <= x1) & (centre[:, 1] >= y0) & (centre[:, 1] <= y1)
-            if only_centre:
-                x, y = (min(side - 1, max(0, int(c * side))) for c in thing.centre)
-                inside = np.arange(count) == y * side + x
-            name = thing.kind if thing.kind in ("bar", "cell") else thing.name
-            kind[inside], ink[inside] = CLASSES.index(name), INKS.index(thing.colour)
-            fill[inside] = thing.filled
-            box[inside] = np.array(thing.box)
+    for index, thing in enumerate(picture.things):
+        inside, name = owner == index, thing.kind if thing.kind == "cell" else thing.name
+        kind[inside], ink[inside] = CLASSES.index(name), INKS.index(thing.colour)
+        fill[inside], box[inside] = thing.filled, np.array(thing.box)
     return kind, ink, fill, box
 
 

@@ -10,7 +10,6 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import jax
 import numpy as np
 import pretrain_pocket
 import pytest
@@ -77,9 +76,11 @@ def test_focused_conversations_ask_for_look_ups_alone(words):
 def test_names_are_lost_when_patches_point_elsewhere(words):
     names = name_tokens(words)
     assert (names[0][1:] >= 0).sum() > 30 and all((sort >= 0).all() for sort in names[1:])
-    table = jax.random.normal(jax.random.key(0), (words.size, 256))
-    said = np.array([[[1, 2, 3, 0]], [[4, 5, 6, 7]], [[0, 1, 2, 0]], [[2, 0, 1, 0]]], np.int32)
-    told = sum(table[tokens[truth]] for tokens, truth in zip(names, said, strict=True))
+    table = np.eye(words.size, dtype=np.float32)
+    said = np.array([[[1, 2, 3, -1]], [[4, 5, 6, -1]], [[0, 1, 2, -1]], [[2, 0, 1, -1]], [[-1, 8, -1, -1]]], np.int32)
+    told = sum(
+        np.where(truth >= 0, 1.0, 0.0)[..., None] * table[t[truth]] for t, truth in zip(names, said, strict=True)
+    )
     right, wrong = (float(naming_loss(table, seen, said, names)) for seen in (told, told[:, [1, 2, 0, 3]]))
     assert right < 0.5 < 5.0 < wrong
 
@@ -87,7 +88,7 @@ def test_names_are_lost_when_patches_point_elsewhere(words):
 def test_a_patch_is_called_by_what_covers_it():
     for seed in range(10):
         picture = draw("scene", np.random.default_rng([seed, 1]), worn=0)
-        kind, ink, row, column = called(picture, 7)
+        kind, ink, row, column, _ = called(picture, 7)
         for thing in picture.things:
             at = int(7 * thing.centre[1]) * 7 + int(7 * thing.centre[0])
             words = [NAMES[2][row[at]], NAMES[3][column[at]]]
@@ -106,6 +107,17 @@ def test_the_truth_of_a_patch_is_that_of_what_covers_it():
             np.testing.assert_allclose(box[at], thing.box, atol=2e-3)
         shown = {thing.name for thing in picture.things}
         assert {CLASSES[k] for k in kind} - {"nothing"} == shown
+
+
+def test_a_bar_is_called_by_its_letter_and_its_height():
+    picture = draw("chart", np.random.default_rng(3), worn=0)
+    kind, ink, _, _, value = called(picture, 7)
+    bars = [thing for thing in picture.things if thing.kind == "bar"]
+    for bar in bars:
+        at = int(7 * bar.centre[1]) * 7 + int(7 * bar.centre[0])
+        found = NAMES[0][kind[at]], NAMES[1][ink[at]], int(NAMES[4][value[at]])
+        assert found == (bar.name, bar.colour, bar.value)
+    assert (value[kind < 0] == -1).all() and (value >= 0).sum() >= len(bars)
 
 
 def test_facts_add_up_over_a_resumed_stage(tmp_path):
