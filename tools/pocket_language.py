@@ -47,7 +47,7 @@ SHARES = {"scene": 0.3, "mixed": 0.12, "word": 0.26, "chart": 0.14, "character":
 SHARES |= {"grid": 0.02, "texture": 0.02, "lines": 0.02}
 """Families of pictures: single characters are learnt early, scenes take longest."""
 
-NAMES = (CLASSES, INKS, ("top", "middle", "bottom"), ("left", "middle", "right"), tuple("123456789"))
+NAMES = (CLASSES, INKS, ("top", "bottom"), ("left", "right"), tuple("123456789"))
 """What a patch can be called: what covers it, in which colour, where the middle of that thing is, how high a bar is."""
 
 SHARPNESS = 15.0
@@ -158,8 +158,11 @@ def called(picture: Picture, side: int) -> np.ndarray:
     """What every patch is called, as indices into `NAMES`, int32 [5, P]; -1 where it has no name of a sort."""
     kind, ink, _, box = patch_truth(picture, side)
     x, y = ((box[:, :2] + box[:, 2:]) / 2).clip(0, 0.999).T
+    third = np.array([0, -1, 1])  # of what lies in the middle neither side is said
     value = np.array([(thing.value or 0) - 1 for thing in picture.things] + [-1])[covering(picture, side)]
-    return np.where(kind > 0, np.stack([kind, ink, 3 * y, 3 * x, value]), -1).astype(np.int32)
+    return np.where(
+        kind > 0, np.stack([kind, ink, third[(3 * y).astype(int)], third[(3 * x).astype(int)], value]), -1
+    ).astype(np.int32)
 
 
 def name_tokens(tokenizer: Tokenizer) -> tuple[np.ndarray, ...]:
