@@ -241,6 +241,8 @@ def answers(
         named_B = None if named is None else jnp.full((writing.batch,), named, jnp.int32)
         seen = Seen(features.pooled(filled), None if state_ND is None else state_ND[filled])
         decision = _decide(method, serving, seen, named_B)
-        written = _write(method, serving, prompt, decision, key, filled, sampling=sampling)
+        # How sure the gate is changes nothing of what is written, and would be one more program where a task is named.
+        heard = decision.replace(certainty=None)
+        written = _write(method, serving, prompt, heard, key, filled, sampling=sampling)
         whole = _texts(shown, written, decision, tokenizer, refuse=writing.unknown == "refuse")
         yield [replace(answer, missing=serving.missing) for answer in whole if answer.id not in skip]
