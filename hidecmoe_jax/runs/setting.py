@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import platform
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.metadata import version
@@ -20,6 +21,7 @@ from tqdm import tqdm
 from hidecmoe_jax.core import trees
 from hidecmoe_jax.core.about import VERSION
 from hidecmoe_jax.core.errors import ConfigError, DataError, nearest
+from hidecmoe_jax.core.keys import key_for
 from hidecmoe_jax.data.check import examine
 from hidecmoe_jax.data.features import Features, extract
 from hidecmoe_jax.data.loader import buckets, shapes
@@ -28,8 +30,8 @@ from hidecmoe_jax.data.prompts import Encoded, encode_all
 from hidecmoe_jax.data.records import Record
 from hidecmoe_jax.data.stream import Stream, Task, TaskSpec, open_stream
 from hidecmoe_jax.data.tokenizer import Tokenizer
-from hidecmoe_jax.evaluate.answer import prompts, states
-from hidecmoe_jax.methods.learner import Learner, Seen, Stage
+from hidecmoe_jax.evaluate.answer import Answer, answers, prompts, states
+from hidecmoe_jax.methods.learner import Learner, Seen, Serving, Stage
 from hidecmoe_jax.models.llava import Model, Reading
 from hidecmoe_jax.models.store import base_folder, load_model
 from hidecmoe_jax.runs.config import RunConfig, StreamConfig, to_mapping
@@ -149,6 +151,24 @@ class Setting:
             return Seen(pooled, usage=count_usage(method, self.model, learner, stage, material, config.tune.batch))
         reading = method.reading
         return Seen(pooled, None if reading is None else self.states(material.records, label, reading))
+
+    def sight(self, records: tuple[Record, ...], label: str) -> Seen:
+        """What a gate looks at of some records."""
+        reading, pooled = self.config.method.reading, self.features(records, label).pooled(np.arange(len(records)))
+        return Seen(pooled, None if reading is None else self.states(records, label, reading))
+
+    def answers(
+        self, serving: Serving, records: tuple[Record, ...], label: str, *, task: Task, seed: int, named: bool,
+        length: int | None = None, skip: frozenset[str] = frozenset(),
+    ) -> Iterator[list[Answer]]:  # fmt: skip
+        """Batches of answers to records of `task`, with the task named or found; all else as in `evaluate.answer`."""
+        config, reading = self.config, self.config.method.reading
+        return answers(
+            config.method, serving, records, self.features(records, label),
+            state_ND=None if reading is None else self.states(records, label, reading),
+            tokenizer=self.tokenizer, template=config.template, writing=config.evaluate.writing,
+            key=key_for(seed, "answer", task.name), length=length, named=task.index if named else None, skip=skip,
+        )  # fmt: skip
 
     def recall(self, kept: list, run: Path | None) -> Learner:
         """The learner after the lessons that `kept` archived, with the edits of `run` (None: as it was learned)."""

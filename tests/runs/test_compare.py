@@ -73,6 +73,38 @@ def test_what_cannot_be_compared_is_refused_before_anything_runs(world):
     shorter = replace(other, stream=replace(other.stream, tasks=other.stream.tasks[:1]))
     with pytest.raises(ConfigError, match="zero_shot: stream"):
         compare([hide, shorter], root / "unlike")
+    other_split = replace(other, evaluate=replace(other.evaluate, split="val"))
+    with pytest.raises(ConfigError, match="zero_shot: evaluate"):
+        compare([hide, other_split], root / "unlike")
     with pytest.raises(ConfigError, match="already exists"):
         compare([replace(hide, method=replace(hide.method, name="new")), other], out)
     assert not (out / "new").exists()
+
+
+def test_equal_budgets_change_the_rank_alone_and_are_reported(world, tmp_path):
+    _, (hide, _), _, _ = world
+    short = replace(hide, evaluate=replace(hide.evaluate, zero_shot=False, named="none", variants=False))
+    full = replace(short, evaluate=replace(short.evaluate, named="all"))  # more rows for one of them are no obstacle
+    every = replace(full, method=replace(hide.method, name="everywhere", expand="all", train_projector=False))
+    out = compare([short, every], tmp_path / "equal", budget=20_000)
+    found = json.loads((out / "report.json").read_text())
+    assert found["budget"] == 20_000 and len(found["methods"]) == 2
+    for method in found["methods"]:
+        assert method["of_budget"] == method["stored_parameters"]["total"] / 20_000 == pytest.approx(1.0, abs=0.05)
+        lora = method["settings"]["method"]["lora"]
+        assert lora["rank"] > hide.method.lora.rank
+        assert lora["alpha"] / lora["rank"] == hide.method.lora.alpha / hide.method.lora.rank
+    assert "Equal budget of 20,000" in (out / "report.html").read_text()
+
+
+def test_senseless_budgets_are_refused(world, tmp_path):
+    _, (hide, none), _, _ = world
+    for budget, why in (
+        ("hid", "hide"),
+        (0, "above 0"),
+        ("zero_shot", "stores nothing"),
+        (10, "larger budget"),
+        (-5, "above 0"),
+    ):
+        with pytest.raises(ConfigError, match=why):
+            compare([hide, none], tmp_path / str(budget), budget=budget)

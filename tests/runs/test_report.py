@@ -9,7 +9,7 @@ from PIL import Image
 
 from hidecmoe_jax.core.errors import DataError
 from hidecmoe_jax.runs.report import RunFacts, Sample, SeedResult, compare_document, run_document, write_report
-from hidecmoe_jax.runs.report.figures import routing_confusion
+from hidecmoe_jax.runs.report.figures import routing_confusion, run_figures
 from hidecmoe_jax.runs.report.page import page
 
 KEYS = """method tasks matrix last avg maa mft bwt_t_minus_1 bwt_t forgetting routing_accuracy named_task_last fwt
@@ -183,3 +183,15 @@ def test_runs_over_different_streams_are_refused(document):
     other = run_document(facts("sequential", ("charts", "digits")), [seed_result(0, [[1, 2], [3, 4], [5, 6]])])
     with pytest.raises(DataError, match="different streams"):
         compare_document([document, other])
+
+
+def test_chosen_layers_are_drawn_and_explained(tmp_path):
+    found = {"expanded": [0, 2], "worth": [[0.0, 0.0, 0.0], [0.5, -0.1, 0.4]], "by": "loss"}
+    grown = replace(facts(), growth=found)
+    document = run_document(grown, [seed_result(0, [[10, 20], [80, 30], [60, 90]])])
+    assert document["growth"] == found
+    assert run_figures(document)["expansion.png"].startswith(b"\x89PNG")
+    assert "growth.png" not in run_figures(document)
+    write_report(tmp_path, document, [])
+    assert (tmp_path / "figures" / "expansion.png").is_file()
+    assert "Framed layers are expanded" in (tmp_path / "report.html").read_text()

@@ -1,0 +1,82 @@
+"""Equal budgets: forecasts against sizes counted after learning, and ranks that meet a budget or say why not."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny import TINY
+
+from hidecmoe_jax.core.errors import ConfigError
+from hidecmoe_jax.experts import pool
+from hidecmoe_jax.locators.gaussian import NearestMean
+from hidecmoe_jax.methods.budget import WITHIN, at_budget, forecast
+from hidecmoe_jax.methods.expanding import Chosen
+from hidecmoe_jax.methods.gates import NamedGate
+from hidecmoe_jax.methods.locating import Locating
+from hidecmoe_jax.methods.lora import PARALLEL, Lora
+from hidecmoe_jax.methods.mixture import POOL, Mixture
+from hidecmoe_jax.methods.probing import Probe
+from hidecmoe_jax.methods.routed import Routed
+from hidecmoe_jax.models.llava import init_model
+
+BLOCK = Lora(rank=2, alpha=4.0, sites=(PARALLEL,))
+METHODS = {
+    "hide": Routed(),
+    "product_mean": Routed(fusion="product_mean", train_projector=False),
+    "chosen": Routed(expand=Chosen(2), gate=Locating(by=NearestMean())),
+    "per_task": Routed(expand="all", gate=NamedGate()),
+    "sequential": Routed(growth="shared"),
+    "cmoe_uniform": Mixture(lora=BLOCK, growth="uniform", start="blank", gate=Locating(by=NearestMean())),
+}
+
+
+@pytest.fixture(scope="module")
+def model():
+    return init_model(TINY, jax.random.key(0))
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("budget", [40_000, 123_456])
+def test_the_rank_that_meets_a_budget(model, name, budget):
+    found = at_budget(METHODS[name], model, 3, budget)
+    assert abs(forecast(found, model, 3) / budget - 1) <= WITHIN
+    assert found.lora.alpha / found.lora.rank == METHODS[name].lora.alpha / METHODS[name].lora.rank
+    assert replace(found, lora=METHODS[name].lora) == METHODS[name]
+
+
+def test_a_forecast_of_uniform_growth_is_what_is_counted_afterwards(model):
+    method, tasks = METHODS["cmoe_uniform"], 3
+    learner = method.birth(model, 4)
+    past, memory = learner.past[POOL], dict(learner.memory)
+    for task in range(tasks):
+        own = method.slots(task)
+        young = method.lora.blank(model, len(own))
+        past = pool.put(past, own.start, young.replace(owner_LS=jnp.full_like(young.owner_LS, task)))
+        memory["visible"] = memory["visible"].at[task].set(past.owner_LS >= 0)
+    grown = learner.replace(past={POOL: past}, memory=memory)
+    assert method.stored_after(model, tasks) == method.sizes(model, grown)["stored"]
+    assert method.stored_after(model, 0) == method.sizes(model, learner)["stored"]
+
+
+def test_probing_is_reckoned_with_as_expected(model):
+    layers, size = TINY.decoder.layers, BLOCK.size(model)
+    half = Mixture(lora=BLOCK, probe=Probe(expects=0.5)).stored_after(model, 3)
+    assert half["experts"] == size * layers * (2 + 2 * 0.5)
+    assert half["routers"] == TINY.decoder.width * layers * (2 + 2.5 + 3)
+
+
+def test_what_does_not_fit_is_refused_with_the_nearest_rank(model):
+    with pytest.raises(ConfigError, match="(?s)rank 1 with .* larger budget"):
+        at_budget(Routed(), model, 3, 1000)
+    assert at_budget(Routed(growth="none"), model, 3, 1000) == Routed(growth="none")
+
+
+def test_a_method_of_another_family_has_no_forecast(model):
+    class Own:
+        name = "own"
+
+    with pytest.raises(ConfigError, match="cannot be forecast"):
+        forecast(Own(), model, 2)
+    assert np.isfinite(forecast(Routed(), model, 2))

@@ -1,0 +1,135 @@
+"""Layers chosen by measuring: the choice, the sums it is made from, and the run through the method's hooks."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from lessons import teach
+from tiny import run_config, write_base, write_stream
+
+from hidecmoe_jax.core.errors import ConfigError
+from hidecmoe_jax.evaluate.cka import cka
+from hidecmoe_jax.experts import surgery
+from hidecmoe_jax.experts.bank import FUSED
+from hidecmoe_jax.experts.routing import Voice, everyone
+from hidecmoe_jax.methods.expanding import Chosen, hsic
+from hidecmoe_jax.methods.learner import dressed
+from hidecmoe_jax.methods.routed import FAMILY, FUSED_SLOT, WEIGH, Routed
+from hidecmoe_jax.models.llava import answer_loss, layer_features
+from hidecmoe_jax.runs.config import from_mapping, to_mapping
+from hidecmoe_jax.runs.setting import open_setting
+
+
+def test_the_layers_of_most_worth_are_picked_and_the_last_without_any():
+    worth = np.array([[0.0, 0.0, 0.0, 0.0], [0.5, 0.1, 0.2, 0.0], [0.5, 0.3, 0.0, 0.0]])
+    assert Chosen(layers=1).pick(worth) == (0,) and Chosen(layers=3).pick(worth) == (0, 1, 2)
+    assert Chosen(layers=2).pick(np.zeros((2, 4))) == (2, 3)
+    assert Routed(expand=Chosen(2)).expanded(4) == (2, 3) and Routed(expand=Chosen(2)).fused(4) == (0, 1)
+
+
+@pytest.mark.parametrize("wrong", [{"layers": 0}, {"share": 0.0}, {"share": 1.5}])
+def test_senseless_choices_are_refused(wrong):
+    with pytest.raises(ValueError):
+        Chosen(**wrong)
+
+
+def test_more_layers_than_there_are_are_refused(tmp_path):
+    setting = open_setting(run_config(write_base(tmp_path / "base"), "hide", tasks=write_stream(tmp_path)))
+    with pytest.raises(ConfigError, match="cannot expand"):
+        Routed(expand=Chosen(9)).birth(setting.model, 2)
+
+
+def test_worth_is_the_mean_fall_of_the_loss_and_the_mean_unlikeness_to_earlier_tasks():
+    found = {"nll_V": np.array([20.0, 10.0, 15.0]), "tokens": np.array(5)}
+    np.testing.assert_allclose(Chosen().worth(found, np.array([])), [2.0, 1.0])
+    hsic_SL3 = np.zeros((3, 2, 3))
+    hsic_SL3[1] = [[4.0, 2.0, 1.0], [1.0, 0.5, 1.0]]  # likeness 1 and 0.5
+    hsic_SL3[2] = [[4.0, 0.0, 1.0], [0.0, 0.0, 1.0]]  # 0, and 1 where nothing varies
+    found = Chosen(by="cka").worth({"hsic_SL3": hsic_SL3}, np.array([False, True, True]))
+    np.testing.assert_allclose(found, [0.5, 0.25])
+
+
+def test_hsic_of_the_real_rows_is_that_of_the_numpy_study():
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(12, 5)).astype(np.float32), rng.normal(size=(12, 7)).astype(np.float32)
+    y[:, :5] += 2 * x
+    real = np.arange(12) < 9
+    found = {name: float(hsic(*pair, real)) for name, pair in {"xx": (x, x), "xy": (x, y), "yy": (y, y)}.items()}
+    assert found["xy"] / np.sqrt(found["xx"] * found["yy"]) == pytest.approx(cka(x[:9], y[:9]), abs=1e-5)
+    assert float(hsic(x, y, np.arange(12) < 3)) == 0.0
+
+
+def test_a_choice_survives_its_config_file(tmp_path):
+    config = run_config(tmp_path, "chosen", expand={"layers": 2, "by": "cka"})
+    assert config.method.expand == Chosen(2, "cka") and from_mapping(to_mapping(config)) == config
+
+
+@pytest.fixture(scope="module")
+def setting(tmp_path_factory):
+    root = tmp_path_factory.mktemp("expanding")
+    chosen = {"expand": {"layers": 1, "share": 1.0}, "fusion": "factor_sum"}
+    config = run_config(write_base(root / "base"), "chosen", tasks=write_stream(root), tune={"bucket": 32}, **chosen)
+    return open_setting(config)
+
+
+@pytest.fixture(scope="module")
+def taught(setting):
+    return teach(setting)
+
+
+def test_only_the_chosen_layer_keeps_its_tasks_apart(taught):
+    method, learner = taught.method, taught.learners[-1]
+    assert [stage.kind for stage in method.stages(0)] == ["tune", "locate"]
+    assert [stage.kind for stage in method.stages(1)] == ["tune", "weigh", "locate"]
+    worth = np.asarray(learner.memory["worth"])
+    assert not worth[0].any() and worth[1].any() and worth[2].any() and not worth[3].any()
+    (chosen,) = method.expanded(3, learner.memory)
+    assert chosen == int(worth.sum(axis=0).argmax())
+    fused = np.asarray(learner.past[FAMILY].owner_LS)[:, FUSED_SLOT] == FUSED
+    assert fused.tolist() == [layer != chosen for layer in range(3)]
+    grown = method.growth_of(taught.setting.model, learner)
+    assert grown["expanded"] == [chosen] and np.array_equal(grown["worth"], worth[:3])
+
+
+def test_worth_by_loss_is_what_one_expert_of_ones_own_saves(taught):
+    """Task 1's row against losses of models whose weights were merged outside of the method."""
+    method, setting, learner = taught.method, taught.setting, taught.learners[2]
+    model = dressed(setting.model, learner.shared)
+    material = setting.material(method.records(setting.stream, (1,)), (1,), "(1,)")
+    batch, bank = material.batch(np.arange(len(material.encoded), dtype=np.int32)), learner.past[FAMILY]
+    everywhere = surgery.fuse(bank, (0, 1), mode="factor_sum", slot=FUSED_SLOT, layers=range(3))
+    fused = np.asarray(surgery.fusion_gains(everywhere, (0, 1), mode="factor_sum", layers=range(3)))
+
+    def loss(own: int | None) -> float:
+        gain = fused.copy()
+        if own is not None:
+            gain[own] = np.eye(everywhere.slots)[2]
+        layers = surgery.merge_into_base(model.params["decoder"]["layers"], everywhere, jnp.asarray(gain))
+        merged = model.replace(params=model.params | {"decoder": model.params["decoder"] | {"layers": layers}})
+        total, count, _ = jax.jit(answer_loss)(merged, batch)
+        return float(total / count)
+
+    expected = [loss(None) - loss(layer) for layer in range(3)]
+    np.testing.assert_allclose(learner.memory["worth"][1], expected, atol=2e-6)
+    assert np.abs(expected).max() > 1e-4
+
+
+def test_worth_by_cka_is_the_unlikeness_of_paired_features(taught):
+    """One batch of all records: the sums are then the plain debiased estimate of `evaluate.cka`."""
+    setting, learner = taught.setting, taught.learners[2]
+    choice = Chosen(by="cka", share=1.0)
+    material = setting.material(taught.method.records(setting.stream, (1,)), (1,), "(1,)")
+    batch, model = (
+        material.batch(np.arange(len(material.encoded), dtype=np.int32)),
+        dressed(setting.model, learner.shared),
+    )
+    method = Routed(taught.method.name, taught.method.lora, expand=choice)
+    weighing = method.before(setting.model, learner, WEIGH, 1, jax.random.key(0))
+    sums = jax.device_get(method.usage(setting.model, weighing, WEIGH, batch))
+    features = []
+    for task in (0, 1):
+        expert = surgery.extract(learner.past[FAMILY], task)
+        features.append(np.asarray(layer_features(model, batch.prompt, (Voice(expert, everyone(expert)),))))
+    expected = [1 - cka(features[1][layer], features[0][layer]) for layer in range(3)]
+    earlier_S = np.arange(learner.past[FAMILY].slots) == 1
+    np.testing.assert_allclose(choice.worth(sums, earlier_S), expected, atol=1e-4)
