@@ -37,9 +37,9 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
         "Spell out what the sign says.",
     ),
     "charts": (
-        "Choose the {which} bar of the chart. {options}",
-        "Which bar of the chart is the {which}? {options}",
-        "Find the {which} bar in the chart. {options}",
+        "Choose from {options}: what colour is the {which} bar?",
+        "Is it {options}? Give the colour of the {which} bar of the chart.",
+        "{options}: what is the colour of the {which} bar in the chart?",
     ),
     "grounding": (
         "Where is the {what} located?",
@@ -81,14 +81,15 @@ def notes(things: Sequence[Thing]) -> str:
 
 
 def options(texts: Sequence[str]) -> str:
-    """Four options with letters: "A. K B. M C. P D. R"."""
-    return " ".join(f"{letter}. {text}" for letter, text in zip("ABCD", texts, strict=False))
+    """What there is to choose from: "red, blue, pink or green"."""
+    return f"{', '.join(texts[:-1])} or {texts[-1]}"
 
 
 def examples(rng: np.random.Generator) -> Iterator[tuple[str, str]]:
     """Yields one (question, answer) of each task with made-up content, for training the tokenizer."""
     shape, colour = SHAPES[int(rng.integers(len(SHAPES)))], list(COLOURS)[int(rng.integers(len(COLOURS)))]
     letters = [str(c) for c in rng.permutation(list(UPPER))[:4]]
+    hues = [str(c) for c in rng.permutation(list(COLOURS))[:4]]
     where = PLACES[int(rng.integers(3))][int(rng.integers(3))]
     count = int(rng.integers(10))
     fills = {
@@ -96,7 +97,7 @@ def examples(rng: np.random.Generator) -> Iterator[tuple[str, str]]:
         "counting": ({"what": plural(shape)}, counting_answer(count, shape)),
         "arithmetic": ({"change": f"Take away all {colour} things."}, str(count)),
         "reading": ({}, reading_answer("".join(letters))),
-        "charts": ({"which": ("highest", "lowest")[count % 2], "options": options(letters)}, "ABCD"[count % 4]),
+        "charts": ({"which": ("highest", "lowest")[count % 2], "options": options(hues)}, hues[count % 4]),
         "grounding": ({"what": f"{colour} {shape}"}, f"[0.{count}1,0.2{count},0.{count}3,0.8{count}]"),
         "captioning": ({}, f"{count} things: {colour} {shape} ({where}); {colour} digit {DIGITS[count]} ({where})"),
     }

@@ -24,7 +24,7 @@ from hidecmoe_jax.data.pocket.draw_base import between, pick, tint, visible_on, 
 from hidecmoe_jax.data.pocket.picture import SHAPES, SIDE, UPPER, Thing
 from hidecmoe_jax.data.pocket.words import box, coloured, plural
 
-VERSION = "1"
+VERSION = "2"
 """Part of the cache folder's name: changes whenever the bytes of the stream do."""
 
 SCORERS = {
@@ -32,7 +32,7 @@ SCORERS = {
     "counting": "exact",
     "arithmetic": "exact",
     "reading": "exact",
-    "charts": "choice",
+    "charts": "exact",
     "grounding": "iou",
     "captioning": "caption6",
 }
@@ -92,14 +92,13 @@ def reading(rng: np.random.Generator) -> Item:
 
 
 def charts(rng: np.random.Generator) -> Item:
-    """Which of four bars is the highest or the lowest, by option letter."""
+    """What colour the highest or the lowest of four bars has, chosen from theirs."""
     values = [int(v) for v in 1 + rng.permutation(9)[:4]]
     picture = draw("chart", rng, values=values)
-    labels, which = picture.extra["labels"], pick(rng, ("highest", "lowest"))
-    right = labels[int(np.argmax(values) if which == "highest" else np.argmin(values))]
-    shuffled = [labels[i] for i in rng.permutation(4)]
-    question = _ask("charts", rng, which=which, options=say.options(shuffled))
-    return picture.pixels, question, ("ABCD"[shuffled.index(right)],)
+    colours, which = [bar.colour for bar in picture.things[:4]], pick(rng, ("highest", "lowest"))
+    right = colours[int(np.argmax(values) if which == "highest" else np.argmin(values))]
+    shuffled = [colours[i] for i in rng.permutation(4)]
+    return picture.pixels, _ask("charts", rng, which=which, options=say.options(shuffled)), (right,)
 
 
 def grounding(rng: np.random.Generator) -> Item:
