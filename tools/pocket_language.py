@@ -39,7 +39,7 @@ from hidecmoe_jax.data.prompts import Encoded, Template, encode
 from hidecmoe_jax.data.records import Record, Turn
 from hidecmoe_jax.data.tokenizer import Tokenizer
 from hidecmoe_jax.models.config import LlavaConfig
-from hidecmoe_jax.models.llava import Model, Prompt, head, hidden, init_model, vision_features
+from hidecmoe_jax.models.llava import Batch, Model, Prompt, answer_nll, init_model, vision_features
 from hidecmoe_jax.models.projector import Projector
 from hidecmoe_jax.models.store import pocket_folder
 
@@ -79,25 +79,32 @@ class LanguagePlan:
 
 
 def conversation(picture, rng: np.random.Generator, plan: LanguagePlan) -> list[Turn]:
-    """Turns about one picture, the first with its `<image>`."""
+    """Turns about one picture."""
     turns = [(DESCRIBE[int(rng.integers(len(DESCRIBE)))], caption(picture, rng))]
     if plan.stage == "instruct":
         asked = questions(picture, rng, most=plan.turns) + plain(rng, most=2)
         turns = ([turns[0]] if rng.random() < 0.25 else []) + asked
-        turns = [turns[i] for i in rng.permutation(len(turns))][: plan.turns]
-    return [Turn(f"<image>\n{q}" if i == 0 else q, a) for i, (q, a) in enumerate(turns)]
+        turns = some(turns, rng, most=plan.turns)
+    return shown(turns)
 
 
 def plain(rng: np.random.Generator, *, most: int) -> list[tuple[str, str]]:
     """A few turns that need no picture."""
-    turns = list(plain_language(rng))
-    return [turns[i] for i in rng.permutation(len(turns))[:most]]
+    return some(list(plain_language(rng)), rng, most=most)
 
 
 def look_ups(picture, rng: np.random.Generator, plan: LanguagePlan) -> list[Turn]:
-    """Turns that each find one thing by its noun, the first with its `<image>`."""
-    turns = list(find_things(picture, rng)) + plain(rng, most=2)
-    turns = [turns[i] for i in rng.permutation(len(turns))][: plan.turns]
+    """Turns that each find one thing by its noun."""
+    return shown(some([*find_things(picture, rng), *plain(rng, most=2)], rng, most=plan.turns))
+
+
+def some(turns: list[tuple[str, str]], rng: np.random.Generator, *, most: int) -> list[tuple[str, str]]:
+    """Up to `most` of the turns, in random order."""
+    return [turns[i] for i in rng.permutation(len(turns))[:most]]
+
+
+def shown(turns: list[tuple[str, str]]) -> list[Turn]:
+    """A conversation about one picture: the first turn with its `<image>`."""
     return [Turn(f"<image>\n{q}" if i == 0 else q, a) for i, (q, a) in enumerate(turns)]
 
 
@@ -193,17 +200,15 @@ def _unit(x):
 
 
 @partial(jax.jit, static_argnames=("plan",), donate_argnames=("leaves", "state"))
-def step_once(leaves, state, model: Model, arrays: dict, *, plan: LanguagePlan):
+def step_once(leaves, state, model: Model, arrays: dict, names: tuple, *, plan: LanguagePlan):
     """One optimiser step on projector and decoder; returns them, the state, and the losses of answers and names."""
     patches, _ = vision_features(model, arrays["pixels"])
     prompt = Prompt(arrays["tokens_BT"], arrays["mask_BT"], patches[:, None])
-    names, weight_BA = name_tokens(Tokenizer.load(pocket_folder())), arrays["weight_BA"]
+    batch = Batch(prompt, arrays["where_BA"], arrays["answer_BA"], arrays["answer_mask_BA"])
+    weight_BA = arrays["weight_BA"]
 
     def loss(leaves):
-        full = model.replace(params=model.params | leaves)
-        h_BTD, _, _ = hidden(full, prompt)
-        log_p = jax.nn.log_softmax(head(full, jnp.take_along_axis(h_BTD, arrays["where_BA"][..., None], axis=1)))
-        nll_BA = -jnp.take_along_axis(log_p, arrays["answer_BA"][..., None], axis=-1)[..., 0]
+        nll_BA, _ = answer_nll(model.replace(params=model.params | leaves), batch)
         mean = jnp.sum(nll_BA * weight_BA) / jnp.maximum(weight_BA.sum(), 1e-6)
         table = leaves["decoder"]["embedding"]["table"]
         seen = Projector(table.shape[-1]).apply({"params": leaves["projector"]}, patches)
@@ -228,14 +233,15 @@ def train_language(
         tree, start = read(path, tree)
     leaves, state = jax.tree.map(jnp.copy, (tree["leaves"], tree["state"]))
     frozen = model.replace(params={name: model.params[name] for name in ("vision", "text")})
+    names = name_tokens(Tokenizer.load(pocket_folder()))
     before, losses, named = read_facts(folder, plan.stage), deque(maxlen=WINDOW), deque(maxlen=WINDOW)
-    shown, since = tqdm(total=plan.steps, initial=start, desc=plan.stage, mininterval=5), time.time()
+    progress, since = tqdm(total=plan.steps, initial=start, desc=plan.stage, mininterval=5), time.time()
     for step, arrays in ahead(partial(produce, plan, config, start), plan.workers, range(start, plan.steps)):
         arrays = arrays | {"pixels": normalise(arrays["pixels"])}
-        leaves, state, (value, naming) = step_once(leaves, state, frozen, arrays, plan=plan)
+        leaves, state, (value, naming) = step_once(leaves, state, frozen, arrays, names, plan=plan)
         losses.append(value)
         named.append(naming)
-        shown.update(1)
+        progress.update(1)
         if (step + 1) % 50 == 0:
             rate = (step + 1 - start) * plan.batch / (time.time() - since)
             means = (float(np.mean(jax.device_get(list(part)))) for part in (losses, named))
@@ -253,5 +259,5 @@ def train_language(
                 seconds=seconds,
                 losses=list(losses),
             )
-    shown.close()
+    progress.close()
     return leaves

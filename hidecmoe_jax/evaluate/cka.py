@@ -10,30 +10,7 @@ evidence of likeness.
 
 from __future__ import annotations
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import Array
-
-from hidecmoe_jax.experts.routing import Voice
-from hidecmoe_jax.models.llama import branch_means
-from hidecmoe_jax.models.llava import Model, Prompt, embed, positions_of
-
-
-@jax.jit
-def layer_features(model: Model, prompt: Prompt, voices: tuple[Voice, ...]) -> Array:
-    """Token means of every layer's feed-forward branch, float32 [L, B, D]."""
-    length = prompt.tokens_BT.shape[1]
-    causal_TS = jnp.tril(jnp.ones((length, length), bool))
-    return branch_means(
-        model.params["decoder"]["layers"],
-        model.config.decoder,
-        embed(model, prompt),
-        positions_BT=positions_of(prompt.mask_BT),
-        mask_B1TS=prompt.mask_BT[:, None, None, :] & causal_TS[None, None],
-        voices=voices,
-        real_BT=prompt.mask_BT,
-    )
 
 
 def _rbf(x_ND: np.ndarray) -> np.ndarray:

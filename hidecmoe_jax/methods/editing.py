@@ -198,4 +198,4 @@ def _without(method: Routed, learner: Learner, edit: Edit) -> Learner:
         )  # fmt: skip
     bank = learner.past[FAMILY]
     owned(bank, (edit.task,), None)
-    return learner.replace(past={FAMILY: method.fused_again(surgery.retire(bank, edit.task))})
+    return learner.replace(past={FAMILY: method.fused_again(surgery.retire(bank, edit.task), learner.memory)})

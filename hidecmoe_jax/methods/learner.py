@@ -22,7 +22,6 @@ from hidecmoe_jax.experts.bank import Bank
 from hidecmoe_jax.experts.load import Load
 from hidecmoe_jax.experts.routing import Voice
 from hidecmoe_jax.locators.anchors import Pooled
-from hidecmoe_jax.models.llama import Tally
 from hidecmoe_jax.models.llava import Batch, Model, Reading
 
 
@@ -53,7 +52,7 @@ class Stage:
 
     Attributes:
       kind: names the compiled program and the random numbers.
-      source: what the stage reads. `answers` trains on batches; `usage` counts on batches who is heard; `features`
+      source: what the stage reads. `answers` trains on batches; `usage` counts on batches, without training; `features`
         shows the method what the frozen model says of every record.
       hears_past: whether old experts speak while it trains (if not, the loss never sees them and pays for one expert).
       part: which records of the lesson: `all`, or a name that the method's `part` knows.
@@ -94,12 +93,12 @@ class Seen:
     Attributes:
       pooled: CLIP's features.
       state_BD: the frozen base's state that the method's `reading` names, float32; None where it names none.
-      usage: slot counts summed over a stage; None outside `usage` stages.
+      usage: what the method's `usage` counted, summed over a stage; None outside `usage` stages.
     """
 
     pooled: Pooled
     state_BD: Array | None = None
-    usage: Tally | None = None
+    usage: Any = None
 
 
 @struct.dataclass
@@ -206,8 +205,8 @@ class Method(Protocol):
         """Summed loss (float32) and number of answer tokens (int32) of a batch, and which experts its tokens chose;
         None where no token chooses."""
 
-    def usage(self, model: Model, learner: Learner, stage: Stage, batch: Batch) -> Tally:
-        """Who is heard on a batch, in a `usage` stage."""
+    def usage(self, model: Model, learner: Learner, stage: Stage, batch: Batch) -> Any:
+        """What a `usage` stage counts on a batch, as arrays that are summed over batches."""
 
     def observe(self, model: Model, learner: Learner, stage: Stage, task: int, seen: Seen, key: Array) -> Learner:
         """What a stage that does not train has found, on the host."""

@@ -362,6 +362,17 @@ class Mixture:
         gain_LBS = jnp.moveaxis(visible[choice_B] * known_B[:, None, None], 0, 1)
         return (Voice(serving.bank, Routing(gain_LBS, jnp.moveaxis(routers[choice_B], 0, 1), self.top_k)),)
 
+    def stored_after(self, model: Model, tasks: int) -> dict[str, int]:
+        """Numbers beyond the base that answering is expected to need after `tasks` tasks, by kind."""
+        decoder, part = model.config.decoder, 1.0 if self.growth == "uniform" else self.probe.expects
+        visible = [decoder.layers * (self.first + self.more * part * task) for task in range(tasks)]
+        return {
+            "experts": round(self.lora.size(model) * (visible or [0])[-1]),
+            "routers": round(decoder.width * sum(visible)),
+            "locator": tasks * self.gate.size(model),
+            "projector": 0,
+        }
+
     def sizes(self, model: Model, learner: Learner) -> dict[str, dict[str, int]]:
         """Numbers beyond the base by kind: `stored` to serve, `archived` in the ledger, `trained` for the last task."""
         none = {"experts": 0, "routers": 0, "locator": 0, "projector": 0}

@@ -26,6 +26,7 @@ class Probe:
       rule: `within` a layer, against the mean over its experts; or `across` layers, against the mean over probes.
       slack: how many standard deviations below the mean still count (the paper's alpha).
       tokens: kinds of tokens that are counted.
+      expects: part of the layers that a later task is expected to expand; only an equal budget reckons with it.
     """
 
     share: float = 0.1
@@ -36,10 +37,13 @@ class Probe:
     rule: Literal["within", "across"] = "within"
     slack: float = 0.0
     tokens: tuple[Literal["image", "text", "answer"], ...] = ("image", "text", "answer")
+    expects: float = 1.0
 
     def __post_init__(self):
         if not 0 < self.share <= 1 or not 0 < self.measured < 1:
             raise ValueError(f"share {self.share} must be in (0, 1] and measured {self.measured} in (0, 1)")
+        if not 0 <= self.expects <= 1:
+            raise ValueError(f"expects {self.expects} must be in [0, 1]")
         if not self.tokens:
             raise ValueError("tokens must name at least one kind")
 

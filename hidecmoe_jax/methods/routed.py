@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -23,19 +23,20 @@ from hidecmoe_jax.core.errors import ConfigError
 from hidecmoe_jax.data.records import Record
 from hidecmoe_jax.data.stream import Stream
 from hidecmoe_jax.experts import pool, surgery
-from hidecmoe_jax.experts.bank import Bank
+from hidecmoe_jax.experts.bank import FUSED, Bank
 from hidecmoe_jax.experts.routing import Routing, Voice, everyone
 from hidecmoe_jax.experts.slots import clear
+from hidecmoe_jax.methods.expanding import Chosen
 from hidecmoe_jax.methods.gates import AnchorGate, NamedGate
 from hidecmoe_jax.methods.learner import Decision, Learner, Seen, Serving, Stage, check_finite, dressed
 from hidecmoe_jax.methods.locating import Locating
 from hidecmoe_jax.methods.lora import PARALLEL, Lora
-from hidecmoe_jax.models.llama import Tally
 from hidecmoe_jax.models.llava import Batch, Model, Reading, answer_loss
 
 FAMILY = "linears"
 FUSED_SLOT = 0  # tasks start at slot 1, so that widening never moves the fusion
 TUNE, LOCATE = Stage("tune"), Stage("locate", source="features")
+WEIGH = Stage("weigh", source="usage", hears_past=True, part="measure")
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Routed:
 
     Attributes:
       growth: an expert per task, one shared by all, or none (the base as it is).
-      expand: layers that keep one expert per task: `last`, `all`, `none`, or decoder layer numbers.
+      expand: layers that keep one expert per task: `last`, `all`, `none`, decoder layer numbers, or how to choose them.
       fusion: how experts of the other layers become one (HiDe-D1).
       eps: weight of every task in the fusion, in task order; empty means 1.0 each (HiDe-D2).
       gate: how an input finds its experts in the expanded layers.
@@ -56,7 +57,7 @@ class Routed:
     name: str = "hide"
     lora: Lora = Lora()
     growth: Literal["per_task", "shared", "none"] = "per_task"
-    expand: Literal["last", "all", "none"] | tuple[int, ...] = "last"
+    expand: Literal["last", "all", "none"] | tuple[int, ...] | Chosen = "last"
     fusion: Literal["factor_sum", "product_sum", "product_mean"] = "factor_sum"
     eps: tuple[float, ...] = ()
     gate: AnchorGate | NamedGate | Locating = AnchorGate()
@@ -93,23 +94,31 @@ class Routed:
             return {}
         return {rule: replace(self, fusion=rule) for rule in surgery.FUSIONS}
 
-    def expanded(self, layers: int) -> tuple[int, ...]:
-        """Numbers of the expanded layers of a decoder with `layers` layers."""
-        named = {"last": (layers - 1,), "all": tuple(range(layers)), "none": ()}
-        chosen = named[self.expand] if isinstance(self.expand, str) else tuple(sorted(set(self.expand)))
-        if self.growth != "per_task":
+    @property
+    def chooses(self) -> bool:
+        """Whether the expanded layers are found by measuring."""
+        return self.gated and isinstance(self.expand, Chosen)
+
+    def expanded(self, layers: int, memory: dict[str, Any] | None = None) -> tuple[int, ...]:
+        """Numbers of the expanded layers of a decoder with `layers` layers; chosen ones are read from the memory."""
+        if not self.gated:
             return ()
+        if isinstance(self.expand, Chosen):
+            chosen = range(layers - self.expand.layers, layers) if memory is None else self.expand.pick(memory["worth"])
+        else:
+            named = {"last": (layers - 1,), "all": tuple(range(layers)), "none": ()}
+            chosen = named[self.expand] if isinstance(self.expand, str) else sorted(set(self.expand))
         wrong = [layer for layer in chosen if not 0 <= layer < layers]
         if wrong:
             raise ConfigError(
                 "cannot expand these layers", where="method.expand", why=f"{wrong} of a decoder with {layers} layers",
                 remedy=f"choose from 0..{layers - 1}, or last, all, none",
             )  # fmt: skip
-        return chosen
+        return tuple(chosen)
 
-    def fused(self, layers: int) -> tuple[int, ...]:
+    def fused(self, layers: int, memory: dict[str, Any] | None = None) -> tuple[int, ...]:
         """Numbers of the layers whose experts are fused."""
-        kept = set(self.expanded(layers))
+        kept = set(self.expanded(layers, memory))
         return tuple(layer for layer in range(layers) if layer not in kept)
 
     def birth(self, model: Model, capacity: int) -> Learner:
@@ -118,13 +127,18 @@ class Routed:
             return Learner({}, {}, {}, {}, {})
         past = self.lora.blank(model, 1 if self.growth == "shared" else capacity + 1)
         memory = {"gate": self.gate.blank(capacity, model)} if self.gated else {}
+        if self.chooses:
+            self.expanded(past.layers)  # refuses more layers than there are
+            memory["worth"] = jnp.zeros((capacity, past.layers))
         return Learner({}, {}, {FAMILY: past}, {}, memory)
 
     def stages(self, task: int) -> tuple[Stage, ...]:
-        """Tuning, then one look at the features where the gate learns from them."""
+        """Tuning, from the second task on weighing layers where they are chosen, then what the gate learns from."""
         if self.growth == "none":
             return ()
-        return (TUNE, LOCATE) if self.gated and self.gate.kind != "named" else (TUNE,)
+        weigh = (WEIGH,) if self.chooses and task else ()
+        locate = (LOCATE,) if self.gated and self.gate.kind != "named" else ()
+        return (TUNE, *weigh, *locate)
 
     def lessons(self, tasks: int) -> tuple[tuple[int, ...], ...]:
         """Each task a lesson, all tasks one lesson (joint training), or nothing to learn."""
@@ -138,6 +152,8 @@ class Routed:
 
     def before(self, model: Model, learner: Learner, stage: Stage, task: int, key: Array) -> Learner:
         """Puts a fresh expert (or the shared one) into `live`, and the projector into `tuned`."""
+        if stage == WEIGH:
+            return self._weighing(learner, task)
         if not stage.trains:
             return learner
         if self.growth == "shared" and self.learned(learner):
@@ -159,18 +175,33 @@ class Routed:
         total, count, _ = answer_loss(dressed(model, learner.shared | learner.tuned), batch, (voice,))
         return total, count, None
 
-    def part(self, stage: Stage, count: int, seed: int) -> Array | None:
-        """Every stage reads every record."""
-        return None
+    def part(self, stage: Stage, count: int, seed: int) -> np.ndarray | None:
+        """Records that layers are weighed on; every other stage reads every record."""
+        return self.expand.part(count, seed) if stage == WEIGH else None
 
-    def usage(self, model: Model, learner: Learner, stage: Stage, batch: Batch) -> Tally:
-        """There is no such stage."""
-        raise NotImplementedError(stage.kind)
+    def _weighing(self, learner: Learner, task: int) -> Learner:
+        """The learner with every layer fused, and the gains of the task's own expert and of the fusion at hand."""
+        layers = range(learner.past[FAMILY].layers)
+        past = self._fused_in(learner.past[FAMILY], tuple(layers))
+        own_LS = jnp.broadcast_to(jax.nn.one_hot(1 + task, past.slots), past.owner_LS.shape)
+        gains = {"own": own_LS, "fused": self._gains_in(past, _owners(past), tuple(layers))}
+        return learner.replace(past={FAMILY: past}, memory=learner.memory | {"weighing": gains})
+
+    def usage(self, model: Model, learner: Learner, stage: Stage, batch: Batch) -> dict[str, Array]:
+        """What the choice of layers is made from."""
+        gains, bank = learner.memory["weighing"], learner.past[FAMILY]
+        return self.expand.measure(dressed(model, learner.shared), bank, gains["own"], gains["fused"], batch)
 
     def observe(self, model: Model, learner: Learner, stage: Stage, task: int, seen: Seen, key: Array) -> Learner:
-        """What the gate learns of the task."""
-        gate = self.gate.fit(learner.memory["gate"], task, seen, key=key)
-        return learner.replace(memory=learner.memory | {"gate": gate})
+        """What every layer is worth to the task, or what the gate learns of it."""
+        memory = dict(learner.memory)
+        if stage != WEIGH:
+            return learner.replace(memory=memory | {"gate": self.gate.fit(memory["gate"], task, seen, key=key)})
+        past = learner.past[FAMILY]
+        earlier_S = np.isin(np.asarray(past.owner_LS), [one for one in _owners(past) if one != task]).any(axis=0)
+        del memory["weighing"]
+        memory["worth"] = memory["worth"].at[task].set(self.expand.worth(seen.usage, earlier_S))
+        return learner.replace(past={FAMILY: self.fused_again(past, memory)}, memory=memory)
 
     def after(self, model: Model, learner: Learner, stage: Stage, task: int) -> Learner:
         """Plants the trained expert, fuses the layers that are not expanded, and hands the projector on."""
@@ -180,7 +211,7 @@ class Routed:
         if self.growth == "shared":
             past = surgery.plant(self.lora.blank(model, 1), 0, young, 0)
         else:
-            past = self.fused_again(surgery.plant(past, 1 + task, young, task))
+            past = self.fused_again(surgery.plant(past, 1 + task, young, task), learner.memory)
         return learner.replace(live={}, tuned={}, past={FAMILY: past}, shared=learner.shared | learner.tuned)
 
     def keep(self, learner: Learner, task: int) -> dict[str, dict[str, Array]]:
@@ -189,6 +220,8 @@ class Routed:
         slot = 0 if self.growth == "shared" else 1 + task
         own = pool.taken(bank, slot, slot + 1)  # by place: a retired task owns nothing
         memory = self.gate.kept(learner.memory["gate"], task) if self.gated else {}
+        if self.chooses:
+            memory = memory | {"worth": learner.memory["worth"][task]}
         return {"experts": trees.flatten(own.factors), "shared": dict(learner.shared), "memory": memory}
 
     def recall(self, model: Model, capacity: int, kept: Sequence[dict[str, dict[str, Array]] | None]) -> Learner:
@@ -209,15 +242,22 @@ class Routed:
             past = surgery.plant(past, 1 + task, expert, task)
         for task, groups in there.items():
             memory["gate"] = self.gate.recalled(memory["gate"], task, groups["memory"])
-        return Learner({}, {}, {FAMILY: self.fused_again(past)}, shared, memory)
+            if self.chooses:
+                memory["worth"] = memory["worth"].at[task].set(groups["memory"]["worth"])
+        return Learner({}, {}, {FAMILY: self.fused_again(past, memory)}, shared, memory)
 
-    def fused_again(self, past: Bank) -> Bank:
+    def fused_again(self, past: Bank, memory: dict[str, Any]) -> Bank:
         """The bank with its fusion made anew from the experts of all tasks that own one."""
-        layers, tasks = self.fused(past.layers), _owners(past)
-        if not layers:
+        return self._fused_in(past, self.fused(past.layers, memory))
+
+    def _fused_in(self, past: Bank, layers: tuple[int, ...]) -> Bank:
+        """The bank with a fusion in these layers and in no other."""
+        tasks, fused = _owners(past), np.asarray(past.owner_LS)[:, FUSED_SLOT] == FUSED
+        stale = np.flatnonzero(fused & ~np.isin(np.arange(past.layers), layers)) if tasks else np.flatnonzero(fused)
+        if stale.size:
+            past = clear(past, stale, np.full(stale.size, FUSED_SLOT))
+        if not layers or not tasks:
             return past
-        if not tasks:
-            return clear(past, np.asarray(layers), np.full(len(layers), FUSED_SLOT))
         return surgery.fuse(past, tasks, mode=self.fusion, slot=FUSED_SLOT, layers=layers, eps=self._eps(tasks))
 
     def _eps(self, tasks: tuple[int, ...]) -> tuple[float, ...]:
@@ -233,17 +273,22 @@ class Routed:
         """Numbers of the tasks that have an expert."""
         return _owners(learner.past[FAMILY]) if FAMILY in learner.past else ()
 
-    def fused_gains(self, bank: Bank, tasks: tuple[int, ...]) -> np.ndarray:
+    def fused_gains(self, bank: Bank, tasks: tuple[int, ...], memory: dict[str, Any]) -> np.ndarray:
         """Constant gains [L, S] of the layers that are not expanded; zero elsewhere."""
         if self.growth == "shared":
             return np.ones(bank.owner_LS.shape, np.float32)
-        layers = self.fused(bank.layers)
-        gains = surgery.fusion_gains(bank, tasks, mode=self.fusion, layers=layers, eps=self._eps(tasks))
-        return np.asarray(gains)
+        return np.asarray(self._gains_in(bank, tasks, self.fused(bank.layers, memory)))
+
+    def _gains_in(self, bank: Bank, tasks: tuple[int, ...], layers: tuple[int, ...]) -> Array:
+        return surgery.fusion_gains(bank, tasks, mode=self.fusion, layers=layers, eps=self._eps(tasks))
 
     def growth_of(self, model: Model, learner: Learner) -> dict:
-        """Every task has the same expert everywhere."""
-        return {}
+        """Layers chosen to be expanded, and what every layer was worth to each task; empty where they are given."""
+        if not self.chooses:
+            return {}
+        layers, memory = model.config.decoder.layers, learner.memory
+        worth = np.asarray(memory["worth"])[: max(self.learned(learner), default=-1) + 1]
+        return {"expanded": list(self.expanded(layers, memory)), "worth": worth.tolist(), "by": self.expand.by}
 
     def serve(self, model: Model, learner: Learner) -> Serving:
         """Folds the constant layers into the base weights; expanded layers keep their slots.
@@ -257,9 +302,10 @@ class Routed:
             return Serving(dressed_model, None, None, learner.memory)
         bank = learner.past[FAMILY]
         decoder = dict(dressed_model.params["decoder"])
-        decoder["layers"] = surgery.merge_into_base(decoder["layers"], bank, self.fused_gains(bank, tasks))
+        gain_LS = self.fused_gains(bank, tasks, learner.memory)
+        decoder["layers"] = surgery.merge_into_base(decoder["layers"], bank, gain_LS)
         folded = dressed_model.replace(params={**dressed_model.params, "decoder": decoder})
-        expanded = self.expanded(bank.layers)
+        expanded = self.expanded(bank.layers, learner.memory)
         if not expanded:
             return Serving(folded, None, None, learner.memory)
         first, last = expanded[0], expanded[-1] + 1
@@ -293,27 +339,34 @@ class Routed:
         gain_LBS = jnp.einsum("lns,bn->lbs", place_LNS, decision.weight_BN, precision=jax.lax.Precision.HIGHEST)
         return (Voice(serving.bank, Routing(gain_LBS)),)
 
-    def sizes(self, model: Model, learner: Learner) -> dict[str, dict[str, int]]:
-        """Numbers beyond the base by kind: `stored` to serve, `archived` in the ledger, `trained` in one stage.
+    def stored_after(self, model: Model, tasks: int) -> dict[str, int]:
+        """Numbers beyond the base that answering needs after `tasks` tasks, by kind.
 
         Layers fused by `factor_sum` need one expert; product sums keep the rank of all their tasks.
         """
-        none = {"experts": 0, "routers": 0, "locator": 0, "projector": 0}
-        tasks = len(self.learned(learner))
+        if not tasks or self.growth == "none":
+            return {"experts": 0, "routers": 0, "locator": 0, "projector": 0}
+        layers = model.config.decoder.layers
+        expanded = len(self.expanded(layers))
+        per_fused = tasks if self.gated and self.fusion != "factor_sum" else 1
+        return {
+            "experts": self.lora.size(model) * (expanded * tasks + (layers - expanded) * per_fused),
+            "routers": 0,
+            "locator": tasks * self.gate.size(model) if self.gated else 0,
+            "projector": trees.count(model.params["projector"]) if self.train_projector else 0,
+        }
+
+    def sizes(self, model: Model, learner: Learner) -> dict[str, dict[str, int]]:
+        """Numbers beyond the base by kind: `stored` to serve, `archived` in the ledger, `trained` in one stage."""
+        tasks, none = len(self.learned(learner)), self.stored_after(model, 0)
         if not tasks:
             return {"stored": none, "archived": none, "trained": none}
-        bank = learner.past[FAMILY]
-        layer = self.lora.size(model)
-        projector = trees.count(model.params["projector"]) if self.train_projector else 0
-        expanded = len(self.expanded(bank.layers))
-        per_fused = tasks if self.growth == "per_task" and self.fusion != "factor_sum" else 1
-        stored = layer * (expanded * tasks + (bank.layers - expanded) * per_fused)
-        located = tasks * self.gate.size(model) if self.gated else 0
+        stored, expert = self.stored_after(model, tasks), self.lora.size(model) * learner.past[FAMILY].layers
+        archived = stored | {"experts": expert * tasks, "projector": stored["projector"] * tasks}
         return {
-            "stored": none | {"experts": stored, "locator": located, "projector": projector},
-            "archived": none
-            | {"experts": layer * bank.layers * tasks, "locator": located, "projector": projector * tasks},
-            "trained": none | {"experts": layer * bank.layers, "projector": projector},
+            "stored": stored,
+            "archived": archived,
+            "trained": none | {"experts": expert, "projector": stored["projector"]},
         }
 
 

@@ -22,7 +22,7 @@ from hidecmoe_jax.experts.routing import Voice
 from hidecmoe_jax.models import clip
 from hidecmoe_jax.models.config import LlavaConfig
 from hidecmoe_jax.models.layers import RMSNorm, axes_of
-from hidecmoe_jax.models.llama import Cache, Tally, decoder_axes, init_decoder, run_layers, site_shapes
+from hidecmoe_jax.models.llama import Cache, Tally, branch_means, decoder_axes, init_decoder, run_layers, site_shapes
 from hidecmoe_jax.models.projector import Projector
 
 IGNORE = -1  # a token kind that is not counted
@@ -190,6 +190,17 @@ def prompt_state(model: Model, prompt: Prompt, reading: Reading) -> Array:
     return total / jnp.maximum(jnp.sum(chosen_BT, axis=1, keepdims=True), 1.0)
 
 
+def layer_features(model: Model, prompt: Prompt, voices: Sequence[Voice] = ()) -> Array:
+    """Token means of every layer's feed-forward branch, float32 [L, B, D]; the voices must cover the whole stack."""
+    length = prompt.tokens_BT.shape[1]
+    causal_TS = jnp.tril(jnp.ones((length, length), bool))
+    return branch_means(
+        model.params["decoder"]["layers"], model.config.decoder, embed(model, prompt),
+        positions_BT=positions_of(prompt.mask_BT), voices=voices, real_BT=prompt.mask_BT,
+        mask_B1TS=prompt.mask_BT[:, None, None, :] & causal_TS[None, None],
+    )  # fmt: skip
+
+
 def head(model: Model, h: Array) -> Array:
     """Logits [..., V], float32."""
     decoder = model.params["decoder"]
@@ -214,15 +225,19 @@ def token_kinds(model: Model, batch: Batch) -> Array:
     return jnp.where(prompt.mask_BT, kinds, IGNORE)
 
 
-def answer_loss(model: Model, batch: Batch, voices: Sequence[Voice] = (), *, tally: bool = False):
-    """Summed negative log-likelihood of the answers (float32), the number of answer tokens (int32), and tallies.
+def answer_nll(model: Model, batch: Batch, voices: Sequence[Voice] = (), *, kinds_BT: Array | None = None):
+    """Negative log-likelihood at every answer column [B, A] (float32, unused columns too), and tallies.
 
     Hidden states are gathered at the answers before the head: the vocabulary product runs on answer tokens only.
     """
-    kinds = token_kinds(model, batch) if tally else None
-    h_BTD, _, tallies = hidden(model, batch.prompt, voices, kinds_BT=kinds)
+    h_BTD, _, tallies = hidden(model, batch.prompt, voices, kinds_BT=kinds_BT)
     h_BAD = jnp.take_along_axis(h_BTD, batch.where_BA[..., None], axis=1)
     log_p = jax.nn.log_softmax(head(model, h_BAD), axis=-1)
-    nll = -jnp.take_along_axis(log_p, batch.answer_BA[..., None], axis=-1)[..., 0]
+    return -jnp.take_along_axis(log_p, batch.answer_BA[..., None], axis=-1)[..., 0], tallies
+
+
+def answer_loss(model: Model, batch: Batch, voices: Sequence[Voice] = (), *, tally: bool = False):
+    """Summed negative log-likelihood of the answers (float32), the number of answer tokens (int32), and tallies."""
+    nll, tallies = answer_nll(model, batch, voices, kinds_BT=token_kinds(model, batch) if tally else None)
     total = jnp.sum(jnp.where(batch.answer_mask_BA, nll, 0.0))
     return total, jnp.sum(batch.answer_mask_BA.astype(jnp.int32)), tallies

@@ -11,7 +11,8 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from hidecmoe_jax.core.errors import ConfigError
+from hidecmoe_jax.core.errors import ConfigError, nearest
+from hidecmoe_jax.methods.budget import at_budget, forecast
 from hidecmoe_jax.runs import results
 from hidecmoe_jax.runs.cells import Cells
 from hidecmoe_jax.runs.config import RunConfig
@@ -31,13 +32,18 @@ def compare(
     resume: bool = False,
     overwrite: bool = False,
     full_matrix: bool = False,
+    budget: int | str | None = None,
 ) -> Path:
     """Runs every config into `out/<method name>` and writes the common report; returns `out`.
 
     With `resume`, finished runs are left alone, unfinished ones go on and missing ones start.
 
+    Args:
+      budget: numbers beyond the base that every method may store to serve, or the method whose size all others get.
+
     Raises:
-      ConfigError: two methods share a name, or the configs differ in base, stream, or how answers are written.
+      ConfigError: two methods share a name, the configs differ in base, stream, or how answers are written, or one
+        does not fit the budget.
     """
     folder, names = Path(out), [config.method.name for config in configs]
     if len(set(names)) != len(names):
@@ -56,6 +62,10 @@ def compare(
         for part, going_on in zip(parts, there, strict=True):
             check_run(part, resume=going_on, overwrite=overwrite)
         setting = open_setting(configs[0])
+        size, configs = None, list(configs)
+        if budget is not None:
+            size = _size(budget, configs, setting)
+            configs = [_fitted(config, setting, size) for config in configs]
         for number, (config, part) in enumerate(zip(configs, parts, strict=True)):
             part.mkdir(exist_ok=True)
             say(f"{config.method.name}:")
@@ -65,8 +75,35 @@ def compare(
                 enter(own, part, options)
                 share_zero_shot(own, parts[:number], part)
                 walk(own, part, options, stop)
-    write_json(folder / results.COMPARISON, {"runs": names})
+    write_json(folder / results.COMPARISON, {"runs": names, "budget": size})
     return results.rebuild(folder)
+
+
+def _size(budget: int | str, configs: Sequence[RunConfig], setting: Setting) -> int:
+    """The budget in numbers."""
+    if isinstance(budget, int):
+        if budget < 1:
+            raise ConfigError("a budget must be above 0", where="equal budget", why=f"{budget:,}")
+        return budget
+    methods = {config.method.name: config.method for config in configs}
+    if budget not in methods:
+        raise ConfigError(
+            "no method of that name", where="equal budget", why=nearest(budget, methods),
+            remedy=f"give a number, or one of {', '.join(methods)}",
+        )  # fmt: skip
+    size = forecast(methods[budget], setting.model, len(setting.stream.tasks))
+    if not size:
+        raise ConfigError("this method stores nothing", where=f"equal budget: {budget}", remedy="name another one")
+    return size
+
+
+def _fitted(config: RunConfig, setting: Setting, size: int) -> RunConfig:
+    """The config with the rank that fits the budget, announced."""
+    tasks = len(setting.stream.tasks)
+    method = at_budget(config.method, setting.model, tasks, size)
+    stored = forecast(method, setting.model, tasks)
+    say(f"{method.name}: rank {method.lora.rank}, {stored:,} numbers, {stored / size:.3f} of the budget")
+    return dataclasses.replace(config, method=method)
 
 
 def share_zero_shot(setting: Setting, runs: Sequence[Path], part: Path) -> None:

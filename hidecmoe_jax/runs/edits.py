@@ -72,7 +72,12 @@ def recall(run: Path | None, method: Method, model: Model, capacity: int, kept: 
       run: the run's folder; None for what was learned, without any edit.
     """
     learner = method.recall(model, capacity, kept)
-    for one in () if run is None else read(run):
+    return learner if run is None else laid_over(run, method, learner, kept)
+
+
+def laid_over(run: Path, method: Method, learner: Learner, kept: Sequence[dict | None]) -> Learner:
+    """The learner after the lessons that `kept` archived with the edits on top that `run` had up to there."""
+    for one in read(run):
         named = {one.edit.task, one.edit.into} - {None}
         # Of a task that could not be loaded there is nothing to edit.
         if one.tasks <= len(kept) and all(kept[task] is not None for task in named):

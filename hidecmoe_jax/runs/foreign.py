@@ -19,7 +19,6 @@ from PIL import Image
 from hidecmoe_jax.core.errors import ConfigError
 from hidecmoe_jax.data.records import Record, Turn
 from hidecmoe_jax.locators.calibrate import auroc
-from hidecmoe_jax.methods.learner import Seen
 from hidecmoe_jax.runs.disk import write_json
 from hidecmoe_jax.runs.ledger import Ledger
 from hidecmoe_jax.runs.setting import Setting, open_setting
@@ -56,11 +55,8 @@ def foreign_study(run: str | Path, *, count: int = 100) -> dict[str, Any]:
     tasks = setting.stream.tasks[: len(kept)]
 
     def scores(records: tuple[Record, ...], label: str) -> np.ndarray:
-        features = setting.features(records, label)
-        state = None if method.reading is None else jnp.asarray(setting.states(records, label, method.reading))
-        seen = Seen(features.pooled(np.arange(len(records))), state)
         learned = jnp.arange(len(memory["threshold_N"])) < len(kept)
-        return np.asarray(jax.jit(method.gate.scores)(memory, seen, learned))[:, : len(kept)]
+        return np.asarray(jax.jit(method.gate.scores)(memory, setting.sight(records, label), learned))[:, : len(kept)]
 
     own = [scores(setting.test(task), f"{task.name} {setting.config.evaluate.split}") for task in tasks]
     everyone = list(range(len(tasks)))

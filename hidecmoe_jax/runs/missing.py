@@ -20,7 +20,7 @@ from hidecmoe_jax.core.errors import CheckpointError
 from hidecmoe_jax.methods.learner import Method
 from hidecmoe_jax.runs.cells import Cells
 from hidecmoe_jax.runs.ledger import Ledger
-from hidecmoe_jax.runs.seed_run import JOINT
+from hidecmoe_jax.runs.seed_run import lesson_name
 from hidecmoe_jax.runs.store import Groups
 
 _PLACE = re.compile(r"(\d{3,})_.+")
@@ -57,11 +57,6 @@ class Gathered:
         )  # fmt: skip
 
 
-def lesson_names(method: Method, tasks: Sequence[str]) -> tuple[str, ...]:
-    """Names of the commits of a run with these tasks."""
-    return tuple(tasks[lesson[0]] if len(lesson) == 1 else JOINT for lesson in method.lessons(len(tasks)))
-
-
 def expected(folder: Path, names: Sequence[str]) -> tuple[str, ...]:
     """The lessons that a seed must hold: up to the last one that has a folder or was measured."""
     root = folder / "tasks"
@@ -79,7 +74,7 @@ def gather(folder: Path, method: Method, tasks: Sequence[str], *, count: int | N
     Raises:
       CheckpointError: there are fewer lessons, or a folder among them is none of ours.
     """
-    names = expected(folder, lesson_names(method, tasks))
+    names = expected(folder, [lesson_name(tasks, lesson) for lesson in method.lessons(len(tasks))])
     if count is not None and not 0 <= count <= len(names):
         raise CheckpointError(
             "no such task in the run", where=str(folder), why=f"asked for {count}, learned are {len(names)}"

@@ -18,7 +18,7 @@ import numpy as np
 from hidecmoe_jax.core.errors import ConfigError
 from hidecmoe_jax.experts.bank import Bank
 from hidecmoe_jax.methods.editing import closeness
-from hidecmoe_jax.methods.learner import Learner, Seen
+from hidecmoe_jax.methods.learner import Learner
 from hidecmoe_jax.methods.mixture import Mixture
 from hidecmoe_jax.methods.routed import Routed
 from hidecmoe_jax.runs.disk import write_json
@@ -81,10 +81,7 @@ def _mixed(
     method, memory, tables = setting.config.method, learner.memory["gate"], {}
     learned_N = jnp.isin(jnp.arange(room), jnp.asarray(learned))
     for task in learned:
-        records, label = held_out(setting.stream.tasks[task], count)
-        features, reading = setting.features(records, label), method.reading
-        state = None if reading is None else jnp.asarray(setting.states(records, label, reading))
-        seen = Seen(features.pooled(np.arange(len(records))), state)
+        seen = setting.sight(*held_out(setting.stream.tasks[task], count))
         tables[task] = np.asarray(jax.jit(method.gate.scores)(memory, seen, learned_N))
     return mixed_up(tables)
 

@@ -19,6 +19,7 @@ from hidecmoe_jax.runs.cells import Cells, Curve
 from hidecmoe_jax.runs.config import from_mapping, to_mapping
 from hidecmoe_jax.runs.costs import flops_per_query
 from hidecmoe_jax.runs.disk import read_json, write_json
+from hidecmoe_jax.runs.edits import laid_over
 from hidecmoe_jax.runs.identity import read_run
 from hidecmoe_jax.runs.ledger import Ledger
 from hidecmoe_jax.runs.report import (
@@ -41,7 +42,8 @@ def write(setting: Setting, folder: Path) -> None:
     method = setting.config.method
     seed = folder / f"seed_{setting.config.seeds[0]}"
     kept = Ledger(seed).archive()
-    learner, was = setting.recall(kept, folder), setting.recall(kept, None)  # with edits, and as it was learned
+    was = setting.recall(kept, None)  # as it was learned
+    learner = laid_over(folder, method, was, kept)
     sizes = method.sizes(setting.model, was) | {"stored": method.sizes(setting.model, learner)["stored"]}
     growth = method.growth_of(setting.model, was)
     asked = {
@@ -80,8 +82,9 @@ def rebuild(folder: str | Path) -> Path:
     """
     folder = Path(folder)
     if (folder / COMPARISON).is_file():
-        runs = [folder / name for name in read_json(folder / COMPARISON)["runs"]]
-        document, samples = compare_document([document_of(run) for run in runs]), []
+        facts = read_json(folder / COMPARISON)
+        documents = [document_of(folder / name) for name in facts["runs"]]
+        document, samples = compare_document(documents, budget=facts.get("budget")), []
     else:
         document, samples = document_of(folder), samples_of(folder)
     write_report(folder, document, samples)

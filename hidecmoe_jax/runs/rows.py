@@ -15,10 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from hidecmoe_jax.core.keys import key_for
 from hidecmoe_jax.core.strict import plain
 from hidecmoe_jax.data.stream import Task
-from hidecmoe_jax.evaluate.answer import Answer, answers
+from hidecmoe_jax.evaluate.answer import Answer
 from hidecmoe_jax.methods.learner import Serving
 from hidecmoe_jax.runs.cells import Cells
 from hidecmoe_jax.runs.crash import crash_point
@@ -75,13 +74,9 @@ def write_answers(
     if len(done) == len(records):
         return done
     names = [t.name for t in setting.stream.tasks]
-    label, reading = f"{task.name} {setting.config.evaluate.split}", setting.config.method.reading
-    batches = answers(
-        setting.config.method, serving, records, setting.features(records, label),
-        state_ND=None if reading is None else setting.states(records, label, reading),
-        tokenizer=setting.tokenizer, template=setting.config.template, writing=setting.config.evaluate.writing,
-        key=key_for(seed, "answer", task.name), length=setting.prompt_length, named=task.index if named else None,
-        skip=frozenset(line["question_id"] for line in done),
+    batches = setting.answers(
+        serving, records, f"{task.name} {setting.config.evaluate.split}", task=task, seed=seed, named=named,
+        length=setting.prompt_length, skip=frozenset(line["question_id"] for line in done),
     )  # fmt: skip
     with open(path, "a", encoding="utf-8") as file:
         for number, batch in enumerate(bar(f"answers to {task.name}")(batches)):

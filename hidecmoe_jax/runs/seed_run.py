@@ -8,6 +8,7 @@ done by its hooks.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -52,9 +53,9 @@ class Options:
     on_corrupt: str = "refuse"
 
 
-def lesson_name(stream: Stream, lesson: tuple[int, ...]) -> str:
-    """Name of a commit: the task's, or `joint`."""
-    return stream.tasks[lesson[0]].name if len(lesson) == 1 else JOINT
+def lesson_name(tasks: Sequence[str], lesson: tuple[int, ...]) -> str:
+    """Name of a commit of a run with these tasks: the task's, or `joint`."""
+    return tasks[lesson[0]] if len(lesson) == 1 else JOINT
 
 
 def tune_of(tune: Tune, stream: Stream, lesson: tuple[int, ...]) -> Tune:
@@ -131,7 +132,7 @@ class SeedRun:
           CheckpointError: a frozen leaf changed (TR5); nothing is committed.
         """
         setting, method = self.setting, self.setting.config.method
-        name, start = lesson_name(setting.stream, lesson), time.monotonic()
+        name, start = lesson_name([task.name for task in setting.stream.tasks], lesson), time.monotonic()
         learner, tune = self.recall(kept), tune_of(setting.config.tune, setting.stream, lesson)
         # An edit changes what was archived; what has to keep its bytes is then the edited learner that is gone on from.
         held = [method.keep(learner, task) for task in range(len(kept))] if read(self.folder.parent) else kept

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import platform
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.metadata import version
@@ -20,6 +21,7 @@ from tqdm import tqdm
 from hidecmoe_jax.core import trees
 from hidecmoe_jax.core.about import VERSION
 from hidecmoe_jax.core.errors import ConfigError, DataError, nearest
+from hidecmoe_jax.core.keys import key_for
 from hidecmoe_jax.data.check import examine
 from hidecmoe_jax.data.features import Features, extract
 from hidecmoe_jax.data.loader import buckets, shapes
@@ -28,8 +30,8 @@ from hidecmoe_jax.data.prompts import Encoded, encode_all
 from hidecmoe_jax.data.records import Record
 from hidecmoe_jax.data.stream import Stream, Task, TaskSpec, open_stream
 from hidecmoe_jax.data.tokenizer import Tokenizer
-from hidecmoe_jax.evaluate.answer import prompts, states
-from hidecmoe_jax.methods.learner import Learner, Seen, Stage
+from hidecmoe_jax.evaluate.answer import Answer, answers, prompts, states
+from hidecmoe_jax.methods.learner import Learner, Seen, Serving, Stage
 from hidecmoe_jax.models.llava import Model, Reading
 from hidecmoe_jax.models.store import base_folder, load_model
 from hidecmoe_jax.runs.config import RunConfig, StreamConfig, to_mapping
@@ -150,6 +152,24 @@ class Setting:
         reading = method.reading
         return Seen(pooled, None if reading is None else self.states(material.records, label, reading))
 
+    def sight(self, records: tuple[Record, ...], label: str) -> Seen:
+        """What a gate looks at of some records."""
+        reading, pooled = self.config.method.reading, self.features(records, label).pooled(np.arange(len(records)))
+        return Seen(pooled, None if reading is None else self.states(records, label, reading))
+
+    def answers(
+        self, serving: Serving, records: tuple[Record, ...], label: str, *, task: Task, seed: int, named: bool,
+        length: int | None = None, skip: frozenset[str] = frozenset(),
+    ) -> Iterator[list[Answer]]:  # fmt: skip
+        """Batches of answers to records of `task`, with the task named or found; all else as in `evaluate.answer`."""
+        config, reading = self.config, self.config.method.reading
+        return answers(
+            config.method, serving, records, self.features(records, label),
+            state_ND=None if reading is None else self.states(records, label, reading),
+            tokenizer=self.tokenizer, template=config.template, writing=config.evaluate.writing,
+            key=key_for(seed, "answer", task.name), length=length, named=task.index if named else None, skip=skip,
+        )  # fmt: skip
+
     def recall(self, kept: list, run: Path | None) -> Learner:
         """The learner after the lessons that `kept` archived, with the edits of `run` (None: as it was learned)."""
         return recall(run, self.config.method, self.model, max(self.config.capacity, len(kept)), kept)
@@ -184,11 +204,20 @@ def open_base(config: RunConfig) -> tuple[Model, Tokenizer]:
     changes = {name: getattr(config.base, name) for name in ("dtype", "param_dtype", "remat")}
     model = load_model(folder, **{name: value for name, value in changes.items() if value is not None})
     tokenizer = Tokenizer.load(folder)
-    if tokenizer.size > model.config.decoder.vocabulary or tokenizer.image != model.config.image_token:
+    # The image token's row is never looked up, so it alone may lie one past the table (original LLaVA-1.5).
+    beyond = tokenizer.size - (tokenizer.image == model.config.decoder.vocabulary)
+    if beyond > model.config.decoder.vocabulary or tokenizer.image != model.config.image_token:
         raise ConfigError(
             "tokenizer and model do not belong together", where=str(folder),
             why=f"{tokenizer.size} tokens and image token {tokenizer.image}, the model has "
             f"{model.config.decoder.vocabulary} and {model.config.image_token}",
+        )  # fmt: skip
+    reader, text = tokenizer.text or tokenizer, model.config.text
+    if reader.size > text.vocabulary or reader.eos != text.eos_token:
+        raise ConfigError(
+            "the text tower cannot read the tokenizer's ids", where=str(folder),
+            why=f"{reader.size} tokens and end {reader.eos}, the tower has {text.vocabulary} and {text.eos_token}",
+            remedy="convert again with a --clip folder that has CLIP's tokenizer.json (it goes to text/)",
         )  # fmt: skip
     return model, tokenizer
 

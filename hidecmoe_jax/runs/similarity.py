@@ -9,18 +9,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from hidecmoe_jax.core.errors import ConfigError
 from hidecmoe_jax.data.records import Record
 from hidecmoe_jax.evaluate.answer import prompt_rows, prompts
-from hidecmoe_jax.evaluate.cka import cka_matrices, layer_features
+from hidecmoe_jax.evaluate.cka import cka_matrices
 from hidecmoe_jax.experts import surgery
 from hidecmoe_jax.experts.routing import Voice, everyone
 from hidecmoe_jax.methods.learner import dressed
 from hidecmoe_jax.methods.routed import FAMILY
-from hidecmoe_jax.models.llava import Model
+from hidecmoe_jax.models.llava import Model, layer_features
 from hidecmoe_jax.runs.disk import write_json
 from hidecmoe_jax.runs.ledger import Ledger
 from hidecmoe_jax.runs.report.canvas import png
@@ -70,6 +71,9 @@ def study(run: str | Path, *, count: int = 500, legacy: bool = False) -> Path:
     return picture
 
 
+_features_of = jax.jit(layer_features)
+
+
 def _features(
     setting: Setting, model: Model, voices: tuple[Voice, ...], records: list[Record], label: str
 ) -> np.ndarray:
@@ -82,5 +86,5 @@ def _features(
             asked, seen, start, batch=size, length=setting.prompt_length, pad=setting.tokenizer.pad,
             vocab=model.config.decoder.vocabulary,
         )  # fmt: skip
-        parts.append(np.asarray(layer_features(model, prompt, voices))[:, : len(rows)])
+        parts.append(np.asarray(_features_of(model, prompt, voices))[:, : len(rows)])
     return np.concatenate(parts, axis=1)

@@ -17,10 +17,8 @@ from typing import Any
 import numpy as np
 
 from hidecmoe_jax.core.errors import ConfigError
-from hidecmoe_jax.core.keys import key_for
 from hidecmoe_jax.data.records import Record
 from hidecmoe_jax.data.stream import Task
-from hidecmoe_jax.evaluate.answer import answers
 from hidecmoe_jax.methods.editing import Edit, edited
 from hidecmoe_jax.methods.learner import Serving
 from hidecmoe_jax.runs import edits
@@ -221,12 +219,7 @@ def held_out(task: Task, count: int | None) -> tuple[tuple[Record, ...], str]:
 
 def _score(setting: Setting, serving: Serving, task: Task, records: tuple[Record, ...], label: str, seed: int) -> float:
     """Score 0-100 of the answers to a task's records; nothing is written."""
-    method, reading = setting.config.method, setting.config.method.reading
-    batches = answers(
-        method, serving, records, setting.features(records, label),
-        state_ND=None if reading is None else setting.states(records, label, reading),
-        tokenizer=setting.tokenizer, template=setting.config.template, writing=setting.config.evaluate.writing,
-        key=key_for(seed, "answer", task.name), named=task.index if method.needs_name else None,
-    )  # fmt: skip
+    named = setting.config.method.needs_name
+    batches = setting.answers(serving, records, label, task=task, seed=seed, named=named)
     told = by_id([(answer.id, answer.text) for batch in batches for answer in batch], where=label)
     return score(task.scorer, told, {record.id: record.references for record in records}).value

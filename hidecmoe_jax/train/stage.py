@@ -24,7 +24,6 @@ from hidecmoe_jax.data.prompts import Encoded
 from hidecmoe_jax.data.records import Record
 from hidecmoe_jax.experts.load import Load, evenness
 from hidecmoe_jax.methods.learner import Learner, Method, Stage, with_trainable
-from hidecmoe_jax.models.llama import Tally
 from hidecmoe_jax.models.llava import Batch, Model, Prompt
 from hidecmoe_jax.train.optim import Tune, shape_of_rate
 from hidecmoe_jax.train.step import Metrics, begin, take_step
@@ -157,8 +156,8 @@ _usage = partial(jax.jit, static_argnames=("method", "stage"))(
 )
 
 
-def count_usage(method: Method, model: Model, learner: Learner, stage: Stage, material: Material, batch: int) -> Tally:
-    """Sums of the stage's tallies over all records; counts are integers on the host and cannot overflow."""
+def count_usage(method: Method, model: Model, learner: Learner, stage: Stage, material: Material, batch: int) -> Any:
+    """Sums over all records of what the stage counts; integers are added on the host and cannot overflow."""
     total = None
     for start in range(0, len(material.encoded), batch):
         rows = np.arange(start, start + batch, dtype=np.int32)

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hidecmoe_jax.evaluate.cka import cka, cka_matrices, layer_features
+from hidecmoe_jax.evaluate.cka import cka, cka_matrices
 from hidecmoe_jax.models.config import DecoderConfig, LlavaConfig, TextConfig, VisionConfig
-from hidecmoe_jax.models.llava import Prompt, init_model
+from hidecmoe_jax.models.llava import Prompt, init_model, layer_features
 
 
 @pytest.fixture(scope="module")

@@ -30,6 +30,8 @@ METHODS = {
     "expand_all": {"expand": "all"},
     "hide_located": {"gate": {"kind": "locator", "by": {"kind": "nearest_mean"}, "kept_apart": 0.25}},
     "expand_outer": {"expand": [0, 2], "eps": [1.0, 0.5, 0.25]},
+    "chosen": {"expand": {"layers": 1, "share": 0.5}},
+    "chosen_by_cka": {"expand": {"layers": 2, "by": "cka", "share": 1.0}, "fusion": "product_mean"},
     "product_sum": {"fusion": "product_sum", "eps": [1.0, 0.5, 0.25]},
     "product_mean": {"fusion": "product_mean"},
     "per_task": {"expand": "all", "gate": {"kind": "named"}},
@@ -131,7 +133,7 @@ def by_hand(done, weight_N: np.ndarray) -> dict:
     layers, scale = model.config.decoder.layers, method.lora.alpha / method.lora.rank
     kept = done.kept if method.growth == "per_task" else done.kept[-1:]
     eps = method.eps[: len(kept)] or (1.0,) * len(kept)
-    expanded = method.expanded(layers)
+    expanded = method.expanded(layers, done.learners[-1].memory)
     for site in method.lora.sites:
         kernel = np.array(params["decoder"]["layers"][site]["kernel"], np.float64)
         for layer in range(layers):

@@ -193,7 +193,7 @@ def routed(method, tasks):
     for task in tasks:
         expert = drawn(surgery.sprout(method.lora.blank(MODEL, 1), 0, task, jax.random.key(task)), 10 + task)
         past = surgery.plant(past, 1 + task, expert, task)
-    return learner.replace(past={FAMILY: method.fused_again(past)})
+    return learner.replace(past={FAMILY: method.fused_again(past, learner.memory)})
 
 
 @pytest.mark.parametrize("fusion", surgery.FUSIONS)

@@ -76,3 +76,25 @@ def test_what_cannot_be_compared_is_refused_before_anything_runs(world):
     with pytest.raises(ConfigError, match="already exists"):
         compare([replace(hide, method=replace(hide.method, name="new")), other], out)
     assert not (out / "new").exists()
+
+
+def test_equal_budgets_change_the_rank_alone_and_are_reported(world, tmp_path):
+    _, (hide, _), _, _ = world
+    short = replace(hide, evaluate=replace(hide.evaluate, zero_shot=False, named="none", variants=False))
+    every = replace(short, method=replace(hide.method, name="everywhere", expand="all", train_projector=False))
+    out = compare([short, every], tmp_path / "equal", budget="everywhere")
+    found = json.loads((out / "report.json").read_text())
+    wide, named = found["methods"]
+    assert found["budget"] == named["stored_parameters"]["total"] and named["of_budget"] == 1.0
+    assert wide["of_budget"] == pytest.approx(1.0, abs=0.05)
+    assert wide["of_budget"] == wide["stored_parameters"]["total"] / found["budget"]
+    assert wide["settings"]["method"]["lora"]["rank"] != hide.method.lora.rank
+    assert named["settings"]["method"]["lora"]["rank"] == hide.method.lora.rank
+    assert "Equal budget" in (out / "report.html").read_text()
+
+
+def test_senseless_budgets_are_refused(world, tmp_path):
+    _, (hide, none), _, _ = world
+    for budget, why in (("hid", "hide"), (0, "above 0"), ("zero_shot", "stores nothing"), (10, "larger budget")):
+        with pytest.raises(ConfigError, match=why):
+            compare([hide, none], tmp_path / str(budget), budget=budget)

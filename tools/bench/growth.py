@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import resource
 import shutil
 import statistics
@@ -25,16 +24,13 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from datetime import date
 from pathlib import Path
 
 import jax
+from flops import write_record
 
 from hidecmoe_jax.core import trees
-from hidecmoe_jax.core.keys import key_for
 from hidecmoe_jax.data.pocket.tasks import TASKS, write_task
-from hidecmoe_jax.evaluate.answer import answers
-from hidecmoe_jax.methods.learner import Seen
 from hidecmoe_jax.models.config import DecoderConfig, LlavaConfig, TextConfig, VisionConfig
 from hidecmoe_jax.models.llava import init_model
 from hidecmoe_jax.models.store import base_folder, save_model
@@ -136,21 +132,14 @@ def least(repeats: int, work: Callable[[], object]) -> float:
 def serve(run: SeedRun, kept: list, size: Size, decide: Callable) -> dict[str, float]:
     """Seconds to find one sample's task and to answer one batch, always the first task's questions."""
     setting, task = run.setting, run.setting.stream.tasks[0]
-    config, records = setting.config, setting.test(task)[: size.asked]
-    method, label = config.method, f"{task.name} asked"
-    serving, features = method.serve(setting.model, run.recall(kept)), setting.features(records, label)
-    state_ND = None if method.reading is None else setting.states(records, label, method.reading)
-    pooled = features.pooled(jax.numpy.arange(len(records)))
+    records, label = setting.test(task)[: size.asked], f"{task.name} asked"
+    serving, seen = setting.config.method.serve(setting.model, run.recall(kept)), setting.sight(records, label)
 
     def answer():
-        batches = answers(
-            method, serving, records, features, state_ND=state_ND, tokenizer=setting.tokenizer,
-            template=config.template, writing=config.evaluate.writing, key=key_for(0, "answer"),
-            length=setting.prompt_length,
-        )  # fmt: skip
-        return [answer.weights for batch in batches for answer in batch]
+        told = {"task": task, "seed": 0, "named": False, "length": setting.prompt_length}
+        return [answer.weights for batch in setting.answers(serving, records, label, **told) for answer in batch]
 
-    found = least(size.repeats, lambda: decide(serving, Seen(pooled, state_ND)))
+    found = least(size.repeats, lambda: decide(serving, seen))
     return {"find_seconds": found / len(records), "answer_seconds": least(size.repeats, answer)}
 
 
@@ -235,8 +224,7 @@ def measure(methods: list[str], size: Size, *, toy: bool) -> dict:
             # This process never touches the device: one that holds its memory would starve the others.
             subprocess.run([sys.executable, __file__, "--part", json.dumps(given)], check=True)
             found[method] = json.loads(Path(given["out"]).read_text())
-    facts = {"what": "toy" if toy else "pocket model", "date": date.today().isoformat(), "jax": jax.__version__}
-    facts |= {"python": platform.python_version(), "device": found[methods[0]]["device"], "size": asdict(size)}
+    facts = {"what": "toy" if toy else "pocket model", "device": found[methods[0]]["device"], "size": asdict(size)}
     return facts | {"methods": {method: part["rows"] for method, part in found.items()}}
 
 
@@ -264,11 +252,10 @@ def main() -> None:
     size = replace(size, tasks=given.tasks or size.tasks)
     result = measure(given.methods, size, toy=given.toy)
     out = given.out or (None if given.toy else RESULT)
+    write_record(result, out)
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(result, indent=1) + "\n")
         out.with_suffix(".png").write_bytes(draw_figure(result))
-        print(f"wrote {out} and {out.with_suffix('.png')}")
+        print(f"wrote {out.with_suffix('.png')}")
 
 
 if __name__ == "__main__":

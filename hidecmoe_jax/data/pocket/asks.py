@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from hidecmoe_jax.data.pocket.picture import COLOURS, SHAPES, TEXTURES, Picture, Thing
+from hidecmoe_jax.data.pocket.picture import COLOURS, DIGITS, SHAPES, TEXTURES, UPPER, Picture, Thing
 from hidecmoe_jax.data.pocket.words import (
     NUMBERS,
     PLACES,
@@ -173,7 +173,7 @@ def plain_language(rng: np.random.Generator) -> Turns:
     other = str(_pick(rng, [plural(name) for name in SHAPES]))
     yield f"Repeat: {word}.", word
     yield f"Not {_pick(rng, list(COLOURS))} but {other}: what?", other
-    kind = (list(COLOURS), list(SHAPES), list("ABCDEFGHIJKLMNOPQRSTUVWXYZ"))[int(rng.integers(3))]
+    kind = (list(COLOURS), list(SHAPES), list(UPPER))[int(rng.integers(3))]
     right = str(_pick(rng, kind))
     options, letter = _options(rng, right, kind)
     yield f"Which option is {right}? {options}", letter
@@ -213,7 +213,7 @@ def read_character(picture: Picture, rng: np.random.Generator) -> Turns:
         if rng.random() < 0.3:
             extra = int(rng.integers(1, 6))
             yield f"What is this digit plus {extra}?", str(int(said) + extra)
-    other = str(_pick(rng, "0123456789" if kind == "digit" else "ABCDEFGHIJKLMNOPQRSTUVWXYZ"))
+    other = str(_pick(rng, DIGITS if kind == "digit" else UPPER))
     asked = said if rng.random() < 0.5 else other
     yield f"Is this the {kind} {asked}?", "yes" if asked == said else "no"
     yield "What colour is it?", thing.colour
@@ -239,7 +239,7 @@ def read_word(picture: Picture, rng: np.random.Generator) -> Turns:
     yield "What colour is the text?", things[0].colour
     yield "Give the box of the first character.", box(things[0])
     yield "Give the box of the last character.", box(things[-1])
-    asked = shown[which] if rng.random() < 0.5 else str(_pick(rng, "ABCDEFGHIJKLMNOPQRSTUVWXYZ"))
+    asked = shown[which] if rng.random() < 0.5 else str(_pick(rng, UPPER))
     yield f"Is there the character {asked}?", "yes" if asked in shown else "no"
     digits = [c for c in text if c.isdigit()]
     if len(digits) > 1:

@@ -144,10 +144,11 @@ def run_document(
     }
 
 
-def compare_document(documents: Sequence[Mapping[str, object]]) -> dict[str, object]:
-    """Puts several run documents side by side as {"methods": [...]}.
+def compare_document(documents: Sequence[Mapping[str, object]], *, budget: int | None = None) -> dict[str, object]:
+    """Puts several run documents side by side as {"budget": ..., "methods": [...]}.
 
-    Every method gets a `label`: its name, numbered from the second time it occurs.
+    Every method gets a `label`: its name, numbered from the second time it occurs; and `of_budget`: what it stores over
+    the common budget, None without one.
 
     Raises:
       DataError: nothing to compare, or runs over different tasks, orders or scorers.
@@ -169,11 +170,17 @@ def compare_document(documents: Sequence[Mapping[str, object]]) -> dict[str, obj
         name = str(document["method"])
         times[name] += 1
         labels.append(name if times[name] == 1 else f"{name} ({times[name]})")
+    stored = [(document.get("stored_parameters") or {}).get("total") for document in documents]
+    parts = [size / budget if budget and size else None for size in stored]
     return {
         "format": FORMAT,
         "tasks": first["tasks"],
         "scorers": first["scorers"],
-        "methods": [{"label": label, **document} for label, document in zip(labels, documents, strict=True)],
+        "budget": budget,
+        "methods": [
+            {"label": label, "of_budget": part, **document}
+            for label, part, document in zip(labels, parts, documents, strict=True)
+        ],
     }
 
 

@@ -36,8 +36,11 @@ def run_figures(document: Document) -> dict[str, bytes]:
         drawn["routing_confusion"] = routing_confusion(document)
     if document["stored_parameters"] or document["expert_sizes"]:
         drawn["expert_sizes"] = expert_sizes(document)
-    if document.get("growth"):
+    found = document.get("growth") or {}
+    if "experts" in found:
         drawn["growth"] = growth(document)
+    if "worth" in found:
+        drawn["expansion"] = expansion(document)
     if any(document["curves"].values()):
         drawn["training_loss"] = training_loss(document)
     return {f"{name}.png": png(figure) for name, figure in drawn.items()}
@@ -160,6 +163,21 @@ def growth(document: Document):
 def _growth_text(added: int, share: float | None) -> str:
     mark = f"+{added}" if added else "\u00b7"
     return mark if share is None else f"{mark}\n{100 * share:.0f}%"
+
+
+def expansion(document: Document):
+    """What every layer was worth to every task; the chosen layers are framed."""
+    found, tasks = document["growth"], document["tasks"]
+    layers = len(found["worth"][0])
+    figure, axis = canvas(2.6 + 0.62 * layers, 1.6 + 0.5 * len(found["worth"]))
+    texts = [[f"{value:.2f}" if any(row) else "\u00b7" for value in row] for row in found["worth"]]
+    heat(axis, found["worth"], top=max([1e-6, *_measured(*found["worth"])]), texts=texts)
+    for layer in found["expanded"]:
+        axis.axvspan(layer - 0.48, layer + 0.48, fill=False, edgecolor=INK, linewidth=1.6)
+    axis.set_xticks(range(layers), range(layers))
+    axis.set_yticks(range(len(texts)), [short(task) for task in tasks[: len(texts)]])
+    titles(axis, f"What expanding a layer is worth, by {found['by']} \u00b7 {document['method']}", x="layer", y="")
+    return figure
 
 
 def training_loss(document: Document):

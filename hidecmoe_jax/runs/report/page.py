@@ -68,6 +68,9 @@ CAPTIONS = {
     "expert_sizes": "Parameters beyond the frozen base: what is served, what is kept on disk, and what was trained.",
     "growth": "Experts that each task (rows) added in each layer (columns): +1 for one, a dot for none. The shade and "
     "the percentage say how many tokens of the measuring records picked the probe. The first task is not probed.",
+    "expansion": "What each layer (columns) was worth to each task (rows) once learned: the fall of the answer loss "
+    "where the fused layer gets the task's own expert back, or the unlikeness of features to those under earlier "
+    "tasks' experts. Framed layers are expanded. The first task has nothing to be compared with.",
     "training_loss": "Loss per answer token, stages one after the other: faint as logged, bold as moving average.",
     "last_and_forgetting": "Bars are means over seeds, whiskers one standard deviation, dots single seeds.",
     "last_by_task": "Score of each task after the last stage, one bar a method.",
@@ -144,6 +147,7 @@ def page(
         tasks=document["tasks"],
         scorers=document["scorers"],
         methods=methods,
+        budget=document.get("budget"),
         reading=[row for row in READING if row[0] != "last_bounded" or any(m.get("open_ended") for m in methods)],
         parts=("total", *PARTS),
         flops=FLOPS,
