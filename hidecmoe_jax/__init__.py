@@ -20,6 +20,8 @@ __version__ = VERSION
 
 # public name -> module that defines it
 _HOME = {
+    "adopt": "hidecmoe_jax.port.adopt",
+    "Adoption": "hidecmoe_jax.port.adopt",
     "add": "hidecmoe_jax.runs.stream_loop",
     "Bank": "hidecmoe_jax.experts.bank",
     "check_run": "hidecmoe_jax.runs.identity",
@@ -27,6 +29,7 @@ _HOME = {
     "compare": "hidecmoe_jax.runs.compare",
     "describe": "hidecmoe_jax.runs.inspect",
     "evaluate_run": "hidecmoe_jax.runs.stream_loop",
+    "export": "hidecmoe_jax.port.export",
     "foreign_study": "hidecmoe_jax.runs.foreign",
     "HidecmoeError": "hidecmoe_jax.core.errors",
     "learn": "hidecmoe_jax.runs.stream_loop",
@@ -48,6 +51,7 @@ _HOME = {
     "study": "hidecmoe_jax.runs.similarity",
     "TaskSpec": "hidecmoe_jax.data.stream",
     "Voice": "hidecmoe_jax.experts.routing",
+    "Wish": "hidecmoe_jax.port.wish",
     "write_stream": "hidecmoe_jax.data.pocket.tasks",
 }
 

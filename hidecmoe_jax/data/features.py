@@ -90,8 +90,8 @@ def _look(model: Model, paths: Sequence[str], batch: int, *, keep: bool, progres
 
 def _texts(model: Model, tokenizer: Tokenizer, texts: Sequence[str], batch: int) -> tuple[np.ndarray, int]:
     """Pooled text states [N, D] of routing texts, and how many were cut to the tower's context."""
-    distinct = sorted(set(texts))
-    rows = [text_ids(tokenizer, text, model.config.text.context) for text in distinct]
+    distinct, reader = sorted(set(texts)), tokenizer.text or tokenizer
+    rows = [text_ids(reader, text, model.config.text.context) for text in distinct]
     cut = {text for text, (_, _, lost) in zip(distinct, rows, strict=True) if lost}
     states = []
     for start in range(0, len(rows), batch):

@@ -26,6 +26,7 @@ _SPECIAL = {
     "image": ("image_token", ("<image>",)),
 }
 NO_TOKEN = -1
+TEXT_FOLDER = "text"
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Tokenizer:
       pad, bos, eos, unk, image: ids; `unk` and `image` are -1 where the vocabulary has none (CLIP's text
         tower).
       size: number of ids, added tokens included; every id is in [0, size).
+      text: the text tower's own tokenizer, where the folder has one in `text/` (CLIP's); None where both read alike.
     """
 
     pad: int
@@ -47,6 +49,7 @@ class Tokenizer:
     special: frozenset[int]
     prefixes_space: bool
     _backend: Any = field(repr=False, compare=False)
+    text: Tokenizer | None = None
 
     @classmethod
     def load(cls, folder: str | Path) -> Tokenizer:
@@ -81,6 +84,7 @@ class Tokenizer:
             special=special,
             prefixes_space=prefixes,
             _backend=backend,
+            text=cls.load(Path(folder) / TEXT_FOLDER) if (Path(folder) / TEXT_FOLDER).is_dir() else None,
             **ids,
         )
 

@@ -26,12 +26,15 @@ class Routing:
       router_LBDS: None, or the token router gathered for each sample's task (B may be 1).
       top_k: slots kept by the token router.
       gate: voices with the same name here share one softmax over their slots, in order; "" stands for itself.
+      site_routers: None, or a token router of every site, {site: [L, D, S]}: all slots are then weighed at each site by
+        a softmax of what that site reads, whatever task the sample belongs to.
     """
 
     gain_LBS: Array
     router_LBDS: Array | None = None
     top_k: int = struct.field(pytree_node=False, default=0)
     gate: str = struct.field(pytree_node=False, default="")
+    site_routers: dict[str, Array] | None = None
 
 
 @struct.dataclass

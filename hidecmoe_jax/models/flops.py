@@ -26,7 +26,7 @@ class Experts:
     Attributes:
       layers, slots, rank: of its bank; empty slots are computed like others, for shapes never change.
       sites: {name: (input width, output width)}.
-      routed: whether a token router weighs the slots.
+      routed: whether a token router weighs the slots; `routed_at_sites` whether every site has one of its own.
     """
 
     layers: int
@@ -34,6 +34,7 @@ class Experts:
     rank: int
     sites: Mapping[str, tuple[int, int]]
     routed: bool
+    routed_at_sites: bool = False
 
 
 def product(rows: int, width: int, features: int) -> int:
@@ -90,6 +91,8 @@ def experts(config: DecoderConfig, tokens: int, added: Experts) -> int:
     # A layer asks its router before attention and before the feed-forward part, where an expert stands there.
     asked = bool(ATTENTION_SITES & set(added.sites)) + bool(set(added.sites) - ATTENTION_SITES)
     gates = asked * product(tokens, config.width, added.slots) if added.routed else 0
+    if added.routed_at_sites:
+        gates += sum(product(tokens, d, added.slots) for d, _ in added.sites.values())
     return added.layers * (sites + beside + gates)
 
 

@@ -40,6 +40,7 @@ class LayerVoice:
     top_k: int = struct.field(pytree_node=False)
     dropout: float = struct.field(pytree_node=False)
     gate: str = struct.field(pytree_node=False, default="")
+    site_routers: dict[str, Array] | None = None
 
 
 @struct.dataclass
@@ -110,6 +111,9 @@ def speak(y: Array, x: Array, site: str, voices: Sequence[tuple[LayerVoice, Arra
     """Adds every voice's experts at `site` to `y` = W x."""
     for voice, weight in voices:
         if site in voice.a:
+            if voice.site_routers is not None:
+                router_DS = voice.site_routers[site]
+                weight, _ = slot_gates(x, voice.gain_BS, router_DS[None], router_DS.shape[1])
             y = y + apply_experts(_dropped(x, voice, site), voice.a[site], voice.b[site], weight, voice.scale)
     return y
 
@@ -227,15 +231,16 @@ def _cut(voice: Voice, start: int, stop: int) -> LayerVoice | None:
     if low < 0 or high > bank.layers:
         return None
     whole = low == 0 and high == bank.layers
-    a, b, gain, router = (bank.a, bank.b, routing.gain_LBS, routing.router_LBDS)
+    leaves = (bank.a, bank.b, routing.gain_LBS, routing.router_LBDS, routing.site_routers)
     if not whole:
-        a, b, gain, router = jax.tree.map(lambda leaf: leaf[low:high], (a, b, gain, router))
+        leaves = jax.tree.map(lambda leaf: leaf[low:high], leaves)
+    a, b, gain, router, at_sites = leaves
     keys = (
         None
         if voice.key is None
         else jax.vmap(lambda layer: jax.random.fold_in(voice.key, layer))(jnp.arange(start, stop))
     )
-    return LayerVoice(a, b, gain, router, keys, bank.scale, routing.top_k, voice.dropout, routing.gate)
+    return LayerVoice(a, b, gain, router, keys, bank.scale, routing.top_k, voice.dropout, routing.gate, at_sites)
 
 
 def _count(weight: Array, chance: Array, kinds_BT: Array) -> Tally:

@@ -22,10 +22,11 @@ from hidecmoe_jax.data.stream import TaskSpec
 from hidecmoe_jax.evaluate.answer import Writing
 from hidecmoe_jax.methods.learner import Method
 from hidecmoe_jax.methods.mixture import Mixture
+from hidecmoe_jax.methods.moelora import MoeLora
 from hidecmoe_jax.methods.routed import Routed
 from hidecmoe_jax.train.optim import Tune
 
-METHODS = {"routed": Routed, "mixture": Mixture}
+METHODS = {"routed": Routed, "mixture": Mixture, "moelora": MoeLora}
 
 
 @dataclass(frozen=True)

@@ -70,4 +70,6 @@ def _heard(method: Method, serving: Serving) -> tuple[tuple[Voice, ...], int]:
 def _added(voice: Voice) -> flops.Experts:
     bank = voice.bank
     sites = {site: (leaf.shape[1], bank.b[site].shape[-1]) for site, leaf in bank.a.items()}
-    return flops.Experts(bank.layers, bank.slots, bank.rank, sites, voice.routing.router_LBDS is not None)
+    routing = voice.routing
+    by_block, by_site = routing.router_LBDS is not None, routing.site_routers is not None
+    return flops.Experts(bank.layers, bank.slots, bank.rank, sites, by_block, by_site)

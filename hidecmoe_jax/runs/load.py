@@ -23,7 +23,7 @@ from hidecmoe_jax.data.records import Record, Turn
 from hidecmoe_jax.data.tokenizer import Tokenizer
 from hidecmoe_jax.evaluate.answer import Answer, answers, states
 from hidecmoe_jax.methods.doubt import UNREACHED
-from hidecmoe_jax.methods.learner import Decision, Seen, Serving
+from hidecmoe_jax.methods.learner import Decision, Learner, Seen, Serving
 from hidecmoe_jax.methods.routed import Routed
 from hidecmoe_jax.models.config import LlavaConfig
 from hidecmoe_jax.models.llava import Model, Prompt, logits, vision_features
@@ -32,6 +32,7 @@ from hidecmoe_jax.runs.edits import recall
 from hidecmoe_jax.runs.identity import read_run
 from hidecmoe_jax.runs.missing import gather
 from hidecmoe_jax.runs.setting import open_base
+from hidecmoe_jax.runs.store import Groups
 from hidecmoe_jax.runs.stream_loop import CONFIG, config_of
 
 _logits = jax.jit(logits)
@@ -238,6 +239,38 @@ def load(path: str | Path, *, task: int | None = None, skip_missing: bool = Fals
         config = RunConfig(method=Routed(name="base", growth="none"), base=Base(path=str(path)))
         model, tokenizer = open_base(config)
         return Assistant(config, model, config.method.serve(model, config.method.birth(model, 1)), tokenizer, ())
+    found = recalled(folder, task=task, skip_missing=skip_missing)
+    serving = found.config.method.serve(found.model, found.learner).replace(missing=found.missing)
+    return Assistant(found.config, found.model, serving, found.tokenizer, found.tasks)
+
+
+@dataclass(frozen=True)
+class Recalled:
+    """A run in memory: its config, the untouched base, what was learned on it, and the names of the lessons.
+
+    Attributes:
+      kept: what the ledger holds of every lesson; None for those in `missing`, which could not be loaded.
+      tasks: names of the lessons.
+      base: SHA-256 of the base's leaves, as run.json has it.
+    """
+
+    folder: Path
+    config: RunConfig
+    model: Model
+    tokenizer: Tokenizer
+    learner: Learner
+    kept: list[Groups | None]
+    tasks: tuple[str, ...]
+    missing: tuple[str, ...]
+    base: str
+
+
+def recalled(folder: Path, *, task: int | None = None, skip_missing: bool = False) -> Recalled:
+    """What `load` serves from, for those who do something else with it.
+
+    Raises:
+      CheckpointError: as `load`.
+    """
     config, run = config_of(folder), read_run(folder)
     model, tokenizer = open_base(config)
     if trees.digest(model.params) != run["identity"]["base"]:
@@ -250,5 +283,6 @@ def load(path: str | Path, *, task: int | None = None, skip_missing: bool = Fals
     found = gather(folder / f"seed_{config.seeds[0]}", config.method, tasks, count=task)
     found.require(config.method, skip_missing=skip_missing)
     learner = recall(folder, config.method, model, max(config.capacity, len(tasks)), found.kept)
-    serving = config.method.serve(model, learner).replace(missing=tuple(found.lost))
-    return Assistant(config, model, serving, tokenizer, found.names)
+    return Recalled(
+        folder, config, model, tokenizer, learner, found.kept, found.names, tuple(found.lost), run["identity"]["base"]
+    )

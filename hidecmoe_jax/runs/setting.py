@@ -204,11 +204,20 @@ def open_base(config: RunConfig) -> tuple[Model, Tokenizer]:
     changes = {name: getattr(config.base, name) for name in ("dtype", "param_dtype", "remat")}
     model = load_model(folder, **{name: value for name, value in changes.items() if value is not None})
     tokenizer = Tokenizer.load(folder)
-    if tokenizer.size > model.config.decoder.vocabulary or tokenizer.image != model.config.image_token:
+    # The image token's row is never looked up, so it alone may lie one past the table (original LLaVA-1.5).
+    beyond = tokenizer.size - (tokenizer.image == model.config.decoder.vocabulary)
+    if beyond > model.config.decoder.vocabulary or tokenizer.image != model.config.image_token:
         raise ConfigError(
             "tokenizer and model do not belong together", where=str(folder),
             why=f"{tokenizer.size} tokens and image token {tokenizer.image}, the model has "
             f"{model.config.decoder.vocabulary} and {model.config.image_token}",
+        )  # fmt: skip
+    reader, text = tokenizer.text or tokenizer, model.config.text
+    if reader.size > text.vocabulary or reader.eos != text.eos_token:
+        raise ConfigError(
+            "the text tower cannot read the tokenizer's ids", where=str(folder),
+            why=f"{reader.size} tokens and end {reader.eos}, the tower has {text.vocabulary} and {text.eos_token}",
+            remedy="convert again with a --clip folder that has CLIP's tokenizer.json (it goes to text/)",
         )  # fmt: skip
     return model, tokenizer
 

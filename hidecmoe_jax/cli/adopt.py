@@ -1,0 +1,49 @@
+"""`hidecmoe adopt`: adapters of other tools, or a hub folder, become a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import Positional, UseAppendAction, arg
+
+import hidecmoe_jax as hj
+from hidecmoe_jax.cli.words import Assignments, Folders, joined
+
+Names = Annotated[UseAppendAction[tuple[tuple[str, ...], ...]], arg(metavar="NAME ...")]
+
+
+def adopt(
+    base: Annotated[str, Positional, arg(metavar="BASE")],
+    adapters: Annotated[tuple[Path, ...], Positional, arg(metavar="ADAPTER ...")],
+    /,
+    *,
+    out: Annotated[Path, arg(metavar="RUN")],
+    names: Names = (),
+    data: Folders = (),
+    template: Literal["vicuna", "short", "plain"] = "vicuna",
+    sets: Assignments = (),
+    overwrite: bool = False,
+) -> None:
+    """Make a run of adapters that other tools trained, or of a folder written by `hidecmoe export --to hub`.
+
+    PEFT LoRA folders (several become tasks that have to be named), one HiDe-LLaVA or MCITlib HiDe folder, or one
+    MoELoRA folder of CoIN. Pickled files are refused; tools/unpickle.py makes safetensors of them.
+
+    Examples:
+      $ hidecmoe adopt bases/llava-7b adapters/birds adapters/fish --out runs/mine
+      $ hidecmoe adopt bases/llava-7b adapters/hide --out runs/hide --data my/birds my/fish
+      $ hidecmoe adopt bases/llava-7b out/hub --out runs/back
+
+    Args:
+      base: base model made by tools/convert.py, or 'pocket'.
+      adapters: adapter folders.
+      out: run folder to make.
+      names: of the tasks, if not the folders' names.
+      data: task folders in the order of the tasks, for `hidecmoe eval` and `add`.
+      template: words around questions that the adapters were trained with.
+      sets: override a value of the run's config, such as evaluate.writing.max_new_tokens=64.
+      overwrite: replace what is in RUN.
+    """
+    how = hj.Adoption(joined(names), tuple(map(str, joined(data))), template, joined(sets))
+    print("\n".join(hj.adopt(base, adapters, out, how, overwrite=overwrite)))

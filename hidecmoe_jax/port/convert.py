@@ -1,0 +1,369 @@
+"""Foreign checkpoints become the folder of a base model.
+
+    report = convert(Path("llava-1.5-7b-hf"), Path("bases/llava-7b"), dtype="bfloat16", clip=Path("clip-vit-l-14-336"))
+
+Everything that headers can tell is settled and refused first (`plan.py`); then leaves stream through one staged file
+(`staging.py`), large models on into Orbax pieces, and the finished folder is sealed and gets its name in one rename.
+Until then it is called `NAME.partial`, and `resume` goes on with it.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import shutil
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from tqdm import tqdm
+
+from hidecmoe_jax.core.errors import CheckpointError, ConfigError, ResourceError
+from hidecmoe_jax.core.strict import plain
+from hidecmoe_jax.data.images import file_digest
+from hidecmoe_jax.models import sharded
+from hidecmoe_jax.models.config import LlavaConfig
+from hidecmoe_jax.models.store import CONFIG, WEIGHTS
+from hidecmoe_jax.port.names import place
+from hidecmoe_jax.port.plan import Given, Plan, choose_dtype, make_plan
+from hidecmoe_jax.port.recognise import NAMES, recognise
+from hidecmoe_jax.port.settings import llava_config
+from hidecmoe_jax.port.source import Source, open_source, separate_projector
+from hidecmoe_jax.port.staging import JOURNAL, Found, compare_spare, open_leaves, write_leaves
+from hidecmoe_jax.port.words import Words, language_words, picture_settings, text_words
+from hidecmoe_jax.runs.crash import crash_point
+from hidecmoe_jax.runs.disk import disk_errors, read_json, remove_inside, sync_folder, write_json
+from hidecmoe_jax.runs.lock import LOCK, NOTE, writer_lock
+from hidecmoe_jax.runs.manifest import write_manifest
+
+RECORD = "conversion.json"
+PARTIAL, STATE = ".partial", "partial.json"
+LARGE = 2 * 2**30
+Layout = Literal["auto", "file", "sharded"]
+_SPARE = 64 * 2**20  # disk for tokenizers, manifests and headers
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a conversion did, or with `dry_run` would do.
+
+    Attributes:
+      target: the base model's folder.
+      config: shapes of the converted model.
+      layout: "file" (model.safetensors) or "sharded" (Orbax pieces).
+      tensors: source tensors that were consumed; `leaves` of ours that they fill.
+      dropped: named pattern -> tensors left out under it.
+      nbytes: bytes of weights; `disk`, bytes needed on the way.
+      notes: everything else that a reader should know, one sentence each.
+      seconds: spent on the weights; 0 for a dry run.
+    """
+
+    target: Path
+    config: LlavaConfig
+    layout: str
+    tensors: int
+    leaves: int
+    dropped: dict[str, int]
+    nbytes: int
+    disk: int
+    notes: tuple[str, ...]
+    seconds: float = 0.0
+
+    def lines(self) -> list[str]:
+        """The report as it is printed."""
+        speed = f", {self.nbytes / 2**20 / self.seconds:.0f} MB/s" if self.seconds else ""
+        numbers = [f"{self.tensors} tensors -> {self.leaves} leaves, {self.nbytes / 2**30:.2f} GiB{speed}"]
+        numbers += [f"left out: {count} x {pattern}" for pattern, count in sorted(self.dropped.items())]
+        kind = "one file" if self.layout == "file" else "Orbax pieces that any mesh reads"
+        return [f"{self.target} ({kind})", *numbers, f"disk needed: {self.disk / 2**30:.2f} GiB", *self.notes]
+
+
+@dataclass(frozen=True)
+class _Job:
+    """All that is settled before a weight is read."""
+
+    given: tuple[Given, ...]
+    plan: Plan
+    files: dict[str, bytes]
+    report: Report
+    sources: tuple[Source, ...]
+
+
+def convert(
+    source: Path,
+    target: Path,
+    *,
+    dtype: str | None = None,
+    clip: Path | Sequence[Path] | None = None,
+    vision: Path | None = None,
+    projector: Path | None = None,
+    tokenizer: Path | None = None,
+    layout: Layout = "auto",
+    dry_run: bool = False,
+    resume: bool = False,
+    allow_nonfinite: bool = False,
+) -> Report:
+    """Converts a LLaVA-1.5 checkpoint (or Vicuna and its parts) into the base model folder `target`.
+
+    Args:
+      source: Hugging Face LLaVA in any of its key layouts, original LLaVA-1.5, or a LLaMA language model.
+      dtype: of the target; None keeps bfloat16 where all is bfloat16 and takes float32, which is exact, elsewhere.
+      clip: the CLIPModel folder that brings text tower and projections; several folders where they lie apart.
+      vision: the vision tower, where the checkpoint has none and `clip` is not to give it.
+      projector: a stage-1 projector, for a language model without one.
+      tokenizer: a folder with another tokenizer than the checkpoint's.
+      layout: one safetensors file, or pieces; "auto" cuts what is larger than 2 GiB.
+      dry_run: settles everything from headers and writes nothing.
+      resume: goes on with an unfinished conversion of the same sources.
+      allow_nonfinite: writes NaN and infinity too (`load_model` refuses them).
+
+    Raises:
+      CheckpointError: anything about the sources; names tensor, expected, found and the config field.
+      ResourceError: the disk is too small.
+      BusyError: another process converts to the same target.
+    """
+    source, target = Path(source), Path(target)
+    job = _prepare(source, target, dtype, clip, vision, projector, tokenizer, layout)
+    if dry_run:
+        return job.report
+    return _carry_out(job, target, resume=resume, allow_nonfinite=allow_nonfinite)
+
+
+def _carry_out(job: _Job, target: Path, *, resume: bool, allow_nonfinite: bool) -> Report:
+    _refuse_taken(target)
+    partial = target.with_name(target.name + PARTIAL)
+    _check_partial(partial, job, resume=resume)
+    free = shutil.disk_usage(_existing(target)).free + _used(partial)
+    if free < job.report.disk:
+        raise ResourceError(
+            "not enough disk space to convert",
+            where=str(target.parent),
+            why=f"{job.report.disk:,} bytes are needed, {free:,} are free",
+            remedy="free some space, or give a target on another disk",
+        )
+    with writer_lock(partial), disk_errors("could not convert", target, needed=job.report.disk):
+        began = time.monotonic()
+        try:
+            notes, sums = _write(job, partial, allow_nonfinite)
+        except CheckpointError:
+            remove_inside(target.parent, partial)  # the sources have to change, so nothing in it can be gone on with
+            raise
+        seconds = time.monotonic() - began
+        report = replace(job.report, notes=job.report.notes + notes, seconds=seconds)
+        _finish(job, report, partial, sums)
+    _commit(partial, target)
+    return report
+
+
+def _prepare(source, target, dtype, clip, vision, projector, tokenizer, layout: Layout) -> _Job:
+    if target.suffix == PARTIAL or not target.name:
+        raise ConfigError("the target needs a name of its own", where=str(target), why=f"not ending in {PARTIAL}")
+    main = open_source(source, "checkpoint")
+    beside = separate_projector(source) if source.is_dir() else None
+    clips = [clip] if isinstance(clip, str | Path) else list(clip or ())
+    parts = [(projector, "--projector"), (vision, "--vision"), *((folder, "--clip") for folder in clips)]
+    sources = [main, *([beside] if beside else [])]
+    sources += [_open_part(path, role) for path, role in parts if path is not None]
+    given = tuple(Given(one, recognise(one)) for one in sources)
+    dtype, said = choose_dtype(given, dtype)
+    config, words = _shapes(given, dtype, tokenizer)
+    plan = make_plan(given, config)
+    files, notes = _texts(given, config, words)
+    kind = layout if layout != "auto" else "sharded" if plan.nbytes > LARGE else "file"
+    used = sum(len(leaf.tensors) for leaf in plan.leaves)
+    origin = [f"{one.source.role}: {NAMES[one.layout]}, {len(one.source.tensors)} tensors" for one in given]
+    report = Report(
+        target=target, config=config, layout=kind, tensors=used, leaves=len(plan.leaves), dropped=plan.dropped,
+        nbytes=plan.nbytes, disk=plan.nbytes * (2 if kind == "sharded" else 1) + _SPARE,
+        notes=(*origin, f"dtype: {said}", *_tied(given, config), *plan.notes, *notes),
+    )  # fmt: skip
+    return _Job(given, plan, files, report, tuple(sources))
+
+
+def _open_part(path: Path, role: str) -> Source:
+    """A part named by a flag; a folder that holds only a projector file stands for that file."""
+    path = Path(path)
+    if role == "--projector" and path.is_dir() and (found := separate_projector(path)) is not None:
+        return Source(found.path, role, {}, found.tensors, found.files)
+    return open_source(path, role)
+
+
+def _shapes(given: Sequence[Given], dtype: str, tokenizer: Path | None) -> tuple[LlavaConfig, Words]:
+    main = given[0]
+    tower, projection = _provider(given, "vision/stem/class"), _provider(given, "vision/head/projection/kernel")
+    config = llava_config(
+        main.layout,
+        main.source,
+        tower=tower,
+        projection=projection,
+        text=_provider(given, "text/stem/token"),
+        dtype=dtype,
+    )
+    named = main.source.config.get("image_token_index", main.source.config.get("image_token_id"))
+    folder = Path(tokenizer) if tokenizer is not None else main.source.path
+    words = language_words(folder, vocabulary=config.decoder.vocabulary, image=named)
+    image = named if words.image is None else words.image
+    return LlavaConfig(
+        **{**config.__dict__, "image_token": config.decoder.vocabulary if image is None else image}
+    ), words
+
+
+def _provider(given: Sequence[Given], leaf: str) -> Source | None:
+    """The first source that has a tensor for `leaf`."""
+    for one in given:
+        if any((at := place(key, one.layout)) is not None and at.rule.leaf == leaf for key in one.source.tensors):
+            return one.source
+    return None
+
+
+def _texts(given: Sequence[Given], config: LlavaConfig, words: Words) -> tuple[dict[str, bytes], list[str]]:
+    """Everything written beside the weights, and notes on it."""
+    notes = list(words.notes)
+    text = _provider(given, "text/stem/token")
+    read = text_words(text.path, config) if text is not None and text.path.is_dir() else Words()
+    folders = [one.source.path for one in given if one.source.path.is_dir()]
+    pictures, said = picture_settings(folders, config)
+    notes += [*read.notes, *said]
+    return words.files | read.files | pictures, notes
+
+
+def _tied(given: Sequence[Given], config: LlavaConfig) -> list[str]:
+    if not config.decoder.tied:
+        return []
+    stored = any(key.endswith("lm_head.weight") for key in given[0].source.tensors)
+    end = "; the stored lm_head must equal it and is left out" if stored else "; no lm_head is stored"
+    return [f"embeddings are tied: the head reads the token table{end}"]
+
+
+def _write(job: _Job, partial: Path, allow_nonfinite: bool) -> tuple[tuple[str, ...], dict[str, str]]:
+    """Weights into `partial`; notes on what came to light, and the leaves' digests."""
+    notes = _compare(job.plan)
+    staged = partial / WEIGHTS
+    with tqdm(
+        total=job.plan.nbytes, unit="B", unit_scale=True, unit_divisor=1024, desc="weights", leave=False, disable=None
+    ) as bar:
+        sums, found = write_leaves(
+            job.plan, staged, partial / JOURNAL, allow_nonfinite=allow_nonfinite, done=bar.update
+        )
+    notes += _noticed(found)
+    if job.report.layout == "sharded":
+        _shard(job.plan, staged, partial / sharded.FOLDER)
+        staged.unlink()
+    return tuple(notes), sums
+
+
+def _compare(plan: Plan) -> list[str]:
+    """Copies that another source already provides: told when they differ, refused when they must not."""
+    differing: dict[str, list[str]] = {}
+    counted: dict[str, int] = {}
+    for spare in plan.spares:
+        apart = compare_spare(spare)
+        counted[spare.role] = counted.get(spare.role, 0) + 1
+        differing.setdefault(spare.role, []).extend([f"{spare.again.key} ({apart})"] if apart else [])
+    notes = []
+    for role, wrong in differing.items():
+        said = f"{len(wrong)} of {counted[role]} differ: {', '.join(wrong[:3])}" if wrong else "all equal"
+        notes.append(f"{role}: {counted[role]} tensors that the checkpoint already has, not used; {said}")
+    return notes
+
+
+def _noticed(found: Found) -> list[str]:
+    notes = [f"{found.rounded} tensors were rounded to the target's dtype"] if found.rounded else []
+    notes += [f"warning: all zero: {', '.join(found.zero[:8])} ({len(found.zero)})"] if found.zero else []
+    said = f"warning: NaN or infinity in {', '.join(found.nonfinite[:8])}: load_model refuses this model"
+    return [*notes, *([said] if found.nonfinite else [])]
+
+
+def _shard(plan: Plan, staged: Path, folder: Path) -> None:
+    """The staged leaves as Orbax pieces; leaves that a former attempt finished are written again, one by one."""
+    folder.mkdir(exist_ok=True)
+    for entry in list(folder.iterdir()):
+        remove_inside(folder, entry)
+    for path, array in tqdm(open_leaves(plan, staged).items(), desc="pieces", leave=False, disable=None):
+        sharded.write_leaf(folder, path, array)
+        crash_point("convert_piece", path)
+
+
+def _finish(job: _Job, report: Report, partial: Path, sums: dict[str, str]) -> None:
+    """Config, words, the record of where all of it came from, and the seal."""
+    for name, content in job.files.items():
+        (partial / name).parent.mkdir(exist_ok=True)
+        (partial / name).write_bytes(content)
+    (partial / CONFIG).write_text(json.dumps(plain(job.plan.config), indent=2) + "\n", encoding="utf-8")
+    write_json(partial / RECORD, _record(job, report, sums))
+    for name in (JOURNAL, STATE):
+        (partial / name).unlink(missing_ok=True)
+
+
+def _record(job: _Job, report: Report, sums: dict[str, str]) -> dict[str, Any]:
+    files = tqdm(
+        [(one, file) for one in job.sources for file in one.files], desc="source digests", leave=False, disable=None
+    )
+    digests: dict[str, dict[str, Any]] = {}
+    for one, file in files:
+        entry = digests.setdefault(f"{one.role} {one.path.name}", {"revision": one.revision, "files": {}})
+        entry["files"][file.name] = {"size": file.stat().st_size, "sha256": file_digest(file)}
+    return {
+        "format": 1,
+        "version": importlib.metadata.version("hidecmoe-jax") if _installed() else None,
+        "layout": job.given[0].layout,
+        "sources": digests,
+        "source_config": job.given[0].source.config,
+        "leaves": sums,
+        "report": {**asdict(report), "config": plain(report.config), "target": report.target.name},
+    }
+
+
+def _installed() -> bool:
+    return bool(list(importlib.metadata.distributions(name="hidecmoe-jax")))
+
+
+def _commit(partial: Path, target: Path) -> None:
+    for name in (LOCK, NOTE):
+        (partial / name).unlink(missing_ok=True)
+    write_manifest(partial)
+    crash_point("convert_rename")
+    partial.rename(target)
+    sync_folder(target.parent)
+
+
+def _refuse_taken(target: Path) -> None:
+    if target.exists() or target.is_symlink():
+        raise CheckpointError(
+            "the target exists", where=str(target), why="nothing is ever overwritten", remedy="give another name"
+        )
+
+
+def _check_partial(partial: Path, job: _Job, *, resume: bool) -> None:
+    """Notes for which sources `partial` is, or refuses one that is there already."""
+    there, own = partial / STATE, {"plan": job.plan.digest(), "layout": job.report.layout}
+    begun = partial.is_dir() and any(entry.name not in (LOCK, NOTE) for entry in partial.iterdir())
+    if begun and not resume:
+        raise CheckpointError(
+            "an unfinished conversion is there",
+            where=str(partial),
+            why="an earlier attempt was stopped",
+            remedy="go on with --resume, or delete that folder",
+        )
+    if begun and there.exists() and read_json(there) != own:
+        raise CheckpointError(
+            "the unfinished conversion is of something else",
+            where=str(partial),
+            why="source files, dtype or layout have changed since",
+            remedy="delete that folder and begin again",
+        )
+    if begun and not there.exists():  # stopped between the seal and the name: too late to say what it was made for
+        remove_inside(partial.parent, partial)
+    partial.mkdir(parents=True, exist_ok=True)
+    write_json(there, own)
+
+
+def _existing(path: Path) -> Path:
+    return next(above for above in path.absolute().parents if above.exists())
+
+
+def _used(folder: Path) -> int:
+    files: Iterable[Path] = folder.rglob("*") if folder.exists() else ()
+    return sum(file.stat().st_size for file in files if file.is_file())

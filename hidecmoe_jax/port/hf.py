@@ -1,0 +1,255 @@
+"""Our leaves as a Hugging Face checkpoint: config.json, safetensors in shards with an index, the tokenizer's files.
+
+Names are those of LLaVA on the hub (2023-24), which every version of transformers, vLLM and this package read. A leaf
+holds a stack of layers; tensors are turned and written one layer at a time, so nothing is held twice. Numbers are never
+changed: what was converted without a change of dtype comes back byte for byte. The CLIP pair that anchors look with is
+no part of LLaVA, and goes into a folder of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from hidecmoe_jax.core import trees
+from hidecmoe_jax.core.errors import CheckpointError
+from hidecmoe_jax.data.tokenizer import TEXT_FOLDER, Tokenizer
+from hidecmoe_jax.models.config import LlavaConfig
+from hidecmoe_jax.models.llava import Model
+from hidecmoe_jax.models.store import CONFIG, WEIGHTS
+from hidecmoe_jax.port.convert import RECORD
+from hidecmoe_jax.port.names import (
+    DECODER,
+    HEAD,
+    PROJECTOR,
+    TEXT,
+    TEXT_PROJECTION,
+    VISION,
+    VISION_PROJECTION,
+    Rule,
+)
+from hidecmoe_jax.runs.disk import check_space, disk_errors, read_json
+from hidecmoe_jax.runs.manifest import NAME as MANIFEST
+
+LLAVA = (
+    ("language_model.model.", DECODER),
+    ("language_model.", HEAD),
+    ("vision_tower.vision_model.", VISION),
+    ("multi_modal_projector.", PROJECTOR),
+)
+CLIP = (
+    ("vision_model.", VISION),
+    ("text_model.", TEXT),
+    ("", VISION_PROJECTION),
+    ("", TEXT_PROJECTION),
+)
+_DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+CONTEXT = 4096  # of LLaVA-1.5, where the source did not tell
+INDEX = "model.safetensors.index.json"
+
+
+@dataclass(frozen=True)
+class Out:
+    """One tensor to be written: its name, the leaf it comes from, which layer of it, and how it is turned."""
+
+    key: str
+    leaf: Any
+    layer: int | None
+    rule: Rule
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape in the file."""
+        own = self.leaf.shape if self.layer is None else self.leaf.shape[1:]
+        if self.rule.turn == "linear":
+            return own[::-1]
+        side = round((own[0] / 3) ** 0.5) if self.rule.turn == "patch" else 0
+        return (own[1], 3, side, side) if self.rule.turn == "patch" else own
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in the file."""
+        return int(np.prod(self.shape, dtype=np.int64)) * self.leaf.dtype.itemsize
+
+    def read(self) -> np.ndarray:
+        """The numbers, in the file's order."""
+        array = np.asarray(self.leaf if self.layer is None else self.leaf[self.layer])
+        if self.rule.turn == "linear":
+            array = array.T
+        elif self.rule.turn == "patch":
+            _, _, side, _ = self.shape
+            array = array.reshape(side, side, 3, -1).transpose(3, 2, 0, 1)
+        return np.ascontiguousarray(array)
+
+
+def tensors(leaves: Mapping[str, Any], layout: tuple[tuple[str, Mapping[str, Rule]], ...]) -> list[Out]:
+    """All tensors of a layout, in its order; a part that the model lacks (a tied head) is left out."""
+    found = []
+    for prefix, part in layout:
+        for key, rule in part.items():
+            leaf = leaves.get(rule.leaf)
+            if leaf is None:
+                continue
+            layers = range(leaf.shape[0]) if "#" in key else (None,)
+            found += [Out(prefix + key.replace("#", str(layer)), leaf, layer, rule) for layer in layers]
+    return found
+
+
+def write_hf(model: Model, folder: Path, *, tokenizer: Path, shard_gib: float = 4.0) -> int:
+    """Writes a LlavaForConditionalGeneration checkpoint; returns its bytes.
+
+    Args:
+      tokenizer: base folder whose tokenizer and processor files go along.
+
+    Raises:
+      ResourceError: the disk is too full; nothing was written then.
+      CheckpointError: a leaf has no name in this layout.
+    """
+    leaves = trees.flatten(model.params)
+    mine = {path: leaf for path, leaf in leaves.items() if not path.startswith("text/")}
+    outs = tensors(mine, LLAVA)
+    left = set(mine) - {out.rule.leaf for out in outs} - {rule.leaf for rule in VISION_PROJECTION.values()}
+    if left:
+        raise CheckpointError("leaves of the base have no Hugging Face name", where=", ".join(sorted(left)[:4]))
+    folder.mkdir(parents=True, exist_ok=True)
+    _copy(tokenizer, folder)
+    config = hf_config(model.config)
+    _write_json(folder / CONFIG, config | {"text_config": config["text_config"] | _told(tokenizer)})
+    return write_shards(outs, folder, shard_gib=shard_gib)
+
+
+def _copy(source: Path, folder: Path) -> None:
+    """Tokenizer and processor files."""
+    for path in sorted(source.iterdir()):
+        if path.is_file() and path.suffix in (".json", ".model", ".jinja", ".txt") and _goes_along(path.name):
+            shutil.copyfile(path, folder / path.name)
+
+
+def _goes_along(name: str) -> bool:
+    return name not in (CONFIG, MANIFEST, RECORD) and not name.endswith(".index.json")
+
+
+def _told(folder: Path) -> dict[str, Any]:
+    """What our config does not hold and a Hugging Face one does: special ids, and the context that the source told."""
+    own = Tokenizer.load(folder)
+    told = {"bos_token_id": own.bos, "eos_token_id": own.eos, "pad_token_id": own.pad}
+    record = read_json(folder / RECORD) if (folder / RECORD).is_file() else {}
+    source = record.get("source_config") or {}
+    context = (source.get("text_config") or source).get("max_position_embeddings", CONTEXT)
+    return told | {"max_position_embeddings": context}
+
+
+def write_clip(model: Model, folder: Path, *, tokenizer: Path, shard_gib: float = 4.0) -> int:
+    """Writes the CLIP pair as a CLIPModel checkpoint, with its own tokenizer where the base has one; returns bytes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    own = tokenizer / TEXT_FOLDER
+    _copy(own if own.is_dir() else tokenizer, folder)
+    _write_json(folder / CONFIG, clip_config(model.config))
+    return write_shards(tensors(trees.flatten(model.params), CLIP), folder, shard_gib=shard_gib)
+
+
+def write_shards(outs: list[Out], folder: Path, *, shard_gib: float) -> int:
+    """Writes tensors into `model.safetensors`, or into shards of at most `shard_gib` with an index; returns bytes."""
+    total = sum(out.nbytes for out in outs)
+    check_space(folder, total)
+    shards: list[list[Out]] = [[]]
+    for out in outs:
+        if shards[-1] and sum(one.nbytes for one in shards[-1]) + out.nbytes > shard_gib * 2**30:
+            shards.append([])
+        shards[-1].append(out)
+    one = len(shards) == 1
+    files = [WEIGHTS if one else f"model-{n + 1:05d}-of-{len(shards):05d}.safetensors" for n in range(len(shards))]
+    for name, shard in zip(files, shards, strict=True):
+        with disk_errors("could not write weights", folder / name, needed=total):
+            _write_file(folder / name, shard)
+    if not one:
+        placed = {out.key: name for name, shard in zip(files, shards, strict=True) for out in shard}
+        _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": placed})
+    return total
+
+
+def _write_file(path: Path, outs: list[Out]) -> None:
+    """One safetensors file, tensor after tensor."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    place = 0
+    for out in outs:
+        kind = _DTYPES[np.dtype(out.leaf.dtype).name]
+        header[out.key] = {"dtype": kind, "shape": list(out.shape), "data_offsets": [place, place + out.nbytes]}
+        place += out.nbytes
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with open(path, "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for chunk in _chunks(outs):
+            file.write(chunk.data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _chunks(outs: list[Out]) -> Iterator[np.ndarray]:
+    for out in outs:
+        array = out.read()
+        yield array.reshape(-1).view(np.uint8)
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def hf_config(config: LlavaConfig) -> dict[str, Any]:
+    """config.json of LlavaForConditionalGeneration; `rope_theta` is said twice, for transformers before and since 5."""
+    decoder, dtype = config.decoder, config.param_dtype
+    text = {
+        "model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": decoder.vocabulary,
+        "hidden_size": decoder.width, "intermediate_size": decoder.hidden, "num_hidden_layers": decoder.layers,
+        "num_attention_heads": decoder.heads, "num_key_value_heads": decoder.kv_heads, "head_dim": decoder.head_width,
+        "rms_norm_eps": decoder.epsilon, "rope_theta": decoder.rope_theta, "hidden_act": "silu",
+        "rope_parameters": {"rope_type": "default", "rope_theta": decoder.rope_theta},
+        "max_position_embeddings": CONTEXT,
+        "attention_bias": False, "mlp_bias": False, "tie_word_embeddings": decoder.tied, "torch_dtype": dtype,
+    }  # fmt: skip
+    return {
+        "architectures": ["LlavaForConditionalGeneration"], "model_type": "llava",
+        "image_token_index": config.image_token, "image_seq_length": config.vision.patches,
+        "projector_hidden_act": "gelu", "multimodal_projector_bias": True, "vision_feature_layer": config.feature_layer,
+        "vision_feature_select_strategy": "default", "tie_word_embeddings": decoder.tied, "torch_dtype": dtype,
+        "text_config": text, "vision_config": _vision(config),
+    }  # fmt: skip
+
+
+def clip_config(config: LlavaConfig) -> dict[str, Any]:
+    """config.json of CLIPModel; an end token of 2 is what transformers takes for "the largest id" (as of old files)."""
+    one = config.text
+    text = {
+        "model_type": "clip_text_model", "vocab_size": one.vocabulary, "max_position_embeddings": one.context,
+        "hidden_size": one.width, "intermediate_size": one.hidden, "num_hidden_layers": one.layers,
+        "num_attention_heads": one.heads, "projection_dim": one.projection, "hidden_act": one.activation,
+        "layer_norm_eps": one.epsilon, "eos_token_id": one.eos_token,
+    }  # fmt: skip
+    return {
+        "architectures": ["CLIPModel"], "model_type": "clip", "projection_dim": config.vision.projection,
+        "text_config": text, "vision_config": _vision(config), "torch_dtype": config.param_dtype,
+    }  # fmt: skip
+
+
+def _vision(config: LlavaConfig) -> dict[str, Any]:
+    one = config.vision
+    return {
+        "model_type": "clip_vision_model", "hidden_size": one.width, "intermediate_size": one.hidden,
+        "num_hidden_layers": one.layers, "num_attention_heads": one.heads, "image_size": one.image_size,
+        "patch_size": one.patch_size, "projection_dim": one.projection, "hidden_act": one.activation,
+        "layer_norm_eps": one.epsilon,
+    }  # fmt: skip
+
+
+def in_dtype_of(model: Model, base: Model) -> Model:
+    """The model with every leaf in the dtype that it has in `base`; a projector is tuned in float32 whatever it is."""
+    return model.replace(params=jax.tree.map(lambda leaf, own: leaf.astype(own.dtype), model.params, base.params))

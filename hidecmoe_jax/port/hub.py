@@ -1,0 +1,220 @@
+"""A run as a folder for a hub: what was learned, without the base and without the data, and a card that says so.
+
+```
+README.md             model card                        hidecmoe.json   what the experts are and which base they need
+experts/TASK/         the task's own expert as PEFT writes it, with the projector as the task left it; experts that are
+                      no LoRA on linears as `experts.safetensors` under our own names, with `shared.safetensors`
+routing/*.safetensors what the gate knows of every task (prototypes or vae) and token routers; thresholds.json to read
+projector.safetensors the projector that the run answers with, under Hugging Face's names
+MANIFEST.json         SHA-256 and size of every file, written last
+```
+`read_hub` gives back what the ledger held, byte for byte, so `hidecmoe adopt` makes the run again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from hidecmoe_jax.core import strict, trees
+from hidecmoe_jax.core.about import VERSION
+from hidecmoe_jax.core.errors import CheckpointError, ConfigError
+from hidecmoe_jax.methods.doubt import THRESHOLDS
+from hidecmoe_jax.methods.routed import FAMILY, Routed
+from hidecmoe_jax.models.store import base_folder
+from hidecmoe_jax.port.adapters import read_adapter
+from hidecmoe_jax.port.card import card
+from hidecmoe_jax.port.peft import BASE_KEY, PROJECTOR, PROJECTOR_LEAVES, TASK_KEY, LoraWeights, write_peft
+from hidecmoe_jax.port.single import lora_of
+from hidecmoe_jax.port.wish import Wish
+from hidecmoe_jax.runs import edits
+from hidecmoe_jax.runs.config import METHODS, to_mapping
+from hidecmoe_jax.runs.disk import read_json
+from hidecmoe_jax.runs.identity import read_run
+from hidecmoe_jax.runs.load import Recalled
+from hidecmoe_jax.runs.manifest import NAME as MANIFEST
+from hidecmoe_jax.runs.seed_run import JOINT
+from hidecmoe_jax.runs.store import Groups
+
+FORMAT, FACTS = 1, "hidecmoe.json"
+EXPERTS, SHARED = "experts.safetensors", "shared.safetensors"
+
+
+def write_hub(found: Recalled, folder: Path, wish: Wish, target: Path) -> list[str]:
+    """Writes all of a run but its base and its data.
+
+    Raises:
+      ConfigError: only some of the tasks were asked for: a gate is nothing without all that it chooses from.
+    """
+    if wish.tasks:
+        raise ConfigError(
+            "a hub folder holds the whole run", where=f"--task {' '.join(wish.tasks)}",
+            why="its gate and its fusion are made of all tasks", remedy="leave --task out, or use --to peft or --to hf",
+        )  # fmt: skip
+    base = wish.base or str(found.config.base.path)
+    for name, groups in zip(found.tasks, found.kept, strict=True):
+        _write_expert(found, folder / "experts" / name, groups, name, base)
+    _write_routing(found, folder / "routing")
+    shared = {path: np.asarray(leaf) for path, leaf in found.learner.shared.items()}
+    named = {f"{PROJECTOR['before5']}.{PROJECTOR_LEAVES[path]}": leaf.T for path, leaf in shared.items()}
+    if named:
+        _save(folder / "projector.safetensors", named)
+    facts = _facts(found, base)
+    (folder / FACTS).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    (folder / "README.md").write_text(card(found, facts), encoding="utf-8")
+    return [f"{len(found.tasks)} tasks, card and manifest", f"  hidecmoe adopt BASE {target} --out RUN"]
+
+
+def _write_expert(found: Recalled, folder: Path, groups: Groups, name: str, base: str) -> None:
+    """A task's own expert: PEFT's form where that holds it, ours where it does not."""
+    method, notes = found.config.method, {BASE_KEY: found.base, TASK_KEY: name}
+    folder.mkdir(parents=True)
+    if not isinstance(method, Routed):
+        _save(folder / EXPERTS, groups["experts"], notes)
+        if groups["shared"]:
+            _save(folder / SHARED, groups["shared"], notes)
+        return
+    bank = method.lora.blank(found.model, 1).with_factors(trees.unflatten(groups["experts"]))
+    bank = bank.replace(owner_LS=np.zeros_like(np.asarray(bank.owner_LS)))
+    lora = lora_of(bank, np.ones(bank.owner_LS.shape, np.float32))
+    lora = LoraWeights(lora.a, lora.b, lora.scale, dict(groups["shared"]))
+    write_peft(lora, folder, tree="since5", base=base, notes=notes, dropout=method.lora.dropout)
+
+
+def _write_routing(found: Recalled, folder: Path) -> None:
+    """What the gate knows, in one file, and token routers in another; `TASK/...` names what belongs to a task."""
+    gate = getattr(found.config.method, "gate", None)
+    known = "vae" if getattr(getattr(gate, "by", None), "kind", "") == "vae" else "prototypes"
+    files: dict[str, dict[str, np.ndarray]] = {known: {}, "routers": {}}
+    limits: dict[str, dict[str, float]] = {}
+    for task, groups in zip(found.tasks, found.kept, strict=True):
+        for path, leaf in groups["memory"].items():
+            of_gate = path.startswith("gate/") or (isinstance(found.config.method, Routed) and path != "worth")
+            files[known if of_gate else "routers"][f"{task}/{path}"] = leaf
+            if path.removeprefix("gate/") in THRESHOLDS:
+                limits.setdefault(task, {})[path.removeprefix("gate/")] = float(leaf)
+    folder.mkdir()
+    for name, leaves in files.items():
+        if leaves:
+            _save(folder / f"{name}.safetensors", leaves)
+    settings = {key: getattr(gate, key) for key in ("foreign", "kept_apart") if key in vars(gate or object)}
+    told = {"from": "records of each task that its anchors left out", "settings": settings, "thresholds": limits}
+    (folder / "thresholds.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+
+
+def _save(path: Path, leaves: Mapping[str, np.ndarray], notes: Mapping[str, str] | None = None) -> None:
+    save_file({name: np.array(leaf, order="C") for name, leaf in leaves.items()}, path, metadata=dict(notes or {}))
+
+
+def _facts(found: Recalled, base: str) -> dict[str, Any]:
+    """What hidecmoe.json says."""
+    settings = to_mapping(found.config)
+    settings.pop("stream")
+    method, folder = found.config.method, base_folder(found.config.base.path)
+    files = {path.name: _sha256(path) for path in sorted(folder.iterdir()) if path.is_file()}
+    lora = getattr(method, "lora", None)
+    layers = found.model.config.decoder.layers
+    expanded = list(method.expanded(layers, found.learner.memory)) if isinstance(method, Routed) else []
+    roles = {"layers": layers, "expanded": expanded, "last": layers - 1}
+    tasks = read_run(found.folder)["identity"]["tasks"] if found.tasks == (JOINT,) else list(found.tasks)
+    banks = [bank for name, bank in found.learner.past.items() if name == FAMILY]
+    return {
+        "format": FORMAT, "version": VERSION, "bank_version": len(found.tasks), "experts": list(found.tasks),
+        "tasks": tasks, "config": settings,
+        "base": {"name": base, "sha256": found.base, "files": files, "config": strict.plain(found.model.config)},
+        "lora": None if lora is None else strict.plain(lora) | {"rule": "alpha / rank"},
+        "layer_roles": roles, "target_modules": list(banks[0].sites) if banks else [],
+        "edits": [strict.plain(one) for one in edits.read(found.folder) if one.tasks <= len(tasks)],
+    }  # fmt: skip
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@dataclass(frozen=True)
+class Hub:
+    """What a hub folder gives back: plain settings without base and stream, names, ledger groups, edits."""
+
+    config: dict[str, Any]
+    base: str
+    tasks: tuple[str, ...]
+    names: tuple[str, ...]
+    lessons: list[Groups]
+    edits: list[dict[str, Any]]
+
+
+def is_hub(folder: Path) -> bool:
+    """Whether a folder says that `write_hub` wrote it."""
+    return (folder / FACTS).is_file()
+
+
+def read_hub(folder: Path) -> Hub:
+    """Reads a folder that `write_hub` wrote, after checking every file that it needs against the manifest.
+
+    Raises:
+      CheckpointError: incomplete or damaged.
+      ConfigError: its method would need code that is not in this package, or a newer version wrote it.
+    """
+    _check_files(folder)
+    facts = read_json(folder / FACTS)
+    kind = facts.get("config", {}).get("method", {}).get("kind")
+    if facts.get("format") != FORMAT or kind not in METHODS:
+        raise ConfigError(
+            "this hub folder cannot be adopted", where=str(folder / FACTS),
+            why=f"format {facts.get('format')}, method {kind!r}; this version reads format {FORMAT} and the methods "
+            f"{', '.join(METHODS)}, and never runs code that a folder names", remedy="update the package",
+        )  # fmt: skip
+    memory: dict[str, dict[str, np.ndarray]] = {name: {} for name in facts["experts"]}
+    for path in sorted((folder / "routing").glob("*.safetensors")):
+        for name, leaf in _load(path).items():
+            task, _, inner = name.partition("/")
+            memory[task][inner] = leaf
+    lessons = [_lesson(folder / "experts" / name, memory[name]) for name in facts["experts"]]
+    tasks, names = tuple(facts["tasks"]), tuple(facts["experts"])
+    return Hub(facts["config"], facts["base"]["sha256"], tasks, names, lessons, facts["edits"])
+
+
+def _lesson(folder: Path, memory: dict[str, np.ndarray]) -> Groups:
+    if (folder / EXPERTS).is_file():
+        shared = _load(folder / SHARED) if (folder / SHARED).is_file() else {}
+        return {"experts": _load(folder / EXPERTS), "shared": shared, "memory": memory}
+    lora = read_adapter(folder).experts[0]
+    a = {f"a/{site}": np.stack(layers)[:, :, None] for site, layers in lora.a.items()}
+    b = {f"b/{site}": np.stack(layers)[:, None] for site, layers in lora.b.items()}
+    shared = {path: np.ascontiguousarray(leaf) for path, leaf in lora.projector.items()}
+    return {"experts": dict(sorted((a | b).items())), "shared": shared, "memory": memory}
+
+
+def _load(path: Path) -> dict[str, np.ndarray]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError("cannot read a file of the hub folder", where=str(path), why=str(error)) from error
+
+
+def _check_files(folder: Path) -> None:
+    """Every file of the manifest but the card and its figures, which their author may change, has its SHA-256."""
+    listed = read_json(folder / MANIFEST).get("files")
+    if not isinstance(listed, dict):
+        raise CheckpointError("the manifest is damaged", where=str(folder / MANIFEST), why="it lists no files")
+    wrong = [
+        name
+        for name, entry in listed.items()
+        if name != "README.md" and (not (folder / name).is_file() or _sha256(folder / name) != entry["sha256"])
+    ]
+    if wrong:
+        raise CheckpointError(
+            "a hub folder is damaged", where=f"{folder}: {wrong[0]}",
+            why=f"{len(wrong)} files are missing or not those that the manifest lists: {', '.join(wrong[:5])}",
+            remedy="download it again",
+        )  # fmt: skip

@@ -1,0 +1,89 @@
+"""MoELoRA: every linear weighs its experts by a softmax of what it reads itself, token by token."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny import TINY, VOCABULARY
+
+from hidecmoe_jax.core import trees
+from hidecmoe_jax.experts.surgery import merge_into_base
+from hidecmoe_jax.methods.learner import trainable, with_trainable
+from hidecmoe_jax.methods.lora import PARALLEL, Lora
+from hidecmoe_jax.methods.moelora import FAMILY, TUNE, MoeLora
+from hidecmoe_jax.models.llama import LayerVoice, site_shapes, speak
+from hidecmoe_jax.models.llava import Batch, Prompt, init_model, logits
+
+METHOD = MoeLora(lora=Lora(rank=2, alpha=4.0, dropout=0.0), experts=3, train_projector=False)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return init_model(TINY, jax.random.key(0))
+
+
+@pytest.fixture(scope="module")
+def learner(model):
+    """After one task, with loud experts."""
+    live = METHOD.before(model, METHOD.birth(model, 1), TUNE, 0, jax.random.key(1))
+    loud = jax.tree.map(lambda leaf: leaf + 0.2 * jnp.sin(jnp.arange(leaf.size)).reshape(leaf.shape), trainable(live))
+    return METHOD.after(model, with_trainable(live, loud), TUNE, 0)
+
+
+def prompt() -> Prompt:
+    ids = np.random.default_rng(0).integers(5, VOCABULARY, (2, 7)).astype(np.int32)
+    return Prompt(jnp.asarray(ids), jnp.ones((2, 7), bool))
+
+
+@pytest.mark.parametrize("site", site_shapes(TINY.decoder))
+def test_a_linear_weighs_its_experts_by_what_it_reads_itself(site):
+    width, out = site_shapes(TINY.decoder)[site]
+    random = np.random.default_rng(1)
+    x, router = random.normal(size=(2, 5, width)), random.normal(size=(width, 3))
+    a, b = random.normal(size=(width, 3, 2)), random.normal(size=(3, 2, out))
+    power = np.exp(x @ router)
+    weight = power / power.sum(-1, keepdims=True)
+    wanted = sum(2.0 * weight[..., e, None] * (x @ a[:, e] @ b[e]) for e in range(3))
+    f32 = {name: jnp.asarray(value, jnp.float32) for name, value in (("a", a), ("b", b), ("router", router), ("x", x))}
+    own, gain = {site: f32["router"]}, jnp.ones((1, 3))
+    voice = LayerVoice({site: f32["a"]}, {site: f32["b"]}, gain, None, None, 2.0, 0, 0.0, site_routers=own)
+    found = speak(jnp.zeros((2, 5, out)), f32["x"], site, [(voice, jnp.full((1, 3), jnp.nan))])
+    np.testing.assert_allclose(found, wanted, rtol=2e-4, atol=2e-4)
+
+
+def test_routers_that_say_nothing_are_a_mean_of_the_experts_in_the_whole_model(model, learner):
+    even = learner.replace(memory={"routers": jax.tree.map(jnp.zeros_like, learner.memory["routers"])})
+    serving = METHOD.serve(model, even)
+    found = logits(serving.model, prompt(), METHOD.voices(serving, None))
+    bank = learner.past[FAMILY]
+    layers = merge_into_base(model.params["decoder"]["layers"], bank, jnp.full(bank.owner_LS.shape, 1 / 3))
+    merged = model.replace(params=model.params | {"decoder": model.params["decoder"] | {"layers": layers}})
+    np.testing.assert_allclose(found, logits(merged, prompt()), rtol=1e-4, atol=1e-4)
+    served = METHOD.serve(model, learner)
+    assert np.abs(found - logits(served.model, prompt(), METHOD.voices(served, None))).max() > 1e-2
+
+
+def test_recall_undoes_keep(model, learner):
+    kept = METHOD.keep(learner, 0)
+    again = METHOD.recall(model, 4, [kept])
+    assert trees.digests(METHOD.keep(again, 0)) == trees.digests(kept)
+    assert METHOD.voices(METHOD.serve(model, METHOD.birth(model, 1)), None) == ()
+
+
+def test_every_expert_and_every_router_gets_a_gradient(model, learner):
+    live = METHOD.before(model, learner, TUNE, 1, jax.random.key(2))
+    ones = jnp.ones((2, 1), jnp.int32)
+    batch = Batch(prompt(), 5 * ones, 7 * ones, ones.astype(bool))
+
+    def loss(leaves):
+        return METHOD.loss(model, with_trainable(live, leaves), TUNE, batch, jax.random.key(3))[0]
+
+    gradient = trees.flatten(jax.grad(loss)(trainable(live)))
+    assert len(gradient) == 3 * 7 and all(np.abs(leaf).max() > 0 for leaf in gradient.values())
+    sizes = METHOD.sizes(model, learner)["stored"]
+    assert sizes["experts"] + sizes["routers"] == trees.count(trainable(live))
+
+
+def test_experts_beside_the_block_have_no_router_of_a_linear():
+    with pytest.raises(ValueError, match="linears"):
+        MoeLora(lora=Lora(sites=(PARALLEL,)))

@@ -1,0 +1,254 @@
+"""Adapters of other tools become runs: every factor in its place, every scale what its tool meant, nothing guessed."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+from export_world import make_run, update
+from foreign_adapters import (
+    LAYERS,
+    MODULES,
+    hide_folder,
+    lora_tensors,
+    moelora_folder,
+    peft_folder,
+    split_tensors,
+    write_folder,
+)
+from safetensors.numpy import load_file, save_file
+from tiny import write_base, write_stream
+
+import hidecmoe_jax as hj
+from hidecmoe_jax.cli.main import main
+from hidecmoe_jax.core import trees
+from hidecmoe_jax.core.errors import CheckpointError, ConfigError
+from hidecmoe_jax.port.adapters import read_adapter
+from hidecmoe_jax.runs.ledger import Ledger
+from hidecmoe_jax.runs.load import recalled
+
+Q = "base_model.model.model.language_model.layers.{}.self_attn.q_proj"
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return write_base(tmp_path_factory.mktemp("adapters") / "base")
+
+
+def test_one_lora_becomes_a_run_of_one_expert_and_goes_out_as_it_came(base, tmp_path):
+    given = peft_folder(tmp_path / "birds", rank=8, alpha=16)
+    hj.adopt(base, [given], tmp_path / "run")
+    run = recalled(tmp_path / "run")
+    assert run.tasks == ("birds",) and run.config.method.growth == "shared" and not run.config.method.train_projector
+    assert (run.config.method.lora.rank, run.config.method.lora.alpha, run.config.method.lora.dropout) == (8, 16, 0.05)
+    hj.export(tmp_path / "run", tmp_path / "out", hj.Wish("peft"))
+    before, after = load_file(given / "adapter_model.safetensors"), tmp_path / "out" / "lora"
+    assert trees.digests(before) == trees.digests(load_file(after / "adapter_model.safetensors"))
+    assert json.loads((after / "adapter_config.json").read_text())["lora_alpha"] == 16
+
+
+def test_several_loras_become_tasks_that_have_to_be_named(base, tmp_path):
+    folders = [peft_folder(tmp_path / name, seed=n, rank=4 - n) for n, name in enumerate(("birds", "fish"))]
+    hj.adopt(base, folders, tmp_path / "run")
+    run = recalled(tmp_path / "run")
+    assert run.tasks == ("birds", "fish") and run.config.method.needs_name
+    hj.export(tmp_path / "run", tmp_path / "out", hj.Wish("peft"))
+    for folder in folders:
+        for layer in range(LAYERS):
+            found = update(tmp_path / "out" / folder.name, "q_proj", layer)
+            np.testing.assert_allclose(found, update(folder, "q_proj", layer), rtol=2e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("root", ["language_model.model", "model", "model.language_model"])
+def test_every_name_of_the_decoder_in_circulation_is_known(tmp_path, root):
+    told = {"r": 4, "lora_alpha": 8}
+    lora = read_adapter(write_folder(tmp_path / "a", told, lora_tensors(root=root))).experts[0]
+    assert lora.layers == LAYERS and len(lora.sites) == 7
+    a = lora_tensors(root=root)[f"base_model.model.{root}.layers.2.mlp.down_proj.lora_A.weight"]
+    np.testing.assert_array_equal(lora.a["down_proj"][2], a.T)
+
+
+def test_hide_brings_experts_anchors_and_projector_and_leaves_out_what_it_never_uses(base, tmp_path):
+    given = hide_folder(tmp_path / "hide", twice=True)
+    lines = hj.adopt(base, [given], tmp_path / "run", hj.Adoption(("birds", "fish")))
+    assert any("never uses it" in line for line in lines) and any("boundary" not in line for line in lines)
+    run, tensors = recalled(tmp_path / "run"), load_file(given / "adapter_model.safetensors")
+    more = load_file(given / "non_lora_trainables.safetensors")
+    method = run.config.method
+    assert (method.name, method.expand, method.fusion) == ("hide", "last", "factor_sum") and run.tasks == (
+        "birds",
+        "fish",
+    )
+    for task in range(2):
+        groups = Ledger(tmp_path / "run" / "seed_0").load(task)[0]
+        name = f"base_model.model.model.layers.1.mlp.up_proj.lora_A.loraA.{task}.weight"
+        np.testing.assert_array_equal(groups["experts"]["a/up_proj"][1, :, 0], tensors[name].T)
+        np.testing.assert_array_equal(groups["memory"]["text_ND"], more[f"base_model.model.text_anchors.{task}"])
+        weight = more["base_model.model.model.mm_projector.2.weight"]
+        np.testing.assert_array_equal(groups["shared"]["projector/linear2/kernel"], weight.T)
+
+
+def test_hide_answers_with_its_own_arithmetic(base, tmp_path):
+    """Lower layers 2 * (sum B)(sum A), the last one the task's own 2 * B A, with alpha 12 over the whole rank 6."""
+    given = hide_folder(tmp_path / "hide")
+    hj.adopt(base, [given], tmp_path / "run")
+    hj.export(tmp_path / "run", tmp_path / "out", hj.Wish("peft"))
+    tensors = load_file(given / "adapter_model.safetensors")
+
+    def factor(layer: int, kind: str, task: int) -> np.ndarray:
+        name = f"base_model.model.model.layers.{layer}.self_attn.v_proj.lora_{kind}.lora{kind}.{task}.weight"
+        return tensors[name].astype(np.float64)
+
+    fused = 2.0 * (factor(0, "B", 0) + factor(0, "B", 1)) @ (factor(0, "A", 0) + factor(0, "A", 1))
+    np.testing.assert_allclose(update(tmp_path / "out" / "task_2", "v_proj", 0), fused, rtol=1e-5, atol=1e-7)
+    own = 2.0 * factor(2, "B", 1) @ factor(2, "A", 1)
+    np.testing.assert_allclose(update(tmp_path / "out" / "task_2", "v_proj", 2), own, rtol=1e-6, atol=1e-9)
+
+
+def test_wt9_an_adapter_of_another_base_is_refused(base, tmp_path, capsys):
+    run = make_run(tmp_path / "run", base, "hide", ("birds",))
+    hj.export(run, tmp_path / "out", hj.Wish("peft"))
+    other = write_base(tmp_path / "other", seed=1)
+    assert main(["adopt", str(other), str(tmp_path / "out" / "birds"), "--out", str(tmp_path / "back")]) == 4
+    error = capsys.readouterr().err
+    assert "another base model" in error and "SHA-256" in error and not (tmp_path / "back").exists()
+    assert main(["adopt", str(base), str(tmp_path / "out" / "birds"), "--out", str(tmp_path / "back")]) == 0
+    foreign = peft_folder(tmp_path / "foreign", base_model_name_or_path="somebody/llava")
+    assert main(["adopt", str(base), str(foreign), "--out", str(tmp_path / "told")]) == 0
+    assert "somebody/llava" in capsys.readouterr().err, "an adapter that carries no SHA-256 is said to carry none"
+
+
+def test_wt9_an_adapter_whose_shapes_do_not_fit_names_the_layer_and_the_field(base, tmp_path):
+    tensors = lora_tensors()
+    extra = {key.replace("layers.2", "layers.3"): leaf for key, leaf in tensors.items() if "layers.2" in key}
+    deep = write_folder(tmp_path / "deep", {"r": 4, "lora_alpha": 8}, tensors | extra)
+    with pytest.raises(CheckpointError, match="num_hidden_layers"):
+        hj.adopt(base, [deep], tmp_path / "run")
+    wide = {
+        key: np.zeros((4, 24), np.float32) if key.endswith("q_proj.lora_A.weight") else leaf
+        for key, leaf in tensors.items()
+    }
+    with pytest.raises(CheckpointError, match="q_proj"):
+        hj.adopt(base, [write_folder(tmp_path / "wide", {"r": 4, "lora_alpha": 8}, wide)], tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("config", "scale"),
+    [
+        ({"lora_alpha": 8}, 2.0),
+        ({"lora_alpha": 8, "use_rslora": True}, 8 / math.sqrt(4)),
+        ({"lora_alpha": 3}, 0.75),
+    ],
+)
+def test_wt15_alpha_over_r_and_over_its_root(tmp_path, config, scale):
+    lora = read_adapter(write_folder(tmp_path / "a", {"r": 4} | config, lora_tensors())).experts[0]
+    assert lora.scale == scale
+    tensors = lora_tensors()
+    wanted = (
+        scale * tensors[f"{Q.format(1)}.lora_B.weight"].astype(np.float64) @ tensors[f"{Q.format(1)}.lora_A.weight"]
+    )
+    np.testing.assert_allclose(lora.delta("q_proj", 1), wanted.T, rtol=1e-12)
+
+
+def test_wt15_hide_and_moelora_divide_alpha_by_the_rank_of_all_experts(tmp_path):
+    hide = read_adapter(hide_folder(tmp_path / "hide"))
+    assert [lora.scale for lora in hide.experts] == [2.0, 2.0] and hide.experts[0].rank == 2
+    with pytest.raises(CheckpointError, match="r 2 for all of them"):
+        read_adapter(hide_folder(tmp_path / "wrong", r=2))
+
+
+def test_wt15_ranks_and_alphas_of_single_modules_keep_their_scale(tmp_path):
+    tensors = lora_tensors()
+    for kind, rows in (("A", 0), ("B", 1)):
+        name = f"{Q.format(0)}.lora_{kind}.weight"
+        tensors[name] = np.ascontiguousarray(np.take(tensors[name], range(2), axis=rows))
+    told = {"r": 4, "lora_alpha": 8, "rank_pattern": {"layers.0.self_attn.q_proj": 2}, "alpha_pattern": {"k_proj": 2}}
+    lora = read_adapter(write_folder(tmp_path / "a", told, tensors)).experts[0]
+    small = {kind: tensors[f"{Q.format(0)}.lora_{kind}.weight"].astype(np.float64) for kind in "AB"}
+    np.testing.assert_allclose(lora.delta("q_proj", 0), (8 / 2 * small["B"] @ small["A"]).T, rtol=1e-6)
+    key = Q.format(1).replace("q_proj", "k_proj")
+    other = {kind: tensors[f"{key}.lora_{kind}.weight"].astype(np.float64) for kind in "AB"}
+    np.testing.assert_allclose(lora.delta("k_proj", 1), (2 / 4 * other["B"] @ other["A"]).T, rtol=1e-6)
+
+
+def test_wt15_a_rank_that_contradicts_the_tensors_is_refused(tmp_path):
+    with pytest.raises(CheckpointError, match="tensors have rank 4, adapter_config.json says 8"):
+        read_adapter(write_folder(tmp_path / "a", {"r": 8, "lora_alpha": 8}, lora_tensors()))
+
+
+@pytest.mark.parametrize("key", ["use_dora", "bias", "fan_in_fan_out"])
+def test_what_is_more_than_lora_is_refused_by_name(tmp_path, key):
+    told = {"r": 4, "lora_alpha": 8, key: "all" if key == "bias" else True}
+    with pytest.raises(ConfigError, match=key):
+        read_adapter(write_folder(tmp_path / "a", told, lora_tensors()))
+
+
+def test_pickles_are_refused_with_the_command_that_converts_them(tmp_path):
+    folder = hide_folder(tmp_path / "hide")
+    (folder / "non_lora_trainables.safetensors").rename(folder / "non_lora_trainables.bin")
+    with pytest.raises(CheckpointError, match=r"python tools/unpickle.py .*hide NEW"):
+        read_adapter(folder)
+
+
+def test_a_tensor_that_is_unknown_missing_or_not_finite_is_named(tmp_path):
+    def refused(name: str, change) -> str:
+        folder = hide_folder(tmp_path / name)
+        path = folder / "adapter_model.safetensors"
+        tensors = load_file(path)
+        change(tensors)
+        save_file(tensors, path)
+        with pytest.raises(CheckpointError) as error:
+            read_adapter(folder)
+        return str(error.value)
+
+    one = "base_model.model.model.layers.0.self_attn.k_proj.lora_B.loraB.1.weight"
+    assert "layer 0, k_proj, expert 1" in refused("missing", lambda tensors: tensors.pop(one))
+    tower = "base_model.model.model.vision_tower.layers.0.self_attn.k_proj.lora_A.weight"
+    assert tower in refused("unknown", lambda tensors: tensors.update({tower: np.zeros((2, 2), np.float32)}))
+    assert one in refused("broken", lambda tensors: tensors.update({one: np.full((16, 2), np.nan, np.float32)}))
+    other = one.replace("weight", "mlp.weight")
+    assert "mean the same and differ" in refused("two", lambda tensors: tensors.update({other: tensors[one] + 1}))
+
+
+def test_adapters_that_cannot_stand_in_one_run_are_refused(base, tmp_path):
+    hide, lora = hide_folder(tmp_path / "hide"), peft_folder(tmp_path / "lora")
+    with pytest.raises(ConfigError, match="kinds: hide, lora"):
+        hj.adopt(base, [hide, lora], tmp_path / "run")
+    with pytest.raises(ConfigError, match="got 1: birds"):
+        hj.adopt(base, [hide], tmp_path / "run", hj.Adoption(("birds",)))
+    assert len(split_tensors()) == LAYERS * len(MODULES) * 7
+
+
+def test_moelora_brings_experts_and_a_router_for_every_linear(base, tmp_path, capsys):
+    given = moelora_folder(tmp_path / "moe")
+    hj.adopt(base, [given], tmp_path / "run", hj.Adoption(("coin",)))
+    run, tensors = recalled(tmp_path / "run"), load_file(given / "adapter_model.safetensors")
+    method = run.config.method
+    assert (method.name, method.experts, method.lora.rank, method.lora.alpha) == ("moelora", 3, 2, 4)
+    groups = Ledger(tmp_path / "run" / "seed_0").load(0)[0]
+    name = "base_model.model.model.layers.2.mlp.down_proj"
+    for expert in range(3):
+        b = groups["experts"]["b/down_proj"][2, expert]
+        np.testing.assert_array_equal(b, tensors[f"{name}.lora_B.loraB.{expert}.weight"].T)
+    np.testing.assert_array_equal(groups["memory"]["router/down_proj"][2], tensors[f"{name}.lora_router.weight"].T)
+    assert main(["export", str(tmp_path / "run"), str(tmp_path / "out"), "--to", "peft"]) == 2
+    assert "every token mixes 3 experts" in capsys.readouterr().err
+    hj.export(tmp_path / "run", tmp_path / "hub", hj.Wish("hub"))
+    hj.adopt(base, [tmp_path / "hub"], tmp_path / "back")
+    again = Ledger(tmp_path / "back" / "seed_0").load(0)[0]
+    assert trees.digests(again) == trees.digests(groups)
+
+
+@pytest.mark.parametrize("kind", ["hide", "moelora"])
+def test_what_was_adopted_answers_and_is_measured(tmp_path, base, kind):
+    make = {"hide": hide_folder, "moelora": moelora_folder}[kind]
+    data = write_stream(tmp_path / "data", ("birds", "fish") if kind == "hide" else ("birds",), train=4, test=2)
+    short = ("evaluate.writing.max_new_tokens=2", "evaluate.zero_shot=false", "evaluate.variants=false")
+    how = hj.Adoption(data=tuple(map(str, data)), template="short", overrides=short)
+    hj.adopt(base, [make(tmp_path / "given")], tmp_path / "run", how)
+    picture = str(next((tmp_path / "data" / "birds" / "images").iterdir()))
+    reply = hj.load(tmp_path / "run").answer([picture], "What is shown in picture?")
+    assert len(reply.weights) == (2 if kind == "hide" else 0)
+    hj.evaluate_run(tmp_path / "run", task=len(data))
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert "birds" in json.dumps(report) and "not measured" not in hj.describe(tmp_path / "run")

@@ -1,0 +1,58 @@
+"""Drawn pictures and the hashes of the pixels a tower reads, pinned so that no library changes them unseen (F12).
+
+Pictures come from a formula. Square ones give what transformers' own image processor gives on its PIL path; other
+shapes are padded, which that processor does not do, and are compared with LLaVA's padding in the tests.
+
+Example: python tools/oracle/make_pictures.py tests/port/goldens
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from hidecmoe_jax.data.images import load
+
+SIDE = 20
+SHAPES = {"square": (50, 50), "exact": (SIDE, SIDE), "wide": (31, 64), "tall": (90, 37), "small": (9, 9)}
+"""Height and width in px."""
+
+
+def picture(name: str) -> np.ndarray:
+    """uint8 [H, W, 3]: two ramps, a disc and a fine grid, so that a resampling filter shows."""
+    height, width = SHAPES[name]
+    y, x = np.mgrid[:height, :width]
+    disc = (x - width / 3) ** 2 + (y - height / 2) ** 2 < (min(height, width) / 4) ** 2
+    channels = (x * 255 // width, np.where(disc, 230, y * 255 // height), ((x // 2 + y // 2) % 2) * 160 + 40)
+    return np.stack([np.broadcast_to(channel, (height, width)) for channel in channels], axis=-1).astype(np.uint8)
+
+
+def save(name: str, folder: Path) -> Path:
+    """The picture as a PNG."""
+    path = folder / f"{name}.png"
+    Image.fromarray(picture(name)).save(path)
+    return path
+
+
+def hashes() -> dict[str, str]:
+    """SHA-256 of the pixels that `data.images.load` gives for every picture."""
+    with tempfile.TemporaryDirectory() as folder:
+        return {name: hashlib.sha256(load(save(name, Path(folder)), SIDE).tobytes()).hexdigest() for name in SHAPES}
+
+
+def main() -> None:
+    """Writes pixel_hashes.json."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    folder = parser.parse_args().folder
+    (folder / "pixel_hashes.json").write_text(json.dumps(hashes(), indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
