@@ -79,7 +79,7 @@ def run(given: argparse.Namespace) -> int:
         given.source,
         given.target,
         reference=REFERENCE,
-        clip=clips[0] if clips else None,
+        clip=clips or None,
         projector=given.projector,
         vision=given.vision,
         python=given.python,
