@@ -30,7 +30,7 @@ def write_leaf(folder: Path, path: str, array: np.ndarray) -> None:
     context.array.saving.use_ocdbt = False
     context.array.saving.use_compression = False
     context.array.saving.storage_options.chunk_byte_size = _PIECE
-    with context, _quiet():
+    with context, quiet_orbax():
         ocp.save((folder / _name(path)).absolute(), {"leaf": array})
 
 
@@ -54,7 +54,7 @@ def read_leaves(folder: Path, shapes: Mapping[str, tuple[int, ...]], places: Map
     for name, path in names.items():
         home = (folder / name).absolute()
         try:
-            with _quiet():
+            with quiet_orbax():
                 leaves[path] = _read(ocp, home, path, shapes[path], places[path])
         except CheckpointError:
             raise
@@ -75,8 +75,9 @@ def _read(ocp: Any, home: Path, path: str, shape: tuple[int, ...], place: Any) -
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Orbax takes files that are not in its own database for a sign of damage, and says so for every leaf."""
+def quiet_orbax() -> Iterator[None]:
+    """Orbax takes files that are not in its own database for a sign of damage and says so for every leaf; its threads print
+    tracebacks of errors that are raised here all the same."""
     logger = logging.getLogger("absl")
     former = logger.level
     logger.setLevel(logging.CRITICAL)

@@ -8,10 +8,8 @@ checks what comes back, because Orbax casts, pads and passes over flipped bits i
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ import numpy as np
 
 from hidecmoe_jax.core import trees
 from hidecmoe_jax.core.errors import CheckpointError, NumericsError
+from hidecmoe_jax.models.sharded import quiet_orbax
 from hidecmoe_jax.runs.crash import crash_point
 from hidecmoe_jax.runs.disk import check_space, disk_errors, read_json, write_json
 from hidecmoe_jax.runs.manifest import verify, write_manifest
@@ -86,7 +85,7 @@ def write_store(folder: Path, groups: Mapping[str, Mapping[str, Any]], meta: Map
         if full:
             from orbax.checkpoint import v1 as ocp
 
-            with _quiet():
+            with quiet_orbax():
                 ocp.save_checkpointables(folder.absolute(), full)
         else:
             folder.mkdir()
@@ -111,7 +110,7 @@ def read_store(folder: Path) -> tuple[Groups, dict[str, Any]]:
     if wanted:
         from orbax.checkpoint import v1 as ocp
 
-        with disk_errors("could not read a checkpoint", folder, needed=0), _quiet():
+        with disk_errors("could not read a checkpoint", folder, needed=0), quiet_orbax():
             loaded = ocp.load_checkpointables(folder.absolute(), wanted)
     groups = {g: {p: np.asarray(loaded[g][p]) if a.size else a for p, a in flat.items()} for g, flat in empty.items()}
     if describe(groups) != arrays:
@@ -141,18 +140,6 @@ def describe(groups: Groups) -> dict[str, dict[str, dict[str, Any]]]:
         }
         for group, flat in groups.items()
     }
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps Orbax's threads from printing tracebacks of errors that are raised here all the same."""
-    logger = logging.getLogger("absl")
-    former = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logger.setLevel(former)
 
 
 def _array(leaf: Any, where: str) -> np.ndarray:

@@ -34,25 +34,6 @@ KEY = "language_model.model.layers.1.self_attn.q_proj.weight"
 LEAF = "decoder/layers/q_proj/kernel"
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory) -> Path:
-    """The layouts as they should be."""
-    root = tmp_path_factory.mktemp("made")
-    for layout in ("hub", "memory_flat", "original", "vicuna", "clip_plain", "clip_vision_plain", "clip_text_plain"):
-        make_checkpoints.write(layout, root)
-    return root
-
-
-@pytest.fixture
-def hub(made, tmp_path) -> Path:
-    return world.fresh(made, "hub", tmp_path)
-
-
-@pytest.fixture
-def clip(made) -> Path:
-    return made / "clip_plain"
-
-
 def leaves_of(folder: Path) -> dict[str, np.ndarray]:
     """The stored leaves of a small base model."""
     return load_file(folder / "model.safetensors")

@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from pathlib import Path
 
 import convert_world as world
-import make_checkpoints
 import numpy as np
 import pytest
 
@@ -17,25 +15,6 @@ from hidecmoe_jax.port.convert import convert
 
 HEAD = "language_model.lm_head.weight"
 TABLE = "language_model.model.embed_tokens.weight"
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory) -> Path:
-    """The layouts as they should be."""
-    root = tmp_path_factory.mktemp("made")
-    for layout in ("hub", "memory_flat", "original", "separate", "vicuna", "clip_plain", "clip_text_plain"):
-        make_checkpoints.write(layout, root)
-    return root
-
-
-@pytest.fixture
-def hub(made, tmp_path) -> Path:
-    return world.fresh(made, "hub", tmp_path)
-
-
-@pytest.fixture
-def clip(made) -> Path:
-    return made / "clip_plain"
 
 
 def test_wt1_a_wrong_shape_names_tensor_sizes_and_config_field(hub, clip):
