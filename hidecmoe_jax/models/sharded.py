@@ -76,8 +76,8 @@ def _read(ocp: Any, home: Path, path: str, shape: tuple[int, ...], place: Any) -
 
 @contextlib.contextmanager
 def quiet_orbax() -> Iterator[None]:
-    """Orbax takes files that are not in its own database for a sign of damage and says so for every leaf; its threads print
-    tracebacks of errors that are raised here all the same."""
+    """Orbax takes files that are not in its own database for a sign of damage and says so for every leaf; its threads
+    print tracebacks of errors that are raised here all the same."""
     logger = logging.getLogger("absl")
     former = logger.level
     logger.setLevel(logging.CRITICAL)
