@@ -252,11 +252,13 @@ class Routed:
 
     def _fused_in(self, past: Bank, layers: tuple[int, ...]) -> Bank:
         """The bank with a fusion in these layers and in no other."""
-        tasks, fused = _owners(past), np.asarray(past.owner_LS)[:, FUSED_SLOT] == FUSED
-        stale = np.flatnonzero(fused & ~np.isin(np.arange(past.layers), layers)) if tasks else np.flatnonzero(fused)
+        tasks = _owners(past)
+        layers = layers if tasks else ()
+        fused = np.asarray(past.owner_LS)[:, FUSED_SLOT] == FUSED
+        stale = np.flatnonzero(fused & ~np.isin(np.arange(past.layers), layers))
         if stale.size:
             past = clear(past, stale, np.full(stale.size, FUSED_SLOT))
-        if not layers or not tasks:
+        if not layers:
             return past
         return surgery.fuse(past, tasks, mode=self.fusion, slot=FUSED_SLOT, layers=layers, eps=self._eps(tasks))
 

@@ -9,7 +9,6 @@ Until then it is called `NAME.partial`, and `resume` goes on with it.
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import shutil
 import time
@@ -20,6 +19,7 @@ from typing import Any, Literal
 
 from tqdm import tqdm
 
+from hidecmoe_jax.core.about import VERSION
 from hidecmoe_jax.core.errors import CheckpointError, ConfigError, ResourceError
 from hidecmoe_jax.core.strict import plain
 from hidecmoe_jax.data.images import file_digest
@@ -88,7 +88,6 @@ class _Job:
     plan: Plan
     files: dict[str, bytes]
     report: Report
-    sources: tuple[Source, ...]
 
 
 def convert(
@@ -179,7 +178,7 @@ def _prepare(source, target, dtype, clip, vision, projector, tokenizer, layout: 
         nbytes=plan.nbytes, disk=plan.nbytes * (2 if kind == "sharded" else 1) + _SPARE,
         notes=(*origin, f"dtype: {said}", *_tied(given, config), *plan.notes, *notes),
     )  # fmt: skip
-    return _Job(given, plan, files, report, tuple(sources))
+    return _Job(given, plan, files, report)
 
 
 def _open_part(path: Path, role: str) -> Source:
@@ -205,9 +204,7 @@ def _shapes(given: Sequence[Given], dtype: str, tokenizer: Path | None) -> tuple
     folder = Path(tokenizer) if tokenizer is not None else main.source.path
     words = language_words(folder, vocabulary=config.decoder.vocabulary, image=named)
     image = named if words.image is None else words.image
-    return LlavaConfig(
-        **{**config.__dict__, "image_token": config.decoder.vocabulary if image is None else image}
-    ), words
+    return replace(config, image_token=config.decoder.vocabulary if image is None else image), words
 
 
 def _provider(given: Sequence[Given], leaf: str) -> Source | None:
@@ -299,7 +296,10 @@ def _finish(job: _Job, report: Report, partial: Path, sums: dict[str, str]) -> N
 
 def _record(job: _Job, report: Report, sums: dict[str, str]) -> dict[str, Any]:
     files = tqdm(
-        [(one, file) for one in job.sources for file in one.files], desc="source digests", leave=False, disable=None
+        [(one.source, file) for one in job.given for file in one.source.files],
+        desc="source digests",
+        leave=False,
+        disable=None,
     )
     digests: dict[str, dict[str, Any]] = {}
     for one, file in files:
@@ -307,17 +307,13 @@ def _record(job: _Job, report: Report, sums: dict[str, str]) -> dict[str, Any]:
         entry["files"][file.name] = {"size": file.stat().st_size, "sha256": file_digest(file)}
     return {
         "format": 1,
-        "version": importlib.metadata.version("hidecmoe-jax") if _installed() else None,
+        "version": VERSION,
         "layout": job.given[0].layout,
         "sources": digests,
         "source_config": job.given[0].source.config,
         "leaves": sums,
         "report": {**asdict(report), "config": plain(report.config), "target": report.target.name},
     }
-
-
-def _installed() -> bool:
-    return bool(list(importlib.metadata.distributions(name="hidecmoe-jax")))
 
 
 def _commit(partial: Path, target: Path) -> None:

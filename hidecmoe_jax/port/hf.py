@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -188,16 +188,10 @@ def _write_file(path: Path, outs: list[Out]) -> None:
     text += b" " * (-len(text) % 8)
     with open(path, "wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        for chunk in _chunks(outs):
-            file.write(chunk.data)
+        for out in outs:
+            file.write(out.read().reshape(-1).view(np.uint8).data)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _chunks(outs: list[Out]) -> Iterator[np.ndarray]:
-    for out in outs:
-        array = out.read()
-        yield array.reshape(-1).view(np.uint8)
 
 
 def _write_json(path: Path, value: Any) -> None:

@@ -13,7 +13,6 @@ MANIFEST.json         SHA-256 and size of every file, written last
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from safetensors.numpy import load_file, save_file
 from hidecmoe_jax.core import strict, trees
 from hidecmoe_jax.core.about import VERSION
 from hidecmoe_jax.core.errors import CheckpointError, ConfigError
+from hidecmoe_jax.data.images import file_digest
 from hidecmoe_jax.methods.doubt import THRESHOLDS
 from hidecmoe_jax.methods.routed import FAMILY, Routed
 from hidecmoe_jax.models.store import base_folder
@@ -119,7 +119,7 @@ def _facts(found: Recalled, base: str) -> dict[str, Any]:
     settings = to_mapping(found.config)
     settings.pop("stream")
     method, folder = found.config.method, base_folder(found.config.base.path)
-    files = {path.name: _sha256(path) for path in sorted(folder.iterdir()) if path.is_file()}
+    files = {path.name: file_digest(path) for path in sorted(folder.iterdir()) if path.is_file()}
     lora = getattr(method, "lora", None)
     layers = found.model.config.decoder.layers
     expanded = list(method.expanded(layers, found.learner.memory)) if isinstance(method, Routed) else []
@@ -134,11 +134,6 @@ def _facts(found: Recalled, base: str) -> dict[str, Any]:
         "layer_roles": roles, "target_modules": list(banks[0].sites) if banks else [],
         "edits": [strict.plain(one) for one in edits.read(found.folder) if one.tasks <= len(tasks)],
     }  # fmt: skip
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @dataclass(frozen=True)
@@ -210,7 +205,7 @@ def _check_files(folder: Path) -> None:
     wrong = [
         name
         for name, entry in listed.items()
-        if name != "README.md" and (not (folder / name).is_file() or _sha256(folder / name) != entry["sha256"])
+        if name != "README.md" and (not (folder / name).is_file() or file_digest(folder / name) != entry["sha256"])
     ]
     if wrong:
         raise CheckpointError(
