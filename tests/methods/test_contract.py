@@ -40,11 +40,13 @@ METHODS = {
     "zero_shot": {"growth": "none"},
     "cmoe": MIXTURE,
     "cmoe_uniform": MIXTURE | {"growth": "uniform", "start": "blank", "gate": {"kind": "anchors"}},
+    "moelora": {"kind": "moelora", "lora": {"rank": 2, "alpha": 4, "dropout": 0.1}, "experts": 3},
 }
 
 # The others train as `hide` does and differ in what they make of it, which saves a compilation each.
 TRAINED = ("hide", "hide_frozen_projector", "sequential", "joint", "zero_shot")
-POOLED = tuple(name for name, method in METHODS.items() if method.get("kind") == "mixture")
+POOLED = tuple(name for name, method in METHODS.items() if method.get("kind", "routed") != "routed")
+SHARED = ("sequential", "joint", "moelora")  # one set of experts for all tasks
 
 
 @pytest.fixture(scope="module")
@@ -101,13 +103,13 @@ def test_tr5_earlier_experts_keep_every_byte(taught, name):
     done = taught(name)
     lessons = len(done.kept)
     assert lessons == {"zero_shot": 0, "joint": 1}.get(name, 3)
-    assert done.method.isolates == (name not in ("sequential", "joint", "zero_shot"))
+    assert done.method.isolates == (name not in (*SHARED, "zero_shot"))
     for count in range(1, lessons + 1):
         for earlier in range(count if done.method.isolates else 0):
             now = done.method.keep(done.learners[count], earlier)
             for group in ("experts", "memory"):
                 assert trees.digests(now[group]) == trees.digests(done.kept[earlier][group])
-    if name == "sequential":
+    if name in ("sequential", "moelora"):
         assert trees.digests(done.kept[0]["experts"]) != trees.digests(done.kept[1]["experts"])
 
 
@@ -186,7 +188,7 @@ def test_experts_say_something_after_training(taught):
     assert taught("hide_frozen_projector").kept[0]["shared"] == {}
 
 
-@pytest.mark.parametrize("name", ["hide", "merge_all", "per_task", "zero_shot", "cmoe"])
+@pytest.mark.parametrize("name", ["hide", "merge_all", "per_task", "zero_shot", "cmoe", "moelora"])
 def test_rt4_answers_do_not_depend_on_batch_mates(taught, name):
     done = taught(name)
     serving, records = served(done), done.setting.test(done.setting.stream.tasks[0])
