@@ -8,6 +8,7 @@ is widened exactly to the config's `param_dtype`; a wider one is never narrowed 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -56,8 +57,21 @@ def save_model(model: Model, folder: Path, *, dtype: str | None = None) -> None:
     leaves = {path: np.asarray(leaf) for path, leaf in trees.flatten(model.params).items()}
     if dtype is not None:
         leaves = {path: leaf.astype(jnp.dtype(dtype)) for path, leaf in leaves.items()}
-    save_file({path: np.ascontiguousarray(leaf) for path, leaf in leaves.items()}, folder / WEIGHTS)
+    save_tensors(leaves, folder / WEIGHTS)
     (folder / CONFIG).write_text(json.dumps(strict.plain(model.config), indent=2) + "\n", encoding="utf-8")
+
+
+def save_tensors(leaves: Mapping[str, np.ndarray], path: Path, notes: Mapping[str, str] | None = None) -> None:
+    """Writes a safetensors file that is as readable as any other file; the library makes it private to its owner.
+
+    Args:
+      notes: goes into the file's header.
+    """
+    path.touch()
+    mode = path.stat().st_mode
+    whole = {name: np.asarray(leaf, order="C") for name, leaf in leaves.items()}
+    save_file(whole, path, metadata=dict(notes) if notes else None)
+    path.chmod(mode)
 
 
 def load_model(folder: Path, *, mesh: Mesh | None = None, **changes) -> Model:

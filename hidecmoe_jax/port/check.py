@@ -31,6 +31,7 @@ from hidecmoe_jax.models.llama import run_layers
 from hidecmoe_jax.models.llava import Model, Prompt, embed, head, positions_of, text_features, vision_features
 from hidecmoe_jax.models.projector import Projector
 from hidecmoe_jax.models.store import load_model
+from hidecmoe_jax.port.settings import OLD_EOS
 
 Arrays = dict[str, np.ndarray]
 SHAPES = (("text", 3, 1, 6), ("text", 2, 1, 2, 1, 3), ("text", 11), ("text", 5, 1, 2))
@@ -112,8 +113,10 @@ def _compared_places(tokens: np.ndarray, mask: np.ndarray, config: LlavaConfig) 
 def _clip_ids(config: LlavaConfig, rng: np.random.Generator) -> np.ndarray:
     text = config.text
     ids = np.full((3, text.context), text.eos_token, np.int32)
+    # Below an end token of 2, transformers' "largest id" is the end token all the same.
+    low, high = (0, OLD_EOS) if text.eos_token == OLD_EOS else (3, text.eos_token - 1)
     for row, length in enumerate((text.context - 1, 3, 1)):
-        ids[row, :length] = rng.integers(3, text.eos_token - 1, length)
+        ids[row, :length] = rng.integers(low, high, length)
     return ids
 
 

@@ -19,6 +19,7 @@ from hidecmoe_jax.port.hf import in_dtype_of, write_clip, write_hf
 from hidecmoe_jax.port.hub import write_hub
 from hidecmoe_jax.port.output import check_target, fresh_folder
 from hidecmoe_jax.port.peft import BASE_KEY, TASK_KEY, LoraWeights, Tree, write_peft
+from hidecmoe_jax.port.settings import OLD_EOS
 from hidecmoe_jax.port.single import merged, names_of, require_linear, task_lora
 from hidecmoe_jax.port.wish import Wish
 from hidecmoe_jax.runs.config import Base, RunConfig
@@ -126,9 +127,14 @@ def _hf_base(found: Recalled, aside: Path, wish: Wish, target: Path) -> list[str
     folder = base_folder(found.config.base.path)
     size = write_hf(found.model, aside, tokenizer=folder, shard_gib=wish.shard_gib)
     size += write_clip(found.model, aside / CLIP, tokenizer=folder, shard_gib=wish.shard_gib)
+    literal = [
+        f"  CLIP's texts end with token {OLD_EOS} here, which transformers takes for the largest id: its text features "
+        "would be others; tools/convert.py brings ours back"
+    ]
     return [
         f"the base without anything learned, {size / 1e9:.2f} GB; the CLIP pair of the gate in {CLIP}/",
         f"  python tools/convert.py {target} NEW --clip {target / CLIP}",
+        *(literal if found.model.config.text.eos_token == OLD_EOS else []),
     ]
 
 

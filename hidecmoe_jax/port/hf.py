@@ -36,6 +36,7 @@ from hidecmoe_jax.port.names import (
     VISION_PROJECTION,
     Rule,
 )
+from hidecmoe_jax.port.settings import END_TOKEN, OLD_EOS
 from hidecmoe_jax.runs.disk import check_space, disk_errors, read_json
 from hidecmoe_jax.runs.manifest import NAME as MANIFEST
 
@@ -220,13 +221,15 @@ def hf_config(config: LlavaConfig) -> dict[str, Any]:
 
 
 def clip_config(config: LlavaConfig) -> dict[str, Any]:
-    """config.json of CLIPModel; an end token of 2 is what transformers takes for "the largest id" (as of old files)."""
+    """config.json of CLIPModel. An end token of 2 is what transformers takes for "the largest id" (as of old files), so
+    one that is 2 in truth is said again in a word of our own, which brings it back."""
     one = config.text
+    meant = {END_TOKEN: OLD_EOS} if one.eos_token == OLD_EOS else {}
     text = {
         "model_type": "clip_text_model", "vocab_size": one.vocabulary, "max_position_embeddings": one.context,
         "hidden_size": one.width, "intermediate_size": one.hidden, "num_hidden_layers": one.layers,
         "num_attention_heads": one.heads, "projection_dim": one.projection, "hidden_act": one.activation,
-        "layer_norm_eps": one.epsilon, "eos_token_id": one.eos_token,
+        "layer_norm_eps": one.epsilon, "eos_token_id": one.eos_token, **meant,
     }  # fmt: skip
     return {
         "architectures": ["CLIPModel"], "model_type": "clip", "projection_dim": config.vision.projection,

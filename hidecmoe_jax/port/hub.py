@@ -14,14 +14,13 @@ MANIFEST.json         SHA-256 and size of every file, written last
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 from hidecmoe_jax.core import strict, trees
 from hidecmoe_jax.core.about import VERSION
@@ -29,7 +28,7 @@ from hidecmoe_jax.core.errors import CheckpointError, ConfigError
 from hidecmoe_jax.data.images import file_digest
 from hidecmoe_jax.methods.doubt import THRESHOLDS
 from hidecmoe_jax.methods.routed import FAMILY, Routed
-from hidecmoe_jax.models.store import base_folder
+from hidecmoe_jax.models.store import base_folder, save_tensors
 from hidecmoe_jax.port.adapters import read_adapter
 from hidecmoe_jax.port.card import card
 from hidecmoe_jax.port.peft import BASE_KEY, PROJECTOR, PROJECTOR_LEAVES, TASK_KEY, LoraWeights, write_peft
@@ -66,7 +65,7 @@ def write_hub(found: Recalled, folder: Path, wish: Wish, target: Path) -> list[s
     shared = {path: np.asarray(leaf) for path, leaf in found.learner.shared.items()}
     named = {f"{PROJECTOR['before5']}.{PROJECTOR_LEAVES[path]}": leaf.T for path, leaf in shared.items()}
     if named:
-        _save(folder / "projector.safetensors", named)
+        save_tensors(named, folder / "projector.safetensors")
     facts = _facts(found, base)
     (folder / FACTS).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     (folder / "README.md").write_text(card(found, facts), encoding="utf-8")
@@ -78,9 +77,9 @@ def _write_expert(found: Recalled, folder: Path, groups: Groups, name: str, base
     method, notes = found.config.method, {BASE_KEY: found.base, TASK_KEY: name}
     folder.mkdir(parents=True)
     if not isinstance(method, Routed):
-        _save(folder / EXPERTS, groups["experts"], notes)
+        save_tensors(groups["experts"], folder / EXPERTS, notes)
         if groups["shared"]:
-            _save(folder / SHARED, groups["shared"], notes)
+            save_tensors(groups["shared"], folder / SHARED, notes)
         return
     bank = method.lora.blank(found.model, 1).with_factors(trees.unflatten(groups["experts"]))
     bank = bank.replace(owner_LS=np.zeros_like(np.asarray(bank.owner_LS)))
@@ -104,14 +103,10 @@ def _write_routing(found: Recalled, folder: Path) -> None:
     folder.mkdir()
     for name, leaves in files.items():
         if leaves:
-            _save(folder / f"{name}.safetensors", leaves)
+            save_tensors(leaves, folder / f"{name}.safetensors")
     settings = {key: getattr(gate, key) for key in ("foreign", "kept_apart") if key in vars(gate or object)}
     told = {"from": "records of each task that its anchors left out", "settings": settings, "thresholds": limits}
     (folder / "thresholds.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
-
-
-def _save(path: Path, leaves: Mapping[str, np.ndarray], notes: Mapping[str, str] | None = None) -> None:
-    save_file({name: np.array(leaf, order="C") for name, leaf in leaves.items()}, path, metadata=dict(notes or {}))
 
 
 def _facts(found: Recalled, base: str) -> dict[str, Any]:

@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from safetensors.numpy import save_file
 
 from hidecmoe_jax.core.errors import ConfigError
 from hidecmoe_jax.models.llama import SITES
+from hidecmoe_jax.models.store import save_tensors
 from hidecmoe_jax.port import names
 
 Tree = Literal["since5", "before5"]
@@ -168,6 +168,6 @@ def write_peft(
     lora = with_rank(lora, served_rank(lora.rank)) if pad == "vllm" else lora
     folder.mkdir(parents=True, exist_ok=True)
     config = config_of(lora, base, dropout=dropout)
-    save_file(tensors_of(lora, tree), folder / WEIGHTS, metadata=notes)
+    save_tensors(tensors_of(lora, tree), folder / WEIGHTS, notes)
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     return config

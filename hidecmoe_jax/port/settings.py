@@ -51,6 +51,7 @@ _ORIGINAL_ONLY = {
 _ACTIVATIONS = ("quick_gelu", "gelu")
 _REMAT_BYTES = 2 * 2**30
 OLD_EOS = 2  # what old CLIP text configs say while pooling at the highest id
+END_TOKEN = "end_token"  # our own word for an end token that is 2 in truth
 
 
 def llava_config(
@@ -118,16 +119,17 @@ def vision_config(layout: str, main: Source, tower: Source | None, projection: S
 
 
 def text_config(source: Source | None) -> TextConfig:
-    """CLIP's text tower; `eos_token_id` 2 is how old configs spell "the highest id", which is where they pool."""
+    """CLIP's text tower; `eos_token_id` 2 is how old configs spell "the highest id", which is where they pool, unless
+    our own export says that it is meant."""
     if source is None:
         return TextConfig()
     given = _TEXT | _nested(source, "text_config")
     eos = given["eos_token_id"]
+    end = given.get(END_TOKEN, given["vocab_size"] - 1 if eos == OLD_EOS else eos)
     return TextConfig(
         vocabulary=given["vocab_size"], context=given["max_position_embeddings"], width=given["hidden_size"],
         layers=given["num_hidden_layers"], heads=given["num_attention_heads"], hidden=given["intermediate_size"],
-        projection=_projection_width(source, "text_config"),
-        eos_token=given["vocab_size"] - 1 if eos == OLD_EOS else eos,
+        projection=_projection_width(source, "text_config"), eos_token=end,
         activation=_activation(given, source), epsilon=given["layer_norm_eps"],
     )  # fmt: skip
 
