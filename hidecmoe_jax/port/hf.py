@@ -8,7 +8,7 @@ no part of LLaVA, and goes into a folder of its own.
 
 from __future__ import annotations
 
-import json
+import math
 import os
 import shutil
 from collections.abc import Mapping
@@ -35,9 +35,12 @@ from hidecmoe_jax.port.names import (
     VISION,
     VISION_PROJECTION,
     Rule,
+    returned,
+    source_shape,
 )
 from hidecmoe_jax.port.settings import END_TOKEN, OLD_EOS
-from hidecmoe_jax.runs.disk import check_space, disk_errors, read_json
+from hidecmoe_jax.port.source import header_bytes
+from hidecmoe_jax.runs.disk import check_space, disk_errors, read_json, write_json
 from hidecmoe_jax.runs.manifest import NAME as MANIFEST
 
 LLAVA = (
@@ -52,7 +55,6 @@ CLIP = (
     ("", VISION_PROJECTION),
     ("", TEXT_PROJECTION),
 )
-_DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 CONTEXT = 4096  # of LLaVA-1.5, where the source did not tell
 INDEX = "model.safetensors.index.json"
 
@@ -69,26 +71,22 @@ class Out:
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape in the file."""
-        own = self.leaf.shape if self.layer is None else self.leaf.shape[1:]
-        if self.rule.turn == "linear":
-            return own[::-1]
-        side = round((own[0] / 3) ** 0.5) if self.rule.turn == "patch" else 0
-        return (own[1], 3, side, side) if self.rule.turn == "patch" else own
+        return source_shape(self.leaf.shape if self.layer is None else self.leaf.shape[1:], self.rule.turn)
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Dtype in the file and here."""
+        return np.dtype(self.leaf.dtype)
 
     @property
     def nbytes(self) -> int:
         """Bytes in the file."""
-        return int(np.prod(self.shape, dtype=np.int64)) * self.leaf.dtype.itemsize
+        return math.prod(self.shape) * self.dtype.itemsize
 
     def read(self) -> np.ndarray:
         """The numbers, in the file's order."""
         array = np.asarray(self.leaf if self.layer is None else self.leaf[self.layer])
-        if self.rule.turn == "linear":
-            array = array.T
-        elif self.rule.turn == "patch":
-            _, _, side, _ = self.shape
-            array = array.reshape(side, side, 3, -1).transpose(3, 2, 0, 1)
-        return np.ascontiguousarray(array)
+        return np.ascontiguousarray(returned(array, self.rule.turn))
 
 
 def tensors(leaves: Mapping[str, Any], layout: tuple[tuple[str, Mapping[str, Rule]], ...]) -> list[Out]:
@@ -123,7 +121,7 @@ def write_hf(model: Model, folder: Path, *, tokenizer: Path, shard_gib: float = 
     folder.mkdir(parents=True, exist_ok=True)
     _copy(tokenizer, folder)
     config = hf_config(model.config)
-    _write_json(folder / CONFIG, config | {"text_config": config["text_config"] | _told(tokenizer)})
+    write_json(folder / CONFIG, config | {"text_config": config["text_config"] | _told(tokenizer)})
     return write_shards(outs, folder, shard_gib=shard_gib)
 
 
@@ -153,7 +151,7 @@ def write_clip(model: Model, folder: Path, *, tokenizer: Path, shard_gib: float 
     folder.mkdir(parents=True, exist_ok=True)
     own = tokenizer / TEXT_FOLDER
     _copy(own if own.is_dir() else tokenizer, folder)
-    _write_json(folder / CONFIG, clip_config(model.config))
+    write_json(folder / CONFIG, clip_config(model.config))
     return write_shards(tensors(trees.flatten(model.params), CLIP), folder, shard_gib=shard_gib)
 
 
@@ -173,30 +171,19 @@ def write_shards(outs: list[Out], folder: Path, *, shard_gib: float) -> int:
             _write_file(folder / name, shard)
     if not one:
         placed = {out.key: name for name, shard in zip(files, shards, strict=True) for out in shard}
-        _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": placed})
+        write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": placed})
     return total
 
 
 def _write_file(path: Path, outs: list[Out]) -> None:
     """One safetensors file, tensor after tensor."""
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    place = 0
-    for out in outs:
-        kind = _DTYPES[np.dtype(out.leaf.dtype).name]
-        header[out.key] = {"dtype": kind, "shape": list(out.shape), "data_offsets": [place, place + out.nbytes]}
-        place += out.nbytes
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
+    header, _ = header_bytes(((out.key, out.dtype, out.shape) for out in outs), {"format": "pt"})
     with open(path, "wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
+        file.write(header)
         for out in outs:
             file.write(out.read().reshape(-1).view(np.uint8).data)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
 def hf_config(config: LlavaConfig) -> dict[str, Any]:

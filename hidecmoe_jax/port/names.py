@@ -8,6 +8,7 @@ split on both sides).
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -178,10 +179,21 @@ def turned(array: np.ndarray, turn: Turn) -> np.ndarray:
     return array
 
 
-def source_shape(shape: tuple[int, ...], turn: Turn, patch_size: int) -> tuple[int, ...]:
+def returned(array: np.ndarray, turn: Turn) -> np.ndarray:
+    """The inverse of `turned`."""
+    if turn == "linear":
+        return array.T
+    if turn == "patch":
+        _, _, side, _ = source_shape(array.shape, turn)
+        return array.reshape(side, side, 3, -1).transpose(3, 2, 0, 1)
+    return array
+
+
+def source_shape(shape: tuple[int, ...], turn: Turn) -> tuple[int, ...]:
     """Shape that a source tensor must have to become `shape` (one layer's)."""
     if turn == "linear":
         return shape[::-1]
     if turn == "patch":
-        return (shape[1], 3, patch_size, patch_size)
+        side = math.isqrt(shape[0] // 3)
+        return (shape[1], 3, side, side)
     return shape

@@ -133,7 +133,7 @@ def make_plan(given: Sequence[Given], config: LlavaConfig) -> Plan:
             if spot[0] == HEAD and config.decoder.tied:
                 spares.append(_tied_head(one, tensor, taken))
                 continue
-            misfits += _misfit(one, tensor, found, template, config)
+            misfits += _misfit(one, tensor, found, template)
             taken[spot] = (tensor, found, one)
     _refuse_unknown(unknown)
     # Where a part is absent its config is a guess, so what is missing is said before what does not fit.
@@ -179,14 +179,14 @@ def _tied_head(one: Given, tensor: Tensor, taken: dict) -> Spare:
     return Spare(tensor, table[0], "tied lm_head", must_agree=True)
 
 
-def _misfit(one: Given, tensor: Tensor, found: Place, template: dict, config: LlavaConfig) -> list[str]:
+def _misfit(one: Given, tensor: Tensor, found: Place, template: dict) -> list[str]:
     path, where = found.rule.leaf, f"{one.source.role}: {tensor.key}"
     if path not in template:
         return [f"{where}: found {tensor.spelled}, the config has no such part ({path})"]
     shape = template[path].shape
     if found.layer is not None and found.layer >= shape[0]:
         return [f"{where}: layer {found.layer}, expected layers 0 to {shape[0] - 1} (num_hidden_layers)"]
-    wanted = source_shape(shape if found.layer is None else shape[1:], found.rule.turn, config.vision.patch_size)
+    wanted = source_shape(shape if found.layer is None else shape[1:], found.rule.turn)
     if tensor.dtype not in DTYPES.values():
         return [f"{where}: found {tensor.spelled}, expected one of {', '.join(d.name for d in DTYPES.values())}"]
     if tensor.shape != wanted:

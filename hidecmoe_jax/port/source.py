@@ -8,8 +8,10 @@ asked for, and arrays are views of the file: the page cache holds the weights, n
 
 from __future__ import annotations
 
+import json
 import math
 import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -147,6 +149,23 @@ def read_header(file: Path) -> dict[str, Tensor]:
 
 
 _AGAIN = "download the file again and compare its SHA-256 with the publisher's"
+
+
+def header_bytes(
+    entries: Iterable[tuple[str, np.dtype, tuple[int, ...]]], metadata: Mapping[str, str] | None = None
+) -> tuple[bytes, dict[str, int]]:
+    """First bytes of a safetensors file whose tensors follow in this order, and where in the file each one lies."""
+    spelled = {dtype: name for name, dtype in DTYPES.items()}
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    offsets, place = {}, 0
+    for name, dtype, shape in entries:
+        stop = place + math.prod(shape) * dtype.itemsize
+        header[name] = {"dtype": spelled[dtype], "shape": list(shape), "data_offsets": [place, stop]}
+        offsets[name], place = place, stop
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    base = 8 + len(text)
+    return len(text).to_bytes(8, "little") + text, {name: base + offset for name, offset in offsets.items()}
 
 
 def _tensor(file: Path, key: str, entry: Any, base: int) -> Tensor:

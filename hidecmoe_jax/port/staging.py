@@ -21,11 +21,10 @@ import numpy as np
 from hidecmoe_jax.core.errors import CheckpointError
 from hidecmoe_jax.port.names import turned
 from hidecmoe_jax.port.plan import Leaf, Plan, Spare
-from hidecmoe_jax.port.source import Tensor
+from hidecmoe_jax.port.source import Tensor, header_bytes
 from hidecmoe_jax.runs.crash import crash_point
 
 JOURNAL = "journal.jsonl"
-_NAMES = {"float32": "F32", "bfloat16": "BF16"}
 _BLOCK = 2**24
 SYNC_EVERY = 256 * 2**20
 """Bytes between two syncs: what a crash can cost, and small models are synced once."""
@@ -48,16 +47,7 @@ class Found:
 
 def layout_of(plan: Plan) -> tuple[bytes, dict[str, int]]:
     """Header bytes of the staged file and the offset of every leaf."""
-    header, start = {}, 0
-    for leaf in plan.leaves:
-        stop = start + leaf.nbytes
-        shape = list(leaf.shape)
-        header[leaf.path] = {"dtype": _NAMES[leaf.dtype.name], "shape": shape, "data_offsets": [start, stop]}
-        start = stop
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    base = 8 + len(text)
-    return len(text).to_bytes(8, "little") + text, {k: base + v["data_offsets"][0] for k, v in header.items()}
+    return header_bytes((leaf.path, leaf.dtype, leaf.shape) for leaf in plan.leaves)
 
 
 def write_leaves(

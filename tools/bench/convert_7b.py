@@ -55,7 +55,7 @@ def tensors(config: LlavaConfig, layout: str) -> dict[str, tuple[int, ...]]:
         for name, rule in part.items():
             shape = shapes[rule.leaf]
             layers = range(shape[0]) if "#" in name else (None,)
-            shape = source_shape(shape[1:] if "#" in name else shape, rule.turn, config.vision.patch_size)
+            shape = source_shape(shape[1:] if "#" in name else shape, rule.turn)
             found |= {f"{prefix}{name.replace('#', str(layer))}": shape for layer in layers}
     return found
 
