@@ -106,18 +106,6 @@ def combine(
     return bank.replace(a=a, b=b, owner_LS=jnp.asarray(np.where(any_L, FUSED, EMPTY)[:, None], jnp.int32))
 
 
-def compressed(expert: Bank, rank: int) -> Bank:
-    """A bank of one slot at another rank, with its owners: the nearest update of that rank in every layer and site, by
-    the mode `svd`; exact where the update has no more rank than that.
-
-    Raises:
-      ValueError: the bank has another number of slots, or as `combine`.
-    """
-    if expert.slots != 1:
-        raise ValueError(f"an expert to compress has one slot, got {expert.slots}")
-    return combine(expert, (0,), mode="svd", weights=(1.0,), rank=rank).replace(owner_LS=expert.owner_LS)
-
-
 def distance(bank: Bank, one: int, other: int) -> dict[str, np.ndarray]:
     """How far the update of slot `other` is from that of slot `one`: ||E_one - E_other||_F / ||E_one||_F.
 

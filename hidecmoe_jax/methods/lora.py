@@ -36,11 +36,11 @@ class Lora:
         known = model_sites(model.config) | {PARALLEL: (width, width)}
         return {site: known[site] for site in self.sites}
 
-    def blank(self, model: Model, slots: int, *, rank: int | None = None) -> Bank:
-        """A bank of `slots` such experts in every decoder layer, nobody's; another rank has the same scale."""
+    def blank(self, model: Model, slots: int) -> Bank:
+        """A bank of `slots` such experts in every decoder layer, nobody's."""
         layers, scale = model.config.decoder.layers, self.alpha / self.rank
-        return surgery.blank(self.shapes(model), layers=layers, slots=slots, rank=rank or self.rank, scale=scale)
+        return surgery.blank(self.shapes(model), layers=layers, slots=slots, rank=self.rank, scale=scale)
 
-    def size(self, model: Model, *, rank: int | None = None) -> int:
+    def size(self, model: Model) -> int:
         """Numbers in one expert of one layer."""
-        return (rank or self.rank) * sum(sum(shape) for shape in self.shapes(model).values())
+        return self.rank * sum(sum(shape) for shape in self.shapes(model).values())

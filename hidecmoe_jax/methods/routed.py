@@ -24,7 +24,6 @@ from hidecmoe_jax.data.records import Record
 from hidecmoe_jax.data.stream import Stream
 from hidecmoe_jax.experts import pool, surgery
 from hidecmoe_jax.experts.bank import FUSED, Bank
-from hidecmoe_jax.experts.combine import compressed
 from hidecmoe_jax.experts.routing import Routing, Voice, everyone
 from hidecmoe_jax.experts.slots import clear
 from hidecmoe_jax.methods.expanding import Chosen
@@ -52,8 +51,6 @@ class Routed:
       gate: how an input finds its experts in the expanded layers.
       train_projector: whether the projector is tuned along, shared by all tasks (HiDe-D15).
       union: learn all tasks of the stream at once.
-      train_rank: rank that an expert learns at, where it is more than `lora.rank`: at task end its update is brought
-        down to `lora.rank` by an SVD. Learning wide and storing narrow keeps more than learning narrow does.
     """
 
     kind: ClassVar[str] = "routed"
@@ -66,11 +63,8 @@ class Routed:
     gate: AnchorGate | NamedGate | Locating = AnchorGate()
     train_projector: bool = True
     union: bool = False
-    train_rank: int = 0
 
     def __post_init__(self):
-        if self.train_rank and self.growth != "per_task":
-            raise ValueError(f"train_rank {self.train_rank}: with growth {self.growth} no expert is ever brought down")
         if PARALLEL in self.lora.sites:
             raise ValueError(f"lora.sites: an expert at {PARALLEL!r} has no weight to be folded into; use linears")
 
@@ -93,10 +87,6 @@ class Routed:
     def gated(self) -> bool:
         """Whether there is anything to choose from."""
         return self.growth == "per_task"
-
-    @property
-    def _learns_at(self) -> int:
-        return max(self.train_rank, self.lora.rank)
 
     def variants(self) -> dict[str, Routed]:
         """The same experts under each fusion rule, by its name; empty where nothing is fused."""
@@ -169,7 +159,7 @@ class Routed:
         if self.growth == "shared" and self.learned(learner):
             young = surgery.extract(learner.past[FAMILY], 0)
         else:
-            young = surgery.sprout(self.lora.blank(model, 1, rank=self._learns_at), 0, task, key)
+            young = surgery.sprout(self.lora.blank(model, 1), 0, task, key)
         tuned = {}
         if self.train_projector:
             # Float32 whatever the base is stored in: a step of 2e-5 would be lost in bfloat16.
@@ -214,14 +204,13 @@ class Routed:
         return learner.replace(past={FAMILY: self.fused_again(past, memory)}, memory=memory)
 
     def after(self, model: Model, learner: Learner, stage: Stage, task: int) -> Learner:
-        """Plants the expert at its stored rank, fuses the layers that are not expanded, and hands the projector on."""
+        """Plants the trained expert, fuses the layers that are not expanded, and hands the projector on."""
         if not stage.trains:
             return learner
         past, young = learner.past[FAMILY], learner.live[FAMILY]
         if self.growth == "shared":
             past = surgery.plant(self.lora.blank(model, 1), 0, young, 0)
         else:
-            young = compressed(young, self.lora.rank) if young.rank > self.lora.rank else young
             past = self.fused_again(surgery.plant(past, 1 + task, young, task), learner.memory)
         return learner.replace(live={}, tuned={}, past={FAMILY: past}, shared=learner.shared | learner.tuned)
 
@@ -374,14 +363,12 @@ class Routed:
         tasks, none = len(self.learned(learner)), self.stored_after(model, 0)
         if not tasks:
             return {"stored": none, "archived": none, "trained": none}
-        layers = learner.past[FAMILY].layers
-        stored, expert = self.stored_after(model, tasks), self.lora.size(model) * layers
-        trained = self.lora.size(model, rank=self._learns_at) * layers
+        stored, expert = self.stored_after(model, tasks), self.lora.size(model) * learner.past[FAMILY].layers
         archived = stored | {"experts": expert * tasks, "projector": stored["projector"] * tasks}
         return {
             "stored": stored,
             "archived": archived,
-            "trained": none | {"experts": trained, "projector": stored["projector"]},
+            "trained": none | {"experts": expert, "projector": stored["projector"]},
         }
 
 

@@ -10,7 +10,7 @@ from expert_cases import LAYERS, RANK, random_bank, row, same_bytes
 
 from hidecmoe_jax.experts import surgery
 from hidecmoe_jax.experts.bank import EMPTY, FUSED, Bank
-from hidecmoe_jax.experts.combine import FACTOR_MODES, MODES, SVD_MODES, combine, compressed, cosine, distance
+from hidecmoe_jax.experts.combine import FACTOR_MODES, MODES, SVD_MODES, combine, cosine, distance
 
 SITE = "q_proj"
 WIDE = {SITE: (12, 10)}
@@ -144,16 +144,6 @@ def test_svd_recovers_the_whole_sum_when_the_rank_holds_it(rank: int):
         assert merged.a[site].shape == (LAYERS, width, 1, rank) and merged.b[site].shape == (LAYERS, 1, rank, out)
         whole = WEIGHTS[0] * _updates(bank, site)[:, 0] + WEIGHTS[1] * _updates(bank, site)[:, 2]
         np.testing.assert_allclose(_update(merged, site), whole, atol=1e-5)
-
-
-def test_compressing_keeps_owners_and_refuses_a_bank_of_many():
-    bank = random_bank(row(3), sites={SITE: (5, 4)}, rank=3)
-    small = compressed(bank, 2)
-    np.testing.assert_array_equal(small.owner_LS, bank.owner_LS)
-    for layer in range(bank.layers):
-        np.testing.assert_allclose(_update(small)[layer], _np_best(_update(bank)[layer], 2), atol=1e-5)
-    with pytest.raises(ValueError, match="one slot, got 2"):
-        compressed(random_bank(row(0, 1), sites={SITE: (5, 4)}, rank=3), 2)
 
 
 def test_svd_survives_more_rank_than_width():

@@ -28,7 +28,6 @@ METHODS = {
     "chosen": Routed(expand=Chosen(2), gate=Locating(by=NearestMean())),
     "per_task": Routed(expand="all", gate=NamedGate()),
     "sequential": Routed(growth="shared"),
-    "wide": Routed(expand="all", gate=NamedGate(), train_rank=4),
     "cmoe_uniform": Mixture(lora=BLOCK, growth="uniform", start="blank", gate=Locating(by=NearestMean())),
 }
 

@@ -35,7 +35,6 @@ METHODS = {
     "product_sum": {"fusion": "product_sum", "eps": [1.0, 0.5, 0.25]},
     "product_mean": {"fusion": "product_mean"},
     "per_task": {"expand": "all", "gate": {"kind": "named"}},
-    "wide": {"expand": [2], "fusion": "product_mean", "train_rank": 5, "train_projector": False},
     "sequential": {"growth": "shared"},
     "joint": {"growth": "shared", "union": True},
     "zero_shot": {"growth": "none"},
@@ -45,7 +44,7 @@ METHODS = {
 }
 
 # The others train as `hide` does and differ in what they make of it, which saves a compilation each.
-TRAINED = ("hide", "hide_frozen_projector", "wide", "sequential", "joint", "zero_shot")
+TRAINED = ("hide", "hide_frozen_projector", "sequential", "joint", "zero_shot")
 POOLED = tuple(name for name, method in METHODS.items() if method.get("kind", "routed") != "routed")
 SHARED = ("sequential", "joint", "moelora")  # one set of experts for all tasks
 

@@ -11,9 +11,9 @@ from tiny import TINY
 from hidecmoe_jax.core.errors import ConfigError
 from hidecmoe_jax.experts.bank import Bank
 from hidecmoe_jax.methods.gates import AnchorGate, NamedGate
-from hidecmoe_jax.methods.learner import Learner, trainable, with_trainable
+from hidecmoe_jax.methods.learner import Learner
 from hidecmoe_jax.methods.lora import Lora
-from hidecmoe_jax.methods.routed import FAMILY, TUNE, Routed
+from hidecmoe_jax.methods.routed import FAMILY, Routed
 from hidecmoe_jax.models.config import llava_7b
 from hidecmoe_jax.models.llava import init_model, model_sites
 
@@ -50,28 +50,6 @@ def test_sizes_are_the_published_ones():
     assert sizes_at_7b(Routed(expand="all"), 6)["stored"]["experts"] == 6 * 32 * 624_640
     assert sizes_at_7b(Routed(fusion="product_mean"), 6)["stored"]["experts"] == 6 * 32 * 624_640
     assert sizes_at_7b(Routed(growth="shared"), 6)["stored"]["experts"] == 32 * 624_640
-
-
-def test_an_expert_learns_wide_and_is_stored_as_its_best_narrow_update():
-    method = Routed(lora=Lora(rank=2, alpha=4.0), train_rank=5, train_projector=False)
-    model = init_model(TINY, jax.random.key(0))
-    learner = method.before(model, method.birth(model, 2), TUNE, 0, jax.random.key(1))
-    loud = jax.tree.map(
-        lambda leaf: leaf + 0.1 * jnp.cos(jnp.arange(leaf.size)).reshape(leaf.shape) ** 3, trainable(learner)
-    )
-    live = with_trainable(learner, loud).live[FAMILY]
-    past = method.after(model, learner.replace(live={FAMILY: live}), TUNE, 0).past[FAMILY]
-    assert live.rank == 5 and past.rank == 2 and live.scale == past.scale == 2.0
-    for site in live.sites:
-        for layer in range(live.layers):
-            update = np.asarray(live.a[site][layer, :, 0], np.float64) @ np.asarray(live.b[site][layer, 0], np.float64)
-            left, size, right = np.linalg.svd(update, full_matrices=False)
-            found = past.a[site][layer, :, 1] @ past.b[site][layer, 1]
-            np.testing.assert_allclose(found, left[:, :2] * size[:2] @ right[:2], atol=1e-5)
-    assert sizes_at_7b(Routed(train_rank=24), 6)["trained"]["experts"] == 3 * 32 * 624_640
-    assert sizes_at_7b(Routed(train_rank=24), 6)["stored"] == sizes_at_7b(Routed(), 6)["stored"]
-    with pytest.raises(ValueError, match="train_rank 8.*shared"):
-        Routed(growth="shared", train_rank=8)
 
 
 def test_expanded_layers_come_from_the_model():
