@@ -1,9 +1,10 @@
 """One budget for methods of different kinds: the rank at which their serving states are equally large.
 
 What counts is everything beyond the base that answering needs: experts in owned slots, routers, what the locator
-knows, the tuned projector. All but the experts is given by the method, so the rank is the free knob; `alpha` goes with
-it, and the scale of an expert's output stays. A mixture that grows by probes cannot know how much it will grow: its
-`probe.expects` says what to reckon with, and the report holds the forecast against what was stored in the end.
+knows, the tuned projector. All but the experts is given by the method, so the rank is the free knob; `alpha` stays, so
+that experts of any rank learn in steps of one size (arXiv 2106.09685, section 4.1; docs/crossings.md has the numbers).
+A mixture that grows by probes cannot know how much it will grow: its `probe.expects` says what to reckon with, and the
+report holds the forecast against what was stored in the end.
 """
 
 from __future__ import annotations
@@ -57,5 +58,4 @@ def at_budget(method: Method, model: Model, tasks: int, budget: int) -> Method:
 
 
 def _ranked(method: Method, rank: int) -> Method:
-    lora = method.lora
-    return replace(method, lora=replace(lora, rank=rank, alpha=lora.alpha / lora.rank * rank))
+    return replace(method, lora=replace(method.lora, rank=rank))
