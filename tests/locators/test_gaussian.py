@@ -12,8 +12,8 @@ from hidecmoe_jax.locators.standard import LOWEST, with_standard
 
 D, N, CAPACITY = 16, 200, 4
 KEY = jax.random.key(0)
-ALL = [NearestMean(), SharedGaussian(), ClassGaussian()]
-NAMES = [locator.kind for locator in ALL]
+ALL = [NearestMean(), SharedGaussian(), SharedGaussian(directions=4), ClassGaussian()]
+NAMES = ["nearest_mean", "shared_gaussian", "directions", "class_gaussian"]
 every = pytest.mark.parametrize("locator", ALL, ids=NAMES)
 
 
@@ -32,7 +32,7 @@ def fitted(locator, tasks=(0, 1, 2)):
     return memory
 
 
-def standard(memory, features: np.ndarray, clip: float = 5.0) -> np.ndarray:
+def standard(_, features: np.ndarray, clip: float = 5.0) -> np.ndarray:
     first = samples(0).astype(np.float64)
     return np.clip((features - first.mean(axis=0)) / first.std(axis=0), -clip, clip)
 
@@ -180,6 +180,33 @@ def test_bad_features_are_refused(locator):
     broken[7, 2] = np.nan
     with pytest.raises(NumericsError, match="the first is number 7"):
         locator.fit(blank, 0, broken, key=KEY)
+
+
+@pytest.mark.parametrize("tasks", [(0, 1, 2), (0, 2)])
+def test_of_a_scatter_the_widest_directions_stay_and_the_rest_is_even(tasks):
+    locator, x, kept = SharedGaussian(shrinkage=0.2, directions=5), samples(2, 9, seed=5), 5
+    found = np.asarray(locator.scores(fitted(locator), x, learned(*tasks)))
+    rows, pooled = {task: standard(None, samples(task)) for task in tasks}, np.zeros((D, D))
+    for row in rows.values():
+        _, size, axes = np.linalg.svd(row - row.mean(axis=0))
+        size = np.concatenate([size[:kept] ** 2, np.full(D - kept, (size[kept:] ** 2).mean())])
+        pooled += axes.T * size @ axes
+    inverse = np.linalg.inv(shrunk(pooled / (len(tasks) * (N - 1)), 0.2))
+    for task in tasks:
+        off = standard(None, x) - rows[task].mean(axis=0)
+        np.testing.assert_allclose(found[:, task], -0.5 * np.einsum("bd,de,be->b", off, inverse, off), rtol=1e-3)
+
+
+def test_as_many_directions_as_dimensions_are_the_whole_scatter():
+    whole, same = SharedGaussian(), SharedGaussian(directions=D)
+    assert same.size(D) == whole.size(D) > SharedGaussian(directions=D - 1).size(D)
+    assert same.blank(2, D).keys() == whole.blank(2, D).keys()
+    x = samples(1, 9, seed=5)
+    few = SharedGaussian(directions=D - 1)
+    scores = [one.scores(fitted(one), x, learned(0, 1, 2)) for one in (whole, few)]
+    np.testing.assert_allclose(scores[0][:, :3], scores[1][:, :3], rtol=1e-3, atol=1e-3)
+    with pytest.raises(ValueError, match="directions -1"):
+        SharedGaussian(directions=-1)
 
 
 def test_samples_that_are_all_equal_still_have_a_density():
