@@ -225,6 +225,7 @@ def test_a_hub_folder_that_names_code_is_refused(hide, hub, tmp_path):
         (lambda facts: facts.update(base={}), "base.sha256"),
         (lambda facts: facts["config"].update(seeds=[]), "seeds"),
         (lambda facts: facts["config"].update(method="hide"), "method"),
+        (lambda facts: facts["config"]["method"]["gate"].update(kind=[1]), "gate.kind"),
         (lambda facts: facts.update(config=[1]), "method"),
         (lambda facts: facts.update(edits={"a": 1}), "edits"),
     ],
