@@ -2,7 +2,11 @@
 
 import json
 import math
+import shutil
+from dataclasses import replace
 
+import jax
+import ml_dtypes
 import numpy as np
 import pytest
 from export_world import make_run, update
@@ -17,12 +21,13 @@ from foreign_adapters import (
     write_folder,
 )
 from safetensors.numpy import load_file, save_file
-from tiny import write_base, write_stream
+from tiny import TINY, write_base, write_stream
 
 import hidecmoe_jax as hj
 from hidecmoe_jax.cli.main import main
 from hidecmoe_jax.core import trees
 from hidecmoe_jax.core.errors import CheckpointError, ConfigError
+from hidecmoe_jax.models.store import load_model, save_model
 from hidecmoe_jax.port.adapters import read_adapter
 from hidecmoe_jax.runs.ledger import Ledger
 from hidecmoe_jax.runs.load import recalled
@@ -338,6 +343,29 @@ def test_moelora_brings_experts_and_a_router_for_every_linear(base, tmp_path, ca
     hj.adopt(base, [tmp_path / "hub"], tmp_path / "back")
     again = Ledger(tmp_path / "back" / "seed_0").load(0)[0]
     assert trees.digests(again) == trees.digests(groups)
+
+
+def test_a_base_in_another_dtype_is_opened_once_and_found_again(tmp_path, base, monkeypatch):
+    model = load_model(base)
+    params = jax.tree.map(lambda leaf: np.asarray(leaf).astype(ml_dtypes.bfloat16), model.params)
+    narrow = tmp_path / "narrow"
+    save_model(model.replace(config=replace(TINY, param_dtype="bfloat16"), params=params), narrow)
+    shutil.copyfile(base / "tokenizer.json", narrow / "tokenizer.json")
+    data, opened = write_stream(tmp_path / "data", ("birds",), train=4, test=2), []
+    given = peft_folder(tmp_path / "given")
+
+    def counted(folder, **options):
+        opened.append(folder)
+        return load_model(folder, **options)
+
+    monkeypatch.setattr("hidecmoe_jax.runs.setting.load_model", counted)
+    for number, tasks in enumerate((tuple(map(str, data)), ())):
+        how = hj.Adoption(data=tasks, template="short", overrides=("base.param_dtype=float32",))
+        hj.adopt(narrow, [given], tmp_path / str(number), how)
+        assert len(opened) == 1, "a second copy of the base would not fit beside the first"
+        run = recalled(tmp_path / str(number))
+        assert run.model.params["decoder"]["head"]["kernel"].dtype == "float32"
+        opened.clear()
 
 
 @pytest.mark.parametrize("kind", ["hide", "moelora"])
