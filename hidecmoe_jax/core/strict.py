@@ -255,7 +255,7 @@ def _union(options: Sequence[Any], value: Any, spot: _Spot) -> Any:
                 why="it chooses which settings these are",
                 remedy=f"add `kind:` with one of {', '.join(sorted(kinds))}",
             )
-        if value["kind"] not in kinds:
+        if not isinstance(value["kind"], str) or value["kind"] not in kinds:
             raise ConfigError(
                 f"unknown kind {_shown(value['kind'])}",
                 where=str(spot.into("kind")),

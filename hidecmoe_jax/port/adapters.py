@@ -12,25 +12,26 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 import numpy as np
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from hidecmoe_jax.core.errors import CheckpointError, ConfigError
-from hidecmoe_jax.data.jsonfile import read_json
 from hidecmoe_jax.models.llama import SITES
 from hidecmoe_jax.port import names
+from hidecmoe_jax.port.adapter_config import ONE_SCALE, above_zero, dropout, of_modules, read_config, require
 from hidecmoe_jax.port.peft import BASE_KEY, CONFIG, RANK_KEY, TASK_KEY, WEIGHTS, LoraWeights, with_rank
-from hidecmoe_jax.port.source import PICKLES, open_source
+from hidecmoe_jax.port.pickled import of_trainer, refuse_pickles, safe_name
+from hidecmoe_jax.port.source import open_source
 
 Kind = Literal["lora", "hide", "moelora"]
-_SITE = r"(?:.*\.)?layers\.(\d+)\.(?:self_attn|mlp)\.(\w+)"
-_FACTOR = re.compile(_SITE + r"\.lora_([AB])(?:\.default)?(?:\.lora[AB]\.(\d+)(?:\.mlp)?)?\.weight")
+_SITE = r"(?:.*\.)?layers\.(\d{1,3})\.(?:self_attn|mlp)\.(\w+)"
+_FACTOR = re.compile(_SITE + r"\.lora_([AB])(?:\.default)?(?:\.lora[AB]\.(\d{1,3})(?:\.mlp)?)?\.weight")
 _ROUTER = re.compile(_SITE + r"\.lora_router(?:\.default)?\.weight")
-_ANCHOR = re.compile(r"(?:.*\.)?(image|text)_anchors\.(\d+)")
+_ANCHOR = re.compile(r"(?:.*\.)?(image|text)_anchors\.(\d{1,3})")
 _PROJECTOR = re.compile(r"(?:.*\.)?((?:mm|multi_modal)_projector\..+)")
 LEFT_OUT = {
     r"(?:.*\.)?(image|text)_boundary\.\d+": "how many samples an anchor was made of; only its direction counts",
@@ -73,9 +74,13 @@ class Adapter:
 
 @dataclass(frozen=True)
 class _Sorted:
-    """Tensors of a folder by what they are: factors by (site, layer, "A" or "B", expert or -1)."""
+    """Tensors of a folder by what they are: factors by (site, layer, "A" or "B", expert or -1).
+
+    `modules` are the linears' names in the model that was trained, by (site, layer).
+    """
 
     factors: dict[tuple[str, int, str, int], np.ndarray]
+    modules: dict[tuple[str, int], str]
     routers: dict[tuple[str, int], np.ndarray]
     anchors: dict[tuple[str, int], np.ndarray]
     projector: dict[str, np.ndarray]
@@ -91,63 +96,41 @@ def read_adapter(folder: Path) -> Adapter:
       ConfigError: a kind of LoRA that is no plain pair of factors (DoRA, biases, other modules).
     """
     folder = Path(folder)
-    _refuse_pickles(folder)
-    source = open_source(folder, "adapter")
-    if not (folder / CONFIG).is_file():
-        raise CheckpointError(
-            "no adapter there", where=str(folder / CONFIG), why="the file is missing: it says rank and scale",
-            remedy="give the folder that the adapter was saved to, with its adapter_config.json",
-        )  # fmt: skip
-    config, found = read_json(folder / CONFIG), _sorted(folder, source.tensors)
-    _refuse_other(config, folder)
-    told = config.get("base_model_name_or_path")
-    with safe_open(folder / WEIGHTS if (folder / WEIGHTS).is_file() else source.files[0], "np") as file:
-        header = file.metadata() or {}
+    present = sorted(folder.iterdir()) if folder.is_dir() else []
+    refuse_pickles([file for file in present if not (folder / safe_name(file.name)).is_file()], folder)
+    source, config = open_source(folder, "adapter"), read_config(folder)
+    found = _sorted(folder, source.tensors)
+    left = [f"{file.name} left alone: what a trainer keeps for itself" for file in present if of_trainer(file.name)]
+    found = replace(found, notes=(*found.notes, *left))
+    header = _header(folder / WEIGHTS if (folder / WEIGHTS).is_file() else source.files[0])
     common: dict[str, Any] = {
-        "path": folder, "told": told, "base": header.get(BASE_KEY), "task": header.get(TASK_KEY),
-        "dropout": float(config.get("lora_dropout") or 0.0),
+        "path": folder, "told": config.get("base_model_name_or_path"), "base": header.get(BASE_KEY),
+        "task": header.get(TASK_KEY), "dropout": dropout(config, folder),
     }  # fmt: skip
     if all(expert < 0 for *_, expert in found.factors):
         return Adapter(kind="lora", experts=(_plain(found, config, header, folder),), notes=found.notes, **common)
     return _split(found, config, folder, common)
 
 
-def _refuse_pickles(folder: Path) -> None:
-    pickled = sorted(file.name for file in folder.glob("*") if file.suffix in PICKLES) if folder.is_dir() else []
-    lost = [name for name in pickled if not (folder / name).with_suffix(".safetensors").is_file()]
-    if lost:
-        raise CheckpointError(
-            "weights are pickled", where=f"{folder}: {', '.join(lost[:4])}",
-            why="a pickle runs whatever its author wrote into it; only safetensors is read",
-            remedy=f"convert it in a process of its own (needs torch >= 2.6): python tools/unpickle.py {folder} NEW",
-        )  # fmt: skip
-
-
-def _refuse_other(config: Mapping[str, Any], folder: Path) -> None:
-    """Refuses settings under which A and B are not the whole update."""
-    whole: dict[str, tuple] = {
-        "use_dora": (False, None), "bias": ("none", None), "fan_in_fan_out": (False, None), "lora_bias": (False, None),
-        "use_qalora": (False, None), "target_parameters": (None, [], {}), "trainable_token_indices": (None, [], {}),
-        "layer_replication": (None, [], {}), "megatron_config": (None, {}), "alora_invocation_tokens": (None, []),
-    }  # fmt: skip
-    for key, allowed in whole.items():
-        if config.get(key) not in allowed:
-            raise ConfigError(
-                "this adapter is more than LoRA on linears", where=f"{folder / CONFIG}: {key}",
-                why=f"found {config[key]!r}, expected {allowed[0]!r}",
-                remedy="merge it into its base with its own tool, and convert the merged model with tools/convert.py",
-            )  # fmt: skip
+def _header(file: Path) -> dict[str, str]:
+    """What a file says about itself beside its tensors."""
+    try:
+        with safe_open(file, "np") as opened:
+            return opened.metadata() or {}
+    except SafetensorError as error:
+        raise CheckpointError("a weight file is damaged", where=str(file), why=str(error)) from error
 
 
 def _sorted(folder: Path, tensors: Mapping[str, Any]) -> _Sorted:
     """Every tensor in its place; refuses what has none."""
-    factors, routers, anchors, projector, notes, unknown = {}, {}, {}, {}, {}, []
+    factors, modules, routers, anchors, projector, notes, unknown = {}, {}, {}, {}, {}, {}, []
     for key, tensor in tensors.items():
         inside = _PROJECTOR.fullmatch(_bare(key))
         place = None if inside is None else names.place(inside[1], "projector")
         left = next((why for pattern, why in LEFT_OUT.items() if re.fullmatch(pattern, key)), None)
         if match := None if "vision" in key else _FACTOR.fullmatch(key):
             _once(factors, (match[2], int(match[1]), match[3], int(match[4] or -1)), tensor, folder)
+            modules[match[2], int(match[1])] = key.rpartition(".lora_")[0].removeprefix("base_model.model.")
         elif match := _ROUTER.fullmatch(key):
             _once(routers, (match[2], int(match[1])), tensor, folder)
         elif match := _ANCHOR.fullmatch(key):
@@ -167,7 +150,7 @@ def _sorted(folder: Path, tensors: Mapping[str, Any]) -> _Sorted:
         )  # fmt: skip
     told = tuple(f"{count} tensors left out: {why}" for why, count in notes.items())
     ours = {rule.leaf: names.turned(leaf, rule.turn) for rule, leaf in projector.items()}
-    return _Sorted(factors, routers, anchors, ours, told)
+    return _Sorted(factors, modules, routers, anchors, ours, told)
 
 
 def _bare(key: str) -> str:
@@ -189,17 +172,6 @@ def _once(found: dict, place: Any, tensor: Any, folder: Path) -> None:
             remedy="remove the one that does not belong",
         )  # fmt: skip
     found[place] = array
-
-
-def _number(config: Mapping[str, Any], key: str, folder: Path) -> float:
-    value = config.get(key)
-    if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
-        raise ConfigError(
-            "the adapter does not say how it is scaled", where=f"{folder / CONFIG}: {key}",
-            why=f"found {value!r}, expected a number above zero",
-            remedy="get the adapter_config.json it was saved with",
-        )  # fmt: skip
-    return float(value)
 
 
 def _pairs(found: _Sorted, folder: Path, expert: int) -> dict[tuple[str, int], tuple[np.ndarray, np.ndarray]]:
@@ -250,67 +222,84 @@ def _plain(found: _Sorted, config: Mapping[str, Any], header: Mapping[str, str],
     if found.anchors or found.routers:
         _contradiction(folder, "anchors or routers, but no loraA.0, loraA.1, ...")
     pairs = _pairs(found, folder, -1)
-    ranks, alphas = config.get("rank_pattern") or {}, config.get("alpha_pattern") or {}
-
-    def own(pattern: Mapping[str, Any], site: str, layer: int, general: float) -> float:
-        block = "mlp" if site in ("gate_proj", "up_proj", "down_proj") else "self_attn"
-        module = f"model.language_model.layers.{layer}.{block}.{site}"
-        return next((float(v) for key, v in pattern.items() if re.fullmatch(rf"(?:.*\.)?(?:{key})", module)), general)
-
-    rank, alpha = _number(config, "r", folder), _number(config, "lora_alpha", folder)
+    told = str(folder / CONFIG)
+    rank, alpha = above_zero(config, "r", told), above_zero(config, "lora_alpha", told)
+    ranks, alphas = (of_modules(config, f"{key}_pattern", found.modules, folder) for key in ("rank", "alpha"))
+    root = math.sqrt if config.get("use_rslora") else float
     scales = {}
     for (site, layer), (a_DR, _) in pairs.items():
-        wanted = own(ranks, site, layer, rank)
+        wanted = ranks.get((site, layer), rank)
         if a_DR.shape[1] != wanted:
             raise CheckpointError(
                 "an adapter's rank is not the one it says", where=f"{folder}: layer {layer}, {site}",
                 why=f"tensors have rank {a_DR.shape[1]}, {CONFIG} says {wanted:g}, which its scale is worked out from",
                 remedy="get the adapter_config.json it was saved with",
             )  # fmt: skip
-        scales[site, layer] = own(alphas, site, layer, alpha) / (
-            math.sqrt(wanted) if config.get("use_rslora") else wanted
-        )
-    general = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
-    lora, own_rank = _filled(pairs, scales, general, found.projector), header.get(RANK_KEY, "")
-    return with_rank(lora, int(own_rank)) if own_rank.isdigit() else lora  # ours: the rest was filled up with zeros
+        scales[site, layer] = alphas.get((site, layer), alpha) / root(wanted)
+    lora = _filled(pairs, scales, alpha / root(rank), found.projector)
+    return _without_filling(lora, header.get(RANK_KEY), folder)
+
+
+def _without_filling(lora: LoraWeights, told: str | None, folder: Path) -> LoraWeights:
+    """An adapter of ours at the rank that its header tells: the rest was filled up with zeros."""
+    rank = lora.rank if told is None else int(told) if re.fullmatch("[0-9]{1,6}", told) else 0
+    try:
+        if not 1 <= rank <= lora.rank:
+            raise ValueError(f"expected a whole number from 1 to {lora.rank}")
+        return with_rank(lora, rank)
+    except ValueError as error:
+        raise CheckpointError(
+            "the adapter's header contradicts its tensors", where=f"{folder / WEIGHTS}: {RANK_KEY}",
+            why=f"found {told!r}: {error}", remedy="export it again, or get a whole copy",
+        ) from error  # fmt: skip
 
 
 def _split(found: _Sorted, config: Mapping[str, Any], folder: Path, common: Mapping[str, Any]) -> Adapter:
     """HiDe's and MoELoRA's: E pairs at every linear that share one rank (E = `expert_num`)."""
     if any(expert < 0 for *_, expert in found.factors):
         _contradiction(folder, "both lora_A.weight and lora_A.loraA.0.weight")
-    experts = 1 + max(expert for *_, expert in found.factors)
-    stated, rank, alpha = config.get("expert_num", experts), _number(config, "r", folder), config.get("lora_alpha")
-    if stated != experts:
-        raise CheckpointError(
-            "the number of experts is not the one the adapter says", where=str(folder),
-            why=f"tensors hold {experts}, {CONFIG} says expert_num {stated}", remedy="get a whole copy of both files",
-        )  # fmt: skip
-    scale = _number(config, "lora_alpha", folder) / rank
-    loras = []
-    for number in range(experts):
-        pairs = _pairs(found, folder, number)
-        wrong = [key for key, (a_DR, _) in pairs.items() if a_DR.shape[1] * experts != rank]
-        if wrong:
-            raise CheckpointError(
-                "an expert's rank is not its part of the whole", where=f"{folder}: layer {wrong[0][1]}, {wrong[0][0]}",
-                why=f"{experts} experts of rank {pairs[wrong[0]][0].shape[1]}, {CONFIG} says r {rank:g} for all of "
-                f"them together; the scale {alpha} / r hangs on it",
-                remedy="get the adapter_config.json it was saved with",
-            )  # fmt: skip
-        loras.append(_filled(pairs, dict.fromkeys(pairs, scale), scale, found.projector))
+    require(config, ONE_SCALE, folder)
+    loras = _parts(found, config, folder)
     current = config.get("cur_task")
     if found.anchors or current is not None:
         return _hide(found, loras, current, folder, common)
     routers: dict[str, list[np.ndarray]] = {}
     for site in loras[0].sites:
         rows = [found.routers.get((site, layer)) for layer in range(loras[0].layers)]
-        shape = (experts, loras[0].a[site][0].shape[0])
+        shape = (len(loras), loras[0].a[site][0].shape[0])
         if any(row is None or row.shape != shape for row in rows):
             layer = next(number for number, row in enumerate(rows) if row is None or row.shape != shape)
             _missing(folder, f"layer {layer}, {site}: lora_router {list(shape)}")
         routers[site] = [row.T for row in rows]
     return Adapter(kind="moelora", experts=tuple(loras), routers=routers, notes=found.notes, **common)
+
+
+def _parts(found: _Sorted, config: Mapping[str, Any], folder: Path) -> list[LoraWeights]:
+    """The experts, each of rank r / E, all with the scale alpha / r."""
+    experts, told = 1 + max(expert for *_, expert in found.factors), str(folder / CONFIG)
+    stated, rank, alpha = (
+        config.get("expert_num", experts), above_zero(config, "r", told), above_zero(config, "lora_alpha", told)
+    )  # fmt: skip
+    if stated != experts:
+        raise CheckpointError(
+            "the number of experts is not the one the adapter says", where=str(folder),
+            why=f"tensors hold {experts}, {CONFIG} says expert_num {stated}", remedy="get a whole copy of both files",
+        )  # fmt: skip
+    loras = []
+    for number in range(experts):
+        pairs = _pairs(found, folder, number)
+        if not pairs:
+            _missing(folder, f"expert {number}: lora_A.loraA.{number}.weight, lora_B.loraB.{number}.weight")
+        wrong = [key for key, (a_DR, _) in pairs.items() if a_DR.shape[1] * experts != rank]
+        if wrong:
+            raise CheckpointError(
+                "an expert's rank is not its part of the whole", where=f"{folder}: layer {wrong[0][1]}, {wrong[0][0]}",
+                why=f"{experts} experts of rank {pairs[wrong[0]][0].shape[1]}, {CONFIG} says r {rank:g} for all of "
+                f"them together; the scale {alpha:g} / r hangs on it",
+                remedy="get the adapter_config.json it was saved with",
+            )  # fmt: skip
+        loras.append(_filled(pairs, dict.fromkeys(pairs, alpha / rank), alpha / rank, found.projector))
+    return loras
 
 
 def _hide(found: _Sorted, loras: list, current: Any, folder: Path, common: Mapping[str, Any]) -> Adapter:
@@ -328,6 +317,9 @@ def _hide(found: _Sorted, loras: list, current: Any, folder: Path, common: Mappi
         rows = [found.anchors.get((kind, task)) for task in range(tasks)]
         if any(row is None for row in rows):
             _missing(folder, f"{kind}_anchors.{next(n for n, row in enumerate(rows) if row is None)}")
+        if len({row.size for row in rows}) > 1:
+            why = f"widths {', '.join(str(row.size) for row in rows)}"
+            raise CheckpointError("anchors of one kind differ in width", where=f"{folder}: {kind}_anchors", why=why)
         anchors[kind] = np.stack([row.reshape(-1) for row in rows])
     notes = list(found.notes)
     if len(loras) > tasks:

@@ -35,7 +35,7 @@ from hidecmoe_jax.runs.config import Base, RunConfig, StreamConfig, from_mapping
 from hidecmoe_jax.runs.disk import write_json
 from hidecmoe_jax.runs.identity import open_run
 from hidecmoe_jax.runs.ledger import Ledger
-from hidecmoe_jax.runs.setting import open_base, open_setting, say, session_facts
+from hidecmoe_jax.runs.setting import checked_stream, identity_of, open_base, say, session_facts
 from hidecmoe_jax.runs.store import Groups
 from hidecmoe_jax.runs.stream_loop import write_config
 
@@ -76,7 +76,7 @@ def adopt(
     if any(is_hub(Path(one)) for one in adapters):
         return _adopt_hub(str(base), [Path(one) for one in adapters], folder, how, overwrite=overwrite)
     given = [read_adapter(Path(one)) for one in adapters]
-    model, _ = open_base(RunConfig(base=Base(path=str(base))))
+    model, _ = open_base(RunConfig(base=_base(str(base), how)))
     digest = trees.digest(model.params)
     for one in given:
         check_base(one, digest, model)
@@ -92,6 +92,12 @@ def adopt(
             say(f"note: {one.path} does not carry the SHA-256 of its base; it calls it {one.told!r}. Every shape fits.")
     eval_hint = "" if how.data else "; give task folders with --data to measure it with `hidecmoe eval`"
     return [*notes, f"{method.name}: {len(lessons)} tasks ({', '.join(names)}){eval_hint}"]
+
+
+def _base(path: str, how: Adoption) -> Base:
+    """The base as the run will open it: its dtype is part of what its SHA-256 is taken of."""
+    own = [text for text in how.overrides if text.strip().startswith("base.")]
+    return strict.build(Base, strict.override({"base": {"path": path}}, own)["base"], "adopted run: base")
 
 
 def _adopt_hub(base: str, folders: list[Path], out: Path, how: Adoption, *, overwrite: bool) -> list[str]:
@@ -294,7 +300,7 @@ def write_run(
     method = config.method
     method.serve(model, method.recall(model, max(config.capacity, len(lessons)), lessons))
     if config.stream.tasks:
-        identity = open_setting(config).identity()
+        identity = identity_of(config, checked_stream(config), digest)
     else:
         plain = to_mapping(config)
         stream = plain.pop("stream")

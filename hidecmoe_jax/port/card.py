@@ -8,6 +8,7 @@ import yaml
 
 from hidecmoe_jax.methods.routed import Routed
 from hidecmoe_jax.runs.cells import Cells
+from hidecmoe_jax.runs.ledger import Ledger
 from hidecmoe_jax.runs.load import Recalled
 
 TAGS = ["continual-learning", "lora", "mixture-of-experts", "llava", "jax"]
@@ -27,14 +28,22 @@ def card(found: Recalled, facts: dict[str, Any]) -> str:
         f"# {config.method.name}: {len(found.tasks)} tasks, learned one after another",
         _use(found),
         f"## Intended use\n\nAnswering questions of the kinds it was taught ({', '.join(found.tasks)}) about pictures.",
-        "## Data\n\nThe data is not part of this folder. Whether test pictures were among the training pictures was "
-        "checked before training by `hidecmoe data check`, up to the number of leaks that the config allows.",
+        f"## Data\n\nThe data is not part of this folder. {_leaks(found)}",
         f"## Scores\n\n{_matrix(found, cells)}",
         f"## Forgetting\n\n{_forgetting(found, cells)}",
         f"## Routing\n\n{_routing(found)}",
         f"## Limits\n\n{_limits(found)}",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _leaks(found: Recalled) -> str:
+    """What is known of test pictures among the training pictures; nothing, where others trained."""
+    ledger, asked = Ledger(found.folder / f"seed_{found.config.seeds[0]}"), "Whether test pictures were among those of"
+    adopted = [name for number, name in enumerate(found.tasks) if "adopted" in ledger.meta(number)]
+    if adopted:
+        return f"{asked} training is not known of {', '.join(adopted)}: their experts were trained elsewhere."
+    return f"{asked} training was checked before it by `hidecmoe data check`, up to as many leaks as the config allows."
 
 
 def _results(found: Recalled, cells: dict) -> list[dict[str, Any]]:

@@ -62,10 +62,13 @@ def write_adapter(found: Recalled, lora: LoraWeights, name: str, folder: Path, w
     """One adapter under the names of one tree, or of both; returns its config."""
     notes = {BASE_KEY: found.base, TASK_KEY: name}
     first: Tree = "before5" if wish.tree == "before5" else "since5"
-    options = {"base": wish.base or found.config.base.path, "notes": notes}
-    config = write_peft(lora, folder, tree=first, **options, dropout=found.config.method.lora.dropout)
+    options: dict[str, Any] = {
+        "base": wish.base or found.config.base.path, "notes": notes, "dropout": found.config.method.lora.dropout,
+        "pad": "vllm" if wish.form == "vllm" else "fitting",
+    }  # fmt: skip
+    config = write_peft(lora, folder, tree=first, **options)
     if wish.tree == "both":
-        write_peft(lora, folder / BEFORE, tree="before5", **options, dropout=found.config.method.lora.dropout)
+        write_peft(lora, folder / BEFORE, tree="before5", **options)
     return config
 
 

@@ -14,7 +14,7 @@ MANIFEST.json         SHA-256 and size of every file, written last
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from hidecmoe_jax.core import strict, trees
 from hidecmoe_jax.core.about import VERSION
 from hidecmoe_jax.core.errors import CheckpointError, ConfigError
 from hidecmoe_jax.data.images import file_digest
+from hidecmoe_jax.data.stream import task_name
 from hidecmoe_jax.methods.doubt import THRESHOLDS
 from hidecmoe_jax.methods.routed import FAMILY, Routed
 from hidecmoe_jax.models.store import base_folder, save_tensors
@@ -35,16 +36,18 @@ from hidecmoe_jax.port.peft import BASE_KEY, PROJECTOR, PROJECTOR_LEAVES, TASK_K
 from hidecmoe_jax.port.single import lora_of
 from hidecmoe_jax.port.wish import Wish
 from hidecmoe_jax.runs import edits
-from hidecmoe_jax.runs.config import METHODS, to_mapping
+from hidecmoe_jax.runs.config import METHODS, from_mapping, to_mapping
 from hidecmoe_jax.runs.disk import read_json
 from hidecmoe_jax.runs.identity import read_run
 from hidecmoe_jax.runs.load import Recalled
-from hidecmoe_jax.runs.manifest import NAME as MANIFEST
+from hidecmoe_jax.runs.manifest import verify
 from hidecmoe_jax.runs.seed_run import JOINT
 from hidecmoe_jax.runs.store import Groups
 
 FORMAT, FACTS = 1, "hidecmoe.json"
 EXPERTS, SHARED = "experts.safetensors", "shared.safetensors"
+FREE = ("README.md", ".*")
+"""What may change after a folder was sealed: the card, and what hubs and git keep for themselves."""
 
 
 def write_hub(found: Recalled, folder: Path, wish: Wish, target: Path) -> list[str]:
@@ -149,29 +152,64 @@ def is_hub(folder: Path) -> bool:
 
 
 def read_hub(folder: Path) -> Hub:
-    """Reads a folder that `write_hub` wrote, after checking every file that it needs against the manifest.
+    """Reads a folder that `write_hub` wrote, after checking every file but the card against the manifest.
 
     Raises:
       CheckpointError: incomplete or damaged.
-      ConfigError: its method would need code that is not in this package, or a newer version wrote it.
+      ConfigError: a field of hidecmoe.json is missing or of another type, its method would need code that is not in
+        this package, or a newer version wrote it.
     """
-    _check_files(folder)
-    facts = read_json(folder / FACTS)
-    kind = facts.get("config", {}).get("method", {}).get("kind")
-    if facts.get("format") != FORMAT or kind not in METHODS:
-        raise ConfigError(
-            "this hub folder cannot be adopted", where=str(folder / FACTS),
-            why=f"format {facts.get('format')}, method {kind!r}; this version reads format {FORMAT} and the methods "
-            f"{', '.join(METHODS)}, and never runs code that a folder names", remedy="update the package",
-        )  # fmt: skip
-    memory: dict[str, dict[str, np.ndarray]] = {name: {} for name in facts["experts"]}
+    verify(folder, remedy="download it again, as files and not as links into a cache", exempt=FREE)
+    facts = _read_facts(folder / FACTS)
+    memory: dict[str, dict[str, np.ndarray]] = {name: {} for name in facts.experts}
     for path in sorted((folder / "routing").glob("*.safetensors")):
         for name, leaf in _load(path).items():
             task, _, inner = name.partition("/")
+            if task not in memory:
+                raise CheckpointError(
+                    "a hub folder routes to a task that it does not hold", where=f"{path}: {name}",
+                    why=f"{FACTS} names {', '.join(facts.experts) or 'no task'}", remedy="export the run again",
+                )  # fmt: skip
             memory[task][inner] = leaf
-    lessons = [_lesson(folder / "experts" / name, memory[name]) for name in facts["experts"]]
-    tasks, names = tuple(facts["tasks"]), tuple(facts["experts"])
-    return Hub(facts["config"], facts["base"]["sha256"], tasks, names, lessons, facts["edits"])
+    lessons = [_lesson(folder / "experts" / name, memory[name]) for name in facts.experts]
+    return Hub(facts.config, facts.base["sha256"], facts.tasks, facts.experts, lessons, list(facts.edits))
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """What is needed of hidecmoe.json."""
+
+    config: dict[str, Any]
+    base: dict[str, Any]
+    tasks: tuple[str, ...]
+    experts: tuple[str, ...]
+    edits: tuple[dict[str, Any], ...]
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.base.get("sha256"), str):
+            raise ValueError(f"base.sha256 is {self.base.get('sha256')!r}, expected text")
+        if len(set(self.experts)) < len(self.experts):
+            raise ValueError(f"experts names one twice: {', '.join(self.experts)}")
+
+
+def _read_facts(file: Path) -> _Facts:
+    """hidecmoe.json, every field of its type; the settings are those of a method of this package, filled up."""
+    found = read_json(file)
+    config = found.get("config")
+    method = config.get("method") if isinstance(config, dict) else None
+    kind = method.get("kind") if isinstance(method, dict) else None
+    if found.get("format") != FORMAT or str(kind) not in METHODS:
+        raise ConfigError(
+            "this hub folder cannot be adopted", where=str(file),
+            why=f"format {found.get('format')!r}, method {kind!r}; this version reads format {FORMAT} and the methods "
+            f"{', '.join(METHODS)}, and never runs code that a folder names", remedy="update the package",
+        )  # fmt: skip
+    facts = strict.build(
+        _Facts, {key: found[key] for key in (field.name for field in fields(_Facts)) if key in found}, str(file)
+    )
+    for name in (*facts.experts, *facts.tasks):
+        task_name(name, where=str(file))
+    return replace(facts, config=to_mapping(from_mapping(facts.config, f"{file}: config")))
 
 
 def _lesson(folder: Path, memory: dict[str, np.ndarray]) -> Groups:
@@ -190,21 +228,3 @@ def _load(path: Path) -> dict[str, np.ndarray]:
         return load_file(path)
     except (OSError, SafetensorError) as error:
         raise CheckpointError("cannot read a file of the hub folder", where=str(path), why=str(error)) from error
-
-
-def _check_files(folder: Path) -> None:
-    """Every file of the manifest but the card and its figures, which their author may change, has its SHA-256."""
-    listed = read_json(folder / MANIFEST).get("files")
-    if not isinstance(listed, dict):
-        raise CheckpointError("the manifest is damaged", where=str(folder / MANIFEST), why="it lists no files")
-    wrong = [
-        name
-        for name, entry in listed.items()
-        if name != "README.md" and (not (folder / name).is_file() or file_digest(folder / name) != entry["sha256"])
-    ]
-    if wrong:
-        raise CheckpointError(
-            "a hub folder is damaged", where=f"{folder}: {wrong[0]}",
-            why=f"{len(wrong)} files are missing or not those that the manifest lists: {', '.join(wrong[:5])}",
-            remedy="download it again",
-        )  # fmt: skip

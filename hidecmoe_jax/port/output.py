@@ -1,7 +1,9 @@
 """A folder that is there whole or not at all: it is written beside its place and takes it by one rename.
 
 What stands there already is never mixed with what is new. With `overwrite` the old folder is moved aside first and
-deleted after the new one has its name, so a crash in between loses neither.
+deleted after the new one has its name, so a crash in between loses neither. One process at a time does this to one
+place: the others meet a lock beside it, whose file is never deleted, because two processes could then hold two files of
+one name.
 """
 
 from __future__ import annotations
@@ -11,7 +13,9 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from hidecmoe_jax.core.errors import ConfigError
+import filelock
+
+from hidecmoe_jax.core.errors import BusyError, ConfigError
 from hidecmoe_jax.runs.disk import disk_errors, remove_inside, sync_folder
 
 
@@ -42,34 +46,70 @@ def check_target(target: Path, *, overwrite: bool, sources: Iterable[Path] = ())
 
 
 @contextlib.contextmanager
+def only_writer(target: Path) -> Iterator[None]:
+    """Holds the only right to make `target`, and what stands beside it under its name, for the length of the block.
+
+    Args:
+      target: an absolute path; the folder above it is made.
+
+    Raises:
+      BusyError: another process holds it.
+      CheckpointError, ResourceError: there can be no such folder.
+    """
+    lock = filelock.FileLock(target.with_name(f".{target.name}.lock"), blocking=False)
+    try:
+        with disk_errors("could not make the output folder", target, needed=0):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            _acquire(lock, target)
+        yield
+    finally:
+        lock.release()
+
+
+def _acquire(lock: filelock.BaseFileLock, target: Path) -> None:
+    try:
+        lock.acquire()
+    except filelock.Timeout as error:
+        raise BusyError(
+            "another process is writing this folder", where=str(target), why=f"it holds {lock.lock_file}",
+            remedy="wait for it, end it, or give another folder",
+        ) from error  # fmt: skip
+
+
+@contextlib.contextmanager
 def fresh_folder(target: Path, *, overwrite: bool) -> Iterator[Path]:
     """An empty folder to write into, which becomes `target` when the block ends well and vanishes when it does not.
 
     Raises:
       ConfigError: as `check_target`.
+      BusyError: another process is writing there.
       ResourceError: the disk ran full.
     """
-    whole = Path(os.path.abspath(target))
-    aside, old = whole.with_name(f".{whole.name}.part"), whole.with_name(f".{whole.name}.old")
-    if old.is_dir() and not whole.exists():
-        os.rename(old, whole)  # a crash came between the two renames below
-    check_target(target, overwrite=overwrite)
-    target = whole
-    with disk_errors("could not make the output folder", target, needed=0):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        for left in (aside, old):
-            if left.exists():
-                remove_inside(target.parent, left)
-        aside.mkdir()
-    try:
-        yield aside
-    except BaseException:
-        remove_inside(target.parent, aside)
-        raise
-    with disk_errors("could not put the output in place", target, needed=0):
-        if target.is_dir():
-            os.rename(target, old)
-        os.rename(aside, target)
-        sync_folder(target.parent)
-        if old.exists():
-            remove_inside(target.parent, old)
+    target = Path(os.path.abspath(target))
+    aside, old = target.with_name(f".{target.name}.part"), target.with_name(f".{target.name}.old")
+    with only_writer(target):
+        with disk_errors("could not make the output folder", target, needed=0):
+            if old.is_dir() and not target.exists():
+                os.rename(old, target)  # a crash came between the two renames of `_place`
+            check_target(target, overwrite=overwrite)
+            for left in (aside, old):
+                if left.exists():
+                    remove_inside(target.parent, left)
+            aside.mkdir()
+        try:
+            yield aside
+        except BaseException:
+            remove_inside(target.parent, aside)
+            raise
+        with disk_errors("could not put the output in place", target, needed=0):
+            _place(aside, target, old)
+
+
+def _place(aside: Path, target: Path, old: Path) -> None:
+    """Gives what was written the target's name, and deletes what had it before."""
+    if target.is_dir():
+        os.rename(target, old)
+    os.rename(aside, target)
+    sync_folder(target.parent)
+    if old.exists():
+        remove_inside(target.parent, old)

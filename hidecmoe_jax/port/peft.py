@@ -152,20 +152,21 @@ def write_peft(
     base: str,
     notes: Mapping[str, str],
     dropout: float = 0.0,
-    pad: Literal["vllm", "none"] = "vllm",
+    pad: Literal["vllm", "fitting", "none"] = "none",
 ) -> dict[str, Any]:
     """Writes a LoRA folder; returns its config.
 
     Args:
       base: what `base_model_name_or_path` says.
       notes: goes into the header of the safetensors file: the base's SHA-256 under `BASE_KEY`, and what else is known.
-      pad: to a rank that vLLM serves, or as it is.
+      pad: `vllm` fills up to a rank that vLLM serves, `fitting` as well where there is one, `none` never.
 
     Raises:
-      ConfigError: as `served_rank`.
+      ConfigError: as `served_rank`, for `vllm` alone.
     """
     notes = {"format": "pt", RANK_KEY: str(lora.rank)} | dict(notes)
-    lora = with_rank(lora, served_rank(lora.rank)) if pad == "vllm" else lora
+    if pad == "vllm" or (pad == "fitting" and lora.rank <= RANKS[-1]):
+        lora = with_rank(lora, served_rank(lora.rank))
     folder.mkdir(parents=True, exist_ok=True)
     config = config_of(lora, base, dropout=dropout)
     save_tensors(tensors_of(lora, tree), folder / WEIGHTS, notes)

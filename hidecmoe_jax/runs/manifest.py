@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +36,13 @@ def write_manifest(folder: Path) -> str:
     return _digest(files)
 
 
-def verify(folder: Path, *, remedy: str | None = None) -> str:
+def verify(folder: Path, *, remedy: str | None = None, exempt: tuple[str, ...] = ()) -> str:
     """Checks every byte of a sealed folder against its manifest; returns the manifest's digest.
 
     Args:
       folder: a folder sealed by `write_manifest`.
       remedy: what the user can do, e.g. the newest good step and the command that uses it.
+      exempt: patterns (as `fnmatch` reads them) of files that may change, go or come after the folder was sealed.
 
     Raises:
       CheckpointError: names every file that is missing, truncated, changed or extra, the manifest included.
@@ -50,7 +52,10 @@ def verify(folder: Path, *, remedy: str | None = None) -> str:
         why = "there is no such folder" if not folder.is_dir() else f"{NAME} is missing: incomplete or copied in part"
         raise CheckpointError("a checkpoint is incomplete", where=str(folder), why=why, remedy=remedy)
     manifest = _read(folder, remedy)
-    found, wanted = _files(folder), manifest["files"]
+    found, wanted = (
+        {name: entry for name, entry in files.items() if not any(fnmatchcase(name, pattern) for pattern in exempt)}
+        for files in (_files(folder), manifest["files"])
+    )
     wrong = [f"{name} is missing" for name in wanted if name not in found]
     wrong += [f"{name} is extra, nobody sealed it" for name in found if name not in wanted]
     for name in sorted(set(wanted) & set(found)):

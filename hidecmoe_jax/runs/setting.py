@@ -176,16 +176,20 @@ class Setting:
 
     def identity(self) -> dict[str, Any]:
         """What may not change between stop and resume."""
-        config = to_mapping(self.config)
-        stream = config.pop("stream")
-        return {
-            "base": self.base_digest,
-            "config": config,
-            "tasks": [task.name for task in self.stream.tasks],
-            "data": {task.name: dict(task.contents) for task in self.stream.tasks},
-            "own": {task.name: {"epochs": task.epochs, "rate": task.rate} for task in self.stream.tasks},
-            "val_fraction": stream["val_fraction"],
-        }
+        return identity_of(self.config, self.stream, self.base_digest)
+
+
+def identity_of(config: RunConfig, stream: Stream, base: str) -> dict[str, Any]:
+    """What may not change of a run between stop and resume; `base` is the SHA-256 of its base model."""
+    plain = to_mapping(config)
+    return {
+        "base": base,
+        "val_fraction": plain.pop("stream")["val_fraction"],
+        "config": plain,
+        "tasks": [task.name for task in stream.tasks],
+        "data": {task.name: dict(task.contents) for task in stream.tasks},
+        "own": {task.name: {"epochs": task.epochs, "rate": task.rate} for task in stream.tasks},
+    }
 
 
 def stream_specs(stream: StreamConfig) -> tuple[TaskSpec, ...]:
@@ -231,6 +235,13 @@ def open_setting(config: RunConfig, *, errors: str | None = None) -> Setting:
     Raises:
       DataError, ConfigError, CheckpointError: whatever is wrong with them, before anything is trained.
     """
+    stream = checked_stream(config, errors=errors)
+    model, tokenizer = open_base(config)
+    return Setting(config, model, tokenizer, stream)
+
+
+def checked_stream(config: RunConfig, *, errors: str | None = None) -> Stream:
+    """The stream alone, as `open_setting` opens and checks it."""
     stream = open_stream(
         stream_specs(config.stream), policy=replace(config.stream.policy, errors=errors),
         val_fraction=config.stream.val_fraction,
@@ -241,8 +252,7 @@ def open_setting(config: RunConfig, *, errors: str | None = None) -> Setting:
             raise ConfigError("unknown scorer", where=f"task {task.name}", why=nearest(task.scorer, SCORERS))
         for note in task.notes:
             say(f"task {task.name}: {note}")
-    model, tokenizer = open_base(config)
-    return Setting(config, model, tokenizer, stream)
+    return stream
 
 
 def session_facts() -> dict[str, Any]:

@@ -2,7 +2,11 @@
 
 import json
 import math
+import shutil
+from dataclasses import replace
 
+import jax
+import ml_dtypes
 import numpy as np
 import pytest
 from export_world import make_run, update
@@ -17,12 +21,13 @@ from foreign_adapters import (
     write_folder,
 )
 from safetensors.numpy import load_file, save_file
-from tiny import write_base, write_stream
+from tiny import TINY, write_base, write_stream
 
 import hidecmoe_jax as hj
 from hidecmoe_jax.cli.main import main
 from hidecmoe_jax.core import trees
 from hidecmoe_jax.core.errors import CheckpointError, ConfigError
+from hidecmoe_jax.models.store import load_model, save_model
 from hidecmoe_jax.port.adapters import read_adapter
 from hidecmoe_jax.runs.ledger import Ledger
 from hidecmoe_jax.runs.load import recalled
@@ -176,6 +181,88 @@ def test_wt15_a_rank_that_contradicts_the_tensors_is_refused(tmp_path):
         read_adapter(write_folder(tmp_path / "a", {"r": 8, "lora_alpha": 8}, lora_tensors()))
 
 
+@pytest.mark.parametrize("start", ["pissa", "pissa_niter_16", "olora", "corda", "loftq", "lora_ga", "new", 1])
+def test_wt15_an_adapter_that_was_trained_on_a_changed_base_is_refused(tmp_path, start):
+    """PiSSA and its kin train A and B on W - s B0 A0: on the base as it is they are another model."""
+    with pytest.raises(ConfigError, match="init_lora_weights"):
+        read_adapter(peft_folder(tmp_path / "a", init_lora_weights=start))
+
+
+@pytest.mark.parametrize("start", [True, False, None, "gaussian", "eva", "orthogonal"])
+def test_wt15_an_adapter_that_was_trained_on_the_base_as_it_is_passes(tmp_path, start):
+    assert read_adapter(peft_folder(tmp_path / "a", init_lora_weights=start)).experts[0].scale == 2.0
+
+
+@pytest.mark.parametrize("kind", ["VERA", "LOHA", "lora", 3])
+def test_wt15_another_kind_of_adapter_is_refused_by_name(tmp_path, kind):
+    with pytest.raises(ConfigError, match="peft_type"):
+        read_adapter(peft_folder(tmp_path / "a", peft_type=kind))
+
+
+@pytest.mark.parametrize("root", ["language_model.model", "model", "model.language_model"])
+def test_wt15_a_pattern_matches_the_names_that_the_modules_have_in_the_file(tmp_path, root):
+    """As PEFT: a whole name or what follows a dot, and the first of several patterns counts."""
+    full = f"{root}.layers.1.self_attn.q_proj"
+    alphas = {full: 80, r"layers\.[01]\.self_attn\.q_proj": 20, f"^{root}.layers.2.mlp.up_proj": 40}
+    told = {"r": 4, "lora_alpha": 8, "alpha_pattern": alphas}
+    lora = read_adapter(write_folder(tmp_path / "a", told, lora_tensors(root=root))).experts[0]
+    tensors = lora_tensors(root=root)
+
+    def scale(module: str, layer: int) -> float:
+        name = f"base_model.model.{root}.layers.{layer}.{module}"
+        plain = tensors[f"{name}.lora_B.weight"].astype(np.float64) @ tensors[f"{name}.lora_A.weight"]
+        return np.vdot(plain.T, lora.delta(module.split(".")[1], layer)) / np.vdot(plain, plain)
+
+    found = [scale("self_attn.q_proj", layer) for layer in range(3)] + [scale("mlp.up_proj", 2)]
+    np.testing.assert_allclose(found, [5.0, 20.0, 2.0, 10.0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("key", ["rank_pattern", "alpha_pattern"])
+@pytest.mark.parametrize(
+    ("pattern", "error"),
+    [
+        ({"model.language_model.layers.1.self_attn.q_proj": 4}, "matches none of its modules"),
+        ({"(": 2}, "no regular expression"),
+        (["q_proj"], "no JSON object"),
+        ({"q_proj": "4"}, "expected a number above zero"),
+    ],
+)
+def test_wt15_a_pattern_that_says_nothing_is_refused(tmp_path, key, pattern, error):
+    told = {"r": 4, "lora_alpha": 8, key: pattern}
+    with pytest.raises(ConfigError, match=error) as caught:
+        read_adapter(write_folder(tmp_path / "a", told, lora_tensors(root="language_model.model")))
+    assert key in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["use_rslora", "rank_pattern", "alpha_pattern"])
+def test_wt15_a_scale_that_hide_and_coin_do_not_know_is_refused(tmp_path, key):
+    with pytest.raises(ConfigError, match=key):
+        read_adapter(moelora_folder(tmp_path / "a", **{key: True if key == "use_rslora" else {"q_proj": 4}}))
+
+
+@pytest.mark.parametrize(
+    ("rank", "header"), [(4, "0"), (4, "-2"), (4, "two"), (4, "99999999999"), (4, "5"), (4, "2"), (4, "\u00b2")]
+)
+def test_wt15_a_header_that_contradicts_the_tensors_is_refused(tmp_path, rank, header):
+    with pytest.raises(CheckpointError, match="hidecmoe_rank"):
+        read_adapter(peft_folder(tmp_path / "a", rank=rank, header={"hidecmoe_rank": header}))
+
+
+@pytest.mark.parametrize("config", ["[1]", "3", '"LORA"', '{"r": 4, "lora_alpha": 8, "lora_dropout": "x"}', "{"])
+def test_a_malformed_config_is_refused_with_its_place(tmp_path, config):
+    folder = peft_folder(tmp_path / "a")
+    (folder / "adapter_config.json").write_text(config)
+    with pytest.raises(hj.HidecmoeError, match=r"adapter_config\.json"):
+        read_adapter(folder)
+
+
+@pytest.mark.parametrize(("old", "new"), [("layers.2.", "layers.99999999999."), ("lora_A.", "lora_A.loraA.99999999.")])
+def test_numbers_that_no_decoder_has_are_refused_at_once(tmp_path, old, new):
+    tensors = {key.replace(old, new): leaf for key, leaf in lora_tensors().items()}
+    with pytest.raises(CheckpointError, match="unknown"):
+        read_adapter(write_folder(tmp_path / "a", {"r": 4, "lora_alpha": 8}, tensors))
+
+
 @pytest.mark.parametrize("key", ["use_dora", "bias", "fan_in_fan_out"])
 def test_what_is_more_than_lora_is_refused_by_name(tmp_path, key):
     told = {"r": 4, "lora_alpha": 8, key: "all" if key == "bias" else True}
@@ -187,6 +274,19 @@ def test_pickles_are_refused_with_the_command_that_converts_them(tmp_path):
     folder = hide_folder(tmp_path / "hide")
     (folder / "non_lora_trainables.safetensors").rename(folder / "non_lora_trainables.bin")
     with pytest.raises(CheckpointError, match=r"python tools/unpickle.py .*hide NEW"):
+        read_adapter(folder)
+
+
+def test_wt4_a_trainers_checkpoint_is_read_and_what_is_no_weights_left_alone(tmp_path):
+    folder = peft_folder(tmp_path / "checkpoint-500")
+    own = ("optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state.pth", "rng_state_3.pth", "training_args.bin")
+    for name in own:
+        (folder / name).write_bytes(b"\x80")
+    (folder / "adapter_model.bin").write_bytes(b"\x80")
+    notes = read_adapter(folder).notes
+    assert sorted(note.split()[0] for note in notes) == sorted(own)
+    (folder / "optimizer_of_pictures.bin").write_bytes(b"\x80")
+    with pytest.raises(CheckpointError, match=r"optimizer_of_pictures\.bin"):
         read_adapter(folder)
 
 
@@ -205,6 +305,12 @@ def test_a_tensor_that_is_unknown_missing_or_not_finite_is_named(tmp_path):
     assert "layer 0, k_proj, expert 1" in refused("missing", lambda tensors: tensors.pop(one))
     tower = "base_model.model.model.vision_tower.layers.0.self_attn.k_proj.lora_A.weight"
     assert tower in refused("unknown", lambda tensors: tensors.update({tower: np.zeros((2, 2), np.float32)}))
+
+    def without_the_second(tensors) -> None:
+        for name in [name for name in tensors if ".loraA.1." in name or ".loraB.1." in name]:
+            del tensors[name]
+
+    assert "expert 1" in refused("hole", without_the_second)
     assert one in refused("broken", lambda tensors: tensors.update({one: np.full((16, 2), np.nan, np.float32)}))
     other = one.replace("weight", "mlp.weight")
     assert "mean the same and differ" in refused("two", lambda tensors: tensors.update({other: tensors[one] + 1}))
@@ -237,6 +343,29 @@ def test_moelora_brings_experts_and_a_router_for_every_linear(base, tmp_path, ca
     hj.adopt(base, [tmp_path / "hub"], tmp_path / "back")
     again = Ledger(tmp_path / "back" / "seed_0").load(0)[0]
     assert trees.digests(again) == trees.digests(groups)
+
+
+def test_a_base_in_another_dtype_is_opened_once_and_found_again(tmp_path, base, monkeypatch):
+    model = load_model(base)
+    params = jax.tree.map(lambda leaf: np.asarray(leaf).astype(ml_dtypes.bfloat16), model.params)
+    narrow = tmp_path / "narrow"
+    save_model(model.replace(config=replace(TINY, param_dtype="bfloat16"), params=params), narrow)
+    shutil.copyfile(base / "tokenizer.json", narrow / "tokenizer.json")
+    data, opened = write_stream(tmp_path / "data", ("birds",), train=4, test=2), []
+    given = peft_folder(tmp_path / "given")
+
+    def counted(folder, **options):
+        opened.append(folder)
+        return load_model(folder, **options)
+
+    monkeypatch.setattr("hidecmoe_jax.runs.setting.load_model", counted)
+    for number, tasks in enumerate((tuple(map(str, data)), ())):
+        how = hj.Adoption(data=tasks, template="short", overrides=("base.param_dtype=float32",))
+        hj.adopt(narrow, [given], tmp_path / str(number), how)
+        assert len(opened) == 1, "a second copy of the base would not fit beside the first"
+        run = recalled(tmp_path / str(number))
+        assert run.model.params["decoder"]["head"]["kernel"].dtype == "float32"
+        opened.clear()
 
 
 @pytest.mark.parametrize("kind", ["hide", "moelora"])

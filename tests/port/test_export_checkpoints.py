@@ -17,9 +17,10 @@ from hidecmoe_jax.models.store import load_model
 from hidecmoe_jax.port.adopt import write_run
 from hidecmoe_jax.port.convert import convert
 from hidecmoe_jax.port.hf import write_clip, write_hf
+from hidecmoe_jax.port.hub import read_hub
 from hidecmoe_jax.runs.ledger import Ledger
 from hidecmoe_jax.runs.load import recalled
-from hidecmoe_jax.runs.manifest import verify
+from hidecmoe_jax.runs.manifest import verify, write_manifest
 
 TASKS = ("birds", "fish")
 LLM = "language_model.model.layers"
@@ -163,23 +164,88 @@ def test_a_mixture_goes_to_a_hub_and_back(tmp_path):
     assert trees.digests(before) == trees.digests(after)
 
 
-def test_a_damaged_hub_folder_and_one_that_names_code_are_refused(hide, tmp_path):
-    hj.export(hide, tmp_path / "hub", hj.Wish("hub"))
-    broken = shutil.copytree(tmp_path / "hub", tmp_path / "broken")
+@pytest.fixture(scope="module")
+def hub(hide, tmp_path_factory):
+    """A hub folder to copy and spoil."""
+    folder = tmp_path_factory.mktemp("hub") / "hub"
+    hj.export(hide, folder, hj.Wish("hub"))
+    return folder
+
+
+def test_a_damaged_hub_folder_is_refused_with_the_file(hub, tmp_path):
+    broken = shutil.copytree(hub, tmp_path / "broken")
     victim = broken / "routing" / "prototypes.safetensors"
     raw = bytearray(victim.read_bytes())
     raw[-3] ^= 1
     victim.write_bytes(bytes(raw))
     with pytest.raises(CheckpointError, match="prototypes"):
-        hj.adopt(hide.parent / "base", [broken], tmp_path / "out")
-    evil = shutil.copytree(tmp_path / "hub", tmp_path / "evil")
-    facts = json.loads((evil / "hidecmoe.json").read_text())
-    facts["config"]["method"]["kind"] = "os:system"
-    (evil / "hidecmoe.json").write_text(json.dumps(facts))
-    (evil / "MANIFEST.json").write_text(json.dumps({"files": {}}))
+        read_hub(broken)
+
+
+@pytest.mark.parametrize("name", ["routing/more.safetensors", "experts/birds/adapter_model.safetensors"])
+def test_a_hub_folder_with_a_file_that_nobody_sealed_or_an_empty_seal_is_refused(hub, tmp_path, name):
+    more = shutil.copytree(hub, tmp_path / "more")
+    (more / "README.md").write_text("its author's own card")
+    (more / ".gitattributes").write_text("of the hub")
+    assert len(read_hub(more).lessons) == 2
+    shutil.copyfile(hub / "projector.safetensors", more / name)
+    with pytest.raises(CheckpointError, match=name):
+        read_hub(more)
+    (more / "MANIFEST.json").write_text(json.dumps({"files": {}}))
+    with pytest.raises(CheckpointError, match="manifest is damaged"):
+        read_hub(more)
+
+
+def spoilt(hub, folder, change):
+    """A sealed copy whose facts say something else."""
+    shutil.copytree(hub, folder)
+    facts = json.loads((folder / "hidecmoe.json").read_text())
+    change(facts)
+    (folder / "hidecmoe.json").write_text(json.dumps(facts))
+    write_manifest(folder)
+    return folder
+
+
+def test_a_hub_folder_that_names_code_is_refused(hide, hub, tmp_path):
+    evil = spoilt(hub, tmp_path / "evil", lambda facts: facts["config"]["method"].update(kind="os:system"))
     with pytest.raises(ConfigError, match="never runs code"):
         hj.adopt(hide.parent / "base", [evil], tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda facts: facts.pop("experts"), "experts"),
+        (lambda facts: facts.update(experts=["birds", 3]), "experts.1"),
+        (lambda facts: facts.update(experts=["birds", "../fish"]), "name of a task"),
+        (lambda facts: facts.update(experts=["birds", "birds"]), "twice"),
+        (lambda facts: facts.update(experts=["birds"]), "routes to a task"),
+        (lambda facts: facts.update(base="a name"), "base"),
+        (lambda facts: facts.update(base={}), "base.sha256"),
+        (lambda facts: facts["config"].update(seeds=[]), "seeds"),
+        (lambda facts: facts["config"].update(method="hide"), "method"),
+        (lambda facts: facts["config"]["method"]["gate"].update(kind=[1]), "gate.kind"),
+        (lambda facts: facts.update(config=[1]), "method"),
+        (lambda facts: facts.update(edits={"a": 1}), "edits"),
+    ],
+)
+def test_malformed_facts_of_a_hub_folder_are_refused_with_their_field(hub, tmp_path, change, said):
+    with pytest.raises(hj.HidecmoeError, match=said) as error:
+        read_hub(spoilt(hub, tmp_path / "hub", change))
+    assert "hidecmoe.json" in str(error.value)
+
+
+def test_the_card_knows_of_leaks_only_where_the_training_was_ours(hide, tmp_path):
+    """The first task was learned here, the second one came with an adapter."""
+    run = shutil.copytree(hide, tmp_path / "run")
+    shutil.rmtree(run / "seed_0")
+    for task, name in enumerate(TASKS):
+        groups, facts = Ledger(hide / "seed_0").load(task)
+        Ledger(run / "seed_0").commit(task, name, groups, meta=facts | ({"adopted": []} if task else {}))
+    for row, said in ((1, "was checked before it"), (2, "is not known of fish: ")):
+        hj.export(run, tmp_path / str(row), hj.Wish("hub", row=row))
+        assert said in (tmp_path / str(row) / "README.md").read_text()
 
 
 def test_wt9_a_hub_folder_of_another_base_is_refused(hide, tmp_path):

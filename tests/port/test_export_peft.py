@@ -10,9 +10,10 @@ from tiny import run_config, write_base
 import hidecmoe_jax as hj
 from hidecmoe_jax.cli.main import main
 from hidecmoe_jax.core import trees
-from hidecmoe_jax.core.errors import ConfigError
+from hidecmoe_jax.core.errors import BusyError, ConfigError, HidecmoeError
 from hidecmoe_jax.models.store import load_model
 from hidecmoe_jax.port.adopt import write_run
+from hidecmoe_jax.port.output import fresh_folder
 from hidecmoe_jax.port.peft import LoraWeights, alpha_of, served_rank, with_rank
 from hidecmoe_jax.runs.ledger import Ledger
 from hidecmoe_jax.runs.manifest import verify
@@ -78,6 +79,22 @@ def test_a_rank_goes_up_to_the_next_served_one(rank, served):
 def test_a_rank_that_nobody_serves_is_refused():
     with pytest.raises(ConfigError, match="--to hf"):
         served_rank(513)
+
+
+def test_a_rank_that_vllm_does_not_serve_goes_out_as_it_is_where_vllm_is_not_meant(world, tmp_path, capsys):
+    lora = {"rank": 513, "sites": ["k_proj"]}
+    run = world[1]("wide", lora=lora, growth="shared", train_projector=False)
+    hj.export(run, tmp_path / "peft", hj.Wish("peft", tree="since5"))
+    hj.export(run, tmp_path / "hub", hj.Wish("hub"))
+    for folder in (tmp_path / "peft" / "wide", tmp_path / "hub" / "experts" / "fish"):
+        config, tensors, notes = read_adapter(folder)
+        assert config["r"] == 513 and notes["hidecmoe_rank"] == "513"
+        assert {leaf.shape[0] for name, leaf in tensors.items() if "lora_A" in name} == {513}
+    last = experts(run, 1)
+    wanted = 16 / 513 * (last["a/k_proj"][1, :, 0].astype(np.float64) @ last["b/k_proj"][1, 0]).T
+    np.testing.assert_allclose(update(tmp_path / "peft" / "wide", "k_proj", 1), wanted, rtol=1e-6, atol=1e-9)
+    assert main(["export", str(run), str(tmp_path / "vllm"), "--to", "vllm"]) == 2
+    assert "--to hf" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("rank", [8, 16, 512])
@@ -165,10 +182,49 @@ def test_nothing_is_overwritten_unasked_and_nothing_is_left_half_written(hide, t
     assert "mine.txt" in capsys.readouterr().err and (out / "mine.txt").read_text() == "keep"
     assert main([*words, "--task", "brids", "--overwrite"]) == 2
     error = capsys.readouterr().err
-    assert "did you mean 'birds'" in error and sorted(p.name for p in tmp_path.iterdir()) == ["out"]
+    assert "did you mean 'birds'" in error and sorted(p.name for p in tmp_path.iterdir()) == [".out.lock", "out"]
     assert main([*words, "--task", "birds", "--overwrite"]) == 0
     assert sorted(p.name for p in out.iterdir()) == ["MANIFEST.json", "birds"]
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["out"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".out.lock", "out"], "the lock stays: it is never deleted"
+
+
+def test_two_writers_of_one_folder_never_meet(tmp_path):
+    """The second is turned away, whatever stage the first is in, and the first one's folder is its own alone."""
+    with fresh_folder(tmp_path / "out", overwrite=False) as aside:
+        (aside / "first.txt").write_text("whole")
+        for overwrite in (False, True):
+            with pytest.raises(BusyError, match="another process is writing"):
+                with fresh_folder(tmp_path / "out", overwrite=overwrite):
+                    pass
+        with fresh_folder(tmp_path / "other", overwrite=False):
+            pass
+    with fresh_folder(tmp_path / "out", overwrite=True) as aside:
+        (aside / "second.txt").write_text("whole")
+        (tmp_path / "out").rename(tmp_path / ".out.old")  # as far as another one may be between its two renames
+        with pytest.raises(BusyError):
+            with fresh_folder(tmp_path / "out", overwrite=True):
+                pass
+        assert not (tmp_path / "out").exists()
+        (tmp_path / ".out.old").rename(tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["second.txt"]
+
+
+def test_a_crash_between_the_renames_brings_the_old_folder_back(tmp_path):
+    (tmp_path / ".out.old").mkdir()
+    (tmp_path / ".out.old" / "mine.txt").write_text("keep")
+    with pytest.raises(ConfigError, match="mine.txt"):
+        with fresh_folder(tmp_path / "out", overwrite=False):
+            pass
+    assert (tmp_path / "out" / "mine.txt").read_text() == "keep"
+
+
+@pytest.mark.parametrize("place", ["plain/out", "plain/deep/out"])
+def test_a_place_where_no_folder_can_be_is_refused(tmp_path, place):
+    (tmp_path / "plain").write_text("a file")
+    with pytest.raises(HidecmoeError, match="could not make the output folder"):
+        with fresh_folder(tmp_path / place, overwrite=False):
+            pass
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["plain"]
 
 
 @pytest.mark.parametrize("place", [".", "base"])

@@ -1,0 +1,86 @@
+"""Where torch is installed: pickled folders of other tools become folders that are read here, whole or not at all."""
+
+import sys
+
+import numpy as np
+import pytest
+from foreign_adapters import hide_folder, lora_tensors, peft_folder
+from safetensors.numpy import load_file
+
+torch = pytest.importorskip("torch")
+
+import unpickle  # noqa: E402
+
+from hidecmoe_jax.port.adapters import read_adapter  # noqa: E402
+
+
+def run(monkeypatch, *words) -> int:
+    monkeypatch.setattr(sys, "argv", ["unpickle.py", *map(str, words)])
+    return unpickle.main()
+
+
+def pickled(path) -> None:
+    """What a tool that knows no safetensors would have written."""
+    tensors = {name: torch.tensor(leaf) for name, leaf in load_file(path).items()}
+    torch.save(tensors, path.with_suffix(".bin"))
+    path.unlink()
+
+
+def test_wt4_weights_that_are_safe_already_come_along(tmp_path, monkeypatch):
+    source = hide_folder(tmp_path / "hide")
+    wanted = {path.name: load_file(path) for path in source.glob("*.safetensors")}
+    pickled(source / "non_lora_trainables.safetensors")
+    (source / "README.md").write_text("of its author")
+    assert run(monkeypatch, source, tmp_path / "new") == 0
+    assert sorted(p.name for p in (tmp_path / "new").iterdir()) == ["adapter_config.json", *sorted(wanted)]
+    for name, tensors in wanted.items():
+        found = load_file(tmp_path / "new" / name)
+        assert found.keys() == tensors.keys()
+        for key, leaf in tensors.items():
+            np.testing.assert_array_equal(found[key], leaf)
+    assert read_adapter(tmp_path / "new").kind == "hide"
+
+
+def test_wt4_a_trainers_checkpoint_loses_what_is_no_weights(tmp_path, monkeypatch, capsys):
+    source = peft_folder(tmp_path / "checkpoint-500")
+    pickled(source / "adapter_model.safetensors")
+    for name in ("optimizer.pt", "training_args.bin", "rng_state.pth"):
+        (source / name).write_bytes(b"\x80 no state dict")
+    assert run(monkeypatch, source, tmp_path / "new") == 0
+    assert "optimizer.pt left out" in capsys.readouterr().out
+    assert sorted(p.name for p in (tmp_path / "new").iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
+    lora, key = read_adapter(tmp_path / "new").experts[0], "base_model.model.model.language_model.layers.1.mlp.up_proj"
+    np.testing.assert_array_equal(lora.a["up_proj"][1], lora_tensors()[f"{key}.lora_A.weight"].T)
+
+
+def test_wt4_a_twin_that_is_safe_goes_before_the_pickle(tmp_path, monkeypatch):
+    source = peft_folder(tmp_path / "both")
+    (source / "adapter_model.bin").write_bytes(b"\x80 whatever its author wrote")
+    before = (source / "adapter_model.safetensors").read_bytes()
+    assert run(monkeypatch, source, tmp_path / "new") == 0
+    assert (tmp_path / "new" / "adapter_model.safetensors").read_bytes() == before
+
+
+class Code:
+    """Asks its reader to run something."""
+
+    def __reduce__(self):
+        return print, ("the pickle ran",)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_sec1_a_pickle_that_asks_for_code_is_refused_and_leaves_nothing(tmp_path, monkeypatch, capsys, whole):
+    source = peft_folder(tmp_path / "evil")
+    torch.save({"a": torch.zeros(2), "b": Code()}, source / "non_lora_trainables.bin")
+    with pytest.raises(Exception, match="(?i)weights_only|unsupported"):
+        run(monkeypatch, source if whole else source / "non_lora_trainables.bin", tmp_path / "new")
+    assert "the pickle ran" not in capsys.readouterr().out
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["evil"]
+
+
+def test_nothing_is_overwritten(tmp_path, monkeypatch):
+    source = peft_folder(tmp_path / "given")
+    (tmp_path / "new").mkdir()
+    with pytest.raises(SystemExit, match="nothing is overwritten"):
+        run(monkeypatch, source, tmp_path / "new")
+    assert not list((tmp_path / "new").iterdir())
