@@ -2,8 +2,9 @@
 
 Names are those of LLaVA on the hub (2023-24), which every version of transformers, vLLM and this package read. A leaf
 holds a stack of layers; tensors are turned and written one layer at a time, so nothing is held twice. Numbers are never
-changed: what was converted without a change of dtype comes back byte for byte. The CLIP pair that anchors look with is
-no part of LLaVA, and goes into a folder of its own.
+changed: what was converted without a change of dtype comes back byte for byte. Only a table that ends before the image
+token (original LLaVA, Vicuna) is lengthened, since transformers looks that row up before a patch takes its place. The
+CLIP pair that anchors look with is no part of LLaVA, and goes into a folder of its own.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import math
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,23 +56,30 @@ CLIP = (
     ("", VISION_PROJECTION),
     ("", TEXT_PROJECTION),
 )
+_TABLES = ("decoder/embedding/table", "decoder/head/kernel")
 CONTEXT = 4096  # of LLaVA-1.5, where the source did not tell
 INDEX = "model.safetensors.index.json"
 
 
 @dataclass(frozen=True)
 class Out:
-    """One tensor to be written: its name, the leaf it comes from, which layer of it, and how it is turned."""
+    """One tensor to be written: its name, the leaf it comes from, which layer of it, and how it is turned.
+
+    `more` rows are put behind those of the leaf, each the mean of them all: as a word of the head such a row gets the
+    mean of all logits, so it is never the likeliest.
+    """
 
     key: str
     leaf: Any
     layer: int | None
     rule: Rule
+    more: int = 0
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape in the file."""
-        return source_shape(self.leaf.shape if self.layer is None else self.leaf.shape[1:], self.rule.turn)
+        first, *rest = source_shape(self.leaf.shape if self.layer is None else self.leaf.shape[1:], self.rule.turn)
+        return (first + self.more, *rest)
 
     @property
     def dtype(self) -> np.dtype:
@@ -86,7 +94,11 @@ class Out:
     def read(self) -> np.ndarray:
         """The numbers, in the file's order."""
         array = np.asarray(self.leaf if self.layer is None else self.leaf[self.layer])
-        return np.ascontiguousarray(returned(array, self.rule.turn))
+        array = returned(array, self.rule.turn)
+        if self.more:
+            mean = array.mean(axis=0, dtype=np.float64).astype(array.dtype)
+            array = np.concatenate([array, np.broadcast_to(mean, (self.more, *mean.shape))])
+        return np.ascontiguousarray(array)
 
 
 def tensors(leaves: Mapping[str, Any], layout: tuple[tuple[str, Mapping[str, Rule]], ...]) -> list[Out]:
@@ -114,7 +126,8 @@ def write_hf(model: Model, folder: Path, *, tokenizer: Path, shard_gib: float = 
     """
     leaves = trees.flatten(model.params)
     mine = {path: leaf for path, leaf in leaves.items() if not path.startswith("text/")}
-    outs = tensors(mine, LLAVA)
+    more = table_rows(model.config) - model.config.decoder.vocabulary
+    outs = [replace(out, more=more) if out.rule.leaf in _TABLES else out for out in tensors(mine, LLAVA)]
     left = set(mine) - {out.rule.leaf for out in outs} - {rule.leaf for rule in VISION_PROJECTION.values()}
     if left:
         raise CheckpointError("leaves of the base have no Hugging Face name", where=", ".join(sorted(left)[:4]))
@@ -123,6 +136,12 @@ def write_hf(model: Model, folder: Path, *, tokenizer: Path, shard_gib: float = 
     config = hf_config(model.config)
     write_json(folder / CONFIG, config | {"text_config": config["text_config"] | _told(tokenizer)})
     return write_shards(outs, folder, shard_gib=shard_gib)
+
+
+def table_rows(config: LlavaConfig) -> int:
+    """Rows of token table and head as they are written: a multiple of 64 where the image token lies past the table."""
+    rows = config.decoder.vocabulary
+    return rows if config.image_token < rows else 64 * (config.image_token // 64 + 1)
 
 
 def _copy(source: Path, folder: Path) -> None:
@@ -190,7 +209,7 @@ def hf_config(config: LlavaConfig) -> dict[str, Any]:
     """config.json of LlavaForConditionalGeneration; `rope_theta` is said twice, for transformers before and since 5."""
     decoder, dtype = config.decoder, config.param_dtype
     text = {
-        "model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": decoder.vocabulary,
+        "model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": table_rows(config),
         "hidden_size": decoder.width, "intermediate_size": decoder.hidden, "num_hidden_layers": decoder.layers,
         "num_attention_heads": decoder.heads, "num_key_value_heads": decoder.kv_heads, "head_dim": decoder.head_width,
         "rms_norm_eps": decoder.epsilon, "rope_theta": decoder.rope_theta, "hidden_act": "silu",

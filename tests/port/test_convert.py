@@ -25,6 +25,7 @@ from hidecmoe_jax.core.errors import CheckpointError, HidecmoeError, ResourceErr
 from hidecmoe_jax.data.tokenizer import Tokenizer
 from hidecmoe_jax.models.store import load_model
 from hidecmoe_jax.port.convert import convert
+from hidecmoe_jax.port.hf import write_hf
 from hidecmoe_jax.port.sentences import PROBES, from_sentencepiece, wrong_ids
 from hidecmoe_jax.runs.manifest import verify
 from tests.tiny import write_tokenizer
@@ -106,6 +107,22 @@ def test_another_clip_than_the_vision_towers_is_told(hub, made, tmp_path):
     world.change(other / "model.safetensors", lambda state: state.update({key: state[key] + 1}))
     report = convert(hub, tmp_path / "out", clip=other)
     assert any(f"1 of 55 differ: {key}" in note for note in report.notes)
+
+
+def test_a_table_that_ends_before_the_image_token_is_lengthened_on_the_way_out(made, clip, tmp_path):
+    convert(made / "vicuna", tmp_path / "base", clip=clip, projector=made / "vicuna_projector")
+    base = load_model(tmp_path / "base")
+    assert base.config.image_token == base.config.decoder.vocabulary == 360
+    write_hf(base, tmp_path / "out", tokenizer=tmp_path / "base")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["text_config"]["vocab_size"] == 384 and config["image_token_index"] == 360
+    written, leaves = load_file(tmp_path / "out" / "model.safetensors"), leaves_of(tmp_path / "base")
+    head, table = written["language_model.lm_head.weight"], written["language_model.model.embed_tokens.weight"]
+    np.testing.assert_array_equal(table[:360], leaves["decoder/embedding/table"])
+    np.testing.assert_array_equal(head[:360], leaves["decoder/head/kernel"].T)
+    np.testing.assert_allclose(head[360:], np.broadcast_to(head[:360].mean(0), (24, 32)), atol=1e-6)
+    again = convert(tmp_path / "out", tmp_path / "again", clip=clip)
+    assert (again.config.image_token, again.config.decoder.vocabulary) == (360, 384)
 
 
 KILLED = """
