@@ -22,6 +22,7 @@ import numpy as np
 
 from hidecmoe_jax.core import trees
 from hidecmoe_jax.core.errors import CheckpointError
+from hidecmoe_jax.data.images import CLIP_MEAN, CLIP_STD
 from hidecmoe_jax.data.tokenizer import TEXT_FOLDER, Tokenizer
 from hidecmoe_jax.models.config import LlavaConfig
 from hidecmoe_jax.models.llava import Model
@@ -41,8 +42,10 @@ from hidecmoe_jax.port.names import (
 )
 from hidecmoe_jax.port.settings import END_TOKEN, OLD_EOS
 from hidecmoe_jax.port.source import header_bytes
+from hidecmoe_jax.port.words import IMAGE, PICTURES
 from hidecmoe_jax.runs.disk import check_space, disk_errors, read_json, write_json
 from hidecmoe_jax.runs.manifest import NAME as MANIFEST
+from hidecmoe_jax.runs.setting import say
 
 LLAVA = (
     ("language_model.model.", DECODER),
@@ -58,6 +61,7 @@ CLIP = (
 )
 _TABLES = ("decoder/embedding/table", "decoder/head/kernel")
 CONTEXT = 4096  # of LLaVA-1.5, where the source did not tell
+PICTURE, PROCESSOR = PICTURES
 INDEX = "model.safetensors.index.json"
 
 
@@ -133,9 +137,34 @@ def write_hf(model: Model, folder: Path, *, tokenizer: Path, shard_gib: float = 
         raise CheckpointError("leaves of the base have no Hugging Face name", where=", ".join(sorted(left)[:4]))
     folder.mkdir(parents=True, exist_ok=True)
     _copy(tokenizer, folder)
+    _write_processor(model.config, folder)
     config = hf_config(model.config)
     write_json(folder / CONFIG, config | {"text_config": config["text_config"] | _told(tokenizer)})
     return write_shards(outs, folder, shard_gib=shard_gib)
+
+
+def _write_processor(config: LlavaConfig, folder: Path) -> None:
+    """How pictures are prepared here (padded to a square, never cropped), and how many tokens one takes."""
+    side, file = config.vision.image_size, folder / PROCESSOR
+    before = read_json(file) if file.is_file() else {}
+    kept = before if before.get("processor_class") == "LlavaProcessor" else {}
+    whole = {key: value for key, value in kept.items() if key not in ("image_processor", "auto_map")}
+    write_json(
+        file,
+        whole
+        | {
+            "processor_class": "LlavaProcessor", "image_token": IMAGE, "patch_size": config.vision.patch_size,
+            "num_additional_image_tokens": 1, "vision_feature_select_strategy": "default",
+        },
+    )  # fmt: skip
+    settings = {
+        "processor_class": "LlavaProcessor", "image_processor_type": "LlavaImageProcessor", "do_pad": True,
+        "do_resize": True, "size": {"shortest_edge": side}, "resample": 3, "do_center_crop": False,
+        "crop_size": {"height": side, "width": side}, "do_rescale": True, "rescale_factor": 1 / 255,
+        "do_normalize": True, "image_mean": CLIP_MEAN, "image_std": CLIP_STD, "do_convert_rgb": True,
+    }  # fmt: skip
+    write_json(folder / PICTURE, settings)
+    say(f"pictures: padded to a square of {side} px as in training ({PICTURE}: do_pad; transformers 4.51 or later)")
 
 
 def table_rows(config: LlavaConfig) -> int:

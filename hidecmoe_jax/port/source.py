@@ -35,7 +35,7 @@ SETTINGS = (
     "chat_template.jinja", "chat_template.json", INDEX,
 )  # fmt: skip
 """Every file beside the weights that is ever read."""
-_CODE = SETTINGS[:4]  # may name code of their own
+_OBJECTS = SETTINGS[:6]
 _SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.safetensors")
 
 
@@ -129,7 +129,15 @@ def open_words(path: Path) -> Source:
             why="--tokenizer wants a folder; a name is never looked up on a network",
             remedy="check the spelling, or give the folder that holds tokenizer.model or tokenizer.json",
         )
-    return Source(path, "--tokenizer", _config(path), {}, ())
+    words = Source(path, "--tokenizer", _config(path), {}, ())
+    if not {"tokenizer.json", "tokenizer.model"} & {file.name for file in settings_files(path)}:
+        raise CheckpointError(
+            "no tokenizer there",
+            where=str(path),
+            why=f"neither tokenizer.json nor tokenizer.model among {sorted(p.name for p in path.iterdir())[:8]}",
+            remedy="give the folder that holds one of them, or leave out --tokenizer",
+        )
+    return words
 
 
 def separate_projector(path: Path) -> Source | None:
@@ -244,7 +252,7 @@ def _config(folder: Path) -> dict[str, Any]:
     """config.json, refused where it asks for code of its own, as are the other settings."""
     found: dict[str, Any] = {}
     for file in settings_files(folder):
-        if file.name not in _CODE:
+        if file.name not in _OBJECTS:
             continue
         content = read_json(file)
         if not isinstance(content, dict):
