@@ -249,6 +249,13 @@ def _shapes(given: Sequence[Given], dtype: str, worded: Source | None) -> tuple[
         dtype=dtype,
     )
     named = main.source.config.get("image_token_index", main.source.config.get("image_token_id"))
+    if type(named) not in (int, type(None)):
+        raise CheckpointError(
+            "a setting of the checkpoint is not supported",
+            where=f"{main.source.path}: image_token_index",
+            why=f"found {named!r}, expected a whole number",
+            remedy="correct config.json",
+        )
     folder = (worded or main.source).path
     words = language_words(folder, vocabulary=config.decoder.vocabulary, image=named)
     image = named if words.image is None else words.image

@@ -213,8 +213,16 @@ def _refuse_misfits(misfits: list[str]) -> None:
 
 def _leaves(template: dict, taken: dict, config: LlavaConfig, given: Sequence[Given]) -> tuple[Leaf, ...]:
     missing, leaves = [], []
+    most = sum(len(one.source.tensors) for one in given)
     for path, abstract in template.items():
         stacked = "/layers/" in path
+        if stacked and abstract.shape[0] > most:
+            raise CheckpointError(
+                "the config counts more layers than there are tensors",
+                where=f"{given[0].source.path}: num_hidden_layers",
+                why=f"{path} would have {abstract.shape[0]:,} layers, all sources together hold {most:,} tensors",
+                remedy="config.json and weights do not belong together, or the copy is not whole",
+            )
         layers = range(abstract.shape[0]) if stacked else (None,)
         lost = [layer for layer in layers if (path, layer) not in taken]
         if lost:

@@ -48,6 +48,7 @@ def lock_file(file: Path, what: str, *, where: Path, remedy: str) -> Iterator[No
       BusyError: another process holds it; the message names its pid, host and start time.
     """
     lock, note = filelock.FileLock(file, blocking=False), file.with_name(f"{file.name}.json")
+    file.touch()  # where no file can be made, filelock takes it for held
     try:
         lock.acquire()
     except filelock.Timeout as error:

@@ -337,24 +337,6 @@ def test_pictures_prepared_otherwise_are_refused(field, value, hub, clip):
     assert field in world.refusal(hub, clip=clip)
 
 
-@pytest.mark.parametrize(
-    ("name", "text"),
-    [
-        ("tokenizer.json", '{"a": 1}'),
-        ("added_tokens.json", "[1]"),
-        ("added_tokens.json", '{"<image>": "x"}'),
-        ("special_tokens_map.json", "[]"),
-        ("tokenizer_config.json", '{"added_tokens_decoder": {"360": 5}}'),
-        ("tokenizer.model", "no model"),
-        ("config.json", "[]"),
-    ],
-)
-def test_a_malformed_settings_file_is_refused_by_name(name, text, hub, clip):
-    (hub / name).write_text(text)
-    said = world.refusal(hub, clip=clip)
-    assert name in said or "an added token is" in said
-
-
 def test_sec2_no_name_from_a_checkpoint_becomes_a_path(hub, clip, tmp_path):
     names = {f"../../{number}": np.ones(2, np.float32) for number in range(3)}
     world.change(world.weights(hub), lambda state: state.update(names))
