@@ -79,8 +79,8 @@ class Report:
         speed = f", {self.nbytes / 2**20 / self.seconds:.0f} MB/s" if self.seconds else ""
         numbers = [f"{self.tensors} tensors -> {self.leaves} leaves, {self.nbytes / 2**30:.2f} GiB{speed}"]
         numbers += [f"left out: {count} x {pattern}" for pattern, count in sorted(self.dropped.items())]
-        how = " against the source's own answers: --check does it (needs the extra `oracle`)"
-        checked = self.checked + (how if self.checked == "not checked" else ": it answers as its source does")
+        unchecked = "not checked against the source's own answers: --check does it (needs the extra `oracle`)"
+        checked = unchecked if self.checked == "not checked" else f"check {self.checked}: the source's own answers"
         kind = "one file" if self.layout == "file" else "Orbax pieces that any mesh reads"
         return [f"{self.target} ({kind})", *numbers, f"disk needed: {self.disk / 2**30:.2f} GiB", *self.notes, checked]
 
@@ -274,7 +274,7 @@ def _texts(given: Sequence[Given], config: LlavaConfig, words: Words) -> tuple[d
     """Everything written beside the weights, and notes on it."""
     notes = list(words.notes)
     text = _provider(given, "text/stem/token")
-    read = text_words(text.path, config) if text is not None and text.path.is_dir() else Words()
+    read = text_words(text.path, config, words.reader) if text is not None and text.path.is_dir() else Words()
     folders = [one.source.path for one in given if one.source.path.is_dir()]
     pictures, said = picture_settings(folders, config)
     notes += [*read.notes, *said]

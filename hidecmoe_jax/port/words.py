@@ -32,11 +32,13 @@ PICTURES = ("preprocessor_config.json", "processor_config.json")
 
 @dataclass(frozen=True)
 class Words:
-    """Files to write (name -> content), the id of `<image>` (None without a tokenizer), and notes for the report."""
+    """Files to write (name -> content), the id of `<image>` and the tokenizer as runs read it (None without one), and
+    notes for the report."""
 
     files: dict[str, bytes] = field(default_factory=dict)
     image: int | None = None
     notes: tuple[str, ...] = ()
+    reader: Tokenizer | None = None
 
 
 def language_words(folder: Path, *, vocabulary: int, image: int | None) -> Words:
@@ -71,11 +73,11 @@ def language_words(folder: Path, *, vocabulary: int, image: int | None) -> Words
     same = [name for name, token in (("end", read.eos), ("unknown", read.unk)) if token == read.pad]
     if same:
         notes += [f"padding is the {same[0]} token, id {read.pad}: a mask tells them apart here, other tools may not"]
-    return Words(files, found, tuple(notes))
+    return Words(files, found, tuple(notes), read)
 
 
-def text_words(folder: Path, config: LlavaConfig) -> Words:
-    """The tokenizer of CLIP's text tower, for `text/`.
+def text_words(folder: Path, config: LlavaConfig, instead: Tokenizer | None) -> Words:
+    """The tokenizer of CLIP's text tower, for `text/`; without one the text tower reads with `instead`.
 
     Raises:
       CheckpointError: it does not belong to the text tower.
@@ -88,13 +90,23 @@ def text_words(folder: Path, config: LlavaConfig) -> Words:
             folder, lambda: CLIPTokenizer.from_pretrained(folder, local_files_only=True).backend_tokenizer
         )
     if backend is None:
-        return Words(notes=(f"no tokenizer in {folder.name}: the text tower reads the language model's ids",))
+        return Words(notes=(f"no tokenizer in {folder.name}: {_read_instead(config, instead)}",))
     _refuse_beyond(folder, backend, config.text.vocabulary, "the text tower's embedding")
     files = {"tokenizer.json": backend.to_str().encode()} | _along(folder)
     end = _as_read(folder, files).eos
     if end != config.text.eos_token:
         _apart(folder, f"its end token is {end}, the text tower's is {config.text.eos_token} (eos_token_id)")
     return Words({f"{TEXT}/{name}": content for name, content in files.items()})
+
+
+def _read_instead(config: LlavaConfig, instead: Tokenizer | None) -> str:
+    if instead is None or (instead.size <= config.text.vocabulary and instead.eos == config.text.eos_token):
+        return "the text tower reads the language model's ids"
+    return (
+        f"warning: the text tower (end token {config.text.eos_token}, {config.text.vocabulary} rows) cannot read the "
+        f"language model's ids (end token {instead.eos}, {instead.size} tokens), so runs refuse this base: give a "
+        "--clip folder with CLIP's tokenizer"
+    )
 
 
 def picture_settings(folders: Iterable[Path], config: LlavaConfig) -> tuple[dict[str, bytes], list[str]]:

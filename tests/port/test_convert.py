@@ -217,7 +217,8 @@ def opened(base: Path) -> None:
 def test_the_text_tower_reads_with_its_own_tokenizer(hub, made, tmp_path):
     """Runs open the folder, and the routing text takes CLIP's ids, not the language model's."""
     clip = world.fresh(made, "clip_plain", tmp_path)
-    convert(hub, tmp_path / "without", clip=clip)
+    report = convert(hub, tmp_path / "without", clip=clip)
+    assert any("runs refuse this base" in note for note in report.notes)
     with pytest.raises(HidecmoeError, match="--clip"):
         opened(tmp_path / "without")
     write_tokenizer(clip)
