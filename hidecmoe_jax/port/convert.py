@@ -4,7 +4,7 @@
 
 Everything that headers can tell is settled and refused first (`plan.py`); then leaves stream through one staged file
 (`staging.py`), large models on into Orbax pieces, and the finished folder is sealed and gets its name in one rename.
-Until then it is called `NAME.partial`, and `resume` goes on with it.
+Until then it lies in `NAME.partial` (`attempt.py`), and `resume` goes on with it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -22,26 +22,27 @@ from tqdm import tqdm
 from hidecmoe_jax.core.about import VERSION
 from hidecmoe_jax.core.errors import CheckpointError, ConfigError, ResourceError
 from hidecmoe_jax.core.strict import plain
-from hidecmoe_jax.data.images import file_digest
 from hidecmoe_jax.models import sharded
 from hidecmoe_jax.models.config import LlavaConfig
 from hidecmoe_jax.models.store import CONFIG, WEIGHTS
+from hidecmoe_jax.port.attempt import MODEL, PARTIAL, begin, commit, is_begun, locked
+from hidecmoe_jax.port.check import Row
 from hidecmoe_jax.port.names import place
+from hidecmoe_jax.port.origin import Stamps, record, refuse_changed, stamps
 from hidecmoe_jax.port.plan import Given, Plan, choose_dtype, make_plan
 from hidecmoe_jax.port.recognise import NAMES, recognise
 from hidecmoe_jax.port.settings import llava_config
-from hidecmoe_jax.port.source import Source, open_source, separate_projector
+from hidecmoe_jax.port.source import Source, open_source, open_words, separate_projector
 from hidecmoe_jax.port.staging import JOURNAL, Found, compare_spare, open_leaves, write_leaves
 from hidecmoe_jax.port.words import Words, language_words, picture_settings, text_words
 from hidecmoe_jax.runs.crash import crash_point
-from hidecmoe_jax.runs.disk import disk_errors, read_json, remove_inside, sync_folder, write_json
-from hidecmoe_jax.runs.lock import LOCK, NOTE, writer_lock
-from hidecmoe_jax.runs.manifest import write_manifest
+from hidecmoe_jax.runs.disk import disk_errors, read_json, remove_inside, write_json
 
 RECORD = "conversion.json"
-PARTIAL, STATE = ".partial", "partial.json"
 LARGE = 2 * 2**30
 Layout = Literal["auto", "file", "sharded"]
+Verdict = Literal["not checked", "passed", "failed"]
+Check = Callable[[Path], Sequence[Row]]
 _SPARE = 64 * 2**20  # disk for tokenizers, manifests and headers
 
 
@@ -58,6 +59,7 @@ class Report:
       nbytes: bytes of weights; `disk`, bytes needed on the way.
       notes: everything else that a reader should know, one sentence each.
       seconds: spent on the weights; 0 for a dry run.
+      checked: whether the model was held against its source.
     """
 
     target: Path
@@ -70,14 +72,17 @@ class Report:
     disk: int
     notes: tuple[str, ...]
     seconds: float = 0.0
+    checked: Verdict = "not checked"
 
     def lines(self) -> list[str]:
         """The report as it is printed."""
         speed = f", {self.nbytes / 2**20 / self.seconds:.0f} MB/s" if self.seconds else ""
         numbers = [f"{self.tensors} tensors -> {self.leaves} leaves, {self.nbytes / 2**30:.2f} GiB{speed}"]
         numbers += [f"left out: {count} x {pattern}" for pattern, count in sorted(self.dropped.items())]
+        unchecked = "not checked against the source's own answers: --check does it (needs the extra `oracle`)"
+        checked = unchecked if self.checked == "not checked" else f"check {self.checked}: the source's own answers"
         kind = "one file" if self.layout == "file" else "Orbax pieces that any mesh reads"
-        return [f"{self.target} ({kind})", *numbers, f"disk needed: {self.disk / 2**30:.2f} GiB", *self.notes]
+        return [f"{self.target} ({kind})", *numbers, f"disk needed: {self.disk / 2**30:.2f} GiB", *self.notes, checked]
 
 
 @dataclass(frozen=True)
@@ -85,6 +90,8 @@ class _Job:
     """All that is settled before a weight is read."""
 
     given: tuple[Given, ...]
+    sources: tuple[Source, ...]
+    stamps: Stamps
     plan: Plan
     files: dict[str, bytes]
     report: Report
@@ -103,6 +110,7 @@ def convert(
     dry_run: bool = False,
     resume: bool = False,
     allow_nonfinite: bool = False,
+    check: Check | None = None,
 ) -> Report:
     """Converts a LLaVA-1.5 checkpoint (or Vicuna and its parts) into the base model folder `target`.
 
@@ -117,9 +125,11 @@ def convert(
       dry_run: settles everything from headers and writes nothing.
       resume: goes on with an unfinished conversion of the same sources.
       allow_nonfinite: writes NaN and infinity too (`load_model` refuses them).
+      check: holds the written model against its source before it gets its name (`check.check`, the folder given).
 
     Raises:
-      CheckpointError: anything about the sources; names tensor, expected, found and the config field.
+      CheckpointError: anything about the sources; names tensor, expected, found and the config field. Or a row of
+        `check` failed.
       ResourceError: the disk is too small.
       BusyError: another process converts to the same target.
     """
@@ -127,14 +137,43 @@ def convert(
     job = _prepare(source, target, dtype, clip, vision, projector, tokenizer, layout)
     if dry_run:
         return job.report
-    return _carry_out(job, target, resume=resume, allow_nonfinite=allow_nonfinite)
+    return _carry_out(job, target, resume=resume, allow_nonfinite=allow_nonfinite, check=check)
 
 
-def _carry_out(job: _Job, target: Path, *, resume: bool, allow_nonfinite: bool) -> Report:
-    _refuse_taken(target)
-    partial = target.with_name(target.name + PARTIAL)
-    _check_partial(partial, job, resume=resume)
-    free = shutil.disk_usage(_existing(target)).free + _used(partial)
+def _carry_out(job: _Job, target: Path, *, resume: bool, allow_nonfinite: bool, check: Check | None) -> Report:
+    with locked(target) as partial:
+        _require_space(job, target, partial)
+        failed = is_begun(partial, resume=resume) and _has_failed(partial / MODEL / RECORD)
+        if failed and check is None:
+            raise CheckpointError(
+                "the unfinished conversion has failed its comparison",
+                where=str(partial),
+                why="it does not answer as its source",
+                remedy="compare again with --resume --check, or delete that folder",
+            )
+        with disk_errors("could not convert", target, needed=job.report.disk):
+            sources = record(job.sources)
+            model = begin(partial, {"plan": job.plan.digest(), "layout": job.report.layout, "sources": sources})
+            began = time.monotonic()
+            try:
+                notes, sums = _write(job, partial, allow_nonfinite)
+                refuse_changed(job.stamps)
+            except CheckpointError:
+                remove_inside(target.parent, partial)  # sources have to change, so nothing in it can be gone on with
+                raise
+            seconds = time.monotonic() - began
+            report = replace(job.report, notes=job.report.notes + notes, seconds=seconds)
+            _describe(job, model)
+        report = report if check is None else replace(report, checked=_verdict(check(model)))
+        with disk_errors("could not convert", target, needed=job.report.disk):
+            write_json(model / RECORD, _record(job, report, sources, sums))
+            _refuse_failed(report, partial)
+            commit(partial, target)
+    return report
+
+
+def _require_space(job: _Job, target: Path, partial: Path) -> None:
+    free = shutil.disk_usage(target.parent).free + _used(partial)
     if free < job.report.disk:
         raise ResourceError(
             "not enough disk space to convert",
@@ -142,18 +181,24 @@ def _carry_out(job: _Job, target: Path, *, resume: bool, allow_nonfinite: bool) 
             why=f"{job.report.disk:,} bytes are needed, {free:,} are free",
             remedy="free some space, or give a target on another disk",
         )
-    with writer_lock(partial), disk_errors("could not convert", target, needed=job.report.disk):
-        began = time.monotonic()
-        try:
-            notes, sums = _write(job, partial, allow_nonfinite)
-        except CheckpointError:
-            remove_inside(target.parent, partial)  # the sources have to change, so nothing in it can be gone on with
-            raise
-        seconds = time.monotonic() - began
-        report = replace(job.report, notes=job.report.notes + notes, seconds=seconds)
-        _finish(job, report, partial, sums)
-    _commit(partial, target)
-    return report
+
+
+def _has_failed(file: Path) -> bool:
+    return file.is_file() and read_json(file).get("checked") == "failed"
+
+
+def _verdict(rows: Sequence[Row]) -> Verdict:
+    return "passed" if rows and all(row.passed for row in rows) else "failed"
+
+
+def _refuse_failed(report: Report, partial: Path) -> None:
+    if report.checked == "failed":
+        raise CheckpointError(
+            "the converted model does not answer as its source",
+            where=str(partial),
+            why="the comparison failed; the folder has no seal and did not get its name",
+            remedy="compare again with --resume --check, or delete that folder and report the checkpoint",
+        )
 
 
 def _prepare(source, target, dtype, clip, vision, projector, tokenizer, layout: Layout) -> _Job:
@@ -165,9 +210,12 @@ def _prepare(source, target, dtype, clip, vision, projector, tokenizer, layout: 
     parts = [(projector, "--projector"), (vision, "--vision"), *((folder, "--clip") for folder in clips)]
     sources = [main, *([beside] if beside else [])]
     sources += [_open_part(path, role) for path, role in parts if path is not None]
+    worded = open_words(tokenizer) if tokenizer is not None else None
+    read = (*sources, *([worded] if worded else []))
+    before = stamps(read)
     given = tuple(Given(one, recognise(one)) for one in sources)
     dtype, said = choose_dtype(given, dtype)
-    config, words = _shapes(given, dtype, tokenizer)
+    config, words = _shapes(given, dtype, worded)
     plan = make_plan(given, config)
     files, notes = _texts(given, config, words)
     kind = layout if layout != "auto" else "sharded" if plan.nbytes > LARGE else "file"
@@ -178,7 +226,7 @@ def _prepare(source, target, dtype, clip, vision, projector, tokenizer, layout: 
         nbytes=plan.nbytes, disk=plan.nbytes * (2 if kind == "sharded" else 1) + _SPARE,
         notes=(*origin, f"dtype: {said}", *_tied(given, config), *plan.notes, *notes),
     )  # fmt: skip
-    return _Job(given, plan, files, report)
+    return _Job(given, read, before, plan, files, report)
 
 
 def _open_part(path: Path, role: str) -> Source:
@@ -189,7 +237,7 @@ def _open_part(path: Path, role: str) -> Source:
     return open_source(path, role)
 
 
-def _shapes(given: Sequence[Given], dtype: str, tokenizer: Path | None) -> tuple[LlavaConfig, Words]:
+def _shapes(given: Sequence[Given], dtype: str, worded: Source | None) -> tuple[LlavaConfig, Words]:
     main = given[0]
     tower, projection = _provider(given, "vision/stem/class"), _provider(given, "vision/head/projection/kernel")
     config = llava_config(
@@ -201,7 +249,14 @@ def _shapes(given: Sequence[Given], dtype: str, tokenizer: Path | None) -> tuple
         dtype=dtype,
     )
     named = main.source.config.get("image_token_index", main.source.config.get("image_token_id"))
-    folder = Path(tokenizer) if tokenizer is not None else main.source.path
+    if type(named) not in (int, type(None)):
+        raise CheckpointError(
+            "a setting of the checkpoint is not supported",
+            where=f"{main.source.path}: image_token_index",
+            why=f"found {named!r}, expected a whole number",
+            remedy="correct config.json",
+        )
+    folder = (worded or main.source).path
     words = language_words(folder, vocabulary=config.decoder.vocabulary, image=named)
     image = named if words.image is None else words.image
     return replace(config, image_token=config.decoder.vocabulary if image is None else image), words
@@ -219,7 +274,7 @@ def _texts(given: Sequence[Given], config: LlavaConfig, words: Words) -> tuple[d
     """Everything written beside the weights, and notes on it."""
     notes = list(words.notes)
     text = _provider(given, "text/stem/token")
-    read = text_words(text.path, config) if text is not None and text.path.is_dir() else Words()
+    read = text_words(text.path, config, words.reader) if text is not None and text.path.is_dir() else Words()
     folders = [one.source.path for one in given if one.source.path.is_dir()]
     pictures, said = picture_settings(folders, config)
     notes += [*read.notes, *said]
@@ -235,9 +290,10 @@ def _tied(given: Sequence[Given], config: LlavaConfig) -> list[str]:
 
 
 def _write(job: _Job, partial: Path, allow_nonfinite: bool) -> tuple[tuple[str, ...], dict[str, str]]:
-    """Weights into `partial`; notes on what came to light, and the leaves' digests."""
+    """Weights into the model of `partial`; notes on what came to light, and the leaves' digests."""
     notes = _compare(job.plan)
-    staged = partial / WEIGHTS
+    pieces = job.report.layout == "sharded"
+    staged = partial / WEIGHTS if pieces else partial / MODEL / WEIGHTS
     with tqdm(
         total=job.plan.nbytes, unit="B", unit_scale=True, unit_divisor=1024, desc="weights", leave=False, disable=None
     ) as bar:
@@ -245,9 +301,8 @@ def _write(job: _Job, partial: Path, allow_nonfinite: bool) -> tuple[tuple[str, 
             job.plan, staged, partial / JOURNAL, allow_nonfinite=allow_nonfinite, done=bar.update
         )
     notes += _noticed(found)
-    if job.report.layout == "sharded":
-        _shard(job.plan, staged, partial / sharded.FOLDER)
-        staged.unlink()
+    if pieces:
+        _shard(job.plan, staged, partial / MODEL / sharded.FOLDER)
     return tuple(notes), sums
 
 
@@ -283,81 +338,26 @@ def _shard(plan: Plan, staged: Path, folder: Path) -> None:
         crash_point("convert_piece", path)
 
 
-def _finish(job: _Job, report: Report, partial: Path, sums: dict[str, str]) -> None:
-    """Config, words, the record of where all of it came from, and the seal."""
+def _describe(job: _Job, model: Path) -> None:
+    """Config and words beside the weights."""
     for name, content in job.files.items():
-        (partial / name).parent.mkdir(exist_ok=True)
-        (partial / name).write_bytes(content)
-    (partial / CONFIG).write_text(json.dumps(plain(job.plan.config), indent=2) + "\n", encoding="utf-8")
-    write_json(partial / RECORD, _record(job, report, sums))
-    for name in (JOURNAL, STATE):
-        (partial / name).unlink(missing_ok=True)
+        (model / name).parent.mkdir(exist_ok=True)
+        (model / name).write_bytes(content)
+    (model / CONFIG).write_text(json.dumps(plain(job.plan.config), indent=2) + "\n", encoding="utf-8")
 
 
-def _record(job: _Job, report: Report, sums: dict[str, str]) -> dict[str, Any]:
-    files = tqdm(
-        [(one.source, file) for one in job.given for file in one.source.files],
-        desc="source digests",
-        leave=False,
-        disable=None,
-    )
-    digests: dict[str, dict[str, Any]] = {}
-    for one, file in files:
-        entry = digests.setdefault(f"{one.role} {one.path.name}", {"revision": one.revision, "files": {}})
-        entry["files"][file.name] = {"size": file.stat().st_size, "sha256": file_digest(file)}
+def _record(job: _Job, report: Report, sources: list[dict[str, Any]], sums: dict[str, str]) -> dict[str, Any]:
+    """Where all of it came from, and whether it was held against it."""
     return {
-        "format": 1,
+        "format": 2,
         "version": VERSION,
         "layout": job.given[0].layout,
-        "sources": digests,
+        "checked": report.checked,
+        "sources": sources,
         "source_config": job.given[0].source.config,
         "leaves": sums,
         "report": {**asdict(report), "config": plain(report.config), "target": report.target.name},
     }
-
-
-def _commit(partial: Path, target: Path) -> None:
-    for name in (LOCK, NOTE):
-        (partial / name).unlink(missing_ok=True)
-    write_manifest(partial)
-    crash_point("convert_rename")
-    partial.rename(target)
-    sync_folder(target.parent)
-
-
-def _refuse_taken(target: Path) -> None:
-    if target.exists() or target.is_symlink():
-        raise CheckpointError(
-            "the target exists", where=str(target), why="nothing is ever overwritten", remedy="give another name"
-        )
-
-
-def _check_partial(partial: Path, job: _Job, *, resume: bool) -> None:
-    """Notes for which sources `partial` is, or refuses one that is there already."""
-    there, own = partial / STATE, {"plan": job.plan.digest(), "layout": job.report.layout}
-    begun = partial.is_dir() and any(entry.name not in (LOCK, NOTE) for entry in partial.iterdir())
-    if begun and not resume:
-        raise CheckpointError(
-            "an unfinished conversion is there",
-            where=str(partial),
-            why="an earlier attempt was stopped",
-            remedy="go on with --resume, or delete that folder",
-        )
-    if begun and there.exists() and read_json(there) != own:
-        raise CheckpointError(
-            "the unfinished conversion is of something else",
-            where=str(partial),
-            why="source files, dtype or layout have changed since",
-            remedy="delete that folder and begin again",
-        )
-    if begun and not there.exists():  # stopped between the seal and the name: too late to say what it was made for
-        remove_inside(partial.parent, partial)
-    partial.mkdir(parents=True, exist_ok=True)
-    write_json(there, own)
-
-
-def _existing(path: Path) -> Path:
-    return next(above for above in path.absolute().parents if above.exists())
 
 
 def _used(folder: Path) -> int:

@@ -2,8 +2,9 @@
 
 Names are those of LLaVA on the hub (2023-24), which every version of transformers, vLLM and this package read. A leaf
 holds a stack of layers; tensors are turned and written one layer at a time, so nothing is held twice. Numbers are never
-changed: what was converted without a change of dtype comes back byte for byte. The CLIP pair that anchors look with is
-no part of LLaVA, and goes into a folder of its own.
+changed: what was converted without a change of dtype comes back byte for byte. Only a table that ends before the image
+token (original LLaVA, Vicuna) is lengthened, since transformers looks that row up before a patch takes its place. The
+CLIP pair that anchors look with is no part of LLaVA, and goes into a folder of its own.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import math
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import numpy as np
 
 from hidecmoe_jax.core import trees
 from hidecmoe_jax.core.errors import CheckpointError
+from hidecmoe_jax.data.images import CLIP_MEAN, CLIP_STD
 from hidecmoe_jax.data.tokenizer import TEXT_FOLDER, Tokenizer
 from hidecmoe_jax.models.config import LlavaConfig
 from hidecmoe_jax.models.llava import Model
@@ -40,8 +42,10 @@ from hidecmoe_jax.port.names import (
 )
 from hidecmoe_jax.port.settings import END_TOKEN, OLD_EOS
 from hidecmoe_jax.port.source import header_bytes
+from hidecmoe_jax.port.words import IMAGE, PICTURES
 from hidecmoe_jax.runs.disk import check_space, disk_errors, read_json, write_json
 from hidecmoe_jax.runs.manifest import NAME as MANIFEST
+from hidecmoe_jax.runs.setting import say
 
 LLAVA = (
     ("language_model.model.", DECODER),
@@ -55,23 +59,31 @@ CLIP = (
     ("", VISION_PROJECTION),
     ("", TEXT_PROJECTION),
 )
+_TABLES = ("decoder/embedding/table", "decoder/head/kernel")
 CONTEXT = 4096  # of LLaVA-1.5, where the source did not tell
+PICTURE, PROCESSOR = PICTURES
 INDEX = "model.safetensors.index.json"
 
 
 @dataclass(frozen=True)
 class Out:
-    """One tensor to be written: its name, the leaf it comes from, which layer of it, and how it is turned."""
+    """One tensor to be written: its name, the leaf it comes from, which layer of it, and how it is turned.
+
+    `more` rows are put behind those of the leaf, each the mean of them all: as a word of the head such a row gets the
+    mean of all logits, so it is never the likeliest.
+    """
 
     key: str
     leaf: Any
     layer: int | None
     rule: Rule
+    more: int = 0
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape in the file."""
-        return source_shape(self.leaf.shape if self.layer is None else self.leaf.shape[1:], self.rule.turn)
+        first, *rest = source_shape(self.leaf.shape if self.layer is None else self.leaf.shape[1:], self.rule.turn)
+        return (first + self.more, *rest)
 
     @property
     def dtype(self) -> np.dtype:
@@ -86,7 +98,11 @@ class Out:
     def read(self) -> np.ndarray:
         """The numbers, in the file's order."""
         array = np.asarray(self.leaf if self.layer is None else self.leaf[self.layer])
-        return np.ascontiguousarray(returned(array, self.rule.turn))
+        array = returned(array, self.rule.turn)
+        if self.more:
+            mean = array.mean(axis=0, dtype=np.float64).astype(array.dtype)
+            array = np.concatenate([array, np.broadcast_to(mean, (self.more, *mean.shape))])
+        return np.ascontiguousarray(array)
 
 
 def tensors(leaves: Mapping[str, Any], layout: tuple[tuple[str, Mapping[str, Rule]], ...]) -> list[Out]:
@@ -114,15 +130,47 @@ def write_hf(model: Model, folder: Path, *, tokenizer: Path, shard_gib: float = 
     """
     leaves = trees.flatten(model.params)
     mine = {path: leaf for path, leaf in leaves.items() if not path.startswith("text/")}
-    outs = tensors(mine, LLAVA)
+    more = table_rows(model.config) - model.config.decoder.vocabulary
+    outs = [replace(out, more=more) if out.rule.leaf in _TABLES else out for out in tensors(mine, LLAVA)]
     left = set(mine) - {out.rule.leaf for out in outs} - {rule.leaf for rule in VISION_PROJECTION.values()}
     if left:
         raise CheckpointError("leaves of the base have no Hugging Face name", where=", ".join(sorted(left)[:4]))
     folder.mkdir(parents=True, exist_ok=True)
     _copy(tokenizer, folder)
+    _write_processor(model.config, folder)
     config = hf_config(model.config)
     write_json(folder / CONFIG, config | {"text_config": config["text_config"] | _told(tokenizer)})
     return write_shards(outs, folder, shard_gib=shard_gib)
+
+
+def _write_processor(config: LlavaConfig, folder: Path) -> None:
+    """How pictures are prepared here (padded to a square, never cropped), and how many tokens one takes."""
+    side, file = config.vision.image_size, folder / PROCESSOR
+    before = read_json(file) if file.is_file() else {}
+    kept = before if before.get("processor_class") == "LlavaProcessor" else {}
+    whole = {key: value for key, value in kept.items() if key not in ("image_processor", "auto_map")}
+    write_json(
+        file,
+        whole
+        | {
+            "processor_class": "LlavaProcessor", "image_token": IMAGE, "patch_size": config.vision.patch_size,
+            "num_additional_image_tokens": 1, "vision_feature_select_strategy": "default",
+        },
+    )  # fmt: skip
+    settings = {
+        "processor_class": "LlavaProcessor", "image_processor_type": "LlavaImageProcessor", "do_pad": True,
+        "do_resize": True, "size": {"shortest_edge": side}, "resample": 3, "do_center_crop": False,
+        "crop_size": {"height": side, "width": side}, "do_rescale": True, "rescale_factor": 1 / 255,
+        "do_normalize": True, "image_mean": CLIP_MEAN, "image_std": CLIP_STD, "do_convert_rgb": True,
+    }  # fmt: skip
+    write_json(folder / PICTURE, settings)
+    say(f"pictures: padded to a square of {side} px as in training ({PICTURE}: do_pad; transformers 4.51 or later)")
+
+
+def table_rows(config: LlavaConfig) -> int:
+    """Rows of token table and head as they are written: a multiple of 64 where the image token lies past the table."""
+    rows = config.decoder.vocabulary
+    return rows if config.image_token < rows else 64 * (config.image_token // 64 + 1)
 
 
 def _copy(source: Path, folder: Path) -> None:
@@ -190,7 +238,7 @@ def hf_config(config: LlavaConfig) -> dict[str, Any]:
     """config.json of LlavaForConditionalGeneration; `rope_theta` is said twice, for transformers before and since 5."""
     decoder, dtype = config.decoder, config.param_dtype
     text = {
-        "model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": decoder.vocabulary,
+        "model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": table_rows(config),
         "hidden_size": decoder.width, "intermediate_size": decoder.hidden, "num_hidden_layers": decoder.layers,
         "num_attention_heads": decoder.heads, "num_key_value_heads": decoder.kv_heads, "head_dim": decoder.head_width,
         "rms_norm_eps": decoder.epsilon, "rope_theta": decoder.rope_theta, "hidden_act": "silu",

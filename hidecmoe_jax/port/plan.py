@@ -76,14 +76,12 @@ class Plan:
         return sum(leaf.nbytes for leaf in self.leaves)
 
     def digest(self) -> str:
-        """Changes when the sources' headers, sizes or times change, or what is made of them."""
-        files = sorted({tensor.file for leaf in self.leaves for tensor in leaf.tensors})
-        stats = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+        """Changes when the sources' headers change, or what is made of them."""
         leaves = [
             (leaf.path, leaf.shape, leaf.dtype.name, leaf.turn, [(t.key, t.start, t.spelled) for t in leaf.tensors])
             for leaf in self.leaves
         ]
-        return hashlib.sha256(json.dumps([stats, leaves, plain(self.config)]).encode()).hexdigest()
+        return hashlib.sha256(json.dumps([leaves, plain(self.config)]).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -215,8 +213,16 @@ def _refuse_misfits(misfits: list[str]) -> None:
 
 def _leaves(template: dict, taken: dict, config: LlavaConfig, given: Sequence[Given]) -> tuple[Leaf, ...]:
     missing, leaves = [], []
+    most = sum(len(one.source.tensors) for one in given)
     for path, abstract in template.items():
         stacked = "/layers/" in path
+        if stacked and abstract.shape[0] > most:
+            raise CheckpointError(
+                "the config counts more layers than there are tensors",
+                where=f"{given[0].source.path}: num_hidden_layers",
+                why=f"{path} would have {abstract.shape[0]:,} layers, all sources together hold {most:,} tensors",
+                remedy="config.json and weights do not belong together, or the copy is not whole",
+            )
         layers = range(abstract.shape[0]) if stacked else (None,)
         lost = [layer for layer in layers if (path, layer) not in taken]
         if lost:

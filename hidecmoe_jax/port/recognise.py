@@ -79,10 +79,7 @@ def _has(keys, start: str) -> bool:
 
 
 def _refuse_next(source: Source) -> None:
-    config, kind = source.config, str(source.config.get("model_type", ""))
-    tiles = config.get("image_grid_pinpoints") and (
-        "next" in kind or config.get("image_aspect_ratio") == "anyres" or "image_grid_pinpoints" in config
-    )
+    kind, tiles = str(source.config.get("model_type", "")), source.config.get("image_grid_pinpoints")
     newline = next((key for key in source.tensors if key.endswith("image_newline")), None)
     if kind.startswith("llava_next") or tiles or newline:
         sign = newline or ("image_grid_pinpoints" if tiles else f"model_type {kind!r}")

@@ -48,6 +48,13 @@ _ORIGINAL_ONLY = {
     "mm_use_im_start_end": (False, None), "mm_use_im_patch_token": (False, None),
     "mm_patch_merge_type": ("flat", None),
 }  # fmt: skip
+# What every other module may rely on: sizes are whole numbers from 1, the rest is positive.
+_SIZES = (
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+    "num_key_value_heads", "head_dim", "image_size", "patch_size", "max_position_embeddings", "projection_dim",
+)  # fmt: skip
+_POSITIVE = ("rms_norm_eps", "layer_norm_eps", "rope_theta")
+_LARGEST = 2**31 - 1
 _ACTIVATIONS = ("quick_gelu", "gelu")
 _REMAT_BYTES = 2 * 2**30
 OLD_EOS = 2  # what old CLIP text configs say while pooling at the highest id
@@ -83,7 +90,7 @@ def llava_config(
 
 def decoder_config(config: Mapping[str, Any], layout: str, source: Source) -> DecoderConfig:
     """The LLaMA part: `text_config` of a Hugging Face LLaVA, the top level elsewhere."""
-    own = config.get("text_config", {}) if layout == "hf-llava" else config
+    own = _object(config, "text_config", source) if layout == "hf-llava" else config
     if layout != "hf-llava" and not own:
         raise CheckpointError("a checkpoint without config.json", where=str(source.path), why="its shapes are unknown")
     _only(own, _LLAMA_ONLY, source)
@@ -91,11 +98,18 @@ def decoder_config(config: Mapping[str, Any], layout: str, source: Source) -> De
         tied = own.get("tie_word_embeddings", config.get("tie_word_embeddings", False))
     else:
         tied = own.get("tie_word_embeddings", False)
-    given = _LLAMA | {key: value for key, value in own.items() if value is not None}
+    if type(tied) not in (bool, type(None)):
+        _refuse(source, "tie_word_embeddings", tied, "true or false")
+    given = _typed(_LLAMA, own, source)
     heads, width = given["num_attention_heads"], given["hidden_size"]
+    kv_heads = given.get("num_key_value_heads", heads)
+    if heads % kv_heads:
+        _refuse(source, "num_key_value_heads", kv_heads, f"a divisor of num_attention_heads ({heads})")
+    if "head_dim" not in given:
+        _require_heads(given, source)
     return DecoderConfig(
         vocabulary=given["vocab_size"], width=width, hidden=given["intermediate_size"],
-        layers=given["num_hidden_layers"], heads=heads, kv_heads=given.get("num_key_value_heads", heads),
+        layers=given["num_hidden_layers"], heads=heads, kv_heads=kv_heads,
         head_width=given.get("head_dim", width // heads), rope_theta=_theta(given, source),
         epsilon=given["rms_norm_eps"], tied=bool(tied),
     )  # fmt: skip
@@ -104,11 +118,14 @@ def decoder_config(config: Mapping[str, Any], layout: str, source: Source) -> De
 def vision_config(layout: str, main: Source, tower: Source | None, projection: Source | None) -> VisionConfig:
     """The vision tower: the LLaVA's own config where it has one; the projection's width is told by who brings it."""
     if layout == "hf-llava":
-        own = main.config.get("vision_config", _LLAVA_VISION)
+        own = _object(main.config, "vision_config", main) if "vision_config" in main.config else _LLAVA_VISION
     else:
         beside = tower if tower is not None and tower is not main else projection
         own = {} if beside is None else _nested(beside, "vision_config")
-    given = _VISION | {key: value for key, value in own.items() if value is not None}
+    given = _typed(_VISION, own, main)
+    _require_heads(given, main)
+    if given["patch_size"] > given["image_size"]:
+        _refuse(main, "patch_size", given["patch_size"], f"at most image_size ({given['image_size']})")
     _only(given, {"model_type": ("clip_vision_model", "clip", None), "num_channels": (3, None)}, main)
     return VisionConfig(
         image_size=given["image_size"], patch_size=given["patch_size"], width=given["hidden_size"],
@@ -123,8 +140,12 @@ def text_config(source: Source | None) -> TextConfig:
     our own export says that it is meant."""
     if source is None:
         return TextConfig()
-    given = _TEXT | _nested(source, "text_config")
+    given = _typed(_TEXT, _nested(source, "text_config"), source)
+    _require_heads(given, source)
     eos = given["eos_token_id"]
+    for field in ("eos_token_id", END_TOKEN):
+        if type(given.get(field, 0)) is not int or not 0 <= given.get(field, 0) < given["vocab_size"]:
+            _refuse(source, field, given[field], f"a whole number below vocab_size ({given['vocab_size']})")
     end = given.get(END_TOKEN, given["vocab_size"] - 1 if eos == OLD_EOS else eos)
     return TextConfig(
         vocabulary=given["vocab_size"], context=given["max_position_embeddings"], width=given["hidden_size"],
@@ -136,23 +157,52 @@ def text_config(source: Source | None) -> TextConfig:
 
 def _projection_width(source: Source | None, name: str) -> int:
     """A CLIPModel says it at its top level (what its towers' configs say there is stale), a lone tower in its own."""
-    config = {} if source is None else source.config
-    return config.get("projection_dim") or (_nested(source, name).get("projection_dim") if source else None) or 512
+    if source is None:
+        return 512
+    given = {"projection_dim": 512} | _nested(source, name)
+    top = {key: value for key, value in source.config.items() if key == "projection_dim"}
+    return _typed(given, top, source)["projection_dim"]
 
 
 def _nested(source: Source, name: str) -> dict[str, Any]:
     """A tower's own settings; very old CLIP configs keep them under `<name>_dict`."""
     config = source.config
-    found = config.get(name) or config.get(f"{name}_dict")
-    if found is None and "vision_config" not in config and "text_config" not in config:
+    found = _object(config, name, source) or _object(config, f"{name}_dict", source)
+    if not found and "vision_config" not in config and "text_config" not in config:
         found = config
-    return {key: value for key, value in (found or {}).items() if value is not None}
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def _object(config: Mapping[str, Any], field: str, source: Source) -> Mapping[str, Any]:
+    """A nested part of the settings; empty where it is absent or null."""
+    found = config.get(field)
+    if found is not None and not isinstance(found, Mapping):
+        _refuse(source, field, found, "an object")
+    return found or {}
+
+
+def _typed(defaults: Mapping[str, Any], own: Mapping[str, Any], source: Source) -> dict[str, Any]:
+    """Defaults overlaid with what a file says, every number of the kind and range that its field has."""
+    given = {**defaults, **{key: value for key, value in own.items() if value is not None}}
+    for field in _SIZES:
+        if field in given and (type(given[field]) is not int or not 1 <= given[field] <= _LARGEST):
+            _refuse(source, field, given[field], f"a whole number from 1 to {_LARGEST}")
+    for field in _POSITIVE:
+        if field in given and (type(given[field]) not in (int, float) or not given[field] > 0):
+            _refuse(source, field, given[field], "a number above 0")
+    return given
+
+
+def _require_heads(given: Mapping[str, Any], source: Source) -> None:
+    if given["hidden_size"] % given["num_attention_heads"]:
+        heads = given["num_attention_heads"]
+        _refuse(source, "num_attention_heads", heads, f"a divisor of hidden_size ({given['hidden_size']})")
 
 
 def _theta(given: Mapping[str, Any], source: Source) -> float:
     """RoPE's base, which transformers 5 moved into `rope_parameters`; scaled positions are refused."""
-    nested = given.get("rope_parameters") or {}
-    scaling = given.get("rope_scaling") or nested
+    nested = _typed({}, _object(given, "rope_parameters", source), source)
+    scaling = _object(given, "rope_scaling", source) or nested
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     if kind != "default" or "factor" in scaling:
         _refuse(source, "rope_scaling", scaling, "none: scaled rotary positions are not built in")

@@ -28,6 +28,14 @@ _COUNTED = {"I64": np.dtype(np.int64), "I32": np.dtype(np.int32)}
 MAX_HEADER = 100_000_000
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 PROJECTOR_FILE = "mm_projector.safetensors"
+INDEX = "model.safetensors.index.json"
+SETTINGS = (
+    "config.json", "tokenizer_config.json", "preprocessor_config.json", "processor_config.json",
+    "special_tokens_map.json", "added_tokens.json", "tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt",
+    "chat_template.jinja", "chat_template.json", INDEX,
+)  # fmt: skip
+"""Every file beside the weights that is ever read."""
+_OBJECTS = SETTINGS[:6]
 _SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.safetensors")
 
 
@@ -109,6 +117,27 @@ def open_source(path: Path, role: str) -> Source:
             tensors[key] = tensor
     _check_index(path, tensors)
     return Source(path, role, config, tensors, tuple(files), tuple(notes), _revision(path))
+
+
+def open_words(path: Path) -> Source:
+    """The folder of --tokenizer, as a source without weights; raises CheckpointError as `open_source`."""
+    path = Path(path)
+    if not path.is_dir():
+        raise CheckpointError(
+            "no such directory",
+            where=str(path),
+            why="--tokenizer wants a folder; a name is never looked up on a network",
+            remedy="check the spelling, or give the folder that holds tokenizer.model or tokenizer.json",
+        )
+    words = Source(path, "--tokenizer", _config(path), {}, ())
+    if not {"tokenizer.json", "tokenizer.model"} & {file.name for file in settings_files(path)}:
+        raise CheckpointError(
+            "no tokenizer there",
+            where=str(path),
+            why=f"neither tokenizer.json nor tokenizer.model among {sorted(p.name for p in path.iterdir())[:8]}",
+            remedy="give the folder that holds one of them, or leave out --tokenizer",
+        )
+    return words
 
 
 def separate_projector(path: Path) -> Source | None:
@@ -214,18 +243,27 @@ def _twice(key: str, where: str) -> None:
     )
 
 
+def settings_files(folder: Path) -> tuple[Path, ...]:
+    """The files of `SETTINGS` in a folder, each truly inside it (a hub cache's blobs count as inside)."""
+    return tuple(_inside(folder, name) for name in SETTINGS if (folder / name).exists() or (folder / name).is_symlink())
+
+
 def _config(folder: Path) -> dict[str, Any]:
-    """config.json, refused where it asks for code of its own."""
+    """config.json, refused where it asks for code of its own, as are the other settings."""
     found: dict[str, Any] = {}
-    for name in ("config.json", "tokenizer_config.json", "preprocessor_config.json", "processor_config.json"):
-        if not (folder / name).is_file():
+    for file in settings_files(folder):
+        if file.name not in _OBJECTS:
             continue
-        _inside(folder, name)
-        content = read_json(folder / name)
+        content = read_json(file)
         if not isinstance(content, dict):
-            raise CheckpointError("a settings file is no JSON object", where=str(folder / name))
-        _refuse_code(content, folder / name)
-        found = content if name == "config.json" else found
+            raise CheckpointError(
+                "a settings file is no JSON object",
+                where=str(file),
+                why=f"it holds a {type(content).__name__}",
+                remedy=_AGAIN,
+            )
+        _refuse_code(content, file)
+        found = content if file.name == "config.json" else found
     return found
 
 
@@ -245,7 +283,7 @@ def _refuse_code(config: dict[str, Any], file: Path) -> None:
 def _weight_files(folder: Path) -> tuple[list[Path], list[str]]:
     """Weight files in order, and notes on those left alone."""
     present = sorted(p.name for p in folder.glob("*.safetensors") if p.name != PROJECTOR_FILE)
-    index = folder / "model.safetensors.index.json"
+    index = folder / INDEX
     if index.is_file():
         names = sorted(set(_weight_map(index).values()))
         extra = [name for name in present if name not in names]
@@ -280,7 +318,7 @@ def _weight_map(index: Path) -> dict[str, str]:
 
 def _check_index(folder: Path, tensors: dict[str, Tensor]) -> None:
     """Every tensor lies in the shard that the index names, and the other way round."""
-    index = folder / "model.safetensors.index.json"
+    index = folder / INDEX
     if not index.is_file():
         return
     listed = _weight_map(index)
@@ -303,7 +341,9 @@ def _inside(folder: Path, name: str, *, listed_by: str = "") -> Path:
             "a shard's name leads out of the folder", where=where, why="only plain file names are followed"
         )
     if not file.exists():
-        raise CheckpointError("a shard is missing", where=where, why="no such file", remedy="download it again")
+        raise CheckpointError(
+            "a file of the checkpoint is missing", where=where, why="no such file", remedy="download it again"
+        )
     home, target = folder.resolve(), file.resolve()
     allowed = [home, home.parents[1] / "blobs"] if home.parent.name == "snapshots" else [home]
     if not any(above in target.parents for above in allowed) or not target.is_file():

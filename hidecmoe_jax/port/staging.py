@@ -74,6 +74,9 @@ def write_leaves(
         stream.truncate(len(header) + plan.nbytes)
         for leaf in plan.leaves:
             entry = noted.get(leaf.path)
+            # An entry that --allow-nonfinite let through counts only while the flag is given.
+            if entry and entry["nonfinite"] and not allow_nonfinite:
+                entry = None
             if entry and entry["sha256"] == _hashed(stream, offsets[leaf.path], leaf.nbytes):
                 sums[leaf.path] = entry["sha256"]
                 found.add(Found(entry["zero"], entry["nonfinite"], entry["rounded"]))

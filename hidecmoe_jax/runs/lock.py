@@ -32,22 +32,33 @@ def writer_lock(folder: Path) -> Iterator[None]:
       BusyError: another process holds it; the message names its pid, host and start time.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(folder / LOCK, blocking=False)
+    remedy = "wait for it, end it, or give another --out; a network disk may keep a dead host's lock"
+    with lock_file(folder / LOCK, "another process is writing this run", where=folder, remedy=remedy):
+        yield
+
+
+@contextlib.contextmanager
+def lock_file(file: Path, what: str, *, where: Path, remedy: str) -> Iterator[None]:
+    """Holds the lock on `file`, with the note `file`.json, for the length of the block.
+
+    Args:
+      what, where, remedy: of the error.
+
+    Raises:
+      BusyError: another process holds it; the message names its pid, host and start time.
+    """
+    lock, note = filelock.FileLock(file, blocking=False), file.with_name(f"{file.name}.json")
+    file.touch()  # where no file can be made, filelock takes it for held
     try:
         lock.acquire()
     except filelock.Timeout as error:
-        raise BusyError(
-            "another process is writing this run",
-            where=str(folder),
-            why=_holder(folder / NOTE),
-            remedy="wait for it, end it, or give another --out; a network disk may keep a dead host's lock",
-        ) from error
+        raise BusyError(what, where=str(where), why=_holder(note), remedy=remedy) from error
     try:
         started = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-        write_json(folder / NOTE, {"pid": os.getpid(), "host": socket.gethostname(), "started": started})
+        write_json(note, {"pid": os.getpid(), "host": socket.gethostname(), "started": started})
         yield
     finally:
-        (folder / NOTE).unlink(missing_ok=True)
+        note.unlink(missing_ok=True)
         lock.release()
 
 

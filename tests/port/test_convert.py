@@ -17,16 +17,20 @@ import ml_dtypes
 import numpy as np
 import pytest
 import sentencepiece
+from PIL import Image
 from safetensors.numpy import load_file
 
-import hidecmoe_jax as hj
-from hidecmoe_jax.core import trees
 from hidecmoe_jax.core.errors import CheckpointError, HidecmoeError, ResourceError
+from hidecmoe_jax.data.images import load, normalise
 from hidecmoe_jax.data.tokenizer import Tokenizer
+from hidecmoe_jax.methods.routed import Routed
 from hidecmoe_jax.models.store import load_model
 from hidecmoe_jax.port.convert import convert
+from hidecmoe_jax.port.hf import write_hf
 from hidecmoe_jax.port.sentences import PROBES, from_sentencepiece, wrong_ids
+from hidecmoe_jax.runs.config import Base, RunConfig
 from hidecmoe_jax.runs.manifest import verify
+from hidecmoe_jax.runs.setting import open_base
 from tests.tiny import write_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -50,10 +54,14 @@ def test_a_dry_run_settles_everything_and_writes_nothing(hub, clip, tmp_path):
 
 
 def test_the_folder_is_sealed_and_its_record_says_where_everything_came_from(hub, clip, tmp_path):
-    convert(hub, tmp_path / "out", clip=clip)
+    report = convert(hub, tmp_path / "out", clip=clip)
     verify(tmp_path / "out")
     record = json.loads((tmp_path / "out" / "conversion.json").read_text())
-    files = record["sources"]["checkpoint hub"]["files"]
+    assert record["checked"] == "not checked" and "oracle" in report.lines()[-1]
+    main, pair = record["sources"]
+    files = main["files"]
+    assert (main["role"], main["folder"], pair["role"]) == ("checkpoint", "hub", "--clip")
+    assert {"config.json", "tokenizer.model", "tokenizer_config.json", "preprocessor_config.json"} < set(files)
     own = hashlib.sha256((hub / "model.safetensors").read_bytes()).hexdigest()
     assert files["model.safetensors"]["sha256"] == own
     leaf = leaves_of(tmp_path / "out")[LEAF]
@@ -108,58 +116,20 @@ def test_another_clip_than_the_vision_towers_is_told(hub, made, tmp_path):
     assert any(f"1 of 55 differ: {key}" in note for note in report.notes)
 
 
-KILLED = """
-import sys
-from pathlib import Path
-from hidecmoe_jax.port.convert import convert
-source, clip, target, layout = sys.argv[1:]
-convert(Path(source), Path(target), clip=Path(clip), layout=layout)
-"""
-
-
-@pytest.mark.parametrize(
-    ("place", "layout"),
-    [
-        (f"convert_leaf:{LEAF}", "file"),
-        ("convert_piece:projector/linear1/kernel", "sharded"),
-        ("convert_rename", "file"),
-    ],
-)
-def test_a_killed_conversion_goes_on_and_ends_the_same(place, layout, hub, clip, tmp_path):
-    words = [sys.executable, "-c", KILLED, str(hub), str(clip), str(tmp_path / "out"), layout]
-    env = {"PATH": "", "HIDECMOE_CRASH_AT": place, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
-    assert subprocess.run(words, env=env, check=False, capture_output=True, timeout=300).returncode == 137
-    assert not (tmp_path / "out").exists()
-    with pytest.raises(CheckpointError, match="--resume"):
-        convert(hub, tmp_path / "out", clip=clip, layout=layout)
-    convert(hub, tmp_path / "out", clip=clip, layout=layout, resume=True)
-    convert(hub, tmp_path / "whole", clip=clip)
-    verify(tmp_path / "out")
-    mine, whole = (trees.flatten(load_model(tmp_path / name).params) for name in ("out", "whole"))
-    assert all(np.array_equal(mine[path], whole[path]) for path in whole)
-
-
-def test_resuming_redoes_a_damaged_leaf_and_refuses_other_sources(hub, clip, tmp_path, monkeypatch):
-    def stop(name, detail=""):
-        if (name, detail) == ("convert_leaf", LEAF):
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr("hidecmoe_jax.port.staging.crash_point", stop)
-    monkeypatch.setattr("hidecmoe_jax.port.staging.SYNC_EVERY", 1)
-    with pytest.raises(KeyboardInterrupt):
-        convert(hub, tmp_path / "out", clip=clip)
-    monkeypatch.undo()
-    staged = tmp_path / "out.partial" / "model.safetensors"
-    raw = bytearray(staged.read_bytes())
-    header, numbers = world.header_of(staged)
-    base = len(raw) - len(numbers)
-    raw[base + header[LEAF]["data_offsets"][0]] ^= 0xFF
-    staged.write_bytes(raw)
-    with pytest.raises(CheckpointError, match="something else"):
-        convert(hub, tmp_path / "out", clip=clip, dtype="bfloat16", resume=True)
-    convert(hub, tmp_path / "out", clip=clip, resume=True)
-    state = load_file(world.weights(hub))
-    np.testing.assert_array_equal(leaves_of(tmp_path / "out")[LEAF][1], state[KEY].T)
+def test_a_table_that_ends_before_the_image_token_is_lengthened_on_the_way_out(made, clip, tmp_path):
+    convert(made / "vicuna", tmp_path / "base", clip=clip, projector=made / "vicuna_projector")
+    base = load_model(tmp_path / "base")
+    assert base.config.image_token == base.config.decoder.vocabulary == 360
+    write_hf(base, tmp_path / "out", tokenizer=tmp_path / "base")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["text_config"]["vocab_size"] == 384 and config["image_token_index"] == 360
+    written, leaves = load_file(tmp_path / "out" / "model.safetensors"), leaves_of(tmp_path / "base")
+    head, table = written["language_model.lm_head.weight"], written["language_model.model.embed_tokens.weight"]
+    np.testing.assert_array_equal(table[:360], leaves["decoder/embedding/table"])
+    np.testing.assert_array_equal(head[:360], leaves["decoder/head/kernel"].T)
+    np.testing.assert_allclose(head[360:], np.broadcast_to(head[:360].mean(0), (24, 32)), atol=1e-6)
+    again = convert(tmp_path / "out", tmp_path / "again", clip=clip)
+    assert (again.config.image_token, again.config.decoder.vocabulary) == (360, 384)
 
 
 def test_an_existing_target_is_never_touched_and_a_small_disk_is_said_before(hub, clip, tmp_path, monkeypatch):
@@ -176,6 +146,7 @@ import jax, numpy as np, sys
 from pathlib import Path
 from hidecmoe_jax.core import trees
 from hidecmoe_jax.core.sharding import make_mesh
+from hidecmoe_jax.methods.routed import Routed
 from hidecmoe_jax.models.store import load_model
 alone = trees.flatten(load_model(Path(sys.argv[1])).params)
 for sizes, folders in (({"fsdp": 4, "tensor": 2}, sys.argv[1:]), ({"data": 8}, sys.argv[2:])):
@@ -210,12 +181,46 @@ def test_damaged_pieces_are_refused_by_leaf(hub, clip, tmp_path):
         load_model(tmp_path / "out")
 
 
+def test_processor_and_chat_template_come_along_and_go_out_again(hub, clip, tmp_path):
+    """Pictures of any shape become the same pixels in transformers' processor of the export."""
+    from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
+
+    (hub / "chat_template.jinja").write_text("{{ messages }}")
+    processor = {"processor_class": "LlavaProcessor", "patch_size": 8, "chat_template": "{{ old }}"}
+    (hub / "processor_config.json").write_text(json.dumps(processor))
+    convert(hub, tmp_path / "base", clip=clip)
+    base = load_model(tmp_path / "base")
+    write_hf(base, tmp_path / "out", tokenizer=tmp_path / "base")
+    assert (tmp_path / "out" / "chat_template.jinja").read_text() == "{{ messages }}"
+    vision = base.config.vision
+    found = json.loads((tmp_path / "out" / "processor_config.json").read_text())
+    assert found["patch_size"] == vision.patch_size and found["chat_template"] == "{{ old }}"
+    side, extra = vision.image_size, found["num_additional_image_tokens"]
+    assert found["vision_feature_select_strategy"] == "default"
+    assert (side // found["patch_size"]) ** 2 + extra - 1 == vision.patches
+    picture = Image.effect_noise((4 * side, 2 * side), 60).convert("RGB")
+    picture.save(tmp_path / "wide.png")
+    theirs = LlavaImageProcessorPil.from_pretrained(tmp_path / "out")(picture, return_tensors="np")["pixel_values"]
+    mine = normalise(load(tmp_path / "wide.png", side)).transpose(2, 0, 1)
+    assert theirs.shape == (1, 3, side, side)
+    apart = np.abs(theirs[0] - mine)
+    band = slice(side // 4 + 2, side - side // 4 - 2)  # padding after the resize blurs the seam otherwise
+    assert apart[:, band].max() < 0.1 and apart[:, : side // 4 - 2].max() < 0.02
+    convert(tmp_path / "out", tmp_path / "again", clip=clip)
+
+
+def opened(base: Path) -> None:
+    """A base as every run opens it."""
+    open_base(RunConfig(method=Routed(name="base", growth="none"), base=Base(path=str(base))))
+
+
 def test_the_text_tower_reads_with_its_own_tokenizer(hub, made, tmp_path):
-    """`hj.load` opens the folder, and the routing text takes CLIP's ids, not the language model's."""
+    """Runs open the folder, and the routing text takes CLIP's ids, not the language model's."""
     clip = world.fresh(made, "clip_plain", tmp_path)
+    report = convert(hub, tmp_path / "without", clip=clip)
+    assert any("runs refuse this base" in note for note in report.notes)
     with pytest.raises(HidecmoeError, match="--clip"):
-        convert(hub, tmp_path / "without", clip=clip)
-        hj.load(tmp_path / "without")
+        opened(tmp_path / "without")
     write_tokenizer(clip)
     said = world.refusal(hub, clip=clip)
     assert "text tower" in said and "vocab_size" in said
@@ -225,11 +230,14 @@ def test_the_text_tower_reads_with_its_own_tokenizer(hub, made, tmp_path):
         state[key] = np.resize(state[key], (400, state[key].shape[1]))
 
     world.change(clip / "model.safetensors", wider)
-    world.change_json(clip / "config.json", text_config__vocab_size=400, text_config__eos_token_id=2.0)
-    world.change_json(clip / "config.json", text_config__eos_token_id=2)
+    world.change_json(clip / "config.json", text_config__vocab_size=400, text_config__eos_token_id=2)
+    said = world.refusal(hub, clip=clip)
+    assert "end token is 2, the text tower's is 399 (eos_token_id)" in said
+    world.change_json(clip / "config.json", text_config__end_token=2)
     convert(hub, tmp_path / "out", clip=clip)
     tokenizer = Tokenizer.load(tmp_path / "out")
     assert tokenizer.text is not None and tokenizer.text.size != tokenizer.size
+    opened(tmp_path / "out")
 
 
 def test_wt10_a_bpe_rebuilt_from_sentencepiece_says_what_sentencepiece_says(tmp_path):
@@ -251,6 +259,17 @@ def test_wt10_a_tokenizer_json_that_disagrees_with_sentencepiece_is_built_anew(h
     tokenizer = Tokenizer.load(tmp_path / "out")
     judge = sentencepiece.SentencePieceProcessor(model_file=str(hub / "tokenizer.model"))
     assert tokenizer.encode("what is shown?") == judge.encode("what is shown?")
+
+
+def test_wt10_a_padding_token_that_is_another_is_told(hub, clip, made):
+    report = convert(hub, hub.parent / "never", clip=clip, dry_run=True)
+    assert not [note for note in report.notes if "padding is" in note]
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        world.change_json(hub / name, pad_token="</s>")
+    report = convert(hub, hub.parent / "never", clip=clip, dry_run=True)
+    assert any("padding is the end token, id 2" in note for note in report.notes)
+    report = convert(made / "original", hub.parent / "never", clip=clip, dry_run=True)
+    assert any("padding is the unknown token, id 0" in note for note in report.notes)
 
 
 def test_the_command_prints_the_report_and_refuses_with_the_libraries_exit_code(hub, clip, tmp_path):

@@ -187,6 +187,29 @@ def test_wt10_a_tokenizer_of_another_model_is_refused(hub, clip):
     assert "362 tokens" in said and "361 rows" in said and "vocab_size" in said
 
 
+def test_wt10_a_token_id_beyond_the_table_is_refused_though_few_tokens_are(hub, clip):
+    content = {
+        "version": "1.0",
+        "added_tokens": [],
+        "model": {"type": "WordLevel", "vocab": {"<unk>": 0, "<s>": 1, "</s>": 2, "b": 99999}, "unk_token": "<unk>"},
+    }
+    (hub.parent / "words").mkdir()
+    (hub.parent / "words" / "tokenizer.json").write_text(json.dumps(content))
+    world.change_json(hub / "config.json", image_token_index=None)
+    said = world.refusal(hub, clip=clip, tokenizer=hub.parent / "words")
+    assert "'b' has id 99999" in said and "384 rows" in said
+
+
+def test_wt12_wt13_a_tokenizer_folder_is_a_source_like_the_others(hub, clip, tmp_path):
+    assert "no such directory" in world.refusal(hub, clip=clip, tokenizer=tmp_path / "llama-tokeniser")
+    (tmp_path / "words").mkdir()
+    assert "no tokenizer there" in world.refusal(hub, clip=clip, tokenizer=tmp_path / "words")
+    for file in hub.glob("*token*"):
+        shutil.copy(file, tmp_path / "words")
+    world.change_json(tmp_path / "words" / "tokenizer_config.json", auto_map={"AutoTokenizer": "mine.Mine"})
+    assert "auto_map" in world.refusal(hub, clip=clip, tokenizer=tmp_path / "words")
+
+
 def test_wt12_a_path_that_does_not_exist_is_never_looked_up(hub, clip, tmp_path):
     for given in ({"clip": tmp_path / "clipp"}, {"clip": clip, "vision": tmp_path / "openai/clip"}):
         assert "no such directory" in world.refusal(hub, **given)
@@ -216,6 +239,15 @@ def test_wt14_a_link_out_of_the_folder_is_refused(hub, clip, tmp_path):
     assert "link out of its folder" in world.refusal(hub, clip=clip)
 
 
+@pytest.mark.parametrize("name", ["special_tokens_map.json", "tokenizer.model", "chat_template.jinja"])
+def test_wt14_a_settings_file_that_is_a_link_out_of_the_folder_is_refused(name, hub, clip, tmp_path):
+    shutil.copy(hub / "special_tokens_map.json", tmp_path / "id_rsa")
+    (hub / name).unlink(missing_ok=True)
+    os.symlink("../id_rsa", hub / name)
+    said = world.refusal(hub, clip=clip)
+    assert "link out of its folder" in said and name in said
+
+
 def test_wt14_wt17_links_of_a_hub_cache_are_followed_and_the_commit_is_kept(hub, clip, tmp_path):
     commit = "0123456789abcdef0123456789abcdef01234567"
     snapshot, blobs = tmp_path / "models--x" / "snapshots" / commit, tmp_path / "models--x" / "blobs"
@@ -226,7 +258,7 @@ def test_wt14_wt17_links_of_a_hub_cache_are_followed_and_the_commit_is_kept(hub,
         os.symlink(f"../../blobs/{file.name}.blob", snapshot / file.name)
     convert(snapshot, tmp_path / "out", clip=clip)
     record = json.loads((tmp_path / "out" / "conversion.json").read_text())
-    assert record["sources"][f"checkpoint {commit}"]["revision"] == commit
+    assert record["sources"][0]["revision"] == commit
 
 
 def test_wt16_tied_embeddings_and_an_absent_head(hub, clip):
@@ -289,9 +321,20 @@ def test_parts_in_the_wrong_place_are_sent_to_the_right_flag(hub, clip, made):
     assert "an adapter, not a base model" in world.refusal(hub, clip=clip)
 
 
-def test_pictures_normalised_otherwise_are_refused(hub, clip):
-    world.change_json(hub / "preprocessor_config.json", image_mean=[0.5, 0.5, 0.5])
-    assert "image_mean" in world.refusal(hub, clip=clip)
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("image_mean", [0.5, 0.5, 0.5]),
+        ("image_std", "abc"),
+        ("do_normalize", False),
+        ("do_rescale", False),
+        ("rescale_factor", 1 / 127.5),
+        ("size", {"shortest_edge": [8]}),
+    ],
+)
+def test_pictures_prepared_otherwise_are_refused(field, value, hub, clip):
+    world.change_json(hub / "preprocessor_config.json", **{field: value})
+    assert field in world.refusal(hub, clip=clip)
 
 
 def test_sec2_no_name_from_a_checkpoint_becomes_a_path(hub, clip, tmp_path):

@@ -5,6 +5,7 @@ Needs torch, transformers with it, and peft; the default tests compare the same 
 
 import warnings
 
+import make_checkpoints
 import numpy as np
 import pytest
 from export_world import make_run
@@ -13,6 +14,10 @@ from tiny import TINY, write_base
 
 import hidecmoe_jax as hj
 from hidecmoe_jax.methods.learner import Serving
+from hidecmoe_jax.models.store import load_model
+from hidecmoe_jax.port import check
+from hidecmoe_jax.port.convert import convert
+from hidecmoe_jax.port.hf import write_hf
 from hidecmoe_jax.port.single import merged, names_of
 from hidecmoe_jax.runs.load import Assistant, recalled
 
@@ -144,3 +149,24 @@ def test_the_drawn_adapters_of_the_other_tests_are_such_that_peft_loads(root, tm
     model = peft.PeftModel.from_pretrained(llava(tmp_path / "base"), given)
     hj.adopt(root / "base", [given], tmp_path / "run")
     assert apart(theirs(model.eval()), ours(tmp_path / "run", 0)) < NEAR
+
+
+def test_a_base_from_vicuna_answers_though_its_table_ends_before_the_image_token(tmp_path):
+    source, clip = (make_checkpoints.write(layout, tmp_path) for layout in ("vicuna", "clip_plain"))
+    convert(source, tmp_path / "base", clip=clip, projector=tmp_path / "vicuna_projector")
+    mine = load_model(tmp_path / "base")
+    rows, image = mine.config.decoder.vocabulary, mine.config.image_token
+    assert image == rows
+    write_hf(mine, tmp_path / "out", tokenizer=tmp_path / "base")
+    probe = check.probe(mine.config)
+    with torch.no_grad():
+        logits = llava(tmp_path / "out")(
+            input_ids=torch.from_numpy(probe["tokens"]).long(),
+            attention_mask=torch.from_numpy(probe["mask"]).long(),
+            pixel_values=torch.from_numpy(probe["pixels"].transpose(0, 3, 1, 2)),
+        ).logits.numpy()  # fmt: skip
+    assert logits.shape[-1] % 64 == 0 and logits.shape[-1] > image
+    places = probe["where"][::2]
+    found = logits[places[:, 0], places[:, 1]]
+    assert np.abs(found[:, :rows] - check.ours(mine, probe)["logits"]).max() < NEAR
+    assert found.argmax(-1).max() < rows

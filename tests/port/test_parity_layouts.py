@@ -55,8 +55,11 @@ def test_wt11_a_layout_becomes_the_same_leaves_and_answers(layout, tmp_path):
     for path, leaf in mine.items():
         np.testing.assert_array_equal(leaf, theirs[path], err_msg=path)
     case = make_checkpoints.WRITERS[layout][0]
-    found = jax.tree.map(check.as_numpy, check.understood(model, cases.inputs(case)))
-    rows = check.compared(found, {name: cases.truth(case)[name] for name in found}, written=False)
+    if layout == "hub":  # the whole gate; the others have the same leaves, which say the rest
+        rows = check.compared(check.ours(model, cases.inputs(case)), cases.truth(case))
+    else:
+        found = jax.tree.map(check.as_numpy, check.understood(model, cases.inputs(case)))
+        rows = check.compared(found, {name: cases.truth(case)[name] for name in found}, written=False)
     assert not [row for row in rows if not row.passed], "\n" + check.table(rows)
 
 
