@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from hidecmoe_jax.core.errors import CheckpointError
+from hidecmoe_jax.port.output import only_writer
 from hidecmoe_jax.runs.crash import crash_point
-from hidecmoe_jax.runs.disk import disk_errors, read_json, remove_inside, sync_folder, write_json
-from hidecmoe_jax.runs.lock import lock_file
+from hidecmoe_jax.runs.disk import read_json, remove_inside, sync_folder, write_json
 from hidecmoe_jax.runs.manifest import write_manifest
 
 PARTIAL, STATE, MODEL = ".partial", "partial.json", "model"
@@ -34,12 +34,7 @@ def locked(target: Path) -> Iterator[Path]:
         raise CheckpointError(
             "the target cannot be made", where=str(target), why=f"{above} is no folder", remedy="give another target"
         )
-    with contextlib.ExitStack() as held:
-        with disk_errors("could not make the target's folder; give another one", target, needed=0):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            what = "another process converts to this target"
-            remedy = "wait for it, end it, or give another target; a network disk may keep a dead host's lock"
-            held.enter_context(lock_file(target.with_name(f".{target.name}.lock"), what, where=target, remedy=remedy))
+    with only_writer(target.absolute()):
         if target.exists() or target.is_symlink():
             raise CheckpointError(
                 "the target exists", where=str(target), why="nothing is ever overwritten", remedy="give another name"

@@ -13,10 +13,9 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-import filelock
-
-from hidecmoe_jax.core.errors import BusyError, ConfigError
+from hidecmoe_jax.core.errors import ConfigError
 from hidecmoe_jax.runs.disk import disk_errors, remove_inside, sync_folder
+from hidecmoe_jax.runs.lock import lock_file
 
 
 def check_target(target: Path, *, overwrite: bool, sources: Iterable[Path] = ()) -> None:
@@ -56,24 +55,13 @@ def only_writer(target: Path) -> Iterator[None]:
       BusyError: another process holds it.
       CheckpointError, ResourceError: there can be no such folder.
     """
-    lock = filelock.FileLock(target.with_name(f".{target.name}.lock"), blocking=False)
-    try:
-        with disk_errors("could not make the output folder", target, needed=0):
+    with contextlib.ExitStack() as held:
+        with disk_errors("could not make the output folder; give another one", target, needed=0):
             target.parent.mkdir(parents=True, exist_ok=True)
-            _acquire(lock, target)
+            what = "another process is writing this folder"
+            remedy = "wait for it, end it, or give another folder; a network disk may keep a dead host's lock"
+            held.enter_context(lock_file(target.with_name(f".{target.name}.lock"), what, where=target, remedy=remedy))
         yield
-    finally:
-        lock.release()
-
-
-def _acquire(lock: filelock.BaseFileLock, target: Path) -> None:
-    try:
-        lock.acquire()
-    except filelock.Timeout as error:
-        raise BusyError(
-            "another process is writing this folder", where=str(target), why=f"it holds {lock.lock_file}",
-            remedy="wait for it, end it, or give another folder",
-        ) from error  # fmt: skip
 
 
 @contextlib.contextmanager

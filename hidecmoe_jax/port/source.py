@@ -21,12 +21,12 @@ import numpy as np
 
 from hidecmoe_jax.core.errors import CheckpointError, DataError
 from hidecmoe_jax.data.jsonfile import parse_json, read_json
+from hidecmoe_jax.port.pickled import refuse_pickles
 
 DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
 # Buffers that checkpoints carry along (position ids); read only to be compared or left out by name.
 _COUNTED = {"I64": np.dtype(np.int64), "I32": np.dtype(np.int32)}
 MAX_HEADER = 100_000_000
-PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 PROJECTOR_FILE = "mm_projector.safetensors"
 INDEX = "model.safetensors.index.json"
 SETTINGS = (
@@ -105,7 +105,7 @@ def open_source(path: Path, role: str) -> Source:
             remedy="check the spelling, or download the checkpoint first and give its folder",
         )
     if path.is_file():
-        _refuse_pickle([path], path)
+        refuse_pickles([path], path)
         return Source(path, role, {}, read_header(path), (path,))
     config = _config(path)
     files, notes = _weight_files(path)
@@ -290,7 +290,7 @@ def _weight_files(folder: Path) -> tuple[list[Path], list[str]]:
         notes = [f"not listed by {index.name}, left alone: {', '.join(extra)}"] if extra else []
         return [_inside(folder, name, listed_by=index.name) for name in names], notes
     if not present:
-        _refuse_pickle(sorted(folder.iterdir()), folder)
+        refuse_pickles(folder.iterdir(), folder)
         raise CheckpointError(
             "no weights there",
             where=str(folder),
@@ -354,17 +354,6 @@ def _inside(folder: Path, name: str, *, listed_by: str = "") -> Path:
             remedy="put the file itself there",
         )
     return file
-
-
-def _refuse_pickle(files: list[Path], given: Path) -> None:
-    found = [file for file in files if file.suffix in PICKLES]
-    if found:
-        raise CheckpointError(
-            "weights are pickled",
-            where=", ".join(file.name for file in found[:4]),
-            why="a pickle runs whatever its author wrote into it; only safetensors is read",
-            remedy=f"convert it in a process of its own (needs torch >= 2.6): python tools/unpickle.py {given} NEW",
-        )
 
 
 def _revision(folder: Path) -> str | None:

@@ -88,11 +88,12 @@ class Assistant:
         vocabulary, patches = self.config.decoder.vocabulary, self.config.vision.patches
         if ids.ndim != 2 or ids.shape != mask.shape:
             raise DataError("ids and mask do not fit", why=f"shapes {ids.shape} and {mask.shape}, both must be [B, T]")
-        if ((ids < 0) | (ids >= vocabulary)).any():
+        shown = ids == self.config.image_token  # may lie one past the table (original LLaVA-1.5): never looked up
+        if (((ids < 0) | (ids >= vocabulary)) & ~shown).any():
             raise DataError(
                 "token ids outside the vocabulary", why=f"range {ids.min()}..{ids.max()}, allowed 0..{vocabulary - 1}"
             )
-        counts = (ids == self.config.image_token).sum(axis=1)
+        counts = shown.sum(axis=1)
         pictures = 0 if pixel_values is None else len(pixel_values)
         if (counts % patches).any() or counts.sum() != pictures * patches:
             raise DataError(

@@ -167,7 +167,7 @@ def test_a_target_that_another_process_makes_is_busy_to_the_last(resume, hub, cl
     monkeypatch.setattr("hidecmoe_jax.port.attempt.crash_point", second)
     convert(hub, tmp_path / "out", clip=clip)
     verify(tmp_path / "out")
-    assert str(os.getpid()) in said[0] and "another target" in said[0] and "--out" not in said[0]
+    assert str(os.getpid()) in said[0] and "another folder" in said[0] and "--out" not in said[0]
 
 
 def test_wt11_only_what_answers_as_its_source_gets_its_name(hub, clip, tmp_path):
