@@ -28,7 +28,7 @@ def compare(
 
     Examples:
       $ hidecmoe compare configs/pocket/hide.yaml configs/pocket/sequential.yaml --out runs/both
-      $ hidecmoe compare pocket/hidecmoe pocket/located pocket/cmoe --budget hidecmoe --out runs/equal
+      $ hidecmoe compare pocket/hidecmoe pocket/hide_frozen_projector pocket/cmoe --budget hidecmoe --out runs/equal
 
     Args:
       configs: YAML files or names of shipped configs, one for each method.

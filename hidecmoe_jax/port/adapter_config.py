@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -73,23 +73,21 @@ def _refuse(key: str, found: Any, wanted: str, folder: Path) -> None:
 
 def above_zero(config: Mapping[str, Any], key: str, where: str) -> float:
     """A number above zero that must be there."""
-    value = config.get(key)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise ConfigError(
-            "the adapter does not say how it is scaled", where=f"{where}: {key}",
-            why=f"found {value!r}, expected a number above zero",
-            remedy="get the adapter_config.json it was saved with",
-        )  # fmt: skip
-    return float(value)
+    what = "the adapter does not say how it is scaled"
+    return _number(config.get(key), lambda value: 0 < value < math.inf, what, f"{where}: {key}", "a number above zero")
 
 
 def dropout(config: Mapping[str, Any], folder: Path) -> float:
     """The dropout that the adapter was trained with; none where it says none."""
+    what, where = "the adapter's dropout is no share", f"{folder / CONFIG}: lora_dropout"
     value = config.get("lora_dropout") or 0.0
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
+    return _number(value, lambda value: 0 <= value < 1, what, where, "a number from 0 to below 1")
+
+
+def _number(value: Any, fits: Callable[[float], bool], what: str, where: str, wanted: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not fits(value):
         raise ConfigError(
-            "the adapter's dropout is no share", where=f"{folder / CONFIG}: lora_dropout",
-            why=f"found {value!r}, expected a number from 0 to below 1",
+            what, where=where, why=f"found {value!r}, expected {wanted}",
             remedy="get the adapter_config.json it was saved with",
         )  # fmt: skip
     return float(value)
