@@ -1,7 +1,8 @@
 """Gates: how an input finds its task. One small interface, so that any method takes any of them.
 
-A gate learns a task from what was seen of its records (`fit`), turns scores into weights (`decide`), and knows what of
-its memory belongs to which task (`kept`, `recalled`). `locating.Locating` is the third of this kind.
+A gate learns a task from what was seen of its records (`fit`), turns scores into weights (`decide`), knows what of its
+memory belongs to which task (`kept`, `recalled`), and says whether it ever weighs two tasks for one sample (`blends`).
+`locating.Locating` is the third of this kind.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ class AnchorGate:
 
     kind: ClassVar[str] = "anchors"
     reading: ClassVar[None] = None
+    blends: ClassVar[bool] = True
     mixing: float = 0.5
     temperature: float = 0.1
     legacy: bool = False
@@ -90,6 +92,7 @@ class NamedGate:
 
     kind: ClassVar[str] = "named"
     reading: ClassVar[None] = None
+    blends: ClassVar[bool] = False
 
     def blank(self, capacity: int, model: Model) -> Memory:
         """There is nothing to know."""

@@ -178,6 +178,11 @@ class Method(Protocol):
         """Whether earlier lessons' experts must keep every byte."""
 
     @property
+    def blends(self) -> bool:
+        """Whether one sample may hear several tasks' experts. If not, one that finds its task is answered as if the
+        task had been named."""
+
+    @property
     def reading(self) -> Reading | None:
         """The state of the frozen base that it looks at, which costs a second prefill at inference; None for none."""
 

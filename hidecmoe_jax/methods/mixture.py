@@ -83,9 +83,9 @@ class Mixture:
         return True
 
     @property
-    def soft(self) -> bool:
+    def blends(self) -> bool:
         """Whether several routers may be heard at once."""
-        return self.gate.kind == "anchors" or (self.gate.kind == "locator" and self.gate.blends)
+        return self.gate.blends
 
     @property
     def reading(self) -> Reading | None:
@@ -352,7 +352,7 @@ class Mixture:
         """The pool under the located task's router, gathered per sample; with soft weights one voice a task."""
         routers, visible = serving.memory["routers"], serving.memory["visible"].astype(jnp.float32)
         weight_BN = decision.weight_BN
-        if self.soft:
+        if self.blends:
             gains = [visible[task][:, None] * weight_BN[None, :, task, None] for task in range(len(routers))]
             return tuple(
                 Voice(serving.bank, Routing(gain, routers[task][:, None], self.top_k))

@@ -74,6 +74,11 @@ class Routed:
         return self.growth == "per_task" and self.gate.kind == "named"
 
     @property
+    def blends(self) -> bool:
+        """Whether several tasks' experts may be heard at once."""
+        return self.gate.blends
+
+    @property
     def isolates(self) -> bool:
         """Whether earlier experts keep every byte: always, but for one shared expert."""
         return self.growth == "per_task"

@@ -55,27 +55,58 @@ def _line(answer: Answer, names: Sequence[str]) -> str:
     return json.dumps(line, ensure_ascii=False)
 
 
+def _given(setting: Setting, task: Task, routed: Path) -> list[dict[str, Any]]:
+    """Lines of the named cell that the answers in `routed` have decided: where a gate that never blends chose the true
+    task, naming it would give the same weights and so the same text."""
+    if setting.config.method.blends:
+        return []
+    found = [line for line in read_answers(routed) if line["weights"].get(task.name) == 1.0]
+    return [
+        {key: line[key] for key in ("question_id", "text", "ended", "weights")} | {"scores": line["weights"]}
+        for line in found
+        if not line.get("finding", {}).get("refused")
+    ]
+
+
+def _replaced(path: Path, lines: list[dict[str, Any]]) -> None:
+    """Makes an answers file hold `lines`, in one step, unless it does."""
+    whole = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    if not path.is_file() or path.read_text(encoding="utf-8") != whole:
+        part = path.with_name(path.name + ".part")
+        part.write_text(whole, encoding="utf-8")
+        os.replace(part, path)
+
+
 def write_answers(
-    setting: Setting, serving: Serving, task: Task, path: Path, *, seed: int, named: bool, stop: Stop
+    setting: Setting,
+    serving: Serving,
+    task: Task,
+    path: Path,
+    *,
+    seed: int,
+    named: bool,
+    stop: Stop,
+    given: list[dict[str, Any]] | None = None,
 ) -> list[dict]:
-    """Answers every test question of a task, going on where a former attempt stopped; returns all lines.
+    """Answers every test question of a task, going on where a former attempt stopped; returns all lines, in the
+    questions' order.
+
+    Args:
+      given: lines that are known already; nothing is written for their questions.
 
     Raises:
       PreemptedError: after a signal, once the batch at hand is on disk.
     """
     records = setting.test(task)
+    known = {line["question_id"]: line for line in given or ()}
+    asked = [row for row, record in enumerate(records) if record.id not in known]
     done = read_answers(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    whole = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in done)
-    if not path.is_file() or path.read_text(encoding="utf-8") != whole:
-        part = path.with_name(path.name + ".part")
-        part.write_text(whole, encoding="utf-8")
-        os.replace(part, path)
-    if len(done) == len(records):
-        return done
+    if len(done) < len(records):
+        _replaced(path, done)
     names = [t.name for t in setting.stream.tasks]
     batches = setting.answers(
-        serving, records, f"{task.name} {setting.config.evaluate.split}", task=task, seed=seed, named=named,
+        serving, records, f"{task.name} {setting.config.evaluate.split}", task=task, seed=seed, named=named, rows=asked,
         length=setting.prompt_length, skip=frozenset(line["question_id"] for line in done),
     )  # fmt: skip
     with open(path, "a", encoding="utf-8") as file:
@@ -86,7 +117,10 @@ def write_answers(
             crash_point("mid_evaluate", f"{task.name}:{number}")
             if stop.requested:
                 stop.leave(f"answers to {task.name}, batch {number}")
-    return read_answers(path)
+    lines = {line["question_id"]: line for line in read_answers(path)} | known
+    whole = [lines[record.id] for record in records]
+    _replaced(path, whole)
+    return whole
 
 
 def judge(task: Task, records, lines: list[dict[str, Any]], names: Sequence[str]) -> dict[str, Any]:
@@ -130,7 +164,8 @@ def evaluate_cell(
         return
     start = time.monotonic()
     path = answers_file(folder, row, task.name, named=reference)
-    lines = write_answers(setting, serving, task, path, seed=seed, named=named, stop=stop)
+    given = _given(setting, task, answers_file(folder, row, task.name, named=False)) if reference else None
+    lines = write_answers(setting, serving, task, path, seed=seed, named=named, stop=stop, given=given)
     cell = judge(task, setting.test(task), lines, [t.name for t in setting.stream.tasks])
     folder.mkdir(parents=True, exist_ok=True)
     cells.write(row, label, cell | {"seconds": round(time.monotonic() - start, 3)})

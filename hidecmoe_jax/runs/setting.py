@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import platform
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.metadata import version
@@ -159,13 +159,15 @@ class Setting:
 
     def answers(
         self, serving: Serving, records: tuple[Record, ...], label: str, *, task: Task, seed: int, named: bool,
-        length: int | None = None, skip: frozenset[str] = frozenset(),
+        rows: Sequence[int] | None = None, length: int | None = None, skip: frozenset[str] = frozenset(),
     ) -> Iterator[list[Answer]]:  # fmt: skip
-        """Batches of answers to records of `task`, with the task named or found; all else as in `evaluate.answer`."""
+        """Batches of answers to records of `task` (only to those in `rows`, where given), with the task named or found;
+        all else as in `evaluate.answer`."""
         config, reading = self.config, self.config.method.reading
+        asked = np.arange(len(records)) if rows is None else np.asarray(rows, np.int64)
         return answers(
-            config.method, serving, records, self.features(records, label),
-            state_ND=None if reading is None else self.states(records, label, reading),
+            config.method, serving, [records[row] for row in asked], self.features(records, label).only(asked),
+            state_ND=None if reading is None else self.states(records, label, reading)[asked],
             tokenizer=self.tokenizer, template=config.template, writing=config.evaluate.writing,
             key=key_for(seed, "answer", task.name), length=length, named=task.index if named else None, skip=skip,
         )  # fmt: skip
