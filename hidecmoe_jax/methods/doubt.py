@@ -83,19 +83,29 @@ def limits_of(memory: dict[str, Array], pooled: Pooled) -> Array:
 
 
 def certainty(
-    score_BN: Array, learned_N: Array, *, limits: Array | None = None, foreign: float | None = None, tie: float = 0.0
+    score_BN: Array,
+    learned_N: Array,
+    *,
+    typical_BN: Array | None = None,
+    limits: Array | None = None,
+    foreign: float | None = None,
+    tie: float = 0.0,
 ) -> Certainty:
     """How sure scores are; with nothing learned nothing is unknown, for there is nothing to be unlike to.
 
     Args:
+      typical_BN: what is held against the limits, where that is not the score which tells tasks apart.
       limits: as from `limits_of`; None calls nothing unknown.
       tie: the best score must be so far above the second best.
     """
     among = jnp.where(learned_N[None], score_BN, -jnp.inf)
     nearest_B = jnp.argmax(among, axis=-1).astype(jnp.int32)
-    best_B = jnp.max(among, axis=-1)
-    second_B = jnp.max(jnp.where(jnp.arange(among.shape[-1]) == nearest_B[:, None], -jnp.inf, among), axis=-1)
+    best_B, chosen_BN = jnp.max(among, axis=-1), jnp.arange(among.shape[-1]) == nearest_B[:, None]
+    second_B = jnp.max(jnp.where(chosen_BN, -jnp.inf, among), axis=-1)
     ahead_B = jnp.where(jnp.sum(learned_N) > 1, best_B - second_B, jnp.inf)
+    if typical_BN is not None:
+        among = jnp.where(chosen_BN & learned_N[None], typical_BN, -jnp.inf)
+        best_B = jnp.max(among, axis=-1)
     if limits is None:
         limit_B, unknown_B = jnp.full_like(best_B, -jnp.inf), jnp.zeros_like(best_B, bool)
     else:

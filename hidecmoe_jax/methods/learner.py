@@ -106,7 +106,8 @@ class Certainty:
     """How sure a gate is of each sample's nearest task, [B].
 
     Attributes:
-      nearest_B: int32, the learned task with the best score, and `score_B`, that score.
+      nearest_B: int32, the learned task with the best score, and `score_B`, that score, or what is held against the
+        limit in its place.
       limit_B: the score below which the sample belongs to no task; -inf where the gate has no thresholds.
       ahead_B: how far the best score is above the second best; inf where there is only one task.
       unknown_B, tied_B: bool, the score is below its limit; `ahead_B` is below the gate's `tie`.

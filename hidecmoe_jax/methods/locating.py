@@ -91,11 +91,24 @@ class Locating:
         """How near every task is, float32 [B, N]; -inf for tasks that are not learned."""
         return self.by.scores(memory, self._shown(seen), learned_N)
 
+    def _typical(self, memory: dict[str, Array], seen: Seen, score_BN: Array) -> Array:
+        """How near every task would be if nothing else were learned, float32 [B, N]: what thresholds are read from.
+
+        A covariance in common tells tasks apart, but is too wide or too narrow for each of them; by its own one, what
+        is like none of them is found far better (docs/unknown.md).
+        """
+        if not isinstance(self.by, SharedGaussian):
+            return score_BN
+        tasks = jnp.arange(score_BN.shape[-1])
+        return jax.lax.map(lambda task: self.scores(memory, seen, tasks == task)[:, task], tasks).T
+
     def decide(self, memory: dict[str, Array], seen: Seen, learned_N: Array) -> Decision:
         """One-hot on the nearest task, or soft weights; all zero where the nearest is too far to be believed."""
-        score_BN = self.scores(memory, seen, learned_N)
-        limits = None if self.foreign is None else limits_of(memory, seen.pooled)
-        sure = certainty(score_BN, learned_N, limits=limits, foreign=self.foreign, tie=self.tie or 0.0)
+        score_BN, limits, typical = self.scores(memory, seen, learned_N), None, None
+        if self.foreign is not None:
+            limits, typical = limits_of(memory, seen.pooled), self._typical(memory, seen, score_BN)
+        tie = self.tie or 0.0
+        sure = certainty(score_BN, learned_N, typical_BN=typical, limits=limits, foreign=self.foreign, tie=tie)
         hard = jax.nn.one_hot(jnp.argmax(score_BN, axis=-1), score_BN.shape[-1])
         weight = soft = jax.nn.softmax(jnp.where(learned_N[None], score_BN / self.temperature, -jnp.inf), axis=-1)
         if not self.soft:

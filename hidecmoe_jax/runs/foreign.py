@@ -1,24 +1,30 @@
 """Does a run notice what it has never learned? Tasks left out one by one, and pictures that belong to no task.
 
-A locator's memory of a task does not depend on the other tasks, so leaving a task out is leaving its column out: no
-training is needed. Every input gets a margin, its best score less the threshold of the task it would go to; below zero
-it is called unknown. AUROC says how well margins part known from foreign inputs whatever the threshold.
+A locator's memory of a task does not depend on the other tasks, so leaving a task out is taking it for not learned: no
+training is needed. Every input gets a margin, its score less the threshold of the task it would go to; below zero it is
+called unknown. AUROC says how well margins part known from foreign inputs whatever the threshold.
 """
 
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 from PIL import Image
 
 from hidecmoe_jax.core.errors import ConfigError
 from hidecmoe_jax.data.records import Record, Turn
 from hidecmoe_jax.locators.calibrate import auroc
+from hidecmoe_jax.methods.gates import AnchorGate, Memory
+from hidecmoe_jax.methods.learner import Seen
+from hidecmoe_jax.methods.locating import Locating
 from hidecmoe_jax.runs.disk import write_json
 from hidecmoe_jax.runs.ledger import Ledger
 from hidecmoe_jax.runs.setting import Setting, open_setting
@@ -51,38 +57,47 @@ def foreign_study(run: str | Path, *, count: int = 100) -> dict[str, Any]:
             why=f"it has learned {len(kept)} tasks and its gate keeps {len(memory.get('threshold_N', ()))} thresholds",
             remedy="learn two tasks with a locator as gate, for example --set method.gate.kind=locator",
         )  # fmt: skip
-    limits = np.asarray(memory["threshold_N"])[: len(kept)]
-    tasks = setting.stream.tasks[: len(kept)]
+    tasks, everyone = setting.stream.tasks[: len(kept)], range(len(kept))
+    judge = margins_of(method.gate)
 
-    def scores(records: tuple[Record, ...], label: str) -> np.ndarray:
-        learned = jnp.arange(len(memory["threshold_N"])) < len(kept)
-        return np.asarray(jax.jit(method.gate.scores)(memory, setting.sight(records, label), learned))[:, : len(kept)]
+    def margins(records: tuple[Record, ...], label: str, known: Iterable[int]) -> np.ndarray:
+        learned = jnp.isin(jnp.arange(len(memory["threshold_N"])), jnp.asarray(list(known)))
+        return np.asarray(judge(memory, setting.sight(records, label), learned))
 
-    own = [scores(setting.test(task), f"{task.name} {setting.config.evaluate.split}") for task in tasks]
-    everyone = list(range(len(tasks)))
-    known = np.concatenate([margins(table, limits, everyone) for table in own])
+    def own(index: int, known: Iterable[int] = everyone) -> np.ndarray:
+        return margins(setting.test(tasks[index]), f"{tasks[index].name} {setting.config.evaluate.split}", known)
+
+    table = [own(index) for index in everyone]
     found: dict[str, Any] = {
-        "known": {t.name: _below(margins(table, limits, everyone)) for t, table in zip(tasks, own, strict=True)},
+        "known": {task.name: _below(line) for task, line in zip(tasks, table, strict=True)},
         "left_out": {},
         "outsiders": {},
     }
     for out, task in enumerate(tasks):
         rest = [index for index in everyone if index != out]
-        inside = np.concatenate([margins(own[index], limits, rest) for index in rest])
-        found["left_out"][task.name] = _told(inside, margins(own[out], limits, rest))
+        inside = np.concatenate([own(index, rest) for index in rest])
+        found["left_out"][task.name] = _told(inside, own(out, rest))
     with tempfile.TemporaryDirectory() as aside:
         for kind in OUTSIDERS:
             records = outsiders(setting, kind, Path(aside), count)
-            found["outsiders"][kind] = _told(known, margins(scores(records, kind), limits, everyone))
+            found["outsiders"][kind] = _told(np.concatenate(table), margins(records, kind, everyone))
     write_json(folder / "foreign.json", found)
     return found
 
 
-def margins(scores_MN: np.ndarray, limits_N: np.ndarray, tasks: list[int]) -> np.ndarray:
-    """Best score over `tasks` less the threshold of the task that has it, [M]."""
-    among, limits = scores_MN[:, tasks], limits_N[tasks]
-    best = among.argmax(axis=1)
-    return among[np.arange(len(among)), best] - limits[best]
+def margins_of(gate: Locating | AnchorGate) -> Callable[[Memory, Seen, Array], Array]:
+    """A program that says how far above the threshold of the task it would go to every sample is, [M].
+
+    A gate that calls nothing unknown is taken as one that loses none of the records which were kept apart.
+    """
+    strict = gate if gate.foreign is not None else replace(gate, foreign=0.0)
+
+    @jax.jit
+    def margins(memory: Memory, seen: Seen, learned_N: Array) -> Array:
+        sure = strict.decide(memory, seen, learned_N).certainty
+        return sure.score_B - sure.limit_B
+
+    return margins
 
 
 def _below(margin: np.ndarray) -> float:

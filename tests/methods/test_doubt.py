@@ -9,7 +9,7 @@ import pytest
 from tiny import TINY
 
 from hidecmoe_jax.locators.anchors import ClipAnchors, Pooled, anchors_of, gate
-from hidecmoe_jax.locators.gaussian import NearestMean
+from hidecmoe_jax.locators.gaussian import NearestMean, SharedGaussian
 from hidecmoe_jax.methods.doubt import READ_ALONE, SEEN_ALONE, UNREACHED
 from hidecmoe_jax.methods.gates import AnchorGate
 from hidecmoe_jax.methods.learner import Seen
@@ -176,3 +176,20 @@ def test_rt3_a_task_without_pictures_has_no_threshold_for_pictures_alone(model):
     assert np.asarray(method.decide(memory, Seen(samples(0, text=False)), alone).certainty.unknown_B).all()
     told = method.decide(memory, Seen(samples(0, image=False, seed=1)), alone).certainty
     assert np.asarray(told.unknown_B).mean() < 0.4
+
+
+@pytest.mark.parametrize("directions", [0, 4])
+def test_rt1_what_fits_the_covariance_in_common_but_not_the_tasks_own_is_unknown(model, directions):
+    rng, width = np.random.default_rng(0), TINY.decoder.width
+    method = Locating(by=SharedGaussian(directions=directions), foreign=0.05, kept_apart=0.25)
+    memory, wide, narrow = method.blank(3, model), rng.normal(0, 1, (80, width)), rng.normal(2, 0.05, (80, width))
+    for task, rows in enumerate((wide, narrow)):
+        memory = method.fit(memory, task, Seen(None, jnp.float32(rows)), key=jax.random.key(task))
+    asked = Seen(None, jnp.float32(np.stack([np.full(width, 2.0), np.full(width, 2.4)])))
+    sure = method.decide(memory, asked, LEARNED).certainty
+    np.testing.assert_array_equal(sure.nearest_B, [1, 1])
+    np.testing.assert_array_equal(sure.unknown_B, [False, True])
+    alone = method.by.scores(memory, asked.state_BD, jnp.array([False, True, False]))[:, 1]
+    np.testing.assert_allclose(sure.score_B, alone, rtol=1e-6)
+    in_common = method.by.scores(memory, asked.state_BD, LEARNED)[:, 1]
+    assert (np.asarray(in_common) > np.asarray(sure.limit_B)).all()

@@ -1,22 +1,29 @@
 """What a run has never learned: margins by hand, and the study on a tiny run."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from runs_world import make_world
 
 from hidecmoe_jax.core.errors import ConfigError
-from hidecmoe_jax.runs.foreign import OUTSIDERS, foreign_study, margins
+from hidecmoe_jax.locators.gaussian import NearestMean
+from hidecmoe_jax.methods.learner import Seen
+from hidecmoe_jax.methods.locating import Locating
+from hidecmoe_jax.runs.foreign import OUTSIDERS, foreign_study, margins_of
 from hidecmoe_jax.runs.stream_loop import learn
 
 LOCATED = {"gate": {"kind": "locator", "by": {"kind": "nearest_mean"}, "kept_apart": 0.25}}
 
 
 def test_margins_are_scores_less_the_limit_of_the_nearest_task():
-    scores = np.array([[1.0, 3.0, 2.0], [5.0, 0.0, 4.0]])
-    limits = np.array([0.5, 2.0, 4.5])
-    np.testing.assert_allclose(margins(scores, limits, [0, 1, 2]), [1.0, 4.5])
-    np.testing.assert_allclose(margins(scores, limits, [0, 2]), [-2.5, 4.5])
-    np.testing.assert_allclose(margins(scores, limits, [1]), [1.0, -2.0])
+    gate = Locating(by=NearestMean())
+    memory = NearestMean().blank(3, 2) | {"std_D": jnp.ones(2), "threshold_N": jnp.array([-1.0, -9.0, -4.0])}
+    memory["center_ND"] = jnp.array([[0.0, 0.0], [4.0, 0.0], [0.0, 4.0]])
+    seen = Seen(None, jnp.array([[1.0, 0.0], [4.0, 1.0]]))
+    judge = margins_of(gate)
+    np.testing.assert_allclose(judge(memory, seen, jnp.array([True, True, True])), [0.0, 8.0])
+    np.testing.assert_allclose(judge(memory, seen, jnp.array([False, True, True])), [0.0, 8.0])
+    np.testing.assert_allclose(judge(memory, seen, jnp.array([True, False, True])), [0.0, -16.0])
 
 
 def test_a_run_with_a_locator_is_studied(tmp_path):

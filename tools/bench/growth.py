@@ -42,7 +42,7 @@ from hidecmoe_jax.runs.seed_run import Options, SeedRun
 from hidecmoe_jax.runs.setting import Setting, open_setting
 from hidecmoe_jax.runs.signals import graceful_stop
 
-METHODS = {"hide": "pocket/hide", "cmoe": "pocket/cmoe", "cmoe_uniform": "pocket/cmoe_uniform"}
+METHODS = {name: f"pocket/{name}" for name in ("hide", "cmoe", "cmoe_uniform", "hidecmoe")}
 RESULT = Path(__file__).resolve().parents[2] / "docs" / "benchmarks" / "growth.json"
 COMPILED = "/jax/core/compile/backend_compile_duration"
 # The library's own programs; all else that compiles are single operations of surgery on the host's side.
