@@ -82,7 +82,7 @@ def compare(
 def _measured_on(config: RunConfig, part: str) -> object:
     """A part of a config that scores depend on; which extra rows a run measures is its own affair."""
     found = getattr(config, part)
-    return dataclasses.replace(found, named="none", variants=False) if part == "evaluate" else found
+    return dataclasses.replace(found, named="none", between="seen", variants=False) if part == "evaluate" else found
 
 
 def _size(budget: int | str, configs: Sequence[RunConfig], setting: Setting) -> int:

@@ -77,6 +77,8 @@ class Judging:
       split: `test`, or `val` while choices are made.
       named: measure what naming the task would give: after the `last` task, after `all` of them, or never (`none`).
       zero_shot: measure the base before the first task.
+      between: what is measured after every lesson but the last: all tasks `seen` so far and the next one, only the
+        lesson's `own`, or `none`. The last row is always whole; metrics that lack a cell are left empty.
       variants: measure the last row of the first seed under the method's other fusion rules too.
       writing: how answers are written.
     """
@@ -84,6 +86,7 @@ class Judging:
     split: str = "test"
     named: Literal["none", "last", "all"] = "last"
     zero_shot: bool = True
+    between: Literal["seen", "own", "none"] = "seen"
     variants: bool = True
     writing: Writing = Writing()
 

@@ -219,12 +219,14 @@ class SeedRun:
             )  # fmt: skip
 
     def wanted(self, row: int) -> tuple[int, ...]:
-        """Tasks a row is measured on: those seen and the next one; all in row 0, in the last, and on request."""
-        tasks = tuple(range(len(self.setting.stream.tasks)))
+        """Tasks a row is measured on: all in row 0, in the last, and on request; else as `evaluate.between` says."""
+        tasks, evaluate = tuple(range(len(self.setting.stream.tasks))), self.setting.config.evaluate
         if row == 0:
-            return tasks if self.setting.config.evaluate.zero_shot else ()
+            return tasks if evaluate.zero_shot else ()
         if self.options.full_matrix or row == len(self.lessons):
             return tasks
+        if evaluate.between != "seen":
+            return self.lessons[row - 1] if evaluate.between == "own" else ()
         seen = {task for lesson in self.lessons[:row] for task in lesson}
         return tuple(task for task in tasks if task in seen or task == max(seen) + 1)
 

@@ -16,6 +16,9 @@ from hidecmoe_jax.runs.cells import Cells
 from hidecmoe_jax.runs.config import from_mapping, to_mapping
 from hidecmoe_jax.runs.ledger import Ledger
 from hidecmoe_jax.runs.results import rebuild
+from hidecmoe_jax.runs.seed_run import Options, SeedRun
+from hidecmoe_jax.runs.setting import open_setting
+from hidecmoe_jax.runs.signals import Stop
 from hidecmoe_jax.runs.stream_loop import add, config_of, evaluate_run, learn, rollback
 
 
@@ -69,6 +72,16 @@ def test_ev8_a_cell_that_is_missing_is_null_and_no_headline_is_made_of_the_rest(
     assert found["avg"] is None and found["forgetting"] is None
     evaluate_run(run)
     assert report(run)["matrix"] == report(world[2])["matrix"]
+
+
+@pytest.mark.parametrize(("between", "measured"), [("seen", (0, 1)), ("own", (0,)), ("none", ())])
+def test_rows_between_the_first_and_the_last_are_measured_as_asked(world, between, measured):
+    _, config, run = world
+    setting = open_setting(replace(config, evaluate=replace(config.evaluate, between=between)))
+    rows = [SeedRun(setting, run / "seed_0", 0, Options(), Stop()).wanted(row) for row in (0, 1, 2)]
+    assert rows == [(0, 1), measured, (0, 1)]
+    whole = SeedRun(setting, run / "seed_0", 0, Options(full_matrix=True), Stop())
+    assert whole.wanted(1) == (0, 1)
 
 
 def test_evaluating_again_measures_only_what_is_missing(world):
