@@ -25,4 +25,5 @@ def control(run: Run, /, *, task: int = 0, repeats: int = 3) -> None:
         print(
             f"balance {played['balance']:<6g} false expansions {rate:5.1f}%   tokens that picked the probe, %: {layers}"
         )
-    print(f"an even load would give, %: {' '.join(f'{100 * part:3.0f}' for part in found['controls'][0]['even'])}")
+    limits = " ".join(f"{100 * part:3.0f}" for part in found["controls"][0]["threshold"])
+    print(f"a layer is expanded above, %: {limits}")

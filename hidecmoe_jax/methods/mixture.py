@@ -24,6 +24,7 @@ from hidecmoe_jax.experts import pool, surgery
 from hidecmoe_jax.experts.bank import EMPTY, Bank
 from hidecmoe_jax.experts.load import SILENT, Load
 from hidecmoe_jax.experts.routing import Routing, Voice, balance_loss
+from hidecmoe_jax.methods import growing
 from hidecmoe_jax.methods.gates import AnchorGate, NamedGate
 from hidecmoe_jax.methods.learner import Decision, Learner, Seen, Serving, Stage, check_finite
 from hidecmoe_jax.methods.locating import Locating
@@ -33,6 +34,7 @@ from hidecmoe_jax.models.llama import KINDS, Tally
 from hidecmoe_jax.models.llava import Batch, Model, Reading, answer_loss
 
 POOL = "pool"
+SEEN = ("count", "mass")  # what measuring a probe leaves: tokens that picked each slot, and the weights they gave it
 ROUTER_STD = 0.02
 
 
@@ -121,6 +123,7 @@ class Mixture:
             "verdict": {
                 "expand": jnp.zeros((capacity, layers), bool),
                 "count": jnp.zeros((capacity, layers, slots + 1, KINDS), jnp.int32),
+                "mass": jnp.zeros((capacity, layers, slots + 1, KINDS)),
             },
         }
         return Learner({}, {}, {POOL: self.lora.blank(model, slots)}, {}, memory)
@@ -157,6 +160,10 @@ class Mixture:
             router = self._fresh_router(learner, task, new, key)
         else:
             live, router = self._promoted(learner, live, task)
+        # Empty slots make up for what a task gets less than another, so that all tasks train by one program.
+        room = 0 if stage.kind == "probe" else max(self.first, self.more) - new
+        live = pool.beside([live, self.lora.blank(model, room)]) if room else live
+        router = jnp.pad(router, ((0, 0), (0, 0), (0, room)))
         return learner.replace(live={POOL: live}, routers={POOL: router})
 
     def _sprouted(self, model: Model, new: int, task: int, key: Array) -> Bank:
@@ -240,7 +247,9 @@ class Mixture:
             return learner.replace(memory=memory)
         heard = np.asarray(learner.past[POOL].owner_LS) != EMPTY
         heard = np.concatenate([heard, np.ones((len(heard), 1), bool)], axis=1)
-        found = {"expand": expands(counted(seen.usage.count, self.probe), heard, self.probe), "count": seen.usage.count}
+        count = counted(seen.usage.count, self.probe)
+        found = {"expand": expands(count, heard, self.probe, fewest=self.top_k)}
+        found |= {"count": seen.usage.count, "mass": seen.usage.mass}
         memory["verdict"] = {name: leaf.at[task].set(found[name]) for name, leaf in memory["verdict"].items()}
         return learner.replace(memory=memory)
 
@@ -253,10 +262,10 @@ class Mixture:
             memory["probe"] = {"factors": live.factors, "router": router}
             return learner.replace(live={}, routers={}, memory=memory)
         own = self.slots(task)
-        past = pool.put(learner.past[POOL], own.start, live)
+        past = pool.put(learner.past[POOL], own.start, pool.taken(live, 0, len(own)))
         visible = past.owner_LS != EMPTY
         slots = past.slots
-        closed = router[..., :slots].at[..., own.start : own.stop].set(router[..., slots:])
+        closed = router[..., :slots].at[..., own.start : own.stop].set(router[..., slots : slots + len(own)])
         closed = jnp.where(visible[:, None, :], closed, 0.0)
         memory["routers"] = memory["routers"].at[task].set(closed)
         memory["visible"] = memory["visible"].at[task].set(visible)
@@ -271,8 +280,10 @@ class Mixture:
             "router": memory["routers"][task][..., : own.stop],
             "visible": memory["visible"][task][..., : own.stop],
         }
-        kept["expand"], count = memory["verdict"]["expand"][task], memory["verdict"]["count"][task]
-        kept["count"] = jnp.concatenate([count[:, : own.start], count[:, -1:]], axis=1)
+        kept["expand"] = memory["verdict"]["expand"][task]
+        for name in SEEN:
+            leaf = memory["verdict"][name][task]
+            kept[name] = jnp.concatenate([leaf[:, : own.start], leaf[:, -1:]], axis=1)
         kept |= {f"gate/{name}": leaf for name, leaf in self.gate.kept(memory["gate"], task).items()}
         return {"experts": trees.flatten(expert.factors) | {"owner": expert.owner_LS}, "shared": {}, "memory": kept}
 
@@ -291,10 +302,11 @@ class Mixture:
             stored = groups["memory"]
             memory["routers"] = memory["routers"].at[task, :, :, : own.stop].set(stored["router"])
             memory["visible"] = memory["visible"].at[task, :, : own.stop].set(stored["visible"])
-            verdict = memory["verdict"]
-            count = verdict["count"].at[task, :, : own.start].set(stored["count"][:, :-1])
-            count = count.at[task, :, -1].set(stored["count"][:, -1])
-            memory["verdict"] = {"expand": verdict["expand"].at[task].set(stored["expand"]), "count": count}
+            verdict = dict(memory["verdict"]) | {"expand": memory["verdict"]["expand"].at[task].set(stored["expand"])}
+            for name in (name for name in SEEN if name in stored):  # early archives have no mass
+                leaf = verdict[name].at[task, :, : own.start].set(stored[name][:, :-1])
+                verdict[name] = leaf.at[task, :, -1].set(stored[name][:, -1])
+            memory["verdict"] = verdict
             facts = {name.removeprefix("gate/"): leaf for name, leaf in stored.items() if name.startswith("gate/")}
             memory["gate"] = self.gate.recalled(memory["gate"], task, facts)
         memory["visible"] = memory["visible"] & (past.owner_LS != EMPTY)
@@ -305,31 +317,8 @@ class Mixture:
         return tuple(np.flatnonzero(np.asarray(learner.memory["visible"]).any(axis=(1, 2))).tolist())
 
     def growth_of(self, model: Model, learner: Learner) -> dict[str, Any]:
-        """By task and layer: experts added, and how often the probe was picked on its measuring records.
-
-        `frequency` is the probe's part of all tokens that count, `even` what every expert of the layer would have had
-        under an even load, `by_kind` the frequency among image, text and answer tokens; None for tasks without a probe.
-        `parameters` are the numbers a task added, by kind.
-        """
-        owner, verdict = np.asarray(learner.past[POOL].owner_LS), learner.memory["verdict"]
-        found: dict[str, list] = {"experts": [], "frequency": [], "even": [], "by_kind": [], "parameters": []}
-        for task in range(max(self.learned(learner), default=-1) + 1):
-            found["experts"].append((owner == task).sum(axis=1).tolist())
-            count = np.asarray(verdict["count"][task], np.int64)
-            told = self.probed(learner, task) if count.any() else None
-            kinds = count.sum(axis=1) / self.top_k
-            found["frequency"].append(told and told[0])
-            found["even"].append(told and told[1])
-            found["by_kind"].append(told and (count[:, -1] / np.maximum(kinds, 1)).tolist())
-            found["parameters"].append(self._added(model, learner, task))
-        return found
-
-    def probed(self, learner: Learner, task: int) -> tuple[list[float], list[float]]:
-        """By layer: the part of counted tokens that picked a task's probe, and what an even load would have given."""
-        chosen = counted(np.asarray(learner.memory["verdict"]["count"][task]), self.probe)
-        old = np.asarray(learner.past[POOL].owner_LS)[:, : self.slots(task).start] != EMPTY
-        frequency = chosen[:, -1] * self.top_k / np.maximum(chosen.sum(axis=1), 1)
-        return frequency.tolist(), (self.top_k / (old.sum(axis=1) + 1)).tolist()
+        """Where experts were added and why, as `growing.growth_of` says."""
+        return growing.growth_of(self, model, learner, learner.past[POOL])
 
     def serve(self, model: Model, learner: Learner) -> Serving:
         """The pool as it is; nothing is folded, for every token may go elsewhere.
@@ -387,14 +376,5 @@ class Mixture:
             "routers": width * int(visible.sum()),
             "locator": tasks * self.gate.size(model),
         }
-        return {"stored": stored, "archived": stored, "trained": none | self._added(model, learner, tasks - 1)}
-
-    def _added(self, model: Model, learner: Learner, task: int) -> dict[str, int]:
-        """Numbers that one task added, by kind."""
-        owned = np.asarray(learner.past[POOL].owner_LS) == task
-        seen = np.asarray(learner.memory["visible"][task])
-        return {
-            "experts": self.lora.size(model) * int(owned.sum()),
-            "routers": model.config.decoder.width * int(seen.sum()),
-            "locator": self.gate.size(model),
-        }
+        added = [growing.added(self, model, learner, learner.past[POOL], task) for task in self.learned(learner)]
+        return {"stored": stored, "archived": stored, "trained": none | max(added, key=lambda part: sum(part.values()))}

@@ -12,6 +12,8 @@ from typing import Literal
 
 import numpy as np
 
+from hidecmoe_jax.core.errors import DataError
+
 
 @dataclass(frozen=True)
 class Probe:
@@ -49,10 +51,19 @@ class Probe:
 
 
 def cut(probe: Probe, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers of the records, of `count`, that probes are trained and measured on: at least one each."""
+    """Numbers of the records, of `count`, that probes are trained and measured on: at least one each.
+
+    Raises:
+      DataError: a single record cannot be both.
+    """
+    if count < 2:
+        raise DataError(
+            "too few records to probe with", why=f"{count}, at least 2 are needed",
+            remedy="add records to the task, or set method.growth=uniform and method.start=blank",
+        )  # fmt: skip
     order = np.random.default_rng([seed, 1]).permutation(count)
     chosen = order[: max(2, round(probe.share * count))]
-    measured = max(1, round(probe.measured * len(chosen)))
+    measured = min(max(1, round(probe.measured * len(chosen))), len(chosen) - 1)
     return chosen[measured:], chosen[:measured]
 
 
@@ -62,30 +73,36 @@ def counted(count_LSK: np.ndarray, probe: Probe) -> np.ndarray:
     return np.asarray(count_LSK, np.int64)[:, :, kinds].sum(axis=-1)
 
 
-def expands(count_LS: np.ndarray, heard_LS: np.ndarray, probe: Probe) -> np.ndarray:
-    """Layers that need an expert, bool [L]; the probe is the last slot.
+def limits(count_LS: np.ndarray, heard_LS: np.ndarray, probe: Probe) -> np.ndarray:
+    """Tokens above which a probe shows a lack, float64 [L]; arguments as of `expands`."""
+    count, heard = np.where(heard_LS, count_LS, 0).astype(np.int64), np.asarray(heard_LS, bool)
+    if probe.rule == "across":
+        own = count[:, -1]
+        return np.full(len(own), own.mean() - probe.slack * own.std())
+    experts = heard.sum(axis=1)
+    mean = count.sum(axis=1) / experts
+    spread = np.sqrt(np.where(heard, (count - mean[:, None]) ** 2, 0.0).sum(axis=1) / experts)
+    return mean - probe.slack * spread
 
-    With no slack the comparison is between integers, so an even load expands nothing.
+
+def expands(count_LS: np.ndarray, heard_LS: np.ndarray, probe: Probe, fewest: int = 0) -> np.ndarray:
+    """Layers that need an expert, bool [L]; the probe is the last slot.
 
     Args:
       count_LS: int, tokens that picked each slot.
       heard_LS: bool, slots that could be picked; the last column must be True.
+      fewest: a layer with fewer other experts is expanded whatever was counted: with no more slots than a token picks,
+        every count is the same. Only retired experts leave such a layer.
 
     Raises:
       ValueError: a probe that could not be picked.
     """
-    count, heard = np.where(heard_LS, count_LS, 0).astype(np.int64), np.asarray(heard_LS, bool)
+    heard = np.asarray(heard_LS, bool)
     if not heard[:, -1].all():
         raise ValueError("every layer needs its probe among the heard slots")
-    own = count[:, -1]
-    if probe.rule == "across":
-        return own > own.mean() - probe.slack * own.std()
-    experts, total = heard.sum(axis=1), count.sum(axis=1)
-    if probe.slack == 0:
-        return own * experts > total
-    mean = total / experts
-    spread = np.sqrt(np.where(heard, (count - mean[:, None]) ** 2, 0.0).sum(axis=1) / experts)
-    return own > mean - probe.slack * spread
+    own = np.asarray(count_LS, np.int64)[:, -1]
+    # Whole numbers stand on both sides of an even load, and their quotient is exact then: it expands nothing.
+    return (own > limits(count_LS, heard, probe)) | (heard[:, :-1].sum(axis=1) < fewest)
 
 
 def most_used(count_LS: np.ndarray, heard_LS: np.ndarray, number: int) -> np.ndarray:

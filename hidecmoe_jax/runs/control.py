@@ -15,7 +15,8 @@ import numpy as np
 
 from hidecmoe_jax.core.errors import ConfigError
 from hidecmoe_jax.core.keys import key_for
-from hidecmoe_jax.methods.mixture import Mixture
+from hidecmoe_jax.methods.growing import probed
+from hidecmoe_jax.methods.mixture import POOL, Mixture
 from hidecmoe_jax.runs.disk import write_json
 from hidecmoe_jax.runs.edits import recall
 from hidecmoe_jax.runs.ledger import Ledger
@@ -61,11 +62,11 @@ def probe_control(run: str | Path, *, task: int = 0, repeats: int = 3) -> dict[s
         probing = replace(method, probe=replace(method.probe, balance=balance))
         own = replace(setting, config=replace(setting.config, method=probing))
         plays = [_play(own, folder, kept, task, seed) for seed in bar(f"control, balance {balance}")(range(repeats))]
-        expanded, frequency, even = (np.array(part) for part in zip(*plays, strict=True))
+        expanded, frequency, limit = (np.array(part) for part in zip(*plays, strict=True))
         found.append(
             {
                 "balance": balance, "false_expansion_rate": float(expanded.mean()),
-                "frequency": frequency.mean(0).tolist(), "even": even.mean(0).tolist(),
+                "frequency": frequency.mean(0).tolist(), "threshold": limit.mean(0).tolist(),
             }
         )  # fmt: skip
     result = {"task": setting.stream.tasks[task].name, "repeats": repeats, "controls": found}
@@ -73,8 +74,8 @@ def probe_control(run: str | Path, *, task: int = 0, repeats: int = 3) -> dict[s
     return result
 
 
-def _play(setting: Setting, run: Path, kept: list, task: int, seed: int) -> tuple[np.ndarray, list[float], list[float]]:
-    """Probing for a next task with records of `task`: layers expanded, the probe's frequency, an even one."""
+def _play(setting: Setting, run: Path, kept: list, task: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Probing for a next task with records of `task`: layers expanded, the probe's frequency, its threshold."""
     method, model, number = setting.config.method, setting.model, task + 1
     learner = recall(run, method, model, max(setting.config.capacity, number + 1), kept)
     material = setting.material(setting.stream.tasks[task].train, (task,), setting.stream.tasks[task].name)
@@ -92,4 +93,4 @@ def _play(setting: Setting, run: Path, kept: list, task: int, seed: int) -> tupl
             learner = method.observe(model, learner, stage, number, seen, key)
         learner = method.after(model, learner, stage, number)
     expanded = np.asarray(learner.memory["verdict"]["expand"][number])
-    return expanded, *method.probed(learner, number)
+    return expanded, *probed(method, learner, np.array(learner.past[POOL].owner_LS), number)

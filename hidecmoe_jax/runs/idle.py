@@ -39,8 +39,9 @@ def experts_of(method: Method, learner: Learner, number: int, lines: Sequence[di
             continue
         mine_LE = mine_LS[:, slots]
         norm_LE = np.where(mine_LE, loudness(bank)[:, slots], np.nan)
-        # Experts that train stand behind all old ones.
-        chose_LE = np.asarray(loads, np.int64)[:, :, -len(slots) :].sum(axis=0) if loads else None
+        # Experts that train stand behind all places for old ones; what one method trains is the bank itself.
+        start = bank.slots if method.isolates else 0
+        chose_LE = np.asarray(loads, np.int64)[:, :, start : start + len(slots)].sum(axis=0) if loads else None
         idle = [[layer + bank.first_layer, expert, why] for layer, expert, why in dead(norm_LE, chose_LE)]
         found[family] = {"norm": _told(norm_LE.round(6), mine_LE), "dead": idle}
         if chose_LE is not None:

@@ -21,6 +21,7 @@ from hidecmoe_jax.runs.costs import flops_per_query
 from hidecmoe_jax.runs.disk import read_json, write_json
 from hidecmoe_jax.runs.edits import laid_over
 from hidecmoe_jax.runs.identity import read_run
+from hidecmoe_jax.runs.idle import sentence
 from hidecmoe_jax.runs.ledger import Ledger
 from hidecmoe_jax.runs.report import (
     RunFacts,
@@ -103,7 +104,8 @@ def document_of(folder: Path) -> dict[str, Any]:
     config = from_mapping(strict.read_yaml(folder / "config.yaml"), str(folder / "config.yaml"))
     told = config.method.needs_name
     seeds = [seed_result(folder / f"seed_{seed}", seed, tasks, facts["lessons"], told=told) for seed in config.seeds]
-    first = Ledger(folder / f"seed_{config.seeds[0]}").tasks()
+    ledger = Ledger(folder / f"seed_{config.seeds[0]}")
+    first = ledger.tasks()
     settings = {key: value for key, value in to_mapping(config).items() if key != "stream"}
     return run_document(
         RunFacts(
@@ -114,7 +116,8 @@ def document_of(folder: Path) -> dict[str, Any]:
             archived_parameters=_total(facts["sizes"]["archived"]),
             trained_parameters=_total(facts["sizes"]["trained"]),
             archived_bytes=sum(f.stat().st_size for record in first for f in record.folder.rglob("*") if f.is_file()),
-            expert_sizes={record.name: size for record, size in zip(first, _expert_sizes(facts), strict=False)},
+            added_parameters=dict(zip((record.name for record in first), _added(facts, len(first)), strict=False)),
+            notes=_notes(ledger),
             settings=settings,
             growth=facts.get("growth", {}),
             flops_per_query=facts.get("flops"),
@@ -135,12 +138,16 @@ def _variants(folder: Path, method: Method, tasks: Sequence[str], row: int) -> d
     return found
 
 
-def _expert_sizes(facts: dict[str, Any]) -> list[int]:
-    """Numbers in every task's own experts."""
-    grown = facts.get("growth", {}).get("parameters")
-    return (
-        [part["experts"] for part in grown] if grown else [facts["sizes"]["trained"]["experts"]] * len(facts["asked"])
-    )
+def _added(facts: dict[str, Any], lessons: int) -> list[dict[str, int]]:
+    """Numbers that every lesson added, by kind; the same for all where a method does not say otherwise."""
+    grown, archived = facts.get("growth", {}).get("parameters"), facts["sizes"]["archived"]
+    return grown or [{kind: count // lessons for kind, count in archived.items()}] * lessons
+
+
+def _notes(ledger: Ledger) -> dict[str, str]:
+    """What is odd about a lesson's experts, by lesson (TR7)."""
+    told = {record.name: sentence(ledger.meta(record.index).get("experts", {})) for record in ledger.tasks()}
+    return {name: f"has {text}" for name, text in told.items() if text}
 
 
 def _total(counts: dict[str, int]) -> dict[str, int]:

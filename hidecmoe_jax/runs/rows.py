@@ -58,7 +58,7 @@ def _line(answer: Answer, names: Sequence[str]) -> str:
 def _given(setting: Setting, task: Task, routed: Path) -> list[dict[str, Any]]:
     """Lines of the named cell that the answers in `routed` have decided: where a gate that never blends chose the true
     task, naming it would give the same weights and so the same text."""
-    if setting.config.method.blends:
+    if setting.config.method.blends or setting.config.evaluate.writing.temperature > 0:  # a draw depends on its place
         return []
     found = [line for line in read_answers(routed) if line["weights"].get(task.name) == 1.0]
     return [
@@ -127,8 +127,8 @@ def judge(task: Task, records, lines: list[dict[str, Any]], names: Sequence[str]
     """One cell: score, denominator, what could not be read or was cut, and where inputs were routed."""
     predictions = by_id([(line["question_id"], line["text"]) for line in lines], where=f"answers to {task.name}")
     result = score(task.scorer, predictions, {record.id: record.references for record in records})
-    weighed = [line["weights"] for line in lines if line["weights"]]
-    routed = [max(weights, key=weights.get) for weights in weighed if any(weights.values())]
+    weighed = [line for line in lines if line["weights"]]
+    routed = [name for name in map(_chosen, weighed) if name is not None]
     return {
         "score": result.value,
         "count": result.count,
@@ -138,6 +138,14 @@ def judge(task: Task, records, lines: list[dict[str, Any]], names: Sequence[str]
         "routed": {name: routed.count(name) for name in names} if routed else None,
         "unknown": len(weighed) - len(routed),
     }
+
+
+def _chosen(line: dict[str, Any]) -> str | None:
+    """The task an answer was routed to; of a tie that the base has answered the nearest, None for an unknown input."""
+    weights, found = line["weights"], line.get("finding")
+    if any(weights.values()):
+        return max(weights, key=weights.get)
+    return None if found is None or found["unknown"] else found["nearest"]
 
 
 def evaluate_cell(

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 from runs_world import make_world
 from test_resume_stages import MIXTURE
@@ -19,7 +20,7 @@ def test_probes_are_controlled_with_and_without_balance(tmp_path):
     assert [played["balance"] for played in found["controls"]] == [0.01, 0.0]
     for played in found["controls"]:
         assert 0 <= played["false_expansion_rate"] <= 1 and len(played["frequency"]) == 3
-        assert all(0 <= part <= 1 for part in played["frequency"]) and played["even"] == [2 / 3] * 3
+        assert all(0 <= part <= 1 for part in played["frequency"]) and np.allclose(played["threshold"], 2 / 3)
     assert json.loads((run / "control.json").read_text()) == found
     assert found == probe_control(run, repeats=2), "a control is a function of the run and the seed"
     assert before == [record.folder.stat().st_mtime_ns for record in Ledger(run / "seed_0").tasks()]

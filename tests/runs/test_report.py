@@ -123,7 +123,7 @@ def test_growth_is_drawn_by_task_and_layer(tmp_path):
     growth = {
         "experts": [[2, 2, 2], [0, 1, 0]],
         "frequency": [None, [0.2, 0.9, 0.5]],
-        "even": [None, [0.67] * 3],
+        "threshold": [None, [0.67] * 3],
         "by_kind": [None, [[0.2, 0.1, 0.3]] * 3],
         "parameters": [{"experts": 6, "routers": 4, "locator": 1}, {"experts": 1, "routers": 5, "locator": 1}],
     }

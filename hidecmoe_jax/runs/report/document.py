@@ -68,7 +68,8 @@ class RunFacts:
       archived_parameters: the same for what the ledger keeps (every task's own expert).
       trained_parameters: the same for what met the optimiser in the largest single stage.
       stored_bytes, archived_bytes: size on disk.
-      expert_sizes: parameters of each task's own expert.
+      added_parameters: numbers that each task added, by kind; `experts` are its own.
+      notes: what a reader should know of a task's experts (dead, unused), by task.
       settings: what a reader should know to repeat the run; JSON types.
       flops_per_query: operations of one prompt up to its first answer token: {"tokens", "pictures", "forward_base",
         "forward_method", "locator_prefill", "total", "ratio"}; None where unknown.
@@ -83,7 +84,8 @@ class RunFacts:
     trained_parameters: Mapping[str, int] | None = None
     stored_bytes: int | None = None
     archived_bytes: int | None = None
-    expert_sizes: Mapping[str, int] = field(default_factory=dict)
+    added_parameters: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    notes: Mapping[str, str] = field(default_factory=dict)
     settings: Mapping[str, object] = field(default_factory=dict)
     growth: Mapping[str, object] = field(default_factory=dict)
     flops_per_query: Mapping[str, int | float] | None = None
@@ -129,7 +131,8 @@ def run_document(
         "trained_parameters": _parameters(facts.trained_parameters),
         "stored_bytes": facts.stored_bytes,
         "archived_bytes": facts.archived_bytes,
-        "expert_sizes": dict(facts.expert_sizes),
+        "added_parameters": {task: dict(part) for task, part in facts.added_parameters.items()},
+        "notes": dict(facts.notes),
         "flops_per_query": None if facts.flops_per_query is None else dict(facts.flops_per_query),
         "seconds": _mean_by_name([seed.seconds for seed in seeds]),
         "seeds": {"list": [seed.seed for seed in seeds], "spread": spread, "per_seed": per_seed},

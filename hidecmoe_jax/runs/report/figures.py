@@ -34,7 +34,7 @@ def run_figures(document: Document) -> dict[str, bytes]:
         drawn["forgetting_curves"] = forgetting_curves(document)
     if document["routing_confusion"]:
         drawn["routing_confusion"] = routing_confusion(document)
-    if document["stored_parameters"] or document["expert_sizes"]:
+    if document["stored_parameters"] or document["added_parameters"]:
         drawn["expert_sizes"] = expert_sizes(document)
     found = document.get("growth") or {}
     if "experts" in found:
@@ -126,10 +126,10 @@ def routing_confusion(document: Document):
 
 
 def expert_sizes(document: Document):
-    """Parameters served, archived and trained by part, and below them each task's own expert."""
+    """Parameters served, archived and trained by part, and below them what each task added."""
     kinds = [(kind, document[f"{kind}_parameters"]) for kind in ("stored", "archived", "trained")]
     kinds = [(kind, counts) for kind, counts in kinds if counts]
-    sizes = document["expert_sizes"]
+    sizes = document["added_parameters"]
     heights = [0.55 * len(rows) + 0.9 for rows in (kinds, sizes) if rows]
     figure, axes = canvas(8.0, sum(heights) + 0.3, rows=len(heights), ratios=heights)
     axes = list(axes) if len(heights) > 1 else [axes]
@@ -137,27 +137,36 @@ def expert_sizes(document: Document):
         _stacked(axes[0], kinds)
         titles(axes[0], f"Parameters beyond the frozen base \u00b7 {document['method']}", x="", y="")
     if sizes:
-        axis = axes[-1]
-        bars = axis.barh(range(len(sizes)), list(sizes.values()), color=PART_COLORS["experts"], height=0.62)
-        axis.bar_label(bars, [_count(size) for size in sizes.values()], padding=4, fontsize=9, color=INK)
-        _rows(axis, [short(task) for task in sizes], longest=max(sizes.values()))
-        titles(axis, "Each task's own expert", x="parameters", y="")
+        _stacked(axes[-1], [(short(task), part) for task, part in sizes.items()])
+        titles(axes[-1], "Added by each task", x="parameters", y="")
     return figure
 
 
 def growth(document: Document):
-    """Experts that every task added in every layer; shaded by how often its probe was picked there."""
+    """Experts that every task added in every layer, shaded by how often its probe was picked there; beside them how
+    often the newest task's tokens picked each task's experts while it was probed."""
     found, tasks = document["growth"], document["tasks"]
-    layers = len(found["experts"][0])
-    figure, axis = canvas(2.6 + 0.62 * layers, 1.6 + 0.55 * len(found["experts"]))
+    layers, newest = len(found["experts"][0]), next((used for used in reversed(found.get("used", [])) if used), None)
+    panels = 1 + (newest is not None)
+    figure, axes = canvas((2.6 + 0.62 * layers) * panels, 1.6 + 0.55 * len(found["experts"]), columns=panels)
+    axes = list(axes) if panels > 1 else [axes]
     picked = [row or [None] * layers for row in found["frequency"]]
     shares = [[100 * (share or 0.0) for share in row] for row in picked]
     texts = [list(map(_growth_text, *rows)) for rows in zip(found["experts"], picked, strict=True)]
-    heat(axis, shares, top=100.0, texts=texts)
-    axis.set_xticks(range(layers), range(layers))
-    axis.set_yticks(range(len(texts)), [short(task) for task in tasks[: len(texts)]])
-    titles(axis, f"Experts added, and tokens that picked the probe \u00b7 {document['method']}", x="layer", y="")
+    _by_layer(axes[0], shares, texts, tasks)
+    titles(axes[0], f"Experts added, and tokens that picked the probe \u00b7 {document['method']}", x="layer", y="")
+    if newest is not None:
+        shares = [[100 * share for share in row] for row in newest]
+        _by_layer(axes[1], shares, [[f"{share:.0f}%" if share else "\u00b7" for share in row] for row in shares], tasks)
+        titles(axes[1], f"Tokens of {short(tasks[len(newest)])} that picked each task's experts", x="layer", y="")
     return figure
+
+
+def _by_layer(axis, shares: list[list[float]], texts: list[list[str]], tasks: list[str]) -> None:
+    """A heat map of percents, one row a task and one column a layer."""
+    heat(axis, shares, top=100.0, texts=texts)
+    axis.set_xticks(range(len(shares[0])), range(len(shares[0])))
+    axis.set_yticks(range(len(shares)), [short(task) for task in tasks[: len(shares)]])
 
 
 def _growth_text(added: int, share: float | None) -> str:
@@ -313,8 +322,9 @@ def _stacked(axis, kinds: Sequence[tuple[str, Mapping[str, int]]]) -> None:
 
 def _part(counts: Mapping[str, int], part: str) -> int:
     if part == "other":
-        return counts["total"] - sum(counts[name] for name in PART_COLORS if name != "other")
-    return counts[part]
+        known = sum(counts.get(name, 0) for name in PART_COLORS if name != "other")
+        return counts.get("total", known) - known
+    return counts.get(part, 0)
 
 
 def _method_bar(axis, place: int, method: Document, *, key: str) -> None:

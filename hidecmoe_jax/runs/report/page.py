@@ -65,9 +65,11 @@ CAPTIONS = {
     "is forgotten.",
     "routing_confusion": "Share and number of each task's test items (rows) sent to each expert (columns); "
     "unknown are inputs that the gate took for none of them. The diagonal is right.",
-    "expert_sizes": "Parameters beyond the frozen base: what is served, what is kept on disk, and what was trained.",
+    "expert_sizes": "Parameters beyond the frozen base: what is served, what is kept on disk, what was trained, "
+    "and what each task added.",
     "growth": "Experts that each task (rows) added in each layer (columns): +1 for one, a dot for none. The shade and "
-    "the percentage say how many tokens of the measuring records picked the probe. The first task is not probed.",
+    "the percentage say how many tokens of the measuring records picked the probe; the first task is not probed. "
+    "Beside it, how many tokens of the task probed last picked the experts of each earlier task (rows).",
     "expansion": "What each layer (columns) was worth to each task (rows) once learned: the fall of the answer loss "
     "where the fused layer gets the task's own expert back, or the unlikeness of features to those under earlier "
     "tasks' experts. Framed layers are expanded. The first task has nothing to be compared with.",

@@ -1,0 +1,107 @@
+"""What a mixture's growth looked like: what probes saw, what was added where, and who is used, as plain values."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hidecmoe_jax.experts.bank import EMPTY, Bank
+from hidecmoe_jax.experts.combine import cosine, distance
+from hidecmoe_jax.methods.learner import Learner
+from hidecmoe_jax.methods.probing import counted, limits, most_used
+from hidecmoe_jax.models.llava import Model
+
+if TYPE_CHECKING:
+    from hidecmoe_jax.methods.mixture import Mixture
+
+
+def growth_of(method: Mixture, model: Model, learner: Learner, bank: Bank) -> dict[str, Any]:
+    """By task, and within it by layer; None for tasks that were not probed.
+
+    Returns:
+      experts: how many the task added.
+      frequency, threshold: how often its probe was picked on the measuring records, as a part of all tokens that count,
+        and above which frequency the layer was expanded (CMoE-D14).
+      by_kind: the frequency among image, text and answer tokens; mass: the probe's part of the gates' weights (D13).
+      used: [task of the expert][layer], the part of tokens that picked experts of each task.
+      drift: of new experts that began as copies, {cosine, distance} to what they were copied from, after tuning (D17).
+      parameters: numbers the task added, by kind.
+    """
+    keys = ("experts", "frequency", "threshold", "by_kind", "mass", "used", "drift", "parameters")
+    found: dict[str, list] = {key: [] for key in keys}
+    owner = np.asarray(bank.owner_LS)
+    for task in range(max(method.learned(learner), default=-1) + 1):
+        told = _told(method, learner, owner, task) if _probed(learner, task) else {}
+        told |= {"experts": (owner == task).sum(axis=1).tolist()}
+        told["parameters"] = added(method, model, learner, bank, task)
+        told["drift"] = _drift(method, learner, bank, task) if _probed(learner, task) else None
+        for key in keys:
+            found[key].append(told.get(key))
+    return found
+
+
+def added(method: Mixture, model: Model, learner: Learner, bank: Bank, task: int) -> dict[str, int]:
+    """Numbers that one task added, by kind."""
+    owned = np.asarray(bank.owner_LS) == task
+    seen = np.asarray(learner.memory["visible"][task])
+    return {
+        "experts": method.lora.size(model) * int(owned.sum()),
+        "routers": model.config.decoder.width * int(seen.sum()),
+        "locator": method.gate.size(model),
+    }
+
+
+def probed(method: Mixture, learner: Learner, owner_LS: np.ndarray, task: int) -> tuple[np.ndarray, np.ndarray]:
+    """How often a task's probe was picked in every layer, and above which frequency that expands it, [L] each."""
+    chosen, heard = _seen_by(method, learner, owner_LS, task)
+    scale = method.top_k / np.maximum(chosen.sum(axis=1), 1)
+    return chosen[:, -1] * scale, limits(chosen, heard, method.probe) * scale
+
+
+def _probed(learner: Learner, task: int) -> bool:
+    return bool(np.asarray(learner.memory["verdict"]["count"][task]).any())
+
+
+def _seen_by(method: Mixture, learner: Learner, owner_LS: np.ndarray, task: int) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens that picked each slot while a task was probed, [L, S + 1], and which slots there were; last the probe."""
+    chosen = counted(np.asarray(learner.memory["verdict"]["count"][task]), method.probe)
+    heard = owner_LS != EMPTY
+    heard[:, method.slots(task).start :] = False
+    return chosen, np.concatenate([heard, np.ones((len(heard), 1), bool)], axis=1)
+
+
+def _told(method: Mixture, learner: Learner, owner_LS: np.ndarray, task: int) -> dict[str, Any]:
+    verdict = learner.memory["verdict"]
+    count, mass = np.asarray(verdict["count"][task], np.int64), np.asarray(verdict["mass"][task], np.float64)
+    chosen, _ = _seen_by(method, learner, owner_LS, task)
+    tokens = np.maximum(chosen.sum(axis=1), 1) / method.top_k
+    owners = [np.where(owner_LS == other, chosen[:, :-1], 0).sum(axis=1) / tokens for other in range(task)]
+    frequency, threshold = probed(method, learner, owner_LS, task)
+    return {
+        "frequency": frequency.tolist(),
+        "threshold": threshold.tolist(),
+        "by_kind": (count[:, -1] * method.top_k / np.maximum(count.sum(axis=1), 1)).tolist(),
+        "mass": (mass[:, -1].sum(-1) / np.maximum(mass.sum((1, 2)), 1e-9)).tolist(),
+        "used": [part.tolist() for part in owners],
+    }
+
+
+def _drift(method: Mixture, learner: Learner, bank: Bank, task: int) -> list[dict[str, float] | None] | None:
+    """By layer, how far the task's first new expert has gone from its source; None where nothing was added or where the
+    source is gone since."""
+    if method.start != "copy":
+        return None
+    owner, own = np.asarray(bank.owner_LS), method.slots(task).start
+    chosen, heard = _seen_by(method, learner, owner, task)
+    source = most_used(chosen[:, :-1], heard[:, :-1], 1)[:, 0]
+    found: list[dict[str, float] | None] = [None] * len(owner)
+    for slot in sorted({int(slot) for slot in source if slot >= 0}):
+        apart, angle = (_over_sites(of(bank, slot, own)) for of in (distance, cosine))
+        for layer in np.flatnonzero((source == slot) & (owner[:, own] == task)):
+            found[layer] = {"cosine": float(angle[layer]), "distance": float(apart[layer])}
+    return found
+
+
+def _over_sites(values: dict[str, np.ndarray]) -> np.ndarray:
+    return np.mean(list(values.values()), axis=0)
