@@ -1,9 +1,11 @@
 """When not to believe a gate: thresholds from records it did not learn from, and how far the best task is ahead.
 
 Every gate has a nearest task, also for an input of none. A part of every task's records is kept apart from learning;
-what these score tells below which score an input is unknown. A gate that looks at a picture and a text has two more
-thresholds, from the same records with one of them hidden, for inputs that have only the other: scores of one modality
-alone have another level, and the common threshold would refuse or accept nearly all of them.
+what these score tells below which score an input is unknown. There are two more thresholds for inputs that have only a
+picture or only a text: scores of one modality alone have another level, and the common threshold would refuse or accept
+nearly all of them. A gate that looks at CLIP's features reads them from the same records with one of the two hidden;
+one that looks at a state of the base, which cannot be hidden in parts, from those records that lack one. What no
+record of a task was like is unknown to it.
 """
 
 from __future__ import annotations
@@ -28,17 +30,26 @@ THRESHOLDS = (BOTH, SEEN_ALONE, READ_ALONE)
 
 
 def blank_thresholds(capacity: int, *, sides: bool) -> dict[str, Array]:
-    """Thresholds of no task; `sides` for a gate that looks at a picture and a text."""
+    """Thresholds of no task; `sides` with those for inputs that lack a picture or a text."""
     return {name: jnp.full((capacity,), LOWEST) for name in (THRESHOLDS if sides else (BOTH,))}
 
 
 def fit_apart(
-    by: Any, memory: dict[str, Array], task: int, shown: Any, *, foreign: float | None, share: float, key: Array
+    by: Any,
+    memory: dict[str, Array],
+    task: int,
+    shown: Any,
+    *,
+    pooled: Pooled | None,
+    foreign: float | None,
+    share: float,
+    key: Array,
 ) -> dict[str, Array]:
     """Fits locator `by` to a task and writes the task's thresholds.
 
     Args:
       shown: what the locator looks at, a row per record.
+      pooled: of the same records, for what they have; the very `shown` of a gate that looks at it.
       foreign: part of the held records that may lie below the thresholds; None as 0.
       share: part of the records that are held: not learned from, and scored.
     """
@@ -51,7 +62,11 @@ def fit_apart(
     if not apart:
         return fitted
     alone = jnp.arange(len(fitted[BOTH])) == task
-    views = {BOTH: held} | (_sides(held) if SEEN_ALONE in fitted else {})
+    views = {BOTH: held}
+    if SEEN_ALONE in fitted:
+        views = (
+            views | _sides(held) if shown is pooled else _kinds(held, jax.tree.map(itemgetter(order[:apart]), pooled))
+        )
     limits = {name: UNREACHED for name in views}
     for name, view in views.items():
         if jax.tree.leaves(view)[0].shape[0]:
@@ -68,6 +83,12 @@ def _sides(held: Pooled) -> dict[str, Pooled]:
         SEEN_ALONE: jax.tree.map(itemgetter(seen), held).replace(**deaf),
         READ_ALONE: jax.tree.map(itemgetter(read), held).replace(**blind),
     }
+
+
+def _kinds(held: Array, pooled: Pooled) -> dict[str, Array]:
+    """The held records by what they have."""
+    seen, read = np.asarray(pooled.has_image_B), np.asarray(pooled.has_text_B)
+    return {BOTH: held[seen & read], SEEN_ALONE: held[seen & ~read], READ_ALONE: held[read & ~seen]}
 
 
 def limits_of(memory: dict[str, Array], pooled: Pooled) -> Array:

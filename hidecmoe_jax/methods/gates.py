@@ -57,7 +57,9 @@ class AnchorGate:
         by = ClipAnchors(self.mixing)
         if self.foreign is None:
             return by.fit(memory, task, seen.pooled, key=key)
-        return fit_apart(by, memory, task, seen.pooled, foreign=self.foreign, share=self.kept_apart, key=key)
+        return fit_apart(
+            by, memory, task, seen.pooled, pooled=seen.pooled, foreign=self.foreign, share=self.kept_apart, key=key
+        )
 
     def scores(self, memory: Memory, seen: Seen, learned_N: Array) -> Array:
         """Mixed cosines, float32 [B, N]; -inf for tasks that are not learned."""

@@ -80,12 +80,14 @@ class Locating:
         """What is known of no task."""
         room = self.by.blank(capacity, self._width(model))
         # One-sided thresholds only where something is refused: archives of other runs keep their bytes.
-        return room | blank_thresholds(capacity, sides=self.reading is None and self.foreign is not None)
+        return room | blank_thresholds(capacity, sides=self.foreign is not None)
 
     def fit(self, memory: dict[str, Array], task: int, seen: Seen, *, key: Array) -> dict[str, Array]:
         """Learns a task from what was seen of its records, and the score below which an input is foreign to it."""
-        shown = self._shown(seen)
-        return fit_apart(self.by, memory, task, shown, foreign=self.foreign, share=self.kept_apart, key=key)
+        return fit_apart(
+            self.by, memory, task, self._shown(seen),
+            pooled=seen.pooled, foreign=self.foreign, share=self.kept_apart, key=key,
+        )  # fmt: skip
 
     def scores(self, memory: dict[str, Array], seen: Seen, learned_N: Array) -> Array:
         """How near every task is, float32 [B, N]; -inf for tasks that are not learned."""

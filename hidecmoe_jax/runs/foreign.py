@@ -22,6 +22,7 @@ from PIL import Image
 from hidecmoe_jax.core.errors import ConfigError
 from hidecmoe_jax.data.records import Record, Turn
 from hidecmoe_jax.locators.calibrate import auroc
+from hidecmoe_jax.locators.standard import LOWEST
 from hidecmoe_jax.methods.gates import AnchorGate, Memory
 from hidecmoe_jax.methods.learner import Seen
 from hidecmoe_jax.methods.locating import Locating
@@ -44,20 +45,22 @@ def foreign_study(run: str | Path, *, count: int = 100) -> dict[str, Any]:
       percent called unknown when the run does not know it. `outsiders`: the same for noise, blank and foreign pictures.
 
     Raises:
-      ConfigError: the run's gate has no thresholds, or it learned fewer than two tasks.
+      ConfigError: the run's gate has no thresholds, or there are fewer than two tasks.
     """
     folder, setting = Path(run), open_setting(config_of(run))
     method, seed = setting.config.method, folder / f"seed_{setting.config.seeds[0]}"
     kept = Ledger(seed).archive()
     learner = setting.recall(kept, folder)
     memory = learner.memory.get("gate", {})
-    if "threshold_N" not in memory or len(kept) < 2:
+    everyone = method.learned(learner) if "threshold_N" in memory else ()
+    blind = [setting.stream.tasks[task].name for task in everyone if memory["threshold_N"][task] <= LOWEST]
+    if len(everyone) < 2 or blind:
+        why = f"no threshold of {', '.join(blind)}" if blind else f"{len(everyone)} tasks have thresholds, it takes two"
         raise ConfigError(
-            "this run cannot say what is foreign", where=str(folder),
-            why=f"it has learned {len(kept)} tasks and its gate keeps {len(memory.get('threshold_N', ()))} thresholds",
-            remedy="learn two tasks with a locator as gate, for example --set method.gate.kind=locator",
+            "this run cannot say what is foreign", where=str(folder), why=why,
+            remedy="learn two tasks with a locator as gate and method.gate.kept_apart above 0",
         )  # fmt: skip
-    tasks, everyone = setting.stream.tasks[: len(kept)], range(len(kept))
+    tasks = setting.stream.tasks
     judge = margins_of(method.gate)
 
     def margins(records: tuple[Record, ...], label: str, known: Iterable[int]) -> np.ndarray:
@@ -69,14 +72,14 @@ def foreign_study(run: str | Path, *, count: int = 100) -> dict[str, Any]:
 
     table = [own(index) for index in everyone]
     found: dict[str, Any] = {
-        "known": {task.name: _below(line) for task, line in zip(tasks, table, strict=True)},
+        "known": {tasks[index].name: _below(line) for index, line in zip(everyone, table, strict=True)},
         "left_out": {},
         "outsiders": {},
     }
-    for out, task in enumerate(tasks):
+    for out in everyone:
         rest = [index for index in everyone if index != out]
         inside = np.concatenate([own(index, rest) for index in rest])
-        found["left_out"][task.name] = _told(inside, own(out, rest))
+        found["left_out"][tasks[out].name] = _told(inside, own(out, rest))
     with tempfile.TemporaryDirectory() as aside:
         for kind in OUTSIDERS:
             records = outsiders(setting, kind, Path(aside), count)

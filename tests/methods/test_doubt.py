@@ -184,8 +184,8 @@ def test_rt1_what_fits_the_covariance_in_common_but_not_the_tasks_own_is_unknown
     method = Locating(by=SharedGaussian(directions=directions), foreign=0.05, kept_apart=0.25)
     memory, wide, narrow = method.blank(3, model), rng.normal(0, 1, (80, width)), rng.normal(2, 0.05, (80, width))
     for task, rows in enumerate((wide, narrow)):
-        memory = method.fit(memory, task, Seen(None, jnp.float32(rows)), key=jax.random.key(task))
-    asked = Seen(None, jnp.float32(np.stack([np.full(width, 2.0), np.full(width, 2.4)])))
+        memory = method.fit(memory, task, Seen(samples(0, 80), jnp.float32(rows)), key=jax.random.key(task))
+    asked = Seen(samples(0, 2), jnp.float32(np.stack([np.full(width, 2.0), np.full(width, 2.4)])))
     sure = method.decide(memory, asked, LEARNED).certainty
     np.testing.assert_array_equal(sure.nearest_B, [1, 1])
     np.testing.assert_array_equal(sure.unknown_B, [False, True])
@@ -193,3 +193,23 @@ def test_rt1_what_fits_the_covariance_in_common_but_not_the_tasks_own_is_unknown
     np.testing.assert_allclose(sure.score_B, alone, rtol=1e-6)
     in_common = method.by.scores(memory, asked.state_BD, LEARNED)[:, 1]
     assert (np.asarray(in_common) > np.asarray(sure.limit_B)).all()
+
+
+def test_rt3_a_state_of_the_base_is_judged_among_records_that_have_as_much(model):
+    """A picture cannot be hidden from a state that was read with it: records without one set their own threshold."""
+    rng, width = np.random.default_rng(0), TINY.decoder.width
+    method = Locating(by=NearestMean(), foreign=0.05, kept_apart=0.5)
+    shown = np.arange(120) % 2 == 0
+    rows = np.where(shown[:, None], rng.normal(0, 0.1, (120, width)), rng.normal(0, 1, (120, width)))
+    both, bare = samples(0, 120), samples(0, 120).replace(has_image_B=np.zeros(120, bool))
+    mixed = method.fit(
+        method.blank(3, model), 0, Seen(both.replace(has_image_B=shown), jnp.float32(rows)), key=jax.random.key(0)
+    )
+    pictured = method.fit(method.blank(3, model), 0, Seen(both, jnp.float32(rows)), key=jax.random.key(0))
+    alone, states = jnp.array([True, False, False]), jnp.float32(rng.normal(0, 1, (120, width)))
+
+    def refused(memory, pooled):
+        return np.asarray(method.decide(memory, Seen(pooled, states), alone).certainty.unknown_B).mean()
+
+    assert refused(mixed, bare) < 0.3 and refused(mixed, both) > 0.9
+    assert refused(pictured, bare) == 1.0, "no record of the task came without a picture"

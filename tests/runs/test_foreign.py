@@ -40,3 +40,10 @@ def test_a_run_without_thresholds_is_refused(tmp_path):
     run = learn(make_world(tmp_path, "hide"), tmp_path / "run")
     with pytest.raises(ConfigError, match="cannot say what is foreign"):
         foreign_study(run)
+
+
+def test_a_run_that_kept_no_records_apart_is_refused(tmp_path):
+    gate = LOCATED["gate"] | {"kept_apart": 0}
+    run = learn(make_world(tmp_path, "hide", gate=gate), tmp_path / "run")
+    with pytest.raises(ConfigError, match="no threshold of birds, fish"):
+        foreign_study(run)
