@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from hidecmoe_jax.experts.routing import Voice
 from hidecmoe_jax.locators.anchors import Pooled
+from hidecmoe_jax.locators.gaussian import SharedGaussian
 from hidecmoe_jax.methods.learner import Learner, Method, Seen, Serving
 from hidecmoe_jax.models import flops
 from hidecmoe_jax.models.llava import Model
@@ -37,8 +38,7 @@ def flops_per_query(
     own = flops.forward(
         config, tokens, pictures=pictures, clip=found and method.reading is None, added=[_added(v) for v in voices]
     )
-    # Every number a locator stores (weights, means, covariances, kept features) meets a query once.
-    gate = 2 * method.sizes(model, learner)["stored"]["locator"] if found else 0
+    gate = _finding(method, model, learner, tasks) if found else 0
     second = 0
     if found and method.reading is not None:
         layers = method.reading.layer if method.reading.layer >= 0 else None
@@ -48,6 +48,17 @@ def flops_per_query(
         "tokens": tokens, "pictures": pictures, "forward_base": base, "forward_method": own + gate,
         "locator_prefill": second, "total": total, "ratio": total / base,
     }  # fmt: skip
+
+
+def _finding(method: Method, model: Model, learner: Learner, tasks: int) -> int:
+    """Operations of scoring one query: every number a gate stores (weights, means, covariances, kept features) meets it
+    once. A covariance in common is factored and inverted for every call, which a batch shares, and whitens every task's
+    deviation."""
+    stored = 2 * method.sizes(model, learner)["stored"]["locator"]
+    if not isinstance(getattr(method.gate, "by", None), SharedGaussian):
+        return stored
+    width = model.config.decoder.width
+    return stored + 4 * width**3 // 3 + 2 * tasks * width**2
 
 
 def _heard(method: Method, serving: Serving) -> tuple[tuple[Voice, ...], int]:

@@ -11,36 +11,55 @@ from tiny import run_config, write_base, write_stream
 
 from hidecmoe_jax.core import trees
 from hidecmoe_jax.core.errors import ConfigError
+from hidecmoe_jax.core.strict import build
 from hidecmoe_jax.evaluate.answer import answers
+from hidecmoe_jax.experts import pool, surgery
 from hidecmoe_jax.experts.bank import EMPTY
 from hidecmoe_jax.experts.routing import Routing, Voice
 from hidecmoe_jax.locators.anchors import ClipAnchors
 from hidecmoe_jax.methods.gates import NamedGate
-from hidecmoe_jax.methods.learner import Seen
+from hidecmoe_jax.methods.learner import Decision, Seen
 from hidecmoe_jax.methods.locating import Locating
 from hidecmoe_jax.methods.lora import Lora
 from hidecmoe_jax.methods.mixture import POOL, Mixture
 from hidecmoe_jax.methods.probing import Probe, cut, expands, most_used
-from hidecmoe_jax.models.llava import logits
+from hidecmoe_jax.models.llava import hidden, logits
 from hidecmoe_jax.runs.idle import experts_of, sentence
 from hidecmoe_jax.runs.setting import open_setting
 from hidecmoe_jax.scoring.matrix import staged_matrix
 
 LISTEN = jax.jit(logits)
+HIDDEN = jax.jit(lambda model, prompt, voices: hidden(model, prompt, voices, normed=False)[0])
+
+
+PROBE = {"share": 0.75, "measured": 0.4, "steps": 2}
+LORA = {"rank": 2, "alpha": 4, "dropout": 0.1}
+PLAIN = {
+    "kind": "mixture",
+    "lora": LORA | {"sites": ["ffn"]},
+    "probe": PROBE,
+    "gate": {"kind": "locator", "by": {"kind": "vae", "hidden": 8, "latent": 2, "epochs": 2}, "kept_apart": 0.25},
+}
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory):
-    """The mixture after three tasks; probes are judged so mildly that something grows."""
+def setting(tmp_path_factory):
     root = tmp_path_factory.mktemp("mixture")
     base, tasks = write_base(root / "base"), write_stream(root)
-    config = run_config(
-        base, "cmoe", tasks=tasks, tune={"bucket": 32}, kind="mixture",
-        lora={"rank": 2, "alpha": 4, "dropout": 0.1, "sites": ["ffn"]},
-        probe={"share": 0.75, "measured": 0.4, "steps": 2},
-        gate={"kind": "locator", "by": {"kind": "vae", "hidden": 8, "latent": 2, "epochs": 2}, "kept_apart": 0.25},
-    )  # fmt: skip
-    return teach(open_setting(config))
+    return open_setting(run_config(base, "cmoe", tasks=tasks, tune={"bucket": 32}, **PLAIN))
+
+
+@pytest.fixture(scope="module")
+def done(setting):
+    """The mixture after three tasks."""
+    return teach(setting)
+
+
+def taught(setting, tasks: int = 3, **method):
+    """Another mixture after the first tasks of the same stream."""
+    own = build(Mixture, {key: value for key, value in PLAIN.items() if key != "kind"} | method, "test")
+    stream = replace(setting.stream, tasks=setting.stream.tasks[:tasks])
+    return teach(replace(setting, stream=stream, config=replace(setting.config, method=own)))
 
 
 def asked(done, rows: int = 2):
@@ -138,6 +157,81 @@ def test_growth_follows_the_verdict(done):
         assert not any(np.asarray(leaf).any() for leaf in jax.tree.leaves(learner.memory["probe"]))
 
 
+def test_a_task_may_expand_no_layer_and_still_gets_a_router(setting):
+    """No probe is ever two thousand deviations above the mean."""
+    done = taught(setting, 2, probe=PROBE | {"slack": -2000.0})
+    learner = done.learners[2]
+    owner, visible = np.asarray(learner.past[POOL].owner_LS), np.asarray(learner.memory["visible"])
+    assert not (owner == 1).any() and not np.asarray(done.learners[2].memory["verdict"]["expand"][1]).any()
+    np.testing.assert_array_equal(visible[1], owner != EMPTY)
+    routers = np.asarray(done.learners[2].memory["routers"])
+    assert done.method.learned(done.learners[2]) == (0, 1) and not np.array_equal(routers[0], routers[1])
+    assert done.method.sizes(done.setting.model, done.learners[2])["stored"]["experts"] == 3 * 2 * 2 * (16 + 16)
+    told = done.method.growth_of(done.setting.model, done.learners[2])
+    assert told["experts"] == [[2] * 3, [0] * 3] and told["drift"] == [None, [None] * 3]
+    assert all(limit > share for limit, share in zip(told["threshold"][1], told["frequency"][1], strict=True))
+
+
+@pytest.mark.parametrize("start", ["copy", "probe", "blank"])
+def test_new_experts_begin_as_asked_and_a_layer_may_get_two(setting, start):
+    done = taught(setting, 2, start=start, more=2, probe=PROBE | {"rule": "across", "slack": 2000.0})
+    method, model, learner = done.method, done.setting.model, done.learners[1]
+    assert (np.asarray(done.learners[2].past[POOL].owner_LS) == 1).sum(1).tolist() == [2, 2, 2]
+    stages = method.stages(1)
+    probing = method.before(model, learner, stages[0], 1, jax.random.key(3))
+    b = {site: jnp.ones_like(leaf) for site, leaf in probing.live[POOL].b.items()}
+    probing = probing.replace(live={POOL: probing.live[POOL].replace(b=b)})
+    ready = method.after(model, probing, stages[0], 1)
+    count = jnp.zeros_like(ready.memory["verdict"]["count"]).at[1, :, 1].set(9).at[1, :, 0].set(4)
+    verdict = {"expand": ready.memory["verdict"]["expand"].at[1].set(True), "count": count}
+    ready = ready.replace(memory=ready.memory | {"verdict": ready.memory["verdict"] | verdict})
+    live = method.before(model, ready, stages[2], 1, jax.random.key(4)).live[POOL]
+    old, site = learner.past[POOL], "ffn"
+    wanted = {
+        "copy": (np.asarray(old.a[site])[:, :, [1, 0]], np.asarray(old.b[site])[:, [1, 0]]),
+        "probe": (np.repeat(np.asarray(probing.live[POOL].a[site]), 2, axis=2), np.ones_like(live.b[site])),
+        "blank": (np.asarray(live.a[site]), np.zeros_like(live.b[site])),
+    }[start]
+    np.testing.assert_array_equal(live.a[site], wanted[0])
+    np.testing.assert_array_equal(live.b[site], wanted[1])
+    assert np.asarray(live.a[site]).any() and not np.array_equal(live.a[site][:, :, 0], old.a[site][:, :, 0])
+    drift = method.growth_of(model, done.learners[2])["drift"][1]
+    assert (drift is None) is (start != "copy")
+    if start == "copy":
+        bank, used = done.learners[2].past[POOL], np.asarray(done.learners[2].memory["verdict"]["count"])[1].sum(-1)
+        for layer, told in enumerate(drift):
+            a, b = np.asarray(bank.a[site][layer], np.float64), np.asarray(bank.b[site][layer], np.float64)
+            source, new = (a[:, slot] @ b[slot] for slot in (int(used[layer, :2].argmax()), 2))
+            assert told["distance"] == pytest.approx(np.linalg.norm(source - new) / np.linalg.norm(source), rel=1e-4)
+            cosine = (source * new).sum() / np.linalg.norm(source) / np.linalg.norm(new)
+            assert told["cosine"] == pytest.approx(cosine, rel=1e-3)
+
+
+def test_a_layer_that_lost_its_experts_grows_again():
+    """With no more slots than a token picks, a probe is always picked and counts tell nothing."""
+    heard = np.array([[False, False, True], [True, False, True], [True, True, True]])
+    count = np.array([[0, 0, 12], [12, 0, 12], [8, 8, 8]])
+    np.testing.assert_array_equal(expands(count, heard, Probe()), [False, False, False])
+    np.testing.assert_array_equal(expands(count, heard, Probe(), fewest=2), [True, True, False])
+
+
+def test_experts_on_the_three_linears_are_routed_together(setting):
+    """Sent to all with one router that prefers nobody, they are the even fusion folded into the base."""
+    linears = LORA | {"sites": ["gate_proj", "up_proj", "down_proj"]}
+    done = taught(setting, 2, lora=linears, growth="uniform", start="blank")
+    batch, _ = asked(done)
+    for task in (0, 1):
+        then, now = (named(done, done.learners[count], task, batch.prompt) for count in (task + 1, 2))
+        np.testing.assert_array_equal(then, now)
+    bank, model = pool.taken(done.learners[2].past[POOL], 0, 3), done.setting.model
+    routing = Routing(jnp.ones((3, 1, 3)), jnp.zeros((3, 1, 16, 3)), 3)
+    layers = surgery.merge_into_base(model.params["decoder"]["layers"], bank, jnp.full((3, 3), 1 / 3))
+    folded = model.replace(params=model.params | {"decoder": model.params["decoder"] | {"layers": layers}})
+    found = LISTEN(model, batch.prompt, (Voice(bank, routing),))
+    np.testing.assert_allclose(found, LISTEN(folded, batch.prompt, ()), atol=2e-5)
+    assert not np.allclose(found, LISTEN(model, batch.prompt, ()), atol=1e-3)
+
+
 def test_tuning_ends_where_serving_begins(done):
     """The forward that trained the last task and the one that serves it are the same function."""
     batch, _ = asked(done)
@@ -192,6 +286,24 @@ def test_soft_weights_of_one_task_are_the_hard_choice(done):
     hard = named(done, done.learners[3], 1, batch.prompt)
     soft = named(done, done.learners[3], 1, batch.prompt, replace(done.method, gate=Locating(soft=True)))
     np.testing.assert_allclose(hard, soft, atol=1e-5)
+
+
+def test_soft_weights_mix_what_the_tasks_routers_say(done):
+    """In a model of one expanded layer the mix of two routers is the mix of their two updates of that layer."""
+    batch, _ = asked(done)
+    method, model, learner = replace(done.method, gate=Locating(soft=True)), done.setting.model, done.learners[3]
+    serving = method.serve(model, learner)
+    quiet = serving.replace(
+        memory=serving.memory | {"visible": serving.memory["visible"].at[:, :-1].set(False)}
+    )  # fmt: skip
+
+    def states(*weights):
+        decision = Decision(jnp.tile(jnp.array([[*weights, 0.0, 0.0]]), (2, 1)), jnp.zeros((2, 4)))
+        return np.asarray(HIDDEN(model, batch.prompt, method.voices(quiet, decision)))
+
+    one, other, mixed, base = states(1.0, 0.0), states(0.0, 1.0), states(0.25, 0.75), states(0.0, 0.0)
+    np.testing.assert_allclose(mixed - base, 0.25 * (one - base) + 0.75 * (other - base), atol=1e-5)
+    assert np.abs(one - other).max() > 1e-3
 
 
 def test_rt1_an_unknown_input_is_answered_by_the_base(done):

@@ -84,12 +84,23 @@ def test_rt4_a_batch_writes_what_single_runs_write(rows, padding):
         assert sure >= 2
 
 
-def test_greedy_equals_a_rollout_without_a_cache():
-    """The prompt's routing speaks at every later token: the rollout passes the same gains to each forward."""
+def token_routed(rows):
+    """The same experts behind a token router of every sample's own that sends each token to two of them."""
+    model, bank, _ = voiced()
+    rng, width = np.random.default_rng(5), model.config.decoder.width
+    router = rng.normal(0, 1, (bank.layers, 4, width, bank.slots)).astype(np.float32)
+    gain = jnp.ones((bank.layers, len(rows), bank.slots))
+    return (Voice(bank, Routing(gain, jnp.asarray(router[:, rows]), 2)),)
+
+
+@pytest.mark.parametrize("voice", [voice, token_routed])
+def test_greedy_equals_a_rollout_without_a_cache(voice):
+    """The prompt's routing speaks at every later token, and a token router sends a token that is written where it sends
+    it as part of a prompt: the rollout passes the same routing to each forward."""
     rows, model = [0, 1, 2, 3], voiced()[0]
     prompt, _ = laid(rows, extra=GREEDY.max_new_tokens)
     tokens, mask = np.array(prompt.tokens_BT), np.array(prompt.mask_BT)
-    written = run(rows, left=True)
+    written = run(rows, left=True, voices=voice(rows))
     silent = (Voice(voiced()[1], Routing(jnp.zeros((2, 4, 3)))),)
     assert not np.array_equal(written.tokens_BN, run(rows, left=True, voices=silent).tokens_BN)
     ends = mask.sum(1)

@@ -17,7 +17,8 @@ def test_a_task_more_costs_its_bytes_and_no_compilation(tmp_path, run_python):
     done = run_python(f"import subprocess; subprocess.run({command!r}, check=True)", timeout=1500)
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(out.read_text())
-    assert set(found["methods"]) == {"hide", "cmoe", "cmoe_uniform"} and out.with_suffix(".png").stat().st_size > 20_000
+    assert set(found["methods"]) == {"hide", "cmoe", "cmoe_uniform", "hidecmoe"}
+    assert out.with_suffix(".png").stat().st_size > 20_000
     for method, rows in found["methods"].items():
         assert len(rows) == found["size"]["tasks"] >= 5
         assert len({tuple(row["shape"]) for row in rows}) == 1  # one kind of task
@@ -28,8 +29,8 @@ def test_a_task_more_costs_its_bytes_and_no_compilation(tmp_path, run_python):
         experts = [row["array_bytes"]["experts"] for row in rows]
         assert len(set(experts[1:])) == 1, method  # the first task of a mixture has more experts
         memory = [row["array_bytes"]["memory"] for row in rows]
-        # A router sees one slot a layer more than the one before it; its verdict counts it. Anchors are all alike.
-        more = 0 if method == "hide" else LAYERS * (4 * WIDTH + 1 + 4 * KINDS)
+        # A router sees one slot a layer more than the one before it; its verdict counts it twice. Anchors are all alike.
+        more = 0 if method in ("hide", "hidecmoe") else LAYERS * (4 * WIDTH + 1 + 2 * 4 * KINDS)
         assert {after - before for before, after in zip(memory[1:], memory[2:], strict=False)} == {more}
         assert sum(row["stored_parameters"]["experts"] for row in rows) > 0
     hide = [row["stored"] for row in found["methods"]["hide"]]
