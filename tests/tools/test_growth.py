@@ -29,7 +29,7 @@ def test_a_task_more_costs_its_bytes_and_no_compilation(tmp_path, run_python):
         experts = [row["array_bytes"]["experts"] for row in rows]
         assert len(set(experts[1:])) == 1, method  # the first task of a mixture has more experts
         memory = [row["array_bytes"]["memory"] for row in rows]
-        # A router sees one slot a layer more than the one before it; its verdict counts it twice. Anchors are all alike.
+        # A router sees one slot a layer more than the one before; its verdict counts it twice. Anchors are all alike.
         more = 0 if method in ("hide", "hidecmoe") else LAYERS * (4 * WIDTH + 1 + 2 * 4 * KINDS)
         assert {after - before for before, after in zip(memory[1:], memory[2:], strict=False)} == {more}
         assert sum(row["stored_parameters"]["experts"] for row in rows) > 0
