@@ -19,7 +19,7 @@ stays in its memory whatever is edited.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import jax
@@ -68,6 +68,22 @@ class Edit:
             raise ValueError("an empty list of layers edits nothing; leave layers out for all")
 
 
+def narrowed(method: Method, learner: Learner, edit: Edit) -> Edit | None:
+    """The edit in those of its layers in which a learner has something to edit; None where it has nothing.
+
+    Seeds of a run may have grown experts in different layers, and one edit is for all of them.
+    """
+    bank = learner.past.get(POOL if isinstance(method, Mixture) else FAMILY)
+    if bank is None:
+        return edit
+    tasks = tuple(task for task in (edit.into, edit.task) if task is not None)
+    there = set((_shared(bank, tasks) + bank.first_layer).tolist())
+    if edit.layers is None:
+        return edit if there else None
+    layers = tuple(layer for layer in edit.layers if layer in there)
+    return replace(edit, layers=layers) if layers else None
+
+
 def edited(method: Method, learner: Learner, edit: Edit) -> Learner:
     """The learner after an edit; every slot that is not named keeps its bytes.
 
@@ -96,14 +112,19 @@ def even_weights(mode: str, count: int) -> tuple[float, ...]:
     return (1.0 / count,) * count if mode in combine.SVD_MODES else (1.0 / count**2,) * count
 
 
+def _shared(bank: Bank, tasks: tuple[int, ...]) -> np.ndarray:
+    """Rows in which every one of `tasks` owns a slot."""
+    owner_LS = np.asarray(bank.owner_LS)
+    return np.flatnonzero(np.all([(owner_LS == task).any(axis=1) for task in tasks], axis=0))
+
+
 def owned(bank: Bank, tasks: tuple[int, ...], layers: tuple[int, ...] | None) -> np.ndarray:
     """Rows in which every one of `tasks` owns a slot; of `layers` only, if these are given.
 
     Raises:
       ConfigError: there is no such row, or a layer is named in which one owns nothing.
     """
-    owner_LS = np.asarray(bank.owner_LS)
-    rows = np.flatnonzero(np.all([(owner_LS == task).any(axis=1) for task in tasks], axis=0))
+    rows = _shared(bank, tasks)
     known = ", ".join(str(row + bank.first_layer) for row in rows) or "none"
     try:
         asked = rows if layers is None else rows_of(bank, layers)

@@ -2,7 +2,7 @@
 
 What serves, and what the next task is learned from, is the archive of the first n tasks with those edits on top that
 were committed when at most n tasks were there. Take the list away and the run is what it was. One file serves all
-seeds, so a commit is one rename.
+seeds, so a commit is one rename; a seed in which there is nothing to edit stays as it is.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 from hidecmoe_jax.core import strict
 from hidecmoe_jax.core.errors import CheckpointError
-from hidecmoe_jax.methods.editing import Edit, edited
+from hidecmoe_jax.methods.editing import Edit, edited, narrowed
 from hidecmoe_jax.methods.learner import Learner, Method
 from hidecmoe_jax.models.llava import Model
 from hidecmoe_jax.runs.disk import read_json, sync_folder, write_json
@@ -81,5 +81,6 @@ def laid_over(run: Path, method: Method, learner: Learner, kept: Sequence[dict |
         named = {one.edit.task, one.edit.into} - {None}
         # Of a task that could not be loaded there is nothing to edit.
         if one.tasks <= len(kept) and all(kept[task] is not None for task in named):
-            learner = edited(method, learner, one.edit)
+            own = narrowed(method, learner, one.edit)
+            learner = learner if own is None else edited(method, learner, own)
     return learner

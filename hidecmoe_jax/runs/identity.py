@@ -25,7 +25,10 @@ FILE = "run.json"
 FORMAT = 1
 ERRORS = "data_errors.jsonl"  # may be there before a run is: the list of why it did not start
 # What a run writes, run.json last: an overwrite that is interrupted leaves something that still is a run.
-_OURS = re.compile(r"seed_\d+|config\.yaml|report\.(json|html)|figures|facts\.json|edits\.json|data_errors\.jsonl")
+_OURS = re.compile(
+    r"seed_\d+|config\.yaml|report\.(json|html)|figures|facts\.json|edits\.json|data_errors\.jsonl"
+    r"|(foreign|control|overlap|retire|merge|cka|cka_legacy)\.json"
+)
 
 
 def check_run(folder: Path, *, resume: bool, overwrite: bool) -> bool:

@@ -4,7 +4,7 @@ two kept.
 They are sealed like tasks, but they are scaffolding: once a task is committed they are worth nothing, and
 rotation throws them away. It can reach nothing outside its own folder, so no finished task can ever be
 rotated out. Steps count from 0 in every stage, so a checkpoint's age is its serial number, and what it
-belongs to stands in its `meta`.
+belongs to stands in its `meta`: lesson, stage, and the data. A checkpoint of anything else is not gone on from.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Progress:
         Args:
           step: of the stage, counted from 0.
           state: everything that training goes on from.
-          meta: JSON facts; name the task and the stage, for a checkpoint may outlive its task by a crash.
+          meta: JSON facts; name the stage and the data, for a checkpoint may outlive its task by a crash.
 
         Raises:
           NumericsError, ResourceError, CheckpointError: as `write_store`; the earlier checkpoints are intact.
@@ -129,3 +129,19 @@ class Progress:
         line = {"at": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "passed_over": folder.name, "why": error.why}
         with open(self.folder / "fallbacks.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
+
+
+def within(seed: Path) -> Progress:
+    """The checkpoints within a training stage of the lesson that a seed of a run has begun."""
+    return Progress(seed / "progress")
+
+
+def between(seed: Path) -> Progress:
+    """The learner between two stages of that lesson, so that a crash costs a stage and never a lesson."""
+    return Progress(seed / "between", keep=1)
+
+
+def forget(seed: Path) -> None:
+    """Drops every checkpoint of the lesson that a seed of a run has begun."""
+    within(seed).clear()
+    between(seed).clear()

@@ -14,12 +14,13 @@ from typing import Any
 
 from hidecmoe_jax.core import strict
 from hidecmoe_jax.core.errors import CheckpointError
-from hidecmoe_jax.methods.learner import Method
+from hidecmoe_jax.methods.learner import Learner, Method
+from hidecmoe_jax.methods.mixture import Mixture
 from hidecmoe_jax.runs.cells import Cells, Curve
 from hidecmoe_jax.runs.config import from_mapping, to_mapping
 from hidecmoe_jax.runs.costs import flops_per_query
 from hidecmoe_jax.runs.disk import read_json, write_json
-from hidecmoe_jax.runs.edits import laid_over
+from hidecmoe_jax.runs.edits import laid_over, read
 from hidecmoe_jax.runs.identity import read_run
 from hidecmoe_jax.runs.idle import sentence
 from hidecmoe_jax.runs.ledger import Ledger
@@ -46,7 +47,7 @@ def write(setting: Setting, folder: Path) -> None:
     was = setting.recall(kept, None)  # as it was learned
     learner = laid_over(folder, method, was, kept)
     sizes = method.sizes(setting.model, was) | {"stored": method.sizes(setting.model, learner)["stored"]}
-    growth = method.growth_of(setting.model, was)
+    growth = _growth(setting, folder, kept, was)
     asked = {
         task.name: [
             {
@@ -73,6 +74,16 @@ def write(setting: Setting, folder: Path) -> None:
     }
     write_json(folder / FACTS, facts)
     rebuild(folder)
+
+
+def _growth(setting: Setting, folder: Path, kept: list, was: Learner) -> dict[str, Any]:
+    """How the method grew. A mixture's task was probed under the edits that held when it was learned."""
+    method = setting.config.method
+    found = method.growth_of(setting.model, was)
+    for count in sorted({one.tasks for one in read(folder)} if isinstance(method, Mixture) else ()):
+        then = method.growth_of(setting.model, laid_over(folder, method, was, kept[:count]))
+        found = {name: [*parts[:count], *then[name][count:]] for name, parts in found.items()}
+    return found
 
 
 def rebuild(folder: str | Path) -> Path:

@@ -25,7 +25,7 @@ from hidecmoe_jax.runs.cells import Curve
 from hidecmoe_jax.runs.edits import read, recall
 from hidecmoe_jax.runs.idle import experts_of, sentence
 from hidecmoe_jax.runs.ledger import Ledger
-from hidecmoe_jax.runs.progress import Progress
+from hidecmoe_jax.runs.progress import between, forget, within
 from hidecmoe_jax.runs.rows import evaluate_cell
 from hidecmoe_jax.runs.setting import Setting, say
 from hidecmoe_jax.runs.signals import Stop
@@ -56,6 +56,11 @@ class Options:
 def lesson_name(tasks: Sequence[str], lesson: tuple[int, ...]) -> str:
     """Name of a commit of a run with these tasks: the task's, or `joint`."""
     return tasks[lesson[0]] if len(lesson) == 1 else JOINT
+
+
+def data_of(stream: Stream, lesson: tuple[int, ...]) -> list[list[str]]:
+    """Names and fingerprints of the tasks up to a lesson: what checkpoints of the lesson belong to."""
+    return [[task.name, task.fingerprint] for task in stream.tasks[: max(lesson) + 1]]
 
 
 def tune_of(tune: Tune, stream: Stream, lesson: tuple[int, ...]) -> Tune:
@@ -113,8 +118,7 @@ class SeedRun:
             if number >= len(kept):
                 self.learn(number, lesson, kept)
                 kept.append(self.ledger.load(number)[0])
-                Progress(self.folder / "progress").clear()
-                self._between.clear()
+                forget(self.folder)
             self.evaluate(number + 1, kept)
         if self.setting.config.evaluate.variants and self.seed == self.setting.config.seeds[0]:
             self.evaluate_variants(kept)
@@ -137,13 +141,15 @@ class SeedRun:
         # An edit changes what was archived; what has to keep its bytes is then the edited learner that is gone on from.
         held = [method.keep(learner, task) for task in range(len(kept))] if read(self.folder.parent) else kept
         material = setting.material(method.records(setting.stream, lesson), lesson, name)
-        (learner, done, took), stages = self._entered(learner, number), method.stages(number)
+        data, stages = data_of(setting.stream, lesson), method.stages(number)
+        learner, done, took = self._entered(learner, number, name, data)
         for place, stage in list(enumerate(stages))[done:]:
             since = time.monotonic()
             learner = jax.block_until_ready(self._staged(learner, stage, material, tune, name, at=(number, place)))
             took[stage.kind] = round(time.monotonic() - since, 3)
             if any(later.trains for later in stages[place + 1 :]):
-                self._between.save(place, trees.flatten(learner), meta={"lesson": number, "stages": took})
+                about = {"lesson": number, "data": data, "stages": took}
+                between(self.folder).save(place, trees.flatten(learner), meta=about)
         self._verify(learner, held, name)
         facts = {
             "tasks": [setting.stream.tasks[task].name for task in lesson],
@@ -176,9 +182,9 @@ class SeedRun:
     def _trained(
         self, learner: Learner, stage: Stage, material: Material, tune: Tune, name: str, *, at: tuple[int, int], key
     ) -> Learner:
-        progress, curve = Progress(self.folder / "progress"), Curve(self.folder / "metrics.jsonl")
-        own = tuned_for(stage, tune, len(material.encoded))
-        watch = Watching(progress, curve, self.stop, own, name, at, self.options.on_corrupt)
+        progress, curve = within(self.folder), Curve(self.folder / "metrics.jsonl")
+        own, data = tuned_for(stage, tune, len(material.encoded)), data_of(self.setting.stream, self.lessons[at[0]])
+        watch = Watching(progress, curve, self.stop, own, name, at, data, self.options.on_corrupt)
         method, model = self.setting.config.method, self.setting.model
         return run_stage(
             method, model, learner, stage, material, tune=own, key=key, seed=self._order(*at), watch=watch, task=name
@@ -188,15 +194,15 @@ class SeedRun:
         """Seed of what a stage draws: it depends on the run's seed, the lesson and the place, not on the way there."""
         return int(np.random.SeedSequence([self.seed, number, place]).generate_state(1)[0])
 
-    @property
-    def _between(self) -> Progress:
-        """The learner between two stages of a lesson, so that a crash costs a stage and never a lesson."""
-        return Progress(self.folder / "between", keep=1)
-
-    def _entered(self, learner: Learner, number: int) -> tuple[Learner, int, dict[str, float]]:
+    def _entered(
+        self, learner: Learner, number: int, name: str, data: list[list[str]]
+    ) -> tuple[Learner, int, dict[str, float]]:
         """The learner after the stages of a lesson that are finished, how many these are, and what each one took."""
-        found = self._between.latest(on_corrupt=self.options.on_corrupt)
+        found = between(self.folder).latest(on_corrupt=self.options.on_corrupt)
         if found is None or found[2]["lesson"] != number:
+            return learner, 0, {}
+        if found[2].get("data") != data:
+            say(f"warning: {name}: the checkpoint between its stages is of other data; left out")
             return learner, 0, {}
         place, flat, facts = found
         return jax.tree.map(jnp.asarray, trees.restore_into(learner, flat)), place + 1, dict(facts.get("stages", {}))

@@ -24,7 +24,7 @@ from hidecmoe_jax.runs.identity import ERRORS, changes_of, check_run, open_run
 from hidecmoe_jax.runs.ledger import Ledger
 from hidecmoe_jax.runs.lock import writer_lock
 from hidecmoe_jax.runs.missing import gather
-from hidecmoe_jax.runs.progress import Progress
+from hidecmoe_jax.runs.progress import forget
 from hidecmoe_jax.runs.seed_run import Options, SeedRun
 from hidecmoe_jax.runs.setting import Setting, open_setting, say, session_facts
 from hidecmoe_jax.runs.signals import Stop, graceful_stop
@@ -176,8 +176,9 @@ def rollback(run: str | Path, tasks: int) -> Path:
         changes_of(folder, setting.identity(), options.allow)  # refuses before anything is moved
         for seed in config.seeds:
             home = folder / f"seed_{seed}"
-            for row in range(len(Ledger(home).tasks()), tasks, -1):
-                forget_last(home, row, names[row - 1])
+            for row in range(len(names), tasks, -1):
+                learned = row <= len(Ledger(home).tasks())
+                (forget_last if learned else forget_begun)(home, row, names[row - 1])
             Curve(home / "metrics.jsonl").rewind((tasks, 0, 0))
         edits.keep_until(folder, tasks)
         enter(setting, folder, options)
@@ -196,23 +197,45 @@ def without_last(stream: StreamConfig, names: Sequence[str]) -> StreamConfig:
 def forget_last(folder: Path, row: int, task: str) -> None:
     """Takes the last lesson of a seed out, so that it can be learned again; answers are moved aside, not deleted."""
     aside = Ledger(folder).withdraw(row - 1)
-    Progress(folder / "progress").clear()
-    columns = [f for name in (task, f"{task}.named") for f in sorted(folder.glob(f"answers/row_*/{name}.jsonl"))]
-    _answers_aside(folder, row, aside, columns)
+    forget(folder)
+    _move(_row(folder, row) + _columns(folder, task), aside)
+    Cells(folder / "cells.json").forget(row, task)
+
+
+def forget_begun(folder: Path, row: int, task: str) -> None:
+    """Takes out what there is of a lesson that was not finished: checkpoints, and early answers to its task, which are
+    moved aside."""
+    forget(folder)
+    _move(_columns(folder, task), _aside(folder, f"{row - 1:03d}_{task}"))
     Cells(folder / "cells.json").forget(row, task)
 
 
 def forget_row(folder: Path, row: int) -> None:
     """Takes the measurements of a seed's last row out, so that they are made again; answers are moved aside."""
-    aside = folder / "withdrawn"
-    aside.mkdir(exist_ok=True)
-    _answers_aside(folder, row, aside / f"row_{row:03d}.{sum(1 for _ in aside.iterdir())}", [])
+    _move(_row(folder, row), _aside(folder, f"row_{row:03d}"))
     Cells(folder / "cells.json").forget(row)
 
 
-def _answers_aside(folder: Path, row: int, aside: Path, more: list[Path]) -> None:
-    """Moves a row's answers, the variants' and `more` files to names that begin with `aside`."""
-    for path in (folder / "answers" / f"row_{row:03d}", folder / "variants", *more):
+def _row(folder: Path, row: int) -> list[Path]:
+    """Answers of a seed's last row, and those of the variants."""
+    return [folder / "answers" / f"row_{row:03d}", folder / "variants"]
+
+
+def _columns(folder: Path, task: str) -> list[Path]:
+    """Answers to a task's questions in all rows of a seed."""
+    return [path for name in (task, f"{task}.named") for path in sorted(folder.glob(f"answers/row_*/{name}.jsonl"))]
+
+
+def _aside(folder: Path, name: str) -> Path:
+    """A free name among what was taken out of a seed."""
+    aside = folder / "withdrawn"
+    aside.mkdir(exist_ok=True)
+    return aside / f"{name}.{sum(1 for _ in aside.iterdir())}"
+
+
+def _move(paths: list[Path], aside: Path) -> None:
+    """Moves answers to names that begin with `aside`; of a row that is gone its columns are gone with it."""
+    for path in paths:
         if path.exists():
             path.rename(aside.parent / f"{aside.name}.{path.parent.name}.{path.name}")
 

@@ -3,7 +3,8 @@
 A trial answers held-out questions of every learned task before and after the edit and counts what is stored; it leaves
 a table in the run folder and touches nothing else. A commit is refused where a task falls by more than is allowed
 (RT11). It writes the edit into RUN/edits.json and measures the last row again; the archive of the tasks keeps every
-byte, so `restore` takes an edit back.
+byte, so `restore` takes an edit back. Seeds may have grown experts in different layers: one in which there is nothing
+to edit is left as it is, and a run only if that is so in all of them.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import numpy as np
 from hidecmoe_jax.core.errors import ConfigError
 from hidecmoe_jax.data.records import Record
 from hidecmoe_jax.data.stream import Task
-from hidecmoe_jax.methods.editing import Edit, edited
+from hidecmoe_jax.methods.editing import Edit, edited, narrowed
 from hidecmoe_jax.methods.learner import Serving
 from hidecmoe_jax.runs import edits
 from hidecmoe_jax.runs.disk import write_json
@@ -28,7 +29,7 @@ from hidecmoe_jax.runs.identity import changes_of
 from hidecmoe_jax.runs.ledger import Ledger
 from hidecmoe_jax.runs.lock import writer_lock
 from hidecmoe_jax.runs.seed_run import Options
-from hidecmoe_jax.runs.setting import Setting, bar, open_setting
+from hidecmoe_jax.runs.setting import Setting, bar, open_setting, say
 from hidecmoe_jax.runs.signals import Stop, graceful_stop
 from hidecmoe_jax.runs.stream_loop import config_of, enter, forget_row, open_stream_names, walk
 from hidecmoe_jax.scoring.score import by_id, score
@@ -61,10 +62,10 @@ def retire(run: str | Path, task: str, *, layers: Sequence[int] | None = None, *
 
     Returns:
       What `retire.json` in the run folder holds: `tasks` (seed, task, count, before, after, change in points), `stored`
-      (numbers before and after), `committed`.
+      (numbers before and after), `left` (seeds in which there is nothing to retire), `committed`.
 
     Raises:
-      ConfigError: nothing to retire, an unfinished run, or a commit that costs a task more than is allowed.
+      ConfigError: nothing to retire in any seed, an unfinished run, or a commit that costs a task more than is allowed.
     """
     folder = Path(run)
     edit = _edit(kind="retire", task=_number(folder, task), layers=layers)
@@ -115,7 +116,8 @@ def restore(run: str | Path) -> Path:
             )  # fmt: skip
         setting = open_setting(config)
         changes_of(folder, setting.identity())
-        _written(setting, folder, done[:-1], stop)
+        left = done[-1].effect.get("left", ())
+        _written(setting, folder, done[:-1], [seed for seed in config.seeds if seed not in left], stop)
     return folder
 
 
@@ -145,20 +147,44 @@ def _tried(folder: Path, edit: Edit, what: str, trial: Trial) -> dict[str, Any]:
             )  # fmt: skip
         setting = open_setting(config)
         changes_of(folder, setting.identity())
-        lines, stored = [], {}
-        for seed in config.seeds:
-            told, stored[str(seed)] = _effect(setting, folder, edit, seed, trial.count, stop)
+        lines, stored, parts = [], {}, _parts(setting, folder, edit)
+        for seed, part in parts.items():
+            told, stored[str(seed)] = _effect(setting, folder, part, seed, trial.count, stop)
             lines += told
-        result = {"what": what, "tasks": lines, "stored": stored, "allowed": trial.allowed, "committed": False}
+        effect = {"tasks": lines, "stored": stored, "left": [seed for seed in config.seeds if seed not in parts]}
+        result = {"what": what, **effect, "allowed": trial.allowed, "committed": False}
         write_json(folder / f"{edit.kind}.json", result)
         if trial.commit:
             _gate(lines, trial.allowed, what)
             now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-            effect = {"tasks": lines, "stored": stored}
-            _written(setting, folder, (*edits.read(folder), Committed(edit, len(names), what, now, effect)), stop)
+            committed = (*edits.read(folder), Committed(edit, len(names), what, now, effect))
+            _written(setting, folder, committed, list(parts), stop)
             result["committed"] = True
             write_json(folder / f"{edit.kind}.json", result)
     return result
+
+
+def _parts(setting: Setting, folder: Path, edit: Edit) -> dict[int, Edit]:
+    """What there is to do of an edit in every seed in which there is something; says which seeds that leaves.
+
+    Raises:
+      ConfigError: there is nothing to edit in any seed, or in none in a layer that is named.
+    """
+    method, seeds, found = setting.config.method, setting.config.seeds, {}
+    for seed in seeds:
+        learner = setting.recall(Ledger(folder / f"seed_{seed}").archive(), folder)
+        found[seed] = narrowed(method, learner, edit)
+    parts = {seed: part for seed, part in found.items() if part is not None}
+    known = {layer for part in parts.values() for layer in part.layers or ()}
+    if not parts or not known >= set(edit.layers or ()):
+        edited(method, learner, edit)  # what no seed has, this one has not either: says so and raises
+    for seed in seeds:
+        if seed not in parts:
+            say(f"seed {seed}: there is nothing to {edit.kind}, it is left as it is")
+        elif parts[seed] != edit:
+            layers = ", ".join(map(str, parts[seed].layers))
+            say(f"seed {seed}: there is something to {edit.kind} only in layers {layers}")
+    return parts
 
 
 def _gate(lines: list[dict[str, Any]], allowed: float, what: str) -> None:
@@ -173,12 +199,12 @@ def _gate(lines: list[dict[str, Any]], allowed: float, what: str) -> None:
         )  # fmt: skip
 
 
-def _written(setting: Setting, folder: Path, now: Sequence[Committed], stop: Stop) -> None:
-    """Puts `now` in place of the edits of a run and measures its last row again.
+def _written(setting: Setting, folder: Path, now: Sequence[Committed], seeds: Sequence[int], stop: Stop) -> None:
+    """Puts `now` in place of the edits of a run and measures the last row of the seeds that this changes again.
 
     The old row goes first: a run that dies in between has a row that is missing, never one of another learner.
     """
-    for seed in setting.config.seeds:
+    for seed in seeds:
         forget_row(folder / f"seed_{seed}", len(setting.stream.tasks))
     edits.write(folder, now)
     options = Options(resume=True)

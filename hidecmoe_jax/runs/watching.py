@@ -26,6 +26,7 @@ class Watching:
 
     Attributes:
       at: number of the lesson and place of the stage in it; checkpoints and metrics are filed under it.
+      data: what the lesson is learned from; a checkpoint of other data is not gone on from.
     """
 
     progress: Progress
@@ -34,16 +35,20 @@ class Watching:
     tune: Tune
     name: str
     at: tuple[int, int]
+    data: list[list[str]]
     on_corrupt: str = "refuse"
     shown: tqdm | None = None
     since: float = 0.0
 
     def resume(self, stage: Stage) -> tuple[int, dict[str, np.ndarray]] | None:
-        """The newest checkpoint of this very stage, if any; metrics after it are taken back."""
+        """The newest checkpoint of this very stage and data, if any; metrics after it are taken back."""
         found = self.progress.latest(on_corrupt=self.on_corrupt)
         step, state, facts = found if found is not None else (0, {}, {})
-        mine = tuple(facts.get("at", ())) == self.at
+        here = tuple(facts.get("at", ())) == self.at
+        mine = here and facts.get("data") == self.data
         self.curve.rewind((*self.at, step + 1 if mine else 0))
+        if here and not mine:
+            self.warn(f"{self.name}: the checkpoint within stage {stage.kind} is of other data; left out")
         if not mine:
             return None
         say(f"task {self.name}: going on after step {step} of stage {stage.kind}")
@@ -65,7 +70,7 @@ class Watching:
             self.curve.flush()
         if ((step + 1) % self.tune.save_every == 0 and not last) or self.stop.requested:
             self.curve.flush()
-            self.progress.save(step, state(), meta={"at": list(self.at)})
+            self.progress.save(step, state(), meta={"at": list(self.at), "data": self.data})
         if last or self.stop.requested:
             self.curve.flush()
             self.shown.close()

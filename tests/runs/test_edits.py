@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import test_resume_stages
 from runs_world import make_world, outcome
 
 from hidecmoe_jax.cli.editing import Modes
@@ -15,9 +16,11 @@ from hidecmoe_jax.experts import combine
 from hidecmoe_jax.experts.bank import EMPTY
 from hidecmoe_jax.runs import edits
 from hidecmoe_jax.runs.inspect import describe
+from hidecmoe_jax.runs.ledger import Ledger
 from hidecmoe_jax.runs.load import load
 from hidecmoe_jax.runs.overlap import mixed_up, overlap
-from hidecmoe_jax.runs.stream_loop import add, learn, rollback
+from hidecmoe_jax.runs.setting import open_setting
+from hidecmoe_jax.runs.stream_loop import add, config_of, learn, rollback
 from hidecmoe_jax.runs.trial import merge, restore, retire
 
 MIXTURE = {
@@ -114,6 +117,55 @@ def test_a_commit_serves_and_is_measured_and_is_taken_back(world):
     assert outcome(run) == before and (owners(run) == old).all() and not (run / edits.FILE).exists()
     with pytest.raises(ConfigError, match="no edit to take back"):
         restore(run)
+
+
+def with_second_seed(run: Path, layers: list[int]) -> Path:
+    """Gives a run a second seed, in which fish grew experts only in `layers`."""
+    seed = Path(shutil.copytree(run / "seed_0", run / "seed_1"))
+    groups, facts = Ledger(seed).load(1)[0], Ledger(seed).meta(1)
+    owner = groups["experts"]["owner"]
+    groups["experts"]["owner"] = np.where(np.isin(np.arange(len(owner)), layers)[:, None], owner, EMPTY)
+    Ledger(seed).withdraw(1)
+    Ledger(seed).commit(1, "fish", groups, meta=facts)
+    return learn(replace(config_of(run), seeds=(0, 1)), run, resume=True, allow=("config.seeds",))
+
+
+def test_a_seed_in_which_there_is_nothing_to_edit_is_left_as_it_is(world, capsys):
+    run = with_second_seed(copied(world, "seeds"), [])
+    before, untouched = outcome(run), bytes_of(run / "seed_1")
+    found = merge(run, "birds", "fish")
+    assert found["left"] == [1] and list(found["stored"]) == ["0"]
+    assert "seed 1: there is nothing to merge, it is left as it is" in capsys.readouterr().err
+    found = retire(run, "fish", commit=True, allowed=100.0)
+    assert found["left"] == [1] and {line["seed"] for line in found["tasks"]} == {0}
+    assert "seed 1: there is nothing to retire, it is left as it is" in capsys.readouterr().err
+    assert (owners(run)[:, 2] == EMPTY).all() and outcome(run) != before
+    for again in (lambda: retire(run, "fish"), lambda: merge(run, "birds", "fish")):
+        with pytest.raises(ConfigError, match="no expert to edit"):
+            again()
+    restore(run)
+    assert outcome(run) == before
+    assert bytes_of(run / "seed_1") == untouched
+
+
+def test_an_edit_of_layers_is_made_in_every_seed_where_there_are_experts(world, capsys):
+    run = with_second_seed(copied(world, "layers"), [1])
+    found = retire(run, "fish", layers=(0, 1))
+    fall = {seed: size["kinds"]["experts"][0] - size["kinds"]["experts"][1] for seed, size in found["stored"].items()}
+    assert fall["0"] == 2 * fall["1"] > 0 and found["left"] == []
+    assert "seed 1: there is something to retire only in layers 1" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="no such layers"):
+        retire(run, "fish", layers=(0, 9))
+
+
+def test_growth_is_told_under_the_edits_that_held_when_a_task_was_learned(tmp_path):
+    run = learn(make_world(tmp_path, "cmoe", **test_resume_stages.MIXTURE), tmp_path / "run")
+    retire(run, "birds", layers=(0,), commit=True, allowed=100.0)
+    add(run, tmp_path / "trees")
+    setting, kept = open_setting(config_of(run)), Ledger(run / "seed_0").archive()
+    was, then = (setting.config.method.growth_of(setting.model, setting.recall(kept, edited)) for edited in (None, run))
+    found = json.loads((run / "facts.json").read_text())["growth"]
+    assert found == {name: [*parts[:2], then[name][2]] for name, parts in was.items()} != was
 
 
 def test_a_run_that_starts_afresh_has_no_old_edits(world):

@@ -127,6 +127,16 @@ def test_ck22_an_existing_run_needs_one_of_two_flags(tmp_path):
     assert (run / "notes.txt").read_text() == "mine"
 
 
+def test_ck22_nothing_that_was_found_out_about_the_old_run_stays_beside_the_new_one(tmp_path):
+    open_run(tmp_path, WHO, resume=False, overwrite=False)
+    told = ["control", "cka", "cka_legacy", "edits", "facts", "foreign", "merge", "overlap", "report", "retire"]
+    for name in told:
+        (tmp_path / f"{name}.json").write_text("{}")
+    open_run(tmp_path, WHO, resume=False, overwrite=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["replaced_000", "run.json"]
+    assert {f"{name}.json" for name in told} < {path.name for path in (tmp_path / "replaced_000").iterdir()}
+
+
 def test_ck22_a_folder_that_is_no_run_is_never_touched(tmp_path):
     (tmp_path / "figures").mkdir()
     for overwrite in [False, True]:

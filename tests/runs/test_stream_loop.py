@@ -20,6 +20,7 @@ from hidecmoe_jax.runs.seed_run import Options, SeedRun
 from hidecmoe_jax.runs.setting import open_setting
 from hidecmoe_jax.runs.signals import Stop
 from hidecmoe_jax.runs.stream_loop import add, config_of, evaluate_run, learn, rollback
+from hidecmoe_jax.runs.watching import Watching
 
 
 @pytest.fixture(scope="module")
@@ -226,6 +227,33 @@ def test_an_interrupted_addition_goes_on_with_the_same_call(world, monkeypatch):
         add(run, root / "birds")
     add(run, root / "reeds")
     assert report(run)["tasks"] == ["birds", "fish", "reeds"]
+
+
+def test_ck1_a_checkpoint_of_other_data_is_not_gone_on_from(world, monkeypatch, capsys):
+    root, _, _ = world
+    run, other = copied(world, "given_up"), write_task(root / "others" / "trees", "an elm", shade=30)
+    wanted = outcome(add(copied(world, "never_begun"), other))
+    left, finished = run / "seed_0" / "progress", Watching.step
+
+    class Died(BaseException):
+        pass
+
+    def step(self, stage, number, *rest):
+        finished(self, stage, number, *rest)
+        if number == 2:
+            raise Died
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Watching, "step", step)
+        with pytest.raises(Died):
+            add(run, root / "trees")
+    kept = shutil.copytree(left, root / "left")
+    assert list(kept.glob("0*"))
+    rollback(run, 2)
+    assert not list(left.glob("0*"))
+    shutil.copytree(kept, left, dirs_exist_ok=True)
+    assert outcome(add(run, other)) == wanted
+    assert "trees: the checkpoint within stage tune is of other data" in capsys.readouterr().err
 
 
 def test_a_method_that_learns_at_once_cannot_add(world):
