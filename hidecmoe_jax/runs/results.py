@@ -127,7 +127,7 @@ def document_of(folder: Path) -> dict[str, Any]:
             archived_parameters=_total(facts["sizes"]["archived"]),
             trained_parameters=_total(facts["sizes"]["trained"]),
             archived_bytes=sum(f.stat().st_size for record in first for f in record.folder.rglob("*") if f.is_file()),
-            added_parameters=dict(zip((record.name for record in first), _added(facts, len(first)), strict=False)),
+            added_parameters=_added(facts, [record.name for record in first]) if config.method.isolates else {},
             notes=_notes(ledger),
             settings=settings,
             growth=facts.get("growth", {}),
@@ -149,10 +149,11 @@ def _variants(folder: Path, method: Method, tasks: Sequence[str], row: int) -> d
     return found
 
 
-def _added(facts: dict[str, Any], lessons: int) -> list[dict[str, int]]:
+def _added(facts: dict[str, Any], lessons: Sequence[str]) -> dict[str, dict[str, int]]:
     """Numbers that every lesson added, by kind; the same for all where a method does not say otherwise."""
     grown, archived = facts.get("growth", {}).get("parameters"), facts["sizes"]["archived"]
-    return grown or [{kind: count // lessons for kind, count in archived.items()}] * lessons
+    even = {kind: count // max(1, len(lessons)) for kind, count in archived.items()}
+    return dict(zip(lessons, grown or [even] * len(lessons), strict=False))
 
 
 def _notes(ledger: Ledger) -> dict[str, str]:
