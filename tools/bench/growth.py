@@ -104,6 +104,8 @@ def config_of(method: str, tasks: list[Path], base: str, size: Size) -> RunConfi
     changes.append("evaluate.writing.bucket=128")
     if method == "cmoe":
         changes.append(f"method.probe.steps={size.probe_steps}")
+    if method == "hide" and base != "pocket":
+        changes.append("method.expand=last")  # the toy has no five layers
     config = load_config(METHODS[method], overrides=changes, tasks=tasks)
     named = tuple(replace(spec, name=path.name) for spec, path in zip(config.stream.tasks, tasks, strict=True))
     return replace(config, stream=replace(config.stream, tasks=named))
