@@ -144,6 +144,14 @@ def cosine(bank: Bank, one: int, other: int) -> dict[str, np.ndarray]:
     return found
 
 
+def closeness(bank: Bank, one: int, other: int) -> np.ndarray:
+    """Cosine of two experts' updates by row, the mean over sites, float64 [L]; NaN where one of them is silent."""
+    table = np.stack(list(cosine(bank, one, other).values()))
+    told = ~np.isnan(table)
+    total = np.where(told, table, 0.0).sum(axis=0)
+    return np.where(told.any(axis=0), total / np.maximum(told.sum(axis=0), 1), np.nan)
+
+
 def _products(bank: Bank, one: int, other: int) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """site -> squared norms of both updates and their inner product, float64 [L] each, without the scale."""
     check_slot(bank, one)

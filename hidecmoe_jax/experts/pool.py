@@ -14,6 +14,8 @@ import numpy as np
 from hidecmoe_jax.experts.bank import EMPTY, Bank
 from hidecmoe_jax.experts.slots import check_alike
 
+POOL = "pool"  # the family name of a pool's bank and routers in a learner
+
 
 def beside(banks: Sequence[Bank]) -> Bank:
     """Like `concatenate`, for experts of a pool: a task may own several slots of a layer."""

@@ -63,10 +63,10 @@ def fit_apart(
         return fitted
     alone = jnp.arange(len(fitted[BOTH])) == task
     views = {BOTH: held}
-    if SEEN_ALONE in fitted:
-        views = (
-            views | _sides(held) if shown is pooled else _kinds(held, jax.tree.map(itemgetter(order[:apart]), pooled))
-        )
+    if SEEN_ALONE in fitted and shown is pooled:
+        views |= _sides(held)
+    elif SEEN_ALONE in fitted:
+        views = _kinds(held, jax.tree.map(itemgetter(order[:apart]), pooled))
     limits = {name: UNREACHED for name in views}
     for name, view in views.items():
         if jax.tree.leaves(view)[0].shape[0]:

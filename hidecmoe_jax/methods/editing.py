@@ -29,6 +29,7 @@ import numpy as np
 from hidecmoe_jax.core.errors import ConfigError, nearest
 from hidecmoe_jax.experts import combine, surgery
 from hidecmoe_jax.experts.bank import Bank
+from hidecmoe_jax.experts.combine import closeness
 from hidecmoe_jax.experts.slots import clear, rows_of, write
 from hidecmoe_jax.methods.learner import Learner, Method
 from hidecmoe_jax.methods.mixture import POOL, Mixture
@@ -179,14 +180,6 @@ def _pairs(layer: Bank, owner_S: np.ndarray, edit: Edit) -> dict[int, list[int]]
         best = int(targets[int(np.argmax(np.nan_to_num(alike, nan=-2.0)))])
         found.setdefault(best, []).append(int(slot))
     return found
-
-
-def closeness(bank: Bank, one: int, other: int) -> np.ndarray:
-    """Cosine of two experts' updates by row, the mean over sites, float64 [L]; NaN where one of them is silent."""
-    table = np.stack(list(combine.cosine(bank, one, other).values()))
-    told = ~np.isnan(table)
-    total = np.where(told, table, 0.0).sum(axis=0)
-    return np.where(told.any(axis=0), total / np.maximum(told.sum(axis=0), 1), np.nan)
 
 
 def _combined(layer: Bank, sources: tuple[int, ...], edit: Edit) -> Bank:

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hidecmoe_jax.experts.bank import EMPTY, Bank
-from hidecmoe_jax.experts.combine import cosine, distance
+from hidecmoe_jax.experts.bank import EMPTY
+from hidecmoe_jax.experts.combine import closeness, distance
+from hidecmoe_jax.experts.pool import POOL
 from hidecmoe_jax.methods.learner import Learner
 from hidecmoe_jax.methods.probing import counted, limits, most_used
 from hidecmoe_jax.models.llava import Model
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from hidecmoe_jax.methods.mixture import Mixture
 
 
-def growth_of(method: Mixture, model: Model, learner: Learner, bank: Bank) -> dict[str, Any]:
+def growth_of(method: Mixture, model: Model, learner: Learner) -> dict[str, Any]:
     """By task, and within it by layer; None for tasks that were not probed.
 
     Returns:
@@ -30,20 +31,20 @@ def growth_of(method: Mixture, model: Model, learner: Learner, bank: Bank) -> di
     """
     keys = ("experts", "frequency", "threshold", "by_kind", "mass", "used", "drift", "parameters")
     found: dict[str, list] = {key: [] for key in keys}
-    owner = np.asarray(bank.owner_LS)
+    owner_LS = np.asarray(learner.past[POOL].owner_LS)
     for task in range(max(method.learned(learner), default=-1) + 1):
-        told = _told(method, learner, owner, task) if _probed(learner, task) else {}
-        told |= {"experts": (owner == task).sum(axis=1).tolist()}
-        told["parameters"] = added(method, model, learner, bank, task)
-        told["drift"] = _drift(method, learner, bank, task) if _probed(learner, task) else None
+        probed = np.asarray(learner.memory["verdict"]["count"][task]).any()
+        told = _told(method, learner, task) if probed else {}
+        told["experts"] = (owner_LS == task).sum(axis=1).tolist()
+        told["parameters"] = added(method, model, learner, task)
         for key in keys:
             found[key].append(told.get(key))
     return found
 
 
-def added(method: Mixture, model: Model, learner: Learner, bank: Bank, task: int) -> dict[str, int]:
+def added(method: Mixture, model: Model, learner: Learner, task: int) -> dict[str, int]:
     """Numbers that one task added, by kind."""
-    owned = np.asarray(bank.owner_LS) == task
+    owned = np.asarray(learner.past[POOL].owner_LS) == task
     seen = np.asarray(learner.memory["visible"][task])
     return {
         "experts": method.lora.size(model) * int(owned.sum()),
@@ -52,56 +53,52 @@ def added(method: Mixture, model: Model, learner: Learner, bank: Bank, task: int
     }
 
 
-def probed(method: Mixture, learner: Learner, owner_LS: np.ndarray, task: int) -> tuple[np.ndarray, np.ndarray]:
+def probed(method: Mixture, learner: Learner, task: int) -> tuple[np.ndarray, np.ndarray]:
     """How often a task's probe was picked in every layer, and above which frequency that expands it, [L] each."""
-    chosen, heard = _seen_by(method, learner, owner_LS, task)
-    scale = method.top_k / np.maximum(chosen.sum(axis=1), 1)
-    return chosen[:, -1] * scale, limits(chosen, heard, method.probe) * scale
+    return _frequencies(method, *_picked(method, learner, task))
 
 
-def _probed(learner: Learner, task: int) -> bool:
-    return bool(np.asarray(learner.memory["verdict"]["count"][task]).any())
-
-
-def _seen_by(method: Mixture, learner: Learner, owner_LS: np.ndarray, task: int) -> tuple[np.ndarray, np.ndarray]:
+def _picked(method: Mixture, learner: Learner, task: int) -> tuple[np.ndarray, np.ndarray]:
     """Tokens that picked each slot while a task was probed, [L, S + 1], and which slots there were; last the probe."""
     chosen = counted(np.asarray(learner.memory["verdict"]["count"][task]), method.probe)
-    heard = owner_LS != EMPTY
+    heard = np.asarray(learner.past[POOL].owner_LS) != EMPTY
     heard[:, method.slots(task).start :] = False
     return chosen, np.concatenate([heard, np.ones((len(heard), 1), bool)], axis=1)
 
 
-def _told(method: Mixture, learner: Learner, owner_LS: np.ndarray, task: int) -> dict[str, Any]:
-    verdict = learner.memory["verdict"]
+def _frequencies(method: Mixture, chosen: np.ndarray, heard: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    scale = method.top_k / np.maximum(chosen.sum(axis=1), 1)
+    return chosen[:, -1] * scale, limits(chosen, heard, method.probe) * scale
+
+
+def _told(method: Mixture, learner: Learner, task: int) -> dict[str, Any]:
+    """What probing a task has shown."""
+    verdict, owner_LS = learner.memory["verdict"], np.asarray(learner.past[POOL].owner_LS)
     count, mass = np.asarray(verdict["count"][task], np.int64), np.asarray(verdict["mass"][task], np.float64)
-    chosen, _ = _seen_by(method, learner, owner_LS, task)
+    chosen, heard = _picked(method, learner, task)
     tokens = np.maximum(chosen.sum(axis=1), 1) / method.top_k
     owners = [np.where(owner_LS == other, chosen[:, :-1], 0).sum(axis=1) / tokens for other in range(task)]
-    frequency, threshold = probed(method, learner, owner_LS, task)
+    frequency, threshold = _frequencies(method, chosen, heard)
     return {
         "frequency": frequency.tolist(),
         "threshold": threshold.tolist(),
         "by_kind": (count[:, -1] * method.top_k / np.maximum(count.sum(axis=1), 1)).tolist(),
         "mass": (mass[:, -1].sum(-1) / np.maximum(mass.sum((1, 2)), 1e-9)).tolist(),
         "used": [part.tolist() for part in owners],
+        "drift": _drift(method, learner, task, most_used(chosen[:, :-1], heard[:, :-1], 1)[:, 0]),
     }
 
 
-def _drift(method: Mixture, learner: Learner, bank: Bank, task: int) -> list[dict[str, float] | None] | None:
-    """By layer, how far the task's first new expert has gone from its source; None where nothing was added or where the
-    source is gone since."""
+def _drift(method: Mixture, learner: Learner, task: int, source_L: np.ndarray) -> list[dict[str, float] | None] | None:
+    """By layer, how far the task's first new expert has gone from the slot it was copied from; None where nothing was
+    added or where the source is gone since."""
     if method.start != "copy":
         return None
-    owner, own = np.asarray(bank.owner_LS), method.slots(task).start
-    chosen, heard = _seen_by(method, learner, owner, task)
-    source = most_used(chosen[:, :-1], heard[:, :-1], 1)[:, 0]
-    found: list[dict[str, float] | None] = [None] * len(owner)
-    for slot in sorted({int(slot) for slot in source if slot >= 0}):
-        apart, angle = (_over_sites(of(bank, slot, own)) for of in (distance, cosine))
-        for layer in np.flatnonzero((source == slot) & (owner[:, own] == task)):
+    bank, own = learner.past[POOL], method.slots(task).start
+    mine_L = np.asarray(bank.owner_LS)[:, own] == task
+    found: list[dict[str, float] | None] = [None] * len(source_L)
+    for slot in sorted({int(slot) for slot in source_L if slot >= 0}):
+        apart, angle = np.mean(list(distance(bank, slot, own).values()), axis=0), closeness(bank, slot, own)
+        for layer in np.flatnonzero((source_L == slot) & mine_L):
             found[layer] = {"cosine": float(angle[layer]), "distance": float(apart[layer])}
     return found
-
-
-def _over_sites(values: dict[str, np.ndarray]) -> np.ndarray:
-    return np.mean(list(values.values()), axis=0)

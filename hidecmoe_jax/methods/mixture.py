@@ -23,6 +23,7 @@ from hidecmoe_jax.data.stream import Stream
 from hidecmoe_jax.experts import pool, surgery
 from hidecmoe_jax.experts.bank import EMPTY, Bank
 from hidecmoe_jax.experts.load import SILENT, Load
+from hidecmoe_jax.experts.pool import POOL
 from hidecmoe_jax.experts.routing import Routing, Voice, balance_loss
 from hidecmoe_jax.methods import growing
 from hidecmoe_jax.methods.gates import AnchorGate, NamedGate
@@ -33,7 +34,6 @@ from hidecmoe_jax.methods.probing import Probe, counted, cut, expands, most_used
 from hidecmoe_jax.models.llama import KINDS, Tally
 from hidecmoe_jax.models.llava import Batch, Model, Reading, answer_loss
 
-POOL = "pool"
 SEEN = ("count", "mass")  # what measuring a probe leaves: tokens that picked each slot, and the weights they gave it
 ROUTER_STD = 0.02
 
@@ -318,7 +318,7 @@ class Mixture:
 
     def growth_of(self, model: Model, learner: Learner) -> dict[str, Any]:
         """Where experts were added and why, as `growing.growth_of` says."""
-        return growing.growth_of(self, model, learner, learner.past[POOL])
+        return growing.growth_of(self, model, learner)
 
     def serve(self, model: Model, learner: Learner) -> Serving:
         """The pool as it is; nothing is folded, for every token may go elsewhere.
@@ -376,5 +376,5 @@ class Mixture:
             "routers": width * int(visible.sum()),
             "locator": tasks * self.gate.size(model),
         }
-        added = [growing.added(self, model, learner, learner.past[POOL], task) for task in self.learned(learner)]
+        added = [growing.added(self, model, learner, task) for task in self.learned(learner)]
         return {"stored": stored, "archived": stored, "trained": none | max(added, key=lambda part: sum(part.values()))}

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hidecmoe_jax.runs.disk import read_json, write_json
+from hidecmoe_jax.runs.disk import read_json, write_bytes, write_json
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,4 @@ class Curve:
         """Takes back lines from (lesson, stage, step) `at` on."""
         self.pending.clear()
         kept = [line for line in self.read() if tuple(line["at"]) < at]
-        part = self.path.with_name(self.path.name + ".part")
-        part.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-        os.replace(part, self.path)
+        write_bytes(self.path, "".join(json.dumps(line) + "\n" for line in kept).encode())

@@ -16,7 +16,7 @@ import numpy as np
 from hidecmoe_jax.core.errors import ConfigError
 from hidecmoe_jax.core.keys import key_for
 from hidecmoe_jax.methods.growing import probed
-from hidecmoe_jax.methods.mixture import POOL, Mixture
+from hidecmoe_jax.methods.mixture import Mixture
 from hidecmoe_jax.runs.disk import write_json
 from hidecmoe_jax.runs.edits import recall
 from hidecmoe_jax.runs.ledger import Ledger
@@ -93,4 +93,4 @@ def _play(setting: Setting, run: Path, kept: list, task: int, seed: int) -> tupl
             learner = method.observe(model, learner, stage, number, seen, key)
         learner = method.after(model, learner, stage, number)
     expanded = np.asarray(learner.memory["verdict"]["expand"][number])
-    return expanded, *probed(method, learner, np.array(learner.past[POOL].owner_LS), number)
+    return expanded, *probed(method, learner, number)

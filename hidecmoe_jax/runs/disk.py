@@ -27,10 +27,14 @@ _FULL_WORDS = ("no space left", "file too large", "quota exceeded", "resource_ex
 
 def write_json(path: Path, value: Any) -> None:
     """Writes JSON durably and atomically; numpy scalars become numbers, NaN is refused (use None)."""
-    text = json.dumps(value, indent=1, allow_nan=False, default=_plain) + "\n"
+    write_bytes(path, (json.dumps(value, indent=1, allow_nan=False, default=_plain) + "\n").encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Gives a file its content durably and in one step."""
     part = path.with_name(path.name + ".part")
-    with open(part, "w", encoding="utf-8") as file:
-        file.write(text)
+    with open(part, "wb") as file:
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
     os.replace(part, path)

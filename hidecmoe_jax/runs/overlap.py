@@ -17,7 +17,7 @@ import numpy as np
 
 from hidecmoe_jax.core.errors import ConfigError
 from hidecmoe_jax.experts.bank import Bank
-from hidecmoe_jax.methods.editing import closeness
+from hidecmoe_jax.experts.combine import closeness
 from hidecmoe_jax.methods.learner import Learner
 from hidecmoe_jax.methods.mixture import Mixture
 from hidecmoe_jax.methods.routed import Routed

@@ -128,7 +128,7 @@ def document_of(folder: Path) -> dict[str, Any]:
             trained_parameters=_total(facts["sizes"]["trained"]),
             archived_bytes=sum(f.stat().st_size for record in first for f in record.folder.rglob("*") if f.is_file()),
             added_parameters=_added(facts, [record.name for record in first]) if config.method.isolates else {},
-            notes=_notes(ledger),
+            notes=_notes({record.name: ledger.meta(record.index) for record in first}),
             settings=settings,
             growth=facts.get("growth", {}),
             flops_per_query=facts.get("flops"),
@@ -156,9 +156,9 @@ def _added(facts: dict[str, Any], lessons: Sequence[str]) -> dict[str, dict[str,
     return dict(zip(lessons, grown or [even] * len(lessons), strict=False))
 
 
-def _notes(ledger: Ledger) -> dict[str, str]:
-    """What is odd about a lesson's experts, by lesson (TR7)."""
-    told = {record.name: sentence(ledger.meta(record.index).get("experts", {})) for record in ledger.tasks()}
+def _notes(lessons: dict[str, dict[str, Any]]) -> dict[str, str]:
+    """What is odd about a lesson's experts (TR7), of its facts by name."""
+    told = {name: sentence(facts.get("experts", {})) for name, facts in lessons.items()}
     return {name: f"has {text}" for name, text in told.items() if text}
 
 

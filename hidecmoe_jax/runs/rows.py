@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from hidecmoe_jax.evaluate.answer import Answer
 from hidecmoe_jax.methods.learner import Serving
 from hidecmoe_jax.runs.cells import Cells
 from hidecmoe_jax.runs.crash import crash_point
+from hidecmoe_jax.runs.disk import write_bytes
 from hidecmoe_jax.runs.setting import Setting, bar
 from hidecmoe_jax.runs.signals import Stop
 from hidecmoe_jax.scoring.score import by_id, score
@@ -72,9 +73,7 @@ def _replaced(path: Path, lines: list[dict[str, Any]]) -> None:
     """Makes an answers file hold `lines`, in one step, unless it does."""
     whole = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
     if not path.is_file() or path.read_text(encoding="utf-8") != whole:
-        part = path.with_name(path.name + ".part")
-        part.write_text(whole, encoding="utf-8")
-        os.replace(part, path)
+        write_bytes(path, whole.encode())
 
 
 def write_answers(
@@ -97,18 +96,26 @@ def write_answers(
     Raises:
       PreemptedError: after a signal, once the batch at hand is on disk.
     """
-    records = setting.test(task)
+    records, done = setting.test(task), read_answers(path)
     known = {line["question_id"]: line for line in given or ()}
-    asked = [row for row, record in enumerate(records) if record.id not in known]
-    done = read_answers(path)
+    lines = {line["question_id"]: line for line in done} | known
     path.parent.mkdir(parents=True, exist_ok=True)
-    if len(done) < len(records):
+    if any(record.id not in lines for record in records):
         _replaced(path, done)
-    names = [t.name for t in setting.stream.tasks]
-    batches = setting.answers(
-        serving, records, f"{task.name} {setting.config.evaluate.split}", task=task, seed=seed, named=named, rows=asked,
-        length=setting.prompt_length, skip=frozenset(line["question_id"] for line in done),
-    )  # fmt: skip
+        asked = [row for row, record in enumerate(records) if record.id not in known]
+        batches = setting.answers(
+            serving, records, f"{task.name} {setting.config.evaluate.split}", task=task, seed=seed, named=named,
+            rows=asked, length=setting.prompt_length, skip=frozenset(line["question_id"] for line in done),
+        )  # fmt: skip
+        _append(path, batches, task, [t.name for t in setting.stream.tasks], stop)
+        lines = {line["question_id"]: line for line in read_answers(path)} | known
+    whole = [lines[record.id] for record in records]
+    _replaced(path, whole)
+    return whole
+
+
+def _append(path: Path, batches: Iterable[list[Answer]], task: Task, names: Sequence[str], stop: Stop) -> None:
+    """Writes answers as they come, durable batch by batch."""
     with open(path, "a", encoding="utf-8") as file:
         for number, batch in enumerate(bar(f"answers to {task.name}")(batches)):
             file.write("".join(_line(answer, names) + "\n" for answer in batch))
@@ -117,10 +124,6 @@ def write_answers(
             crash_point("mid_evaluate", f"{task.name}:{number}")
             if stop.requested:
                 stop.leave(f"answers to {task.name}, batch {number}")
-    lines = {line["question_id"]: line for line in read_answers(path)} | known
-    whole = [lines[record.id] for record in records]
-    _replaced(path, whole)
-    return whole
 
 
 def judge(task: Task, records, lines: list[dict[str, Any]], names: Sequence[str]) -> dict[str, Any]:

@@ -162,11 +162,11 @@ def growth(document: Document):
     return figure
 
 
-def _by_layer(axis, shares: list[list[float]], texts: list[list[str]], tasks: list[str]) -> None:
-    """A heat map of percents, one row a task and one column a layer."""
-    heat(axis, shares, top=100.0, texts=texts)
-    axis.set_xticks(range(len(shares[0])), range(len(shares[0])))
-    axis.set_yticks(range(len(shares)), [short(task) for task in tasks[: len(shares)]])
+def _by_layer(axis, rows: list[list[float]], texts: list[list[str]], tasks: list[str], *, top: float = 100.0) -> None:
+    """A heat map with one row a task and one column a layer."""
+    heat(axis, rows, top=top, texts=texts)
+    axis.set_xticks(range(len(rows[0])), range(len(rows[0])))
+    axis.set_yticks(range(len(rows)), [short(task) for task in tasks[: len(rows)]])
 
 
 def _growth_text(added: int, share: float | None) -> str:
@@ -180,11 +180,9 @@ def expansion(document: Document):
     layers = len(found["worth"][0])
     figure, axis = canvas(2.6 + 0.62 * layers, 1.6 + 0.5 * len(found["worth"]))
     texts = [[f"{value:.2f}" if any(row) else "\u00b7" for value in row] for row in found["worth"]]
-    heat(axis, found["worth"], top=max([1e-6, *_measured(*found["worth"])]), texts=texts)
+    _by_layer(axis, found["worth"], texts, tasks, top=max([1e-6, *_measured(*found["worth"])]))
     for layer in found["expanded"]:
         axis.axvspan(layer - 0.48, layer + 0.48, fill=False, edgecolor=INK, linewidth=1.6)
-    axis.set_xticks(range(layers), range(layers))
-    axis.set_yticks(range(len(texts)), [short(task) for task in tasks[: len(texts)]])
     titles(axis, f"What expanding a layer is worth, by {found['by']} \u00b7 {document['method']}", x="layer", y="")
     return figure
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import base64
 import io
 import json
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from PIL import Image
 
 from hidecmoe_jax.core.errors import DataError
 from hidecmoe_jax.data.images import load
-from hidecmoe_jax.runs.disk import sync_folder, write_json
+from hidecmoe_jax.runs.disk import write_bytes, write_json
 from hidecmoe_jax.runs.report.document import PARTS
 from hidecmoe_jax.runs.report.figures import compare_figures, run_figures
 
@@ -110,11 +109,11 @@ def write_report(folder: Path, document: dict[str, Any], samples: Sequence[Sampl
     common = compare_figures(document) if "methods" in document else {}
     own = [run_figures(method) for method in _methods(document)]
     for name, image in common.items():
-        _put(folder / FIGURES / name, image)
+        write_bytes(folder / FIGURES / name, image)
     for label, figures in zip(_labels(document), own, strict=True):
         for name, image in figures.items():
-            _put(folder / FIGURES / (f"{label}_{name}" if "methods" in document else name), image)
-    _put(folder / "report.html", page(document, samples, common=common, own=own).encode())
+            write_bytes(folder / FIGURES / (f"{label}_{name}" if "methods" in document else name), image)
+    write_bytes(folder / "report.html", page(document, samples, common=common, own=own).encode())
 
 
 def page(
@@ -236,13 +235,3 @@ def _flops(count: int) -> str:
         if count >= scale:
             return f"{count / scale:.4g} {unit}"
     return str(count)
-
-
-def _put(path: Path, content: bytes) -> None:
-    part = path.with_name(path.name + ".part")
-    with open(part, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
-    sync_folder(path.parent)
