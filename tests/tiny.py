@@ -79,8 +79,10 @@ def write_stream(root: Path, names: tuple[str, ...] = tuple(STREAM), **sizes: in
 def mapping(base: Path, name: str, *, tasks=(), tune=(), rank: int = 2, dropout: float = 0.1, **method) -> dict:
     """A config as plain values that learns in a few steps; `method` are fields of the method."""
     given = {"stream": {"pocket": None, "tasks": [{"folder": str(task)} for task in tasks]}} if tasks else {}
+    # A stacked method has two kinds of experts, so a test that takes one says which.
+    lora = {} if method.get("kind") == "stacked" else {"lora": {"rank": rank, "dropout": dropout}}
     return given | {
-        "method": {"kind": "routed", "name": name, "lora": {"rank": rank, "dropout": dropout}} | method,
+        "method": {"kind": "routed", "name": name} | lora | method,
         "base": {"path": str(base)},
         "tune": {"epochs": 1, "batch": 4, "max_length": 64, "rate": 0.01} | dict(tune),
         "evaluate": {"writing": {"batch": 4, "max_new_tokens": 3, "max_length": 64}},

@@ -4,14 +4,16 @@ HiDe-LLaVA expands the last layer, because features of differently tuned models 
 section 3). Where that does not hold, a small part of a task's own records can tell. `loss` is a probe in the spirit of
 LLaVA-CMoE's (arXiv 2503.21227): all layers are fused, one at a time is given the task's own expert back, and the fall
 of the answer loss is what that layer is worth. `cka` repeats HiDe's study on the way: a layer is worth the
-dissimilarity of its features under the task's own expert and under every earlier task's. Both look at the present
-task's records alone, so nothing is replayed.
+dissimilarity of its features under the task's own expert and under every earlier task's. `probe` is LLaVA-CMoE's own
+question (section 3.2): every layer gets a token router over the experts of all tasks, the newest among them, is trained
+for a few steps with all experts frozen, and a layer is worth the part of held-out tokens whose first choice is the
+newest. All three look at the present task's records alone, so nothing is replayed.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +22,11 @@ from jax import Array
 
 from hidecmoe_jax.experts.bank import Bank
 from hidecmoe_jax.experts.routing import Routing, Voice
+from hidecmoe_jax.methods.learner import Stage
+from hidecmoe_jax.methods.probing import Probe, cut
 from hidecmoe_jax.models.llava import Batch, Model, answer_loss, layer_features
+
+WEIGH = "weigh"
 
 
 @dataclass(frozen=True)
@@ -29,17 +35,21 @@ class Chosen:
 
     Attributes:
       layers: how many; the choice is made anew after every task, from the mean over tasks.
-      by: `loss` or `cka`, as above.
-      share: part of a task's training records that is measured on.
+      by: `loss`, `cka` or `probe`, as above.
+      share: part of a task's training records that is measured on; of a `probe`, 4 in 5 of them train the routers.
+      steps: least number of optimiser steps that routers train for (`probe` alone).
     """
 
     layers: int = 1
-    by: Literal["loss", "cka"] = "loss"
+    by: Literal["loss", "cka", "probe"] = "loss"
     share: float = 0.1
+    steps: int = 40
 
     def __post_init__(self):
-        if self.layers < 1 or not 0 < self.share <= 1:
-            raise ValueError(f"layers {self.layers} must be at least 1 and share {self.share} in (0, 1]")
+        if min(self.layers, self.steps) < 1 or not 0 < self.share <= 1:
+            raise ValueError(
+                f"layers {self.layers} and steps {self.steps} must be at least 1 and share {self.share} in (0, 1]"
+            )
 
     def pick(self, worth_NL: Array) -> tuple[int, ...]:
         """The layers of most worth, ascending; of equals the upper ones, so `last` as long as nothing is measured."""
@@ -47,29 +57,65 @@ class Chosen:
         best = sorted(range(len(total_L)), key=lambda layer: (total_L[layer], layer), reverse=True)
         return tuple(sorted(best[: self.layers]))
 
-    def part(self, count: int, seed: int) -> np.ndarray:
-        """Numbers of the records, of `count`, that are measured on."""
+    def stages(self) -> tuple[Stage, ...]:
+        """What a task has to go through for its layers to be weighed."""
+        probe = Stage("probe", hears_past=True, part="probe", steps=self.steps)
+        weigh = Stage(WEIGH, source="usage", hears_past=True, part="measure")
+        return (probe, weigh) if self.by == "probe" else (weigh,)
+
+    def part(self, stage: Stage, count: int, seed: int) -> np.ndarray | None:
+        """Numbers of the records, of `count`, that a stage reads; None for all.
+
+        Raises:
+          DataError: a single record cannot both train and be measured on.
+        """
+        if stage.part == "all":
+            return None
+        if self.by == "probe":
+            return cut(Probe(share=self.share, measured=0.2), count, seed)[stage.part == "measure"]
         return np.random.default_rng([seed, 2]).permutation(count)[: max(4, round(self.share * count))]
 
-    def measure(self, model: Model, bank: Bank, own_LS: Array, fused_LS: Array, batch: Batch) -> dict[str, Array]:
+    def blank(self, bank: Bank, width: int) -> dict[str, Array]:
+        """What is remembered between two stages, of the shape it always has: the routers [L, D, S] of a `probe`."""
+        return {"router": jnp.zeros((bank.layers, width, bank.slots))} if self.by == "probe" else {}
+
+    def loss(self, model: Model, bank: Bank, router_LDS: Array, batch: Batch) -> tuple[Array, Array, None]:
+        """Answer loss with every token mixing all tasks' experts; the routers alone train."""
+        total, count, _ = answer_loss(model, batch, (_choice(bank, router_LDS, bank.slots),))
+        return total, count, None
+
+    def measure(self, model: Model, bank: Bank, known: dict[str, Any], batch: Batch) -> dict[str, Array]:
         """Sums of one batch that `worth` reads.
 
         Args:
-          own_LS, fused_LS: gains with which the task's own expert, and the fusion of all tasks, speak in every layer.
+          known: the `router` of a `probe`; of the others the gains [L, S] with which the task's `own` expert, and the
+            fusion of all tasks (`fused`), speak in every layer.
         """
         if self.by == "loss":
-            return _losses(model, bank, own_LS, fused_LS, batch)
-        return _likeness(model, bank, own_LS, batch)
+            return _losses(model, bank, known["own"], known["fused"], batch)
+        if self.by == "cka":
+            return _likeness(model, bank, known["own"], batch)
+        _, _, tallies = answer_loss(model, batch, (_choice(bank, known["router"], 1),), tally=True)
+        return {"count_LS": tallies[0][0].count.sum(axis=-1)}
 
     def worth(self, found: dict[str, np.ndarray], earlier_S: np.ndarray) -> np.ndarray:
         """Worth of every layer, float32 [L], from the sums over all batches; `earlier_S` marks earlier tasks' slots."""
         if self.by == "loss":
             fall_L = found["nll_V"][0] - found["nll_V"][1:]
             return (fall_L / max(int(found["tokens"]), 1)).astype(np.float32)
+        if self.by == "probe":
+            count_LS = found["count_LS"]
+            return (count_LS[:, ~earlier_S].sum(axis=1) / np.maximum(count_LS.sum(axis=1), 1)).astype(np.float32)
         own, both, other = np.moveaxis(found["hsic_SL3"][earlier_S], -1, 0)
         power = own * other
         alike = np.where(power > 0, both / np.sqrt(np.where(power > 0, power, 1.0)), 1.0)
         return (1.0 - alike).mean(axis=0).astype(np.float32)
+
+
+def _choice(bank: Bank, router_LDS: Array, top_k: int) -> Voice:
+    """The experts of all tasks under a token router; a fusion and empty slots are not to be chosen."""
+    heard_LS = (bank.owner_LS >= 0).astype(jnp.float32)
+    return Voice(bank, Routing(heard_LS[:, None], router_LDS[:, None], top_k))
 
 
 def _losses(model: Model, bank: Bank, own_LS: Array, fused_LS: Array, batch: Batch) -> dict[str, Array]:

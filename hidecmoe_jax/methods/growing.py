@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def growth_of(method: Mixture, model: Model, learner: Learner) -> dict[str, Any]:
-    """By task, and within it by layer; None for tasks that were not probed.
+    """By task, and within it by layer of the decoder; None for tasks and layers that were not probed.
 
     Returns:
       experts: how many the task added.
@@ -36,10 +36,18 @@ def growth_of(method: Mixture, model: Model, learner: Learner) -> dict[str, Any]
         probed = np.asarray(learner.memory["verdict"]["count"][task]).any()
         told = _told(method, learner, task) if probed else {}
         told["experts"] = (owner_LS == task).sum(axis=1).tolist()
+        told = {name: _from_the_bottom(method, name, rows) for name, rows in told.items()}
         told["parameters"] = added(method, model, learner, task)
         for key in keys:
             found[key].append(told.get(key))
     return found
+
+
+def _from_the_bottom(method: Mixture, name: str, rows: list | None) -> list | None:
+    """Rows of all layers, of those of a pool that may begin further up; `used` has such rows by task."""
+    if name == "used":
+        return [[0.0] * method.lowest + row for row in rows]
+    return None if rows is None else [0 if name == "experts" else None] * method.lowest + rows
 
 
 def added(method: Mixture, model: Model, learner: Learner, task: int) -> dict[str, int]:
@@ -51,6 +59,22 @@ def added(method: Mixture, model: Model, learner: Learner, task: int) -> dict[st
         "routers": model.config.decoder.width * int(seen.sum()),
         "locator": method.gate.size(model),
     }
+
+
+def sizes(method: Mixture, model: Model, learner: Learner) -> dict[str, dict[str, int]]:
+    """Numbers beyond the base by kind, as a method's `sizes`."""
+    none = {"experts": 0, "routers": 0, "locator": 0, "projector": 0}
+    visible, tasks = np.asarray(learner.memory["visible"]), method.learned(learner)
+    if not tasks:
+        return {"stored": none, "archived": none, "trained": none}
+    owned = int((np.asarray(learner.past[POOL].owner_LS) != EMPTY).sum())
+    stored = none | {
+        "experts": method.lora.size(model) * owned,
+        "routers": model.config.decoder.width * int(visible.sum()),
+        "locator": len(tasks) * method.gate.size(model),
+    }
+    parts = [added(method, model, learner, task) for task in tasks]
+    return {"stored": stored, "archived": stored, "trained": none | max(parts, key=lambda part: sum(part.values()))}
 
 
 def probed(method: Mixture, learner: Learner, task: int) -> tuple[np.ndarray, np.ndarray]:

@@ -36,10 +36,12 @@ class Lora:
         known = model_sites(model.config) | {PARALLEL: (width, width)}
         return {site: known[site] for site in self.sites}
 
-    def blank(self, model: Model, slots: int) -> Bank:
-        """A bank of `slots` such experts in every decoder layer, nobody's."""
-        layers, scale = model.config.decoder.layers, self.alpha / self.rank
-        return surgery.blank(self.shapes(model), layers=layers, slots=slots, rank=self.rank, scale=scale)
+    def blank(self, model: Model, slots: int, layers: range | None = None) -> Bank:
+        """A bank of `slots` such experts, nobody's, in consecutive decoder layers; None for all of them."""
+        layers, scale = range(model.config.decoder.layers) if layers is None else layers, self.alpha / self.rank
+        return surgery.blank(
+            self.shapes(model), layers=len(layers), slots=slots, rank=self.rank, scale=scale, first_layer=layers.start
+        )
 
     def size(self, model: Model) -> int:
         """Numbers in one expert of one layer."""

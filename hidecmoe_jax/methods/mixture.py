@@ -18,6 +18,7 @@ import numpy as np
 from jax import Array
 
 from hidecmoe_jax.core import trees
+from hidecmoe_jax.core.errors import ConfigError
 from hidecmoe_jax.data.records import Record
 from hidecmoe_jax.data.stream import Stream
 from hidecmoe_jax.experts import pool, surgery
@@ -50,6 +51,7 @@ class Mixture:
       growth: `probe` expands the layers that a probe finds wanting, `uniform` all.
       start: what a new expert begins as: a copy of the most used old one (CMoE-D17), the trained probe, or a blank.
       gate: how an input finds its router.
+      lowest: the lowest decoder layer that has experts.
     """
 
     kind: ClassVar[str] = "mixture"
@@ -63,10 +65,13 @@ class Mixture:
     probe: Probe = Probe()
     start: Literal["copy", "probe", "blank"] = "copy"
     gate: Locating | AnchorGate | NamedGate = Locating()
+    lowest: int = 0
 
     def __post_init__(self):
         if min(self.first, self.more, self.top_k) < 1:
             raise ValueError("first, more and top_k must be at least 1")
+        if self.lowest < 0:
+            raise ValueError(f"lowest {self.lowest} must not be negative")
         if self.growth == "probe" and self.first < self.top_k:
             raise ValueError(
                 f"first {self.first} is below top_k {self.top_k}: every probe would be heard and nothing be told by it"
@@ -111,10 +116,27 @@ class Mixture:
         start = 0 if task == 0 else self.first + (task - 1) * self.more
         return range(start, start + (self.more if task else self.first))
 
+    def layers(self, model: Model) -> range:
+        """The decoder layers that have experts."""
+        return range(self.lowest, model.config.decoder.layers)
+
+    def _blank(self, model: Model, slots: int) -> Bank:
+        return self.lora.blank(model, slots, self.layers(model))
+
     def birth(self, model: Model, capacity: int) -> Learner:
-        """An empty pool with room for `capacity` tasks."""
+        """An empty pool with room for `capacity` tasks.
+
+        Raises:
+          ConfigError: no layer of the decoder would have experts.
+        """
+        if not self.layers(model):
+            raise ConfigError(
+                "no layer is left for experts", where="method.lowest",
+                why=f"layer {self.lowest} of a decoder with {model.config.decoder.layers} layers",
+                remedy=f"choose from 0..{model.config.decoder.layers - 1}",
+            )  # fmt: skip
         slots = self.slots(capacity - 1).stop
-        layers, width = model.config.decoder.layers, model.config.decoder.width
+        layers, width = len(self.layers(model)), model.config.decoder.width
         memory = {
             "routers": jnp.zeros((capacity, layers, width, slots)),
             "visible": jnp.zeros((capacity, layers, slots), bool),
@@ -126,13 +148,12 @@ class Mixture:
                 "mass": jnp.zeros((capacity, layers, slots + 1, KINDS)),
             },
         }
-        return Learner({}, {}, {POOL: self.lora.blank(model, slots)}, {}, memory)
+        return Learner({}, {}, {POOL: self._blank(model, slots)}, {}, memory)
 
     def _no_probe(self, model: Model, slots: int) -> dict[str, Any]:
         """A trained probe waits here for the tuning of its task; zeros at other times, so that shapes never change."""
-        decoder = model.config.decoder
-        router = jnp.zeros((decoder.layers, decoder.width, slots + 1))
-        return {"factors": self.lora.blank(model, 1).factors, "router": router}
+        router = jnp.zeros((len(self.layers(model)), model.config.decoder.width, slots + 1))
+        return {"factors": self._blank(model, 1).factors, "router": router}
 
     def stages(self, task: int) -> tuple[Stage, ...]:
         """Probe, count, tune, locate; the first task has nothing to compare a probe with."""
@@ -162,16 +183,14 @@ class Mixture:
             live, router = self._promoted(learner, live, task)
         # Empty slots make up for what a task gets less than another, so that all tasks train by one program.
         room = 0 if stage.kind == "probe" else max(self.first, self.more) - new
-        live = pool.beside([live, self.lora.blank(model, room)]) if room else live
+        live = pool.beside([live, self._blank(model, room)]) if room else live
         router = jnp.pad(router, ((0, 0), (0, 0), (0, room)))
         return learner.replace(live={POOL: live}, routers={POOL: router})
 
     def _sprouted(self, model: Model, new: int, task: int, key: Array) -> Bank:
         """`new` experts that say nothing yet in every layer. They share an owner, so they are drawn one by one."""
-        drawn = [
-            surgery.sprout(self.lora.blank(model, 1), 0, task, jax.random.fold_in(key, number)) for number in range(new)
-        ]
-        return pool.beside(drawn)
+        bare = self._blank(model, 1)
+        return pool.beside([surgery.sprout(bare, 0, task, jax.random.fold_in(key, number)) for number in range(new)])
 
     def _fresh_router(self, learner: Learner, task: int, new: int, key: Array) -> Array:
         """The last router with columns for `new` experts: the mean of the old columns (CMoE-D10), or small noise."""
@@ -218,26 +237,33 @@ class Mixture:
         new = Routing(heard(live), router[..., past.slots :], self.top_k, gate=POOL)
         return Voice(past, old), Voice(live, new, key, dropout=self.lora.dropout)
 
-    def loss(self, model: Model, learner: Learner, stage: Stage, batch: Batch, key: Array) -> tuple[Array, Array, Load]:
-        """Answer loss of the whole pool; in the first task and while probing plus load balancing, per answer token."""
+    def loss(
+        self, model: Model, learner: Learner, stage: Stage, batch: Batch, key: Array, below: tuple[Voice, ...] = ()
+    ) -> tuple[Array, Array, Load]:
+        """Answer loss of the whole pool; in the first task and while probing plus load balancing, per answer token.
+
+        Args:
+          below: what is heard in layers below the pool's.
+        """
         voices = self._pool(learner, key)
-        total, count, tallies = answer_loss(model, batch, voices, tally=True)
+        total, count, tallies = answer_loss(model, batch, (*below, *voices), tally=True)
         # The first task is known by an empty pool, which is data: a stage of its own would be one more program.
         first = jnp.all(learner.past[POOL].owner_LS == EMPTY)
         weight = self.probe.balance if stage.kind == "probe" else jnp.where(first, self.balance, 0.0)
         heard = jnp.concatenate([voice.routing.gain_LBS[:, 0] > 0 for voice in voices], axis=-1)
-        used = jax.tree.map(lambda *parts: jnp.sum(jnp.concatenate(parts, axis=1), axis=-1), *tallies[0])
+        # The pool reaches up to the top, so its tallies are those of the last segment of layers.
+        used = jax.tree.map(lambda *parts: jnp.sum(jnp.concatenate(parts, axis=1), axis=-1), *tallies[-1])
         balance = balance_loss(used.count, used.chance, heard) * count.astype(jnp.float32)
         return total + weight * balance, count, Load(jnp.where(heard, used.count, SILENT), self.top_k)
 
-    def usage(self, model: Model, learner: Learner, stage: Stage, batch: Batch) -> Tally:
+    def usage(self, model: Model, learner: Learner, stage: Stage, batch: Batch, below: tuple[Voice, ...] = ()) -> Tally:
         """What every slot of the pool is picked for with the probe in place; the probe is the last slot."""
         probe = learner.memory["probe"]
-        bare = self.lora.blank(model, 1)
+        bare = self._blank(model, 1)
         live = bare.with_factors(probe["factors"]).replace(owner_LS=jnp.zeros_like(bare.owner_LS))
         heard = learner.replace(live={POOL: live}, routers={POOL: probe["router"]})
-        _, _, tallies = answer_loss(model, batch, self._pool(heard, None), tally=True)
-        return jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=1), *tallies[0])
+        _, _, tallies = answer_loss(model, batch, (*below, *self._pool(heard, None)), tally=True)
+        return jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=1), *tallies[-1])
 
     def observe(self, model: Model, learner: Learner, stage: Stage, task: int, seen: Seen, key: Array) -> Learner:
         """The probes' verdict, or the task's part of the locator."""
@@ -297,7 +323,7 @@ class Mixture:
                 continue
             own, experts = self.slots(task), dict(groups["experts"])
             owner = jnp.asarray(experts.pop("owner"), jnp.int32)
-            expert = self.lora.blank(model, len(own)).with_factors(trees.unflatten(experts)).replace(owner_LS=owner)
+            expert = self._blank(model, len(own)).with_factors(trees.unflatten(experts)).replace(owner_LS=owner)
             past = pool.put(past, own.start, expert)
             stored = groups["memory"]
             memory["routers"] = memory["routers"].at[task, :, :, : own.stop].set(stored["router"])
@@ -353,28 +379,15 @@ class Mixture:
 
     def stored_after(self, model: Model, tasks: int) -> dict[str, int]:
         """Numbers beyond the base that answering is expected to need after `tasks` tasks, by kind."""
-        decoder, part = model.config.decoder, 1.0 if self.growth == "uniform" else self.probe.expects
-        visible = [decoder.layers * (self.first + self.more * part * task) for task in range(tasks)]
+        layers, part = len(self.layers(model)), 1.0 if self.growth == "uniform" else self.probe.expects
+        visible = [layers * (self.first + self.more * part * task) for task in range(tasks)]
         return {
             "experts": round(self.lora.size(model) * (visible or [0])[-1]),
-            "routers": round(decoder.width * sum(visible)),
+            "routers": round(model.config.decoder.width * sum(visible)),
             "locator": tasks * self.gate.size(model),
             "projector": 0,
         }
 
     def sizes(self, model: Model, learner: Learner) -> dict[str, dict[str, int]]:
         """Numbers beyond the base by kind: `stored` to serve, `archived` in the ledger, `trained` for the last task."""
-        none = {"experts": 0, "routers": 0, "locator": 0, "projector": 0}
-        visible = np.asarray(learner.memory["visible"])
-        tasks = int(visible.any(axis=(1, 2)).sum())
-        if not tasks:
-            return {"stored": none, "archived": none, "trained": none}
-        expert, width = self.lora.size(model), model.config.decoder.width
-        owner = np.asarray(learner.past[POOL].owner_LS)
-        stored = none | {
-            "experts": expert * int((owner != EMPTY).sum()),
-            "routers": width * int(visible.sum()),
-            "locator": tasks * self.gate.size(model),
-        }
-        added = [growing.added(self, model, learner, task) for task in self.learned(learner)]
-        return {"stored": stored, "archived": stored, "trained": none | max(added, key=lambda part: sum(part.values()))}
+        return growing.sizes(self, model, learner)

@@ -23,10 +23,10 @@ from hidecmoe_jax.core.errors import ConfigError
 from hidecmoe_jax.data.records import Record
 from hidecmoe_jax.data.stream import Stream
 from hidecmoe_jax.experts import pool, surgery
-from hidecmoe_jax.experts.bank import FUSED, Bank
+from hidecmoe_jax.experts.bank import Bank
 from hidecmoe_jax.experts.routing import Routing, Voice, everyone
-from hidecmoe_jax.experts.slots import clear
-from hidecmoe_jax.methods.expanding import Chosen
+from hidecmoe_jax.methods.expanding import WEIGH, Chosen
+from hidecmoe_jax.methods.fusing import Fusing, owners
 from hidecmoe_jax.methods.gates import AnchorGate, NamedGate
 from hidecmoe_jax.methods.learner import Decision, Learner, Seen, Serving, Stage, check_finite, dressed
 from hidecmoe_jax.methods.locating import Locating
@@ -34,9 +34,7 @@ from hidecmoe_jax.methods.lora import PARALLEL, Lora
 from hidecmoe_jax.models.llava import Batch, Model, Reading, answer_loss
 
 FAMILY = "linears"
-FUSED_SLOT = 0  # tasks start at slot 1, so that widening never moves the fusion
 TUNE, LOCATE = Stage("tune"), Stage("locate", source="features")
-WEIGH = Stage("weigh", source="usage", hears_past=True, part="measure")
 
 
 @dataclass(frozen=True)
@@ -135,13 +133,14 @@ class Routed:
         if self.chooses:
             self.expanded(past.layers)  # refuses more layers than there are
             memory["worth"] = jnp.zeros((capacity, past.layers))
+            memory |= self.expand.blank(past, model.config.decoder.width)
         return Learner({}, {}, {FAMILY: past}, {}, memory)
 
     def stages(self, task: int) -> tuple[Stage, ...]:
         """Tuning, from the second task on weighing layers where they are chosen, then what the gate learns from."""
         if self.growth == "none":
             return ()
-        weigh = (WEIGH,) if self.chooses and task else ()
+        weigh = self.expand.stages() if self.chooses and task else ()
         locate = (LOCATE,) if self.gated and self.gate.kind != "named" else ()
         return (TUNE, *weigh, *locate)
 
@@ -157,8 +156,10 @@ class Routed:
 
     def before(self, model: Model, learner: Learner, stage: Stage, task: int, key: Array) -> Learner:
         """Puts a fresh expert (or the shared one) into `live`, and the projector into `tuned`."""
-        if stage == WEIGH:
+        if stage.kind == WEIGH:
             return self._weighing(learner, task)
+        if stage.kind == "probe":
+            return learner.replace(routers={FAMILY: learner.memory["router"]})
         if not stage.trains:
             return learner
         if self.growth == "shared" and self.learned(learner):
@@ -175,6 +176,9 @@ class Routed:
 
     def loss(self, model: Model, learner: Learner, stage: Stage, batch: Batch, key: Array) -> tuple[Array, Array, None]:
         """Answer loss with the live expert alone: HiDe trains every expert as if it were the only one (HiDe-D16)."""
+        if stage.kind == "probe":
+            heard = dressed(model, learner.shared)
+            return self.expand.loss(heard, learner.past[FAMILY], learner.routers[FAMILY], batch)
         live = learner.live[FAMILY]
         voice = Voice(live, everyone(live), key, dropout=self.lora.dropout)
         total, count, _ = answer_loss(dressed(model, learner.shared | learner.tuned), batch, (voice,))
@@ -182,29 +186,30 @@ class Routed:
 
     def part(self, stage: Stage, count: int, seed: int) -> np.ndarray | None:
         """Records that layers are weighed on; every other stage reads every record."""
-        return self.expand.part(count, seed) if stage == WEIGH else None
+        return self.expand.part(stage, count, seed) if self.chooses else None
 
     def _weighing(self, learner: Learner, task: int) -> Learner:
         """The learner with every layer fused, and the gains of the task's own expert and of the fusion at hand."""
-        layers = range(learner.past[FAMILY].layers)
-        past = self._fused_in(learner.past[FAMILY], tuple(layers))
+        layers = tuple(range(learner.past[FAMILY].layers))
+        past = self.fusing.fused(learner.past[FAMILY], layers)
         own_LS = jnp.broadcast_to(jax.nn.one_hot(1 + task, past.slots), past.owner_LS.shape)
-        gains = {"own": own_LS, "fused": self._gains_in(past, _owners(past), tuple(layers))}
+        gains = {"own": own_LS, "fused": self.fusing.gains(past, layers)}
         return learner.replace(past={FAMILY: past}, memory=learner.memory | {"weighing": gains})
 
     def usage(self, model: Model, learner: Learner, stage: Stage, batch: Batch) -> dict[str, Array]:
         """What the choice of layers is made from."""
-        gains, bank = learner.memory["weighing"], learner.past[FAMILY]
-        return self.expand.measure(dressed(model, learner.shared), bank, gains["own"], gains["fused"], batch)
+        known = learner.memory | learner.memory["weighing"]
+        return self.expand.measure(dressed(model, learner.shared), learner.past[FAMILY], known, batch)
 
     def observe(self, model: Model, learner: Learner, stage: Stage, task: int, seen: Seen, key: Array) -> Learner:
         """What every layer is worth to the task, or what the gate learns of it."""
         memory = dict(learner.memory)
-        if stage != WEIGH:
+        if stage.kind != WEIGH:
             return learner.replace(memory=memory | {"gate": self.gate.fit(memory["gate"], task, seen, key=key)})
         past = learner.past[FAMILY]
-        earlier_S = np.isin(np.asarray(past.owner_LS), [one for one in _owners(past) if one != task]).any(axis=0)
+        earlier_S = np.isin(np.asarray(past.owner_LS), [one for one in owners(past) if one != task]).any(axis=0)
         del memory["weighing"]
+        memory |= self.expand.blank(past, model.config.decoder.width)
         memory["worth"] = memory["worth"].at[task].set(self.expand.worth(seen.usage, earlier_S))
         return learner.replace(past={FAMILY: self.fused_again(past, memory)}, memory=memory)
 
@@ -212,6 +217,8 @@ class Routed:
         """Plants the trained expert, fuses the layers that are not expanded, and hands the projector on."""
         if not stage.trains:
             return learner
+        if stage.kind == "probe":
+            return learner.replace(routers={}, memory=learner.memory | {"router": learner.routers[FAMILY]})
         past, young = learner.past[FAMILY], learner.live[FAMILY]
         if self.growth == "shared":
             past = surgery.plant(self.lora.blank(model, 1), 0, young, 0)
@@ -251,43 +258,24 @@ class Routed:
                 memory["worth"] = memory["worth"].at[task].set(groups["memory"]["worth"])
         return Learner({}, {}, {FAMILY: self.fused_again(past, memory)}, shared, memory)
 
+    @property
+    def fusing(self) -> Fusing:
+        """How experts become one."""
+        return Fusing(self.fusion, self.eps)
+
     def fused_again(self, past: Bank, memory: dict[str, Any]) -> Bank:
         """The bank with its fusion made anew from the experts of all tasks that own one."""
-        return self._fused_in(past, self.fused(past.layers, memory))
-
-    def _fused_in(self, past: Bank, layers: tuple[int, ...]) -> Bank:
-        """The bank with a fusion in these layers and in no other."""
-        tasks = _owners(past)
-        layers = layers if tasks else ()
-        fused = np.asarray(past.owner_LS)[:, FUSED_SLOT] == FUSED
-        stale = np.flatnonzero(fused & ~np.isin(np.arange(past.layers), layers))
-        if stale.size:
-            past = clear(past, stale, np.full(stale.size, FUSED_SLOT))
-        if not layers:
-            return past
-        return surgery.fuse(past, tasks, mode=self.fusion, slot=FUSED_SLOT, layers=layers, eps=self._eps(tasks))
-
-    def _eps(self, tasks: tuple[int, ...]) -> tuple[float, ...]:
-        if self.eps and len(self.eps) <= max(tasks):
-            raise ConfigError(
-                "a fusion weight is missing", where="method.eps",
-                why=f"{len(self.eps)} weights for {max(tasks) + 1} tasks",
-                remedy="give one weight per task, or leave it empty for 1.0 each",
-            )  # fmt: skip
-        return tuple(self.eps[task] for task in tasks) if self.eps else (1.0,) * len(tasks)
+        return self.fusing.fused(past, self.fused(past.layers, memory))
 
     def learned(self, learner: Learner) -> tuple[int, ...]:
         """Numbers of the tasks that have an expert."""
-        return _owners(learner.past[FAMILY]) if FAMILY in learner.past else ()
+        return owners(learner.past[FAMILY]) if FAMILY in learner.past else ()
 
-    def fused_gains(self, bank: Bank, tasks: tuple[int, ...], memory: dict[str, Any]) -> np.ndarray:
+    def fused_gains(self, bank: Bank, memory: dict[str, Any]) -> np.ndarray:
         """Constant gains [L, S] of the layers that are not expanded; zero elsewhere."""
         if self.growth == "shared":
             return np.ones(bank.owner_LS.shape, np.float32)
-        return np.asarray(self._gains_in(bank, tasks, self.fused(bank.layers, memory)))
-
-    def _gains_in(self, bank: Bank, tasks: tuple[int, ...], layers: tuple[int, ...]) -> Array:
-        return surgery.fusion_gains(bank, tasks, mode=self.fusion, layers=layers, eps=self._eps(tasks))
+        return np.asarray(self.fusing.gains(bank, self.fused(bank.layers, memory)))
 
     def growth_of(self, model: Model, learner: Learner) -> dict:
         """Layers chosen to be expanded, and what every layer was worth to each task; empty where they are given."""
@@ -309,7 +297,7 @@ class Routed:
             return Serving(dressed_model, None, None, learner.memory)
         bank = learner.past[FAMILY]
         decoder = dict(dressed_model.params["decoder"])
-        gain_LS = self.fused_gains(bank, tasks, learner.memory)
+        gain_LS = self.fused_gains(bank, learner.memory)
         decoder["layers"] = surgery.merge_into_base(decoder["layers"], bank, gain_LS)
         folded = dressed_model.replace(params={**dressed_model.params, "decoder": decoder})
         expanded = self.expanded(bank.layers, learner.memory)
@@ -375,7 +363,3 @@ class Routed:
             "archived": archived,
             "trained": none | {"experts": expert, "projector": stored["projector"]},
         }
-
-
-def _owners(bank: Bank) -> tuple[int, ...]:
-    return tuple(int(task) for task in np.unique(np.asarray(bank.owner_LS)) if task >= 0)

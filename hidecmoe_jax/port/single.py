@@ -81,7 +81,7 @@ def names_of(run: Recalled, wanted: tuple[str, ...] = ()) -> dict[str, int]:
 def gains_of(run: Recalled, task: int) -> np.ndarray:
     """How loudly every slot speaks when `task` is named, float32 [L, S]: constant layers, and its own slot above."""
     method, bank = run.config.method, run.learner.past[FAMILY]
-    gain_LS = np.array(method.fused_gains(bank, method.learned(run.learner), run.learner.memory))
+    gain_LS = np.array(method.fused_gains(bank, run.learner.memory))
     owner_LS = np.asarray(bank.owner_LS)
     for layer in method.expanded(bank.layers, run.learner.memory):
         gain_LS[layer] = owner_LS[layer] == task

@@ -24,9 +24,10 @@ from hidecmoe_jax.methods.learner import Method
 from hidecmoe_jax.methods.mixture import Mixture
 from hidecmoe_jax.methods.moelora import MoeLora
 from hidecmoe_jax.methods.routed import Routed
+from hidecmoe_jax.methods.stacked import Stacked
 from hidecmoe_jax.train.optim import Tune
 
-METHODS = {"routed": Routed, "mixture": Mixture, "moelora": MoeLora}
+METHODS = {"routed": Routed, "mixture": Mixture, "stacked": Stacked, "moelora": MoeLora}
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,7 @@ METHODS = {
     "expand_outer": {"expand": [0, 2], "eps": [1.0, 0.5, 0.25]},
     "chosen": {"expand": {"layers": 1, "share": 0.5}},
     "chosen_by_cka": {"expand": {"layers": 2, "by": "cka", "share": 1.0}, "fusion": "product_mean"},
+    "chosen_by_probe": {"expand": {"layers": 1, "by": "probe", "share": 0.75, "steps": 2}},
     "product_sum": {"fusion": "product_sum", "eps": [1.0, 0.5, 0.25]},
     "product_mean": {"fusion": "product_mean"},
     "per_task": {"expand": "all", "gate": {"kind": "named"}},
@@ -40,11 +41,16 @@ METHODS = {
     "zero_shot": {"growth": "none"},
     "cmoe": MIXTURE,
     "cmoe_uniform": MIXTURE | {"growth": "uniform", "start": "blank", "gate": {"kind": "anchors"}},
+    "stacked": {
+        "kind": "stacked",
+        "below": {"layers": 2, "lora": {"rank": 2, "alpha": 4, "dropout": 0.1}},
+        "above": {key: value for key, value in MIXTURE.items() if key != "kind"},
+    },
     "moelora": {"kind": "moelora", "lora": {"rank": 2, "alpha": 4, "dropout": 0.1}, "experts": 3},
 }
 
 # The others train as `hide` does and differ in what they make of it, which saves a compilation each.
-TRAINED = ("hide", "hide_frozen_projector", "sequential", "joint", "zero_shot")
+TRAINED = ("hide", "hide_frozen_projector", "chosen_by_probe", "sequential", "joint", "zero_shot")
 POOLED = tuple(name for name, method in METHODS.items() if method.get("kind", "routed") != "routed")
 SHARED = ("sequential", "joint", "moelora")  # one set of experts for all tasks
 
@@ -122,7 +128,7 @@ def test_nothing_is_left_in_training_between_lessons(taught, name):
 @pytest.mark.parametrize("name", TRAINED + POOLED)
 def test_a_second_task_of_a_kind_compiles_nothing(taught, name):
     first, second, third = ([*taught(name).compiled, 0, 0, 0])[:3]
-    later = {"cmoe": 1}.get(name, 0)  # probing begins with the second task
+    later = {"cmoe": 1, "stacked": 1, "chosen_by_probe": 1}.get(name, 0)  # probing begins with the second task
     assert first <= 1 and second <= later and third == 0
 
 
@@ -188,7 +194,7 @@ def test_experts_say_something_after_training(taught):
     assert taught("hide_frozen_projector").kept[0]["shared"] == {}
 
 
-@pytest.mark.parametrize("name", ["hide", "merge_all", "per_task", "zero_shot", "cmoe", "moelora"])
+@pytest.mark.parametrize("name", ["hide", "merge_all", "per_task", "zero_shot", "cmoe", "stacked", "moelora"])
 def test_rt4_answers_do_not_depend_on_batch_mates(taught, name):
     done = taught(name)
     serving, records = served(done), done.setting.test(done.setting.stream.tasks[0])

@@ -15,11 +15,12 @@ from hidecmoe_jax.experts.bank import EMPTY, FUSED
 from hidecmoe_jax.experts.slots import clear
 from hidecmoe_jax.locators.gaussian import NearestMean
 from hidecmoe_jax.methods.editing import Edit, closeness, edited, even_weights
+from hidecmoe_jax.methods.fusing import FUSED_SLOT
 from hidecmoe_jax.methods.gates import NamedGate
 from hidecmoe_jax.methods.locating import Locating
 from hidecmoe_jax.methods.lora import Lora
 from hidecmoe_jax.methods.mixture import POOL, Mixture
-from hidecmoe_jax.methods.routed import FAMILY, FUSED_SLOT, Routed
+from hidecmoe_jax.methods.routed import FAMILY, Routed
 from hidecmoe_jax.models.llava import Prompt, init_model, logits
 
 MODEL = init_model(TINY, jax.random.key(0))

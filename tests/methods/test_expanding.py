@@ -4,20 +4,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from lessons import teach
+from lessons import Silent, teach
 from tiny import run_config, write_base, write_stream
 
-from hidecmoe_jax.core.errors import ConfigError
+from hidecmoe_jax.core.errors import ConfigError, DataError
 from hidecmoe_jax.evaluate.cka import cka
 from hidecmoe_jax.experts import surgery
 from hidecmoe_jax.experts.bank import FUSED
 from hidecmoe_jax.experts.routing import Voice, everyone
 from hidecmoe_jax.methods.expanding import Chosen, hsic
-from hidecmoe_jax.methods.learner import dressed
-from hidecmoe_jax.methods.routed import FAMILY, FUSED_SLOT, WEIGH, Routed
+from hidecmoe_jax.methods.fusing import FUSED_SLOT
+from hidecmoe_jax.methods.learner import Seen, dressed
+from hidecmoe_jax.methods.routed import FAMILY, Routed
 from hidecmoe_jax.models.llava import answer_loss, layer_features
 from hidecmoe_jax.runs.config import from_mapping, to_mapping
 from hidecmoe_jax.runs.setting import open_setting
+from hidecmoe_jax.train.stage import count_usage, run_stage, tuned_for
 
 
 def test_the_layers_of_most_worth_are_picked_and_the_last_without_any():
@@ -27,7 +29,7 @@ def test_the_layers_of_most_worth_are_picked_and_the_last_without_any():
     assert Routed(expand=Chosen(2)).expanded(4) == (2, 3) and Routed(expand=Chosen(2)).fused(4) == (0, 1)
 
 
-@pytest.mark.parametrize("wrong", [{"layers": 0}, {"share": 0.0}, {"share": 1.5}])
+@pytest.mark.parametrize("wrong", [{"layers": 0}, {"share": 0.0}, {"share": 1.5}, {"steps": 0}])
 def test_senseless_choices_are_refused(wrong):
     with pytest.raises(ValueError):
         Chosen(**wrong)
@@ -124,8 +126,9 @@ def test_worth_by_cka_is_the_unlikeness_of_paired_features(taught):
         dressed(setting.model, learner.shared),
     )
     method = Routed(taught.method.name, taught.method.lora, expand=choice)
-    weighing = method.before(setting.model, learner, WEIGH, 1, jax.random.key(0))
-    sums = jax.device_get(method.usage(setting.model, weighing, WEIGH, batch))
+    (weigh,) = method.expand.stages()
+    weighing = method.before(setting.model, learner, weigh, 1, jax.random.key(0))
+    sums = jax.device_get(method.usage(setting.model, weighing, weigh, batch))
     features = []
     for task in (0, 1):
         expert = surgery.extract(learner.past[FAMILY], task)
@@ -133,3 +136,54 @@ def test_worth_by_cka_is_the_unlikeness_of_paired_features(taught):
     expected = [1 - cka(features[1][layer], features[0][layer]) for layer in range(3)]
     earlier_S = np.arange(learner.past[FAMILY].slots) == 1
     np.testing.assert_allclose(choice.worth(sums, earlier_S), expected, atol=1e-4)
+
+
+def probing(taught, learner, choice: Chosen):
+    """Worth of the layers to task 1 by a probe, from a learner that has tuned it, and the learner afterwards."""
+    setting, method = taught.setting, Routed(taught.method.name, taught.method.lora, expand=choice)
+    material = setting.material(method.records(setting.stream, (1,)), (1,), "(1,)")
+    learner = learner.replace(memory=learner.memory | choice.blank(learner.past[FAMILY], 16))
+    for stage in choice.stages():
+        learner = method.before(setting.model, learner, stage, 1, jax.random.key(0))
+        if stage.trains:
+            tune = tuned_for(stage, setting.config.tune, len(material.encoded))
+            learner = run_stage(
+                method, setting.model, learner, stage, material,
+                tune=tune, key=jax.random.key(1), seed=0, watch=Silent(), task="probe",
+            )  # fmt: skip
+        else:
+            sums = count_usage(method, setting.model, learner, stage, material, 4)
+            learner = method.observe(setting.model, learner, stage, 1, Seen(None, usage=sums), jax.random.key(0))
+        learner = method.after(setting.model, learner, stage, 1)
+    return np.asarray(learner.memory["worth"][1]), sums, learner
+
+
+def test_worth_by_probe_is_where_tokens_prefer_the_newest_expert(taught):
+    """Two equal experts cannot be told apart, so their router stays where it was and ties go to the older one; where
+    the older one does harm, routers learn to avoid it."""
+    learner, rng = taught.learners[2], np.random.default_rng(0)
+    bank = learner.past[FAMILY]
+    a = {site: leaf.at[:, :, 1].set(leaf[:, :, 2]) for site, leaf in bank.a.items()}
+    b = {site: leaf.at[:, 1].set(leaf[:, 2]) for site, leaf in bank.b.items()}
+    harm = {site: jnp.asarray(rng.normal(size=leaf[1, 1].shape), jnp.float32) for site, leaf in b.items()}
+    b = {site: leaf.at[1, 1].set(harm[site]) for site, leaf in b.items()}
+    worth, sums, after = probing(
+        taught, learner.replace(past={FAMILY: bank.replace(a=a, b=b)}), Chosen(1, "probe", 1.0, steps=30)
+    )
+    assert worth[0] == 0 and worth[2] == 0 and worth[1] > 0.6
+    assert taught.method.expand.by == "loss" and Chosen(1).pick(worth[None]) == (1,)
+    own, all_tokens = sums["count_LS"][:, 2], sums["count_LS"].sum(axis=1)
+    np.testing.assert_allclose(worth, own / all_tokens, rtol=1e-6)
+    assert (all_tokens == all_tokens[0]).all() and not sums["count_LS"][:, [0, 3]].any(), "fusion and empty slots"
+    assert not np.asarray(after.memory["router"]).any() and after.routers == {} and "weighing" not in after.memory
+    for site, leaf in b.items():
+        np.testing.assert_array_equal(after.past[FAMILY].b[site][:, 1:3], leaf[:, 1:3], err_msg="experts are frozen")
+
+
+def test_a_probe_trains_and_measures_on_different_records():
+    choice = Chosen(by="probe", share=0.5)
+    train, measure = (choice.part(stage, 40, 3) for stage in choice.stages())
+    assert len(train) == 16 and len(measure) == 4 and not set(train) & set(measure)
+    assert [stage.kind for stage in choice.stages()] == ["probe", "weigh"] and choice.stages()[0].steps == 40
+    with pytest.raises(DataError, match="too few records"):
+        choice.part(choice.stages()[0], 1, 0)

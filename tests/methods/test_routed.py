@@ -10,6 +10,7 @@ from tiny import TINY
 
 from hidecmoe_jax.core.errors import ConfigError
 from hidecmoe_jax.experts.bank import Bank
+from hidecmoe_jax.methods.fusing import Fusing
 from hidecmoe_jax.methods.gates import AnchorGate, NamedGate
 from hidecmoe_jax.methods.learner import Learner
 from hidecmoe_jax.methods.lora import Lora
@@ -85,8 +86,8 @@ def test_senseless_experts_are_refused(wrong):
 
 def test_a_missing_fusion_weight_is_named():
     with pytest.raises(ConfigError, match="1 weights for 2 tasks"):
-        Routed(eps=(1.0,))._eps((0, 1))
-    assert Routed(eps=(0.5, 2.0, 9.0))._eps((0, 1)) == (0.5, 2.0)
+        Fusing(eps=(1.0,))._weights((0, 1))
+    assert Fusing(eps=(0.5, 2.0, 9.0))._weights((0, 1)) == (0.5, 2.0)
 
 
 def test_the_projector_trains_in_float32_whatever_the_base_is_stored_in():

@@ -1,0 +1,256 @@
+"""Fused layers below growing ones: HiDe-LLaVA's lower layers (arXiv 2503.12941) under LLaVA-CMoE's pool (2503.21227).
+
+In the lower layers every task trains an expert alone, on the linears, and the experts of all tasks are fused into the
+base when it ends; in the layers above, a `Mixture` grows by probes and routes tokens, and its locator finds the task.
+What probes are asked with is the model as it answers: the fusion of earlier tasks speaks below them. Later tasks change
+that fusion, so here forgetting is not the locator's alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from hidecmoe_jax.core import trees
+from hidecmoe_jax.core.errors import ConfigError
+from hidecmoe_jax.data.records import Record
+from hidecmoe_jax.data.stream import Stream
+from hidecmoe_jax.experts import pool, surgery
+from hidecmoe_jax.experts.bank import Bank
+from hidecmoe_jax.experts.load import Load
+from hidecmoe_jax.experts.routing import Routing, Voice, everyone
+from hidecmoe_jax.methods.fusing import Fusing, owners
+from hidecmoe_jax.methods.learner import Decision, Learner, Seen, Serving, Stage
+from hidecmoe_jax.methods.lora import PARALLEL, Lora
+from hidecmoe_jax.methods.mixture import Mixture
+from hidecmoe_jax.models.llama import Tally
+from hidecmoe_jax.models.llava import Batch, Model, Reading
+
+LOWER = "lower"  # the family name of the fused experts in a learner
+TUNE = "tune"
+
+
+@dataclass(frozen=True)
+class Lower:
+    """The lower layers.
+
+    Attributes:
+      layers: how many, from the lowest on.
+      lora: shape of one expert; its sites are linears.
+      fusion, eps: how experts become one, as in `Routed`.
+    """
+
+    layers: int = 1
+    lora: Lora = Lora()
+    fusion: surgery.Fusion = "factor_sum"
+    eps: tuple[float, ...] = ()
+
+    def __post_init__(self):
+        if self.layers < 1:
+            raise ValueError(f"layers {self.layers} must be at least 1")
+        if PARALLEL in self.lora.sites:
+            raise ValueError(f"lora.sites: an expert at {PARALLEL!r} has no weight to be folded into; use linears")
+
+    @property
+    def span(self) -> range:
+        """Numbers of the layers."""
+        return range(self.layers)
+
+    @property
+    def fusing(self) -> Fusing:
+        """How experts become one."""
+        return Fusing(self.fusion, self.eps)
+
+
+@dataclass(frozen=True)
+class Stacked:
+    """A method as a choice of two: what the lower layers do, and the mixture in all layers above them."""
+
+    kind: ClassVar[str] = "stacked"
+    name: str = "stacked"
+    below: Lower = field(default_factory=Lower)
+    above: Mixture = field(default_factory=Mixture)
+
+    def __post_init__(self):
+        if self.above.lowest not in (0, self.below.layers):
+            raise ValueError(
+                f"above.lowest is {self.above.lowest}, but `below` ends at {self.below.layers}: leave above.lowest out"
+            )
+
+    @property
+    def grown(self) -> Mixture:
+        """The mixture, in its place above the lower layers."""
+        return replace(self.above, lowest=self.below.layers)
+
+    @property
+    def needs_name(self) -> bool:
+        """Whether answering needs the task's name."""
+        return self.above.needs_name
+
+    @property
+    def isolates(self) -> bool:
+        """Old experts keep every byte; their fusion does not."""
+        return True
+
+    @property
+    def blends(self) -> bool:
+        """Whether several routers may be heard at once."""
+        return self.above.blends
+
+    @property
+    def reading(self) -> Reading | None:
+        """The state of the base that the locator looks at."""
+        return self.above.reading
+
+    def variants(self) -> dict[str, Stacked]:
+        """The same experts under each fusion rule, by its name."""
+        return {rule: replace(self, below=replace(self.below, fusion=rule)) for rule in surgery.FUSIONS}
+
+    def lessons(self, tasks: int) -> tuple[tuple[int, ...], ...]:
+        """Each task a lesson."""
+        return self.above.lessons(tasks)
+
+    def records(self, stream: Stream, lesson: tuple[int, ...]) -> tuple[Record, ...]:
+        """The training records of the lesson's task."""
+        return self.above.records(stream, lesson)
+
+    def stages(self, task: int) -> tuple[Stage, ...]:
+        """Those of the mixture; the lower expert trains along while it tunes."""
+        return self.above.stages(task)
+
+    def part(self, stage: Stage, count: int, seed: int) -> np.ndarray | None:
+        """Records that probes are trained and measured on."""
+        return self.above.part(stage, count, seed)
+
+    def birth(self, model: Model, capacity: int) -> Learner:
+        """No experts anywhere, room for `capacity` tasks.
+
+        Raises:
+          ConfigError: no layer is left for the mixture.
+        """
+        if self.below.layers >= model.config.decoder.layers:
+            raise ConfigError(
+                "no layer is left to grow", where="method.below.layers",
+                why=f"{self.below.layers} of a decoder with {model.config.decoder.layers} layers",
+                remedy=f"choose from 1..{model.config.decoder.layers - 1}, or method.kind=routed",
+            )  # fmt: skip
+        learner = self.grown.birth(model, capacity)
+        return self._with(learner, self.below.lora.blank(model, capacity + 1, self.below.span))
+
+    def _with(self, learner: Learner, bank: Bank) -> Learner:
+        """The learner with these lower experts and the gains with which their fusion speaks."""
+        gains = {"lower": self.below.fusing.gains(bank, tuple(self.below.span))}
+        return learner.replace(past=learner.past | {LOWER: bank}, memory=learner.memory | gains)
+
+    def before(self, model: Model, learner: Learner, stage: Stage, task: int, key: Array) -> Learner:
+        """What the mixture trains, and while it tunes a fresh lower expert."""
+        ready = self.grown.before(model, learner, stage, task, key)
+        if stage.kind != TUNE:
+            return ready
+        blank = self.below.lora.blank(model, 1, self.below.span)
+        young = surgery.sprout(blank, 0, task, jax.random.fold_in(key, self.below.layers))
+        return ready.replace(live=ready.live | {LOWER: young})
+
+    def _heard_below(self, learner: Learner, key: Array | None) -> tuple[Voice]:
+        """The lower expert that trains, alone (HiDe-D16); where none trains, the fusion of what was learned."""
+        if LOWER in learner.live:
+            young = learner.live[LOWER]
+            return (Voice(young, everyone(young), key, dropout=self.below.lora.dropout),)
+        return (Voice(learner.past[LOWER], Routing(learner.memory["lower"][:, None])),)
+
+    def loss(self, model: Model, learner: Learner, stage: Stage, batch: Batch, key: Array) -> tuple[Array, Array, Load]:
+        """The mixture's loss above what is heard in the lower layers."""
+        return self.grown.loss(model, learner, stage, batch, key, self._heard_below(learner, key))
+
+    def usage(self, model: Model, learner: Learner, stage: Stage, batch: Batch) -> Tally:
+        """What every slot of the pool is picked for."""
+        return self.grown.usage(model, learner, stage, batch, self._heard_below(learner, None))
+
+    def observe(self, model: Model, learner: Learner, stage: Stage, task: int, seen: Seen, key: Array) -> Learner:
+        """The probes' verdict, or the task's part of the locator."""
+        return self.grown.observe(model, learner, stage, task, seen, key)
+
+    def after(self, model: Model, learner: Learner, stage: Stage, task: int) -> Learner:
+        """What the mixture does; after tuning the lower expert is planted and the fusion made anew."""
+        done, bank = self.grown.after(model, learner, stage, task), learner.past[LOWER]
+        if stage.kind == TUNE:
+            bank = surgery.plant(bank, 1 + task, learner.live[LOWER], task)
+            bank = self.below.fusing.fused(bank, tuple(self.below.span))
+        return self._with(done, bank)
+
+    def keep(self, learner: Learner, task: int) -> dict[str, dict[str, Array]]:
+        """What the mixture keeps of a task, and its lower expert."""
+        kept = self.grown.keep(learner, task)
+        own = pool.taken(learner.past[LOWER], 1 + task, 2 + task)
+        lower = {f"{LOWER}/{path}": leaf for path, leaf in trees.flatten(own.factors).items()}
+        return kept | {"experts": kept["experts"] | lower}
+
+    def recall(self, model: Model, capacity: int, kept: Sequence[dict[str, dict[str, Array]] | None]) -> Learner:
+        """The inverse of `keep`; the lower expert of a task that is None is not fused."""
+        above: list[dict[str, dict[str, Array]] | None] = []
+        bank, young = self.birth(model, capacity).past[LOWER], self.below.lora.blank(model, 1, self.below.span)
+        for task, groups in enumerate(kept):
+            if groups is None:
+                above.append(None)
+                continue
+            experts, lower = dict(groups["experts"]), {}
+            for path in [path for path in experts if path.startswith(f"{LOWER}/")]:
+                lower[path.removeprefix(f"{LOWER}/")] = jnp.asarray(experts.pop(path))
+            above.append(groups | {"experts": experts})
+            own = young.with_factors(trees.unflatten(lower)).replace(owner_LS=jnp.full_like(young.owner_LS, task))
+            bank = surgery.plant(bank, 1 + task, own, task)
+        bank = self.below.fusing.fused(bank, tuple(self.below.span))
+        return self._with(self.grown.recall(model, capacity, above), bank)
+
+    def learned(self, learner: Learner) -> tuple[int, ...]:
+        """Numbers of the tasks that have a router."""
+        return self.grown.learned(learner)
+
+    def growth_of(self, model: Model, learner: Learner) -> dict[str, Any]:
+        """Where the mixture added experts and why."""
+        found = self.grown.growth_of(model, learner)
+        lower = self.below.lora.size(model) * self.below.layers
+        parameters = [parts | {"experts": parts["experts"] + lower} for parts in found["parameters"]]
+        return found | {"parameters": parameters}
+
+    def serve(self, model: Model, learner: Learner) -> Serving:
+        """The pool above a base into which the fusion is folded.
+
+        Raises:
+          NumericsError: as `check_finite`.
+        """
+        decoder = dict(model.params["decoder"])
+        decoder["layers"] = surgery.merge_into_base(decoder["layers"], learner.past[LOWER], learner.memory["lower"])
+        folded = model.replace(params={**model.params, "decoder": decoder})
+        return self.grown.serve(folded, learner)
+
+    def decide(self, serving: Serving, seen: Seen, named_B: Array | None) -> Decision:
+        """What the mixture decides."""
+        return self.grown.decide(serving, seen, named_B)
+
+    def voices(self, serving: Serving, decision: Decision) -> tuple[Voice, ...]:
+        """What the mixture lets speak."""
+        return self.grown.voices(serving, decision)
+
+    def stored_after(self, model: Model, tasks: int) -> dict[str, int]:
+        """Numbers beyond the base that answering is expected to need after `tasks` tasks, by kind."""
+        parts = self.grown.stored_after(model, tasks)
+        return parts | {"experts": parts["experts"] + self._lower_size(model, tasks)}
+
+    def _lower_size(self, model: Model, tasks: int) -> int:
+        """Numbers of the fusion of so many tasks: one expert by `factor_sum`, product sums keep the rank of all."""
+        per_layer = min(tasks, 1) if self.below.fusion == "factor_sum" else tasks
+        return self.below.lora.size(model) * self.below.layers * per_layer
+
+    def sizes(self, model: Model, learner: Learner) -> dict[str, dict[str, int]]:
+        """Numbers beyond the base by kind: `stored` to serve, `archived` in the ledger, `trained` for the last task."""
+        found, tasks = self.grown.sizes(model, learner), len(owners(learner.past[LOWER]))
+        one = self.below.lora.size(model) * self.below.layers
+        more = {"stored": self._lower_size(model, tasks), "archived": one * tasks, "trained": one * min(tasks, 1)}
+        return {name: parts | {"experts": parts["experts"] + more[name]} for name, parts in found.items()}
