@@ -15,6 +15,7 @@ from hidecmoe_jax.core.errors import ConfigError
 from hidecmoe_jax.methods.learner import Method
 from hidecmoe_jax.methods.mixture import Mixture
 from hidecmoe_jax.methods.routed import Routed
+from hidecmoe_jax.methods.stacked import Stacked
 from hidecmoe_jax.models.llava import Model
 
 WITHIN = 0.05
@@ -26,7 +27,7 @@ def forecast(method: Method, model: Model, tasks: int) -> int:
     Raises:
       ConfigError: a method whose size nobody knows beforehand.
     """
-    if not isinstance(method, Routed | Mixture):
+    if not isinstance(method, Routed | Mixture | Stacked):
         raise ConfigError(
             f"the size of {method.name} cannot be forecast", where="equal budget",
             why=f"{type(method).__name__} is neither of the shipped families", remedy="compare it without --budget",
@@ -58,4 +59,6 @@ def at_budget(method: Method, model: Model, tasks: int, budget: int) -> Method:
 
 
 def _ranked(method: Method, rank: int) -> Method:
+    if isinstance(method, Stacked):
+        return replace(method, below=_ranked(method.below, rank), above=_ranked(method.above, rank))
     return replace(method, lora=replace(method.lora, rank=rank))

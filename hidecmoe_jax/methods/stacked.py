@@ -26,7 +26,9 @@ from hidecmoe_jax.experts.bank import Bank
 from hidecmoe_jax.experts.load import Load
 from hidecmoe_jax.experts.routing import Routing, Voice, everyone
 from hidecmoe_jax.methods.fusing import Fusing, owners
+from hidecmoe_jax.methods.gates import AnchorGate, NamedGate
 from hidecmoe_jax.methods.learner import Decision, Learner, Seen, Serving, Stage
+from hidecmoe_jax.methods.locating import Locating
 from hidecmoe_jax.methods.lora import PARALLEL, Lora
 from hidecmoe_jax.methods.mixture import Mixture
 from hidecmoe_jax.models.llama import Tally
@@ -87,6 +89,11 @@ class Stacked:
     def grown(self) -> Mixture:
         """The mixture, in its place above the lower layers."""
         return replace(self.above, lowest=self.below.layers)
+
+    @property
+    def gate(self) -> Locating | AnchorGate | NamedGate:
+        """How an input finds its router."""
+        return self.above.gate
 
     @property
     def needs_name(self) -> bool:

@@ -13,6 +13,7 @@ import numpy as np
 
 from hidecmoe_jax.experts.bank import EMPTY
 from hidecmoe_jax.experts.load import dead, loudness
+from hidecmoe_jax.experts.pool import POOL
 from hidecmoe_jax.methods.learner import Learner, Method
 
 
@@ -41,7 +42,8 @@ def experts_of(method: Method, learner: Learner, number: int, lines: Sequence[di
         norm_LE = np.where(mine_LE, loudness(bank)[:, slots], np.nan)
         # Experts that train stand behind all places for old ones; what one method trains is the bank itself.
         start = bank.slots if method.isolates else 0
-        chose_LE = np.asarray(loads, np.int64)[:, :, start : start + len(slots)].sum(axis=0) if loads else None
+        chosen = loads and family == (POOL if POOL in learner.past else family)  # beside a pool nothing else is chosen
+        chose_LE = np.asarray(loads, np.int64)[:, :, start : start + len(slots)].sum(axis=0) if chosen else None
         idle = [[layer + bank.first_layer, expert, why] for layer, expert, why in dead(norm_LE, chose_LE)]
         found[family] = {"norm": _told(norm_LE.round(6), mine_LE), "dead": idle}
         if chose_LE is not None:

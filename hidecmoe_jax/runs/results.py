@@ -16,6 +16,7 @@ from hidecmoe_jax.core import strict
 from hidecmoe_jax.core.errors import CheckpointError
 from hidecmoe_jax.methods.learner import Learner, Method
 from hidecmoe_jax.methods.mixture import Mixture
+from hidecmoe_jax.methods.stacked import Stacked
 from hidecmoe_jax.runs.cells import Cells, Curve
 from hidecmoe_jax.runs.config import from_mapping, to_mapping
 from hidecmoe_jax.runs.costs import flops_per_query
@@ -80,7 +81,7 @@ def _growth(setting: Setting, folder: Path, kept: list, was: Learner) -> dict[st
     """How the method grew. A mixture's task was probed under the edits that held when it was learned."""
     method = setting.config.method
     found = method.growth_of(setting.model, was)
-    for count in sorted({one.tasks for one in read(folder)} if isinstance(method, Mixture) else ()):
+    for count in sorted({one.tasks for one in read(folder)} if isinstance(method, Mixture | Stacked) else ()):
         then = method.growth_of(setting.model, laid_over(folder, method, was, kept[:count]))
         found = {name: [*parts[:count], *then[name][count:]] for name, parts in found.items()}
     return found
