@@ -58,6 +58,11 @@ def at_budget(method: Method, model: Model, tasks: int, budget: int) -> Method:
     return found
 
 
+def rank_of(method: Method) -> int:
+    """The rank that `at_budget` chose; a stacked method has one for both of its parts."""
+    return method.below.lora.rank if isinstance(method, Stacked) else method.lora.rank
+
+
 def _ranked(method: Method, rank: int) -> Method:
     if isinstance(method, Stacked):
         return replace(method, below=_ranked(method.below, rank), above=_ranked(method.above, rank))

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hidecmoe_jax.core.errors import ConfigError, nearest
-from hidecmoe_jax.methods.budget import at_budget, forecast
+from hidecmoe_jax.methods.budget import at_budget, forecast, rank_of
 from hidecmoe_jax.runs import results
 from hidecmoe_jax.runs.cells import Cells
 from hidecmoe_jax.runs.config import RunConfig
@@ -108,7 +108,7 @@ def _fitted(config: RunConfig, setting: Setting, size: int) -> RunConfig:
     tasks = len(setting.stream.tasks)
     method = at_budget(config.method, setting.model, tasks, size)
     stored = forecast(method, setting.model, tasks)
-    say(f"{method.name}: rank {method.lora.rank}, {stored:,} numbers, {stored / size:.3f} of the budget")
+    say(f"{method.name}: rank {rank_of(method)}, {stored:,} numbers, {stored / size:.3f} of the budget")
     return dataclasses.replace(config, method=method)
 
 

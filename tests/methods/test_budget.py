@@ -11,7 +11,7 @@ from tiny import TINY
 from hidecmoe_jax.core.errors import ConfigError
 from hidecmoe_jax.experts import pool
 from hidecmoe_jax.locators.gaussian import NearestMean
-from hidecmoe_jax.methods.budget import WITHIN, at_budget, forecast
+from hidecmoe_jax.methods.budget import WITHIN, at_budget, forecast, rank_of
 from hidecmoe_jax.methods.expanding import Chosen
 from hidecmoe_jax.methods.gates import NamedGate
 from hidecmoe_jax.methods.locating import Locating
@@ -19,6 +19,7 @@ from hidecmoe_jax.methods.lora import PARALLEL, Lora
 from hidecmoe_jax.methods.mixture import POOL, Mixture
 from hidecmoe_jax.methods.probing import Probe
 from hidecmoe_jax.methods.routed import Routed
+from hidecmoe_jax.methods.stacked import Lower, Stacked
 from hidecmoe_jax.models.llava import init_model
 
 BLOCK = Lora(rank=2, alpha=4.0, sites=(PARALLEL,))
@@ -28,6 +29,7 @@ METHODS = {
     "chosen": Routed(expand=Chosen(2), gate=Locating(by=NearestMean())),
     "per_task": Routed(expand="all", gate=NamedGate()),
     "sequential": Routed(growth="shared"),
+    "stacked": Stacked(below=Lower(layers=2), above=Mixture(lora=BLOCK, gate=Locating(by=NearestMean()))),
     "cmoe_uniform": Mixture(lora=BLOCK, growth="uniform", start="blank", gate=Locating(by=NearestMean())),
 }
 
@@ -42,7 +44,15 @@ def model():
 def test_the_rank_that_meets_a_budget(model, name, budget):
     found = at_budget(METHODS[name], model, 3, budget)
     assert abs(forecast(found, model, 3) / budget - 1) <= WITHIN
-    assert replace(found, lora=replace(found.lora, rank=METHODS[name].lora.rank)) == METHODS[name]
+    assert bare(found) == bare(METHODS[name])
+
+
+def bare(method):
+    """The method with experts of rank 1, whatever rank they had."""
+    if isinstance(method, Stacked):
+        assert method.below.lora.rank == method.above.lora.rank == rank_of(method) or method == METHODS["stacked"]
+        return replace(method, below=bare(method.below), above=bare(method.above))
+    return replace(method, lora=replace(method.lora, rank=1))
 
 
 def test_a_forecast_of_uniform_growth_is_what_is_counted_afterwards(model):
