@@ -1,7 +1,8 @@
 """Pools: banks in which a task may own several slots of a layer, at places that are known beforehand.
 
 A pool's experts are told apart by where they stand, not by their owner, so whole runs of slots are taken out and put
-in. Misuse raises ValueError with the numbers at fault.
+in. Places are operands, not parts of a program, so a later task's slots compile nothing. Misuse raises ValueError with
+the numbers at fault.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Sequence
 
 import jax.numpy as jnp
 import numpy as np
+from jax.lax import dynamic_slice_in_dim, dynamic_update_slice_in_dim
 
 from hidecmoe_jax.experts.bank import EMPTY, Bank
 from hidecmoe_jax.experts.slots import check_alike
@@ -30,10 +32,11 @@ def beside(banks: Sequence[Bank]) -> Bank:
 
 def taken(bank: Bank, start: int, stop: int) -> Bank:
     """The slots `start` up to, not including, `stop` of a pool as a bank of their own; the inverse of `put`."""
+    count = stop - start
     return bank.replace(
-        a={site: a[:, :, start:stop] for site, a in bank.a.items()},
-        b={site: b[:, start:stop] for site, b in bank.b.items()},
-        owner_LS=bank.owner_LS[:, start:stop],
+        a={site: dynamic_slice_in_dim(a, start, count, axis=2) for site, a in bank.a.items()},
+        b={site: dynamic_slice_in_dim(b, start, count, axis=1) for site, b in bank.b.items()},
+        owner_LS=dynamic_slice_in_dim(bank.owner_LS, start, count, axis=1),
     )
 
 
@@ -49,7 +52,7 @@ def put(bank: Bank, start: int, experts: Bank) -> Bank:
     if not 0 <= start <= stop <= bank.slots or taken_LS.any():
         raise ValueError(f"slots {start}..{stop} of {bank.slots} are not all free")
     return bank.replace(
-        a={site: a.at[:, :, start:stop].set(experts.a[site]) for site, a in bank.a.items()},
-        b={site: b.at[:, start:stop].set(experts.b[site]) for site, b in bank.b.items()},
-        owner_LS=bank.owner_LS.at[:, start:stop].set(experts.owner_LS),
+        a={site: dynamic_update_slice_in_dim(a, experts.a[site], start, axis=2) for site, a in bank.a.items()},
+        b={site: dynamic_update_slice_in_dim(b, experts.b[site], start, axis=1) for site, b in bank.b.items()},
+        owner_LS=dynamic_update_slice_in_dim(bank.owner_LS, experts.owner_LS, start, axis=1),
     )

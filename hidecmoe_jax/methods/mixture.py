@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.lax import dynamic_update_slice_in_dim
 
 from hidecmoe_jax.core import trees
 from hidecmoe_jax.core.errors import ConfigError
@@ -290,8 +291,8 @@ class Mixture:
         own = self.slots(task)
         past = pool.put(learner.past[POOL], own.start, pool.taken(live, 0, len(own)))
         visible = past.owner_LS != EMPTY
-        slots = past.slots
-        closed = router[..., :slots].at[..., own.start : own.stop].set(router[..., slots : slots + len(own)])
+        young = router[..., past.slots : past.slots + len(own)]
+        closed = dynamic_update_slice_in_dim(router[..., : past.slots], young, own.start, axis=2)
         closed = jnp.where(visible[:, None, :], closed, 0.0)
         memory["routers"] = memory["routers"].at[task].set(closed)
         memory["visible"] = memory["visible"].at[task].set(visible)
@@ -302,14 +303,11 @@ class Mixture:
         """A task's experts, its router over the slots there were, what the locator knows of it, the verdict."""
         own, memory = self.slots(task), learner.memory
         expert = pool.taken(learner.past[POOL], own.start, own.stop)
-        kept = {
-            "router": memory["routers"][task][..., : own.stop],
-            "visible": memory["visible"][task][..., : own.stop],
-        }
-        kept["expand"] = memory["verdict"]["expand"][task]
-        for name in SEEN:
-            leaf = memory["verdict"][name][task]
-            kept[name] = jnp.concatenate([leaf[:, : own.start], leaf[:, -1:]], axis=1)
+        # Cut on the host: these shapes grow with the task, and each would be a program of its own.
+        told = {name: np.asarray(leaf[task]) for name, leaf in memory["verdict"].items()}
+        kept = {"router": np.asarray(memory["routers"][task])[..., : own.stop]}
+        kept |= {"visible": np.asarray(memory["visible"][task])[..., : own.stop], "expand": told["expand"]}
+        kept |= {name: np.concatenate([told[name][:, : own.start], told[name][:, -1:]], axis=1) for name in SEEN}
         kept |= {f"gate/{name}": leaf for name, leaf in self.gate.kept(memory["gate"], task).items()}
         return {"experts": trees.flatten(expert.factors) | {"owner": expert.owner_LS}, "shared": {}, "memory": kept}
 
@@ -318,6 +316,8 @@ class Mixture:
         then shares a token among the experts that are left."""
         learner = self.birth(model, capacity)
         past, memory = learner.past[POOL], dict(learner.memory)
+        # Filled on the host, as `keep` cuts.
+        told = jax.tree.map(np.array, {name: memory[name] for name in ("routers", "visible", "verdict")})
         for task, groups in enumerate(kept):
             if groups is None:
                 continue
@@ -326,17 +326,16 @@ class Mixture:
             expert = self._blank(model, len(own)).with_factors(trees.unflatten(experts)).replace(owner_LS=owner)
             past = pool.put(past, own.start, expert)
             stored = groups["memory"]
-            memory["routers"] = memory["routers"].at[task, :, :, : own.stop].set(stored["router"])
-            memory["visible"] = memory["visible"].at[task, :, : own.stop].set(stored["visible"])
-            verdict = dict(memory["verdict"]) | {"expand": memory["verdict"]["expand"].at[task].set(stored["expand"])}
+            told["routers"][task, :, :, : own.stop] = stored["router"]
+            told["visible"][task, :, : own.stop] = stored["visible"]
+            told["verdict"]["expand"][task] = stored["expand"]
             for name in (name for name in SEEN if name in stored):  # early archives have no mass
-                leaf = verdict[name].at[task, :, : own.start].set(stored[name][:, :-1])
-                verdict[name] = leaf.at[task, :, -1].set(stored[name][:, -1])
-            memory["verdict"] = verdict
+                told["verdict"][name][task, :, : own.start] = stored[name][:, :-1]
+                told["verdict"][name][task, :, -1] = stored[name][:, -1]
             facts = {name.removeprefix("gate/"): leaf for name, leaf in stored.items() if name.startswith("gate/")}
             memory["gate"] = self.gate.recalled(memory["gate"], task, facts)
-        memory["visible"] = memory["visible"] & (past.owner_LS != EMPTY)
-        return learner.replace(past={POOL: past}, memory=memory)
+        told["visible"] &= np.asarray(past.owner_LS) != EMPTY
+        return learner.replace(past={POOL: past}, memory=memory | jax.tree.map(jnp.asarray, told))
 
     def learned(self, learner: Learner) -> tuple[int, ...]:
         """Numbers of the tasks that have a router."""
