@@ -405,3 +405,28 @@ def test_sizes_count_what_is_owned(done):
     assert sizes["stored"]["experts"] == owned * 2 * (16 + 16)
     assert sizes["stored"]["routers"] == 16 * int(np.asarray(learner.memory["visible"]).sum())
     assert sizes["stored"]["locator"] == 3 * done.method.gate.by.size(16)
+
+
+def test_surgery_of_a_later_task_compiles_nothing(done):
+    """Only the second task's does; compare `tools/bench/growth.py`, which counts over whole lessons."""
+    compiled, counting = [], [False]
+
+    def note(event, duration, **about):
+        if counting[0] and event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(about.get("fun_name"))
+
+    jax.monitoring.register_event_duration_secs_listener(note)
+    method, model = done.method, done.setting.model
+
+    def surgery(task):
+        learner = method.recall(model, 4, done.kept[:task])
+        stage = method.stages(task)[-2]
+        ready = method.before(model, learner, stage, task, jax.random.key(task))
+        assert stage.kind == "tune" and ready.live[POOL].owner_LS.shape == done.trained[-1].live[POOL].owner_LS.shape
+        method.keep(method.after(model, ready, stage, task), task)
+
+    surgery(1)
+    counting[0] = True
+    surgery(2)
+    counting[0] = False
+    assert compiled == []
