@@ -35,7 +35,7 @@ def overlap(run: Run, /, *, count: int | None = None, mixed: float = 25.0, alike
         cosine = "-" if pair["cosine"] is None else f"{pair['cosine']:.3f}"
         print(f"{'! ' if pair['near'] else '  '}{' and '.join(pair['tasks']):<40} {share:>9} {cosine:>8}")
         if pair["near"]:
-            print(f"    try: {pair['suggestion'] or 'nothing, they own no experts in one layer'}")
+            print(f"    try: {pair['suggestion'] or 'nothing, they own no two experts that could become one'}")
 
 
 def retire(
@@ -44,6 +44,7 @@ def retire(
     /,
     *,
     layers: tuple[int, ...] | None = None,
+    expert: int | None = None,
     count: int | None = None,
     allowed: float = 1.0,
     commit: bool = False,
@@ -55,17 +56,19 @@ def retire(
     Examples:
       $ hidecmoe retire runs/cmoe flags
       $ hidecmoe retire runs/cmoe flags --layers 0 1 --commit
+      $ hidecmoe retire runs/cmoe flags --expert 1 --layers 2
       $ hidecmoe retire runs/hide flags --allowed 100 --commit
 
     Args:
       run: run folder.
       task: whose experts go.
       layers: decoder layers, if not all.
+      expert: one of those that the task owns in a layer, from 0 in the order of `hidecmoe inspect`; all, if not given.
       count: held-out questions of every task, if not all.
       allowed: points that a task may fall by for a commit.
       commit: do it, if no task falls by more.
     """
-    show(hj.retire(run, task, layers=layers, count=count, allowed=allowed, commit=commit))
+    show(hj.retire(run, task, layers=layers, expert=expert, count=count, allowed=allowed, commit=commit))
 
 
 def merge(
@@ -85,22 +88,24 @@ def merge(
 ) -> None:
     """Measure what every task would lose if experts of two tasks became one, and with --commit merge them.
 
-    Every expert of TASK_B goes into that of TASK_A that is most like it. The archive keeps the old ones: `hidecmoe
-    restore` brings them back.
+    Every expert of TASK_B goes into that of TASK_A that is most like it. With one expert per task (HiDe), the two
+    become one in the layers that keep tasks apart, and both tasks are answered from it. The archive keeps the old
+    ones: `hidecmoe restore` brings them back.
 
     Examples:
       $ hidecmoe merge runs/cmoe flags charts
+      $ hidecmoe merge runs/hide flags charts --allowed 5 --commit
       $ hidecmoe merge runs/cmoe flags charts --mode ties --density 0.2
       $ hidecmoe merge runs/cmoe flags charts --mode linear --weights 0.3 0.2 --layers 2 --commit
 
     Args:
-      run: run folder of a mixture.
+      run: run folder of a mixture, or of a method with an expert per task.
       into: whose experts stay, changed.
       task: whose experts go.
       mode: how, with the names that PEFT gives to ways of merging adapters.
       weights: of an expert of TASK_A and of each that goes into it; by default those that give copies back unchanged.
       density: share of entries that ties and dare keep.
-      layers: decoder layers, if not all in which both own experts.
+      layers: decoder layers, if not all in which both own experts that can be merged.
       seed: draws what dare drops.
       count: held-out questions of every task, if not all.
       allowed: points that a task may fall by for a commit.

@@ -76,8 +76,8 @@ class Stage:
 @struct.dataclass
 class Serving:
     """What answers: a model with the constant experts folded in, the bank that is still mixed per sample, if any, and
-    what routing needs. `slot_LN` is the slot of every task in each layer of the bank (-1: none); `missing` names tasks
-    that were learned and could not be loaded, so that every answer can say so."""
+    what routing needs. `slot_LN` is the slot that serves every task in each layer of the bank (-1: none); `missing`
+    names tasks that were learned and could not be loaded, so that every answer can say so."""
 
     model: Model
     bank: Bank | None

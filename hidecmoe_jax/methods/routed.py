@@ -28,6 +28,7 @@ from hidecmoe_jax.experts.routing import Routing, Voice, everyone
 from hidecmoe_jax.methods.expanding import WEIGH, Chosen
 from hidecmoe_jax.methods.fusing import Fusing, owners
 from hidecmoe_jax.methods.gates import AnchorGate, NamedGate
+from hidecmoe_jax.methods.homes import own_slots, serving_slots, shared
 from hidecmoe_jax.methods.learner import Decision, Learner, Seen, Serving, Stage, check_finite, dressed
 from hidecmoe_jax.methods.locating import Locating
 from hidecmoe_jax.methods.lora import PARALLEL, Lora
@@ -268,8 +269,9 @@ class Routed:
         return self.fusing.fused(past, self.fused(past.layers, memory))
 
     def learned(self, learner: Learner) -> tuple[int, ...]:
-        """Numbers of the tasks that have an expert."""
-        return owners(learner.past[FAMILY]) if FAMILY in learner.past else ()
+        """Numbers of the tasks that have an expert, or were merged into another task's."""
+        merged = {task for task, _ in shared(learner.memory)}
+        return tuple(sorted({*owners(learner.past[FAMILY]), *merged})) if FAMILY in learner.past else ()
 
     def fused_gains(self, bank: Bank, memory: dict[str, Any]) -> np.ndarray:
         """Constant gains [L, S] of the layers that are not expanded; zero elsewhere."""
@@ -304,12 +306,8 @@ class Routed:
         if not expanded:
             return Serving(folded, None, None, learner.memory)
         first, last = expanded[0], expanded[-1] + 1
-        owner = np.asarray(bank.owner_LS)[first:last]
         kept = np.isin(np.arange(first, last), expanded)[:, None]
-        room = bank.slots - 1
-        slot_LN = np.stack(
-            [np.where((owner == task).any(1), (owner == task).argmax(1), -1) for task in range(room)], axis=1
-        )
+        slot_LN = serving_slots(bank, bank.slots - 1, learner.memory)[first:last]
         slot_LN = np.where(kept, slot_LN, -1).astype(np.int32)
         return Serving(folded, surgery.cut(bank, first, last), jnp.asarray(slot_LN), learner.memory)
 
@@ -357,9 +355,16 @@ class Routed:
         if not tasks:
             return {"stored": none, "archived": none, "trained": none}
         stored, expert = self.stored_after(model, tasks), self.lora.size(model) * learner.past[FAMILY].layers
+        stored |= {"experts": stored["experts"] - self.lora.size(model) * self._merged_away(learner)}
         archived = stored | {"experts": expert * tasks, "projector": stored["projector"] * tasks}
         return {
             "stored": stored,
             "archived": archived,
             "trained": none | {"experts": expert, "projector": stored["projector"]},
         }
+
+    def _merged_away(self, learner: Learner) -> int:
+        """Experts that learned tasks lack in layers of which every task's is stored."""
+        past, tasks = learner.past[FAMILY], list(self.learned(learner))
+        apart = self.expanded(past.layers, learner.memory) if self.fusion == "factor_sum" else range(past.layers)
+        return int((own_slots(past, max(tasks) + 1)[list(apart)][:, tasks] < 0).sum()) if self.gated else 0

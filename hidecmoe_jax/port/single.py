@@ -14,6 +14,7 @@ import numpy as np
 from hidecmoe_jax.core.errors import ConfigError, nearest
 from hidecmoe_jax.experts.bank import EMPTY, Bank
 from hidecmoe_jax.experts.surgery import merge_into_base
+from hidecmoe_jax.methods.homes import serving_slots
 from hidecmoe_jax.methods.learner import Method, dressed
 from hidecmoe_jax.methods.lora import PARALLEL
 from hidecmoe_jax.methods.mixture import Mixture
@@ -79,12 +80,13 @@ def names_of(run: Recalled, wanted: tuple[str, ...] = ()) -> dict[str, int]:
 
 
 def gains_of(run: Recalled, task: int) -> np.ndarray:
-    """How loudly every slot speaks when `task` is named, float32 [L, S]: constant layers, and its own slot above."""
+    """How loudly every slot speaks when `task` is named, float32 [L, S]: constant layers, and above them its own slot
+    or that of the task it was merged into."""
     method, bank = run.config.method, run.learner.past[FAMILY]
     gain_LS = np.array(method.fused_gains(bank, run.learner.memory))
-    owner_LS = np.asarray(bank.owner_LS)
+    slot_LN = serving_slots(bank, bank.slots - 1, run.learner.memory)
     for layer in method.expanded(bank.layers, run.learner.memory):
-        gain_LS[layer] = owner_LS[layer] == task
+        gain_LS[layer] = np.arange(bank.slots) == slot_LN[layer, task]
     return gain_LS
 
 

@@ -81,6 +81,6 @@ def laid_over(run: Path, method: Method, learner: Learner, kept: Sequence[dict |
         named = {one.edit.task, one.edit.into} - {None}
         # Of a task that could not be loaded there is nothing to edit.
         if one.tasks <= len(kept) and all(kept[task] is not None for task in named):
-            own = narrowed(method, learner, one.edit)
-            learner = learner if own is None else edited(method, learner, own)
+            own = narrowed(method, learner, one.edit, one.tasks)
+            learner = learner if own is None else edited(method, learner, own, one.tasks)
     return learner

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from hidecmoe_jax.core import trees
+from hidecmoe_jax.methods.homes import shared
 from hidecmoe_jax.runs.cells import Cells
 from hidecmoe_jax.runs.edits import read, recall
 from hidecmoe_jax.runs.idle import sentence
@@ -50,6 +51,11 @@ def describe(run: str | Path) -> str:
         lines += [
             f"  {layer + bank.first_layer:>5}  {' '.join(_MARK.get(int(o), str(o)) for o in row)}"
             for layer, row in enumerate(owners)
+        ]
+        lines += [
+            f"  task {task} is answered from the expert of task {home} in layers "
+            + ", ".join(str(row + bank.first_layer) for row in rows)
+            for (task, home), rows in shared(learner.memory).items()
         ]
     sizes = config.method.sizes(model, learner)
     lines += ["", f"base: {trees.count(model.params):,} parameters"]

@@ -18,6 +18,8 @@ import numpy as np
 from hidecmoe_jax.core.errors import ConfigError
 from hidecmoe_jax.experts.bank import Bank
 from hidecmoe_jax.experts.combine import closeness
+from hidecmoe_jax.methods.editing import Edit, narrowed
+from hidecmoe_jax.methods.homes import shared
 from hidecmoe_jax.methods.learner import Learner
 from hidecmoe_jax.methods.mixture import Mixture
 from hidecmoe_jax.methods.routed import Routed
@@ -54,7 +56,7 @@ def overlap(
             why=f"{method.name} has learned {len(kept)} lessons", remedy="give a run with experts for every task",
         )  # fmt: skip
     learner = setting.recall(kept, folder)
-    learned = method.learned(learner)
+    learned, merged = method.learned(learner), {task for task, _ in shared(learner.memory)}
     room = max(setting.config.capacity, len(kept))
     told = None if method.needs_name else _mixed(setting, learner, learned, room, count=count)
     pairs = []
@@ -65,9 +67,10 @@ def overlap(
         share = None if told is None else told[one, other]
         near = (share is not None and share >= mixed) or (cosine is not None and cosine >= alike)
         command = None
-        if near and cosine is not None:
-            merges = isinstance(method, Mixture)
-            command = f"hidecmoe merge {folder} {' '.join(names)}" if merges else f"hidecmoe retire {folder} {names[1]}"
+        if near and narrowed(method, learner, Edit("merge", other, into=one)) is not None:
+            command = f"hidecmoe merge {folder} {' '.join(names)}"
+        elif near and cosine is not None and not merged & {one, other}:
+            command = f"hidecmoe retire {folder} {names[1]}"
         pairs.append({"tasks": names, "mixed": share, "cosine": cosine, "near": near, "suggestion": command})
     pairs.sort(key=lambda pair: (-(pair["mixed"] or 0.0), -(pair["cosine"] or 0.0)))
     write_json(folder / "overlap.json", {"mixed": mixed, "alike": alike, "pairs": pairs})

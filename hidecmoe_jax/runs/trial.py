@@ -57,8 +57,13 @@ class Trial:
             )  # fmt: skip
 
 
-def retire(run: str | Path, task: str, *, layers: Sequence[int] | None = None, **trial: Any) -> dict[str, Any]:
+def retire(
+    run: str | Path, task: str, *, layers: Sequence[int] | None = None, expert: int | None = None, **trial: Any
+) -> dict[str, Any]:
     """Tries to drop the experts of a task, in some layers or in all; `trial` are fields of `Trial`.
+
+    Args:
+      expert: as in `Edit`.
 
     Returns:
       What `retire.json` in the run folder holds: `tasks` (seed, task, count, before, after, change in points), `stored`
@@ -68,8 +73,9 @@ def retire(run: str | Path, task: str, *, layers: Sequence[int] | None = None, *
       ConfigError: nothing to retire in any seed, an unfinished run, or a commit that costs a task more than is allowed.
     """
     folder = Path(run)
-    edit = _edit(kind="retire", task=_number(folder, task), layers=layers)
-    return _tried(folder, edit, f"retire the experts of {task}", Trial(**trial))
+    edit = _edit(kind="retire", task=_number(folder, task), layers=layers, expert=expert)
+    which = "the experts" if expert is None else f"expert {expert}"
+    return _tried(folder, edit, f"retire {which} of {task}", Trial(**trial))
 
 
 def merge(

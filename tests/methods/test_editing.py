@@ -14,7 +14,7 @@ from hidecmoe_jax.experts import combine, pool, surgery
 from hidecmoe_jax.experts.bank import EMPTY, FUSED
 from hidecmoe_jax.experts.slots import clear
 from hidecmoe_jax.locators.gaussian import NearestMean
-from hidecmoe_jax.methods.editing import Edit, closeness, edited, even_weights
+from hidecmoe_jax.methods.editing import Edit, closeness, edited, even_weights, narrowed
 from hidecmoe_jax.methods.fusing import FUSED_SLOT
 from hidecmoe_jax.methods.gates import NamedGate
 from hidecmoe_jax.methods.locating import Locating
@@ -98,6 +98,28 @@ def test_layers_that_are_not_named_are_left_alone(mixed):
     np.testing.assert_array_equal(after.memory["visible"][:, :2], mixed.memory["visible"][:, :2])
 
 
+def test_one_of_the_experts_of_a_task_is_retired_by_its_number(mixed):
+    after = edited(MIXTURE, mixed, Edit("retire", 0, layers=(0, 2), expert=1))
+    was, bank = mixed.past[POOL], after.past[POOL]
+    wanted = np.array(was.owner_LS)
+    wanted[[0, 2], 1] = EMPTY
+    np.testing.assert_array_equal(bank.owner_LS, wanted)
+    for site in bank.sites:
+        gone = (wanted != np.asarray(was.owner_LS))[:, :, None, None]
+        np.testing.assert_array_equal(bank.b[site], np.where(gone, 0.0, was.b[site]))
+        np.testing.assert_array_equal(
+            np.moveaxis(bank.a[site], 2, 1), np.where(gone, 0, np.moveaxis(was.a[site], 2, 1))
+        )
+    np.testing.assert_array_equal(after.memory["visible"], mixed.memory["visible"] & (wanted != EMPTY))
+    # What is left is counted anew, and a layer with too few experts is passed over unless it is named.
+    again = edited(MIXTURE, after, Edit("retire", 0, expert=1))
+    np.testing.assert_array_equal(np.flatnonzero(np.asarray(again.past[POOL].owner_LS)[:, 1] == 0), [])
+    assert narrowed(MIXTURE, after, Edit("retire", 0, layers=(0, 1), expert=1)).layers == (1,)
+    assert narrowed(MIXTURE, again, Edit("retire", 0, expert=1)) is None
+    first = edited(MIXTURE, again, Edit("retire", 0, expert=0))
+    assert MIXTURE.learned(first) == (1, 2)
+
+
 def test_a_task_that_sees_no_expert_any_more_is_not_learned(mixed):
     after = edited(MIXTURE, mixed, Edit("retire", 0))
     assert MIXTURE.learned(mixed) == (0, 1, 2) and MIXTURE.learned(after) == (1, 2)
@@ -168,6 +190,8 @@ def test_default_weights_give_copies_back(mode, count):
         (Edit("retire", 2, layers=(1,)), "layers in which it owns experts: 0, 2"),
         (Edit("merge", 2, into=0, layers=(0, 1)), "both own"),
         (Edit("retire", 0, layers=(9,)), "no such layers"),
+        (Edit("retire", 0, expert=2), "an expert number 2, counted from 0: none"),
+        (Edit("retire", 2, layers=(1, 2), expert=0), "an expert number 0, counted from 0: 0, 2"),
         (Edit("merge", 1, into=0, mode="linear", weights=(1.0, -1.0)), "cannot be merged so"),
     ],
 )
@@ -177,7 +201,11 @@ def test_what_is_not_there_is_refused(mixed, edit, says):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"kind": "merge"}, {"kind": "merge", "into": 0}, {"mode": "cat"}, {"weights": (1.0,)}, {"layers": ()}]
+    "wrong",
+    [
+        *({"kind": "merge"}, {"kind": "merge", "into": 0}, {"mode": "cat"}, {"weights": (1.0,)}, {"layers": ()}),
+        *({"expert": -1}, {"kind": "merge", "into": 1, "expert": 0}),
+    ],
 )
 def test_senseless_edits_are_refused(wrong):
     with pytest.raises(ValueError):
@@ -216,9 +244,10 @@ def test_a_retired_task_of_a_routed_method_is_as_if_it_had_never_been_learned(fu
 
 def test_what_a_routed_method_cannot_do_is_refused():
     learner = routed(ROUTED, (0, 1))
-    with pytest.raises(ConfigError, match="cannot merge"):
-        edited(ROUTED, learner, Edit("merge", 1, into=0))
     with pytest.raises(ConfigError, match="whole tasks"):
         edited(ROUTED, learner, Edit("retire", 1, layers=(0,)))
-    with pytest.raises(ConfigError, match="cannot retire"):
-        edited(Routed(growth="shared"), learner, Edit("retire", 1))
+    with pytest.raises(ConfigError, match="only pools have several"):
+        edited(ROUTED, learner, Edit("retire", 1, expert=0))
+    for edit in (Edit("retire", 1), Edit("merge", 1, into=0)):
+        with pytest.raises(ConfigError, match=f"cannot {edit.kind} experts"):
+            edited(Routed(growth="shared"), learner, edit)

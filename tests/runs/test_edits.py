@@ -119,6 +119,25 @@ def test_a_commit_serves_and_is_measured_and_is_taken_back(world):
         restore(run)
 
 
+def test_one_expert_of_a_task_is_retired_and_lists_of_before_are_still_read(world):
+    run = copied(world, "one")
+    old, found = owners(run), retire(run, "birds", expert=1, layers=(0, 2), commit=True, allowed=100.0)
+    assert found["what"] == "retire expert 1 of birds"
+    wanted = old.copy()
+    wanted[[0, 2], np.flatnonzero(old[0] == 0)[1]] = EMPTY
+    np.testing.assert_array_equal(owners(run), wanted)
+    with pytest.raises(ConfigError, match="an expert number 2, counted from 0: none"):
+        retire(run, "birds", expert=2)
+    with pytest.raises(ConfigError, match="by its number, from 0"):
+        retire(run, "birds", expert=-1)
+    listed = json.loads((run / edits.FILE).read_text())
+    assert listed["edits"][0]["edit"].pop("expert") == 1  # as versions wrote it that knew of whole tasks alone
+    (run / edits.FILE).write_text(json.dumps(listed))
+    (one,) = edits.read(run)
+    assert one.edit == edits.Edit("retire", 0, layers=(0, 2))
+    assert not (owners(run)[[0, 2]] == 0).any()
+
+
 def with_second_seed(run: Path, layers: list[int]) -> Path:
     """Gives a run a second seed, in which fish grew experts only in `layers`."""
     seed = Path(shutil.copytree(run / "seed_0", run / "seed_1"))
