@@ -9,7 +9,7 @@ the experts that are left; a task whose router sees nothing at all is not learne
 it. Every expert of a task that is merged away goes into that expert of the other task, in the same layer, to whose
 update its own has the largest cosine. The merged expert stands in the latter's slot. A router that saw any of the
 sources sees it, and its column is the mean of the columns of those that this router saw: with equal columns and equal
-experts the answers stay what they were.
+experts the answers stay what they were. So it is in the pool of a `Stacked` method; the layers below it stay.
 
 A method with an expert for every task (`Routed`) merges in the layers that keep tasks apart: the expert made of two
 stands in the slot of one of them, the other's slot is emptied, and both are answered from the former (`homes`). Fused
@@ -38,6 +38,7 @@ from hidecmoe_jax.methods import homes
 from hidecmoe_jax.methods.learner import Learner, Method
 from hidecmoe_jax.methods.mixture import POOL, Mixture
 from hidecmoe_jax.methods.routed import FAMILY, Routed
+from hidecmoe_jax.methods.stacked import Stacked
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,8 @@ def narrowed(method: Method, learner: Learner, edit: Edit, since: int | None = N
     Args:
       since: as in `edited`.
     """
+    if isinstance(method, Stacked):
+        return narrowed(method.grown, learner, edit, since)
     if _family(method) not in learner.past:
         return edit
     if isinstance(method, Routed) and edit.kind == "retire":
@@ -108,6 +111,8 @@ def edited(method: Method, learner: Learner, edit: Edit, since: int | None = Non
       ConfigError: the method cannot be edited so, or the task owns no expert in the layers.
     """
     match method, edit.kind:
+        case Stacked(), _:
+            return edited(method.grown, learner, edit, since)
         case Mixture(), "retire":
             return _retired(learner, edit, owned(method, learner, edit))
         case Mixture(), "merge":
@@ -201,7 +206,7 @@ def _retired(learner: Learner, edit: Edit, asked: np.ndarray) -> Learner:
     memory = dict(learner.memory)
     memory["visible"] = memory["visible"].at[:, rows, slots].set(False)
     memory["routers"] = memory["routers"].at[:, rows, :, slots].set(0.0)
-    return learner.replace(past={POOL: clear(bank, rows, slots)}, memory=memory)
+    return learner.replace(past=learner.past | {POOL: clear(bank, rows, slots)}, memory=memory)
 
 
 def _merged(learner: Learner, edit: Edit, asked: np.ndarray) -> Learner:
@@ -214,7 +219,7 @@ def _merged(learner: Learner, edit: Edit, asked: np.ndarray) -> Learner:
             bank = _joined(bank, row, (slot, *others), edit)
             _listen(routers[:, row], visible[:, row], (slot, *others))
     memory |= {"routers": jnp.asarray(routers), "visible": jnp.asarray(visible)}
-    return learner.replace(past={POOL: bank}, memory=memory)
+    return learner.replace(past=learner.past | {POOL: bank}, memory=memory)
 
 
 def _together(method: Routed, learner: Learner, edit: Edit, asked: np.ndarray) -> Learner:

@@ -23,6 +23,7 @@ from hidecmoe_jax.methods.homes import shared
 from hidecmoe_jax.methods.learner import Learner
 from hidecmoe_jax.methods.mixture import Mixture
 from hidecmoe_jax.methods.routed import Routed
+from hidecmoe_jax.methods.stacked import Stacked
 from hidecmoe_jax.runs.disk import write_json
 from hidecmoe_jax.runs.ledger import Ledger
 from hidecmoe_jax.runs.setting import Setting, open_setting
@@ -50,7 +51,7 @@ def overlap(
     folder, setting = Path(run), open_setting(config_of(run))
     method, home = setting.config.method, folder / f"seed_{setting.config.seeds[0]}"
     kept = Ledger(home).archive()
-    if len(kept) < 2 or not isinstance(method, Mixture | Routed) or not method.isolates:
+    if len(kept) < 2 or not isinstance(method, Mixture | Routed | Stacked) or not method.isolates:
         raise ConfigError(
             "there are no two tasks to compare", where=str(folder),
             why=f"{method.name} has learned {len(kept)} lessons", remedy="give a run with experts for every task",

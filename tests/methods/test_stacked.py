@@ -12,6 +12,7 @@ from tiny import run_config, write_base, write_stream
 from hidecmoe_jax.core import trees
 from hidecmoe_jax.core.errors import ConfigError
 from hidecmoe_jax.experts.bank import FUSED
+from hidecmoe_jax.methods.editing import Edit, edited, narrowed
 from hidecmoe_jax.methods.lora import Lora
 from hidecmoe_jax.methods.mixture import POOL, Mixture
 from hidecmoe_jax.methods.stacked import LOWER, Lower, Stacked
@@ -23,7 +24,7 @@ LISTEN = jax.jit(logits)
 LORA = {"rank": 2, "alpha": 4, "dropout": 0.1}
 ABOVE = {
     "lora": LORA | {"sites": ["ffn"]},
-    "probe": {"share": 0.75, "measured": 0.4, "steps": 2},
+    "probe": {"share": 0.75, "measured": 0.4, "steps": 2, "slack": 3.0},  # so much slack expands wherever it can
     "gate": {"kind": "locator", "by": {"kind": "nearest_mean"}, "kept_apart": 0.25},
 }
 
@@ -181,3 +182,18 @@ def test_senseless_stacks_are_refused(done):
 def test_it_survives_its_config_file(done):
     config = done.setting.config
     assert from_mapping(to_mapping(config)) == config and to_mapping(config)["method"]["kind"] == "stacked"
+
+
+def test_experts_of_its_pool_can_be_retired_and_merged(done):
+    method, model, learner = done.method, done.setting.model, done.learners[-1]
+    gone = edited(method, learner, Edit("retire", 0, expert=1))
+    owner = np.asarray(gone.past[POOL].owner_LS)[0]
+    assert (owner == 0).sum() == 1 and method.sizes(model, gone)["stored"] != method.sizes(model, learner)["stored"]
+    assert trees.digests(gone.past[LOWER].factors) == trees.digests(learner.past[LOWER].factors)
+    alone = edited(method.grown, learner, Edit("retire", 0, expert=1))
+    assert trees.digests(alone.past[POOL].factors) == trees.digests(gone.past[POOL].factors)
+    one = edited(method, learner, Edit("merge", 1, into=0))
+    assert not (np.asarray(one.past[POOL].owner_LS) == 1).any() and LOWER in one.past
+    assert narrowed(method, learner, Edit("retire", 0, layers=(1, 2))) == Edit("retire", 0, layers=(2,))
+    with pytest.raises(ConfigError, match="layer 1 is not one of the bank's"):
+        edited(method, learner, Edit("retire", 0, layers=(1,)))
