@@ -119,7 +119,7 @@ def test_work_and_time_stand_in_tables():
     assert "1.9 M" in work and "2.0000" in work and "cmoe" in work
     phases = re.findall(r"<tr><th>([^<]+)</th>", shown[shown.index('id="seconds"') : shown.index("Work per query")])
     assert phases == ["phase", "learning", "– probe", "– tune", "evaluation"]
-    assert re.findall(r"(\S+ \d+ of \d+) answers", shown) == ["cmoe: 5 of 12"]
+    assert re.findall(r">(\S+ \d+ of \d+) answers", shown) == ["cmoe: 5 of 12"]
 
 
 def test_growth_is_drawn_by_task_and_layer(tmp_path):

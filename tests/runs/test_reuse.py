@@ -26,7 +26,7 @@ CMOE = {
     "kind": "mixture",
     "lora": LOUD | {"sites": ["ffn"]},
     "probe": {"share": 0.75, "measured": 0.4, "steps": 2},
-    "gate": VAE,
+    "gate": {"kind": "locator", "by": VAE["by"] | {"hidden": 16, "epochs": 300, "rate": 0.01}, "kept_apart": 0.0},
 }
 GAUSSIAN = {"kind": "locator", "by": {"kind": "shared_gaussian"}, "kept_apart": 0.25}
 ALL = {"expand": "all", "train_projector": False, "lora": LOUD}
