@@ -269,21 +269,16 @@ def answers(
         writing.max_new_tokens, writing.temperature, writing.top_p, tokenizer.eos, tokenizer.pad, ids=tokenizer.size
     )
     if decision is None and records:
-        decision = decided(
-            method, serving, features, len(records), batch=writing.batch, state_ND=state_ND, named=named
-        )  # fmt: skip
+        decision = decided(method, serving, features, len(records), batch=writing.batch, state_ND=state_ND, named=named)
+    told = {"pad": tokenizer.pad, "vocab": config.decoder.vocabulary}
     for start in range(0, len(records), writing.batch):
         shown = records[start : start + writing.batch]
         # Whole batches are done again or not at all, so that an interrupted cell ends with the same bytes.
         if all(record.id in skip for record in shown):
             continue
-        _, filled, prompt = prompt_rows(
-            asked, features, start,
-            batch=writing.batch, length=length, pad=tokenizer.pad, vocab=config.decoder.vocabulary,
-        )  # fmt: skip
+        _, filled, prompt = prompt_rows(asked, features, start, batch=writing.batch, length=length, **told)
         own = jax.tree.map(itemgetter(filled), decision)
         # How sure the gate is changes nothing of what is written, and would be one more program where a task is named.
-        heard = own.replace(certainty=None)
-        written = _write(method, serving, prompt, heard, key, filled, sampling=sampling)
+        written = _write(method, serving, prompt, own.replace(certainty=None), key, filled, sampling=sampling)
         whole = _texts(unwritten(shown, own, writing), written, tokenizer)
         yield [replace(answer, missing=serving.missing) for answer in whole if answer.id not in skip]
