@@ -11,6 +11,12 @@ from staged import staged_matrix
 from tiny import write_task
 
 from hidecmoe_jax.core.errors import CheckpointError
+from hidecmoe_jax.locators.gaussian import NearestMean
+from hidecmoe_jax.methods.gates import AnchorGate, NamedGate
+from hidecmoe_jax.methods.locating import Locating
+from hidecmoe_jax.methods.mixture import Mixture
+from hidecmoe_jax.methods.moelora import MoeLora
+from hidecmoe_jax.methods.routed import Routed
 from hidecmoe_jax.runs import rows
 from hidecmoe_jax.runs.cells import Cells
 from hidecmoe_jax.runs.ledger import Ledger
@@ -297,3 +303,15 @@ def test_an_answer_of_the_base_is_worth_more_than_a_refusal():
     refused = kept | {"text": "", "finding": {"refused": True}}
     for lines in ([kept, refused], [refused, kept]):
         assert facts([(lines, {"a"})]) == {("q", ""): kept}
+
+
+def test_answers_last_only_where_nothing_is_fused_tuned_along_or_blended():
+    firm = Locating(by=NearestMean())
+    thin = Routed(expand="all", train_projector=False, gate=firm)
+    assert thin.lasting and Mixture(gate=firm).lasting and replace(thin, gate=NamedGate()).lasting
+    for gate in (AnchorGate(), replace(firm, soft=True), replace(firm, tie=0.1)):
+        assert not replace(thin, gate=gate).lasting and not replace(Mixture(), gate=gate).lasting
+    assert replace(thin, gate=replace(firm, tie=0.1, tied="base")).lasting
+    for other in ({"expand": "last"}, {"expand": (0, 1)}, {"train_projector": True}, {"growth": "shared"}):
+        assert not replace(thin, **other).lasting
+    assert not MoeLora().lasting
