@@ -11,6 +11,7 @@ from staged import staged_matrix
 from tiny import write_task
 
 from hidecmoe_jax.core.errors import CheckpointError
+from hidecmoe_jax.evaluate.answer import Answer
 from hidecmoe_jax.locators.gaussian import NearestMean
 from hidecmoe_jax.methods.gates import AnchorGate, NamedGate
 from hidecmoe_jax.methods.locating import Locating
@@ -20,7 +21,7 @@ from hidecmoe_jax.methods.routed import Routed
 from hidecmoe_jax.runs import rows
 from hidecmoe_jax.runs.cells import Cells
 from hidecmoe_jax.runs.ledger import Ledger
-from hidecmoe_jax.runs.reuse import basis_of, choice, facts
+from hidecmoe_jax.runs.reuse import basis_of, choice, facts, taken
 from hidecmoe_jax.runs.setting import Setting, open_setting
 from hidecmoe_jax.runs.stream_loop import add, learn
 from hidecmoe_jax.runs.trial import restore, retire
@@ -303,6 +304,13 @@ def test_an_answer_of_the_base_is_worth_more_than_a_refusal():
     refused = kept | {"text": "", "finding": {"refused": True}}
     for lines in ([kept, refused], [refused, kept]):
         assert facts([(lines, {"a"})]) == {("q", ""): kept}
+    told = {line["text"]: facts([([line], {"a"})]) for line in (kept, refused)}
+    tied = Answer("q", "", (0.0,), (0.0,), ended=False)
+    assert [one.text for one in taken([tied], told["an oak"], ["a"], {"a"})] == ["an oak"]
+    assert taken([tied], told[""], ["a"], {"a"}) == []
+    for known in told.values():
+        again = taken([replace(tied, refused=True)], known, ["a"], {"a"})
+        assert [(one.text, one.ended) for one in again] == [("", True)]
 
 
 def test_answers_last_only_where_nothing_is_fused_tuned_along_or_blended():
