@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from operator import itemgetter
 from typing import Literal
 
 import jax
@@ -114,12 +115,17 @@ _decide = partial(jax.jit, static_argnames=("method",))(
 _state = partial(jax.jit, static_argnames=("reading",))(prompt_state)
 
 
+def batch_rows(count: int, start: int, batch: int) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers of the records of one batch, of `count`, from `start` on, and the same filled up with the last."""
+    rows = np.arange(start, min(start + batch, count), dtype=np.int32)
+    return rows, np.concatenate([rows, np.repeat(rows[-1:], batch - len(rows))])
+
+
 def prompt_rows(
     asked: Sequence[Encoded], features: Features, start: int, *, batch: int, length: int, pad: int, vocab: int
 ) -> tuple[np.ndarray, np.ndarray, Prompt]:
     """The rows of one batch of prompts from `start` on, the same filled up with the last of them, and the prompt."""
-    rows = np.arange(start, min(start + batch, len(asked)), dtype=np.int32)
-    filled = np.concatenate([rows, np.repeat(rows[-1:], batch - len(rows))])
+    rows, filled = batch_rows(len(asked), start, batch)
     arrays = collate([asked[row] for row in filled], length=length, answers=1, pad=pad, vocab=vocab)
     return rows, filled, Prompt(arrays["tokens_BT"], arrays["mask_BT"], features.patches(filled))
 
@@ -175,25 +181,56 @@ def _findings(decision: Decision) -> list[Finding | None]:
     ]
 
 
-def _texts(
-    records: Sequence[Record], written: Generated, decision: Decision, tokenizer: Tokenizer, *, refuse: bool
-) -> list[Answer]:
-    """What was written for `records`, which stand in the first rows of the batch."""
-    tokens, lengths = np.asarray(written.tokens_BN), np.asarray(written.lengths_B)
+def unwritten(records: Sequence[Record], decision: Decision, writing: Writing) -> list[Answer]:
+    """Answers to `records`, which stand in the first rows of `decision`, with all but their text."""
     weights, scores, findings = np.asarray(decision.weight_BN), np.asarray(decision.score_BN), _findings(decision)
-    refused = [refuse and found is not None and found.unknown for found in findings]
     return [
         Answer(
             record.id,
-            "" if refused[row] else tokenizer.decode(tokens[row, : lengths[row]]).strip(),
+            "",
             tuple(float(weight) for weight in weights[row]),
             tuple(float(score) for score in scores[row]),
-            bool(written.ended_B[row]),
+            False,
             findings[row],
-            refused[row],
+            writing.unknown == "refuse" and findings[row] is not None and findings[row].unknown,
         )
         for row, record in enumerate(records)
     ]
+
+
+def with_text(answer: Answer, text: str, ended: bool) -> Answer:
+    """The answer with its text, which is thrown away where the record is refused."""
+    return replace(answer, text="" if answer.refused else text, ended=ended)
+
+
+def _texts(routed: Sequence[Answer], written: Generated, tokenizer: Tokenizer) -> list[Answer]:
+    """What was written for records that stand in the first rows of the batch."""
+    tokens, lengths = np.asarray(written.tokens_BN), np.asarray(written.lengths_B)
+    return [
+        with_text(one, tokenizer.decode(tokens[row, : lengths[row]]).strip(), bool(written.ended_B[row]))
+        for row, one in enumerate(routed)
+    ]
+
+
+def decided(
+    method: Method,
+    serving: Serving,
+    features: Features,
+    count: int,
+    *,
+    batch: int,
+    state_ND: np.ndarray | None = None,
+    named: int | None = None,
+) -> Decision:
+    """How `count` records find their tasks, as arrays of the host [count, ...]; all else as in `answers`."""
+    parts = []
+    for start in range(0, count, batch):
+        rows, filled = batch_rows(count, start, batch)
+        named_B = None if named is None else jnp.full((batch,), named, jnp.int32)
+        seen = Seen(features.pooled(filled), None if state_ND is None else state_ND[filled])
+        decision = jax.device_get(_decide(method, serving, seen, named_B))
+        parts.append(jax.tree.map(itemgetter(slice(len(rows))), decision))
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
 
 
 def answers(
@@ -210,6 +247,7 @@ def answers(
     length: int | None = None,
     named: int | None = None,
     skip: frozenset[str] = frozenset(),
+    decision: Decision | None = None,
 ) -> Iterator[list[Answer]]:
     """Yields answers batch by batch, in the order of `records`.
 
@@ -219,6 +257,7 @@ def answers(
       length: prompts are padded to it; by default to what these records need.
       named: number of the true task, to measure what naming it would give; None lets the model find it.
       skip: ids that are answered already.
+      decision: how the records find their tasks, where that is `decided` already.
 
     An unknown input is written to as any other and its text thrown away where `writing` refuses it: what one sample
     gets may not depend on its batch.
@@ -229,20 +268,17 @@ def answers(
     sampling = Sampling(
         writing.max_new_tokens, writing.temperature, writing.top_p, tokenizer.eos, tokenizer.pad, ids=tokenizer.size
     )
+    if decision is None and records:
+        decision = decided(method, serving, features, len(records), batch=writing.batch, state_ND=state_ND, named=named)
+    told = {"pad": tokenizer.pad, "vocab": config.decoder.vocabulary}
     for start in range(0, len(records), writing.batch):
         shown = records[start : start + writing.batch]
         # Whole batches are done again or not at all, so that an interrupted cell ends with the same bytes.
         if all(record.id in skip for record in shown):
             continue
-        _, filled, prompt = prompt_rows(
-            asked, features, start,
-            batch=writing.batch, length=length, pad=tokenizer.pad, vocab=config.decoder.vocabulary,
-        )  # fmt: skip
-        named_B = None if named is None else jnp.full((writing.batch,), named, jnp.int32)
-        seen = Seen(features.pooled(filled), None if state_ND is None else state_ND[filled])
-        decision = _decide(method, serving, seen, named_B)
+        _, filled, prompt = prompt_rows(asked, features, start, batch=writing.batch, length=length, **told)
+        own = jax.tree.map(itemgetter(filled), decision)
         # How sure the gate is changes nothing of what is written, and would be one more program where a task is named.
-        heard = decision.replace(certainty=None)
-        written = _write(method, serving, prompt, heard, key, filled, sampling=sampling)
-        whole = _texts(shown, written, decision, tokenizer, refuse=writing.unknown == "refuse")
+        written = _write(method, serving, prompt, own.replace(certainty=None), key, filled, sampling=sampling)
+        whole = _texts(unwritten(shown, own, writing), written, tokenizer)
         yield [replace(answer, missing=serving.missing) for answer in whole if answer.id not in skip]

@@ -184,6 +184,11 @@ class Method(Protocol):
         task had been named."""
 
     @property
+    def lasting(self) -> bool:
+        """Whether what a sample is answered, once its task is chosen, never changes while later tasks are learned. Rows
+        of a run then take such answers from earlier rows. Never for a method that `blends`."""
+
+    @property
     def reading(self) -> Reading | None:
         """The state of the frozen base that it looks at, which costs a second prefill at inference; None for none."""
 

@@ -96,6 +96,11 @@ class Mixture:
         return self.gate.blends
 
     @property
+    def lasting(self) -> bool:
+        """A router never sees a later expert, so what it makes of an input stays."""
+        return not self.blends
+
+    @property
     def reading(self) -> Reading | None:
         """The state of the base that the locator looks at."""
         return self.gate.reading

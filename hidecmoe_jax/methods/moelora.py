@@ -45,6 +45,7 @@ class MoeLora:
     needs_name: ClassVar[bool] = False
     isolates: ClassVar[bool] = False
     blends: ClassVar[bool] = False
+    lasting: ClassVar[bool] = False
     reading: ClassVar[None] = None
     name: str = "moelora"
     lora: Lora = Lora(rank=16, alpha=32.0)

@@ -78,6 +78,11 @@ class Routed:
         return self.gate.blends
 
     @property
+    def lasting(self) -> bool:
+        """A task's answers stay where nothing is fused with, or tuned for, a later one."""
+        return self.gated and self.expand == "all" and not self.train_projector and not self.blends
+
+    @property
     def isolates(self) -> bool:
         """Whether earlier experts keep every byte: always, but for one shared expert."""
         return self.growth == "per_task"

@@ -80,6 +80,8 @@ class Judging:
       zero_shot: measure the base before the first task.
       between: what is measured after every lesson but the last: all tasks `seen` so far and the next one, only the
         lesson's `own`, or `none`. The last row is always whole; metrics that lack a cell are left empty.
+      reuse: take answers that an earlier row has given under the same choice of task from there, where a method says
+        that they never change; if not, every row is answered in full. Scores are the same.
       variants: measure the last row of the first seed under the method's other fusion rules too.
       writing: how answers are written.
     """
@@ -88,6 +90,7 @@ class Judging:
     named: Literal["none", "last", "all"] = "last"
     zero_shot: bool = True
     between: Literal["seen", "own", "none"] = "seen"
+    reuse: bool = True
     variants: bool = True
     writing: Writing = Writing()
 

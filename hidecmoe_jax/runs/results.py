@@ -201,6 +201,10 @@ def seed_result(
         else 100.0 * routed.trace() / sum(last[task]["count"] for task in tasks),
         unparsed=table("unparsed", "{}"),
         seconds=_seconds(folder, cells),
+        answers={
+            "all": sum(cell["count"] for row in cells.values() for cell in row.values()),
+            "reused": sum(cell.get("reused", 0) for row in cells.values() for cell in row.values()),
+        },
         curves=_curves(folder),
     )
 

@@ -17,11 +17,12 @@ import numpy as np
 
 from hidecmoe_jax.core.strict import plain
 from hidecmoe_jax.data.stream import Task
-from hidecmoe_jax.evaluate.answer import Answer
-from hidecmoe_jax.methods.learner import Serving
+from hidecmoe_jax.evaluate.answer import Answer, unwritten
+from hidecmoe_jax.methods.learner import Decision, Serving
 from hidecmoe_jax.runs.cells import Cells
 from hidecmoe_jax.runs.crash import crash_point
 from hidecmoe_jax.runs.disk import write_bytes
+from hidecmoe_jax.runs.reuse import basis_of, facts, learned, taken
 from hidecmoe_jax.runs.setting import Setting, bar
 from hidecmoe_jax.runs.signals import Stop
 from hidecmoe_jax.scoring.score import by_id, score
@@ -30,6 +31,11 @@ from hidecmoe_jax.scoring.score import by_id, score
 def answers_file(folder: Path, row: int, task: str, *, named: bool) -> Path:
     """Where the answers of one cell lie."""
     return folder / "answers" / f"row_{row:03d}" / (f"{task}.named.jsonl" if named else f"{task}.jsonl")
+
+
+def label_of(task: str, named: bool) -> str:
+    """What a cell is called in its row."""
+    return f"{task} (named)" if named else task
 
 
 def read_answers(path: Path) -> list[dict[str, Any]]:
@@ -56,17 +62,20 @@ def _line(answer: Answer, names: Sequence[str]) -> str:
     return json.dumps(line, ensure_ascii=False)
 
 
-def _given(setting: Setting, task: Task, routed: Path) -> list[dict[str, Any]]:
-    """Lines of the named cell that the answers in `routed` have decided: where a gate that never blends chose the true
-    task, naming it would give the same weights and so the same text."""
+def _facts(
+    setting: Setting, folder: Path, row: int, task: Task, basis: str, *, reference: bool, reuse: bool
+) -> dict[tuple[str, str], dict[str, Any]]:
+    """Texts that a cell need not write again: those of the routed cell beside a named one, where a gate that never
+    blends has named the task by itself, and with `reuse` those of earlier rows."""
     if setting.config.method.blends or setting.config.evaluate.writing.temperature > 0:  # a draw depends on its place
-        return []
-    found = [line for line in read_answers(routed) if line["weights"].get(task.name) == 1.0]
-    return [
-        {key: line[key] for key in ("question_id", "text", "ended", "weights")} | {"scores": line["weights"]}
-        for line in found
-        if not line.get("finding", {}).get("refused")
-    ]
+        return {}
+    cells = Cells(folder / "cells.json").read()
+    places = [(earlier, named) for earlier in range(row if reuse else 0) for named in (False, True)]
+    return facts(
+        (read_answers(answers_file(folder, number, task.name, named=named)), learned(setting, number))
+        for number, named in places + [(row, False)] * reference
+        if cells.get(number, {}).get(label_of(task.name, named), {}).get("basis") == basis
+    )
 
 
 def _replaced(path: Path, lines: list[dict[str, Any]]) -> None:
@@ -85,29 +94,31 @@ def write_answers(
     seed: int,
     named: bool,
     stop: Stop,
-    given: list[dict[str, Any]] | None = None,
+    decision: Decision | None = None,
+    given: Sequence[Answer] = (),
 ) -> list[dict]:
     """Answers every test question of a task, going on where a former attempt stopped; returns all lines, in the
     questions' order.
 
     Args:
-      given: lines that are known already; nothing is written for their questions.
+      decision: how the task of every question was found, if that is known already.
+      given: answers that are known already; nothing is written for their questions.
 
     Raises:
       PreemptedError: after a signal, once the batch at hand is on disk.
     """
-    records, done = setting.test(task), read_answers(path)
-    known = {line["question_id"]: line for line in given or ()}
+    records, done, names = setting.test(task), read_answers(path), [one.name for one in setting.stream.tasks]
+    known = {answer.id: json.loads(_line(answer, names)) for answer in given}
     lines = {line["question_id"]: line for line in done} | known
     path.parent.mkdir(parents=True, exist_ok=True)
     if any(record.id not in lines for record in records):
         _replaced(path, done)
         asked = [row for row, record in enumerate(records) if record.id not in known]
         batches = setting.answers(
-            serving, records, f"{task.name} {setting.config.evaluate.split}", task=task, seed=seed, named=named,
-            rows=asked, length=setting.prompt_length, skip=frozenset(line["question_id"] for line in done),
+            serving, records, setting.label(task), task=task, seed=seed, named=named, rows=asked,
+            length=setting.prompt_length, skip=frozenset(line["question_id"] for line in done), decision=decision,
         )  # fmt: skip
-        _append(path, batches, task, [t.name for t in setting.stream.tasks], stop)
+        _append(path, batches, task, names, stop)
         lines = {line["question_id"]: line for line in read_answers(path)} | known
     whole = [lines[record.id] for record in records]
     _replaced(path, whole)
@@ -162,6 +173,7 @@ def evaluate_cell(
     named: bool,
     reference: bool,
     stop: Stop,
+    reuse: bool = False,
 ) -> None:
     """Measures one cell unless it has been measured.
 
@@ -169,15 +181,23 @@ def evaluate_cell(
       named: answer with the task named (methods that need it, and the reference).
       reference: file it beside the cell of the routed answers.
       stop: asked after every batch of answers.
+      reuse: answers of earlier rows hold in this one.
     """
-    cells, label = Cells(folder / "cells.json"), f"{task.name} (named)" if reference else task.name
+    cells, label = Cells(folder / "cells.json"), label_of(task.name, reference)
     if label in cells.read().get(row, {}):
         return
     start = time.monotonic()
     path = answers_file(folder, row, task.name, named=reference)
-    given = _given(setting, task, answers_file(folder, row, task.name, named=False)) if reference else None
-    lines = write_answers(setting, serving, task, path, seed=seed, named=named, stop=stop, given=given)
-    cell = judge(task, setting.test(task), lines, [t.name for t in setting.stream.tasks])
+    records, names, basis = setting.test(task), [t.name for t in setting.stream.tasks], basis_of(setting, serving, task)
+    known, decision, given = _facts(setting, folder, row, task, basis, reference=reference, reuse=reuse), None, []
+    if known:
+        decision = setting.decided(serving, records, setting.label(task), task=task, named=named)
+        routed = unwritten(records, decision, setting.config.evaluate.writing)
+        given = taken(routed, known, names, learned(setting, row))
+    lines = write_answers(
+        setting, serving, task, path, seed=seed, named=named, stop=stop, decision=decision, given=given
+    )  # fmt: skip
+    cell = judge(task, records, lines, names) | {"reused": len(given), "basis": basis}
     folder.mkdir(parents=True, exist_ok=True)
     cells.write(row, label, cell | {"seconds": round(time.monotonic() - start, 3)})
 

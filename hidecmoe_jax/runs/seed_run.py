@@ -247,11 +247,14 @@ class SeedRun:
         rows = {"none": (), "last": (len(self.lessons),), "all": range(1, len(self.lessons) + 1)}
         reference = row in rows[self.setting.config.evaluate.named] and row > 0
         reference = reference and serving.bank is not None and not method.needs_name
+        # An edit changes what a task's experts say, and with it what earlier rows were told.
+        edited = any(one.tasks <= row for one in read(self.folder.parent))
+        reuse = self.setting.config.evaluate.reuse and method.lasting and not edited
         seen = {task for lesson in self.lessons[:row] for task in lesson}
         for index in self.wanted(row):
-            self._cell(serving, row, index, named=method.needs_name, reference=False)
+            self._cell(serving, row, index, named=method.needs_name, reference=False, reuse=reuse)
             if reference and index in seen:
-                self._cell(serving, row, index, named=True, reference=True)
+                self._cell(serving, row, index, named=True, reference=True, reuse=reuse)
 
     def evaluate_without(self, row: int, kept: list, lost: tuple[str, ...]) -> Path:
         """Measures a row without the lessons that were lost (None in `kept`), in a folder of its own; returns that."""
@@ -274,11 +277,13 @@ class SeedRun:
             for index in range(len(setting.stream.tasks)):
                 other._cell(serving, len(self.lessons), index, named=method.needs_name, reference=False)
 
-    def _cell(self, serving: Serving, row: int, index: int, *, named: bool, reference: bool) -> None:
+    def _cell(
+        self, serving: Serving, row: int, index: int, *, named: bool, reference: bool, reuse: bool = False
+    ) -> None:
         task = self.setting.stream.tasks[index]
         evaluate_cell(
             self.setting, serving, self.folder, row, task,
-            seed=self.seed, named=named, reference=reference, stop=self.stop,
+            seed=self.seed, named=named, reference=reference, stop=self.stop, reuse=reuse,
         )  # fmt: skip
         if self.stop.requested:
             self.stop.leave(f"row {row}, task {task.name}")

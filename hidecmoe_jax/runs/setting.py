@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.metadata import version
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,8 @@ from hidecmoe_jax.data.prompts import Encoded, encode_all
 from hidecmoe_jax.data.records import Record
 from hidecmoe_jax.data.stream import Stream, Task, TaskSpec, open_stream
 from hidecmoe_jax.data.tokenizer import Tokenizer
-from hidecmoe_jax.evaluate.answer import Answer, answers, prompts, states
-from hidecmoe_jax.methods.learner import Learner, Seen, Serving, Stage
+from hidecmoe_jax.evaluate.answer import Answer, answers, decided, prompts, states
+from hidecmoe_jax.methods.learner import Decision, Learner, Seen, Serving, Stage
 from hidecmoe_jax.models.llava import Model, Reading
 from hidecmoe_jax.models.store import base_folder, load_model
 from hidecmoe_jax.runs.config import RunConfig, StreamConfig, to_mapping
@@ -95,6 +96,10 @@ class Setting:
     def test(self, task: Task) -> tuple[Record, ...]:
         """The records a task is judged on."""
         return task.val if self.config.evaluate.split == "val" else task.test
+
+    def label(self, task: Task) -> str:
+        """What the records a task is judged on are called."""
+        return f"{task.name} {self.config.evaluate.split}"
 
     def encode(self, records: tuple[Record, ...], label: str) -> tuple[tuple[Record, ...], list[Encoded]]:
         """Training records with their ids; too long ones are refused, or dropped up to `tune.max_dropped`."""
@@ -160,9 +165,10 @@ class Setting:
     def answers(
         self, serving: Serving, records: tuple[Record, ...], label: str, *, task: Task, seed: int, named: bool,
         rows: Sequence[int] | None = None, length: int | None = None, skip: frozenset[str] = frozenset(),
+        decision: Decision | None = None,
     ) -> Iterator[list[Answer]]:  # fmt: skip
         """Batches of answers to records of `task` (only to those in `rows`, where given), with the task named or found;
-        all else as in `evaluate.answer`."""
+        all else as in `evaluate.answer`, with the `decision` of all records."""
         config, reading = self.config, self.config.method.reading
         asked = np.arange(len(records)) if rows is None else np.asarray(rows, np.int64)
         return answers(
@@ -170,6 +176,18 @@ class Setting:
             state_ND=None if reading is None else self.states(records, label, reading)[asked],
             tokenizer=self.tokenizer, template=config.template, writing=config.evaluate.writing,
             key=key_for(seed, "answer", task.name), length=length, named=task.index if named else None, skip=skip,
+            decision=None if decision is None else jax.tree.map(itemgetter(asked), decision),
+        )  # fmt: skip
+
+    def decided(
+        self, serving: Serving, records: tuple[Record, ...], label: str, *, task: Task, named: bool
+    ) -> Decision:
+        """How records of `task` find their tasks, as `answers` would decide; nothing is written."""
+        config, reading = self.config, self.config.method.reading
+        return decided(
+            config.method, serving, self.features(records, label), len(records), batch=config.evaluate.writing.batch,
+            state_ND=None if reading is None else self.states(records, label, reading),
+            named=task.index if named else None,
         )  # fmt: skip
 
     def recall(self, kept: list, run: Path | None) -> Learner:

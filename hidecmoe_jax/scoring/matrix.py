@@ -16,8 +16,6 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from hidecmoe_jax.core.errors import DataError
 
 Matrix = Sequence[Sequence[float | None]]
@@ -106,36 +104,6 @@ def mean_matrix(matrices: Sequence[Matrix]) -> list[list[float | None]]:
             for cells in zip(*rows, strict=True)
         ]
         for rows in zip(*matrices, strict=True)
-    ]
-
-
-def staged_matrix(scores: Sequence[np.ndarray], points: Sequence[np.ndarray]) -> list[list[float]]:
-    """Rows 1..T of the matrix from one pass over the final model, for methods whose old parts never change.
-
-    With frozen routers an item's score under a task's router is a fact, and after task j the item goes to the best of
-    the first j tasks (LLaVA-CMoE's specification, section 3). So nothing has to be evaluated stage by stage.
-
-    Args:
-      scores: for every task its items' locator scores [M, T], higher is nearer.
-      points: for every task what its items score under every task's router [M, T].
-
-    Raises:
-      DataError: tables that do not fit each other.
-    """
-    tasks = len(scores)
-    shapes = {table.shape[1:] for table in (*scores, *points)}
-    if shapes != {(tasks,)} or [len(table) for table in scores] != [len(table) for table in points]:
-        raise DataError(
-            "Scores and points do not fit each other",
-            why=f"{tasks} tasks, tables with {sorted(shapes)} columns",
-            remedy="give one row an item and one column a task in both",
-        )
-    return [
-        [
-            float(np.take_along_axis(point, score[:, :stage].argmax(axis=1)[:, None], axis=1).mean())
-            for score, point in zip(scores, points, strict=True)
-        ]
-        for stage in range(1, tasks + 1)
     ]
 
 

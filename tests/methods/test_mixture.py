@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from lessons import teach
+from staged import staged_matrix
 from tiny import run_config, write_base, write_stream
 
 from hidecmoe_jax.core import trees
@@ -26,7 +27,6 @@ from hidecmoe_jax.methods.probing import Probe, cut, expands, most_used
 from hidecmoe_jax.models.llava import hidden, logits
 from hidecmoe_jax.runs.idle import experts_of, sentence
 from hidecmoe_jax.runs.setting import open_setting
-from hidecmoe_jax.scoring.matrix import staged_matrix
 
 LISTEN = jax.jit(logits)
 HIDDEN = jax.jit(lambda model, prompt, voices: hidden(model, prompt, voices, normed=False)[0])

