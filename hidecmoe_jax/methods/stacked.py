@@ -111,6 +111,11 @@ class Stacked:
         return self.above.blends
 
     @property
+    def lasting(self) -> bool:
+        """Later tasks change the fusion that speaks below every router."""
+        return False
+
+    @property
     def reading(self) -> Reading | None:
         """The state of the base that the locator looks at."""
         return self.above.reading
