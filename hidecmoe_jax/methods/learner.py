@@ -58,6 +58,7 @@ class Stage:
       part: which records of the lesson: `all`, or a name that the method's `part` knows.
       steps: at least so many optimiser steps, in whole passes over the part; 0 leaves it to the task's epochs.
       rate: peak learning rate of experts and routers, where it is not the task's.
+      accumulate: micro-batches of a step, where they are not the task's.
     """
 
     kind: str
@@ -66,6 +67,7 @@ class Stage:
     part: str = "all"
     steps: int = 0
     rate: float | None = None
+    accumulate: int | None = None
 
     @property
     def trains(self) -> bool:

@@ -167,7 +167,8 @@ class Mixture:
         ending = () if self.needs_name else (locate,)
         if task == 0 or self.growth == "uniform":
             return (tune, *ending)
-        probe = Stage("probe", hears_past=True, part="probe", steps=self.probe.steps, rate=self.probe.rate)
+        own = {"steps": self.probe.steps, "rate": self.probe.rate, "accumulate": self.probe.accumulate}
+        probe = Stage("probe", hears_past=True, part="probe", **own)
         weigh = Stage("weigh", source="usage", hears_past=True, part="measure")
         return (probe, weigh, tune, *ending)
 

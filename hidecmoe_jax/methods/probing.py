@@ -23,6 +23,7 @@ class Probe:
       share: part of a task's records that probing uses (CMoE-D11).
       measured: part of these that is kept apart to measure on.
       steps: least number of optimiser steps (CMoE-D12).
+      accumulate: micro-batches of a step, for probing needs smaller steps than tuning (CMoE-D12); None takes the task's.
       rate: learning rate; None takes the task's.
       balance: weight of the load-balancing loss while probing (CMoE-D7).
       rule: `within` a layer, against the mean over its experts; or `across` layers, against the mean over probes.
@@ -34,6 +35,7 @@ class Probe:
     share: float = 0.1
     measured: float = 0.2
     steps: int = 100
+    accumulate: int | None = None
     rate: float | None = None
     balance: float = 0.01
     rule: Literal["within", "across"] = "within"
@@ -44,6 +46,8 @@ class Probe:
     def __post_init__(self):
         if not 0 < self.share <= 1 or not 0 < self.measured < 1:
             raise ValueError(f"share {self.share} must be in (0, 1] and measured {self.measured} in (0, 1)")
+        if self.accumulate is not None and self.accumulate < 1:
+            raise ValueError(f"accumulate {self.accumulate} must be at least 1")
         if not 0 <= self.expects <= 1:
             raise ValueError(f"expects {self.expects} must be in [0, 1]")
         if not self.tokens:

@@ -143,12 +143,13 @@ def run_stage(
 
 
 def tuned_for(stage: Stage, tune: Tune, count: int) -> Tune:
-    """The tuning of a stage that has its own rate or a least number of steps over `count` records."""
-    rate = tune.rate if stage.rate is None else stage.rate
+    """The tuning of a stage that has its own rate and size of a step or a least number of steps over `count` records."""
+    own = {name: getattr(stage, name) for name in ("rate", "accumulate") if getattr(stage, name) is not None}
+    tune = replace(tune, **own)
     if not stage.steps:
-        return replace(tune, rate=rate)
+        return tune
     passes = -(-stage.steps // Plan(count, tune.batch * tune.accumulate, 1, 0).epoch_steps)
-    return replace(tune, rate=rate, epochs=passes)
+    return replace(tune, epochs=passes)
 
 
 _usage = partial(jax.jit, static_argnames=("method", "stage"))(

@@ -14,10 +14,13 @@ from hidecmoe_jax.core.errors import NumericsError
 from hidecmoe_jax.data.loader import collate
 from hidecmoe_jax.experts.load import Load
 from hidecmoe_jax.methods.lora import Lora
+from hidecmoe_jax.methods.mixture import Mixture
+from hidecmoe_jax.methods.probing import Probe
 from hidecmoe_jax.methods.routed import TUNE, Routed
 from hidecmoe_jax.models.llava import Batch, Prompt, answer_loss
 from hidecmoe_jax.runs.setting import open_setting
-from hidecmoe_jax.train.stage import Material, Streak, _report, run_stage
+from hidecmoe_jax.train.optim import Tune
+from hidecmoe_jax.train.stage import Material, Streak, _report, run_stage, tuned_for
 from hidecmoe_jax.train.step import Metrics, begin, take_step
 
 QUIET = Routed(lora=Lora(rank=2, dropout=0.0))
@@ -193,3 +196,16 @@ def test_tr4_a_stage_without_gradients_warns_and_then_stops(setting, ready, mate
     assert stopped.value.exit_code == 5 and "50 steps" in stopped.value.why
     assert len(watch.warnings) == 1 and "no gradient for 10 steps" in watch.warnings[0]
     assert len(watch.facts) == 49
+
+
+def test_a_probe_has_steps_of_its_own_size_and_at_least_so_many():
+    """80 records in micro-batches of 8, four a step when tuning: 3 steps a pass, the last one not full."""
+    tune = Tune(epochs=2, batch=8, accumulate=4, rate=1e-3)
+    plain, small = (Mixture(probe=Probe(steps=20, accumulate=size)).stages(1)[0] for size in (None, 2))
+    assert tuned_for(plain, tune, 80) == replace(tune, epochs=7)  # 7 x 3 = 21 steps
+    assert tuned_for(small, tune, 80) == replace(tune, epochs=4, accumulate=2)  # 4 x 5 = 20 steps
+    own = Mixture(probe=Probe(steps=1, rate=5e-4)).stages(1)[0]
+    assert tuned_for(own, tune, 80) == replace(tune, epochs=1, rate=5e-4)
+    assert tuned_for(Mixture().stages(0)[0], tune, 80) == tune
+    with pytest.raises(ValueError, match="accumulate 0"):
+        Probe(accumulate=0)
