@@ -23,7 +23,7 @@ class Probe:
       share: part of a task's records that probing uses (CMoE-D11).
       measured: part of these that is kept apart to measure on.
       steps: least number of optimiser steps (CMoE-D12).
-      accumulate: micro-batches of a step, for probing needs smaller steps than tuning (CMoE-D12); None takes the task's.
+      accumulate: micro-batches of a step: probing needs smaller steps than tuning (CMoE-D12); None takes the task's.
       rate: learning rate; None takes the task's.
       balance: weight of the load-balancing loss while probing (CMoE-D7).
       rule: `within` a layer, against the mean over its experts; or `across` layers, against the mean over probes.

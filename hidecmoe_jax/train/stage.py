@@ -143,7 +143,7 @@ def run_stage(
 
 
 def tuned_for(stage: Stage, tune: Tune, count: int) -> Tune:
-    """The tuning of a stage that has its own rate and size of a step or a least number of steps over `count` records."""
+    """The tuning of a stage over `count` records: it may have its own rate and size of a step, and a least number."""
     own = {name: getattr(stage, name) for name in ("rate", "accumulate") if getattr(stage, name) is not None}
     tune = replace(tune, **own)
     if not stage.steps:
