@@ -136,8 +136,8 @@ class Routed:
             return Learner({}, {}, {}, {}, {})
         past = self.lora.blank(model, 1 if self.growth == "shared" else capacity + 1)
         memory = {"gate": self.gate.blank(capacity, model)} if self.gated else {}
+        self.expanded(past.layers)  # refuses layers that there are not
         if self.chooses:
-            self.expanded(past.layers)  # refuses more layers than there are
             memory["worth"] = jnp.zeros((capacity, past.layers))
             memory |= self.expand.blank(past, model.config.decoder.width)
         return Learner({}, {}, {FAMILY: past}, {}, memory)

@@ -20,6 +20,7 @@ from hidecmoe_jax.methods.lora import PARALLEL
 from hidecmoe_jax.methods.mixture import Mixture
 from hidecmoe_jax.methods.moelora import MoeLora
 from hidecmoe_jax.methods.routed import FAMILY, Routed
+from hidecmoe_jax.methods.stacked import Stacked
 from hidecmoe_jax.models.llava import Model
 from hidecmoe_jax.port.peft import LoraWeights
 from hidecmoe_jax.runs.load import Recalled
@@ -51,6 +52,8 @@ def require_linear(run: Recalled, form: str) -> Routed:
 
 def _experts(method: Method) -> str:
     match method:
+        case Stacked():
+            return _experts(method.grown)
         case Mixture():
             where = "beside the feed-forward block" if PARALLEL in method.lora.sites else "at linears"
             return f"every token is routed among experts {where} ({', '.join(method.lora.sites)})"

@@ -16,7 +16,9 @@ import numpy as np
 from hidecmoe_jax.core.errors import ConfigError
 from hidecmoe_jax.core.keys import key_for
 from hidecmoe_jax.methods.growing import probed
+from hidecmoe_jax.methods.learner import Method
 from hidecmoe_jax.methods.mixture import Mixture
+from hidecmoe_jax.methods.stacked import Stacked
 from hidecmoe_jax.runs.disk import write_json
 from hidecmoe_jax.runs.edits import recall
 from hidecmoe_jax.runs.ledger import Ledger
@@ -49,17 +51,18 @@ def probe_control(run: str | Path, *, task: int = 0, repeats: int = 3) -> dict[s
     """
     folder, setting = Path(run), open_setting(config_of(run))
     method, home = setting.config.method, folder / f"seed_{setting.config.seeds[0]}"
-    done = Ledger(home).tasks()
-    if not isinstance(method, Mixture) or method.growth != "probe" or not 0 <= task < len(done):
+    done, pool = Ledger(home).tasks(), _pool_of(method)
+    if pool is None or pool.growth != "probe" or not 0 <= task < len(done):
         raise ConfigError(
             "there is no probe to control", where=str(folder),
             why=f"{method.name} has learned {len(done)} tasks, asked for number {task}",
-            remedy="give a run of a mixture with `growth: probe`, and one of its tasks",
+            remedy="give a run of a mixture (or a stacked method) with `growth: probe`, and one of its tasks",
         )  # fmt: skip
     kept = Ledger(home).archive(task + 1)
     found = []
-    for balance in dict.fromkeys((method.probe.balance, 0.0)):
-        probing = replace(method, probe=replace(method.probe, balance=balance))
+    for balance in dict.fromkeys((pool.probe.balance, 0.0)):
+        probing = replace(pool, probe=replace(pool.probe, balance=balance))
+        probing = replace(method, above=probing) if isinstance(method, Stacked) else probing
         own = replace(setting, config=replace(setting.config, method=probing))
         plays = [_play(own, folder, kept, task, seed) for seed in bar(f"control, balance {balance}")(range(repeats))]
         expanded, frequency, limit = (np.array(part) for part in zip(*plays, strict=True))
@@ -72,6 +75,12 @@ def probe_control(run: str | Path, *, task: int = 0, repeats: int = 3) -> dict[s
     result = {"task": setting.stream.tasks[task].name, "repeats": repeats, "controls": found}
     write_json(folder / "control.json", result)
     return result
+
+
+def _pool_of(method: Method) -> Mixture | None:
+    """The part of a method that probes; None where nothing does."""
+    method = method.grown if isinstance(method, Stacked) else method
+    return method if isinstance(method, Mixture) else None
 
 
 def _play(setting: Setting, run: Path, kept: list, task: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -93,4 +102,4 @@ def _play(setting: Setting, run: Path, kept: list, task: int, seed: int) -> tupl
             learner = method.observe(model, learner, stage, number, seen, key)
         learner = method.after(model, learner, stage, number)
     expanded = np.asarray(learner.memory["verdict"]["expand"][number])
-    return expanded, *probed(method, learner, number)
+    return expanded, *probed(_pool_of(method), learner, number)

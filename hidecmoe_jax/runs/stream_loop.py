@@ -63,7 +63,12 @@ def learn(
 
 
 def enter(setting: Setting, folder: Path, options: Options) -> None:
-    """Starts the run in a locked folder, or makes sure that it is the same one, and writes the resolved config."""
+    """Starts the run in a locked folder, or makes sure that it is the same one, and writes the resolved config.
+
+    Raises:
+      ConfigError: the method does not fit the base; nothing is written then.
+    """
+    setting.config.method.birth(setting.model, 1)
     open_run(
         folder, setting.identity(), resume=options.resume, overwrite=options.overwrite, allow=options.allow,
         session=session_facts(),
