@@ -22,22 +22,21 @@ from hidecmoe_jax.core import trees
 from hidecmoe_jax.core.errors import ConfigError
 from hidecmoe_jax.data.records import Record
 from hidecmoe_jax.data.stream import Stream
-from hidecmoe_jax.experts import pool, surgery
+from hidecmoe_jax.experts import pool
 from hidecmoe_jax.experts.bank import EMPTY, Bank
 from hidecmoe_jax.experts.load import SILENT, Load
 from hidecmoe_jax.experts.pool import POOL
 from hidecmoe_jax.experts.routing import Routing, Voice, balance_loss
-from hidecmoe_jax.methods import growing
+from hidecmoe_jax.methods import growing, starting
 from hidecmoe_jax.methods.gates import AnchorGate, NamedGate
 from hidecmoe_jax.methods.learner import Decision, Learner, Seen, Serving, Stage, check_finite
 from hidecmoe_jax.methods.locating import Locating
 from hidecmoe_jax.methods.lora import PARALLEL, Lora
-from hidecmoe_jax.methods.probing import Probe, counted, cut, expands, most_used
+from hidecmoe_jax.methods.probing import Probe, counted, cut, expands
 from hidecmoe_jax.models.llama import KINDS, Tally
 from hidecmoe_jax.models.llava import Batch, Model, Reading, answer_loss
 
 SEEN = ("count", "mass")  # what measuring a probe leaves: tokens that picked each slot, and the weights they gave it
-ROUTER_STD = 0.02
 
 
 @dataclass(frozen=True)
@@ -182,56 +181,24 @@ class Mixture:
         """Puts a probe, or the task's new experts, and their router into training."""
         if not stage.trains:
             return learner
-        new = 1 if stage.kind == "probe" else len(self.slots(task))
-        live = self._sprouted(model, new, task, key)
+        past, memory, new = learner.past[POOL], learner.memory, 1 if stage.kind == "probe" else len(self.slots(task))
+        live = starting.blank(self._blank(model, 1), new, task, key)
         if stage.kind == "probe" or self.growth == "uniform" or task == 0:
-            router = self._fresh_router(learner, task, new, key)
+            router = starting.blank_router(memory["routers"][max(task - 1, 0)], past, new, key)
         else:
-            live, router = self._promoted(learner, live, task)
+            verdict, probe = memory["verdict"], memory["probe"]
+            if self.start == "copy":
+                used_LS = counted(np.asarray(verdict["count"])[task, :, :-1], self.probe)
+                live = starting.copied(live, past, used_LS)
+            elif self.start == "probe":
+                live = starting.promoted(live, probe["factors"])
+            live = starting.only(live, verdict["expand"][task])
+            router = starting.promoted_router(probe["router"], new)
         # Empty slots make up for what a task gets less than another, so that all tasks train by one program.
         room = 0 if stage.kind == "probe" else max(self.first, self.more) - new
         live = pool.beside([live, self._blank(model, room)]) if room else live
         router = jnp.pad(router, ((0, 0), (0, 0), (0, room)))
         return learner.replace(live={POOL: live}, routers={POOL: router})
-
-    def _sprouted(self, model: Model, new: int, task: int, key: Array) -> Bank:
-        """`new` experts that say nothing yet in every layer. They share an owner, so they are drawn one by one."""
-        bare = self._blank(model, 1)
-        return pool.beside([surgery.sprout(bare, 0, task, jax.random.fold_in(key, number)) for number in range(new)])
-
-    def _fresh_router(self, learner: Learner, task: int, new: int, key: Array) -> Array:
-        """The last router with columns for `new` experts: the mean of the old columns (CMoE-D10), or small noise."""
-        old = learner.memory["routers"][max(task - 1, 0)]
-        shape = (*old.shape[:2], new)
-        if task == 0:
-            return jnp.concatenate([old, ROUTER_STD * jax.random.normal(key, shape)], axis=-1)
-        heard_LS = (learner.past[POOL].owner_LS != EMPTY).astype(jnp.float32)
-        mean = jnp.einsum("lds,ls->ld", old, heard_LS) / jnp.maximum(heard_LS.sum(-1, keepdims=True), 1.0)
-        return jnp.concatenate([old, jnp.broadcast_to(mean[..., None], shape)], axis=-1)
-
-    def _promoted(self, learner: Learner, live: Bank, task: int) -> tuple[Bank, Array]:
-        """New experts and their router after probing (CMoE-D17, D18); EMPTY in layers that are not expanded."""
-        past, probe, verdict = learner.past[POOL], learner.memory["probe"], learner.memory["verdict"]
-        new = live.slots
-        if self.start == "copy":
-            heard = np.asarray(past.owner_LS) != EMPTY
-            source = most_used(counted(np.asarray(verdict["count"])[task, :, :-1], self.probe), heard, new)
-            rows = np.arange(past.layers)[:, None]
-            a = {site: jnp.moveaxis(jnp.moveaxis(leaf, 2, 1)[rows, source], 1, 2) for site, leaf in past.a.items()}
-            b = {site: leaf[rows, source] for site, leaf in past.b.items()}
-            live = live.replace(a=a, b=b)
-        elif self.start == "probe":
-            factors = probe["factors"]
-            a = {site: jnp.repeat(leaf, new, axis=2) for site, leaf in factors["a"].items()}
-            live = live.replace(a=a, b={site: jnp.repeat(leaf, new, axis=1) for site, leaf in factors["b"].items()})
-        keep = verdict["expand"][task]
-        live = live.replace(
-            a={site: jnp.where(keep[:, None, None, None], leaf, 0.0) for site, leaf in live.a.items()},
-            b={site: jnp.where(keep[:, None, None, None], leaf, 0.0) for site, leaf in live.b.items()},
-            owner_LS=jnp.where(keep[:, None], live.owner_LS, EMPTY),
-        )
-        old, own = probe["router"][..., :-1], probe["router"][..., -1:]
-        return live, jnp.concatenate([old, jnp.repeat(own, new, axis=-1)], axis=-1)
 
     def _pool(self, learner: Learner, key: Array | None) -> tuple[Voice, Voice]:
         """Old and new experts under one gate, with the router that trains."""
