@@ -28,7 +28,7 @@ from hidecmoe_jax.runs.trial import merge, restore, retire
 WORLDS = {"all": {"expand": "all"}, "chosen": {"expand": {"layers": 1, "share": 1.0}}}
 
 
-@pytest.fixture(scope="module", params=list(WORLDS))
+@pytest.fixture(scope="module", params=[pytest.param("all", marks=pytest.mark.slow), "chosen"])
 def world(request, tmp_path_factory):
     """Folder and a run that learned birds and fish, one expert each."""
     root = tmp_path_factory.mktemp(request.param)

@@ -108,7 +108,11 @@ def worlds(tmp_path_factory):
     return world
 
 
-@pytest.fixture(params=LASTING)
+# What is special about refusals and names is tested by hand-made lines as well.
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("refusing", "per_task")]
+
+
+@pytest.fixture(params=["cmoe", "hidecmoe", *SLOW])
 def world(request, worlds):
     return worlds(request.param)
 
