@@ -51,7 +51,8 @@ def retire(
 ) -> None:
     """Measure what every task would lose without the experts of one, and with --commit drop them.
 
-    The archive keeps them: `hidecmoe restore` brings them back.
+    The archive keeps them: `hidecmoe restore` brings them back. In a stacked run those of its mixture go; the lower
+    layers stay one fusion of all tasks.
 
     Examples:
       $ hidecmoe retire runs/cmoe flags
@@ -99,7 +100,7 @@ def merge(
       $ hidecmoe merge runs/cmoe flags charts --mode linear --weights 0.3 0.2 --layers 2 --commit
 
     Args:
-      run: run folder of a mixture, or of a method with an expert per task.
+      run: run folder of a mixture (alone or stacked), or of a method with an expert per task.
       into: whose experts stay, changed.
       task: whose experts go.
       mode: how, with the names that PEFT gives to ways of merging adapters.

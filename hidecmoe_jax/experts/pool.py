@@ -31,7 +31,13 @@ def beside(banks: Sequence[Bank]) -> Bank:
 
 
 def taken(bank: Bank, start: int, stop: int) -> Bank:
-    """The slots `start` up to, not including, `stop` of a pool as a bank of their own; the inverse of `put`."""
+    """The slots `start` up to, not including, `stop` of a pool as a bank of their own; the inverse of `put`.
+
+    Raises:
+      ValueError: there are no such slots.
+    """
+    if not 0 <= start <= stop <= bank.slots:
+        raise ValueError(f"slots {start}..{stop} are not all among the bank's {bank.slots}")
     count = stop - start
     return bank.replace(
         a={site: dynamic_slice_in_dim(a, start, count, axis=2) for site, a in bank.a.items()},

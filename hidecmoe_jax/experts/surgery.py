@@ -12,7 +12,7 @@ a gain [L, S] has the bank's own rows. Misuse raises ValueError with the numbers
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -237,6 +237,7 @@ def fuse(
     layers: Sequence[int],
     slot: int | None = None,
     eps: Sequence[float] | None = None,
+    slots: Mapping[int, np.ndarray] | None = None,
 ) -> Bank:
     """Fuses the experts of `tasks` in the given decoder layers: E = sum_i eps_i E_i.
 
@@ -250,12 +251,16 @@ def fuse(
     which none of them has an expert becomes EMPTY. With FUSED as one of the `tasks` the earlier fusion in
     `slot` is added to, so sources can be dropped as soon as they are fused.
 
+    Args:
+      slots: slot that stands for a task in every row (-1 for none), where that is not its own: a task that was merged
+        into another is in the fusion with the expert they share, which then counts once for each.
+
     Raises:
       ValueError: `factor_sum` without a slot, a slot a task owns, a second fusion in a layer, tasks without
         an expert, a task named twice, or `eps` of another length.
     """
     rows = rows_of(bank, layers)
-    sources = _sources(bank, tasks, mode, eps=eps)
+    sources = _sources(bank, tasks, mode, eps=eps, slots=slots)
     if mode != "factor_sum":
         return bank
     if slot is None:
@@ -283,18 +288,19 @@ def fusion_gains(
     mode: Fusion,
     layers: Sequence[int],
     eps: Sequence[float] | None = None,
+    slots: Mapping[int, np.ndarray] | None = None,
 ) -> Array:
     """Gains float32 [L, S] with which the bank speaks as the fusion of `tasks`; zero outside `layers`.
 
     `factor_sum`: 1 for the FUSED slot, 0 for its sources. `product_sum`: eps_i for the sources.
-    `product_mean`: eps_i / len(tasks), whether or not a task was thinned out of the layer.
+    `product_mean`: eps_i / len(tasks), whether or not a task was thinned out of the layer. `slots` as in `fuse`.
 
     Raises:
       ValueError: as in `fuse`; and for `factor_sum` a layer with sources but no FUSED slot (call `fuse`
       first).
     """
     rows = rows_of(bank, layers)
-    sources = _sources(bank, tasks, mode, eps=eps)
+    sources = _sources(bank, tasks, mode, eps=eps, slots=slots)
     gain_LS = np.zeros(bank.owner_LS.shape, np.float32)
     if mode == "factor_sum":
         slots_L = owned_slots(bank, FUSED)
@@ -306,7 +312,7 @@ def fusion_gains(
         sources = [(slots_L, 1.0)]
     for slots_L, weight in sources:
         owned = rows[slots_L[rows] >= 0]
-        gain_LS[owned, slots_L[owned]] = weight
+        gain_LS[owned, slots_L[owned]] += weight
     return jnp.asarray(gain_LS)
 
 
@@ -363,7 +369,12 @@ def _gains(bank: Bank, gain_LS: Array) -> Array:
 
 
 def _sources(
-    bank: Bank, tasks: Sequence[int], mode: Fusion, *, eps: Sequence[float] | None
+    bank: Bank,
+    tasks: Sequence[int],
+    mode: Fusion,
+    *,
+    eps: Sequence[float] | None,
+    slots: Mapping[int, np.ndarray] | None,
 ) -> list[tuple[np.ndarray, float]]:
     """Slots [L] (-1 where it has none) and weight of every task."""
     if mode not in FUSIONS:
@@ -374,7 +385,8 @@ def _sources(
         raise ValueError(f"fusion of {len(tasks)} tasks needs as many eps, got {len(eps)}")
     share = len(tasks) if mode == "product_mean" else 1
     eps = [1.0] * len(tasks) if eps is None else eps
-    return [(slots_of(bank, task), float(weight) / share) for task, weight in zip(tasks, eps, strict=True)]
+    found = [slots_of(bank, task) if slots is None else slots[task] for task in tasks]
+    return [(slots_L, float(weight) / share) for slots_L, weight in zip(found, eps, strict=True)]
 
 
 def _added(bank: Bank, slots: int) -> int:

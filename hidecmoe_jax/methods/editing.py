@@ -14,10 +14,11 @@ experts the answers stay what they were. So it is in the pool of a `Stacked` met
 A method with an expert for every task (`Routed`) merges in the layers that keep tasks apart: the expert made of two
 stands in the slot of one of them, the other's slot is emptied, and both are answered from the former (`homes`). Fused
 layers are a merge of all tasks already and stay as they are, with an expert of each as a source. Which layers keep
-tasks apart may be chosen anew after a later task; a merge is then still one in the layers in which it was made. Such a
-method retires whole tasks: the slot is emptied, fusions are made anew from the experts that are left, and the gate
-masks the task, so its inputs go to the next best one or to none. What a task gave to a merged expert stays in it. What
-a locator knows stays in its memory whatever is edited.
+tasks apart may be chosen anew after a later task; a merge is then still one in the layers in which it was made, and the
+expert that two tasks share counts in a fusion once for each. Such a method retires whole tasks: the slot is emptied,
+fusions are made anew from the experts that are left, and the gate masks the task, so its inputs go to the next best
+one or to none. What a task gave to a merged expert stays in it. What a locator knows stays in its memory whatever is
+edited.
 """
 
 from __future__ import annotations

@@ -72,7 +72,8 @@ class Chosen:
         if stage.part == "all":
             return None
         if self.by == "probe":
-            return cut(Probe(share=self.share, measured=0.2), count, seed)[stage.part == "measure"]
+            probe = Probe(share=self.share, measured=0.2)
+            return cut(probe, count, seed, otherwise="set method.expand.by=loss")[stage.part == "measure"]
         return np.random.default_rng([seed, 2]).permutation(count)[: max(4, round(self.share * count))]
 
     def blank(self, bank: Bank, width: int) -> dict[str, Array]:

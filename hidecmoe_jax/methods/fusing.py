@@ -7,6 +7,7 @@ way the sources stay in the bank, so a fusion can be made anew when a task comes
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -16,6 +17,7 @@ from hidecmoe_jax.core.errors import ConfigError
 from hidecmoe_jax.experts import surgery
 from hidecmoe_jax.experts.bank import FUSED, Bank
 from hidecmoe_jax.experts.slots import clear
+from hidecmoe_jax.methods.homes import own_slots
 
 FUSED_SLOT = 0  # tasks start at slot 1, so that widening never moves the fusion
 
@@ -27,39 +29,48 @@ def owners(bank: Bank) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class Fusing:
-    """A fusion rule (HiDe-D1) and the weight of every task in it; no weights mean 1.0 each (HiDe-D2)."""
+    """A fusion rule (HiDe-D1) and the weight of every task in it; no weights mean 1.0 each (HiDe-D2).
+
+    `where` is the field that gives the weights, for errors.
+    """
 
     mode: surgery.Fusion = "factor_sum"
     eps: tuple[float, ...] = ()
+    where: str = "method.eps"
 
-    def fused(self, bank: Bank, layers: tuple[int, ...]) -> Bank:
+    def fused(self, bank: Bank, layers: tuple[int, ...], slot_LN: np.ndarray | None = None) -> Bank:
         """The bank with a fusion of all its tasks in these decoder layers and in no other.
+
+        Args:
+          slot_LN: slot that stands for every task in every row (-1 for none), where that is not its own.
 
         Raises:
           ConfigError: a task has no weight.
         """
-        tasks = owners(bank)
-        layers = layers if tasks else ()
+        given = self._given(bank, slot_LN)
+        layers = layers if given["tasks"] else ()
         there = np.asarray(bank.owner_LS)[:, FUSED_SLOT] == FUSED
         stale = np.flatnonzero(there & ~np.isin(np.arange(bank.layers) + bank.first_layer, layers))
         if stale.size:
             bank = clear(bank, stale, np.full(stale.size, FUSED_SLOT))
-        if not layers:
-            return bank
-        return surgery.fuse(bank, tasks, mode=self.mode, slot=FUSED_SLOT, layers=layers, eps=self._weights(tasks))
+        return surgery.fuse(bank, mode=self.mode, slot=FUSED_SLOT, layers=layers, **given) if layers else bank
 
-    def gains(self, bank: Bank, layers: tuple[int, ...]) -> Array:
-        """Gains float32 [L, S] with which a bank speaks that `fused` has made; zero outside `layers`."""
-        tasks = owners(bank)
-        if not tasks:
+    def gains(self, bank: Bank, layers: tuple[int, ...], slot_LN: np.ndarray | None = None) -> Array:
+        """Gains float32 [L, S] with which a bank speaks that `fused` has made of the same; zero outside `layers`."""
+        given = self._given(bank, slot_LN)
+        if not given["tasks"]:
             return jnp.zeros(bank.owner_LS.shape)
-        return surgery.fusion_gains(bank, tasks, mode=self.mode, layers=layers, eps=self._weights(tasks))
+        return surgery.fusion_gains(bank, mode=self.mode, layers=layers, **given)
 
-    def _weights(self, tasks: tuple[int, ...]) -> tuple[float, ...]:
-        if self.eps and len(self.eps) <= max(tasks):
+    def _given(self, bank: Bank, slot_LN: np.ndarray | None) -> dict[str, Any]:
+        """Tasks, their weights and their slots, as surgery takes them."""
+        slot_LN = own_slots(bank, max(owners(bank), default=-1) + 1) if slot_LN is None else slot_LN
+        tasks = tuple(np.flatnonzero((slot_LN >= 0).any(axis=0)).tolist())
+        if self.eps and tasks and len(self.eps) <= max(tasks):
             raise ConfigError(
-                "a fusion weight is missing", where="method.eps",
+                "a fusion weight is missing", where=self.where,
                 why=f"{len(self.eps)} weights for {max(tasks) + 1} tasks",
                 remedy="give one weight per task, or leave it empty for 1.0 each",
             )  # fmt: skip
-        return tuple(self.eps[task] for task in tasks) if self.eps else (1.0,) * len(tasks)
+        eps = tuple(self.eps[task] for task in tasks) if self.eps else (1.0,) * len(tasks)
+        return {"tasks": tasks, "eps": eps, "slots": {task: slot_LN[:, task] for task in tasks}}

@@ -54,8 +54,17 @@ class Probe:
             raise ValueError("tokens must name at least one kind")
 
 
-def cut(probe: Probe, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def cut(
+    probe: Probe,
+    count: int,
+    seed: int,
+    *,
+    otherwise: str = "let the mixture grow without probes: growth uniform, start blank",
+) -> tuple[np.ndarray, np.ndarray]:
     """Numbers of the records, of `count`, that probes are trained and measured on: at least one each.
+
+    Args:
+      otherwise: what a user can do instead of probing.
 
     Raises:
       DataError: a single record cannot be both.
@@ -63,7 +72,7 @@ def cut(probe: Probe, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     if count < 2:
         raise DataError(
             "too few records to probe with", why=f"{count}, at least 2 are needed",
-            remedy="add records to the task, or set method.growth=uniform and method.start=blank",
+            remedy=f"add records to the task, or {otherwise}",
         )  # fmt: skip
     order = np.random.default_rng([seed, 1]).permutation(count)
     chosen = order[: max(2, round(probe.share * count))]

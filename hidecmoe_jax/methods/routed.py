@@ -113,6 +113,11 @@ class Routed:
         if not self.gated:
             return ()
         if isinstance(self.expand, Chosen):
+            if self.expand.layers > layers:
+                raise ConfigError(
+                    "cannot expand so many layers", where="method.expand.layers",
+                    why=f"{self.expand.layers} of a decoder with {layers} layers", remedy=f"choose from 1..{layers}",
+                )  # fmt: skip
             chosen = range(layers - self.expand.layers, layers) if memory is None else self.expand.pick(memory["worth"])
         else:
             named = {"last": (layers - 1,), "all": tuple(range(layers)), "none": ()}
@@ -197,9 +202,10 @@ class Routed:
     def _weighing(self, learner: Learner, task: int) -> Learner:
         """The learner with every layer fused, and the gains of the task's own expert and of the fusion at hand."""
         layers = tuple(range(learner.past[FAMILY].layers))
-        past = self.fusing.fused(learner.past[FAMILY], layers)
+        past, slot_LN = learner.past[FAMILY], self._slots(learner.past[FAMILY], learner.memory)
+        past = self.fusing.fused(past, layers, slot_LN)
         own_LS = jnp.broadcast_to(jax.nn.one_hot(1 + task, past.slots), past.owner_LS.shape)
-        gains = {"own": own_LS, "fused": self.fusing.gains(past, layers)}
+        gains = {"own": own_LS, "fused": self.fusing.gains(past, layers, slot_LN)}
         return learner.replace(past={FAMILY: past}, memory=learner.memory | {"weighing": gains})
 
     def usage(self, model: Model, learner: Learner, stage: Stage, batch: Batch) -> dict[str, Array]:
@@ -271,7 +277,11 @@ class Routed:
 
     def fused_again(self, past: Bank, memory: dict[str, Any]) -> Bank:
         """The bank with its fusion made anew from the experts of all tasks that own one."""
-        return self.fusing.fused(past, self.fused(past.layers, memory))
+        return self.fusing.fused(past, self.fused(past.layers, memory), self._slots(past, memory))
+
+    def _slots(self, past: Bank, memory: dict[str, Any]) -> np.ndarray:
+        """The slot that stands for every task in every row, int32 [L, N]; -1 for none."""
+        return serving_slots(past, past.slots - 1, memory)
 
     def learned(self, learner: Learner) -> tuple[int, ...]:
         """Numbers of the tasks that have an expert, or were merged into another task's."""
@@ -282,7 +292,7 @@ class Routed:
         """Constant gains [L, S] of the layers that are not expanded; zero elsewhere."""
         if self.growth == "shared":
             return np.ones(bank.owner_LS.shape, np.float32)
-        return np.asarray(self.fusing.gains(bank, self.fused(bank.layers, memory)))
+        return np.asarray(self.fusing.gains(bank, self.fused(bank.layers, memory), self._slots(bank, memory)))
 
     def growth_of(self, model: Model, learner: Learner) -> dict:
         """Layers chosen to be expanded, and what every layer was worth to each task; empty where they are given."""
@@ -312,7 +322,7 @@ class Routed:
             return Serving(folded, None, None, learner.memory)
         first, last = expanded[0], expanded[-1] + 1
         kept = np.isin(np.arange(first, last), expanded)[:, None]
-        slot_LN = serving_slots(bank, bank.slots - 1, learner.memory)[first:last]
+        slot_LN = self._slots(bank, learner.memory)[first:last]
         slot_LN = np.where(kept, slot_LN, -1).astype(np.int32)
         return Serving(folded, surgery.cut(bank, first, last), jnp.asarray(slot_LN), learner.memory)
 

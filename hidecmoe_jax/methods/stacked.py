@@ -67,7 +67,7 @@ class Lower:
     @property
     def fusing(self) -> Fusing:
         """How experts become one."""
-        return Fusing(self.fusion, self.eps)
+        return Fusing(self.fusion, self.eps, where="method.below.eps")
 
 
 @dataclass(frozen=True)

@@ -66,6 +66,8 @@ def compare(
         if budget is not None:
             size = _size(budget, configs, setting)
             configs = [_fitted(config, setting, size) for config in configs]
+        for config in configs:
+            config.method.birth(setting.model, 1)  # one that does not fit is refused before another learns for hours
         for number, (config, part) in enumerate(zip(configs, parts, strict=True)):
             part.mkdir(exist_ok=True)
             say(f"{config.method.name}:")
@@ -82,7 +84,11 @@ def compare(
 def _measured_on(config: RunConfig, part: str) -> object:
     """A part of a config that scores depend on; which extra rows a run measures is its own affair."""
     found = getattr(config, part)
-    return dataclasses.replace(found, named="none", between="seen", variants=False) if part == "evaluate" else found
+    return (
+        dataclasses.replace(found, named="none", between="seen", variants=False, reuse=True)
+        if part == "evaluate"
+        else found
+    )
 
 
 def _size(budget: int | str, configs: Sequence[RunConfig], setting: Setting) -> int:

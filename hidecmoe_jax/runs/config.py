@@ -81,7 +81,7 @@ class Judging:
       between: what is measured after every lesson but the last: all tasks `seen` so far and the next one, only the
         lesson's `own`, or `none`. The last row is always whole; metrics that lack a cell are left empty.
       reuse: take answers that an earlier row has given under the same choice of task from there, where a method says
-        that they never change; if not, every row is answered in full. Scores are the same.
+        that they never change; if not, no row takes anything from another. Scores are the same.
       variants: measure the last row of the first seed under the method's other fusion rules too.
       writing: how answers are written.
     """
@@ -183,4 +183,10 @@ def build_method(mapping: Mapping[str, Any], where: str) -> Method:
         raise ConfigError(
             "cannot import the method", where=where, why=str(error), remedy="check that the package is installed"
         ) from error
+    missing = [hook for hook in vars(Method) if not hook.startswith("_") and hook not in dir(cls)]
+    if missing:
+        raise ConfigError(
+            "this class is no method", where=where, why=f"{kind} has no {', '.join(missing)}",
+            remedy="hidecmoe_jax/methods/learner.py says what each hook of a Method has to do",
+        )  # fmt: skip
     return strict.build(cls, fields, where)

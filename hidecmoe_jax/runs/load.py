@@ -196,14 +196,14 @@ class Assistant:
         weights = dict(sorted(zip(self.tasks, given.weights, strict=False), key=lambda item: -item[1]))
         if not weights:
             return Reply(given.text, {}, "no routed experts: one model for everything", given)
-        told = _decided(self.tasks, given, weights, dict(zip(self.tasks, given.scores, strict=False)), self._fallback)
+        told = f"answered as {named}, which was named"
+        if named is None:
+            told = _decided(self.tasks, given, weights, self._fallback)
         lost = f"; left out because they could not be loaded: {', '.join(given.missing)}" if given.missing else ""
         return Reply(given.text, weights, told + lost, given)
 
 
-def _decided(
-    tasks: tuple[str, ...], given: Answer, weights: dict[str, float], scores: dict[str, float], fallback: str
-) -> str:
+def _decided(tasks: tuple[str, ...], given: Answer, weights: dict[str, float], fallback: str) -> str:
     """One sentence about a routing decision; `weights` come loudest first."""
     (first, top), sure = next(iter(weights.items())), given.finding
     if sure is not None and sure.unknown:
@@ -218,11 +218,11 @@ def _decided(
         return f"two tasks are nearly tied, {tasks[sure.nearest]} is only {sure.ahead:.3f} ahead; {end}"
     if top == 0:
         return f"belongs to no known task: {fallback}"
-    # One-hot weights say nothing about how near it was; then the scores do.
-    told = scores if top == 1 else weights
-    others = [told[name] for name in weights if name != first]
-    ahead = f", {told[first] - max(others):.3f} ahead of the next task" if others else ""
-    return f"routed to {first}{ahead}"
+    # One-hot weights say nothing about how near it was; then the scores of the tasks that there are do.
+    ahead = top - max((weight for name, weight in weights.items() if name != first), default=-np.inf)
+    if top == 1 and sure is not None:
+        ahead = sure.ahead
+    return f"routed to {first}" + (f", {ahead:.3f} ahead of the next task" if np.isfinite(ahead) else "")
 
 
 def load(path: str | Path, *, task: int | None = None, skip_missing: bool = False) -> Assistant:

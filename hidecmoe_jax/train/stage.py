@@ -193,7 +193,9 @@ def _report(pending, watch: Watch, stage: Stage, steps: int, task: str, streak: 
     step, metrics, state, ids = pending
     facts = _check(metrics, f"task {task}, stage {stage.kind}, step {step} of {steps}", lambda: ids)
     facts |= _loads(metrics.load)
-    still = streak.still + 1 if facts["gradient"] == 0.0 or facts["tokens"] == 0 else 0
+    # A probe has no gradient where no earlier expert is left to be compared with, and is right then.
+    learns_nothing = stage.part == "all" and (facts["gradient"] == 0.0 or facts["tokens"] == 0)
+    still = streak.still + 1 if learns_nothing else 0
     collapsed = streak.collapsed + 1 if _collapsed(facts) else 0
     if collapsed == COLLAPSED:
         watch.warn(

@@ -37,7 +37,7 @@ def test_senseless_choices_are_refused(wrong):
 
 def test_more_layers_than_there_are_are_refused(tmp_path):
     setting = open_setting(run_config(write_base(tmp_path / "base"), "hide", tasks=write_stream(tmp_path)))
-    with pytest.raises(ConfigError, match="cannot expand"):
+    with pytest.raises(ConfigError, match=r"(?s)9 of a decoder with 3 layers.*choose from 1\.\.3"):
         Routed(expand=Chosen(9)).birth(setting.model, 2)
 
 
@@ -180,10 +180,18 @@ def test_worth_by_probe_is_where_tokens_prefer_the_newest_expert(taught):
         np.testing.assert_array_equal(after.past[FAMILY].b[site][:, 1:3], leaf[:, 1:3], err_msg="experts are frozen")
 
 
+def test_a_probe_without_anyone_to_compare_with_is_right_everywhere(taught):
+    """All earlier experts may have been retired: no gradient reaches a router of one expert, and that is no failure."""
+    learner = taught.learners[2]
+    bank = surgery.retire(learner.past[FAMILY], 0)
+    worth, _, _ = probing(taught, learner.replace(past={FAMILY: bank}), Chosen(1, "probe", 1.0, steps=60))
+    assert worth.tolist() == [1.0, 1.0, 1.0]
+
+
 def test_a_probe_trains_and_measures_on_different_records():
     choice = Chosen(by="probe", share=0.5)
     train, measure = (choice.part(stage, 40, 3) for stage in choice.stages())
     assert len(train) == 16 and len(measure) == 4 and not set(train) & set(measure)
     assert [stage.kind for stage in choice.stages()] == ["probe", "weigh"] and choice.stages()[0].steps == 40
-    with pytest.raises(DataError, match="too few records"):
+    with pytest.raises(DataError, match=r"(?s)too few records.*set method.expand.by=loss"):
         choice.part(choice.stages()[0], 1, 0)

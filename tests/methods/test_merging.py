@@ -10,7 +10,7 @@ from test_editing import HEAR, MODEL, ROUTED, prompt, routed, stored  # noqa: F4
 
 from hidecmoe_jax.core import trees
 from hidecmoe_jax.core.errors import ConfigError
-from hidecmoe_jax.experts import combine, surgery
+from hidecmoe_jax.experts import combine, pool, surgery
 from hidecmoe_jax.experts.bank import EMPTY, FUSED
 from hidecmoe_jax.methods import homes
 from hidecmoe_jax.methods.editing import Edit, edited, narrowed
@@ -154,10 +154,10 @@ def test_a_merge_stays_in_the_layers_that_were_chosen_when_it_was_made(prompt): 
     for found in (fresh, later):
         np.testing.assert_array_equal(found.past[FAMILY].owner_LS[:, 2], [1, EMPTY, 1])
     np.testing.assert_array_equal(later.past[FAMILY].owner_LS[:, FUSED_SLOT], [EMPTY, FUSED, FUSED])
-    # The layer that is fused now is fused from the experts that are there, the merged one among them.
+    # The layer that is fused now is fused from the experts that are there, the merged one once for each of its tasks.
     made = combine.combine(learner.past[FAMILY], (1, 2), mode="svd", weights=(0.5, 0.5))
     for site in made.sites:
-        wanted = np.asarray(made.a[site][1, :, 0] + learner.past[FAMILY].a[site][1, :, 3])
+        wanted = np.asarray(2 * made.a[site][1, :, 0] + learner.past[FAMILY].a[site][1, :, 3])
         np.testing.assert_allclose(later.past[FAMILY].a[site][1, :, FUSED_SLOT], wanted, atol=1e-5)
     # And in the layer that keeps tasks apart now, both have their own.
     assert method.serve(MODEL, later).slot_LN[:, :3].tolist() == [[1, 2, 3]]
@@ -191,3 +191,25 @@ def test_homes_are_told_layer_by_layer_and_forgotten_when_nobody_lives_with_anot
     memory = homes.moved(memory, np.array([2]), 0, 3, shape=(3, 4))
     assert memory[homes.HOME].tolist() == [[0, 0, 2, 3], [0, 1, 2, 3], [3, 3, 2, 3]]
     assert homes.left(homes.left(memory, 0), 1) == {"gate": {}} == homes.left({"gate": {}}, 1)
+
+
+@pytest.mark.parametrize("fusion", surgery.FUSIONS)
+def test_a_layer_of_merged_copies_is_fused_to_what_the_copies_are_fused_to(fusion):
+    """Two tasks with one and the same expert, merged where they are kept apart; that layer is fused later.
+
+    `linear` gives the factors of a copy back, which a sum of factors depends on."""
+    method = replace(ANCHORS, expand=Chosen(1), fusion=fusion, eps=(1.0, 0.5, 0.25))
+    learner = routed(method, (0, 1, 2))
+    learner = with_factors(learner, np.arange(3), 2, pool.taken(learner.past[FAMILY], 1, 2))
+    first, later = ({"worth": jnp.zeros((4, 3)).at[1, layer].set(1.0)} for layer in (1, 0))
+    merged = edited(method, learner.replace(memory=learner.memory | first), Edit("merge", 1, into=0, mode="linear"))
+
+    def update(found):
+        memory = found.memory | later
+        past = method.fused_again(found.past[FAMILY], memory)
+        return surgery.delta(past, method.fused_gains(past, memory))
+
+    found = update(merged)
+    for site, wanted in update(learner).items():
+        np.testing.assert_allclose(found[site][1], wanted[1], atol=1e-5)
+        assert np.abs(wanted[1]).max() > 1e-3

@@ -9,6 +9,7 @@ import pytest
 from tiny import TINY
 
 from hidecmoe_jax.core.errors import ConfigError
+from hidecmoe_jax.experts import surgery
 from hidecmoe_jax.experts.bank import Bank
 from hidecmoe_jax.methods.fusing import Fusing
 from hidecmoe_jax.methods.gates import AnchorGate, NamedGate
@@ -85,9 +86,15 @@ def test_senseless_experts_are_refused(wrong):
 
 
 def test_a_missing_fusion_weight_is_named():
+    model = init_model(TINY, jax.random.key(0))
+    bank = Lora(rank=2).blank(model, 4)
+    for task in (0, 1):
+        young = surgery.sprout(Lora(rank=2).blank(model, 1), 0, task, jax.random.key(task))
+        bank = surgery.plant(bank, 1 + task, young, task)
     with pytest.raises(ConfigError, match="1 weights for 2 tasks"):
-        Fusing(eps=(1.0,))._weights((0, 1))
-    assert Fusing(eps=(0.5, 2.0, 9.0))._weights((0, 1)) == (0.5, 2.0)
+        Fusing(eps=(1.0,)).gains(bank, (0,))
+    gains = Fusing("product_sum", (0.5, 2.0, 9.0)).gains(bank, (0, 1, 2))
+    np.testing.assert_array_equal(gains, [[0, 0.5, 2.0, 0]] * 3)
 
 
 def test_the_projector_trains_in_float32_whatever_the_base_is_stored_in():

@@ -9,7 +9,7 @@ from runs_world import make_world
 from hidecmoe_jax.core.errors import ConfigError
 from hidecmoe_jax.runs import rows
 from hidecmoe_jax.runs.cells import Cells
-from hidecmoe_jax.runs.compare import compare
+from hidecmoe_jax.runs.compare import _measured_on, compare
 
 
 @pytest.fixture(scope="module")
@@ -108,3 +108,19 @@ def test_senseless_budgets_are_refused(world, tmp_path):
     ):
         with pytest.raises(ConfigError, match=why):
             compare([hide, none], tmp_path / str(budget), budget=budget)
+
+
+def test_a_method_that_does_not_fit_is_refused_before_another_learns(world):
+    root, configs, _, _ = world
+    wide = replace(configs[0], method=replace(configs[0].method, name="wide", expand=(9,)))
+    with pytest.raises(ConfigError, match=r"\[9\] of a decoder with 3 layers"):
+        compare([configs[0], wide], root / "unfit")
+    assert not list((root / "unfit").glob("*/run.json"))
+
+
+def test_taking_answers_over_or_not_is_the_own_affair_of_a_run(world):
+    _, configs, _, _ = world
+    again = replace(configs[0], evaluate=replace(configs[0].evaluate, reuse=False))
+    assert _measured_on(again, "evaluate") == _measured_on(configs[0], "evaluate")
+    other = replace(configs[0], evaluate=replace(configs[0].evaluate, split="val"))
+    assert _measured_on(other, "evaluate") != _measured_on(configs[0], "evaluate")

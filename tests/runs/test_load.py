@@ -113,6 +113,7 @@ def test_an_answer_says_who_was_heard(run, world):
     assert list(reply.weights.values()) == sorted(reply.weights.values(), reverse=True)
     assert reply.decision.startswith(f"routed to {next(iter(reply.weights))}")
     assert load(world[0] / "base").answer([], "What?").weights == {}
+    assert run.answer([picture(world, 8)], question(8), named="fish").decision == "answered as fish, which was named"
 
 
 def test_sampling_depends_on_the_seed_and_on_nothing_else(run, world):

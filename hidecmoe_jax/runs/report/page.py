@@ -70,8 +70,9 @@ CAPTIONS = {
     "the percentage say how many tokens of the measuring records picked the probe; the first task is not probed. "
     "Beside it, how many tokens of the task probed last picked the experts of each earlier task (rows).",
     "expansion": "What each layer (columns) was worth to each task (rows) once learned: the fall of the answer loss "
-    "where the fused layer gets the task's own expert back, or the unlikeness of features to those under earlier "
-    "tasks' experts. Framed layers are expanded. The first task has nothing to be compared with.",
+    "where the fused layer gets the task's own expert back, the unlikeness of features to those under earlier "
+    "tasks' experts, or the part of tokens that prefer the task's expert to earlier ones. Framed layers are expanded. "
+    "The first task has nothing to be compared with.",
     "training_loss": "Loss per answer token, stages one after the other: faint as logged, bold as moving average.",
     "last_and_forgetting": "Bars are means over seeds, whiskers one standard deviation, dots single seeds.",
     "last_by_task": "Score of each task after the last stage, one bar a method.",
