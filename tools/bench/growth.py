@@ -210,7 +210,7 @@ def draw_figure(result: dict) -> bytes:
         axis.grid(axis="y", color=GRID)
         axis.set_xticks(range(1, result["size"]["tasks"] + 1))
         titles(axis, title, x="tasks learned", y=unit)
-    axes.flat[0].legend(frameon=False, fontsize=9)
+    axes.flat[1].legend(frameon=False, fontsize=9, loc="upper left")
     return png(figure)
 
 
