@@ -218,11 +218,11 @@ def _decided(tasks: tuple[str, ...], given: Answer, weights: dict[str, float], f
         return f"two tasks are nearly tied, {tasks[sure.nearest]} is only {sure.ahead:.3f} ahead; {end}"
     if top == 0:
         return f"belongs to no known task: {fallback}"
-    # One-hot weights say nothing about how near it was; then the scores of the tasks that there are do.
-    ahead = top - max((weight for name, weight in weights.items() if name != first), default=-np.inf)
-    if top == 1 and sure is not None:
+    others = [weight for name, weight in weights.items() if name != first]
+    ahead = top - max(others) if others else None
+    if top == 1 and sure is not None:  # one-hot weights say nothing about how near it was; the scores do
         ahead = sure.ahead
-    return f"routed to {first}" + (f", {ahead:.3f} ahead of the next task" if np.isfinite(ahead) else "")
+    return f"routed to {first}" + ("" if ahead is None else f", {ahead:.3f} ahead of the next task")
 
 
 def load(path: str | Path, *, task: int | None = None, skip_missing: bool = False) -> Assistant:
