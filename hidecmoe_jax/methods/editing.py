@@ -225,11 +225,11 @@ def _merged(learner: Learner, edit: Edit, asked: np.ndarray) -> Learner:
 
 def _together(method: Routed, learner: Learner, edit: Edit, asked: np.ndarray) -> Learner:
     """Merges the experts of two tasks of a method that has one for every task, where tasks are kept apart."""
-    bank, room = learner.past[FAMILY], learner.past[FAMILY].slots - 1
-    slot_LN = homes.own_slots(bank, room)
+    bank = learner.past[FAMILY]
+    slot_LN = homes.own_slots(bank)
     for row in asked:
         bank = _joined(bank, row, (int(slot_LN[row, edit.into]), int(slot_LN[row, edit.task])), edit)
-    memory = homes.moved(learner.memory, asked, edit.task, edit.into, shape=(bank.layers, room))
+    memory = homes.moved(learner.memory, asked, edit.task, edit.into, shape=slot_LN.shape)
     return learner.replace(past={FAMILY: method.fused_again(bank, memory)}, memory=memory)
 
 

@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from hidecmoe_jax.core import trees
 from hidecmoe_jax.core.errors import ConfigError
-from hidecmoe_jax.experts import surgery
+from hidecmoe_jax.experts import pool, surgery
 from hidecmoe_jax.experts.bank import FUSED, Bank
 from hidecmoe_jax.experts.slots import clear
 from hidecmoe_jax.methods.homes import own_slots
@@ -25,6 +26,21 @@ FUSED_SLOT = 0  # tasks start at slot 1, so that widening never moves the fusion
 def owners(bank: Bank) -> tuple[int, ...]:
     """Tasks that own an expert, ascending."""
     return tuple(int(task) for task in np.unique(np.asarray(bank.owner_LS)) if task >= 0)
+
+
+def archived(bank: Bank, task: int) -> dict[str, Array]:
+    """The factors of a task's own expert, flat, by place: a retired task owns nothing."""
+    return trees.flatten(pool.taken(bank, 1 + task, 2 + task).factors)
+
+
+def planted(bank: Bank, bare: Bank, task: int, factors: dict[str, Array]) -> Bank:
+    """The bank with a task's expert of these factors in its slot; the inverse of `archived`.
+
+    Args:
+      bare: one empty slot of the same shape.
+    """
+    own = bare.with_factors(trees.unflatten(factors)).replace(owner_LS=jnp.full_like(bare.owner_LS, task))
+    return surgery.plant(bank, 1 + task, own, task)
 
 
 @dataclass(frozen=True)
@@ -62,9 +78,13 @@ class Fusing:
             return jnp.zeros(bank.owner_LS.shape)
         return surgery.fusion_gains(bank, mode=self.mode, layers=layers, **given)
 
+    def stored(self, tasks: int) -> int:
+        """How many experts serving needs of a fused layer after so many tasks: product sums keep the rank of all."""
+        return min(tasks, 1) if self.mode == "factor_sum" else tasks
+
     def _given(self, bank: Bank, slot_LN: np.ndarray | None) -> dict[str, Any]:
         """Tasks, their weights and their slots, as surgery takes them."""
-        slot_LN = own_slots(bank, max(owners(bank), default=-1) + 1) if slot_LN is None else slot_LN
+        slot_LN = own_slots(bank) if slot_LN is None else slot_LN
         tasks = tuple(np.flatnonzero((slot_LN >= 0).any(axis=0)).tolist())
         if self.eps and tasks and len(self.eps) <= max(tasks):
             raise ConfigError(

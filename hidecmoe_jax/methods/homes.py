@@ -12,7 +12,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from hidecmoe_jax.experts.bank import Bank
+from hidecmoe_jax.experts.bank import Bank, owned_slots
 
 HOME = "home"  # int32 [L, N]: the task in whose slot a task lives, in every row of the bank
 
@@ -49,16 +49,16 @@ def shared(memory: dict[str, Any]) -> dict[tuple[int, int], np.ndarray]:
     return {(task, home): np.flatnonzero(home_LN[:, task] == home) for task, home in pairs}
 
 
-def own_slots(bank: Bank, tasks: int) -> np.ndarray:
-    """The slot that every one of the first `tasks` tasks owns in every row, int32 [L, N]; -1 where it owns none."""
-    owner_LS = np.asarray(bank.owner_LS)
-    mine_LNS = owner_LS[:, None, :] == np.arange(tasks)[:, None]
-    return np.where(mine_LNS.any(-1), mine_LNS.argmax(-1), -1).astype(np.int32)
+def own_slots(bank: Bank) -> np.ndarray:
+    """The slot that every task owns in every row, int32 [L, N], of a bank with a slot for each beside that of the
+    fusion; -1 where it owns none."""
+    tasks = bank.slots - 1
+    return np.array([owned_slots(bank, task) for task in range(tasks)], np.int32).reshape(tasks, bank.layers).T
 
 
-def serving_slots(bank: Bank, tasks: int, memory: dict[str, Any]) -> np.ndarray:
+def serving_slots(bank: Bank, memory: dict[str, Any]) -> np.ndarray:
     """The slot that serves every task in every row, int32 [L, N]: its own, or that of its home; -1 for none."""
-    own_LN = own_slots(bank, tasks)
+    own_LN = own_slots(bank)
     if HOME not in memory:
         return own_LN
     return np.where(own_LN >= 0, own_LN, np.take_along_axis(own_LN, np.asarray(memory[HOME]), axis=1))

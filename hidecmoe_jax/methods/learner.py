@@ -21,6 +21,7 @@ from hidecmoe_jax.data.stream import Stream
 from hidecmoe_jax.experts.bank import Bank
 from hidecmoe_jax.experts.load import Load
 from hidecmoe_jax.experts.routing import Voice
+from hidecmoe_jax.experts.surgery import merge_into_base
 from hidecmoe_jax.locators.anchors import Pooled
 from hidecmoe_jax.models.llava import Batch, Model, Reading
 
@@ -165,6 +166,13 @@ def check_finite(memory: dict[str, Any]) -> None:
 def dressed(model: Model, leaves: dict[str, Array]) -> Model:
     """The base model with some leaves replaced by path."""
     return model.replace(params=trees.overlay(model.params, leaves)) if leaves else model
+
+
+def folded(model: Model, bank: Bank, gain_LS: Array) -> Model:
+    """The model with a bank's experts, as loud as `gain_LS`, added to the decoder's weights, in the base's dtypes."""
+    decoder = dict(model.params["decoder"])
+    decoder["layers"] = merge_into_base(decoder["layers"], bank, gain_LS)
+    return model.replace(params={**model.params, "decoder": decoder})
 
 
 class Method(Protocol):

@@ -30,6 +30,11 @@ class Lora:
         if unknown or not self.sites:
             raise ValueError(f"sites {unknown or 'empty'}: known are {', '.join(known)}")
 
+    def require_linears(self) -> None:
+        """Raises ValueError where an expert has no weight of the base to be folded into."""
+        if PARALLEL in self.sites:
+            raise ValueError(f"lora.sites: an expert at {PARALLEL!r} has no weight to be folded into; use linears")
+
     def shapes(self, model: Model) -> dict[str, tuple[int, int]]:
         """Input and output width of every site."""
         width = model.config.decoder.width

@@ -270,7 +270,7 @@ class Mixture:
         memory["routers"] = memory["routers"].at[task].set(closed)
         memory["visible"] = memory["visible"].at[task].set(visible)
         memory["probe"] = jax.tree.map(jnp.zeros_like, memory["probe"])
-        return learner.replace(live={}, routers={}, past={POOL: past}, memory=memory)
+        return learner.replace(live={}, routers={}, past=learner.past | {POOL: past}, memory=memory)
 
     def keep(self, learner: Learner, task: int) -> dict[str, dict[str, Array]]:
         """A task's experts, its router over the slots there were, what the locator knows of it, the verdict."""

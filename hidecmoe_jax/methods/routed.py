@@ -22,16 +22,16 @@ from hidecmoe_jax.core import trees
 from hidecmoe_jax.core.errors import ConfigError
 from hidecmoe_jax.data.records import Record
 from hidecmoe_jax.data.stream import Stream
-from hidecmoe_jax.experts import pool, surgery
+from hidecmoe_jax.experts import surgery
 from hidecmoe_jax.experts.bank import Bank
 from hidecmoe_jax.experts.routing import Routing, Voice, everyone
 from hidecmoe_jax.methods.expanding import WEIGH, Chosen
-from hidecmoe_jax.methods.fusing import Fusing, owners
+from hidecmoe_jax.methods.fusing import Fusing, archived, owners, planted
 from hidecmoe_jax.methods.gates import AnchorGate, NamedGate
 from hidecmoe_jax.methods.homes import own_slots, serving_slots, shared
-from hidecmoe_jax.methods.learner import Decision, Learner, Seen, Serving, Stage, check_finite, dressed
+from hidecmoe_jax.methods.learner import Decision, Learner, Seen, Serving, Stage, check_finite, dressed, folded
 from hidecmoe_jax.methods.locating import Locating
-from hidecmoe_jax.methods.lora import PARALLEL, Lora
+from hidecmoe_jax.methods.lora import Lora
 from hidecmoe_jax.models.llava import Batch, Model, Reading, answer_loss
 
 FAMILY = "linears"
@@ -64,8 +64,7 @@ class Routed:
     union: bool = False
 
     def __post_init__(self):
-        if PARALLEL in self.lora.sites:
-            raise ValueError(f"lora.sites: an expert at {PARALLEL!r} has no weight to be folded into; use linears")
+        self.lora.require_linears()
 
     @property
     def needs_name(self) -> bool:
@@ -202,7 +201,7 @@ class Routed:
     def _weighing(self, learner: Learner, task: int) -> Learner:
         """The learner with every layer fused, and the gains of the task's own expert and of the fusion at hand."""
         layers = tuple(range(learner.past[FAMILY].layers))
-        past, slot_LN = learner.past[FAMILY], self._slots(learner.past[FAMILY], learner.memory)
+        past, slot_LN = learner.past[FAMILY], serving_slots(learner.past[FAMILY], learner.memory)
         past = self.fusing.fused(past, layers, slot_LN)
         own_LS = jnp.broadcast_to(jax.nn.one_hot(1 + task, past.slots), past.owner_LS.shape)
         gains = {"own": own_LS, "fused": self.fusing.gains(past, layers, slot_LN)}
@@ -241,12 +240,11 @@ class Routed:
     def keep(self, learner: Learner, task: int) -> dict[str, dict[str, Array]]:
         """What the ledger archives of a task: its own expert, the shared leaves as it left them, the gate's part."""
         bank = learner.past[FAMILY]
-        slot = 0 if self.growth == "shared" else 1 + task
-        own = pool.taken(bank, slot, slot + 1)  # by place: a retired task owns nothing
+        experts = trees.flatten(bank.factors) if self.growth == "shared" else archived(bank, task)
         memory = self.gate.kept(learner.memory["gate"], task) if self.gated else {}
         if self.chooses:
             memory = memory | {"worth": learner.memory["worth"][task]}
-        return {"experts": trees.flatten(own.factors), "shared": dict(learner.shared), "memory": memory}
+        return {"experts": experts, "shared": dict(learner.shared), "memory": memory}
 
     def recall(self, model: Model, capacity: int, kept: Sequence[dict[str, dict[str, Array]] | None]) -> Learner:
         """The learner after the tasks that `kept` archived, in order: the inverse of `keep`. A task that is None is
@@ -255,16 +253,16 @@ class Routed:
         there = {task: groups for task, groups in enumerate(kept) if groups is not None}
         if not there:
             return learner
-        young, last = self.lora.blank(model, 1), max(there)
-        own = {task: young.with_factors(trees.unflatten(groups["experts"])) for task, groups in there.items()}
-        own = {task: bank.replace(owner_LS=jnp.full_like(bank.owner_LS, task)) for task, bank in own.items()}
+        bare, last = self.lora.blank(model, 1), max(there)
         shared = {path: jnp.asarray(leaf) for path, leaf in there[last]["shared"].items()}
         if self.growth == "shared":
-            return learner.replace(past={FAMILY: surgery.plant(young, 0, own[last], 0)}, shared=shared)
+            one = bare.with_factors(trees.unflatten(there[last]["experts"]))
+            return learner.replace(
+                past={FAMILY: surgery.plant(bare, 0, one.replace(owner_LS=0 * bare.owner_LS), 0)}, shared=shared
+            )
         past, memory = learner.past[FAMILY], dict(learner.memory)
-        for task, expert in own.items():
-            past = surgery.plant(past, 1 + task, expert, task)
         for task, groups in there.items():
+            past = planted(past, bare, task, groups["experts"])
             memory["gate"] = self.gate.recalled(memory["gate"], task, groups["memory"])
             if self.chooses:
                 memory["worth"] = memory["worth"].at[task].set(groups["memory"]["worth"])
@@ -277,11 +275,7 @@ class Routed:
 
     def fused_again(self, past: Bank, memory: dict[str, Any]) -> Bank:
         """The bank with its fusion made anew from the experts of all tasks that own one."""
-        return self.fusing.fused(past, self.fused(past.layers, memory), self._slots(past, memory))
-
-    def _slots(self, past: Bank, memory: dict[str, Any]) -> np.ndarray:
-        """The slot that stands for every task in every row, int32 [L, N]; -1 for none."""
-        return serving_slots(past, past.slots - 1, memory)
+        return self.fusing.fused(past, self.fused(past.layers, memory), serving_slots(past, memory))
 
     def learned(self, learner: Learner) -> tuple[int, ...]:
         """Numbers of the tasks that have an expert, or were merged into another task's."""
@@ -292,7 +286,7 @@ class Routed:
         """Constant gains [L, S] of the layers that are not expanded; zero elsewhere."""
         if self.growth == "shared":
             return np.ones(bank.owner_LS.shape, np.float32)
-        return np.asarray(self.fusing.gains(bank, self.fused(bank.layers, memory), self._slots(bank, memory)))
+        return np.asarray(self.fusing.gains(bank, self.fused(bank.layers, memory), serving_slots(bank, memory)))
 
     def growth_of(self, model: Model, learner: Learner) -> dict:
         """Layers chosen to be expanded, and what every layer was worth to each task; empty where they are given."""
@@ -313,18 +307,15 @@ class Routed:
         if not tasks:
             return Serving(dressed_model, None, None, learner.memory)
         bank = learner.past[FAMILY]
-        decoder = dict(dressed_model.params["decoder"])
-        gain_LS = self.fused_gains(bank, learner.memory)
-        decoder["layers"] = surgery.merge_into_base(decoder["layers"], bank, gain_LS)
-        folded = dressed_model.replace(params={**dressed_model.params, "decoder": decoder})
+        constant = folded(dressed_model, bank, self.fused_gains(bank, learner.memory))
         expanded = self.expanded(bank.layers, learner.memory)
         if not expanded:
-            return Serving(folded, None, None, learner.memory)
+            return Serving(constant, None, None, learner.memory)
         first, last = expanded[0], expanded[-1] + 1
         kept = np.isin(np.arange(first, last), expanded)[:, None]
-        slot_LN = self._slots(bank, learner.memory)[first:last]
+        slot_LN = serving_slots(bank, learner.memory)[first:last]
         slot_LN = np.where(kept, slot_LN, -1).astype(np.int32)
-        return Serving(folded, surgery.cut(bank, first, last), jnp.asarray(slot_LN), learner.memory)
+        return Serving(constant, surgery.cut(bank, first, last), jnp.asarray(slot_LN), learner.memory)
 
     def decide(self, serving: Serving, seen: Seen, named_B: Array | None) -> Decision:
         """One-hot on the named task, or what the gate says."""
@@ -356,7 +347,7 @@ class Routed:
             return {"experts": 0, "routers": 0, "locator": 0, "projector": 0}
         layers = model.config.decoder.layers
         expanded = len(self.expanded(layers))
-        per_fused = tasks if self.gated and self.fusion != "factor_sum" else 1
+        per_fused = self.fusing.stored(tasks) if self.gated else 1
         return {
             "experts": self.lora.size(model) * (expanded * tasks + (layers - expanded) * per_fused),
             "routers": 0,
@@ -382,4 +373,4 @@ class Routed:
         """Experts that learned tasks lack in layers of which every task's is stored."""
         past, tasks = learner.past[FAMILY], list(self.learned(learner))
         apart = self.expanded(past.layers, learner.memory) if self.fusion == "factor_sum" else range(past.layers)
-        return int((own_slots(past, max(tasks) + 1)[list(apart)][:, tasks] < 0).sum()) if self.gated else 0
+        return int((own_slots(past)[list(apart)][:, tasks] < 0).sum()) if self.gated else 0

@@ -17,19 +17,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from hidecmoe_jax.core import trees
 from hidecmoe_jax.core.errors import ConfigError
 from hidecmoe_jax.data.records import Record
 from hidecmoe_jax.data.stream import Stream
-from hidecmoe_jax.experts import pool, surgery
+from hidecmoe_jax.experts import surgery
 from hidecmoe_jax.experts.bank import Bank
 from hidecmoe_jax.experts.load import Load
 from hidecmoe_jax.experts.routing import Routing, Voice, everyone
-from hidecmoe_jax.methods.fusing import Fusing, owners
+from hidecmoe_jax.methods.fusing import Fusing, archived, owners, planted
 from hidecmoe_jax.methods.gates import AnchorGate, NamedGate
-from hidecmoe_jax.methods.learner import Decision, Learner, Seen, Serving, Stage
+from hidecmoe_jax.methods.learner import Decision, Learner, Seen, Serving, Stage, folded
 from hidecmoe_jax.methods.locating import Locating
-from hidecmoe_jax.methods.lora import PARALLEL, Lora
+from hidecmoe_jax.methods.lora import Lora
 from hidecmoe_jax.methods.mixture import Mixture
 from hidecmoe_jax.models.llama import Tally
 from hidecmoe_jax.models.llava import Batch, Model, Reading
@@ -56,13 +55,16 @@ class Lower:
     def __post_init__(self):
         if self.layers < 1:
             raise ValueError(f"layers {self.layers} must be at least 1")
-        if PARALLEL in self.lora.sites:
-            raise ValueError(f"lora.sites: an expert at {PARALLEL!r} has no weight to be folded into; use linears")
+        self.lora.require_linears()
 
     @property
     def span(self) -> range:
         """Numbers of the layers."""
         return range(self.layers)
+
+    def blank(self, model: Model, slots: int) -> Bank:
+        """A bank of `slots` experts in these layers, nobody's."""
+        return self.lora.blank(model, slots, self.span)
 
     @property
     def fusing(self) -> Fusing:
@@ -152,12 +154,13 @@ class Stacked:
                 why=f"{self.below.layers} of a decoder with {model.config.decoder.layers} layers",
                 remedy=f"choose from 1..{model.config.decoder.layers - 1}, or method.kind=routed",
             )  # fmt: skip
-        learner = self.grown.birth(model, capacity)
-        return self._with(learner, self.below.lora.blank(model, capacity + 1, self.below.span))
+        return self._with(self.grown.birth(model, capacity), self.below.blank(model, capacity + 1))
 
     def _with(self, learner: Learner, bank: Bank) -> Learner:
-        """The learner with these lower experts and the gains with which their fusion speaks."""
-        gains = {"lower": self.below.fusing.gains(bank, tuple(self.below.span))}
+        """The learner with these lower experts, fused, and the gains with which the fusion speaks."""
+        layers = tuple(self.below.span)
+        bank = self.below.fusing.fused(bank, layers)
+        gains = {LOWER: self.below.fusing.gains(bank, layers)}
         return learner.replace(past=learner.past | {LOWER: bank}, memory=learner.memory | gains)
 
     def before(self, model: Model, learner: Learner, stage: Stage, task: int, key: Array) -> Learner:
@@ -165,8 +168,7 @@ class Stacked:
         ready = self.grown.before(model, learner, stage, task, key)
         if stage.kind != TUNE:
             return ready
-        blank = self.below.lora.blank(model, 1, self.below.span)
-        young = surgery.sprout(blank, 0, task, jax.random.fold_in(key, self.below.layers))
+        young = surgery.sprout(self.below.blank(model, 1), 0, task, jax.random.fold_in(key, self.below.layers))
         return ready.replace(live=ready.live | {LOWER: young})
 
     def _heard_below(self, learner: Learner, key: Array | None) -> tuple[Voice]:
@@ -174,7 +176,7 @@ class Stacked:
         if LOWER in learner.live:
             young = learner.live[LOWER]
             return (Voice(young, everyone(young), key, dropout=self.below.lora.dropout),)
-        return (Voice(learner.past[LOWER], Routing(learner.memory["lower"][:, None])),)
+        return (Voice(learner.past[LOWER], Routing(learner.memory[LOWER][:, None])),)
 
     def loss(self, model: Model, learner: Learner, stage: Stage, batch: Batch, key: Array) -> tuple[Array, Array, Load]:
         """The mixture's loss above what is heard in the lower layers."""
@@ -190,23 +192,21 @@ class Stacked:
 
     def after(self, model: Model, learner: Learner, stage: Stage, task: int) -> Learner:
         """What the mixture does; after tuning the lower expert is planted and the fusion made anew."""
-        done, bank = self.grown.after(model, learner, stage, task), learner.past[LOWER]
-        if stage.kind == TUNE:
-            bank = surgery.plant(bank, 1 + task, learner.live[LOWER], task)
-            bank = self.below.fusing.fused(bank, tuple(self.below.span))
-        return self._with(done, bank)
+        done = self.grown.after(model, learner, stage, task)
+        if stage.kind != TUNE:
+            return done
+        return self._with(done, surgery.plant(done.past[LOWER], 1 + task, learner.live[LOWER], task))
 
     def keep(self, learner: Learner, task: int) -> dict[str, dict[str, Array]]:
         """What the mixture keeps of a task, and its lower expert."""
         kept = self.grown.keep(learner, task)
-        own = pool.taken(learner.past[LOWER], 1 + task, 2 + task)
-        lower = {f"{LOWER}/{path}": leaf for path, leaf in trees.flatten(own.factors).items()}
+        lower = {f"{LOWER}/{path}": leaf for path, leaf in archived(learner.past[LOWER], task).items()}
         return kept | {"experts": kept["experts"] | lower}
 
     def recall(self, model: Model, capacity: int, kept: Sequence[dict[str, dict[str, Array]] | None]) -> Learner:
         """The inverse of `keep`; the lower expert of a task that is None is not fused."""
         above: list[dict[str, dict[str, Array]] | None] = []
-        bank, young = self.birth(model, capacity).past[LOWER], self.below.lora.blank(model, 1, self.below.span)
+        bank, bare = self.below.blank(model, capacity + 1), self.below.blank(model, 1)
         for task, groups in enumerate(kept):
             if groups is None:
                 above.append(None)
@@ -215,9 +215,7 @@ class Stacked:
             for path in [path for path in experts if path.startswith(f"{LOWER}/")]:
                 lower[path.removeprefix(f"{LOWER}/")] = jnp.asarray(experts.pop(path))
             above.append(groups | {"experts": experts})
-            own = young.with_factors(trees.unflatten(lower)).replace(owner_LS=jnp.full_like(young.owner_LS, task))
-            bank = surgery.plant(bank, 1 + task, own, task)
-        bank = self.below.fusing.fused(bank, tuple(self.below.span))
+            bank = planted(bank, bare, task, lower)
         return self._with(self.grown.recall(model, capacity, above), bank)
 
     def learned(self, learner: Learner) -> tuple[int, ...]:
@@ -237,10 +235,7 @@ class Stacked:
         Raises:
           NumericsError: as `check_finite`.
         """
-        decoder = dict(model.params["decoder"])
-        decoder["layers"] = surgery.merge_into_base(decoder["layers"], learner.past[LOWER], learner.memory["lower"])
-        folded = model.replace(params={**model.params, "decoder": decoder})
-        return self.grown.serve(folded, learner)
+        return self.grown.serve(folded(model, learner.past[LOWER], learner.memory[LOWER]), learner)
 
     def decide(self, serving: Serving, seen: Seen, named_B: Array | None) -> Decision:
         """What the mixture decides."""
@@ -256,9 +251,8 @@ class Stacked:
         return parts | {"experts": parts["experts"] + self._lower_size(model, tasks)}
 
     def _lower_size(self, model: Model, tasks: int) -> int:
-        """Numbers of the fusion of so many tasks: one expert by `factor_sum`, product sums keep the rank of all."""
-        per_layer = min(tasks, 1) if self.below.fusion == "factor_sum" else tasks
-        return self.below.lora.size(model) * self.below.layers * per_layer
+        """Numbers of the fusion of so many tasks."""
+        return self.below.lora.size(model) * self.below.layers * self.below.fusing.stored(tasks)
 
     def sizes(self, model: Model, learner: Learner) -> dict[str, dict[str, int]]:
         """Numbers beyond the base by kind: `stored` to serve, `archived` in the ledger, `trained` for the last task."""

@@ -13,9 +13,8 @@ import numpy as np
 
 from hidecmoe_jax.core.errors import ConfigError, nearest
 from hidecmoe_jax.experts.bank import EMPTY, Bank
-from hidecmoe_jax.experts.surgery import merge_into_base
 from hidecmoe_jax.methods.homes import serving_slots
-from hidecmoe_jax.methods.learner import Method, dressed
+from hidecmoe_jax.methods.learner import Method, dressed, folded
 from hidecmoe_jax.methods.lora import PARALLEL
 from hidecmoe_jax.methods.mixture import Mixture
 from hidecmoe_jax.methods.moelora import MoeLora
@@ -87,7 +86,7 @@ def gains_of(run: Recalled, task: int) -> np.ndarray:
     or that of the task it was merged into."""
     method, bank = run.config.method, run.learner.past[FAMILY]
     gain_LS = np.array(method.fused_gains(bank, run.learner.memory))
-    slot_LN = serving_slots(bank, bank.slots - 1, run.learner.memory)
+    slot_LN = serving_slots(bank, run.learner.memory)
     for layer in method.expanded(bank.layers, run.learner.memory):
         gain_LS[layer] = np.arange(bank.slots) == slot_LN[layer, task]
     return gain_LS
@@ -126,7 +125,4 @@ def task_lora(run: Recalled, task: int) -> LoraWeights:
 
 def merged(run: Recalled, task: int) -> Model:
     """The base with everything of `task` folded in, in the base's dtypes."""
-    model = dressed(run.model, run.learner.shared)
-    decoder = dict(model.params["decoder"])
-    decoder["layers"] = merge_into_base(decoder["layers"], run.learner.past[FAMILY], gains_of(run, task))
-    return model.replace(params={**model.params, "decoder": decoder})
+    return folded(dressed(run.model, run.learner.shared), run.learner.past[FAMILY], gains_of(run, task))
