@@ -6,15 +6,15 @@ from typing import Any
 import jax
 
 from hidecmoe_jax.core.keys import key_for
-from hidecmoe_jax.methods.learner import Learner, Method
-from hidecmoe_jax.runs.setting import Setting
+from hidecmoe_jax.methods.base import Learner, Method
+from hidecmoe_jax.runs.session import Session
 from hidecmoe_jax.train.stage import run_stage, tuned_for
 from hidecmoe_jax.train.step import take_step
 
 
 @dataclass
 class Silent:
-    """A `Watch` that keeps every step's facts and saves nothing."""
+    """A `StageObserver` that keeps every step's facts and saves nothing."""
 
     facts: list[dict[str, Any]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
@@ -35,7 +35,7 @@ class Taught:
     many programs each lesson compiled; `curve` are the facts of every training step, as lines of a run's metrics."""
 
     method: Method
-    setting: Setting
+    session: Session
     learners: list[Learner]
     trained: list[Learner]
     kept: list[dict]
@@ -43,17 +43,17 @@ class Taught:
     curve: list[dict[str, Any]]
 
 
-def teach(setting: Setting, *, seed: int = 0, like: Taught | None = None) -> Taught:
+def teach(session: Session, *, seed: int = 0, like: Taught | None = None) -> Taught:
     """Learns every lesson of the setting's stream, carrying the learner on from task to task.
 
     Args:
       like: takes over what this method has trained, for methods that differ only in what they do with it.
     """
-    method, model = setting.config.method, setting.model
-    learner = method.birth(model, setting.config.capacity)
+    method, model = session.config.method, session.model
+    learner = method.init(model, session.config.capacity)
     learners, trained, kept, compiled, curve = [learner], [], [], [], []
-    for number, lesson in enumerate(method.lessons(len(setting.stream.tasks))):
-        material = setting.material(method.records(setting.stream, lesson), lesson, str(lesson))
+    for number, lesson in enumerate(method.lessons(len(session.stream.tasks))):
+        material = session.material(method.records(session.stream, lesson), lesson, str(lesson))
         before = take_step._cache_size()
         for place, stage in enumerate(method.stages(number)):
             key = key_for(seed, "lesson", number, stage.kind)
@@ -61,25 +61,25 @@ def teach(setting: Setting, *, seed: int = 0, like: Taught | None = None) -> Tau
             part = material.only(method.part(stage, len(material.encoded), seed))
             if stage.trains:
                 watch = Silent()
-                learner = _trained(setting, learner, stage, part, key, seed, like and like.trained[number], watch)
+                learner = _trained(session, learner, stage, part, key, seed, like and like.trained[number], watch)
                 trained.append(learner)
                 at = [{"at": [number, place, step], "stage": stage.kind} for step in range(len(watch.facts))]
                 curve += [one | facts for one, facts in zip(at, watch.facts, strict=True)]
             else:
-                seen = setting.seen(learner, stage, part, f"{lesson} train")
-                learner = method.observe(model, learner, stage, number, seen, key)
+                seen = session.seen(learner, stage, part, f"{lesson} train")
+                learner = method.fit(model, learner, stage, number, seen, key)
             learner = method.after(model, learner, stage, number)
         learners.append(learner)
-        kept.append(jax.device_get(method.keep(learner, number)))
+        kept.append(jax.device_get(method.to_archive(learner, number)))
         compiled.append(take_step._cache_size() - before)
-    return Taught(method, setting, learners, trained, kept, compiled, curve)
+    return Taught(method, session, learners, trained, kept, compiled, curve)
 
 
-def _trained(setting: Setting, learner: Learner, stage, part, key, seed: int, like: Learner | None, watch) -> Learner:
+def _trained(session: Session, learner: Learner, stage, part, key, seed: int, like: Learner | None, watch) -> Learner:
     if like is not None:
         return learner.replace(live=like.live, tuned=like.tuned)
-    tune = tuned_for(stage, setting.config.tune, len(part.encoded))
+    tune = tuned_for(stage, session.config.tune, len(part.encoded))
     return run_stage(
-        setting.config.method, setting.model, learner, stage, part,
+        session.config.method, session.model, learner, stage, part,
         tune=tune, key=key, seed=seed, watch=watch, task="a lesson",
     )  # fmt: skip

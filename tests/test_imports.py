@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "hidecmoe_jax"
-ORDER = "core experts models locators data scoring methods train evaluate runs port cli".split()
+ORDER = "core storage experts models locators data scoring report methods train evaluate runs studies port cli".split()
 LAZY = {"transformers", "tokenizers", "tensorflow_datasets", "orbax", "matplotlib", "sklearn"}
 NEVER = {"pickle", "dill", "cloudpickle", "marshal", "shelve", "torch", "tensorflow"}
 # The facade looks names up in rooms of every rank, so only the last room may use it.

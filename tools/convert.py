@@ -23,8 +23,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # conversion is reading and writing; no accelerator is touched
 
 from hidecmoe_jax.core.errors import HidecmoeError  # noqa: E402
-from hidecmoe_jax.port.check import Row, check, table  # noqa: E402
-from hidecmoe_jax.port.convert import convert  # noqa: E402
+from hidecmoe_jax.port.checkpoints.check import Row, check, table  # noqa: E402
+from hidecmoe_jax.port.checkpoints.convert import convert  # noqa: E402
 
 REFERENCE = Path(__file__).resolve().parent / "oracle" / "reference.py"
 

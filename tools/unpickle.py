@@ -25,7 +25,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from hidecmoe_jax.port.pickled import holds_weights, safe_name
+from hidecmoe_jax.port.checkpoints.pickled import holds_weights, safe_name
 
 COPIED = (".safetensors", ".json", ".model", ".txt")
 

@@ -124,12 +124,12 @@ def disk(folder: Path) -> Check:
     return Check("disk", free >= NEEDED_DISK, found, "free space, or give another --out")
 
 
-def large_pages(setting: Path = LARGE_PAGES) -> Iterator[Check]:
+def large_pages(session: Path = LARGE_PAGES) -> Iterator[Check]:
     """Whether arrays of a CPU step lie in large pages; measured at a quarter of a step's time on the pocket model."""
-    if not setting.is_file():
+    if not session.is_file():
         return
-    always = "[always]" in setting.read_text()
-    asked = "[madvise]" in setting.read_text() and "hugetlb=1" in os.environ.get("GLIBC_TUNABLES", "")
+    always = "[always]" in session.read_text()
+    asked = "[madvise]" in session.read_text() and "hugetlb=1" in os.environ.get("GLIBC_TUNABLES", "")
     advice = "not used; on a CPU, GLIBC_TUNABLES=glibc.malloc.hugetlb=1 before a command saves time"
     yield Check("large pages", True, "used" if always or asked else advice, "")
 

@@ -52,5 +52,5 @@ def export(
       shard_gib: largest weights file of a checkpoint.
       overwrite: replace what is in DST.
     """
-    wish = hj.Wish(to, joined(task), tree, after, base_name, shard_gib)
+    wish = hj.ExportOptions(to, joined(task), tree, after, base_name, shard_gib)
     print("\n".join(hj.export(run, target, wish, overwrite=overwrite)))

@@ -16,7 +16,7 @@ import tyro
 
 from hidecmoe_jax import __version__
 from hidecmoe_jax.core.errors import ConfigError, HidecmoeError, nearest
-from hidecmoe_jax.core.shipped import cache_folder
+from hidecmoe_jax.core.paths import cache_folder
 
 # command -> (module, function, one line for the overview)
 COMMANDS = {

@@ -21,7 +21,7 @@ from hidecmoe_jax.data.loader import buckets, collate
 from hidecmoe_jax.data.prompts import Encoded, Template, encode_question
 from hidecmoe_jax.data.records import Record
 from hidecmoe_jax.data.tokenizer import Tokenizer
-from hidecmoe_jax.methods.learner import Decision, Method, Seen, Serving
+from hidecmoe_jax.methods.base import Decision, FrozenFeatures, Method, Serving
 from hidecmoe_jax.models.config import LlavaConfig
 from hidecmoe_jax.models.generate import Generated, Sampling, generate
 from hidecmoe_jax.models.llava import Model, Prompt, Reading, prompt_state
@@ -227,7 +227,7 @@ def decided(
     for start in range(0, count, batch):
         rows, filled = batch_rows(count, start, batch)
         named_B = None if named is None else jnp.full((batch,), named, jnp.int32)
-        seen = Seen(features.pooled(filled), None if state_ND is None else state_ND[filled])
+        seen = FrozenFeatures(features.pooled(filled), None if state_ND is None else state_ND[filled])
         decision = jax.device_get(_decide(method, serving, seen, named_B))
         parts.append(jax.tree.map(itemgetter(slice(len(rows))), decision))
     return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)

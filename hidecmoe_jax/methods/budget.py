@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from hidecmoe_jax.core.errors import ConfigError
-from hidecmoe_jax.methods.learner import Method
+from hidecmoe_jax.methods.base import Method
 from hidecmoe_jax.methods.mixture import Mixture
 from hidecmoe_jax.methods.routed import Routed
 from hidecmoe_jax.methods.stacked import Stacked

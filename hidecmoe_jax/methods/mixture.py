@@ -24,15 +24,15 @@ from hidecmoe_jax.data.records import Record
 from hidecmoe_jax.data.stream import Stream
 from hidecmoe_jax.experts import pool
 from hidecmoe_jax.experts.bank import EMPTY, Bank
-from hidecmoe_jax.experts.load import SILENT, Load
 from hidecmoe_jax.experts.pool import POOL
 from hidecmoe_jax.experts.routing import Routing, Voice, balance_loss
-from hidecmoe_jax.methods import growing, starting
-from hidecmoe_jax.methods.gates import AnchorGate, NamedGate
-from hidecmoe_jax.methods.learner import Decision, Learner, Seen, Serving, Stage, check_finite
-from hidecmoe_jax.methods.locating import Locating
+from hidecmoe_jax.experts.usage import SILENT, Load
+from hidecmoe_jax.methods.base import Decision, FrozenFeatures, Learner, Serving, Stage, check_finite
+from hidecmoe_jax.methods.gates.anchors import AnchorGate, NamedGate
+from hidecmoe_jax.methods.gates.locator import LocatorGate
+from hidecmoe_jax.methods.growth import expert_init, summary
+from hidecmoe_jax.methods.growth.probe import Probe, counted, cut, expands
 from hidecmoe_jax.methods.lora import PARALLEL, Lora
-from hidecmoe_jax.methods.probing import Probe, counted, cut, expands
 from hidecmoe_jax.models.llama import KINDS, Tally
 from hidecmoe_jax.models.llava import Batch, Model, Reading, answer_loss
 
@@ -64,7 +64,7 @@ class Mixture:
     growth: Literal["probe", "uniform"] = "probe"
     probe: Probe = Probe()
     start: Literal["copy", "probe", "blank"] = "copy"
-    gate: Locating | AnchorGate | NamedGate = Locating()
+    gate: LocatorGate | AnchorGate | NamedGate = LocatorGate()
     lowest: int = 0
 
     def __post_init__(self):
@@ -128,7 +128,7 @@ class Mixture:
     def _blank(self, model: Model, slots: int) -> Bank:
         return self.lora.blank(model, slots, self.layers(model))
 
-    def birth(self, model: Model, capacity: int) -> Learner:
+    def init(self, model: Model, capacity: int) -> Learner:
         """An empty pool with room for `capacity` tasks.
 
         Raises:
@@ -182,18 +182,18 @@ class Mixture:
         if not stage.trains:
             return learner
         past, memory, new = learner.past[POOL], learner.memory, 1 if stage.kind == "probe" else len(self.slots(task))
-        live = starting.blank(self._blank(model, 1), new, task, key)
+        live = expert_init.blank(self._blank(model, 1), new, task, key)
         if stage.kind == "probe" or self.growth == "uniform" or task == 0:
-            router = starting.blank_router(memory["routers"][max(task - 1, 0)], past, new, key)
+            router = expert_init.blank_router(memory["routers"][max(task - 1, 0)], past, new, key)
         else:
             verdict, probe = memory["verdict"], memory["probe"]
             if self.start == "copy":
                 used_LS = counted(np.asarray(verdict["count"])[task, :, :-1], self.probe)
-                live = starting.copied(live, past, used_LS)
+                live = expert_init.copied(live, past, used_LS)
             elif self.start == "probe":
-                live = starting.promoted(live, probe["factors"])
-            live = starting.only(live, verdict["expand"][task])
-            router = starting.promoted_router(probe["router"], new)
+                live = expert_init.promoted(live, probe["factors"])
+            live = expert_init.only(live, verdict["expand"][task])
+            router = expert_init.promoted_router(probe["router"], new)
         # Empty slots make up for what a task gets less than another, so that all tasks train by one program.
         room = 0 if stage.kind == "probe" else max(self.first, self.more) - new
         live = pool.beside([live, self._blank(model, room)]) if room else live
@@ -239,7 +239,7 @@ class Mixture:
         _, _, tallies = answer_loss(model, batch, (*below, *self._pool(heard, None)), tally=True)
         return jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=1), *tallies[-1])
 
-    def observe(self, model: Model, learner: Learner, stage: Stage, task: int, seen: Seen, key: Array) -> Learner:
+    def fit(self, model: Model, learner: Learner, stage: Stage, task: int, seen: FrozenFeatures, key: Array) -> Learner:
         """The probes' verdict, or the task's part of the locator."""
         memory = dict(learner.memory)
         if stage.kind == "locate":
@@ -272,7 +272,7 @@ class Mixture:
         memory["probe"] = jax.tree.map(jnp.zeros_like, memory["probe"])
         return learner.replace(live={}, routers={}, past=learner.past | {POOL: past}, memory=memory)
 
-    def keep(self, learner: Learner, task: int) -> dict[str, dict[str, Array]]:
+    def to_archive(self, learner: Learner, task: int) -> dict[str, dict[str, Array]]:
         """A task's experts, its router over the slots there were, what the locator knows of it, the verdict."""
         own, memory = self.slots(task), learner.memory
         expert = pool.taken(learner.past[POOL], own.start, own.stop)
@@ -284,12 +284,12 @@ class Mixture:
         kept |= {f"gate/{name}": leaf for name, leaf in self.gate.kept(memory["gate"], task).items()}
         return {"experts": trees.flatten(expert.factors) | {"owner": expert.owner_LS}, "shared": {}, "memory": kept}
 
-    def recall(self, model: Model, capacity: int, kept: Sequence[dict[str, dict[str, Array]] | None]) -> Learner:
-        """The inverse of `keep`. Of a task that is None no expert is heard, by no later task's router either, which
-        then shares a token among the experts that are left."""
-        learner = self.birth(model, capacity)
+    def from_archive(self, model: Model, capacity: int, kept: Sequence[dict[str, dict[str, Array]] | None]) -> Learner:
+        """The inverse of `to_archive`. Of a task that is None no expert is heard, not by a later task's router either,
+        which then shares a token among the experts that are left."""
+        learner = self.init(model, capacity)
         past, memory = learner.past[POOL], dict(learner.memory)
-        # Filled on the host, as `keep` cuts.
+        # Filled on the host, as `to_archive` cuts.
         told = jax.tree.map(np.array, {name: memory[name] for name in ("routers", "visible", "verdict")})
         for task, groups in enumerate(kept):
             if groups is None:
@@ -315,8 +315,8 @@ class Mixture:
         return tuple(np.flatnonzero(np.asarray(learner.memory["visible"]).any(axis=(1, 2))).tolist())
 
     def growth_of(self, model: Model, learner: Learner) -> dict[str, Any]:
-        """Where experts were added and why, as `growing.growth_of` says."""
-        return growing.growth_of(self, model, learner)
+        """Where experts were added and why, as `summary.growth_of` says."""
+        return summary.growth_of(self, model, learner)
 
     def serve(self, model: Model, learner: Learner) -> Serving:
         """The pool as it is; nothing is folded, for every token may go elsewhere.
@@ -327,7 +327,7 @@ class Mixture:
         check_finite(learner.memory)
         return Serving(model, learner.past[POOL], None, learner.memory)
 
-    def decide(self, serving: Serving, seen: Seen, named_B: Array | None) -> Decision:
+    def decide(self, serving: Serving, seen: FrozenFeatures, named_B: Array | None) -> Decision:
         """One-hot on the task that is named or located (or soft weights); all zero for an input of no known task."""
         learned_N = jnp.any(serving.memory["visible"], axis=(1, 2))
         if named_B is not None:
@@ -362,4 +362,4 @@ class Mixture:
 
     def sizes(self, model: Model, learner: Learner) -> dict[str, dict[str, int]]:
         """Numbers beyond the base by kind: `stored` to serve, `archived` in the ledger, `trained` for the last task."""
-        return growing.sizes(self, model, learner)
+        return summary.sizes(self, model, learner)

@@ -23,7 +23,7 @@ from hidecmoe_jax.data.stream import Stream
 from hidecmoe_jax.experts import pool, surgery
 from hidecmoe_jax.experts.bank import Bank
 from hidecmoe_jax.experts.routing import Routing, Voice
-from hidecmoe_jax.methods.learner import Decision, Learner, Seen, Serving, Stage, check_finite, dressed
+from hidecmoe_jax.methods.base import Decision, FrozenFeatures, Learner, Serving, Stage, check_finite, with_leaves
 from hidecmoe_jax.methods.lora import PARALLEL, Lora
 from hidecmoe_jax.models.llava import Batch, Model, answer_loss
 
@@ -64,7 +64,7 @@ class MoeLora:
         """The experts, all zeros."""
         return self.lora.blank(model, self.experts)
 
-    def birth(self, model: Model, capacity: int) -> Learner:
+    def init(self, model: Model, capacity: int) -> Learner:
         """No experts; the room is the same for any number of tasks."""
         return Learner({}, {}, {FAMILY: self.blank(model)}, {}, {})
 
@@ -108,7 +108,7 @@ class MoeLora:
     def loss(self, model: Model, learner: Learner, stage: Stage, batch: Batch, key: Array) -> tuple[Array, Array, None]:
         """Answer loss with all experts under their routers."""
         voice = self._voice(learner.live[FAMILY], learner.routers, key)
-        total, count, _ = answer_loss(dressed(model, learner.shared | learner.tuned), batch, (voice,))
+        total, count, _ = answer_loss(with_leaves(model, learner.shared | learner.tuned), batch, (voice,))
         return total, count, None
 
     def _voice(self, bank: Bank, routers: dict[str, Array], key: Array | None = None) -> Voice:
@@ -118,7 +118,7 @@ class MoeLora:
     def usage(self, model: Model, learner: Learner, stage: Stage, batch: Batch) -> None:
         """No stage asks for it."""
 
-    def observe(self, model: Model, learner: Learner, stage: Stage, task: int, seen: Seen, key: Array) -> Learner:
+    def fit(self, model: Model, learner: Learner, stage: Stage, task: int, seen: FrozenFeatures, key: Array) -> Learner:
         """There is nothing to learn without training."""
         return learner
 
@@ -127,15 +127,15 @@ class MoeLora:
         memory, shared = learner.memory | {"routers": dict(learner.routers)}, learner.shared | learner.tuned
         return Learner({}, {}, {FAMILY: learner.live[FAMILY]}, shared, memory)
 
-    def keep(self, learner: Learner, task: int) -> dict[str, dict[str, Array]]:
+    def to_archive(self, learner: Learner, task: int) -> dict[str, dict[str, Array]]:
         """All experts, the projector and all routers, as this task left them."""
         routers = {f"router/{site}": leaf for site, leaf in learner.memory["routers"].items()}
         experts = trees.flatten(learner.past[FAMILY].factors)
         return {"experts": experts, "shared": dict(learner.shared), "memory": routers}
 
-    def recall(self, model: Model, capacity: int, kept: Sequence[dict[str, dict[str, Array]] | None]) -> Learner:
-        """The learner after the last lesson that was kept: the inverse of `keep`."""
-        learner = self.birth(model, capacity)
+    def from_archive(self, model: Model, capacity: int, kept: Sequence[dict[str, dict[str, Array]] | None]) -> Learner:
+        """The learner after the last lesson that was kept: the inverse of `to_archive`."""
+        learner = self.init(model, capacity)
         if not kept:
             return learner
         last = kept[-1]
@@ -157,9 +157,9 @@ class MoeLora:
         """
         check_finite(learner.memory)
         memory = learner.memory | {"bank": learner.past[FAMILY]} if learner.memory else {}
-        return Serving(dressed(model, learner.shared), None, None, memory)
+        return Serving(with_leaves(model, learner.shared), None, None, memory)
 
-    def decide(self, serving: Serving, seen: Seen, named_B: Array | None) -> Decision:
+    def decide(self, serving: Serving, seen: FrozenFeatures, named_B: Array | None) -> Decision:
         """There is no task to choose."""
         weight = jnp.zeros((seen.pooled.text_BD.shape[0], 0))
         return Decision(weight, weight)

@@ -25,13 +25,22 @@ from hidecmoe_jax.data.stream import Stream
 from hidecmoe_jax.experts import surgery
 from hidecmoe_jax.experts.bank import Bank
 from hidecmoe_jax.experts.routing import Routing, Voice, everyone
-from hidecmoe_jax.methods.expanding import WEIGH, Chosen
-from hidecmoe_jax.methods.fusing import Fusing, archived, owners, planted
-from hidecmoe_jax.methods.gates import AnchorGate, NamedGate
-from hidecmoe_jax.methods.homes import own_slots, serving_slots, shared
-from hidecmoe_jax.methods.learner import Decision, Learner, Seen, Serving, Stage, check_finite, dressed, folded
-from hidecmoe_jax.methods.locating import Locating
+from hidecmoe_jax.methods.base import (
+    Decision,
+    FrozenFeatures,
+    Learner,
+    Serving,
+    Stage,
+    check_finite,
+    with_experts_folded,
+    with_leaves,
+)
+from hidecmoe_jax.methods.fusion import FusionRule, archived, owners, planted
+from hidecmoe_jax.methods.gates.anchors import AnchorGate, NamedGate
+from hidecmoe_jax.methods.gates.locator import LocatorGate
+from hidecmoe_jax.methods.growth.layer_choice import WEIGH, LayerChoice
 from hidecmoe_jax.methods.lora import Lora
+from hidecmoe_jax.methods.shared_slots import own_slots, serving_slots, shared
 from hidecmoe_jax.models.llava import Batch, Model, Reading, answer_loss
 
 FAMILY = "linears"
@@ -56,10 +65,10 @@ class Routed:
     name: str = "hide"
     lora: Lora = Lora()
     growth: Literal["per_task", "shared", "none"] = "per_task"
-    expand: Literal["last", "all", "none"] | tuple[int, ...] | Chosen = "last"
+    expand: Literal["last", "all", "none"] | tuple[int, ...] | LayerChoice = "last"
     fusion: Literal["factor_sum", "product_sum", "product_mean"] = "factor_sum"
     eps: tuple[float, ...] = ()
-    gate: AnchorGate | NamedGate | Locating = AnchorGate()
+    gate: AnchorGate | NamedGate | LocatorGate = AnchorGate()
     train_projector: bool = True
     union: bool = False
 
@@ -105,13 +114,13 @@ class Routed:
     @property
     def chooses(self) -> bool:
         """Whether the expanded layers are found by measuring."""
-        return self.gated and isinstance(self.expand, Chosen)
+        return self.gated and isinstance(self.expand, LayerChoice)
 
     def expanded(self, layers: int, memory: dict[str, Any] | None = None) -> tuple[int, ...]:
         """Numbers of the expanded layers of a decoder with `layers` layers; chosen ones are read from the memory."""
         if not self.gated:
             return ()
-        if isinstance(self.expand, Chosen):
+        if isinstance(self.expand, LayerChoice):
             if self.expand.layers > layers:
                 raise ConfigError(
                     "cannot expand so many layers", where="method.expand.layers",
@@ -134,7 +143,7 @@ class Routed:
         kept = set(self.expanded(layers, memory))
         return tuple(layer for layer in range(layers) if layer not in kept)
 
-    def birth(self, model: Model, capacity: int) -> Learner:
+    def init(self, model: Model, capacity: int) -> Learner:
         """No experts and an ignorant gate, room for `capacity` tasks."""
         if self.growth == "none":
             return Learner({}, {}, {}, {}, {})
@@ -187,11 +196,11 @@ class Routed:
     def loss(self, model: Model, learner: Learner, stage: Stage, batch: Batch, key: Array) -> tuple[Array, Array, None]:
         """Answer loss with the live expert alone: HiDe trains every expert as if it were the only one (HiDe-D16)."""
         if stage.kind == "probe":
-            heard = dressed(model, learner.shared)
+            heard = with_leaves(model, learner.shared)
             return self.expand.loss(heard, learner.past[FAMILY], learner.routers[FAMILY], batch)
         live = learner.live[FAMILY]
         voice = Voice(live, everyone(live), key, dropout=self.lora.dropout)
-        total, count, _ = answer_loss(dressed(model, learner.shared | learner.tuned), batch, (voice,))
+        total, count, _ = answer_loss(with_leaves(model, learner.shared | learner.tuned), batch, (voice,))
         return total, count, None
 
     def part(self, stage: Stage, count: int, seed: int) -> np.ndarray | None:
@@ -210,9 +219,9 @@ class Routed:
     def usage(self, model: Model, learner: Learner, stage: Stage, batch: Batch) -> dict[str, Array]:
         """What the choice of layers is made from."""
         known = learner.memory | learner.memory["weighing"]
-        return self.expand.measure(dressed(model, learner.shared), learner.past[FAMILY], known, batch)
+        return self.expand.measure(with_leaves(model, learner.shared), learner.past[FAMILY], known, batch)
 
-    def observe(self, model: Model, learner: Learner, stage: Stage, task: int, seen: Seen, key: Array) -> Learner:
+    def fit(self, model: Model, learner: Learner, stage: Stage, task: int, seen: FrozenFeatures, key: Array) -> Learner:
         """What every layer is worth to the task, or what the gate learns of it."""
         memory = dict(learner.memory)
         if stage.kind != WEIGH:
@@ -237,7 +246,7 @@ class Routed:
             past = self.fused_again(surgery.plant(past, 1 + task, young, task), learner.memory)
         return learner.replace(live={}, tuned={}, past={FAMILY: past}, shared=learner.shared | learner.tuned)
 
-    def keep(self, learner: Learner, task: int) -> dict[str, dict[str, Array]]:
+    def to_archive(self, learner: Learner, task: int) -> dict[str, dict[str, Array]]:
         """What the ledger archives of a task: its own expert, the shared leaves as it left them, the gate's part."""
         bank = learner.past[FAMILY]
         experts = trees.flatten(bank.factors) if self.growth == "shared" else archived(bank, task)
@@ -246,10 +255,10 @@ class Routed:
             memory = memory | {"worth": learner.memory["worth"][task]}
         return {"experts": experts, "shared": dict(learner.shared), "memory": memory}
 
-    def recall(self, model: Model, capacity: int, kept: Sequence[dict[str, dict[str, Array]] | None]) -> Learner:
-        """The learner after the tasks that `kept` archived, in order: the inverse of `keep`. A task that is None is
-        not fused, and the gate passes over it."""
-        learner = self.birth(model, capacity)
+    def from_archive(self, model: Model, capacity: int, kept: Sequence[dict[str, dict[str, Array]] | None]) -> Learner:
+        """The learner after the tasks that `kept` archived, in order: the inverse of `to_archive`. A task that is None
+        is not fused, and the gate passes over it."""
+        learner = self.init(model, capacity)
         there = {task: groups for task, groups in enumerate(kept) if groups is not None}
         if not there:
             return learner
@@ -269,9 +278,9 @@ class Routed:
         return Learner({}, {}, {FAMILY: self.fused_again(past, memory)}, shared, memory)
 
     @property
-    def fusing(self) -> Fusing:
+    def fusing(self) -> FusionRule:
         """How experts become one."""
-        return Fusing(self.fusion, self.eps)
+        return FusionRule(self.fusion, self.eps)
 
     def fused_again(self, past: Bank, memory: dict[str, Any]) -> Bank:
         """The bank with its fusion made anew from the experts of all tasks that own one."""
@@ -303,11 +312,11 @@ class Routed:
           NumericsError: as `check_finite`.
         """
         check_finite(learner.memory)
-        dressed_model, tasks = dressed(model, learner.shared), self.learned(learner)
+        dressed_model, tasks = with_leaves(model, learner.shared), self.learned(learner)
         if not tasks:
             return Serving(dressed_model, None, None, learner.memory)
         bank = learner.past[FAMILY]
-        constant = folded(dressed_model, bank, self.fused_gains(bank, learner.memory))
+        constant = with_experts_folded(dressed_model, bank, self.fused_gains(bank, learner.memory))
         expanded = self.expanded(bank.layers, learner.memory)
         if not expanded:
             return Serving(constant, None, None, learner.memory)
@@ -317,7 +326,7 @@ class Routed:
         slot_LN = np.where(kept, slot_LN, -1).astype(np.int32)
         return Serving(constant, surgery.cut(bank, first, last), jnp.asarray(slot_LN), learner.memory)
 
-    def decide(self, serving: Serving, seen: Seen, named_B: Array | None) -> Decision:
+    def decide(self, serving: Serving, seen: FrozenFeatures, named_B: Array | None) -> Decision:
         """One-hot on the named task, or what the gate says."""
         if serving.slot_LN is None:
             weight = jnp.zeros((seen.pooled.text_BD.shape[0], 0))

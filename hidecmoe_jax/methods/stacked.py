@@ -22,12 +22,12 @@ from hidecmoe_jax.data.records import Record
 from hidecmoe_jax.data.stream import Stream
 from hidecmoe_jax.experts import surgery
 from hidecmoe_jax.experts.bank import Bank
-from hidecmoe_jax.experts.load import Load
 from hidecmoe_jax.experts.routing import Routing, Voice, everyone
-from hidecmoe_jax.methods.fusing import Fusing, archived, owners, planted
-from hidecmoe_jax.methods.gates import AnchorGate, NamedGate
-from hidecmoe_jax.methods.learner import Decision, Learner, Seen, Serving, Stage, folded
-from hidecmoe_jax.methods.locating import Locating
+from hidecmoe_jax.experts.usage import Load
+from hidecmoe_jax.methods.base import Decision, FrozenFeatures, Learner, Serving, Stage, with_experts_folded
+from hidecmoe_jax.methods.fusion import FusionRule, archived, owners, planted
+from hidecmoe_jax.methods.gates.anchors import AnchorGate, NamedGate
+from hidecmoe_jax.methods.gates.locator import LocatorGate
 from hidecmoe_jax.methods.lora import Lora
 from hidecmoe_jax.methods.mixture import Mixture
 from hidecmoe_jax.models.llama import Tally
@@ -67,9 +67,9 @@ class Lower:
         return self.lora.blank(model, slots, self.span)
 
     @property
-    def fusing(self) -> Fusing:
+    def fusing(self) -> FusionRule:
         """How experts become one."""
-        return Fusing(self.fusion, self.eps, where="method.below.eps")
+        return FusionRule(self.fusion, self.eps, where="method.below.eps")
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class Stacked:
         return replace(self.above, lowest=self.below.layers)
 
     @property
-    def gate(self) -> Locating | AnchorGate | NamedGate:
+    def gate(self) -> LocatorGate | AnchorGate | NamedGate:
         """How an input finds its router."""
         return self.above.gate
 
@@ -142,7 +142,7 @@ class Stacked:
         """Records that probes are trained and measured on."""
         return self.above.part(stage, count, seed)
 
-    def birth(self, model: Model, capacity: int) -> Learner:
+    def init(self, model: Model, capacity: int) -> Learner:
         """No experts anywhere, room for `capacity` tasks.
 
         Raises:
@@ -154,7 +154,7 @@ class Stacked:
                 why=f"{self.below.layers} of a decoder with {model.config.decoder.layers} layers",
                 remedy=f"choose from 1..{model.config.decoder.layers - 1}, or method.kind=routed",
             )  # fmt: skip
-        return self._with(self.grown.birth(model, capacity), self.below.blank(model, capacity + 1))
+        return self._with(self.grown.init(model, capacity), self.below.blank(model, capacity + 1))
 
     def _with(self, learner: Learner, bank: Bank) -> Learner:
         """The learner with these lower experts, fused, and the gains with which the fusion speaks."""
@@ -186,9 +186,9 @@ class Stacked:
         """What every slot of the pool is picked for."""
         return self.grown.usage(model, learner, stage, batch, self._heard_below(learner, None))
 
-    def observe(self, model: Model, learner: Learner, stage: Stage, task: int, seen: Seen, key: Array) -> Learner:
+    def fit(self, model: Model, learner: Learner, stage: Stage, task: int, seen: FrozenFeatures, key: Array) -> Learner:
         """The probes' verdict, or the task's part of the locator."""
-        return self.grown.observe(model, learner, stage, task, seen, key)
+        return self.grown.fit(model, learner, stage, task, seen, key)
 
     def after(self, model: Model, learner: Learner, stage: Stage, task: int) -> Learner:
         """What the mixture does; after tuning the lower expert is planted and the fusion made anew."""
@@ -197,14 +197,14 @@ class Stacked:
             return done
         return self._with(done, surgery.plant(done.past[LOWER], 1 + task, learner.live[LOWER], task))
 
-    def keep(self, learner: Learner, task: int) -> dict[str, dict[str, Array]]:
+    def to_archive(self, learner: Learner, task: int) -> dict[str, dict[str, Array]]:
         """What the mixture keeps of a task, and its lower expert."""
-        kept = self.grown.keep(learner, task)
+        kept = self.grown.to_archive(learner, task)
         lower = {f"{LOWER}/{path}": leaf for path, leaf in archived(learner.past[LOWER], task).items()}
         return kept | {"experts": kept["experts"] | lower}
 
-    def recall(self, model: Model, capacity: int, kept: Sequence[dict[str, dict[str, Array]] | None]) -> Learner:
-        """The inverse of `keep`; the lower expert of a task that is None is not fused."""
+    def from_archive(self, model: Model, capacity: int, kept: Sequence[dict[str, dict[str, Array]] | None]) -> Learner:
+        """The inverse of `to_archive`; the lower expert of a task that is None is not fused."""
         above: list[dict[str, dict[str, Array]] | None] = []
         bank, bare = self.below.blank(model, capacity + 1), self.below.blank(model, 1)
         for task, groups in enumerate(kept):
@@ -216,7 +216,7 @@ class Stacked:
                 lower[path.removeprefix(f"{LOWER}/")] = jnp.asarray(experts.pop(path))
             above.append(groups | {"experts": experts})
             bank = planted(bank, bare, task, lower)
-        return self._with(self.grown.recall(model, capacity, above), bank)
+        return self._with(self.grown.from_archive(model, capacity, above), bank)
 
     def learned(self, learner: Learner) -> tuple[int, ...]:
         """Numbers of the tasks that have a router."""
@@ -235,9 +235,9 @@ class Stacked:
         Raises:
           NumericsError: as `check_finite`.
         """
-        return self.grown.serve(folded(model, learner.past[LOWER], learner.memory[LOWER]), learner)
+        return self.grown.serve(with_experts_folded(model, learner.past[LOWER], learner.memory[LOWER]), learner)
 
-    def decide(self, serving: Serving, seen: Seen, named_B: Array | None) -> Decision:
+    def decide(self, serving: Serving, seen: FrozenFeatures, named_B: Array | None) -> Decision:
         """What the mixture decides."""
         return self.grown.decide(serving, seen, named_B)
 

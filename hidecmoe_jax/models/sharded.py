@@ -6,9 +6,7 @@ whole or not at all. Pieces are stored as they are (weights do not compress).
 
 from __future__ import annotations
 
-import contextlib
-import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ import jax
 import numpy as np
 
 from hidecmoe_jax.core.errors import CheckpointError
+from hidecmoe_jax.storage.orbax_log import quiet_orbax
 
 FOLDER = "weights"
 _PIECE = 64 * 2**20
@@ -72,19 +71,6 @@ def _read(ocp: Any, home: Path, path: str, shape: tuple[int, ...], place: Any) -
         raise CheckpointError("a stored leaf has another shape", where=f"{home.parent}: {path}", why=why)
     wanted = jax.ShapeDtypeStruct(stored.shape, stored.dtype, sharding=place)
     return ocp.load(home, {"leaf": wanted})["leaf"]
-
-
-@contextlib.contextmanager
-def quiet_orbax() -> Iterator[None]:
-    """Orbax takes files that are not in its own database for a sign of damage and says so for every leaf; its threads
-    print tracebacks of errors that are raised here all the same."""
-    logger = logging.getLogger("absl")
-    former = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logger.setLevel(former)
 
 
 def _name(path: str) -> str:

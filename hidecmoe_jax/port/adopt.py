@@ -19,25 +19,25 @@ from hidecmoe_jax.core import strict, trees
 from hidecmoe_jax.core.errors import CheckpointError, ConfigError
 from hidecmoe_jax.data.prompts import TEMPLATES
 from hidecmoe_jax.data.stream import TaskSpec, open_stream, task_name
-from hidecmoe_jax.methods.gates import NamedGate, clip_widths
-from hidecmoe_jax.methods.learner import Method
+from hidecmoe_jax.methods.base import Method
+from hidecmoe_jax.methods.gates.anchors import NamedGate, clip_widths
 from hidecmoe_jax.methods.lora import Lora
 from hidecmoe_jax.methods.moelora import MoeLora
 from hidecmoe_jax.methods.routed import Routed
 from hidecmoe_jax.models.llava import Model, model_sites
 from hidecmoe_jax.models.store import base_folder
-from hidecmoe_jax.port.adapters import Adapter, read_adapter
-from hidecmoe_jax.port.hub import is_hub, read_hub
+from hidecmoe_jax.port.adapters.peft import LoraWeights, with_rank
+from hidecmoe_jax.port.adapters.read import Adapter, read_adapter
+from hidecmoe_jax.port.exports.hub import is_hub, read_hub
 from hidecmoe_jax.port.output import check_target, fresh_folder
-from hidecmoe_jax.port.peft import LoraWeights, with_rank
 from hidecmoe_jax.runs import edits
 from hidecmoe_jax.runs.config import Base, RunConfig, StreamConfig, from_mapping, to_mapping
-from hidecmoe_jax.runs.disk import write_json
 from hidecmoe_jax.runs.identity import open_run
 from hidecmoe_jax.runs.ledger import Ledger
-from hidecmoe_jax.runs.setting import checked_stream, identity_of, open_base, say, session_facts
-from hidecmoe_jax.runs.store import Groups
+from hidecmoe_jax.runs.session import checked_stream, identity_of, open_base, say, session_facts
 from hidecmoe_jax.runs.stream_loop import write_config
+from hidecmoe_jax.storage.arrays import Groups
+from hidecmoe_jax.storage.files import write_json
 
 
 @dataclass(frozen=True)
@@ -298,7 +298,7 @@ def write_run(
       names: of the lessons; `tasks` those of the tasks, where they differ (joint training).
     """
     method = config.method
-    method.serve(model, method.recall(model, max(config.capacity, len(lessons)), lessons))
+    method.serve(model, method.from_archive(model, max(config.capacity, len(lessons)), lessons))
     if config.stream.tasks:
         identity = identity_of(config, checked_stream(config), digest)
     else:

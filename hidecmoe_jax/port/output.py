@@ -14,8 +14,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from hidecmoe_jax.core.errors import ConfigError
-from hidecmoe_jax.runs.disk import disk_errors, remove_inside, sync_folder
-from hidecmoe_jax.runs.lock import lock_file
+from hidecmoe_jax.storage.files import disk_errors, remove_inside, sync_folder
+from hidecmoe_jax.storage.lock import lock_file
 
 
 def check_target(target: Path, *, overwrite: bool, sources: Iterable[Path] = ()) -> None:

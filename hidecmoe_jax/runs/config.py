@@ -15,17 +15,17 @@ from typing import Any, Literal
 
 from hidecmoe_jax.core import strict
 from hidecmoe_jax.core.errors import ConfigError
-from hidecmoe_jax.core.shipped import find_config
+from hidecmoe_jax.core.paths import find_config
 from hidecmoe_jax.data.prompts import Template
 from hidecmoe_jax.data.records import Policy
 from hidecmoe_jax.data.stream import TaskSpec
 from hidecmoe_jax.evaluate.answer import Writing
-from hidecmoe_jax.methods.learner import Method
+from hidecmoe_jax.methods.base import Method
 from hidecmoe_jax.methods.mixture import Mixture
 from hidecmoe_jax.methods.moelora import MoeLora
 from hidecmoe_jax.methods.routed import Routed
 from hidecmoe_jax.methods.stacked import Stacked
-from hidecmoe_jax.train.optim import Tune
+from hidecmoe_jax.train.optim import TrainConfig
 
 METHODS = {"routed": Routed, "mixture": Mixture, "stacked": Stacked, "moelora": MoeLora}
 
@@ -111,7 +111,7 @@ class RunConfig:
     method: Any = Routed()
     base: Base = Base()
     stream: StreamConfig = StreamConfig(PocketStream())
-    tune: Tune = Tune()
+    tune: TrainConfig = TrainConfig()
     evaluate: Judging = Judging()
     template: Template = Template()
     seeds: tuple[int, ...] = (0,)
@@ -187,6 +187,6 @@ def build_method(mapping: Mapping[str, Any], where: str) -> Method:
     if missing:
         raise ConfigError(
             "this class is no method", where=where, why=f"{kind} has no {', '.join(missing)}",
-            remedy="hidecmoe_jax/methods/learner.py says what each hook of a Method has to do",
+            remedy="hidecmoe_jax/methods/base.py says what each hook of a Method has to do",
         )  # fmt: skip
     return strict.build(cls, fields, where)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from hidecmoe_jax.experts.routing import Voice
 from hidecmoe_jax.locators.anchors import Pooled
 from hidecmoe_jax.locators.gaussian import SharedGaussian
-from hidecmoe_jax.methods.learner import Learner, Method, Seen, Serving
+from hidecmoe_jax.methods.base import FrozenFeatures, Learner, Method, Serving
 from hidecmoe_jax.models import flops
 from hidecmoe_jax.models.llava import Model
 
@@ -74,7 +74,7 @@ def _heard(method: Method, serving: Serving) -> tuple[tuple[Voice, ...], int]:
         decision = method.decide(serving, seen, named)
         return method.voices(serving, decision), decision.weight_BN
 
-    voices, weight_BN = jax.eval_shape(hear, serving, Seen(Pooled(image, one, text, one), state), named)
+    voices, weight_BN = jax.eval_shape(hear, serving, FrozenFeatures(Pooled(image, one, text, one), state), named)
     return voices, weight_BN.shape[1]
 
 

@@ -14,10 +14,10 @@ from typing import Any
 
 from hidecmoe_jax.core import strict
 from hidecmoe_jax.core.errors import CheckpointError
-from hidecmoe_jax.methods.editing import Edit, edited, narrowed
-from hidecmoe_jax.methods.learner import Learner, Method
+from hidecmoe_jax.methods.base import Learner, Method
+from hidecmoe_jax.methods.edit import Edit, edited, narrowed
 from hidecmoe_jax.models.llava import Model
-from hidecmoe_jax.runs.disk import read_json, sync_folder, write_json
+from hidecmoe_jax.storage.files import read_json, sync_folder, write_json
 
 FILE = "edits.json"
 
@@ -71,7 +71,7 @@ def recall(run: Path | None, method: Method, model: Model, capacity: int, kept: 
     Args:
       run: the run's folder; None for what was learned, without any edit.
     """
-    learner = method.recall(model, capacity, kept)
+    learner = method.from_archive(model, capacity, kept)
     return learner if run is None else laid_over(run, method, learner, kept)
 
 

@@ -18,8 +18,8 @@ from typing import Any
 from hidecmoe_jax.core.errors import CheckpointError, ConfigError
 from hidecmoe_jax.core.strict import difference
 from hidecmoe_jax.runs.config import from_mapping, to_mapping
-from hidecmoe_jax.runs.disk import read_json, sync_folder, write_json
-from hidecmoe_jax.runs.lock import LOCK, NOTE
+from hidecmoe_jax.storage.files import read_json, sync_folder, write_json
+from hidecmoe_jax.storage.lock import LOCK, NOTE
 
 FILE = "run.json"
 FORMAT = 1

@@ -18,10 +18,10 @@ from typing import Any
 
 from hidecmoe_jax.core import trees
 from hidecmoe_jax.core.errors import CheckpointError
-from hidecmoe_jax.runs.crash import crash_point
-from hidecmoe_jax.runs.disk import disk_errors, remove_inside, sync_folder
-from hidecmoe_jax.runs.manifest import verify
-from hidecmoe_jax.runs.store import Groups, check_name, describe, on_host, read_facts, read_store, write_store
+from hidecmoe_jax.storage.arrays import Groups, check_name, describe, on_host, read_facts, read_store, write_store
+from hidecmoe_jax.storage.crash_points import crash_point
+from hidecmoe_jax.storage.files import disk_errors, remove_inside, sync_folder
+from hidecmoe_jax.storage.manifest import verify
 
 _FOLDER = re.compile(r"(\d{3,})_([a-z0-9][a-z0-9_-]{0,63})")
 

@@ -17,17 +17,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hidecmoe_jax.core.errors import CheckpointError
-from hidecmoe_jax.methods.learner import Method
-from hidecmoe_jax.runs.cells import Cells
+from hidecmoe_jax.methods.base import Method
 from hidecmoe_jax.runs.ledger import Ledger
+from hidecmoe_jax.runs.scores import Cells
 from hidecmoe_jax.runs.seed_run import lesson_name
-from hidecmoe_jax.runs.store import Groups
+from hidecmoe_jax.storage.arrays import Groups
 
 _PLACE = re.compile(r"(\d{3,})_.+")
 
 
 @dataclass(frozen=True)
-class Gathered:
+class LoadedArchive:
     """What could be loaded of a seed: its folder, the expected lessons, their groups (None: lost), and why by name."""
 
     folder: Path
@@ -35,10 +35,10 @@ class Gathered:
     kept: list[Groups | None]
     lost: dict[str, str]
 
-    def first(self, count: int | None) -> Gathered:
+    def first(self, count: int | None) -> LoadedArchive:
         """The same for the first lessons; None for all."""
         names = self.names[:count]
-        return Gathered(self.folder, names, self.kept[:count], {n: self.lost[n] for n in names if n in self.lost})
+        return LoadedArchive(self.folder, names, self.kept[:count], {n: self.lost[n] for n in names if n in self.lost})
 
     def require(self, method: Method, *, skip_missing: bool) -> None:
         """Refuses to go on without a lesson, unless asked to and the method keeps its lessons apart.
@@ -65,7 +65,7 @@ def expected(folder: Path, names: Sequence[str]) -> tuple[str, ...]:
     return tuple(names[: max([0, *places, *Cells(folder / "cells.json").read()])])
 
 
-def gather(folder: Path, method: Method, tasks: Sequence[str], *, count: int | None = None) -> Gathered:
+def gather(folder: Path, method: Method, tasks: Sequence[str], *, count: int | None = None) -> LoadedArchive:
     """Loads the lessons of a seed, or the first `count` of them, as far as they can be loaded.
 
     Args:
@@ -82,4 +82,4 @@ def gather(folder: Path, method: Method, tasks: Sequence[str], *, count: int | N
     kept, lost = Ledger(folder).gather(names[:count])
     if not lost and count is None:
         Ledger(folder).tasks()
-    return Gathered(folder, names[:count], kept, lost)
+    return LoadedArchive(folder, names[:count], kept, lost)

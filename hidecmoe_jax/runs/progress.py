@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 
 from hidecmoe_jax.core.errors import CheckpointError, ConfigError
-from hidecmoe_jax.runs.crash import crash_point
-from hidecmoe_jax.runs.disk import disk_errors, remove_inside, sync_folder
-from hidecmoe_jax.runs.store import read_store, write_store
+from hidecmoe_jax.storage.arrays import read_store, write_store
+from hidecmoe_jax.storage.crash_points import crash_point
+from hidecmoe_jax.storage.files import disk_errors, remove_inside, sync_folder
 
 _FOLDER = re.compile(r"(\d{6,})_step_(\d+)")
 _CHOICES = ("refuse", "previous")

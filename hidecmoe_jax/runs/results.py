@@ -14,18 +14,10 @@ from typing import Any
 
 from hidecmoe_jax.core import strict
 from hidecmoe_jax.core.errors import CheckpointError
-from hidecmoe_jax.methods.learner import Learner, Method
+from hidecmoe_jax.methods.base import Learner, Method
 from hidecmoe_jax.methods.mixture import Mixture
 from hidecmoe_jax.methods.stacked import Stacked
-from hidecmoe_jax.runs.cells import Cells, Curve
-from hidecmoe_jax.runs.config import from_mapping, to_mapping
-from hidecmoe_jax.runs.costs import flops_per_query
-from hidecmoe_jax.runs.disk import read_json, write_json
-from hidecmoe_jax.runs.edits import laid_over, read
-from hidecmoe_jax.runs.identity import read_run
-from hidecmoe_jax.runs.idle import sentence
-from hidecmoe_jax.runs.ledger import Ledger
-from hidecmoe_jax.runs.report import (
+from hidecmoe_jax.report import (
     RunFacts,
     Sample,
     SeedResult,
@@ -33,22 +25,30 @@ from hidecmoe_jax.runs.report import (
     run_document,
     write_report,
 )
-from hidecmoe_jax.runs.rows import answers_file, confusion, read_answers
+from hidecmoe_jax.runs.config import from_mapping, to_mapping
+from hidecmoe_jax.runs.costs import flops_per_query
+from hidecmoe_jax.runs.dead_experts import sentence
+from hidecmoe_jax.runs.edits import laid_over, read
+from hidecmoe_jax.runs.evaluation import answers_file, confusion, read_answers
+from hidecmoe_jax.runs.identity import read_run
+from hidecmoe_jax.runs.ledger import Ledger
+from hidecmoe_jax.runs.scores import Cells, Curve
 from hidecmoe_jax.runs.seed_run import variant_folder
-from hidecmoe_jax.runs.setting import Setting
+from hidecmoe_jax.runs.session import Session
+from hidecmoe_jax.storage.files import read_json, write_json
 
 FACTS, COMPARISON, SAMPLES = "facts.json", "comparison.json", 4
 
 
-def write(setting: Setting, folder: Path) -> None:
+def write(session: Session, folder: Path) -> None:
     """Writes what only an opened run knows (sizes, sample questions), then the report."""
-    method = setting.config.method
-    seed = folder / f"seed_{setting.config.seeds[0]}"
+    method = session.config.method
+    seed = folder / f"seed_{session.config.seeds[0]}"
     kept = Ledger(seed).archive()
-    was = setting.recall(kept, None)  # as it was learned
+    was = session.recall(kept, None)  # as it was learned
     learner = laid_over(folder, method, was, kept)
-    sizes = method.sizes(setting.model, was) | {"stored": method.sizes(setting.model, learner)["stored"]}
-    growth = _growth(setting, folder, kept, was)
+    sizes = method.sizes(session.model, was) | {"stored": method.sizes(session.model, learner)["stored"]}
+    growth = _growth(session, folder, kept, was)
     asked = {
         task.name: [
             {
@@ -57,32 +57,32 @@ def write(setting: Setting, folder: Path) -> None:
                 "answer": r.references[0],
                 "image": r.images[0] if r.images else None,
             }
-            for r in setting.test(task)[:SAMPLES]
+            for r in session.test(task)[:SAMPLES]
         ]
-        for task in setting.stream.tasks
+        for task in session.stream.tasks
     }
-    lessons = [[setting.stream.tasks[t].name for t in lesson] for lesson in method.lessons(len(setting.stream.tasks))]
-    pictures = max(len(r.images) for task in setting.stream.tasks for r in setting.test(task))
-    scorers = {task.name: task.scorer for task in setting.stream.tasks}
+    lessons = [[session.stream.tasks[t].name for t in lesson] for lesson in method.lessons(len(session.stream.tasks))]
+    pictures = max(len(r.images) for task in session.stream.tasks for r in session.test(task))
+    scorers = {task.name: task.scorer for task in session.stream.tasks}
     facts = {
         "method": method.name,
         "scorers": scorers,
         "lessons": lessons,
         "sizes": sizes,
         "growth": growth,
-        "flops": flops_per_query(method, setting.model, learner, tokens=setting.prompt_length, pictures=pictures),
+        "flops": flops_per_query(method, session.model, learner, tokens=session.prompt_length, pictures=pictures),
         "asked": asked,
     }
     write_json(folder / FACTS, facts)
     rebuild(folder)
 
 
-def _growth(setting: Setting, folder: Path, kept: list, was: Learner) -> dict[str, Any]:
+def _growth(session: Session, folder: Path, kept: list, was: Learner) -> dict[str, Any]:
     """How the method grew. A mixture's task was probed under the edits that held when it was learned."""
-    method = setting.config.method
-    found = method.growth_of(setting.model, was)
+    method = session.config.method
+    found = method.growth_of(session.model, was)
     for count in sorted({one.tasks for one in read(folder)} if isinstance(method, Mixture | Stacked) else ()):
-        then = method.growth_of(setting.model, laid_over(folder, method, was, kept[:count]))
+        then = method.growth_of(session.model, laid_over(folder, method, was, kept[:count]))
         found = {name: [*parts[:count], *then[name][count:]] for name, parts in found.items()}
     return found
 

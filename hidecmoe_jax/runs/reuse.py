@@ -17,30 +17,30 @@ import jax
 
 from hidecmoe_jax.data.stream import Task
 from hidecmoe_jax.evaluate.answer import Answer, with_text
-from hidecmoe_jax.methods.learner import Serving
+from hidecmoe_jax.methods.base import Serving
 from hidecmoe_jax.runs.config import to_mapping
-from hidecmoe_jax.runs.setting import Setting
+from hidecmoe_jax.runs.session import Session
 
 BASE = ""  # the choice of no task
 Facts = dict[tuple[str, str], dict[str, Any]]  # lines by question id and choice
 
 
-def basis_of(setting: Setting, serving: Serving, task: Task) -> str:
+def basis_of(session: Session, serving: Serving, task: Task) -> str:
     """Digest of what the texts of a cell depend on beside the choice of a task and what was learned of that."""
-    config = to_mapping(setting.config)
+    config = to_mapping(session.config)
     judged = {name: config["evaluate"][name] for name in ("split", "writing")}
     # Other shapes are another program, which may round another way: so does more room for tasks, or a longer prompt.
     routed = serving.replace(model=None)
-    shapes = [[str(leaf.dtype), leaf.shape] for leaf in jax.tree.leaves(routed)] + [setting.prompt_length]
-    parts = [setting.base_digest, *(config[name] for name in ("method", "base", "template")), judged]
+    shapes = [[str(leaf.dtype), leaf.shape] for leaf in jax.tree.leaves(routed)] + [session.prompt_length]
+    parts = [session.base_digest, *(config[name] for name in ("method", "base", "template")), judged]
     plain = json.dumps([*parts, dict(task.contents), shapes], sort_keys=True)
     return hashlib.sha256(plain.encode()).hexdigest()[:16]
 
 
-def learned(setting: Setting, row: int) -> frozenset[str]:
+def learned(session: Session, row: int) -> frozenset[str]:
     """Names of the tasks that are learned in a row."""
-    tasks = setting.stream.tasks
-    return frozenset(tasks[task].name for lesson in setting.config.method.lessons(len(tasks))[:row] for task in lesson)
+    tasks = session.stream.tasks
+    return frozenset(tasks[task].name for lesson in session.config.method.lessons(len(tasks))[:row] for task in lesson)
 
 
 def choice(weights: Mapping[str, float], known: Collection[str]) -> str | None:

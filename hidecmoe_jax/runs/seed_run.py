@@ -20,18 +20,18 @@ from hidecmoe_jax.core import trees
 from hidecmoe_jax.core.errors import CheckpointError
 from hidecmoe_jax.core.keys import key_for
 from hidecmoe_jax.data.stream import Stream
-from hidecmoe_jax.methods.learner import Learner, Method, Serving, Stage
-from hidecmoe_jax.runs.cells import Curve
+from hidecmoe_jax.methods.base import Learner, Method, Serving, Stage
+from hidecmoe_jax.runs.dead_experts import experts_of, sentence
 from hidecmoe_jax.runs.edits import read, recall
-from hidecmoe_jax.runs.idle import experts_of, sentence
+from hidecmoe_jax.runs.evaluation import evaluate_cell
 from hidecmoe_jax.runs.ledger import Ledger
 from hidecmoe_jax.runs.progress import between, forget, within
-from hidecmoe_jax.runs.rows import evaluate_cell
-from hidecmoe_jax.runs.setting import Setting, say
-from hidecmoe_jax.runs.signals import Stop
-from hidecmoe_jax.runs.watching import Watching
-from hidecmoe_jax.train.optim import Tune
-from hidecmoe_jax.train.stage import Material, run_stage, tuned_for
+from hidecmoe_jax.runs.scores import Curve
+from hidecmoe_jax.runs.session import Session, say
+from hidecmoe_jax.runs.watching import StageMonitor
+from hidecmoe_jax.storage.signals import Stop
+from hidecmoe_jax.train.optim import TrainConfig
+from hidecmoe_jax.train.stage import StageData, run_stage, tuned_for
 
 JOINT = "joint"
 
@@ -63,7 +63,7 @@ def data_of(stream: Stream, lesson: tuple[int, ...]) -> list[list[str]]:
     return [[task.name, task.fingerprint] for task in stream.tasks[: max(lesson) + 1]]
 
 
-def tune_of(tune: Tune, stream: Stream, lesson: tuple[int, ...]) -> Tune:
+def tune_of(tune: TrainConfig, stream: Stream, lesson: tuple[int, ...]) -> TrainConfig:
     """The tuning of a lesson: a stream entry may set its own epochs and rate (the projector's keeps its ratio)."""
     if len(lesson) > 1:
         return tune
@@ -92,7 +92,7 @@ def variant_folder(folder: Path, name: str) -> Path:
 class SeedRun:
     """One seed of an opened setting in its folder (which its run has locked)."""
 
-    setting: Setting
+    session: Session
     folder: Path
     seed: int
     options: Options
@@ -106,7 +106,7 @@ class SeedRun:
     @property
     def lessons(self) -> tuple[tuple[int, ...], ...]:
         """Tasks that are learned together, in order."""
-        return self.setting.config.method.lessons(len(self.setting.stream.tasks))
+        return self.session.config.method.lessons(len(self.session.stream.tasks))
 
     def run(self) -> None:
         """Walks the stream."""
@@ -120,14 +120,14 @@ class SeedRun:
                 kept.append(self.ledger.load(number)[0])
                 forget(self.folder)
             self.evaluate(number + 1, kept)
-        if self.setting.config.evaluate.variants and self.seed == self.setting.config.seeds[0]:
+        if self.session.config.evaluate.variants and self.seed == self.session.config.seeds[0]:
             self.evaluate_variants(kept)
 
     def recall(self, kept: list, method: Method | None = None) -> Learner:
         """The learner after the kept lessons, with the run's edits; a variant has another `method`."""
-        config = self.setting.config
+        config = self.session.config
         capacity = capacity_for(config.capacity, len(self.lessons))
-        return recall(self.folder.parent, method or config.method, self.setting.model, capacity, kept)
+        return recall(self.folder.parent, method or config.method, self.session.model, capacity, kept)
 
     def learn(self, number: int, lesson: tuple[int, ...], kept: list) -> None:
         """Trains one lesson and commits it.
@@ -135,13 +135,13 @@ class SeedRun:
         Raises:
           CheckpointError: a frozen leaf changed (TR5); nothing is committed.
         """
-        setting, method = self.setting, self.setting.config.method
-        name, start = lesson_name([task.name for task in setting.stream.tasks], lesson), time.monotonic()
-        learner, tune = self.recall(kept), tune_of(setting.config.tune, setting.stream, lesson)
+        session, method = self.session, self.session.config.method
+        name, start = lesson_name([task.name for task in session.stream.tasks], lesson), time.monotonic()
+        learner, tune = self.recall(kept), tune_of(session.config.tune, session.stream, lesson)
         # An edit changes what was archived; what has to keep its bytes is then the edited learner that is gone on from.
-        held = [method.keep(learner, task) for task in range(len(kept))] if read(self.folder.parent) else kept
-        material = setting.material(method.records(setting.stream, lesson), lesson, name)
-        data, stages = data_of(setting.stream, lesson), method.stages(number)
+        held = [method.to_archive(learner, task) for task in range(len(kept))] if read(self.folder.parent) else kept
+        material = session.material(method.records(session.stream, lesson), lesson, name)
+        data, stages = data_of(session.stream, lesson), method.stages(number)
         learner, done, took = self._entered(learner, number, name, data)
         for place, stage in list(enumerate(stages))[done:]:
             since = time.monotonic()
@@ -152,40 +152,48 @@ class SeedRun:
                 between(self.folder).save(place, trees.flatten(learner), meta=about)
         self._verify(learner, held, name)
         facts = {
-            "tasks": [setting.stream.tasks[task].name for task in lesson],
+            "tasks": [session.stream.tasks[task].name for task in lesson],
             "method": method.name,
             "seed": self.seed,
         }
-        facts |= {"base": setting.base_digest, "samples": len(material.encoded), "epochs": tune.epochs}
+        facts |= {"base": session.base_digest, "samples": len(material.encoded), "epochs": tune.epochs}
         facts |= {"seconds": round(time.monotonic() - start, 3), "stages": took}
         facts["experts"] = experts_of(method, learner, number, Curve(self.folder / "metrics.jsonl").read())
-        self.ledger.commit(number, name, method.keep(learner, number), meta=facts)
+        self.ledger.commit(number, name, method.to_archive(learner, number), meta=facts)
         say(f"learned {name}: {facts['samples']} records, {tune.epochs} epochs, {facts['seconds']:.1f} s")
         if sentence(facts["experts"]):
             say(f"warning: {name} has {sentence(facts['experts'])}")
 
     def _staged(
-        self, learner: Learner, stage: Stage, material: Material, tune: Tune, name: str, *, at: tuple[int, int]
+        self, learner: Learner, stage: Stage, material: StageData, tune: TrainConfig, name: str, *, at: tuple[int, int]
     ) -> Learner:
         """The learner after one stage of a lesson, with the surgery around it."""
-        (number, _), setting, method = at, self.setting, self.setting.config.method
+        (number, _), session, method = at, self.session, self.session.config.method
         key = key_for(self.seed, "lesson", number, stage.kind)
-        learner = method.before(setting.model, learner, stage, number, key)
+        learner = method.before(session.model, learner, stage, number, key)
         part = material.only(method.part(stage, len(material.encoded), self._order(number, 0)))
         if stage.trains:
             learner = self._trained(learner, stage, part, tune, name, at=at, key=key)
         else:
-            seen = setting.seen(learner, stage, part, f"{name} train")
-            learner = method.observe(setting.model, learner, stage, number, seen, key)
-        return method.after(setting.model, learner, stage, number)
+            seen = session.seen(learner, stage, part, f"{name} train")
+            learner = method.fit(session.model, learner, stage, number, seen, key)
+        return method.after(session.model, learner, stage, number)
 
     def _trained(
-        self, learner: Learner, stage: Stage, material: Material, tune: Tune, name: str, *, at: tuple[int, int], key
+        self,
+        learner: Learner,
+        stage: Stage,
+        material: StageData,
+        tune: TrainConfig,
+        name: str,
+        *,
+        at: tuple[int, int],
+        key,
     ) -> Learner:
         progress, curve = within(self.folder), Curve(self.folder / "metrics.jsonl")
-        own, data = tuned_for(stage, tune, len(material.encoded)), data_of(self.setting.stream, self.lessons[at[0]])
-        watch = Watching(progress, curve, self.stop, own, name, at, data, self.options.on_corrupt)
-        method, model = self.setting.config.method, self.setting.model
+        own, data = tuned_for(stage, tune, len(material.encoded)), data_of(self.session.stream, self.lessons[at[0]])
+        watch = StageMonitor(progress, curve, self.stop, own, name, at, data, self.options.on_corrupt)
+        method, model = self.session.config.method, self.session.model
         return run_stage(
             method, model, learner, stage, material, tune=own, key=key, seed=self._order(*at), watch=watch, task=name
         )
@@ -209,11 +217,11 @@ class SeedRun:
 
     def _verify(self, learner: Learner, held: list, name: str) -> None:
         """The base and earlier lessons' experts must have every byte that `held` has (TR5)."""
-        setting, method, changed = self.setting, self.setting.config.method, []
-        if setting.config.verify_base and trees.digest(setting.model.params) != setting.base_digest:
+        session, method, changed = self.session, self.session.config.method, []
+        if session.config.verify_base and trees.digest(session.model.params) != session.base_digest:
             changed.append("the base model")
         for task, groups in enumerate(held if method.isolates else ()):
-            now = method.keep(learner, task)
+            now = method.to_archive(learner, task)
             for group in ("experts", "memory"):
                 if trees.digests(now[group]) != trees.digests(groups[group]):
                     changed.append(f"{group} of lesson {task}")
@@ -226,7 +234,7 @@ class SeedRun:
 
     def wanted(self, row: int) -> tuple[int, ...]:
         """Tasks a row is measured on: all in row 0, in the last, and on request; else as `evaluate.between` says."""
-        tasks, evaluate = tuple(range(len(self.setting.stream.tasks))), self.setting.config.evaluate
+        tasks, evaluate = tuple(range(len(self.session.stream.tasks))), self.session.config.evaluate
         if row == 0:
             return tasks if evaluate.zero_shot else ()
         if self.options.full_matrix or row == len(self.lessons):
@@ -242,14 +250,14 @@ class SeedRun:
         Raises:
           PreemptedError: after a signal, between two cells.
         """
-        method = self.setting.config.method
-        serving = method.serve(self.setting.model, self.recall(kept[:row]))
+        method = self.session.config.method
+        serving = method.serve(self.session.model, self.recall(kept[:row]))
         rows = {"none": (), "last": (len(self.lessons),), "all": range(1, len(self.lessons) + 1)}
-        reference = row in rows[self.setting.config.evaluate.named] and row > 0
+        reference = row in rows[self.session.config.evaluate.named] and row > 0
         reference = reference and serving.bank is not None and not method.needs_name
         # An edit changes what a task's experts say, and with it what earlier rows were told.
         edited = any(one.tasks <= row for one in read(self.folder.parent))
-        reuse = self.setting.config.evaluate.reuse and method.lasting and not edited
+        reuse = self.session.config.evaluate.reuse and method.lasting and not edited
         seen = {task for lesson in self.lessons[:row] for task in lesson}
         for index in self.wanted(row):
             self._cell(serving, row, index, named=method.needs_name, reference=False, reuse=reuse)
@@ -258,8 +266,8 @@ class SeedRun:
 
     def evaluate_without(self, row: int, kept: list, lost: tuple[str, ...]) -> Path:
         """Measures a row without the lessons that were lost (None in `kept`), in a folder of its own; returns that."""
-        method = self.setting.config.method
-        serving = method.serve(self.setting.model, self.recall(kept[:row])).replace(missing=lost)
+        method = self.session.config.method
+        serving = method.serve(self.session.model, self.recall(kept[:row])).replace(missing=lost)
         other = replace(self, folder=self.folder / "without" / "_".join(lost))
         for index in self.wanted(row):
             other._cell(serving, row, index, named=method.needs_name, reference=False)
@@ -267,22 +275,22 @@ class SeedRun:
 
     def evaluate_variants(self, kept: list) -> None:
         """Measures the last row under every variant of the method, in folders of their own."""
-        config, own = self.setting.config, self.setting.config.method
+        config, own = self.session.config, self.session.config.method
         for name, method in own.variants().items():
             if method == own or not kept:
                 continue
-            setting = replace(self.setting, config=replace(config, method=method))
-            other = replace(self, setting=setting, folder=variant_folder(self.folder, name))
-            serving = method.serve(setting.model, self.recall(kept, method))
-            for index in range(len(setting.stream.tasks)):
+            session = replace(self.session, config=replace(config, method=method))
+            other = replace(self, session=session, folder=variant_folder(self.folder, name))
+            serving = method.serve(session.model, self.recall(kept, method))
+            for index in range(len(session.stream.tasks)):
                 other._cell(serving, len(self.lessons), index, named=method.needs_name, reference=False)
 
     def _cell(
         self, serving: Serving, row: int, index: int, *, named: bool, reference: bool, reuse: bool = False
     ) -> None:
-        task = self.setting.stream.tasks[index]
+        task = self.session.stream.tasks[index]
         evaluate_cell(
-            self.setting, serving, self.folder, row, task,
+            self.session, serving, self.folder, row, task,
             seed=self.seed, named=named, reference=reference, stop=self.stop, reuse=reuse,
         )  # fmt: skip
         if self.stop.requested:

@@ -15,19 +15,19 @@ import yaml
 from hidecmoe_jax.core import strict
 from hidecmoe_jax.core.errors import CheckpointError, ConfigError
 from hidecmoe_jax.data.stream import TaskSpec
-from hidecmoe_jax.methods.learner import Method
+from hidecmoe_jax.methods.base import Method
 from hidecmoe_jax.runs import edits, results
-from hidecmoe_jax.runs.cells import Cells, Curve
 from hidecmoe_jax.runs.config import RunConfig, StreamConfig, from_mapping, to_mapping
-from hidecmoe_jax.runs.disk import read_json
 from hidecmoe_jax.runs.identity import ERRORS, changes_of, check_run, open_run
 from hidecmoe_jax.runs.ledger import Ledger
-from hidecmoe_jax.runs.lock import writer_lock
 from hidecmoe_jax.runs.missing import gather
 from hidecmoe_jax.runs.progress import forget
+from hidecmoe_jax.runs.scores import Cells, Curve
 from hidecmoe_jax.runs.seed_run import Options, SeedRun
-from hidecmoe_jax.runs.setting import Setting, open_setting, say, session_facts
-from hidecmoe_jax.runs.signals import Stop, graceful_stop
+from hidecmoe_jax.runs.session import Session, open_session, say, session_facts
+from hidecmoe_jax.storage.files import read_json
+from hidecmoe_jax.storage.lock import writer_lock
+from hidecmoe_jax.storage.signals import Stop, graceful_stop
 
 CONFIG = "config.yaml"
 
@@ -56,31 +56,31 @@ def learn(
     check_run(folder, resume=chosen.resume, overwrite=chosen.overwrite)
     folder.mkdir(parents=True, exist_ok=True)
     with writer_lock(folder), graceful_stop() as stop:
-        setting = open_setting(config, errors=str(folder / ERRORS))
-        enter(setting, folder, chosen)
-        walk(setting, folder, chosen, stop)
+        session = open_session(config, errors=str(folder / ERRORS))
+        enter(session, folder, chosen)
+        walk(session, folder, chosen, stop)
     return folder
 
 
-def enter(setting: Setting, folder: Path, options: Options) -> None:
+def enter(session: Session, folder: Path, options: Options) -> None:
     """Starts the run in a locked folder, or makes sure that it is the same one, and writes the resolved config.
 
     Raises:
       ConfigError: the method does not fit the base; nothing is written then.
     """
-    setting.config.method.birth(setting.model, 1)
+    session.config.method.init(session.model, 1)
     open_run(
-        folder, setting.identity(), resume=options.resume, overwrite=options.overwrite, allow=options.allow,
+        folder, session.identity(), resume=options.resume, overwrite=options.overwrite, allow=options.allow,
         session=session_facts(),
     )  # fmt: skip
-    write_config(setting.config, folder)
+    write_config(session.config, folder)
 
 
-def walk(setting: Setting, folder: Path, options: Options, stop: Stop) -> None:
+def walk(session: Session, folder: Path, options: Options, stop: Stop) -> None:
     """Runs every seed of a run that was entered, then writes the report."""
-    for seed in setting.config.seeds:
-        SeedRun(setting, folder / f"seed_{seed}", seed, options, stop).run()
-    results.write(setting, folder)
+    for seed in session.config.seeds:
+        SeedRun(session, folder / f"seed_{seed}", seed, options, stop).run()
+    results.write(session, folder)
 
 
 def write_config(config: RunConfig, folder: Path) -> None:
@@ -137,17 +137,17 @@ def add(
             stream = without_last(config.stream, names) if redo else config.stream
             stream = dataclasses.replace(stream, tasks=(*stream.tasks, spec))
             config = dataclasses.replace(config, stream=stream)
-        setting = open_setting(config, errors=str(folder / ERRORS))
-        changing = {setting.stream.tasks[-1].name} | ({names[-1]} if redo else set())
+        session = open_session(config, errors=str(folder / ERRORS))
+        changing = {session.stream.tasks[-1].name} | ({names[-1]} if redo else set())
         allow = ("tasks", *(f"{part}.{name}" for part in ("data", "own") for name in changing))
         options = Options(resume=True, allow=allow)
         if redo and not going_on:
-            changes_of(folder, setting.identity(), allow)  # refuses before anything is moved
+            changes_of(folder, session.identity(), allow)  # refuses before anything is moved
             for seed in config.seeds:
                 forget_last(folder / f"seed_{seed}", len(names), names[-1])
             edits.keep_until(folder, len(names) - 1)
-        enter(setting, folder, options)
-        walk(setting, folder, options, stop)
+        enter(session, folder, options)
+        walk(session, folder, options, stop)
     return folder
 
 
@@ -173,12 +173,12 @@ def rollback(run: str | Path, tasks: int) -> Path:
         stream = config.stream
         for known in range(len(names), tasks, -1):
             stream = without_last(stream, names[:known])
-        setting = open_setting(dataclasses.replace(config, stream=stream), errors=str(folder / ERRORS))
+        session = open_session(dataclasses.replace(config, stream=stream), errors=str(folder / ERRORS))
         gone = names[tasks:]
         options = Options(
             resume=True, allow=("tasks", *(f"{part}.{name}" for part in ("data", "own") for name in gone))
         )
-        changes_of(folder, setting.identity(), options.allow)  # refuses before anything is moved
+        changes_of(folder, session.identity(), options.allow)  # refuses before anything is moved
         for seed in config.seeds:
             home = folder / f"seed_{seed}"
             for row in range(len(names), tasks, -1):
@@ -186,8 +186,8 @@ def rollback(run: str | Path, tasks: int) -> Path:
                 (forget_last if learned else forget_begun)(home, row, names[row - 1])
             Curve(home / "metrics.jsonl").rewind((tasks, 0, 0))
         edits.keep_until(folder, tasks)
-        enter(setting, folder, options)
-        walk(setting, folder, options, stop)
+        enter(session, folder, options)
+        walk(session, folder, options, stop)
     return folder
 
 
@@ -266,12 +266,12 @@ def evaluate_run(
     folder = Path(run)
     config = config_of(folder)
     with writer_lock(folder), graceful_stop() as stop:
-        setting = open_setting(config)
-        open_run(folder, setting.identity(), resume=True, overwrite=False, session=session_facts())
+        session = open_session(config)
+        open_run(folder, session.identity(), resume=True, overwrite=False, session=session_facts())
         lost: dict[str, str] = {}
         for seed in config.seeds:
-            part = SeedRun(setting, folder / f"seed_{seed}", seed, Options(resume=True, full_matrix=full_matrix), stop)
-            found = gather(part.folder, config.method, [one.name for one in setting.stream.tasks])
+            part = SeedRun(session, folder / f"seed_{seed}", seed, Options(resume=True, full_matrix=full_matrix), stop)
+            found = gather(part.folder, config.method, [one.name for one in session.stream.tasks])
             if task is not None and not 0 <= task <= len(found.names):
                 raise ConfigError(
                     "no such row", where=f"{folder}, seed {seed}",
@@ -289,5 +289,5 @@ def evaluate_run(
         if lost:
             say(f"the report stays as it is, for tasks cannot be loaded: {'; '.join(lost.values())}")
         else:
-            results.write(setting, folder)
+            results.write(session, folder)
     return folder

@@ -10,19 +10,19 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from hidecmoe_jax.methods.learner import Stage
-from hidecmoe_jax.runs.cells import Curve
+from hidecmoe_jax.methods.base import Stage
 from hidecmoe_jax.runs.progress import Progress
-from hidecmoe_jax.runs.setting import bar, say
-from hidecmoe_jax.runs.signals import Stop
-from hidecmoe_jax.train.optim import Tune
+from hidecmoe_jax.runs.scores import Curve
+from hidecmoe_jax.runs.session import bar, say
+from hidecmoe_jax.storage.signals import Stop
+from hidecmoe_jax.train.optim import TrainConfig
 
 FLUSH_EVERY = 20  # steps whose metrics a crash may lose; resuming takes lines after the checkpoint back anyway
 
 
 @dataclass
-class Watching:
-    """The loop's side of `train.stage.Watch`, for one stage of one lesson.
+class StageMonitor:
+    """The loop's side of `train.stage.StageObserver`, for one stage of one lesson.
 
     Attributes:
       at: number of the lesson and place of the stage in it; checkpoints and metrics are filed under it.
@@ -32,7 +32,7 @@ class Watching:
     progress: Progress
     curve: Curve
     stop: Stop
-    tune: Tune
+    tune: TrainConfig
     name: str
     at: tuple[int, int]
     data: list[list[str]]

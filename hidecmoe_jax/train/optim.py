@@ -17,7 +17,7 @@ from jax import Array
 
 
 @dataclass(frozen=True)
-class Tune:
+class TrainConfig:
     """How a task is tuned. Defaults are HiDe-LLaVA's UCIT recipe where it has one.
 
     Attributes:
@@ -62,7 +62,7 @@ def shape_of_rate(step: int, steps: int, warmup: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, steps - rising)))
 
 
-def moments(tune: Tune) -> optax.GradientTransformation:
+def moments(tune: TrainConfig) -> optax.GradientTransformation:
     """Adam's direction, without a rate."""
     return optax.scale_by_adam(b1=tune.beta1, b2=tune.beta2, eps=tune.epsilon)
 

@@ -22,10 +22,10 @@ from hidecmoe_jax.data.features import Features
 from hidecmoe_jax.data.loader import Plan, collate
 from hidecmoe_jax.data.prompts import Encoded
 from hidecmoe_jax.data.records import Record
-from hidecmoe_jax.experts.load import Load, evenness
-from hidecmoe_jax.methods.learner import Learner, Method, Stage, with_trainable
+from hidecmoe_jax.experts.usage import Load, evenness
+from hidecmoe_jax.methods.base import Learner, Method, Stage, with_trainable
 from hidecmoe_jax.models.llava import Batch, Model, Prompt
-from hidecmoe_jax.train.optim import Tune, shape_of_rate
+from hidecmoe_jax.train.optim import TrainConfig, shape_of_rate
 from hidecmoe_jax.train.step import Metrics, begin, take_step
 
 STILL_WARN, STILL_STOP = 10, 50  # steps without any gradient (TR4)
@@ -42,7 +42,7 @@ class Streak:
 
 
 @dataclass(frozen=True)
-class Material:
+class StageData:
     """What a stage reads: records, encoded, with tower features; (length, answers) of a batch, padding, vocabulary."""
 
     records: tuple[Record, ...]
@@ -52,7 +52,7 @@ class Material:
     pad: int
     vocabulary: int
 
-    def only(self, rows: np.ndarray | None) -> Material:
+    def only(self, rows: np.ndarray | None) -> StageData:
         """Some of the records, in batches of the same shape; None for all."""
         if rows is None:
             return self
@@ -67,7 +67,7 @@ class Material:
         return Batch(prompt, arrays["where_BA"], arrays["answer_BA"], arrays["answer_mask_BA"])
 
 
-class Watch(Protocol):
+class StageObserver(Protocol):
     """What the loop tells the outside."""
 
     def resume(self, stage: Stage) -> tuple[int, dict[str, np.ndarray]] | None:
@@ -103,12 +103,12 @@ def run_stage(
     model: Model,
     learner: Learner,
     stage: Stage,
-    material: Material,
+    material: StageData,
     *,
-    tune: Tune,
+    tune: TrainConfig,
     key: jax.Array,
     seed: int,
-    watch: Watch,
+    watch: StageObserver,
     task: str,
 ) -> Learner:
     """Trains what is live in `learner` and returns it trained.
@@ -142,7 +142,7 @@ def run_stage(
     return with_trainable(learner, state.leaves)
 
 
-def tuned_for(stage: Stage, tune: Tune, count: int) -> Tune:
+def tuned_for(stage: Stage, tune: TrainConfig, count: int) -> TrainConfig:
     """The tuning of a stage over `count` records: it may have its own rate and size of a step, and a least number."""
     own = {name: getattr(stage, name) for name in ("rate", "accumulate") if getattr(stage, name) is not None}
     tune = replace(tune, **own)
@@ -157,7 +157,7 @@ _usage = partial(jax.jit, static_argnames=("method", "stage"))(
 )
 
 
-def count_usage(method: Method, model: Model, learner: Learner, stage: Stage, material: Material, batch: int) -> Any:
+def count_usage(method: Method, model: Model, learner: Learner, stage: Stage, material: StageData, batch: int) -> Any:
     """Sums over all records of what the stage counts; integers are added on the host and cannot overflow."""
     total = None
     for start in range(0, len(material.encoded), batch):
@@ -185,7 +185,7 @@ def _collapsed(facts: dict[str, Any]) -> bool:
     return facts["share"] > SHARE_ALARM or facts["entropy"] < ENTROPY_ALARM
 
 
-def _report(pending, watch: Watch, stage: Stage, steps: int, task: str, streak: Streak) -> Streak:
+def _report(pending, watch: StageObserver, stage: Stage, steps: int, task: str, streak: Streak) -> Streak:
     """Reads a finished step's metrics, hands them on, and counts steps in which nothing can have been learned, and
     those in which a router sent everything to the same experts."""
     if pending is None:

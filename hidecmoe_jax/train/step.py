@@ -16,10 +16,10 @@ import optax
 from flax import struct
 from jax import Array
 
-from hidecmoe_jax.experts.load import Load, together
-from hidecmoe_jax.methods.learner import Learner, Method, Stage, trainable, with_trainable
+from hidecmoe_jax.experts.usage import Load, together
+from hidecmoe_jax.methods.base import Learner, Method, Stage, trainable, with_trainable
 from hidecmoe_jax.models.llava import Batch, Model
-from hidecmoe_jax.train.optim import Tune, descend, moments
+from hidecmoe_jax.train.optim import TrainConfig, descend, moments
 
 
 @struct.dataclass
@@ -43,7 +43,7 @@ class Metrics:
     load: Load | None = None
 
 
-def begin(learner: Learner, tune: Tune) -> State:
+def begin(learner: Learner, tune: TrainConfig) -> State:
     """Fresh moments on what trains, and on nothing else."""
     leaves = trainable(learner)
     return State(leaves, moments(tune).init(leaves))
@@ -80,7 +80,7 @@ def take_step(
     *,
     method: Method,
     stage: Stage,
-    tune: Tune,
+    tune: TrainConfig,
 ) -> tuple[State, Metrics]:
     """One step of AdamW on `state.leaves`.
 

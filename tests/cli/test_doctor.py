@@ -23,8 +23,8 @@ def test_this_machine_can_run_its_own_tests(tmp_path):
 
 
 def test_large_pages_are_reported_where_linux_has_them(tmp_path, monkeypatch):
-    setting = tmp_path / "enabled"
-    assert list(large_pages(setting)) == []
+    session = tmp_path / "enabled"
+    assert list(large_pages(session)) == []
     monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
     for text, tunable, used in [
         ("[always] madvise never", "", True),
@@ -32,9 +32,9 @@ def test_large_pages_are_reported_where_linux_has_them(tmp_path, monkeypatch):
         ("always [madvise] never", "glibc.malloc.hugetlb=1", True),
         ("always madvise [never]", "glibc.malloc.hugetlb=1", False),
     ]:
-        setting.write_text(text)
+        session.write_text(text)
         monkeypatch.setenv("GLIBC_TUNABLES", tunable)
-        (check,) = large_pages(setting)
+        (check,) = large_pages(session)
         assert check.well and (check.found == "used") == used
 
 

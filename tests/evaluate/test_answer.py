@@ -12,7 +12,7 @@ from tiny import mapping, write_base, write_task
 from hidecmoe_jax.data.items import Record, Turn
 from hidecmoe_jax.evaluate import answer
 from hidecmoe_jax.runs.config import from_mapping
-from hidecmoe_jax.runs.setting import open_setting
+from hidecmoe_jax.runs.session import open_session
 
 
 @pytest.fixture(scope="module")
@@ -28,14 +28,14 @@ def world(tmp_path_factory):
     test[2] |= {"image": ["images/90.png", "images/91.png"], "text": "<image>\n<image>\nWhich is red?"}
     (folder / "test.json").write_text(json.dumps(test))
     config = from_mapping(mapping(write_base(root / "base"), "base", tasks=[folder], growth="none"))
-    return open_setting(config)
+    return open_session(config)
 
 
 def ask(world, records, *, batch: int = 4, skip=frozenset(), **style):
     method = world.config.method
     writing = answer.Writing(batch=batch, max_new_tokens=4, max_length=96, **style)
     found = answer.answers(
-        method, method.serve(world.model, method.birth(world.model, 1)), records, world.features(records, "asked"),
+        method, method.serve(world.model, method.init(world.model, 1)), records, world.features(records, "asked"),
         tokenizer=world.tokenizer, template=world.config.template, writing=writing, key=jax.random.key(0),
         length=96, skip=skip,
     )  # fmt: skip

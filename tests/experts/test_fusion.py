@@ -140,9 +140,9 @@ def test_merged_kernels_answer_as_the_routed_forward(first: int):
     layers = base.params["decoder"]["layers"]
     before = digest(layers)
     merged = surgery.merge_into_base(layers, bank, gain)
-    folded = base.replace(params={"decoder": {**base.params["decoder"], "layers": merged}})
+    with_experts_folded = base.replace(params={"decoder": {**base.params["decoder"], "layers": merged}})
     routed = forward(base, ask, (Voice(bank, constant(gain)),))
-    np.testing.assert_allclose(forward(folded, ask, ()), routed, atol=1e-5, rtol=1e-5)
+    np.testing.assert_allclose(forward(with_experts_folded, ask, ()), routed, atol=1e-5, rtol=1e-5)
     assert digest(layers) == before
     assert same_bytes(merged["norm1"], layers["norm1"])
     assert same_bytes(merged[SITE]["kernel"][:first], layers[SITE]["kernel"][:first])

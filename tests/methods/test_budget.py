@@ -12,12 +12,12 @@ from hidecmoe_jax.core.errors import ConfigError
 from hidecmoe_jax.experts import pool
 from hidecmoe_jax.locators.gaussian import NearestMean
 from hidecmoe_jax.methods.budget import WITHIN, at_budget, forecast, rank_of
-from hidecmoe_jax.methods.expanding import Chosen
-from hidecmoe_jax.methods.gates import NamedGate
-from hidecmoe_jax.methods.locating import Locating
+from hidecmoe_jax.methods.gates.anchors import NamedGate
+from hidecmoe_jax.methods.gates.locator import LocatorGate
+from hidecmoe_jax.methods.growth.layer_choice import LayerChoice
+from hidecmoe_jax.methods.growth.probe import Probe
 from hidecmoe_jax.methods.lora import PARALLEL, Lora
 from hidecmoe_jax.methods.mixture import POOL, Mixture
-from hidecmoe_jax.methods.probing import Probe
 from hidecmoe_jax.methods.routed import Routed
 from hidecmoe_jax.methods.stacked import Lower, Stacked
 from hidecmoe_jax.models.llava import init_model
@@ -26,11 +26,11 @@ BLOCK = Lora(rank=2, alpha=4.0, sites=(PARALLEL,))
 METHODS = {
     "hide": Routed(),
     "product_mean": Routed(fusion="product_mean", train_projector=False),
-    "chosen": Routed(expand=Chosen(2), gate=Locating(by=NearestMean())),
+    "chosen": Routed(expand=LayerChoice(2), gate=LocatorGate(by=NearestMean())),
     "per_task": Routed(expand="all", gate=NamedGate()),
     "sequential": Routed(growth="shared"),
-    "stacked": Stacked(below=Lower(layers=2), above=Mixture(lora=BLOCK, gate=Locating(by=NearestMean()))),
-    "cmoe_uniform": Mixture(lora=BLOCK, growth="uniform", start="blank", gate=Locating(by=NearestMean())),
+    "stacked": Stacked(below=Lower(layers=2), above=Mixture(lora=BLOCK, gate=LocatorGate(by=NearestMean()))),
+    "cmoe_uniform": Mixture(lora=BLOCK, growth="uniform", start="blank", gate=LocatorGate(by=NearestMean())),
 }
 
 
@@ -57,7 +57,7 @@ def bare(method):
 
 def test_a_forecast_of_uniform_growth_is_what_is_counted_afterwards(model):
     method, tasks = METHODS["cmoe_uniform"], 3
-    learner = method.birth(model, 4)
+    learner = method.init(model, 4)
     past, memory = learner.past[POOL], dict(learner.memory)
     for task in range(tasks):
         own = method.slots(task)

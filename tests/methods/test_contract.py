@@ -11,9 +11,9 @@ from tiny import run_config, write_base, write_stream
 
 from hidecmoe_jax.core import trees
 from hidecmoe_jax.evaluate import answer
-from hidecmoe_jax.methods.learner import Seen
+from hidecmoe_jax.methods.base import FrozenFeatures
 from hidecmoe_jax.models.llava import Prompt, logits
-from hidecmoe_jax.runs.setting import open_setting
+from hidecmoe_jax.runs.session import open_session
 
 MIXTURE = {
     "kind": "mixture",
@@ -59,7 +59,7 @@ SHARED = ("sequential", "joint", "moelora")  # one set of experts for all tasks
 def world(tmp_path_factory):
     root = tmp_path_factory.mktemp("contract")
     base, tasks = write_base(root / "base"), write_stream(root)
-    return open_setting(run_config(base, "hide", tasks=tasks, tune={"bucket": 32}, rank=2))
+    return open_session(run_config(base, "hide", tasks=tasks, tune={"bucket": 32}, rank=2))
 
 
 @pytest.fixture(scope="module")
@@ -80,17 +80,17 @@ def taught(world):
 
 
 def served(done):
-    model = done.setting.model
-    return done.method.serve(model, done.method.recall(model, 4, done.kept))
+    model = done.session.model
+    return done.method.serve(model, done.method.from_archive(model, 4, done.kept))
 
 
 def ask(done, serving, records, *, label: str, named: int | None = None):
-    setting = done.setting
+    session = done.session
     found = answer.answers(
-        done.method, serving, records, setting.features(records, label), tokenizer=setting.tokenizer,
-        template=setting.config.template, writing=setting.config.evaluate.writing, key=jax.random.key(0),
-        length=setting.prompt_length, named=named,
-        state_ND=None if done.method.reading is None else setting.states(records, label, done.method.reading),
+        done.method, serving, records, session.features(records, label), tokenizer=session.tokenizer,
+        template=session.config.template, writing=session.config.evaluate.writing, key=jax.random.key(0),
+        length=session.prompt_length, named=named,
+        state_ND=None if done.method.reading is None else session.states(records, label, done.method.reading),
     )  # fmt: skip
     return {one.id: one for batch in found for one in batch}
 
@@ -99,7 +99,7 @@ def ask(done, serving, records, *, label: str, named: int | None = None):
 def test_recall_undoes_keep_bit_for_bit(taught, name):
     done = taught(name)
     for count, carried in enumerate(done.learners):
-        recalled = done.method.recall(done.setting.model, 4, done.kept[:count])
+        recalled = done.method.from_archive(done.session.model, 4, done.kept[:count])
         assert trees.digests(recalled) == trees.digests(carried), f"after {count} lessons"
         assert jax.tree.structure(recalled) == jax.tree.structure(carried)
 
@@ -112,7 +112,7 @@ def test_tr5_earlier_experts_keep_every_byte(taught, name):
     assert done.method.isolates == (name not in (*SHARED, "zero_shot"))
     for count in range(1, lessons + 1):
         for earlier in range(count if done.method.isolates else 0):
-            now = done.method.keep(done.learners[count], earlier)
+            now = done.method.to_archive(done.learners[count], earlier)
             for group in ("experts", "memory"):
                 assert trees.digests(now[group]) == trees.digests(done.kept[earlier][group])
     if name in ("sequential", "moelora"):
@@ -134,7 +134,7 @@ def test_a_second_task_of_a_kind_compiles_nothing(taught, name):
 
 def by_hand(done, weight_N: np.ndarray) -> dict:
     """The parameters one sample should meet: every expert multiplied out and added to the base by numpy."""
-    method, model = done.method, done.setting.model
+    method, model = done.method, done.session.model
     params = jax.device_get(model.params)
     if not done.kept:
         return params
@@ -166,21 +166,21 @@ def test_serving_is_the_sum_that_the_method_promises(taught):
     listen = jax.jit(logits)
     for name in (name for name in METHODS if name not in POOLED):
         done = taught(name)
-        serving, setting = served(done), done.setting
-        records = setting.test(setting.stream.tasks[1])[:2]
-        features = setting.features(records, "two")
+        serving, session = served(done), done.session
+        records = session.test(session.stream.tasks[1])[:2]
+        features = session.features(records, "two")
         rng = np.random.default_rng(0)
         tokens = rng.integers(5, 300, (2, 12)).astype(np.int32)
-        tokens[:, 2:6] = setting.model.config.image_token
+        tokens[:, 2:6] = session.model.config.image_token
         prompt = Prompt(tokens, np.ones_like(tokens, bool), features.patches(np.arange(2)))
         named = jnp.full((2,), 1) if done.method.needs_name else None
         reading = done.method.reading
-        state = None if reading is None else setting.states(records, "two", reading)
-        decision = done.method.decide(serving, Seen(features.pooled(np.arange(2)), state), named)
+        state = None if reading is None else session.states(records, "two", reading)
+        decision = done.method.decide(serving, FrozenFeatures(features.pooled(np.arange(2)), state), named)
         found = listen(serving.model, prompt, done.method.voices(serving, decision))
         assert np.isfinite(found).all()
         for row in range(2):
-            own = setting.model.replace(params=by_hand(done, np.asarray(decision.weight_BN)[row]))
+            own = session.model.replace(params=by_hand(done, np.asarray(decision.weight_BN)[row]))
             alone = jax.tree.map(lambda leaf, row=row: leaf[row : row + 1], prompt)
             np.testing.assert_allclose(found[row : row + 1], listen(own, alone), atol=2e-5, err_msg=name)
 
@@ -197,7 +197,7 @@ def test_experts_say_something_after_training(taught):
 @pytest.mark.parametrize("name", ["hide", "merge_all", "per_task", "zero_shot", "cmoe", "stacked", "moelora"])
 def test_rt4_answers_do_not_depend_on_batch_mates(taught, name):
     done = taught(name)
-    serving, records = served(done), done.setting.test(done.setting.stream.tasks[0])
+    serving, records = served(done), done.session.test(done.session.stream.tasks[0])
     named = 0 if done.method.needs_name else None
     together = ask(done, serving, records, label="in order", named=named)
     turned = ask(done, serving, tuple(reversed(records)), label="turned", named=named)
@@ -216,10 +216,10 @@ def test_rt4_answers_do_not_depend_on_batch_mates(taught, name):
 
 def test_a_stream_is_answered_by_one_program(taught):
     done = taught("hide")
-    model, counts = done.setting.model, []
+    model, counts = done.session.model, []
     for count in range(4):
-        serving = done.method.serve(model, done.method.recall(model, 4, done.kept[:count]))
-        records = done.setting.test(done.setting.stream.tasks[0])
+        serving = done.method.serve(model, done.method.from_archive(model, 4, done.kept[:count]))
+        records = done.session.test(done.session.stream.tasks[0])
         for named in (None, 0) if count == 3 else (None,):
             ask(done, serving, records, label="in order", named=named)
             counts.append(answer._write._cache_size())
@@ -228,14 +228,14 @@ def test_a_stream_is_answered_by_one_program(taught):
 
 def test_rt5_tasks_not_learned_yet_have_no_weight(taught):
     done = taught("hide")
-    serving = done.method.serve(done.setting.model, done.method.recall(done.setting.model, 4, done.kept[:2]))
-    records = done.setting.test(done.setting.stream.tasks[2])
+    serving = done.method.serve(done.session.model, done.method.from_archive(done.session.model, 4, done.kept[:2]))
+    records = done.session.test(done.session.stream.tasks[2])
     for one in ask(done, serving, records, label="third").values():
         assert one.weights[2:] == (0.0, 0.0) and sum(one.weights) == pytest.approx(1.0, abs=1e-5)
 
 
 def test_naming_the_task_silences_all_others(taught):
     done = taught("hide")
-    records = done.setting.test(done.setting.stream.tasks[0])
+    records = done.session.test(done.session.stream.tasks[0])
     for one in ask(done, served(done), records, label="in order", named=2).values():
         assert one.weights == (0.0, 0.0, 1.0, 0.0) and one.choice == 2

@@ -12,12 +12,12 @@ from hidecmoe_jax.core import trees
 from hidecmoe_jax.core.errors import ConfigError
 from hidecmoe_jax.experts import combine, pool, surgery
 from hidecmoe_jax.experts.bank import EMPTY, FUSED
-from hidecmoe_jax.methods import homes
-from hidecmoe_jax.methods.editing import Edit, edited, narrowed
-from hidecmoe_jax.methods.expanding import Chosen
-from hidecmoe_jax.methods.fusing import FUSED_SLOT
-from hidecmoe_jax.methods.gates import AnchorGate
-from hidecmoe_jax.methods.learner import Decision
+from hidecmoe_jax.methods import shared_slots
+from hidecmoe_jax.methods.base import Decision
+from hidecmoe_jax.methods.edit import Edit, edited, narrowed
+from hidecmoe_jax.methods.fusion import FUSED_SLOT
+from hidecmoe_jax.methods.gates.anchors import AnchorGate
+from hidecmoe_jax.methods.growth.layer_choice import LayerChoice
 from hidecmoe_jax.methods.routed import FAMILY
 
 ANCHORS = replace(ROUTED, gate=AnchorGate())
@@ -110,7 +110,7 @@ def test_layers_are_merged_one_by_one_and_every_layer_remembers_who_lives_where(
     three = edited(ALL, two, Edit("merge", 0, into=2, layers=(0,)))
     assert ALL.serve(MODEL, three).slot_LN[:, :3].tolist() == [[3, 3, 3], [1, 3, 3], [1, 2, 3]]
     np.testing.assert_array_equal(three.past[FAMILY].owner_LS[:, 1:4], [[EMPTY, EMPTY, 2], [0, EMPTY, 2], [0, 1, 2]])
-    assert {pair: rows.tolist() for pair, rows in homes.shared(three.memory).items()} == {
+    assert {pair: rows.tolist() for pair, rows in shared_slots.shared(three.memory).items()} == {
         (0, 2): [0],
         (1, 2): [0, 1],
     }
@@ -130,7 +130,7 @@ def test_a_task_that_lives_with_another_can_be_retired_and_then_that_one_too(pro
         merged = edited(method, routed(method, (0, 1, 2)), Edit("merge", 1, into=0))
         assert narrowed(method, merged, Edit("retire", 1)) == Edit("retire", 1)
         after = edited(method, merged, Edit("retire", 1))
-        assert method.learned(after) == (0, 2) and homes.HOME not in after.memory
+        assert method.learned(after) == (0, 2) and shared_slots.HOME not in after.memory
         assert (np.asarray(method.serve(MODEL, after).slot_LN)[:, 1] == -1).all()
         assert not (np.asarray(after.past[FAMILY].owner_LS) == 1).any()
         with pytest.raises(ConfigError, match="no expert to edit"):
@@ -141,7 +141,7 @@ def test_a_task_that_lives_with_another_can_be_retired_and_then_that_one_too(pro
 
 
 def test_a_merge_stays_in_the_layers_that_were_chosen_when_it_was_made(prompt):  # noqa: F811
-    method = replace(ANCHORS, expand=Chosen(1))
+    method = replace(ANCHORS, expand=LayerChoice(1))
     learner = routed(method, (0, 1, 2))
     then, now = jnp.zeros((4, 3)).at[1, 1].set(1.0), jnp.zeros((4, 3)).at[1, 1].set(1.0).at[2, 0].set(5.0)
     asked = Edit("merge", 1, into=0)
@@ -186,11 +186,11 @@ def test_what_cannot_be_merged_is_refused(method, edit, says):
 
 
 def test_homes_are_told_layer_by_layer_and_forgotten_when_nobody_lives_with_another():
-    memory = homes.moved({"gate": {}}, np.array([0, 2]), 1, 0, shape=(3, 4))
-    assert memory[homes.HOME].tolist() == [[0, 0, 2, 3], [0, 1, 2, 3], [0, 0, 2, 3]]
-    memory = homes.moved(memory, np.array([2]), 0, 3, shape=(3, 4))
-    assert memory[homes.HOME].tolist() == [[0, 0, 2, 3], [0, 1, 2, 3], [3, 3, 2, 3]]
-    assert homes.left(homes.left(memory, 0), 1) == {"gate": {}} == homes.left({"gate": {}}, 1)
+    memory = shared_slots.moved({"gate": {}}, np.array([0, 2]), 1, 0, shape=(3, 4))
+    assert memory[shared_slots.HOME].tolist() == [[0, 0, 2, 3], [0, 1, 2, 3], [0, 0, 2, 3]]
+    memory = shared_slots.moved(memory, np.array([2]), 0, 3, shape=(3, 4))
+    assert memory[shared_slots.HOME].tolist() == [[0, 0, 2, 3], [0, 1, 2, 3], [3, 3, 2, 3]]
+    assert shared_slots.left(shared_slots.left(memory, 0), 1) == {"gate": {}} == shared_slots.left({"gate": {}}, 1)
 
 
 @pytest.mark.parametrize("fusion", surgery.FUSIONS)
@@ -198,7 +198,7 @@ def test_a_layer_of_merged_copies_is_fused_to_what_the_copies_are_fused_to(fusio
     """Two tasks with one and the same expert, merged where they are kept apart; that layer is fused later.
 
     `linear` gives the factors of a copy back, which a sum of factors depends on."""
-    method = replace(ANCHORS, expand=Chosen(1), fusion=fusion, eps=(1.0, 0.5, 0.25))
+    method = replace(ANCHORS, expand=LayerChoice(1), fusion=fusion, eps=(1.0, 0.5, 0.25))
     learner = routed(method, (0, 1, 2))
     learner = with_factors(learner, np.arange(3), 2, pool.taken(learner.past[FAMILY], 1, 2))
     first, later = ({"worth": jnp.zeros((4, 3)).at[1, layer].set(1.0)} for layer in (1, 0))

@@ -18,15 +18,15 @@ from hidecmoe_jax.experts import pool, surgery
 from hidecmoe_jax.experts.bank import EMPTY
 from hidecmoe_jax.experts.routing import Routing, Voice
 from hidecmoe_jax.locators.anchors import ClipAnchors
-from hidecmoe_jax.methods.gates import NamedGate
-from hidecmoe_jax.methods.learner import Decision, Seen
-from hidecmoe_jax.methods.locating import Locating
+from hidecmoe_jax.methods.base import Decision, FrozenFeatures
+from hidecmoe_jax.methods.gates.anchors import NamedGate
+from hidecmoe_jax.methods.gates.locator import LocatorGate
+from hidecmoe_jax.methods.growth.probe import Probe, cut, expands, most_used
 from hidecmoe_jax.methods.lora import Lora
 from hidecmoe_jax.methods.mixture import POOL, Mixture
-from hidecmoe_jax.methods.probing import Probe, cut, expands, most_used
 from hidecmoe_jax.models.llava import hidden, logits
-from hidecmoe_jax.runs.idle import experts_of, sentence
-from hidecmoe_jax.runs.setting import open_setting
+from hidecmoe_jax.runs.dead_experts import experts_of, sentence
+from hidecmoe_jax.runs.session import open_session
 
 LISTEN = jax.jit(logits)
 HIDDEN = jax.jit(lambda model, prompt, voices: hidden(model, prompt, voices, normed=False)[0])
@@ -43,41 +43,41 @@ PLAIN = {
 
 
 @pytest.fixture(scope="module")
-def setting(tmp_path_factory):
+def session(tmp_path_factory):
     root = tmp_path_factory.mktemp("mixture")
     base, tasks = write_base(root / "base"), write_stream(root)
-    return open_setting(run_config(base, "cmoe", tasks=tasks, tune={"bucket": 32}, **PLAIN))
+    return open_session(run_config(base, "cmoe", tasks=tasks, tune={"bucket": 32}, **PLAIN))
 
 
 @pytest.fixture(scope="module")
-def done(setting):
+def done(session):
     """The mixture after three tasks."""
-    return teach(setting)
+    return teach(session)
 
 
-def taught(setting, tasks: int = 3, **method):
+def taught(session, tasks: int = 3, **method):
     """Another mixture after the first tasks of the same stream."""
     own = build(Mixture, {key: value for key, value in PLAIN.items() if key != "kind"} | method, "test")
-    stream = replace(setting.stream, tasks=setting.stream.tasks[:tasks])
-    return teach(replace(setting, stream=stream, config=replace(setting.config, method=own)))
+    stream = replace(session.stream, tasks=session.stream.tasks[:tasks])
+    return teach(replace(session, stream=stream, config=replace(session.config, method=own)))
 
 
 def asked(done, rows: int = 2):
-    setting = done.setting
-    material = setting.material(setting.stream.tasks[0].train, (0,), "asked")
+    session = done.session
+    material = session.material(session.stream.tasks[0].train, (0,), "asked")
     return material.batch(np.arange(rows)), material
 
 
 def named(done, learner, task: int, prompt, method=None):
     method = method or done.method
-    serving = method.serve(done.setting.model, learner)
+    serving = method.serve(done.session.model, learner)
     decision = method.decide(serving, None, jnp.full((prompt.tokens_BT.shape[0],), task))
     return np.asarray(LISTEN(serving.model, prompt, method.voices(serving, decision)))
 
 
 def test_cmoe_1_a_probe_that_is_not_heard_changes_no_bit(done):
     batch, _ = asked(done)
-    method, model, learner = done.method, done.setting.model, done.learners[1]
+    method, model, learner = done.method, done.session.model, done.learners[1]
     ready = method.before(model, learner, method.stages(1)[0], 1, jax.random.key(0))
     old, new = method._pool(ready, None)
     masked = new.routing.replace(gain_LBS=jnp.zeros_like(new.routing.gain_LBS))
@@ -98,7 +98,7 @@ def test_cmoe_2_named_answers_to_an_old_task_keep_every_bit(done):
 
 
 def test_cmoe_3_padding_is_not_counted_and_every_token_picks_k(done):
-    method, model = done.method, done.setting.model
+    method, model = done.method, done.session.model
     _, material = asked(done)
     learner = method.before(model, done.learners[1], method.stages(1)[0], 1, jax.random.key(0))
     learner = method.after(model, learner, method.stages(1)[0], 1)
@@ -157,25 +157,25 @@ def test_growth_follows_the_verdict(done):
         assert not any(np.asarray(leaf).any() for leaf in jax.tree.leaves(learner.memory["probe"]))
 
 
-def test_a_task_may_expand_no_layer_and_still_gets_a_router(setting):
+def test_a_task_may_expand_no_layer_and_still_gets_a_router(session):
     """No probe is ever two thousand deviations above the mean."""
-    done = taught(setting, 2, probe=PROBE | {"slack": -2000.0})
+    done = taught(session, 2, probe=PROBE | {"slack": -2000.0})
     learner = done.learners[2]
     owner, visible = np.asarray(learner.past[POOL].owner_LS), np.asarray(learner.memory["visible"])
     assert not (owner == 1).any() and not np.asarray(done.learners[2].memory["verdict"]["expand"][1]).any()
     np.testing.assert_array_equal(visible[1], owner != EMPTY)
     routers = np.asarray(done.learners[2].memory["routers"])
     assert done.method.learned(done.learners[2]) == (0, 1) and not np.array_equal(routers[0], routers[1])
-    assert done.method.sizes(done.setting.model, done.learners[2])["stored"]["experts"] == 3 * 2 * 2 * (16 + 16)
-    told = done.method.growth_of(done.setting.model, done.learners[2])
+    assert done.method.sizes(done.session.model, done.learners[2])["stored"]["experts"] == 3 * 2 * 2 * (16 + 16)
+    told = done.method.growth_of(done.session.model, done.learners[2])
     assert told["experts"] == [[2] * 3, [0] * 3] and told["drift"] == [None, [None] * 3]
     assert all(limit > share for limit, share in zip(told["threshold"][1], told["frequency"][1], strict=True))
 
 
 @pytest.mark.parametrize("start", ["copy", "probe", "blank"])
-def test_new_experts_begin_as_asked_and_a_layer_may_get_two(setting, start):
-    done = taught(setting, 2, start=start, more=2, probe=PROBE | {"rule": "across", "slack": 2000.0})
-    method, model, learner = done.method, done.setting.model, done.learners[1]
+def test_new_experts_begin_as_asked_and_a_layer_may_get_two(session, start):
+    done = taught(session, 2, start=start, more=2, probe=PROBE | {"rule": "across", "slack": 2000.0})
+    method, model, learner = done.method, done.session.model, done.learners[1]
     assert (np.asarray(done.learners[2].past[POOL].owner_LS) == 1).sum(1).tolist() == [2, 2, 2]
     stages = method.stages(1)
     probing = method.before(model, learner, stages[0], 1, jax.random.key(3))
@@ -215,27 +215,27 @@ def test_a_layer_that_lost_its_experts_grows_again():
     np.testing.assert_array_equal(expands(count, heard, Probe(), fewest=2), [True, True, False])
 
 
-def test_experts_on_the_three_linears_are_routed_together(setting):
+def test_experts_on_the_three_linears_are_routed_together(session):
     """Sent to all with one router that prefers nobody, they are the even fusion folded into the base."""
     linears = LORA | {"sites": ["gate_proj", "up_proj", "down_proj"]}
-    done = taught(setting, 2, lora=linears, growth="uniform", start="blank")
+    done = taught(session, 2, lora=linears, growth="uniform", start="blank")
     batch, _ = asked(done)
     for task in (0, 1):
         then, now = (named(done, done.learners[count], task, batch.prompt) for count in (task + 1, 2))
         np.testing.assert_array_equal(then, now)
-    bank, model = pool.taken(done.learners[2].past[POOL], 0, 3), done.setting.model
+    bank, model = pool.taken(done.learners[2].past[POOL], 0, 3), done.session.model
     routing = Routing(jnp.ones((3, 1, 3)), jnp.zeros((3, 1, 16, 3)), 3)
     layers = surgery.merge_into_base(model.params["decoder"]["layers"], bank, jnp.full((3, 3), 1 / 3))
-    folded = model.replace(params=model.params | {"decoder": model.params["decoder"] | {"layers": layers}})
+    with_experts_folded = model.replace(params=model.params | {"decoder": model.params["decoder"] | {"layers": layers}})
     found = LISTEN(model, batch.prompt, (Voice(bank, routing),))
-    np.testing.assert_allclose(found, LISTEN(folded, batch.prompt, ()), atol=2e-5)
+    np.testing.assert_allclose(found, LISTEN(with_experts_folded, batch.prompt, ()), atol=2e-5)
     assert not np.allclose(found, LISTEN(model, batch.prompt, ()), atol=1e-3)
 
 
 def test_tuning_ends_where_serving_begins(done):
     """The forward that trained the last task and the one that serves it are the same function."""
     batch, _ = asked(done)
-    method, model = done.method, done.setting.model
+    method, model = done.method, done.session.model
     training = LISTEN(model, batch.prompt, method._pool(done.trained[-1], None))
     np.testing.assert_allclose(named(done, done.learners[3], 2, batch.prompt), training, atol=1e-5)
 
@@ -253,10 +253,10 @@ def test_old_experts_and_routers_receive_nothing(done):
 
 def test_cmoe_7_the_matrix_is_rebuilt_from_scores_and_routers(done):
     """Every item is answered under every router once; that and the locator's scores give what each stage would say."""
-    setting, method = done.setting, done.method
+    session, method = done.session, done.method
     scores, points, staged = [], [], np.zeros((3, 3))
     for task in range(3):
-        records = setting.test(setting.stream.tasks[task])
+        records = session.test(session.stream.tasks[task])
         under = [said(done, done.learners[3], records, named=router) for router in range(3)]
         # Weights are random and so are answers: what counts as right is what one of the routers says.
         right = [under[number % 3][number].text for number in range(len(records))]
@@ -270,13 +270,13 @@ def test_cmoe_7_the_matrix_is_rebuilt_from_scores_and_routers(done):
 
 
 def said(done, learner, records, named=None):
-    setting = done.setting
+    session = done.session
     label = str([record.id for record in records]) + records[0].source
     found = answers(
-        done.method, done.method.serve(setting.model, learner), records, setting.features(records, label),
-        tokenizer=setting.tokenizer, template=setting.config.template, writing=setting.config.evaluate.writing,
-        key=jax.random.key(0), state_ND=setting.states(records, label, done.method.reading),
-        length=setting.prompt_length, named=named,
+        done.method, done.method.serve(session.model, learner), records, session.features(records, label),
+        tokenizer=session.tokenizer, template=session.config.template, writing=session.config.evaluate.writing,
+        key=jax.random.key(0), state_ND=session.states(records, label, done.method.reading),
+        length=session.prompt_length, named=named,
     )  # fmt: skip
     return [one for batch in found for one in batch]
 
@@ -284,14 +284,14 @@ def said(done, learner, records, named=None):
 def test_soft_weights_of_one_task_are_the_hard_choice(done):
     batch, _ = asked(done)
     hard = named(done, done.learners[3], 1, batch.prompt)
-    soft = named(done, done.learners[3], 1, batch.prompt, replace(done.method, gate=Locating(soft=True)))
+    soft = named(done, done.learners[3], 1, batch.prompt, replace(done.method, gate=LocatorGate(soft=True)))
     np.testing.assert_allclose(hard, soft, atol=1e-5)
 
 
 def test_soft_weights_mix_what_the_tasks_routers_say(done):
     """In a model of one expanded layer the mix of two routers is the mix of their two updates of that layer."""
     batch, _ = asked(done)
-    method, model, learner = replace(done.method, gate=Locating(soft=True)), done.setting.model, done.learners[3]
+    method, model, learner = replace(done.method, gate=LocatorGate(soft=True)), done.session.model, done.learners[3]
     serving = method.serve(model, learner)
     quiet = serving.replace(
         memory=serving.memory | {"visible": serving.memory["visible"].at[:, :-1].set(False)}
@@ -308,7 +308,7 @@ def test_soft_weights_mix_what_the_tasks_routers_say(done):
 
 def test_rt1_an_unknown_input_is_answered_by_the_base(done):
     batch, _ = asked(done)
-    method, model = done.method, done.setting.model
+    method, model = done.method, done.session.model
     serving = method.serve(model, done.learners[3])
     nobody = method.decide(serving, None, jnp.full((2,), -1))
     assert not np.asarray(nobody.weight_BN).any()
@@ -319,13 +319,13 @@ def test_rt1_an_unknown_input_is_answered_by_the_base(done):
 
 def test_thresholds_are_read_from_records_that_were_kept_apart(done):
     method = replace(done.method, gate=replace(done.method.gate, foreign=0.0))
-    serving = method.serve(done.setting.model, done.learners[3])
+    serving = method.serve(done.session.model, done.learners[3])
     pooled = asked(done)[1].features.pooled(np.arange(2))
-    far = jnp.full((2, done.setting.model.config.decoder.width), 1e4)
-    decision = method.decide(serving, Seen(pooled, far), None)
+    far = jnp.full((2, done.session.model.config.decoder.width), 1e4)
+    decision = method.decide(serving, FrozenFeatures(pooled, far), None)
     assert not np.asarray(decision.weight_BN).any()
     trusting = replace(method, gate=replace(method.gate, foreign=None))
-    assert (np.asarray(trusting.decide(serving, Seen(pooled, far), None).weight_BN).sum(1) == 1).all()
+    assert (np.asarray(trusting.decide(serving, FrozenFeatures(pooled, far), None).weight_BN).sum(1) == 1).all()
 
 
 def test_rt1_a_layer_without_a_heard_expert_adds_nothing():
@@ -335,15 +335,15 @@ def test_rt1_a_layer_without_a_heard_expert_adds_nothing():
     from hidecmoe_jax.models.llava import Prompt, init_model
 
     model = init_model(TINY, jax.random.key(0))
-    learner = method.birth(model, 2)
+    learner = method.init(model, 2)
     prompt = Prompt(jnp.arange(6, 14)[None], jnp.ones((1, 8), bool))
     silent = Voice(learner.past[POOL], Routing(jnp.zeros((3, 1, 3)), jnp.zeros((3, 1, 16, 3)), 2))
     np.testing.assert_array_equal(LISTEN(model, prompt, (silent,)), LISTEN(model, prompt, ()))
 
 
 def test_rt6_ck24_a_missing_task_is_heard_by_no_router_and_never_chosen(done):
-    setting, method, model = done.setting, done.method, done.setting.model
-    learner = method.recall(model, 4, [done.kept[0], None, done.kept[2]])
+    session, method, model = done.session, done.method, done.session.model
+    learner = method.from_archive(model, 4, [done.kept[0], None, done.kept[2]])
     owner = np.asarray(learner.past[POOL].owner_LS)
     assert set(np.unique(owner)) <= {EMPTY, 0, 2} and (owner == 0).any()
     assert tuple(method.learned(learner)) == (0, 2)
@@ -351,9 +351,9 @@ def test_rt6_ck24_a_missing_task_is_heard_by_no_router_and_never_chosen(done):
     assert not visible[:, owner == EMPTY].any(), "no router may see a slot in which nobody stands"
     batch, _ = asked(done)
     np.testing.assert_array_equal(named(done, learner, 0, batch.prompt), named(done, done.learners[3], 0, batch.prompt))
-    found = said(done, learner, setting.test(setting.stream.tasks[1]))
+    found = said(done, learner, session.test(session.stream.tasks[1]))
     assert all(one.choice in (0, 2) and one.weights[1] == 0 for one in found)
-    whole = method.recall(model, 4, done.kept)
+    whole = method.from_archive(model, 4, done.kept)
     assert trees.digests(whole.memory) == trees.digests(done.learners[3].memory), "whole archives keep every byte"
 
 
@@ -392,14 +392,14 @@ def test_what_makes_no_sense_is_refused():
     with pytest.raises(ValueError, match="blank"):
         Mixture(growth="uniform")
     with pytest.raises(ValueError, match="kept_apart"):
-        Locating(foreign=0.1, kept_apart=0.0)
+        LocatorGate(foreign=0.1, kept_apart=0.0)
     with pytest.raises(ConfigError, match="named"):
         NamedGate().decide({}, None, jnp.ones((2,), bool))
-    assert Locating(by=ClipAnchors()).reading is None
+    assert LocatorGate(by=ClipAnchors()).reading is None
 
 
 def test_sizes_count_what_is_owned(done):
-    learner, model = done.learners[3], done.setting.model
+    learner, model = done.learners[3], done.session.model
     sizes = done.method.sizes(model, learner)
     owned = int((np.asarray(learner.past[POOL].owner_LS) != EMPTY).sum())
     assert sizes["stored"]["experts"] == owned * 2 * (16 + 16)
@@ -416,14 +416,14 @@ def test_surgery_of_a_later_task_compiles_nothing(done):
             compiled.append(about.get("fun_name"))
 
     jax.monitoring.register_event_duration_secs_listener(note)
-    method, model = done.method, done.setting.model
+    method, model = done.method, done.session.model
 
     def surgery(task):
-        learner = method.recall(model, 4, done.kept[:task])
+        learner = method.from_archive(model, 4, done.kept[:task])
         stage = method.stages(task)[-2]
         ready = method.before(model, learner, stage, task, jax.random.key(task))
         assert stage.kind == "tune" and ready.live[POOL].owner_LS.shape == done.trained[-1].live[POOL].owner_LS.shape
-        method.keep(method.after(model, ready, stage, task), task)
+        method.to_archive(method.after(model, ready, stage, task), task)
 
     surgery(1)
     counting[0] = True

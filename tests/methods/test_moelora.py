@@ -8,7 +8,7 @@ from tiny import TINY, VOCABULARY
 
 from hidecmoe_jax.core import trees
 from hidecmoe_jax.experts.surgery import merge_into_base
-from hidecmoe_jax.methods.learner import trainable, with_trainable
+from hidecmoe_jax.methods.base import trainable, with_trainable
 from hidecmoe_jax.methods.lora import PARALLEL, Lora
 from hidecmoe_jax.methods.moelora import FAMILY, TUNE, MoeLora
 from hidecmoe_jax.models.llama import LayerVoice, site_shapes, speak
@@ -25,7 +25,7 @@ def model():
 @pytest.fixture(scope="module")
 def learner(model):
     """After one task, with loud experts."""
-    live = METHOD.before(model, METHOD.birth(model, 1), TUNE, 0, jax.random.key(1))
+    live = METHOD.before(model, METHOD.init(model, 1), TUNE, 0, jax.random.key(1))
     loud = jax.tree.map(lambda leaf: leaf + 0.2 * jnp.sin(jnp.arange(leaf.size)).reshape(leaf.shape), trainable(live))
     return METHOD.after(model, with_trainable(live, loud), TUNE, 0)
 
@@ -64,10 +64,10 @@ def test_routers_that_say_nothing_are_a_mean_of_the_experts_in_the_whole_model(m
 
 
 def test_recall_undoes_keep(model, learner):
-    kept = METHOD.keep(learner, 0)
-    again = METHOD.recall(model, 4, [kept])
-    assert trees.digests(METHOD.keep(again, 0)) == trees.digests(kept)
-    assert METHOD.voices(METHOD.serve(model, METHOD.birth(model, 1)), None) == ()
+    kept = METHOD.to_archive(learner, 0)
+    again = METHOD.from_archive(model, 4, [kept])
+    assert trees.digests(METHOD.to_archive(again, 0)) == trees.digests(kept)
+    assert METHOD.voices(METHOD.serve(model, METHOD.init(model, 1)), None) == ()
 
 
 def test_every_expert_and_every_router_gets_a_gradient(model, learner):

@@ -11,9 +11,9 @@ from tiny import TINY
 from hidecmoe_jax.core.errors import ConfigError
 from hidecmoe_jax.experts import surgery
 from hidecmoe_jax.experts.bank import Bank
-from hidecmoe_jax.methods.fusing import Fusing
-from hidecmoe_jax.methods.gates import AnchorGate, NamedGate
-from hidecmoe_jax.methods.learner import Learner
+from hidecmoe_jax.methods.base import Learner
+from hidecmoe_jax.methods.fusion import FusionRule
+from hidecmoe_jax.methods.gates.anchors import AnchorGate, NamedGate
 from hidecmoe_jax.methods.lora import Lora
 from hidecmoe_jax.methods.routed import FAMILY, Routed
 from hidecmoe_jax.models.config import llava_7b
@@ -92,15 +92,15 @@ def test_a_missing_fusion_weight_is_named():
         young = surgery.sprout(Lora(rank=2).blank(model, 1), 0, task, jax.random.key(task))
         bank = surgery.plant(bank, 1 + task, young, task)
     with pytest.raises(ConfigError, match="1 weights for 2 tasks"):
-        Fusing(eps=(1.0,)).gains(bank, (0,))
-    gains = Fusing("product_sum", (0.5, 2.0, 9.0)).gains(bank, (0, 1, 2))
+        FusionRule(eps=(1.0,)).gains(bank, (0,))
+    gains = FusionRule("product_sum", (0.5, 2.0, 9.0)).gains(bank, (0, 1, 2))
     np.testing.assert_array_equal(gains, [[0, 0.5, 2.0, 0]] * 3)
 
 
 def test_the_projector_trains_in_float32_whatever_the_base_is_stored_in():
     shapes = jax.eval_shape(lambda: init_model(TINY, jax.random.key(0)))
     half = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.bfloat16), shapes)
-    learner = Routed().before(half, Routed().birth(half, 2), Routed().stages(0)[0], 0, jax.random.key(0))
+    learner = Routed().before(half, Routed().init(half, 2), Routed().stages(0)[0], 0, jax.random.key(0))
     assert {leaf.dtype.name for leaf in learner.tuned.values()} == {"float32"}
     assert sorted(learner.tuned) == [f"projector/linear{n}/{part}" for n in (1, 2) for part in ("bias", "kernel")]
     assert Routed(train_projector=False).before(half, learner, Routed().stages(0)[0], 0, jax.random.key(0)).tuned == {}

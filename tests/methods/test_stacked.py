@@ -12,13 +12,13 @@ from tiny import run_config, write_base, write_stream
 from hidecmoe_jax.core import trees
 from hidecmoe_jax.core.errors import ConfigError
 from hidecmoe_jax.experts.bank import FUSED
-from hidecmoe_jax.methods.editing import Edit, edited, narrowed
+from hidecmoe_jax.methods.edit import Edit, edited, narrowed
 from hidecmoe_jax.methods.lora import Lora
 from hidecmoe_jax.methods.mixture import POOL, Mixture
 from hidecmoe_jax.methods.stacked import LOWER, Lower, Stacked
 from hidecmoe_jax.models.llava import logits
 from hidecmoe_jax.runs.config import from_mapping, to_mapping
-from hidecmoe_jax.runs.setting import open_setting
+from hidecmoe_jax.runs.session import open_session
 
 LISTEN = jax.jit(logits)
 LORA = {"rank": 2, "alpha": 4, "dropout": 0.1}
@@ -37,12 +37,12 @@ def done(tmp_path_factory):
     config = run_config(
         write_base(root / "base"), "stacked", tasks=write_stream(root), tune={"bucket": 32, "epochs": 2}, **parts
     )
-    return teach(open_setting(config))
+    return teach(open_session(config))
 
 
 def prompt_of(done):
-    setting = done.setting
-    return setting.material(setting.stream.tasks[0].train, (0,), "asked").batch(np.arange(2)).prompt
+    session = done.session
+    return session.material(session.stream.tasks[0].train, (0,), "asked").batch(np.arange(2)).prompt
 
 
 def said(method, model, learner, task: int, prompt):
@@ -53,7 +53,7 @@ def said(method, model, learner, task: int, prompt):
 
 def by_hand(done, fusion: str):
     """The base with the lower experts of all tasks multiplied out by numpy and added to the two lowest layers."""
-    model, method = done.setting.model, done.method
+    model, method = done.session.model, done.method
     layers = {name: dict(part) for name, part in model.params["decoder"]["layers"].items()}
     scale = method.below.lora.alpha / method.below.lora.rank
     for site in method.below.lora.sites:
@@ -74,13 +74,13 @@ def by_hand(done, fusion: str):
 @pytest.mark.parametrize("fusion", ["factor_sum", "product_mean"])
 def test_it_answers_as_the_pool_above_a_base_with_the_fusion_in_it(done, fusion):
     method, prompt = done.method.variants()[fusion], prompt_of(done)
-    learner = method.recall(done.setting.model, 4, done.kept)
+    learner = method.from_archive(done.session.model, 4, done.kept)
     for task in range(3):
-        found = said(method, done.setting.model, learner, task, prompt)
+        found = said(method, done.session.model, learner, task, prompt)
         alone = said(done.method.grown, by_hand(done, fusion), done.learners[-1], task, prompt)
         np.testing.assert_allclose(found, alone, atol=2e-5)
-    bare = said(done.method.grown, done.setting.model, done.learners[-1], 0, prompt)
-    assert not np.allclose(said(method, done.setting.model, learner, 0, prompt), bare, atol=1e-3)
+    bare = said(done.method.grown, done.session.model, done.learners[-1], 0, prompt)
+    assert not np.allclose(said(method, done.session.model, learner, 0, prompt), bare, atol=1e-3)
 
 
 def test_experts_stand_where_they_belong(done):
@@ -92,7 +92,7 @@ def test_experts_stand_where_they_belong(done):
 
 def test_tuning_the_first_task_ends_where_serving_begins(done):
     """One task's fusion is its own expert, so the forward that trained it is the one that serves it."""
-    method, model, prompt = done.method, done.setting.model, prompt_of(done)
+    method, model, prompt = done.method, done.session.model, prompt_of(done)
     trained = done.trained[0]
     assert set(trained.live) == {LOWER, POOL}
     voices = (*method._heard_below(trained, None), *method.grown._pool(trained, None))
@@ -103,23 +103,23 @@ def test_tuning_the_first_task_ends_where_serving_begins(done):
 
 def test_probes_stand_above_the_fusion_of_earlier_tasks(done):
     """A probing batch has the loss of the same pool above a base into which the fusion was folded."""
-    method, setting = done.method, done.setting
-    batch = setting.material(setting.stream.tasks[1].train, (1,), "probe").batch(np.arange(4))
+    method, session = done.method, done.session
+    batch = session.material(session.stream.tasks[1].train, (1,), "probe").batch(np.arange(4))
     stage, learner = method.stages(1)[0], done.learners[1]
-    ready = method.before(setting.model, learner, stage, 1, jax.random.key(0))
+    ready = method.before(session.model, learner, stage, 1, jax.random.key(0))
     assert stage.kind == "probe" and set(ready.live) == {POOL}
-    found = method.loss(setting.model, ready, stage, batch, jax.random.key(1))
-    folded = method.serve(setting.model, learner).model
-    alone = method.grown.loss(folded, ready, stage, batch, jax.random.key(1))
+    found = method.loss(session.model, ready, stage, batch, jax.random.key(1))
+    with_experts_folded = method.serve(session.model, learner).model
+    alone = method.grown.loss(with_experts_folded, ready, stage, batch, jax.random.key(1))
     np.testing.assert_allclose(found[0], alone[0], rtol=1e-4)
     np.testing.assert_array_equal(found[2].count_LS, alone[2].count_LS)
-    unfolded = method.grown.loss(setting.model, ready, stage, batch, jax.random.key(1))
+    unfolded = method.grown.loss(session.model, ready, stage, batch, jax.random.key(1))
     assert abs(float(unfolded[0] - found[0])) > 1e-2
 
 
 def test_a_lost_task_is_not_fused(done):
-    method, model = done.method, done.setting.model
-    learner = method.recall(model, 4, [done.kept[0], None, done.kept[2]])
+    method, model = done.method, done.session.model
+    learner = method.from_archive(model, 4, [done.kept[0], None, done.kept[2]])
     assert method.learned(learner) == (0, 2) and 1 not in np.asarray(learner.past[LOWER].owner_LS)
     fused = np.asarray(learner.past[LOWER].b["q_proj"])[:, 0]
     expected = sum(np.asarray(done.kept[task]["experts"]["lower/b/q_proj"])[:, 0] for task in (0, 2))
@@ -127,7 +127,7 @@ def test_a_lost_task_is_not_fused(done):
 
 
 def test_numbers_are_those_of_the_arrays(done):
-    method, model, learner = done.method, done.setting.model, done.learners[-1]
+    method, model, learner = done.method, done.session.model, done.learners[-1]
     sizes = method.sizes(model, learner)
     experts = [{path: leaf for path, leaf in kept["experts"].items() if path != "owner"} for kept in done.kept]
     lower = [sum(leaf.size for path, leaf in kept.items() if path.startswith("lower/")) for kept in experts]
@@ -144,7 +144,7 @@ def test_numbers_are_those_of_the_arrays(done):
 
 
 def test_growth_is_told_by_layer_of_the_decoder(done):
-    grown = done.method.growth_of(done.setting.model, done.learners[-1])
+    grown = done.method.growth_of(done.session.model, done.learners[-1])
     assert [row[:2] for row in grown["experts"]] == [[0, 0]] * 3 and grown["experts"][0][2] == 2
     assert grown["frequency"][0] is None and all(row[:2] == [None, None] for row in grown["frequency"][1:])
     assert all(0 <= row[2] <= 1 for row in grown["frequency"][1:])
@@ -154,19 +154,19 @@ def test_growth_is_told_by_layer_of_the_decoder(done):
 def test_a_pool_may_begin_further_up_by_itself(done):
     method = replace(done.method.grown, lowest=1)
     learner = teach(
-        replace(done.setting, config=replace(done.setting.config, method=method), stream=replace(
-            done.setting.stream, tasks=done.setting.stream.tasks[:2]))
+        replace(done.session, config=replace(done.session.config, method=method), stream=replace(
+            done.session.stream, tasks=done.session.stream.tasks[:2]))
     )  # fmt: skip
     assert (learner.learners[-1].past[POOL].first_layer, learner.learners[-1].past[POOL].layers) == (1, 2)
-    back = method.recall(done.setting.model, 4, learner.kept)
+    back = method.from_archive(done.session.model, 4, learner.kept)
     assert trees.digests(back) == trees.digests(learner.learners[-1])
 
 
 def test_senseless_stacks_are_refused(done):
     with pytest.raises(ConfigError, match=r"(?s)no layer is left to grow.*3 of a decoder with 3.*choose from 1\.\.2"):
-        replace(done.method, below=Lower(layers=3)).birth(done.setting.model, 2)
+        replace(done.method, below=Lower(layers=3)).init(done.session.model, 2)
     with pytest.raises(ConfigError, match="layer 7 of a decoder with 3 layers"):
-        Mixture(lowest=7).birth(done.setting.model, 2)
+        Mixture(lowest=7).init(done.session.model, 2)
     for wrong in (
         lambda: Lower(layers=0),
         lambda: Lower(lora=Lora(sites=("ffn",))),
@@ -176,16 +176,18 @@ def test_senseless_stacks_are_refused(done):
         with pytest.raises(ValueError):
             wrong()
     with pytest.raises(ConfigError, match="1 weights for 3 tasks"):
-        replace(done.method, below=replace(done.method.below, eps=(1.0,))).recall(done.setting.model, 4, done.kept)
+        replace(done.method, below=replace(done.method.below, eps=(1.0,))).from_archive(
+            done.session.model, 4, done.kept
+        )
 
 
 def test_it_survives_its_config_file(done):
-    config = done.setting.config
+    config = done.session.config
     assert from_mapping(to_mapping(config)) == config and to_mapping(config)["method"]["kind"] == "stacked"
 
 
 def test_experts_of_its_pool_can_be_retired_and_merged(done):
-    method, model, learner = done.method, done.setting.model, done.learners[-1]
+    method, model, learner = done.method, done.session.model, done.learners[-1]
     gone = edited(method, learner, Edit("retire", 0, expert=1))
     owner = np.asarray(gone.past[POOL].owner_LS)[0]
     assert (owner == 0).sum() == 1 and method.sizes(model, gone)["stored"] != method.sizes(model, learner)["stored"]

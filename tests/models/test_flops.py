@@ -22,9 +22,9 @@ spec.loader.exec_module(flops)
 
 @pytest.mark.parametrize("routed", [False, True])
 def test_extrapolation_equals_the_count_in_full(routed):
-    config, setting = flops.toy()
-    full = flops.count(config, setting, flops.full_depth(config, routed=routed), routed=routed)
-    assert flops.extrapolated(config, setting, routed=routed)["total"] == pytest.approx(full, rel=1e-6)
+    config, session = flops.toy()
+    full = flops.count(config, session, flops.full_depth(config, routed=routed), routed=routed)
+    assert flops.extrapolated(config, session, routed=routed)["total"] == pytest.approx(full, rel=1e-6)
 
 
 def test_depths_follow_the_config():
@@ -34,9 +34,9 @@ def test_depths_follow_the_config():
 
 
 def test_routing_costs_at_most_half_a_percent_at_7b():
-    config, setting = llava_7b(), flops.Setting()
-    assert setting.tokens == 640 and setting.experts * setting.rank == 48
-    result = flops.measure(config, setting)
+    config, session = llava_7b(), flops.Session()
+    assert session.tokens == 640 and session.experts * session.rank == 48
+    result = flops.measure(config, session)
     assert 1.0 < result["ratio"] <= flops.LIMIT == 1.005
     # By hand: two operations per weight and token, and two T x T products per layer.
     d, f, t, c = 4096, 11008, 640, 1024
@@ -56,5 +56,5 @@ def test_routing_costs_at_most_half_a_percent_at_7b():
 
 @pytest.mark.parametrize("experts", [1, 6])
 def test_a_site_is_one_pair_of_products_however_many_experts(experts):
-    config, setting = flops.toy()
-    assert flops.expert_products(config, replace(setting, experts=experts)) == 2 * 7
+    config, session = flops.toy()
+    assert flops.expert_products(config, replace(session, experts=experts)) == 2 * 7

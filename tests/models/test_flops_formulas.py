@@ -50,10 +50,10 @@ def world():
 
 @pytest.mark.parametrize("clip", [False, True])
 def test_a_forward_with_its_towers(clip):
-    setting = bench.Setting(tokens=TOKENS)
+    session = bench.Session(tokens=TOKENS)
     depth = bench.Depth(2, 1, 0, 1) if clip else bench.Depth(1, 0, 1, 0)
-    whole = bench.count(THIN, setting, depth, routed=clip)
-    added = [flops.Experts(1, setting.experts, setting.rank, site_shapes(THIN.decoder), False)] if clip else []
+    whole = bench.count(THIN, session, depth, routed=clip)
+    added = [flops.Experts(1, session.experts, session.rank, site_shapes(THIN.decoder), False)] if clip else []
     assert flops.forward(THIN, TOKENS, clip=clip, added=added) == pytest.approx(whole, rel=0.01)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from hidecmoe_jax.core.errors import HidecmoeError
-from hidecmoe_jax.port.convert import convert
+from hidecmoe_jax.port.checkpoints.convert import convert
 
 State = dict[str, np.ndarray]
 HUB = "language_model.model.layers.1.self_attn.q_proj.weight"

@@ -17,11 +17,11 @@ from hidecmoe_jax.experts import surgery
 from hidecmoe_jax.experts.bank import Bank, apply_experts
 from hidecmoe_jax.experts.routing import Routing, Voice, slot_gates
 from hidecmoe_jax.locators.anchors import Anchors, Pooled, gate
-from hidecmoe_jax.methods.learner import Decision, Learner
+from hidecmoe_jax.methods.base import Decision, Learner
 from hidecmoe_jax.methods.lora import Lora
 from hidecmoe_jax.methods.routed import FAMILY, Routed
 from hidecmoe_jax.models.llava import Prompt, head, hidden, logits
-from hidecmoe_jax.port import check
+from hidecmoe_jax.port.checkpoints import check
 
 TASKS, LAYERS = given.TASKS, given.case().text["num_hidden_layers"]
 

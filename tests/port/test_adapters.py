@@ -28,9 +28,9 @@ from hidecmoe_jax.cli.main import main
 from hidecmoe_jax.core import trees
 from hidecmoe_jax.core.errors import CheckpointError, ConfigError
 from hidecmoe_jax.models.store import load_model, save_model
-from hidecmoe_jax.port.adapters import read_adapter
+from hidecmoe_jax.port.adapters.read import read_adapter
+from hidecmoe_jax.runs.assistant import recalled
 from hidecmoe_jax.runs.ledger import Ledger
-from hidecmoe_jax.runs.load import recalled
 
 Q = "base_model.model.model.language_model.layers.{}.self_attn.q_proj"
 
@@ -46,7 +46,7 @@ def test_one_lora_becomes_a_run_of_one_expert_and_goes_out_as_it_came(base, tmp_
     run = recalled(tmp_path / "run")
     assert run.tasks == ("birds",) and run.config.method.growth == "shared" and not run.config.method.train_projector
     assert (run.config.method.lora.rank, run.config.method.lora.alpha, run.config.method.lora.dropout) == (8, 16, 0.05)
-    hj.export(tmp_path / "run", tmp_path / "out", hj.Wish("peft"))
+    hj.export(tmp_path / "run", tmp_path / "out", hj.ExportOptions("peft"))
     before, after = load_file(given / "adapter_model.safetensors"), tmp_path / "out" / "lora"
     assert trees.digests(before) == trees.digests(load_file(after / "adapter_model.safetensors"))
     assert json.loads((after / "adapter_config.json").read_text())["lora_alpha"] == 16
@@ -57,7 +57,7 @@ def test_several_loras_become_tasks_that_have_to_be_named(base, tmp_path):
     hj.adopt(base, folders, tmp_path / "run")
     run = recalled(tmp_path / "run")
     assert run.tasks == ("birds", "fish") and run.config.method.needs_name
-    hj.export(tmp_path / "run", tmp_path / "out", hj.Wish("peft"))
+    hj.export(tmp_path / "run", tmp_path / "out", hj.ExportOptions("peft"))
     for folder in folders:
         for layer in range(LAYERS):
             found = update(tmp_path / "out" / folder.name, "q_proj", layer)
@@ -97,7 +97,7 @@ def test_hide_answers_with_its_own_arithmetic(base, tmp_path):
     """Lower layers 2 * (sum B)(sum A), the last one the task's own 2 * B A, with alpha 12 over the whole rank 6."""
     given = hide_folder(tmp_path / "hide")
     hj.adopt(base, [given], tmp_path / "run")
-    hj.export(tmp_path / "run", tmp_path / "out", hj.Wish("peft"))
+    hj.export(tmp_path / "run", tmp_path / "out", hj.ExportOptions("peft"))
     tensors = load_file(given / "adapter_model.safetensors")
 
     def factor(layer: int, kind: str, task: int) -> np.ndarray:
@@ -112,7 +112,7 @@ def test_hide_answers_with_its_own_arithmetic(base, tmp_path):
 
 def test_wt9_an_adapter_of_another_base_is_refused(base, tmp_path, capsys):
     run = make_run(tmp_path / "run", base, "hide", ("birds",))
-    hj.export(run, tmp_path / "out", hj.Wish("peft"))
+    hj.export(run, tmp_path / "out", hj.ExportOptions("peft"))
     other = write_base(tmp_path / "other", seed=1)
     assert main(["adopt", str(other), str(tmp_path / "out" / "birds"), "--out", str(tmp_path / "back")]) == 4
     error = capsys.readouterr().err
@@ -339,7 +339,7 @@ def test_moelora_brings_experts_and_a_router_for_every_linear(base, tmp_path, ca
     np.testing.assert_array_equal(groups["memory"]["router/down_proj"][2], tensors[f"{name}.lora_router.weight"].T)
     assert main(["export", str(tmp_path / "run"), str(tmp_path / "out"), "--to", "peft"]) == 2
     assert "every token mixes 3 experts" in capsys.readouterr().err
-    hj.export(tmp_path / "run", tmp_path / "hub", hj.Wish("hub"))
+    hj.export(tmp_path / "run", tmp_path / "hub", hj.ExportOptions("hub"))
     hj.adopt(base, [tmp_path / "hub"], tmp_path / "back")
     again = Ledger(tmp_path / "back" / "seed_0").load(0)[0]
     assert trees.digests(again) == trees.digests(groups)
@@ -358,7 +358,7 @@ def test_a_base_in_another_dtype_is_opened_once_and_found_again(tmp_path, base, 
         opened.append(folder)
         return load_model(folder, **options)
 
-    monkeypatch.setattr("hidecmoe_jax.runs.setting.load_model", counted)
+    monkeypatch.setattr("hidecmoe_jax.runs.session.load_model", counted)
     for number, tasks in enumerate((tuple(map(str, data)), ())):
         how = hj.Adoption(data=tasks, template="short", overrides=("base.param_dtype=float32",))
         hj.adopt(narrow, [given], tmp_path / str(number), how)

@@ -25,12 +25,12 @@ from hidecmoe_jax.data.images import load, normalise
 from hidecmoe_jax.data.tokenizer import Tokenizer
 from hidecmoe_jax.methods.routed import Routed
 from hidecmoe_jax.models.store import load_model
-from hidecmoe_jax.port.convert import convert
-from hidecmoe_jax.port.hf import write_hf
-from hidecmoe_jax.port.sentences import PROBES, from_sentencepiece, wrong_ids
+from hidecmoe_jax.port.checkpoints.convert import convert
+from hidecmoe_jax.port.checkpoints.sentencepiece import PROBES, from_sentencepiece, wrong_ids
+from hidecmoe_jax.port.exports.hf import write_hf
 from hidecmoe_jax.runs.config import Base, RunConfig
-from hidecmoe_jax.runs.manifest import verify
-from hidecmoe_jax.runs.setting import open_base
+from hidecmoe_jax.runs.session import open_base
+from hidecmoe_jax.storage.manifest import verify
 from tests.tiny import write_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -136,7 +136,7 @@ def test_an_existing_target_is_never_touched_and_a_small_disk_is_said_before(hub
     (tmp_path / "out").mkdir()
     with pytest.raises(CheckpointError, match="exists"):
         convert(hub, tmp_path / "out", clip=clip)
-    monkeypatch.setattr("hidecmoe_jax.port.convert._SPARE", 2**60)
+    monkeypatch.setattr("hidecmoe_jax.port.checkpoints.convert._SPARE", 2**60)
     with pytest.raises(ResourceError, match="bytes are needed"):
         convert(hub, tmp_path / "new", clip=clip)
 

@@ -18,9 +18,9 @@ from safetensors.numpy import load_file
 from hidecmoe_jax.core import trees
 from hidecmoe_jax.core.errors import BusyError, CheckpointError
 from hidecmoe_jax.models.store import load_model
-from hidecmoe_jax.port.check import Row
-from hidecmoe_jax.port.convert import convert
-from hidecmoe_jax.runs.manifest import verify
+from hidecmoe_jax.port.checkpoints.check import Row
+from hidecmoe_jax.port.checkpoints.convert import convert
+from hidecmoe_jax.storage.manifest import verify
 
 ROOT = Path(__file__).resolve().parents[2]
 KEY = "language_model.model.layers.1.self_attn.q_proj.weight"
@@ -29,7 +29,7 @@ LEAF = "decoder/layers/q_proj/kernel"
 KILLED = """
 import sys
 from pathlib import Path
-from hidecmoe_jax.port.convert import convert
+from hidecmoe_jax.port.checkpoints.convert import convert
 source, clip, target, layout = sys.argv[1:]
 convert(Path(source), Path(target), clip=Path(clip), layout=layout)
 """
@@ -65,8 +65,8 @@ def stopped(monkeypatch, *given, **options) -> None:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("hidecmoe_jax.port.staging.crash_point", stop)
-        patched.setattr("hidecmoe_jax.port.staging.SYNC_EVERY", 1)
+        patched.setattr("hidecmoe_jax.port.checkpoints.staging.crash_point", stop)
+        patched.setattr("hidecmoe_jax.port.checkpoints.staging.SYNC_EVERY", 1)
         with pytest.raises(KeyboardInterrupt):
             convert(*given, **options)
 
@@ -105,7 +105,7 @@ def test_wt17_two_states_of_a_source_are_never_mixed(hub, clip, tmp_path, monkey
         if (name, detail) == ("convert_leaf", LEAF):
             other_weights(world.weights(hub))
 
-    monkeypatch.setattr("hidecmoe_jax.port.staging.crash_point", swap)
+    monkeypatch.setattr("hidecmoe_jax.port.checkpoints.staging.crash_point", swap)
     with pytest.raises(CheckpointError, match="changed while it was converted"):
         convert(hub, tmp_path / "new", clip=clip)
     assert not (tmp_path / "new").exists() and not (tmp_path / "new.partial").exists()
@@ -145,9 +145,11 @@ def test_sec6_work_that_was_stopped_while_it_was_sealed_is_gone_on_with(hub, cli
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr("hidecmoe_jax.port.attempt.write_manifest", stop)
+        patched.setattr("hidecmoe_jax.port.checkpoints.attempt.write_manifest", stop)
         convert(hub, tmp_path / "out", clip=clip)
-    monkeypatch.setattr("hidecmoe_jax.port.staging._write", lambda *given: pytest.fail("a leaf was written again"))
+    monkeypatch.setattr(
+        "hidecmoe_jax.port.checkpoints.staging._write", lambda *given: pytest.fail("a leaf was written again")
+    )
     convert(hub, tmp_path / "out", clip=clip, resume=True)
     verify(tmp_path / "out")
     assert {"partial.json", "journal.jsonl"}.isdisjoint(path.name for path in (tmp_path / "out").iterdir())
@@ -164,7 +166,7 @@ def test_a_target_that_another_process_makes_is_busy_to_the_last(resume, hub, cl
             convert(hub, tmp_path / "out", clip=clip, resume=resume)
         said.append(str(caught.value))
 
-    monkeypatch.setattr("hidecmoe_jax.port.attempt.crash_point", second)
+    monkeypatch.setattr("hidecmoe_jax.port.checkpoints.attempt.crash_point", second)
     convert(hub, tmp_path / "out", clip=clip)
     verify(tmp_path / "out")
     assert str(os.getpid()) in said[0] and "another folder" in said[0] and "--out" not in said[0]

@@ -8,7 +8,7 @@ import convert_world as world
 import pytest
 
 from hidecmoe_jax.core.errors import CheckpointError
-from hidecmoe_jax.port.convert import convert
+from hidecmoe_jax.port.checkpoints.convert import convert
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from hidecmoe_jax.core.errors import CheckpointError
-from hidecmoe_jax.port.convert import convert
+from hidecmoe_jax.port.checkpoints.convert import convert
 
 HEAD = "language_model.lm_head.weight"
 TABLE = "language_model.model.embed_tokens.weight"

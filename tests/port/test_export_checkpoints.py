@@ -15,12 +15,12 @@ from hidecmoe_jax.core import trees
 from hidecmoe_jax.core.errors import CheckpointError, ConfigError
 from hidecmoe_jax.models.store import load_model
 from hidecmoe_jax.port.adopt import write_run
-from hidecmoe_jax.port.convert import convert
-from hidecmoe_jax.port.hf import write_clip, write_hf
-from hidecmoe_jax.port.hub import read_hub
+from hidecmoe_jax.port.checkpoints.convert import convert
+from hidecmoe_jax.port.exports.hf import write_clip, write_hf
+from hidecmoe_jax.port.exports.hub import read_hub
+from hidecmoe_jax.runs.assistant import recalled
 from hidecmoe_jax.runs.ledger import Ledger
-from hidecmoe_jax.runs.load import recalled
-from hidecmoe_jax.runs.manifest import verify, write_manifest
+from hidecmoe_jax.storage.manifest import verify, write_manifest
 
 TASKS = ("birds", "fish")
 LLM = "language_model.model.layers"
@@ -37,7 +37,7 @@ def tensors(folder):
 
 
 def test_the_base_comes_out_with_every_number_of_every_leaf(hide, tmp_path):
-    hj.export(hide, tmp_path / "out", hj.Wish("hf-base"))
+    hj.export(hide, tmp_path / "out", hj.ExportOptions("hf-base"))
     found, params = tensors(tmp_path / "out"), load_model(hide.parent / "base").params
     assert len(found) == 9 * 3 + 3 + 4 + 16 * 2 + 3 + 4  # decoder layers, rest, projector, vision layers, stem, norms
     q = np.asarray(params["decoder"]["layers"]["q_proj"]["kernel"])
@@ -59,16 +59,16 @@ def test_the_base_comes_out_with_every_number_of_every_leaf(hide, tmp_path):
 
 
 def test_a_base_folder_can_be_written_without_a_run(hide, tmp_path):
-    hj.export(hide.parent / "base", tmp_path / "out", hj.Wish("hf-base"))
-    hj.export(hide, tmp_path / "of_run", hj.Wish("hf-base"))
+    hj.export(hide.parent / "base", tmp_path / "out", hj.ExportOptions("hf-base"))
+    hj.export(hide, tmp_path / "of_run", hj.ExportOptions("hf-base"))
     assert (tmp_path / "out" / "model.safetensors").read_bytes() == (
         tmp_path / "of_run" / "model.safetensors"
     ).read_bytes()
 
 
 def test_large_checkpoints_come_in_shards_with_an_index_that_names_every_tensor(hide, tmp_path):
-    hj.export(hide, tmp_path / "one", hj.Wish("hf-base"))
-    hj.export(hide, tmp_path / "many", hj.Wish("hf-base", shard_gib=30_000 / 2**30))
+    hj.export(hide, tmp_path / "one", hj.ExportOptions("hf-base"))
+    hj.export(hide, tmp_path / "many", hj.ExportOptions("hf-base", shard_gib=30_000 / 2**30))
     index = json.loads((tmp_path / "many" / "model.safetensors.index.json").read_text())
     files = sorted(path.name for path in (tmp_path / "many").glob("*.safetensors"))
     assert len(files) > 2 and sorted(set(index["weight_map"].values())) == files
@@ -80,9 +80,9 @@ def test_large_checkpoints_come_in_shards_with_an_index_that_names_every_tensor(
 
 
 def test_a_merged_model_is_the_base_plus_the_adapter_of_the_task(hide, tmp_path):
-    hj.export(hide, tmp_path / "merged", hj.Wish("hf", tasks=("fish",)))
-    hj.export(hide, tmp_path / "base", hj.Wish("hf-base"))
-    hj.export(hide, tmp_path / "peft", hj.Wish("peft", tree="since5"))
+    hj.export(hide, tmp_path / "merged", hj.ExportOptions("hf", tasks=("fish",)))
+    hj.export(hide, tmp_path / "base", hj.ExportOptions("hf-base"))
+    hj.export(hide, tmp_path / "peft", hj.ExportOptions("peft", tree="since5"))
     merged, base = tensors(tmp_path / "merged"), tensors(tmp_path / "base")
     changed = {name for name in base if not np.array_equal(base[name], merged[name])}
     linears = {f"{LLM}.{layer}.{part}.weight" for layer in range(3) for part in MODULES.values()}
@@ -112,7 +112,7 @@ def test_for_vllm_the_projector_is_in_the_base_and_not_in_the_adapters(hide, tmp
 
 
 def test_a_hub_folder_has_its_parts_and_becomes_the_same_run_again(hide, tmp_path):
-    hj.export(hide, tmp_path / "hub", hj.Wish("hub"))
+    hj.export(hide, tmp_path / "hub", hj.ExportOptions("hub"))
     hub = tmp_path / "hub"
     for part in ("README.md", "hidecmoe.json", "projector.safetensors", "MANIFEST.json", "routing/thresholds.json"):
         assert (hub / part).is_file(), part
@@ -132,7 +132,7 @@ def test_a_hub_folder_has_its_parts_and_becomes_the_same_run_again(hide, tmp_pat
 def test_the_card_is_yaml_and_words_and_the_facts_name_the_base(hide, tmp_path):
     import yaml
 
-    hj.export(hide, tmp_path / "hub", hj.Wish("hub", base="llava-hf/llava-1.5-7b-hf"))
+    hj.export(hide, tmp_path / "hub", hj.ExportOptions("hub", base="llava-hf/llava-1.5-7b-hf"))
     text = (tmp_path / "hub" / "README.md").read_text()
     head = yaml.safe_load(text.split("---\n")[1])
     assert head["base_model"] == "llava-hf/llava-1.5-7b-hf" and head["pipeline_tag"] == "image-text-to-text"
@@ -149,15 +149,15 @@ def test_a_mixture_goes_to_a_hub_and_back(tmp_path):
     plain = {"kind": "mixture", "growth": "uniform", "start": "blank", "lora": {"rank": 2, "sites": ["ffn"]}}
     config, model = run_config(base, "cmoe", **plain), load_model(base)
     method, random = config.method, np.random.default_rng(0)
-    learner = method.birth(model, 4)
+    learner = method.init(model, 4)
     visible = np.array(learner.memory["visible"])
     visible[0, :, :2] = True
-    kept = method.keep(learner.replace(memory=learner.memory | {"visible": visible}), 0)
+    kept = method.to_archive(learner.replace(memory=learner.memory | {"visible": visible}), 0)
     experts = {p: random.normal(size=x.shape).astype(x.dtype) for p, x in kept["experts"].items() if p != "owner"}
     experts["owner"] = np.zeros(kept["experts"]["owner"].shape, np.int32)
     lesson = {"experts": experts, "shared": {}, "memory": {p: np.asarray(x) for p, x in kept["memory"].items()}}
     write_run(tmp_path / "run", config, model, ("birds",), [lesson], facts={}, digest=trees.digest(model.params))
-    hj.export(tmp_path / "run", tmp_path / "hub", hj.Wish("hub"))
+    hj.export(tmp_path / "run", tmp_path / "hub", hj.ExportOptions("hub"))
     assert (tmp_path / "hub" / "experts" / "birds" / "experts.safetensors").is_file()
     hj.adopt(base, [tmp_path / "hub"], tmp_path / "back")
     before, after = (Ledger(tmp_path / run / "seed_0").load(0)[0] for run in ("run", "back"))
@@ -168,7 +168,7 @@ def test_a_mixture_goes_to_a_hub_and_back(tmp_path):
 def hub(hide, tmp_path_factory):
     """A hub folder to copy and spoil."""
     folder = tmp_path_factory.mktemp("hub") / "hub"
-    hj.export(hide, folder, hj.Wish("hub"))
+    hj.export(hide, folder, hj.ExportOptions("hub"))
     return folder
 
 
@@ -244,12 +244,12 @@ def test_the_card_knows_of_leaks_only_where_the_training_was_ours(hide, tmp_path
         groups, facts = Ledger(hide / "seed_0").load(task)
         Ledger(run / "seed_0").commit(task, name, groups, meta=facts | ({"adopted": []} if task else {}))
     for row, said in ((1, "was checked before it"), (2, "is not known of fish: ")):
-        hj.export(run, tmp_path / str(row), hj.Wish("hub", row=row))
+        hj.export(run, tmp_path / str(row), hj.ExportOptions("hub", row=row))
         assert said in (tmp_path / str(row) / "README.md").read_text()
 
 
 def test_wt9_a_hub_folder_of_another_base_is_refused(hide, tmp_path):
-    hj.export(hide, tmp_path / "hub", hj.Wish("hub"))
+    hj.export(hide, tmp_path / "hub", hj.ExportOptions("hub"))
     other = write_base(tmp_path / "other", seed=1)
     with pytest.raises(CheckpointError, match="another base model"):
         hj.adopt(other, [tmp_path / "hub"], tmp_path / "out")
@@ -257,7 +257,7 @@ def test_wt9_a_hub_folder_of_another_base_is_refused(hide, tmp_path):
 
 
 def test_a_base_goes_out_and_comes_in_again_byte_for_byte(hide, tmp_path):
-    hj.export(hide, tmp_path / "out", hj.Wish("hf-base"))
+    hj.export(hide, tmp_path / "out", hj.ExportOptions("hf-base"))
     convert(tmp_path / "out", tmp_path / "in", clip=tmp_path / "out" / "clip")
     again, before = load_model(tmp_path / "in"), load_model(hide.parent / "base")
     assert trees.digests(again.params) == trees.digests(before.params)
@@ -271,6 +271,6 @@ def test_a_base_goes_out_and_comes_in_again_byte_for_byte(hide, tmp_path):
 @pytest.mark.parametrize("form", ["peft", "hub", "hf-base"])
 def test_every_file_that_goes_out_is_as_readable_as_any_other(hide, tmp_path, form):
     (tmp_path / "plain").touch()
-    hj.export(hide, tmp_path / "out", hj.Wish(form))
+    hj.export(hide, tmp_path / "out", hj.ExportOptions(form))
     modes = {path.stat().st_mode for path in (tmp_path / "out").rglob("*") if path.is_file()}
     assert modes == {(tmp_path / "plain").stat().st_mode}

@@ -13,13 +13,13 @@ from foreign_adapters import peft_folder
 from tiny import TINY, write_base
 
 import hidecmoe_jax as hj
-from hidecmoe_jax.methods.learner import Serving
+from hidecmoe_jax.methods.base import Serving
 from hidecmoe_jax.models.store import load_model
-from hidecmoe_jax.port import check
-from hidecmoe_jax.port.convert import convert
-from hidecmoe_jax.port.hf import write_hf
-from hidecmoe_jax.port.single import merged, names_of
-from hidecmoe_jax.runs.load import Assistant, recalled
+from hidecmoe_jax.port.checkpoints import check
+from hidecmoe_jax.port.checkpoints.convert import convert
+from hidecmoe_jax.port.exports.hf import write_hf
+from hidecmoe_jax.port.exports.lora_of_task import merged, names_of
+from hidecmoe_jax.runs.assistant import Assistant, recalled
 
 torch = pytest.importorskip("torch")
 peft = pytest.importorskip("peft")
@@ -79,9 +79,9 @@ def apart(one: np.ndarray, other: np.ndarray) -> float:
 )
 def test_peft_answers_every_task_as_the_run_does(root, tmp_path, name, method):
     run = make_run(root / name, root / "base", name, TASKS, **method)
-    hj.export(run, tmp_path / "base", hj.Wish("hf-base"))
-    hj.export(run, tmp_path / "peft", hj.Wish("peft"))
-    hj.export(run, tmp_path / "vllm", hj.Wish("vllm"))
+    hj.export(run, tmp_path / "base", hj.ExportOptions("hf-base"))
+    hj.export(run, tmp_path / "peft", hj.ExportOptions("peft"))
+    hj.export(run, tmp_path / "vllm", hj.ExportOptions("vllm"))
     bare = theirs(llava(tmp_path / "base"))
     for task, number in names_of(recalled(run)).items():
         wanted = ours(run, number)
@@ -93,7 +93,7 @@ def test_peft_answers_every_task_as_the_run_does(root, tmp_path, name, method):
             found = apart(theirs(model.eval()), wanted)
             print(f"{name} {task} {adapter}: {found:.2e}")
             assert found < NEAR
-        hj.export(run, tmp_path / task, hj.Wish("hf", tasks=(task,)))
+        hj.export(run, tmp_path / task, hj.ExportOptions("hf", tasks=(task,)))
         found = apart(theirs(llava(tmp_path / task)), wanted)
         print(f"{name} {task} merged: {found:.2e}")
         assert found < NEAR
@@ -115,8 +115,8 @@ class Before5(torch.nn.Module):
 
 def test_the_older_module_tree_takes_the_adapter_too(root, tmp_path):
     run = make_run(root / "older", root / "base", "hide", TASKS)
-    hj.export(run, tmp_path / "base", hj.Wish("hf-base"))
-    hj.export(run, tmp_path / "peft", hj.Wish("peft"))
+    hj.export(run, tmp_path / "base", hj.ExportOptions("hf-base"))
+    hj.export(run, tmp_path / "peft", hj.ExportOptions("peft"))
     model = peft.PeftModel.from_pretrained(Before5(llava(tmp_path / "base")), tmp_path / "peft" / "fish" / "before5")
     ids = inputs()["input_ids"][1:, :9]
     with torch.no_grad():
@@ -130,7 +130,7 @@ def test_the_older_module_tree_takes_the_adapter_too(root, tmp_path):
 
 def test_an_adapter_that_peft_saved_answers_here_as_it_does_there(root, tmp_path):
     run = make_run(root / "bare", root / "base", "hide", TASKS)
-    hj.export(run, tmp_path / "base", hj.Wish("hf-base"))
+    hj.export(run, tmp_path / "base", hj.ExportOptions("hf-base"))
     config = peft.LoraConfig(r=4, lora_alpha=6, use_rslora=True, target_modules=r".*language_model.*\.(q_proj|up_proj)")
     model = peft.get_peft_model(llava(tmp_path / "base"), config)
     with torch.no_grad():
@@ -144,7 +144,7 @@ def test_an_adapter_that_peft_saved_answers_here_as_it_does_there(root, tmp_path
 
 def test_the_drawn_adapters_of_the_other_tests_are_such_that_peft_loads(root, tmp_path):
     run = make_run(root / "drawn", root / "base", "hide", TASKS)
-    hj.export(run, tmp_path / "base", hj.Wish("hf-base"))
+    hj.export(run, tmp_path / "base", hj.ExportOptions("hf-base"))
     given = peft_folder(tmp_path / "given", target_modules=r".*language_model.*\.\w+_proj")
     model = peft.PeftModel.from_pretrained(llava(tmp_path / "base"), given)
     hj.adopt(root / "base", [given], tmp_path / "run")

@@ -12,11 +12,11 @@ from hidecmoe_jax.cli.main import main
 from hidecmoe_jax.core import trees
 from hidecmoe_jax.core.errors import BusyError, ConfigError, HidecmoeError
 from hidecmoe_jax.models.store import load_model
+from hidecmoe_jax.port.adapters.peft import LoraWeights, alpha_of, served_rank, with_rank
 from hidecmoe_jax.port.adopt import write_run
 from hidecmoe_jax.port.output import fresh_folder
-from hidecmoe_jax.port.peft import LoraWeights, alpha_of, served_rank, with_rank
 from hidecmoe_jax.runs.ledger import Ledger
-from hidecmoe_jax.runs.manifest import verify
+from hidecmoe_jax.storage.manifest import verify
 
 TASKS = ("birds", "fish")
 
@@ -39,7 +39,7 @@ def experts(run, task: int) -> dict[str, np.ndarray]:
 
 
 def test_hide_is_one_adapter_a_task_fused_below_and_its_own_expert_on_top(hide, tmp_path):
-    hj.export(hide, tmp_path / "out", hj.Wish("peft"))
+    hj.export(hide, tmp_path / "out", hj.ExportOptions("peft"))
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["MANIFEST.json", *TASKS]
     verify(tmp_path / "out")
     one, two = experts(hide, 0), experts(hide, 1)
@@ -60,7 +60,7 @@ def test_hide_is_one_adapter_a_task_fused_below_and_its_own_expert_on_top(hide, 
 
 
 def test_ranks_are_those_that_vllm_serves_and_keep_the_scale(hide, tmp_path):
-    hj.export(hide, tmp_path / "out", hj.Wish("peft", tree="since5"))
+    hj.export(hide, tmp_path / "out", hj.ExportOptions("peft", tree="since5"))
     config, tensors, notes = read_adapter(tmp_path / "out" / "birds")
     assert config["r"] == 8 and config["lora_alpha"] == pytest.approx(8 * 16 / 3, abs=0)
     assert {t.shape[0] for name, t in tensors.items() if "lora_A" in name} == {8}
@@ -84,8 +84,8 @@ def test_a_rank_that_nobody_serves_is_refused():
 def test_a_rank_that_vllm_does_not_serve_goes_out_as_it_is_where_vllm_is_not_meant(world, tmp_path, capsys):
     lora = {"rank": 513, "sites": ["k_proj"]}
     run = world[1]("wide", lora=lora, growth="shared", train_projector=False)
-    hj.export(run, tmp_path / "peft", hj.Wish("peft", tree="since5"))
-    hj.export(run, tmp_path / "hub", hj.Wish("hub"))
+    hj.export(run, tmp_path / "peft", hj.ExportOptions("peft", tree="since5"))
+    hj.export(run, tmp_path / "hub", hj.ExportOptions("hub"))
     for folder in (tmp_path / "peft" / "wide", tmp_path / "hub" / "experts" / "fish"):
         config, tensors, notes = read_adapter(folder)
         assert config["r"] == 513 and notes["hidecmoe_rank"] == "513"
@@ -112,7 +112,7 @@ def test_filling_up_the_rank_keeps_the_update_to_the_bit(rank):
 
 
 def test_the_tuned_projector_goes_along_and_nothing_else(hide, tmp_path):
-    hj.export(hide, tmp_path / "out", hj.Wish("peft"))
+    hj.export(hide, tmp_path / "out", hj.ExportOptions("peft"))
     shared = Ledger(hide / "seed_0").load(1)[0]["shared"]
     for folder, prefix in (("fish", "model."), ("fish/before5", "")):
         config, tensors, _ = read_adapter(tmp_path / "out" / folder)
@@ -124,7 +124,7 @@ def test_the_tuned_projector_goes_along_and_nothing_else(hide, tmp_path):
 
 
 def test_the_names_are_those_of_either_tree_and_never_of_the_vision_tower(hide, tmp_path):
-    hj.export(hide, tmp_path / "out", hj.Wish("peft"))
+    hj.export(hide, tmp_path / "out", hj.ExportOptions("peft"))
     for folder, tree in (("birds", "since5"), ("birds/before5", "before5")):
         config, tensors, _ = read_adapter(tmp_path / "out" / folder)
         modules = {name[len("base_model.model.") :].rsplit(".lora_", 1)[0] for name in tensors if "lora_" in name}
@@ -136,7 +136,7 @@ def test_the_names_are_those_of_either_tree_and_never_of_the_vision_tower(hide, 
 
 def test_a_fusion_that_is_a_sum_of_products_is_one_adapter_of_all_their_ranks(world, tmp_path):
     run = world[1]("product", fusion="product_mean", train_projector=False)
-    hj.export(run, tmp_path / "out", hj.Wish("peft", tree="since5"))
+    hj.export(run, tmp_path / "out", hj.ExportOptions("peft", tree="since5"))
     config, _, notes = read_adapter(tmp_path / "out" / "birds")
     assert config["modules_to_save"] is None and notes["hidecmoe_rank"] == "6"
     one, two = experts(run, 0), experts(run, 1)
@@ -147,7 +147,7 @@ def test_a_fusion_that_is_a_sum_of_products_is_one_adapter_of_all_their_ranks(wo
 
 def test_one_shared_expert_is_one_adapter_with_the_name_of_the_method(world, tmp_path):
     run = world[1]("sequential", growth="shared")
-    hj.export(run, tmp_path / "out", hj.Wish("peft"))
+    hj.export(run, tmp_path / "out", hj.ExportOptions("peft"))
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["MANIFEST.json", "sequential"]
     last = experts(run, 1)
     wanted = 16 / 3 * (last["a/k_proj"][1, :, 0].astype(np.float64) @ last["b/k_proj"][1, 0]).T

@@ -16,7 +16,7 @@ import make_goldens  # noqa: E402
 import reference  # noqa: E402
 
 from hidecmoe_jax.port import check  # noqa: E402
-from hidecmoe_jax.port.convert import convert  # noqa: E402
+from hidecmoe_jax.port.checkpoints.convert import convert  # noqa: E402
 
 AGAIN = 2e-5
 """Stored and fresh answers may differ by this: another torch sums in another order."""

@@ -17,8 +17,8 @@ from hidecmoe_jax.core import trees
 from hidecmoe_jax.data.tokenizer import Tokenizer
 from hidecmoe_jax.models.llava import Model
 from hidecmoe_jax.models.store import load_model
-from hidecmoe_jax.port import check
-from hidecmoe_jax.port.convert import convert
+from hidecmoe_jax.port.checkpoints import check
+from hidecmoe_jax.port.checkpoints.convert import convert
 
 WHOLE = ("hub", "memory_flat", "current", "hub_tied", "memory")
 PARTS = ("original", "separate", "vicuna")

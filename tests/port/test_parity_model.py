@@ -11,7 +11,7 @@ import planted
 import pytest
 
 from hidecmoe_jax.core.errors import CheckpointError
-from hidecmoe_jax.port import check
+from hidecmoe_jax.port.checkpoints import check
 
 
 @pytest.mark.parametrize("name", cases.CASES)

@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch")
 
 import unpickle  # noqa: E402
 
-from hidecmoe_jax.port.adapters import read_adapter  # noqa: E402
+from hidecmoe_jax.port.adapters.read import read_adapter  # noqa: E402
 
 
 def run(monkeypatch, *words) -> int:

@@ -13,11 +13,11 @@ from pathlib import Path
 
 from hidecmoe_jax.runs.config import load_config
 from hidecmoe_jax.runs.stream_loop import learn
-from hidecmoe_jax.runs.watching import Watching
+from hidecmoe_jax.runs.watching import StageMonitor
 
 config, out, event, delay = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4])
 seen = 0
-finished = Watching.step
+finished = StageMonitor.step
 
 
 def strike() -> None:
@@ -33,5 +33,5 @@ def step(self, *given) -> None:
         threading.Thread(target=strike, daemon=True).start()
 
 
-Watching.step = step
+StageMonitor.step = step
 learn(load_config(config), out, resume=(out / "run.json").is_file())

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import jax
 
-from hidecmoe_jax.methods.learner import Learner
+from hidecmoe_jax.methods.base import Learner
 from hidecmoe_jax.methods.routed import Routed
 
 

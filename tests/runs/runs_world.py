@@ -7,9 +7,9 @@ import yaml
 from tiny import mapping, write_base, write_stream
 
 from hidecmoe_jax.core import trees
-from hidecmoe_jax.runs.cells import Cells, Curve
 from hidecmoe_jax.runs.config import RunConfig, load_config
 from hidecmoe_jax.runs.ledger import Ledger
+from hidecmoe_jax.runs.scores import Cells, Curve
 
 
 def make_world(root: Path, name: str = "hide", *, tasks: int = 2, **method) -> RunConfig:

@@ -10,7 +10,7 @@ from tiny import write_task
 
 from hidecmoe_jax.core.errors import ConfigError
 from hidecmoe_jax.runs.stream_loop import add, learn, rollback
-from hidecmoe_jax.runs.watching import Watching
+from hidecmoe_jax.runs.watching import StageMonitor
 
 SCAFFOLDS = ("progress", "between")
 
@@ -20,7 +20,7 @@ def world(tmp_path_factory):
     """Folder, a run of two tasks, that run with trees given up in the middle of tuning, and other data named trees."""
     root = tmp_path_factory.mktemp("given_up")
     run = learn(make_world(root, "cmoe", **MIXTURE), root / "run")
-    begun, finished = Path(shutil.copytree(run, root / "begun")), Watching.step
+    begun, finished = Path(shutil.copytree(run, root / "begun")), StageMonitor.step
 
     def step(self, stage, number, *rest):
         finished(self, stage, number, *rest)
@@ -28,7 +28,7 @@ def world(tmp_path_factory):
             raise Died
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Watching, "step", step)
+        patch.setattr(StageMonitor, "step", step)
         with pytest.raises(Died):
             add(begun, root / "trees")
     assert all(checkpoints(begun).values())
@@ -75,13 +75,13 @@ def test_ck1_a_learner_of_other_data_is_not_gone_on_from(world, wanted, capsys):
 
 def test_ck1_a_redone_lesson_begins_at_its_beginning(world, monkeypatch):
     root, _, begun, _ = world
-    mine, seen, finished = Path(shutil.copytree(begun, root / "redone")), [], Watching.step
+    mine, seen, finished = Path(shutil.copytree(begun, root / "redone")), [], StageMonitor.step
 
     def step(self, stage, number, *rest):
         seen.append((stage.kind, number))
         finished(self, stage, number, *rest)
 
-    monkeypatch.setattr(Watching, "step", step)
+    monkeypatch.setattr(StageMonitor, "step", step)
     add(mine, root / "trees")
     assert seen[0] == ("tune", 2), "the same data are gone on with"
     put_back(mine, begun)

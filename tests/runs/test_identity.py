@@ -12,7 +12,7 @@ from hidecmoe_jax.core.errors import BusyError, CheckpointError, ConfigError
 from hidecmoe_jax.runs.config import RunConfig, to_mapping
 from hidecmoe_jax.runs.identity import open_run, read_run, replace
 from hidecmoe_jax.runs.ledger import Ledger
-from hidecmoe_jax.runs.lock import writer_lock
+from hidecmoe_jax.storage.lock import writer_lock
 
 WHO = {
     "method": "hide",

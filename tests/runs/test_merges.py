@@ -14,16 +14,16 @@ import hidecmoe_jax as hj
 from hidecmoe_jax.core import trees
 from hidecmoe_jax.core.errors import ConfigError
 from hidecmoe_jax.experts.bank import EMPTY
-from hidecmoe_jax.methods import homes
+from hidecmoe_jax.methods import shared_slots
 from hidecmoe_jax.methods.routed import FAMILY
 from hidecmoe_jax.runs import edits
-from hidecmoe_jax.runs.inspect import describe
+from hidecmoe_jax.runs.assistant import load, recalled
 from hidecmoe_jax.runs.ledger import Ledger
-from hidecmoe_jax.runs.load import load, recalled
-from hidecmoe_jax.runs.overlap import overlap
-from hidecmoe_jax.runs.setting import open_setting
+from hidecmoe_jax.runs.session import open_session
 from hidecmoe_jax.runs.stream_loop import add, config_of, learn, rollback
-from hidecmoe_jax.runs.trial import merge, restore, retire
+from hidecmoe_jax.studies.edit_trial import merge, restore, retire
+from hidecmoe_jax.studies.inspect import describe
+from hidecmoe_jax.studies.task_overlap import overlap
 
 WORLDS = {"all": {"expand": "all"}, "chosen": {"expand": {"layers": 1, "share": 1.0}}}
 
@@ -79,10 +79,10 @@ def test_a_merge_serves_is_learned_on_top_of_and_taken_back(world, merged):
     learner, archive = recalled(run).learner, Ledger(run / "seed_0").archive()
     assert method.learned(learner) == (0, 1, 2)
     for task in (0, 1):
-        then, later = (method.keep(found, task)["experts"] for found in (was.learner, learner))
+        then, later = (method.to_archive(found, task)["experts"] for found in (was.learner, learner))
         assert trees.digests(then) == trees.digests(later)
-    assert trees.digests(method.keep(learner, 2)["experts"]) == trees.digests(archive[2]["experts"])
-    np.testing.assert_array_equal(learner.memory[homes.HOME], was.learner.memory[homes.HOME])
+    assert trees.digests(method.to_archive(learner, 2)["experts"]) == trees.digests(archive[2]["experts"])
+    np.testing.assert_array_equal(learner.memory[shared_slots.HOME], was.learner.memory[shared_slots.HOME])
     if method.chooses:
         choosing(run / "seed_0", 2, "trees", (rows[0] + 1) % 3)
         learner = recalled(run).learner
@@ -97,7 +97,7 @@ def test_a_merge_serves_is_learned_on_top_of_and_taken_back(world, merged):
     rollback(run, 2)
     assert outcome(run) == after
     restore(run)
-    assert outcome(run) == before and homes.HOME not in recalled(run).learner.memory
+    assert outcome(run) == before and shared_slots.HOME not in recalled(run).learner.memory
 
 
 def test_only_what_stays_can_be_edited_further(merged):
@@ -132,11 +132,11 @@ def test_wrong_merges_are_refused_in_words_of_the_command(world):
 
 def test_an_edited_run_leaves_as_what_it_answers_with(merged, tmp_path):
     run = merged[1]
-    hj.export(run, tmp_path / "adapters", hj.Wish("peft"))
+    hj.export(run, tmp_path / "adapters", hj.ExportOptions("peft"))
     # Fused layers are the same for all tasks, and so now are the others.
     one, other = (load_file(tmp_path / "adapters" / task / "adapter_model.safetensors") for task in ("birds", "fish"))
     assert trees.digests(one) == trees.digests(other)
-    hj.export(run, tmp_path / "hub", hj.Wish("hub"))
+    hj.export(run, tmp_path / "hub", hj.ExportOptions("hub"))
     hj.adopt(config_of(run).base.path, [tmp_path / "hub"], tmp_path / "again")
     np.testing.assert_array_equal(slots(tmp_path / "again"), slots(run))
     assert trees.digests(trees.flatten(recalled(tmp_path / "again").learner.past)) == trees.digests(
@@ -147,13 +147,13 @@ def test_an_edited_run_leaves_as_what_it_answers_with(merged, tmp_path):
 def test_every_seed_is_merged_where_it_keeps_tasks_apart(tmp_path, capsys):
     config = make_world(tmp_path, "hide", **WORLDS["chosen"])
     run = learn(replace(config, seeds=(0, 1)), tmp_path / "run")
-    setting = open_setting(config_of(run))
+    session = open_session(config_of(run))
     folders = [run / f"seed_{seed}" for seed in (0, 1)]
     for folder, layer in zip(folders, (0, 1), strict=True):
         choosing(folder, 1, "fish", layer)
     merge(run, "birds", "fish", allowed=100.0, commit=True)
     for folder, layer in zip(folders, (0, 1), strict=True):
-        learner = setting.recall(Ledger(folder).archive(), run)
+        learner = session.recall(Ledger(folder).archive(), run)
         assert np.flatnonzero(np.asarray(learner.past[FAMILY].owner_LS)[:, 2] == EMPTY).tolist() == [layer]
     with pytest.raises(ConfigError, match="number 1 lives in the slot of number 0"):
         merge(run, "birds", "fish", layers=(1,))

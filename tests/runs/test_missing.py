@@ -11,12 +11,12 @@ from runs_world import make_world
 
 from hidecmoe_jax.cli.main import main
 from hidecmoe_jax.core.errors import CheckpointError
-from hidecmoe_jax.runs import rows
-from hidecmoe_jax.runs.cells import Cells
-from hidecmoe_jax.runs.inspect import describe
+from hidecmoe_jax.runs import evaluation
+from hidecmoe_jax.runs.assistant import load
 from hidecmoe_jax.runs.ledger import Ledger
-from hidecmoe_jax.runs.load import load
+from hidecmoe_jax.runs.scores import Cells
 from hidecmoe_jax.runs.stream_loop import evaluate_run, learn
+from hidecmoe_jax.studies.inspect import describe
 
 DOUBTING = {"gate": {"kind": "anchors", "foreign": 0.0, "kept_apart": 0.25}}
 
@@ -75,7 +75,7 @@ def test_ck24_skip_missing_masks_the_task_and_every_answer_says_so(world, maimed
     # Fused of fish alone: what a run that never learned birds would fold in.
     method, model = run.run.method, run.base
     kept = Ledger(world[2] / "seed_0").archive()
-    bank = method.recall(model, 2, [None, kept[1]]).past["linears"]
+    bank = method.from_archive(model, 2, [None, kept[1]]).past["linears"]
     for site, b in bank.b.items():
         own = np.asarray(kept[1]["experts"][f"b/{site}"])[:-1, 0]
         np.testing.assert_array_equal(np.asarray(b)[:-1, 0], own, err_msg=site)
@@ -86,7 +86,7 @@ def test_ck24_eval_measures_what_is_left_beside_the_run(world, maimed, capsys):
     assert main(["eval", str(maimed), "--skip-missing"]) == 0
     aside = maimed / "seed_0" / "without" / "birds"
     assert set(Cells(aside / "cells.json").read()[2]) == {"birds", "fish"}
-    lines = rows.read_answers(aside / "answers" / "row_002" / "fish.jsonl")
+    lines = evaluation.read_answers(aside / "answers" / "row_002" / "fish.jsonl")
     assert len(lines) == 4 and all(line["missing"] == ["birds"] and not line["weights"]["birds"] for line in lines)
     assert before == ((maimed / "report.json").read_bytes(), Cells(maimed / "seed_0" / "cells.json").read())
     assert main(["ask", str(maimed), asked(world)[1]]) == 4
@@ -118,7 +118,7 @@ def test_rt1_an_unknown_input_is_refused_or_answered_by_the_base_and_says_why(wo
 
 
 def test_rt1_evaluated_answers_carry_score_threshold_and_margin(world):
-    lines = rows.read_answers(world[2] / "seed_0" / "answers" / "row_002" / "birds.jsonl")
+    lines = evaluation.read_answers(world[2] / "seed_0" / "answers" / "row_002" / "birds.jsonl")
     for line in lines:
         found = line["finding"]
         assert found["score"] == pytest.approx(max(line["scores"][name] for name in ("birds", "fish")), abs=1e-5)
@@ -128,7 +128,7 @@ def test_rt1_evaluated_answers_carry_score_threshold_and_margin(world):
         assert found["nearest"] in ("birds", "fish") and not found["refused"]
     cell = Cells(world[2] / "seed_0" / "cells.json").read()[2]["birds"]
     assert cell["unknown"] == sum(line["finding"]["unknown"] for line in lines)
-    zero = rows.read_answers(world[2] / "seed_0" / "answers" / "row_000" / "birds.jsonl")
+    zero = evaluation.read_answers(world[2] / "seed_0" / "answers" / "row_000" / "birds.jsonl")
     assert all("finding" not in line and json.dumps(line, allow_nan=False) for line in zero)
 
 

@@ -8,14 +8,14 @@ from runs_world import make_world
 from test_resume_stages import MIXTURE
 from tiny import TINY
 
-from hidecmoe_jax.methods.gates import NamedGate
+from hidecmoe_jax.methods.gates.anchors import NamedGate
 from hidecmoe_jax.methods.routed import Routed
-from hidecmoe_jax.runs.cells import Cells
 from hidecmoe_jax.runs.costs import flops_per_query
+from hidecmoe_jax.runs.evaluation import confusion
 from hidecmoe_jax.runs.ledger import Ledger
 from hidecmoe_jax.runs.results import seed_result
-from hidecmoe_jax.runs.rows import confusion
-from hidecmoe_jax.runs.setting import open_base
+from hidecmoe_jax.runs.scores import Cells
+from hidecmoe_jax.runs.session import open_base
 from hidecmoe_jax.runs.stream_loop import learn
 
 TASKS = ("birds", "fish")
@@ -99,10 +99,10 @@ def test_methods_that_add_nothing_to_a_query_cost_what_the_model_costs(run):
     _, _, config, _ = run
     model, _ = open_base(config)
     for method in (Routed(growth="none"), Routed(growth="shared")):
-        found = flops_per_query(method, model, method.birth(model, 2), tokens=32)
+        found = flops_per_query(method, model, method.init(model, 2), tokens=32)
         assert found["ratio"] == 1.0 and found["locator_prefill"] == 0
     named = Routed(expand="all", gate=NamedGate())
-    assert flops_per_query(named, model, named.birth(model, 2), tokens=32)["ratio"] == 1.0  # nothing learned yet
+    assert flops_per_query(named, model, named.init(model, 2), tokens=32)["ratio"] == 1.0  # nothing learned yet
 
 
 def test_the_last_row_is_the_one_that_is_counted(run):

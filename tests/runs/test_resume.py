@@ -14,9 +14,10 @@ import pytest
 from runs_world import make_world, outcome
 
 from hidecmoe_jax.core.errors import PreemptedError
-from hidecmoe_jax.runs import ledger, progress, rows, store
+from hidecmoe_jax.runs import evaluation, ledger, progress
 from hidecmoe_jax.runs.stream_loop import learn
-from hidecmoe_jax.runs.watching import Watching
+from hidecmoe_jax.runs.watching import StageMonitor
+from hidecmoe_jax.storage import arrays
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +81,7 @@ def die_at(monkeypatch, name: str, detail: str = "") -> None:
         if here == name and detail in ("", about):
             raise Died(f"{here}:{about}")
 
-    for module in (ledger, progress, rows, store):
+    for module in (ledger, progress, evaluation, arrays):
         monkeypatch.setattr(module, "crash_point", crash)
 
 
@@ -120,7 +121,7 @@ def test_ev1_a_torn_line_is_answered_again(world):
 
 def test_ck4_sigterm_saves_leaves_with_75_and_goes_on(world, monkeypatch):
     root, config, wanted = world
-    out, finished = root / "stopped", Watching.step
+    out, finished = root / "stopped", StageMonitor.step
 
     def step(self, stage, number, *rest):
         if (self.name, number) == ("fish", 2):
@@ -128,7 +129,7 @@ def test_ck4_sigterm_saves_leaves_with_75_and_goes_on(world, monkeypatch):
         finished(self, stage, number, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Watching, "step", step)
+        patch.setattr(StageMonitor, "step", step)
         with pytest.raises(PreemptedError) as stopped:
             learn(config, out)
     assert stopped.value.exit_code == 75 and "task fish" in stopped.value.where
@@ -144,7 +145,7 @@ def test_ck4_a_signal_during_evaluation_ends_after_the_batch(world, monkeypatch)
             os.kill(os.getpid(), signal.SIGTERM)
 
     with monkeypatch.context() as patch:
-        patch.setattr(rows, "crash_point", stop)
+        patch.setattr(evaluation, "crash_point", stop)
         with pytest.raises(PreemptedError):
             learn(config, out)
     assert outcome(learn(config, out, resume=True)) == wanted
@@ -154,7 +155,7 @@ def test_ck4_a_signal_during_evaluation_ends_after_the_batch(world, monkeypatch)
 def half_way(world):
     """A run that died in the first task, two steps after its only checkpoint."""
     root, config, _ = world
-    out, finished = root / "half_way", Watching.step
+    out, finished = root / "half_way", StageMonitor.step
 
     def step(self, stage, number, *rest):
         finished(self, stage, number, *rest)
@@ -162,7 +163,7 @@ def half_way(world):
             raise Died
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Watching, "step", step)
+        patch.setattr(StageMonitor, "step", step)
         with pytest.raises(Died):
             learn(config, out)
     return out
@@ -186,14 +187,14 @@ FORGOTTEN = {
 @pytest.mark.parametrize("forgotten", FORGOTTEN)
 def test_ck1_the_comparison_notices_what_is_not_restored(world, half_way, monkeypatch, forgotten):
     root, config, wanted = world
-    out, found = root / f"forgot_{forgotten}", Watching.resume
+    out, found = root / f"forgot_{forgotten}", StageMonitor.resume
     shutil.copytree(half_way, out)
 
     def resume(self, stage):
         given = found(self, stage)
         return given and FORGOTTEN[forgotten](*given)
 
-    monkeypatch.setattr(Watching, "resume", resume)
+    monkeypatch.setattr(StageMonitor, "resume", resume)
     ended = outcome(learn(config, out, resume=True))
     assert (ended["lessons"] == wanted["lessons"]) == (forgotten == "nothing")
     assert (ended["metrics"] == wanted["metrics"]) == (forgotten == "nothing")

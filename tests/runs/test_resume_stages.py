@@ -6,9 +6,9 @@ import pytest
 from runs_world import make_world, outcome
 
 from hidecmoe_jax.core.errors import ConfigError
-from hidecmoe_jax.runs.control import probe_control
 from hidecmoe_jax.runs.stream_loop import learn
-from hidecmoe_jax.runs.watching import Watching
+from hidecmoe_jax.runs.watching import StageMonitor
+from hidecmoe_jax.studies.probe_control import probe_control
 
 MIXTURE = {
     "kind": "mixture",
@@ -39,7 +39,7 @@ def test_the_reference_has_two_training_stages(world):
 @pytest.mark.parametrize(("stage", "at"), [("probe", 1), ("probe", 2), ("tune", 0), ("tune", 2)])
 def test_ck1_a_lesson_goes_on_in_the_stage_it_was_in(world, monkeypatch, stage, at):
     root, config, wanted = world
-    out, finished, seen = root / f"died_{stage}_{at}", Watching.step, []
+    out, finished, seen = root / f"died_{stage}_{at}", StageMonitor.step, []
 
     def dying(self, now, step, *rest):
         finished(self, now, step, *rest)
@@ -51,11 +51,11 @@ def test_ck1_a_lesson_goes_on_in_the_stage_it_was_in(world, monkeypatch, stage, 
         finished(self, now, step, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Watching, "step", dying)
+        patch.setattr(StageMonitor, "step", dying)
         with pytest.raises(Died):
             learn(config, out)
     with monkeypatch.context() as patch:
-        patch.setattr(Watching, "step", watched)
+        patch.setattr(StageMonitor, "step", watched)
         assert outcome(learn(config, out, resume=True)) == wanted
     assert ("fish", "tune") in seen and (("fish", "probe") in seen) == (stage == "probe")
     assert not any(name == "birds" for name, _ in seen)
@@ -80,7 +80,7 @@ def test_ck1_lessons_of_other_stages_go_on_as_well(tmp_path, monkeypatch, name):
     wanted = outcome(learn(config, tmp_path / "reference"))
     told = [(line["task"], line["stage"]) for line in wanted["metrics"]]
     assert list(dict.fromkeys(told)) == [("birds", "tune"), *(("fish", stage) for stage in stages)]
-    finished = Watching.step
+    finished = StageMonitor.step
 
     def dying(self, now, step, *rest):
         finished(self, now, step, *rest)
@@ -88,7 +88,7 @@ def test_ck1_lessons_of_other_stages_go_on_as_well(tmp_path, monkeypatch, name):
             raise Died
 
     with monkeypatch.context() as patch:
-        patch.setattr(Watching, "step", dying)
+        patch.setattr(StageMonitor, "step", dying)
         with pytest.raises(Died):
             learn(config, tmp_path / "died")
     assert outcome(learn(config, tmp_path / "died", resume=True)) == wanted

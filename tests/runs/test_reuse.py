@@ -13,18 +13,18 @@ from tiny import write_task
 from hidecmoe_jax.core.errors import CheckpointError
 from hidecmoe_jax.evaluate.answer import Answer
 from hidecmoe_jax.locators.gaussian import NearestMean
-from hidecmoe_jax.methods.gates import AnchorGate, NamedGate
-from hidecmoe_jax.methods.locating import Locating
+from hidecmoe_jax.methods.gates.anchors import AnchorGate, NamedGate
+from hidecmoe_jax.methods.gates.locator import LocatorGate
 from hidecmoe_jax.methods.mixture import Mixture
 from hidecmoe_jax.methods.moelora import MoeLora
 from hidecmoe_jax.methods.routed import Routed
-from hidecmoe_jax.runs import rows
-from hidecmoe_jax.runs.cells import Cells
+from hidecmoe_jax.runs import evaluation
 from hidecmoe_jax.runs.ledger import Ledger
 from hidecmoe_jax.runs.reuse import basis_of, choice, facts, taken
-from hidecmoe_jax.runs.setting import Setting, open_setting
+from hidecmoe_jax.runs.scores import Cells
+from hidecmoe_jax.runs.session import Session, open_session
 from hidecmoe_jax.runs.stream_loop import add, learn
-from hidecmoe_jax.runs.trial import restore, retire
+from hidecmoe_jax.studies.edit_trial import restore, retire
 
 TASKS = ["birds", "fish", "trees"]
 LOUD = {"rank": 2, "alpha": 64, "dropout": 0.0}
@@ -84,7 +84,7 @@ def without_reuse(found):
 def worlds(tmp_path_factory):
     """`worlds(name)`: a config; its run with what it ended with; the same measured in full; ids that the first one
     wrote answers to."""
-    known, write = {}, Setting.answers
+    known, write = {}, Session.answers
 
     def made(name):
         root, written = tmp_path_factory.mktemp(name), []
@@ -95,7 +95,7 @@ def worlds(tmp_path_factory):
             return write(self, serving, records, label, rows=rows, **given)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(Setting, "answers", counted)
+            patch.setattr(Session, "answers", counted)
             run = learn(config, root / "run")
         full = measured(in_full(config), unmeasured(run, root / "full"))
         return config, run, outcome(run), full, written
@@ -183,7 +183,7 @@ def test_a_measurement_that_dies_after_every_batch_ends_with_the_same_bytes(cmoe
             raise Died
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rows, "crash_point", crash)
+        patch.setattr(evaluation, "crash_point", crash)
         for _ in range(100):
             try:
                 learn(config, out, resume=True)
@@ -195,26 +195,26 @@ def test_a_measurement_that_dies_after_every_batch_ends_with_the_same_bytes(cmoe
 
 def test_the_matrix_is_what_scores_and_routers_of_the_last_row_give(cmoe):
     config, run, *_ = cmoe
-    setting, seed = open_setting(config), run / "seed_0"
+    session, seed = open_session(config), run / "seed_0"
     serving, scores, points = (
-        setting.config.method.serve(setting.model, setting.recall(Ledger(seed).archive(), run)),
+        session.config.method.serve(session.model, session.recall(Ledger(seed).archive(), run)),
         [],
         [],
     )
-    for task in setting.stream.tasks:
-        records = setting.test(task)
-        lines = rows.read_answers(rows.answers_file(seed, 3, task.name, named=False))
+    for task in session.stream.tasks:
+        records = session.test(task)
+        lines = evaluation.read_answers(evaluation.answers_file(seed, 3, task.name, named=False))
         scores.append(np.array([[line["scores"][name] for name in TASKS] for line in lines]))
         under = []
-        for router in setting.stream.tasks:
-            batches = setting.answers(serving, records, task.name, task=router, seed=0, named=True)
+        for router in session.stream.tasks:
+            batches = session.answers(serving, records, task.name, task=router, seed=0, named=True)
             under.append(
                 [{"question_id": one.id, "text": one.text, "ended": True, "weights": {}} for b in batches for one in b]
             )
         points.append(
             np.array(
                 [
-                    [rows.judge(task, records[i : i + 1], by[i : i + 1], TASKS)["score"] for by in under]
+                    [evaluation.judge(task, records[i : i + 1], by[i : i + 1], TASKS)["score"] for by in under]
                     for i in range(len(records))
                 ]
             )
@@ -272,21 +272,21 @@ def test_answers_of_another_kind_are_not_taken(cmoe, tmp_path):
 
 def test_the_basis_tells_questions_settings_and_programs_apart(cmoe):
     config = cmoe[0]
-    setting = open_setting(config)
+    session = open_session(config)
     method = config.method
-    serving = method.serve(setting.model, method.birth(setting.model, 4))
-    task = setting.stream.tasks[0]
-    wider = method.serve(setting.model, method.birth(setting.model, 8))
+    serving = method.serve(session.model, method.init(session.model, 4))
+    task = session.stream.tasks[0]
+    wider = method.serve(session.model, method.init(session.model, 8))
     louder = replace(config, method=replace(method, lora=replace(method.lora, alpha=1.0)))
     found = [
-        basis_of(setting, serving, task),
-        basis_of(setting, wider, task),
-        basis_of(setting, serving, replace(task, contents=dict(task.contents) | {"test": "other"})),
-        basis_of(replace(setting, config=louder), serving, task),
-        basis_of(setting, serving, setting.stream.tasks[1]),
+        basis_of(session, serving, task),
+        basis_of(session, wider, task),
+        basis_of(session, serving, replace(task, contents=dict(task.contents) | {"test": "other"})),
+        basis_of(replace(session, config=louder), serving, task),
+        basis_of(session, serving, session.stream.tasks[1]),
     ]
-    assert len(set(found)) == len(found) and basis_of(setting, serving, task) == found[0]
-    assert basis_of(replace(setting, config=in_full(config)), serving, task) == found[0]
+    assert len(set(found)) == len(found) and basis_of(session, serving, task) == found[0]
+    assert basis_of(replace(session, config=in_full(config)), serving, task) == found[0]
 
 
 def test_a_method_whose_answers_change_takes_nothing_from_earlier_rows(tmp_path):
@@ -318,7 +318,7 @@ def test_an_answer_of_the_base_is_worth_more_than_a_refusal():
 
 
 def test_answers_last_only_where_nothing_is_fused_tuned_along_or_blended():
-    firm = Locating(by=NearestMean())
+    firm = LocatorGate(by=NearestMean())
     thin = Routed(expand="all", train_projector=False, gate=firm)
     assert thin.lasting and Mixture(gate=firm).lasting and replace(thin, gate=NamedGate()).lasting
     for gate in (AnchorGate(), replace(firm, soft=True), replace(firm, tie=0.1)):

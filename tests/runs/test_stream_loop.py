@@ -11,16 +11,16 @@ from runs_world import make_world, outcome
 from tiny import write_base, write_task
 
 from hidecmoe_jax.core.errors import CheckpointError, ConfigError
-from hidecmoe_jax.runs import rows
-from hidecmoe_jax.runs.cells import Cells
+from hidecmoe_jax.runs import evaluation
 from hidecmoe_jax.runs.config import from_mapping, to_mapping
 from hidecmoe_jax.runs.ledger import Ledger
 from hidecmoe_jax.runs.results import rebuild
+from hidecmoe_jax.runs.scores import Cells
 from hidecmoe_jax.runs.seed_run import Options, SeedRun
-from hidecmoe_jax.runs.setting import open_setting
-from hidecmoe_jax.runs.signals import Stop
+from hidecmoe_jax.runs.session import open_session
 from hidecmoe_jax.runs.stream_loop import add, config_of, evaluate_run, learn, rollback
-from hidecmoe_jax.runs.watching import Watching
+from hidecmoe_jax.runs.watching import StageMonitor
+from hidecmoe_jax.storage.signals import Stop
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def test_a_run_leaves_lessons_answers_scores_and_a_report(world):
     assert all(score is not None for row in found["matrix"] for score in row)
     assert found["named_task_last"] is not None
     assert config_of(run) == config
-    lines = rows.read_answers(run / "seed_0" / "answers" / "row_002" / "birds.jsonl")
+    lines = evaluation.read_answers(run / "seed_0" / "answers" / "row_002" / "birds.jsonl")
     assert [line["question_id"] for line in lines] == ["b8", "b9", "b10", "b11"]
     assert all(abs(sum(line["weights"].values()) - 1) < 1e-4 for line in lines)
     assert not list((run / "seed_0" / "progress").glob("0*")), "checkpoints are scaffolding"
@@ -78,10 +78,10 @@ def test_ev8_a_cell_that_is_missing_is_null_and_no_headline_is_made_of_the_rest(
 @pytest.mark.parametrize(("between", "measured"), [("seen", (0, 1)), ("own", (0,)), ("none", ())])
 def test_rows_between_the_first_and_the_last_are_measured_as_asked(world, between, measured):
     _, config, run = world
-    setting = open_setting(replace(config, evaluate=replace(config.evaluate, between=between)))
-    rows = [SeedRun(setting, run / "seed_0", 0, Options(), Stop()).wanted(row) for row in (0, 1, 2)]
+    session = open_session(replace(config, evaluate=replace(config.evaluate, between=between)))
+    rows = [SeedRun(session, run / "seed_0", 0, Options(), Stop()).wanted(row) for row in (0, 1, 2)]
     assert rows == [(0, 1), measured, (0, 1)]
-    whole = SeedRun(setting, run / "seed_0", 0, Options(full_matrix=True), Stop())
+    whole = SeedRun(session, run / "seed_0", 0, Options(full_matrix=True), Stop())
     assert whole.wanted(1) == (0, 1)
 
 
@@ -234,7 +234,7 @@ def test_ck1_a_checkpoint_of_other_data_is_not_gone_on_from(world, monkeypatch, 
     root, _, _ = world
     run, other = copied(world, "given_up"), write_task(root / "others" / "trees", "an elm", shade=30)
     wanted = outcome(add(copied(world, "never_begun"), other))
-    left, finished = run / "seed_0" / "progress", Watching.step
+    left, finished = run / "seed_0" / "progress", StageMonitor.step
 
     class Died(BaseException):
         pass
@@ -245,7 +245,7 @@ def test_ck1_a_checkpoint_of_other_data_is_not_gone_on_from(world, monkeypatch, 
             raise Died
 
     with monkeypatch.context() as patch:
-        patch.setattr(Watching, "step", step)
+        patch.setattr(StageMonitor, "step", step)
         with pytest.raises(Died):
             add(run, root / "trees")
     kept = shutil.copytree(left, root / "left")

@@ -5,7 +5,7 @@ import numpy as np
 import optax
 import pytest
 
-from hidecmoe_jax.train.optim import Tune, descend, moments, shape_of_rate
+from hidecmoe_jax.train.optim import TrainConfig, descend, moments, shape_of_rate
 
 
 @pytest.mark.parametrize(("steps", "warmup"), [(100, 0.03), (40, 0.25), (7, 0.5)])
@@ -26,7 +26,7 @@ def test_a_run_of_one_step_has_a_rate():
 @pytest.mark.parametrize("decay", [0.0, 0.1])
 def test_descending_is_adamw_with_a_rate_for_each_group(decay):
     rng = np.random.default_rng(0)
-    tune = Tune(beta1=0.8, beta2=0.95, epsilon=1e-6, decay=decay)
+    tune = TrainConfig(beta1=0.8, beta2=0.95, epsilon=1e-6, decay=decay)
 
     def draw():
         return {
@@ -53,4 +53,4 @@ def test_descending_is_adamw_with_a_rate_for_each_group(decay):
 @pytest.mark.parametrize("wrong", [{"batch": 0}, {"warmup": 1.0}, {"rate": -1.0}, {"save_every": 0}])
 def test_senseless_settings_are_refused(wrong):
     with pytest.raises(ValueError):
-        Tune(**wrong)
+        TrainConfig(**wrong)

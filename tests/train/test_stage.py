@@ -12,22 +12,22 @@ from tiny import run_config, write_base, write_stream
 from hidecmoe_jax.core import trees
 from hidecmoe_jax.core.errors import NumericsError
 from hidecmoe_jax.data.loader import collate
-from hidecmoe_jax.experts.load import Load
+from hidecmoe_jax.experts.usage import Load
+from hidecmoe_jax.methods.growth.probe import Probe
 from hidecmoe_jax.methods.lora import Lora
 from hidecmoe_jax.methods.mixture import Mixture
-from hidecmoe_jax.methods.probing import Probe
 from hidecmoe_jax.methods.routed import TUNE, Routed
 from hidecmoe_jax.models.llava import Batch, Prompt, answer_loss
-from hidecmoe_jax.runs.setting import open_setting
-from hidecmoe_jax.train.optim import Tune
-from hidecmoe_jax.train.stage import Material, Streak, _report, run_stage, tuned_for
+from hidecmoe_jax.runs.session import open_session
+from hidecmoe_jax.train.optim import TrainConfig
+from hidecmoe_jax.train.stage import StageData, Streak, _report, run_stage, tuned_for
 from hidecmoe_jax.train.step import Metrics, begin, take_step
 
 QUIET = Routed(lora=Lora(rank=2, dropout=0.0))
 
 
 @pytest.fixture(scope="module")
-def setting(tmp_path_factory):
+def session(tmp_path_factory):
     root = tmp_path_factory.mktemp("train")
     config = run_config(
         write_base(root / "base"),
@@ -35,18 +35,18 @@ def setting(tmp_path_factory):
         tasks=write_stream(root, ("birds",), train=12),
         tune={"batch": 2, "bucket": 32},
     )
-    return open_setting(replace(config, method=QUIET))
+    return open_session(replace(config, method=QUIET))
 
 
 @pytest.fixture(scope="module")
-def material(setting) -> Material:
-    return setting.material(setting.stream.tasks[0].train, (0,), "birds")
+def material(session) -> StageData:
+    return session.material(session.stream.tasks[0].train, (0,), "birds")
 
 
 @pytest.fixture(scope="module")
-def ready(setting):
+def ready(session):
     """A learner whose expert is no longer silent, so that every leaf has a gradient."""
-    learner = QUIET.before(setting.model, QUIET.birth(setting.model, 2), TUNE, 0, jax.random.key(1))
+    learner = QUIET.before(session.model, QUIET.init(session.model, 2), TUNE, 0, jax.random.key(1))
     loud = jax.tree.map(lambda b: b + 0.02, learner.live["linears"].b)
     return learner.replace(live={"linears": learner.live["linears"].replace(b=loud)})
 
@@ -66,35 +66,35 @@ class Recorder(Silent):
         self.states = (self.states or {}) | {step: jax.device_get(state())}
 
 
-def train(setting, material, learner, *, watch=None, method=QUIET, **tune):
+def train(session, material, learner, *, watch=None, method=QUIET, **tune):
     return run_stage(
-        method, setting.model, learner, TUNE, material, tune=replace(setting.config.tune, **tune),
+        method, session.model, learner, TUNE, material, tune=replace(session.config.tune, **tune),
         key=jax.random.key(0), seed=5, watch=watch or Silent(), task="birds",
     )  # fmt: skip
 
 
-def test_only_what_trains_has_moments(ready, setting):
-    state = begin(ready, setting.config.tune)
+def test_only_what_trains_has_moments(ready, session):
+    state = begin(ready, session.config.tune)
     wanted = trees.count(ready.live["linears"].factors) + trees.count(ready.tuned)
     assert trees.count(state.leaves) == wanted
     assert trees.count(state.moments) == 2 * wanted + 1, "two moments a number, and the count of steps"
 
 
-def test_a_stage_moves_what_is_live_and_nothing_else(ready, setting, material):
-    before, base = trees.digests(ready), trees.digest(setting.model.params)
-    done = train(setting, material, ready)
+def test_a_stage_moves_what_is_live_and_nothing_else(ready, session, material):
+    before, base = trees.digests(ready), trees.digest(session.model.params)
+    done = train(session, material, ready)
     after = trees.digests(done)
     moved = {path for path in before if before[path] != after[path]}
     assert moved == {p for p in before if p.startswith(("live/linears/a", "live/linears/b", "tuned/"))}
-    assert trees.digest(setting.model.params) == base and trees.digests(ready) == before
+    assert trees.digest(session.model.params) == base and trees.digests(ready) == before
 
 
-def one_step(setting, learner, batches, *, method=QUIET, key=0):
+def one_step(session, learner, batches, *, method=QUIET, key=0):
     rates = {"experts": jnp.float32(0.01), "routers": jnp.float32(0.01), "shared": jnp.float32(0.001)}
-    tune = setting.config.tune
+    tune = session.config.tune
     return take_step(
         begin(learner, tune),
-        setting.model,
+        session.model,
         learner,
         batches,
         rates,
@@ -111,24 +111,24 @@ def batches_of(material, rows):
     )
 
 
-def test_tr16_accumulation_equals_one_big_batch_however_tokens_are_spread(setting, ready, material):
+def test_tr16_accumulation_equals_one_big_batch_however_tokens_are_spread(session, ready, material):
     # Answers of unequal length: a mean over micro-batch means would weigh their tokens unequally.
     short = [
         replace(one, labels=np.where(np.cumsum(one.labels >= 0) <= 1 + i % 3, one.labels, -100))
         for i, one in enumerate(material.encoded)
     ]
     ragged = replace(material, encoded=short)
-    whole, facts = one_step(setting, ready, batches_of(ragged, [[0, 1, 2, 3, 4, 5]]))
-    parts, same = one_step(setting, ready, batches_of(ragged, [[0, 1, 2, -1], [-1, 3, 4, 5]]))
+    whole, facts = one_step(session, ready, batches_of(ragged, [[0, 1, 2, 3, 4, 5]]))
+    parts, same = one_step(session, ready, batches_of(ragged, [[0, 1, 2, -1], [-1, 3, 4, 5]]))
     assert int(facts.tokens) == int(same.tokens) == 2 * (1 + 2 + 3)
     np.testing.assert_allclose(same.loss, facts.loss, rtol=1e-6)
     np.testing.assert_allclose(same.gradient, facts.gradient, rtol=1e-5)
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), parts.moments, whole.moments)
 
 
-def test_tr15_padding_to_any_bucket_leaves_the_loss(setting, material):
+def test_tr15_padding_to_any_bucket_leaves_the_loss(session, material):
     found = []
-    measure = jax.jit(lambda batch: answer_loss(setting.model, batch)[:2])
+    measure = jax.jit(lambda batch: answer_loss(session.model, batch)[:2])
     for length, answers in ((material.shape[0], 8), (material.shape[0] + 32, 24)):
         arrays = collate(
             material.encoded[:3], length=length, answers=answers, pad=material.pad, vocab=material.vocabulary
@@ -139,37 +139,37 @@ def test_tr15_padding_to_any_bucket_leaves_the_loss(setting, material):
     np.testing.assert_allclose(found[0][0], found[1][0], rtol=1e-6)
 
 
-def test_dropout_is_keyed_by_the_step(setting, ready, material):
+def test_dropout_is_keyed_by_the_step(session, ready, material):
     noisy = Routed(lora=Lora(rank=2, dropout=0.5))
     batch = batches_of(material, [[0, 1]])
-    losses = [float(one_step(setting, ready, batch, method=noisy, key=key)[1].loss) for key in (1, 1, 2)]
+    losses = [float(one_step(session, ready, batch, method=noisy, key=key)[1].loss) for key in (1, 1, 2)]
     assert losses[0] == losses[1] != losses[2]
 
 
-def test_a_stage_goes_on_from_any_step_as_if_it_had_never_stopped(setting, ready, material):
+def test_a_stage_goes_on_from_any_step_as_if_it_had_never_stopped(session, ready, material):
     whole = Recorder()
-    done = train(setting, material, ready, watch=whole)
+    done = train(session, material, ready, watch=whole)
     assert len(whole.facts) == 6 and [fact["tokens"] > 0 for fact in whole.facts]
     again = Recorder(found=(3, whole.states[2]))
-    resumed = train(setting, material, ready, watch=again)
+    resumed = train(session, material, ready, watch=again)
     assert trees.digests(resumed) == trees.digests(done)
     assert again.facts == whole.facts[3:]
-    ended = train(setting, material, ready, watch=Recorder(found=(6, whole.states[5])))
+    ended = train(session, material, ready, watch=Recorder(found=(6, whole.states[5])))
     assert trees.digests(ended) == trees.digests(done), "killed after the last step"
 
 
-def test_tr1_a_loss_that_is_not_finite_stops_and_names_step_and_records(setting, ready, material):
+def test_tr1_a_loss_that_is_not_finite_stops_and_names_step_and_records(session, ready, material):
     bank = ready.live["linears"]
     poisoned = bank.replace(b=bank.b | {"q_proj": bank.b["q_proj"].at[1].set(jnp.nan)})
     watch = Silent()
     with pytest.raises(NumericsError) as stopped:
-        train(setting, material, ready.replace(live={"linears": poisoned}), watch=watch)
+        train(session, material, ready.replace(live={"linears": poisoned}), watch=watch)
     error = stopped.value
     assert error.exit_code == 5 and not watch.facts
     assert "task birds, stage tune, step 0 of 6" in error.where and "records a" in error.why
 
 
-def test_tr6_a_collapsed_router_raises_an_alarm_once(setting, ready):
+def test_tr6_a_collapsed_router_raises_an_alarm_once(session, ready):
     watch, streak, one = Silent(), Streak(), jnp.float32(1.0)
     steady, collapsed = ([[5, 5, 4]] * 2, [[5, 5, 4], [14, 0, 0]])
 
@@ -186,13 +186,13 @@ def test_tr6_a_collapsed_router_raises_an_alarm_once(setting, ready):
     assert watch.facts[0]["load"] == collapsed and watch.facts[0]["entropy"] == 0 and watch.facts[9]["share"] < 0.4
 
 
-def test_tr4_a_stage_without_gradients_warns_and_then_stops(setting, ready, material):
+def test_tr4_a_stage_without_gradients_warns_and_then_stops(session, ready, material):
     silent = replace(
         material, encoded=[replace(one, labels=np.full_like(one.labels, -100)) for one in material.encoded]
     )
     watch = Silent()
     with pytest.raises(NumericsError, match="nothing is being learned") as stopped:
-        train(setting, silent, ready, watch=watch, epochs=9)
+        train(session, silent, ready, watch=watch, epochs=9)
     assert stopped.value.exit_code == 5 and "50 steps" in stopped.value.why
     assert len(watch.warnings) == 1 and "no gradient for 10 steps" in watch.warnings[0]
     assert len(watch.facts) == 49
@@ -200,7 +200,7 @@ def test_tr4_a_stage_without_gradients_warns_and_then_stops(setting, ready, mate
 
 def test_a_probe_has_steps_of_its_own_size_and_at_least_so_many():
     """80 records in micro-batches of 8, four a step when tuning: 3 steps a pass, the last one not full."""
-    tune = Tune(epochs=2, batch=8, accumulate=4, rate=1e-3)
+    tune = TrainConfig(epochs=2, batch=8, accumulate=4, rate=1e-3)
     plain, small = (Mixture(probe=Probe(steps=20, accumulate=size)).stages(1)[0] for size in (None, 2))
     assert tuned_for(plain, tune, 80) == replace(tune, epochs=7)  # 7 x 3 = 21 steps
     assert tuned_for(small, tune, 80) == replace(tune, epochs=4, accumulate=2)  # 4 x 5 = 20 steps

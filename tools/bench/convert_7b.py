@@ -30,8 +30,8 @@ import numpy as np  # noqa: E402
 from hidecmoe_jax.core import trees  # noqa: E402
 from hidecmoe_jax.models.config import DecoderConfig, LlavaConfig, TextConfig, VisionConfig, llava_7b  # noqa: E402
 from hidecmoe_jax.models.llava import init_model  # noqa: E402
-from hidecmoe_jax.port.convert import convert  # noqa: E402
-from hidecmoe_jax.port.names import LAYOUTS, source_shape  # noqa: E402
+from hidecmoe_jax.port.checkpoints.convert import convert  # noqa: E402
+from hidecmoe_jax.port.checkpoints.names import LAYOUTS, source_shape  # noqa: E402
 
 PREFIX = {
     "hf-llava": ("language_model.model.", "language_model.", "vision_tower.vision_model.", "multi_modal_projector."),
@@ -112,7 +112,7 @@ def configs(config: LlavaConfig) -> tuple[dict, dict]:
     return llava, {"model_type": "clip", "projection_dim": v.projection, "text_config": text, "vision_config": vision}
 
 
-class Watch(threading.Thread):
+class StageObserver(threading.Thread):
     """The largest RssAnon of this process while it runs, in bytes."""
 
     def __init__(self) -> None:
@@ -131,7 +131,7 @@ def measure(config: LlavaConfig, root: Path, layout: str, shard_bytes: int) -> d
     for folder, kind, settings in zip((root / "llava", root / "clip"), PREFIX, configs(config), strict=True):
         write(folder, tensors(config, kind), shard_bytes)
         (folder / "config.json").write_text(json.dumps(settings))
-    watch = Watch()
+    watch = StageObserver()
     watch.start()
     began = time.monotonic()
     report = convert(root / "llava", root / "out", clip=root / "clip", layout=layout)

@@ -43,7 +43,7 @@ RESULT = Path(__file__).resolve().parents[2] / "docs" / "benchmarks" / "flops.js
 
 
 @dataclass(frozen=True)
-class Setting:
+class Session:
     """One picture, `tokens` positions in all, `experts` of `rank` at the seven linears of the top layer."""
 
     tokens: int = 640
@@ -62,13 +62,13 @@ class Depth:
     routed: int
 
 
-def toy() -> tuple[LlavaConfig, Setting]:
+def toy() -> tuple[LlavaConfig, Session]:
     """A few layers of each kind, wide enough to look like the real one."""
     c = llava_7b()
     vision = replace(c.vision, image_size=28, width=32, layers=4, heads=2, hidden=64, projection=16)
     text = replace(c.text, vocabulary=50, context=8, width=16, layers=3, heads=2, hidden=32, projection=16, eos_token=2)
     decoder = replace(c.decoder, vocabulary=60, width=64, hidden=96, layers=4, heads=4, kv_heads=4, head_width=16)
-    return replace(c, vision=vision, text=text, decoder=decoder, image_token=4), Setting(tokens=12)
+    return replace(c, vision=vision, text=text, decoder=decoder, image_token=4), Session(tokens=12)
 
 
 def full_depth(config: LlavaConfig, *, routed: bool) -> Depth:
@@ -128,14 +128,14 @@ def _decoder(params: dict, config: LlavaConfig, x, depth: Depth, voice: LayerVoi
     return RMSNorm(c.epsilon).apply({"params": params["norm"]}, x[:, -1:])
 
 
-def forward(params, inputs, config: LlavaConfig, setting: Setting, depth: Depth, *, routed: bool):
+def forward(params, inputs, config: LlavaConfig, session: Session, depth: Depth, *, routed: bool):
     """Logits [B, 1, V] of the unrolled program; the `depth` layers of a kind share one layer's weights."""
     patches, image = _vision(params["vision"], config, inputs["pixels"], depth, routed=routed)
     voice = None
     if routed:
         text = _text(params["text"], config, inputs["text"], depth)
-        there = jnp.ones((setting.batch,), bool)
-        scores = gate(inputs["anchors"], Pooled(image, there, text, there), jnp.ones((setting.experts,), bool))
+        there = jnp.ones((session.batch,), bool)
+        scores = gate(inputs["anchors"], Pooled(image, there, text, there), jnp.ones((session.experts,), bool))
         routing = Routing(scores.weight_BN[None])
         voice = LayerVoice(inputs["a"], inputs["b"], routing.gain_LBS[0], None, None, 2.0, 0, 0.0)
     model = Model(params, config)
@@ -143,7 +143,7 @@ def forward(params, inputs, config: LlavaConfig, setting: Setting, depth: Depth,
     return head(model, _decoder(params["decoder"], config, x, depth, voice))
 
 
-def abstract_inputs(config: LlavaConfig, setting: Setting) -> tuple[dict, dict]:
+def abstract_inputs(config: LlavaConfig, session: Session) -> tuple[dict, dict]:
     """Shapes and dtypes of a one-layer model's parameters and of one batch; nothing is allocated."""
     thin = replace(
         config,
@@ -152,7 +152,7 @@ def abstract_inputs(config: LlavaConfig, setting: Setting) -> tuple[dict, dict]:
         decoder=replace(config.decoder, layers=1),
     )
     params = jax.eval_shape(lambda: nn.unbox(init_model(thin, jax.random.key(0)).params))
-    batch, experts, rank = setting.batch, setting.experts, setting.rank
+    batch, experts, rank = session.batch, session.experts, session.rank
     sites, size = site_shapes(config.decoder), config.vision.image_size
 
     def shape(*sides, dtype="float32"):
@@ -161,7 +161,7 @@ def abstract_inputs(config: LlavaConfig, setting: Setting) -> tuple[dict, dict]:
     counts = shape(experts, dtype="int32")
     inputs = {
         "pixels": shape(batch, size, size, 3),
-        "tokens": shape(batch, setting.tokens, dtype="int32"),
+        "tokens": shape(batch, session.tokens, dtype="int32"),
         "text": shape(batch, config.text.context, dtype="int32"),
         "anchors": Anchors(shape(experts, config.vision.projection), counts, shape(experts, config.text.width), counts),
         "a": {site: shape(d, experts, rank, dtype=config.param_dtype) for site, (d, _) in sites.items()},
@@ -170,14 +170,14 @@ def abstract_inputs(config: LlavaConfig, setting: Setting) -> tuple[dict, dict]:
     return params, inputs
 
 
-def count(config: LlavaConfig, setting: Setting, depth: Depth, *, routed: bool) -> float:
+def count(config: LlavaConfig, session: Session, depth: Depth, *, routed: bool) -> float:
     """Operations of one unrolled program, by the compiler."""
-    params, inputs = abstract_inputs(config, setting)
-    lowered = jax.jit(lambda p, i: forward(p, i, config, setting, depth, routed=routed)).lower(params, inputs)
+    params, inputs = abstract_inputs(config, session)
+    lowered = jax.jit(lambda p, i: forward(p, i, config, session, depth, routed=routed)).lower(params, inputs)
     return float(lowered.cost_analysis()["flops"])
 
 
-def extrapolated(config: LlavaConfig, setting: Setting, *, routed: bool) -> dict:
+def extrapolated(config: LlavaConfig, session: Session, *, routed: bool) -> dict:
     """Operations of the full depth, from programs with one and two layers of each kind.
 
     Returns:
@@ -186,19 +186,19 @@ def extrapolated(config: LlavaConfig, setting: Setting, *, routed: bool) -> dict
     whole = full_depth(config, routed=routed)
     kinds = [kind for kind, layers in asdict(whole).items() if layers]
     one = Depth(**{kind: int(kind in kinds) for kind in asdict(whole)})
-    base = count(config, setting, one, routed=routed)
-    price = {k: count(config, setting, replace(one, **{k: 2}), routed=routed) - base for k in kinds}
+    base = count(config, session, one, routed=routed)
+    price = {k: count(config, session, replace(one, **{k: 2}), routed=routed) - base for k in kinds}
     rest = base - sum(price.values())
     return {"total": rest + sum(getattr(whole, k) * price[k] for k in kinds), "rest": rest, "layer": price}
 
 
-def expert_products(config: LlavaConfig, setting: Setting) -> int:
+def expert_products(config: LlavaConfig, session: Session) -> int:
     """Matrix products that one routed layer has beyond a merged one, read off the traced program."""
-    params, inputs = abstract_inputs(config, setting)
+    params, inputs = abstract_inputs(config, session)
 
     def products(merged: int, routed: int) -> int:
         depth = Depth(1, 1, merged, routed)
-        traced = jax.make_jaxpr(lambda p, i: forward(p, i, config, setting, depth, routed=True))(params, inputs)
+        traced = jax.make_jaxpr(lambda p, i: forward(p, i, config, session, depth, routed=True))(params, inputs)
         return _dots(traced.jaxpr)
 
     return products(1, 1) - products(2, 0)
@@ -209,16 +209,16 @@ def _dots(jaxpr) -> int:
     return inner + sum(equation.primitive.name == "dot_general" for equation in jaxpr.eqns)
 
 
-def measure(config: LlavaConfig, setting: Setting) -> dict:
+def measure(config: LlavaConfig, session: Session) -> dict:
     """Both counts, their ratio, and where the difference goes."""
-    merged, routed = (extrapolated(config, setting, routed=r) for r in (False, True))
+    merged, routed = (extrapolated(config, session, routed=r) for r in (False, True))
     return {
         "ratio": routed["total"] / merged["total"],
         "limit": LIMIT,
         "merged": merged,
         "routed": routed,
-        "expert_products_of_a_layer": expert_products(config, setting),
-        "setting": asdict(setting),
+        "expert_products_of_a_layer": expert_products(config, session),
+        "setting": asdict(session),
         "layers": {
             "merged": asdict(full_depth(config, routed=False)),
             "routed": asdict(full_depth(config, routed=True)),
@@ -243,11 +243,11 @@ def main() -> None:
     parser.add_argument("--toy", action="store_true", help="count a toy, in full as well")
     parser.add_argument("--out", type=Path, help="JSON file to write (default for 7B: docs/benchmarks/flops.json)")
     given = parser.parse_args()
-    config, setting = toy() if given.toy else (llava_7b(), Setting())
-    result = {"what": "LLaVA-1.5-7B" if not given.toy else "toy", **measure(config, setting)}
+    config, session = toy() if given.toy else (llava_7b(), Session())
+    result = {"what": "LLaVA-1.5-7B" if not given.toy else "toy", **measure(config, session)}
     if given.toy:
         result["counted_in_full"] = {
-            name: count(config, setting, full_depth(config, routed=routed), routed=routed)
+            name: count(config, session, full_depth(config, routed=routed), routed=routed)
             for name, routed in (("merged", False), ("routed", True))
         }
     print(f"{result['what']}: merged {result['merged']['total']:.4e}, routed {result['routed']['total']:.4e}")

@@ -34,13 +34,13 @@ from hidecmoe_jax.data.pocket.tasks import TASKS, write_task
 from hidecmoe_jax.models.config import DecoderConfig, LlavaConfig, TextConfig, VisionConfig
 from hidecmoe_jax.models.llava import init_model
 from hidecmoe_jax.models.store import base_folder, save_model
-from hidecmoe_jax.runs.cells import Curve
+from hidecmoe_jax.report.canvas import GRID, canvas, png, titles
+from hidecmoe_jax.report.figures import DASHES, MARKERS, PALETTE
 from hidecmoe_jax.runs.config import RunConfig, load_config
-from hidecmoe_jax.runs.report.canvas import GRID, canvas, png, titles
-from hidecmoe_jax.runs.report.figures import DASHES, MARKERS, PALETTE
+from hidecmoe_jax.runs.scores import Curve
 from hidecmoe_jax.runs.seed_run import Options, SeedRun
-from hidecmoe_jax.runs.setting import Setting, open_setting
-from hidecmoe_jax.runs.signals import graceful_stop
+from hidecmoe_jax.runs.session import Session, open_session
+from hidecmoe_jax.storage.signals import graceful_stop
 
 METHODS = {name: f"pocket/{name}" for name in ("hide", "cmoe", "cmoe_uniform", "hidecmoe")}
 RESULT = Path(__file__).resolve().parents[2] / "docs" / "benchmarks" / "growth.json"
@@ -111,11 +111,11 @@ def config_of(method: str, tasks: list[Path], base: str, size: Size) -> RunConfi
     return replace(config, stream=replace(config.stream, tasks=named))
 
 
-def finder(setting: Setting) -> Callable:
+def finder(session: Session) -> Callable:
     """The method's decision as a program of its own, compiled once for the whole stream."""
 
     def decide(serving, seen):
-        return setting.config.method.decide(serving, seen, None)
+        return session.config.method.decide(serving, seen, None)
 
     return jax.jit(decide)
 
@@ -133,13 +133,13 @@ def least(repeats: int, work: Callable[[], object]) -> float:
 
 def serve(run: SeedRun, kept: list, size: Size, decide: Callable) -> dict[str, float]:
     """Seconds to find one sample's task and to answer one batch, always the first task's questions."""
-    setting, task = run.setting, run.setting.stream.tasks[0]
-    records, label = setting.test(task)[: size.asked], f"{task.name} asked"
-    serving, seen = setting.config.method.serve(setting.model, run.recall(kept)), setting.sight(records, label)
+    session, task = run.session, run.session.stream.tasks[0]
+    records, label = session.test(task)[: size.asked], f"{task.name} asked"
+    serving, seen = session.config.method.serve(session.model, run.recall(kept)), session.sight(records, label)
 
     def answer():
-        told = {"task": task, "seed": 0, "named": False, "length": setting.prompt_length}
-        return [answer.weights for batch in setting.answers(serving, records, label, **told) for answer in batch]
+        told = {"task": task, "seed": 0, "named": False, "length": session.prompt_length}
+        return [answer.weights for batch in session.answers(serving, records, label, **told) for answer in batch]
 
     found = least(size.repeats, lambda: decide(serving, seen))
     return {"find_seconds": found / len(records), "answer_seconds": least(size.repeats, answer)}
@@ -155,16 +155,16 @@ def peak_mib() -> dict[str, float]:
 
 def learned(run: SeedRun, number: int, kept: list, size: Size, decide: Callable) -> dict[str, object]:
     """Learns one task and measures what it cost; `kept` gets its archive."""
-    setting, method = run.setting, run.setting.config.method
+    session, method = run.session, run.session.config.method
     run.learn(number, (number,), kept)
     groups, record = run.ledger.load(number)[0], run.ledger.tasks()[number]
     kept.append(groups)
     lines = Curve(run.folder / "metrics.jsonl").read()
     steps = [line["seconds"] for line in lines if line["at"][0] == number and line["stage"] == "tune"]
-    stored = method.sizes(setting.model, run.recall(kept))["stored"]
+    stored = method.sizes(session.model, run.recall(kept))["stored"]
     return {
         "task": record.name,
-        "shape": list(setting.shapes[number]),
+        "shape": list(session.shapes[number]),
         "archived_bytes": sum(file.stat().st_size for file in record.folder.rglob("*") if file.is_file()),
         "array_bytes": {name: trees.nbytes(group) for name, group in groups.items()},
         "stored": sum(stored.values()),
@@ -184,10 +184,10 @@ def curve(method: str, folder: Path, tasks: list[Path], base: str, size: Size) -
             counts[str(about.get("fun_name")).removeprefix("jit(").removesuffix(")")] += 1
 
     jax.monitoring.register_event_duration_secs_listener(note)
-    setting, kept, rows = open_setting(config_of(method, tasks, base, size)), [], []
-    decide = finder(setting)
+    session, kept, rows = open_session(config_of(method, tasks, base, size)), [], []
+    decide = finder(session)
     with graceful_stop() as stop:
-        run = SeedRun(setting, folder / "seed_0", 0, Options(), stop)
+        run = SeedRun(session, folder / "seed_0", 0, Options(), stop)
         run.folder.mkdir(parents=True)
         for number in range(size.tasks):
             counts.clear()

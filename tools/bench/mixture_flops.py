@@ -18,7 +18,7 @@ from pathlib import Path
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flops import Setting as Foundation
+from flops import Session as Foundation
 from flops import extrapolated, toy, write_record
 
 from hidecmoe_jax.models.config import LlavaConfig, llava_7b

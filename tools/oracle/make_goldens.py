@@ -24,7 +24,7 @@ from oracle_cases import CASES, Case
 from reference import Towers, answers, load, read
 
 from hidecmoe_jax.models.config import DecoderConfig, LlavaConfig, TextConfig, VisionConfig
-from hidecmoe_jax.port.check import divergence, probe
+from hidecmoe_jax.port.checkpoints.check import divergence, probe
 
 Arrays = dict[str, np.ndarray]
 LAYOUT = {"plain": "hub", "grouped": "current", "narrow": "memory"}

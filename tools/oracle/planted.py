@@ -17,7 +17,7 @@ import numpy as np
 from hidecmoe_jax.core import trees
 from hidecmoe_jax.models import projector
 from hidecmoe_jax.models.llava import Model
-from hidecmoe_jax.port import check
+from hidecmoe_jax.port.checkpoints import check
 
 SITE = "decoder/layers/{}/kernel"
 

@@ -1,4 +1,4 @@
-"""The same probe, read by transformers' PyTorch models in float32: the truth for `hidecmoe_jax.port.check`.
+"""The same probe, read by transformers' PyTorch models in float32: the truth for `hidecmoe_jax.port.checkpoints.check`.
 
 Needs the extra `oracle`. Hugging Face layouts are opened by transformers itself; the original layout and a language
 model with a separate projector are put together here by a table of names, every tensor exactly once. It shares no code

@@ -7,7 +7,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from hidecmoe_jax.core.errors import ConfigError, nearest
-from hidecmoe_jax.core.shipped import cache_folder
+from hidecmoe_jax.core.paths import cache_folder
 from hidecmoe_jax.data.pocket.tasks import TASKS, VERSION, write_stream
 
 

@@ -1,0 +1,96 @@
+"""How experts of several tasks become one that always speaks (HiDe-LLaVA, arXiv 2503.12941, section 3).
+
+`factor_sum` writes a slot of its own, owned by FUSED; the product rules are gains of the experts themselves. Either
+way the sources stay in the bank, so a fusion can be made anew when a task comes or goes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from hidecmoe_jax.core import trees
+from hidecmoe_jax.core.errors import ConfigError
+from hidecmoe_jax.experts import pool, surgery
+from hidecmoe_jax.experts.bank import FUSED, Bank
+from hidecmoe_jax.experts.slots import clear
+from hidecmoe_jax.methods.shared_slots import own_slots
+
+FUSED_SLOT = 0  # tasks start at slot 1, so that widening never moves the fusion
+
+
+def owners(bank: Bank) -> tuple[int, ...]:
+    """Tasks that own an expert, ascending."""
+    return tuple(int(task) for task in np.unique(np.asarray(bank.owner_LS)) if task >= 0)
+
+
+def archived(bank: Bank, task: int) -> dict[str, Array]:
+    """The factors of a task's own expert, flat, by place: a retired task owns nothing."""
+    return trees.flatten(pool.taken(bank, 1 + task, 2 + task).factors)
+
+
+def planted(bank: Bank, bare: Bank, task: int, factors: dict[str, Array]) -> Bank:
+    """The bank with a task's expert of these factors in its slot; the inverse of `archived`.
+
+    Args:
+      bare: one empty slot of the same shape.
+    """
+    own = bare.with_factors(trees.unflatten(factors)).replace(owner_LS=jnp.full_like(bare.owner_LS, task))
+    return surgery.plant(bank, 1 + task, own, task)
+
+
+@dataclass(frozen=True)
+class FusionRule:
+    """A fusion rule (HiDe-D1) and the weight of every task in it; no weights mean 1.0 each (HiDe-D2).
+
+    `where` is the field that gives the weights, for errors.
+    """
+
+    mode: surgery.Fusion = "factor_sum"
+    eps: tuple[float, ...] = ()
+    where: str = "method.eps"
+
+    def fused(self, bank: Bank, layers: tuple[int, ...], slot_LN: np.ndarray | None = None) -> Bank:
+        """The bank with a fusion of all its tasks in these decoder layers and in no other.
+
+        Args:
+          slot_LN: slot that stands for every task in every row (-1 for none), where that is not its own.
+
+        Raises:
+          ConfigError: a task has no weight.
+        """
+        given = self._given(bank, slot_LN)
+        layers = layers if given["tasks"] else ()
+        there = np.asarray(bank.owner_LS)[:, FUSED_SLOT] == FUSED
+        stale = np.flatnonzero(there & ~np.isin(np.arange(bank.layers) + bank.first_layer, layers))
+        if stale.size:
+            bank = clear(bank, stale, np.full(stale.size, FUSED_SLOT))
+        return surgery.fuse(bank, mode=self.mode, slot=FUSED_SLOT, layers=layers, **given) if layers else bank
+
+    def gains(self, bank: Bank, layers: tuple[int, ...], slot_LN: np.ndarray | None = None) -> Array:
+        """Gains float32 [L, S] with which a bank speaks that `fused` has made of the same; zero outside `layers`."""
+        given = self._given(bank, slot_LN)
+        if not given["tasks"]:
+            return jnp.zeros(bank.owner_LS.shape)
+        return surgery.fusion_gains(bank, mode=self.mode, layers=layers, **given)
+
+    def stored(self, tasks: int) -> int:
+        """How many experts serving needs of a fused layer after so many tasks: product sums keep the rank of all."""
+        return min(tasks, 1) if self.mode == "factor_sum" else tasks
+
+    def _given(self, bank: Bank, slot_LN: np.ndarray | None) -> dict[str, Any]:
+        """Tasks, their weights and their slots, as surgery takes them."""
+        slot_LN = own_slots(bank) if slot_LN is None else slot_LN
+        tasks = tuple(np.flatnonzero((slot_LN >= 0).any(axis=0)).tolist())
+        if self.eps and tasks and len(self.eps) <= max(tasks):
+            raise ConfigError(
+                "a fusion weight is missing", where=self.where,
+                why=f"{len(self.eps)} weights for {max(tasks) + 1} tasks",
+                remedy="give one weight per task, or leave it empty for 1.0 each",
+            )  # fmt: skip
+        eps = tuple(self.eps[task] for task in tasks) if self.eps else (1.0,) * len(tasks)
+        return {"tasks": tasks, "eps": eps, "slots": {task: slot_LN[:, task] for task in tasks}}

@@ -1,0 +1,134 @@
+"""Gates: how an input finds its task. One small interface, so that any method takes any of them.
+
+A gate learns a task from what was seen of its records (`fit`), turns scores into weights (`decide`), knows what of its
+memory belongs to which task (`kept`, `recalled`), and says whether it ever weighs two tasks for one sample (`blends`).
+`locating.LocatorGate` is the third of this kind.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import jax.numpy as jnp
+from jax import Array
+
+from hidecmoe_jax.core.errors import ConfigError
+from hidecmoe_jax.locators import anchors as anchor
+from hidecmoe_jax.locators.anchors import ClipAnchors, anchors_of
+from hidecmoe_jax.methods.base import Decision, FrozenFeatures
+from hidecmoe_jax.methods.gates.unknown import THRESHOLDS, UNREACHED, blank_thresholds, certainty, fit_apart, limits_of
+from hidecmoe_jax.models.llava import Model
+
+Memory = dict[str, Array]
+
+
+@dataclass(frozen=True)
+class AnchorGate:
+    """HiDe's gate: `mixing` weighs the image cosine, the rest is text. Defaults are the official values.
+
+    Attributes:
+      foreign: part of a task's own inputs that may be taken for unknown; None never calls anything unknown.
+      kept_apart: with `foreign`, part of a task's records that anchors leave out and thresholds are read from.
+    """
+
+    kind: ClassVar[str] = "anchors"
+    reading: ClassVar[None] = None
+    blends: ClassVar[bool] = True
+    mixing: float = 0.5
+    temperature: float = 0.1
+    legacy: bool = False
+    foreign: float | None = None
+    kept_apart: float = 0.1
+
+    def __post_init__(self):
+        if self.foreign is not None and (not 0 <= self.foreign < 1 or not 0 < self.kept_apart < 1):
+            raise ValueError("foreign must be in [0, 1) and kept_apart in (0, 1)")
+        if self.foreign is not None and self.legacy:
+            raise ValueError("foreign needs a score per sample, and the legacy gate has one per batch")
+
+    def blank(self, capacity: int, model: Model) -> Memory:
+        """Room for the anchors of `capacity` tasks."""
+        room = ClipAnchors().blank(capacity, clip_widths(model))
+        return room if self.foreign is None else room | blank_thresholds(capacity, sides=True)
+
+    def fit(self, memory: Memory, task: int, seen: FrozenFeatures, *, key: Array) -> Memory:
+        """Adds the task's anchors; with `foreign`, which records are left out for the thresholds is random."""
+        by = ClipAnchors(self.mixing)
+        if self.foreign is None:
+            return by.fit(memory, task, seen.pooled, key=key)
+        return fit_apart(
+            by, memory, task, seen.pooled, pooled=seen.pooled, foreign=self.foreign, share=self.kept_apart, key=key
+        )
+
+    def scores(self, memory: Memory, seen: FrozenFeatures, learned_N: Array) -> Array:
+        """Mixed cosines, float32 [B, N]; -inf for tasks that are not learned."""
+        return ClipAnchors(self.mixing).scores(memory, seen.pooled, learned_N)
+
+    def decide(self, memory: Memory, seen: FrozenFeatures, learned_N: Array) -> Decision:
+        """The softmax over learned tasks, and the mixed cosine it comes from; all zero for an unknown input."""
+        found = anchor.gate(
+            anchors_of(memory), seen.pooled, learned_N,
+            mixing=self.mixing, temperature=self.temperature, legacy=self.legacy,
+        )  # fmt: skip
+        limits = None if self.foreign is None else limits_of(memory, seen.pooled)
+        sure = certainty(found.mixed_BN, learned_N, limits=limits, foreign=self.foreign)
+        return Decision(jnp.where(sure.unknown_B[:, None], 0.0, found.weight_BN), found.mixed_BN, sure)
+
+    def kept(self, memory: Memory, task: int) -> Memory:
+        """What is known of one task."""
+        return {name: leaf[task] for name, leaf in memory.items()}
+
+    def recalled(self, memory: Memory, task: int, kept: Memory) -> Memory:
+        """The inverse of `kept`."""
+        return {name: leaf.at[task].set(stored(kept, name)) for name, leaf in memory.items()}
+
+    def size(self, model: Model) -> int:
+        """Numbers stored per task."""
+        return ClipAnchors().size(clip_widths(model))
+
+
+@dataclass(frozen=True)
+class NamedGate:
+    """The task is named at inference: an upper reference, not a method."""
+
+    kind: ClassVar[str] = "named"
+    reading: ClassVar[None] = None
+    blends: ClassVar[bool] = False
+
+    def blank(self, capacity: int, model: Model) -> Memory:
+        """There is nothing to know."""
+        return {}
+
+    def fit(self, memory: Memory, task: int, seen: FrozenFeatures, *, key: Array) -> Memory:
+        """There is nothing to learn."""
+        return memory
+
+    def decide(self, memory: Memory, seen: FrozenFeatures, learned_N: Array) -> Decision:
+        """Raises ConfigError: nobody named the task."""
+        raise ConfigError(
+            "this method needs the task's name", where="method", why="its gate is 'named'",
+            remedy="evaluate it with the task named, or choose a gate that finds it, such as 'anchors'",
+        )  # fmt: skip
+
+    def kept(self, memory: Memory, task: int) -> Memory:
+        """Nothing."""
+        return {}
+
+    def recalled(self, memory: Memory, task: int, kept: Memory) -> Memory:
+        """Nothing."""
+        return memory
+
+    def size(self, model: Model) -> int:
+        """Nothing is stored."""
+        return 0
+
+
+def stored(kept: Memory, name: str) -> Array | float:
+    """What was archived of a task; every input is unknown to a task that was archived without thresholds (RT16)."""
+    return kept.get(name, UNREACHED) if name in THRESHOLDS else kept[name]
+
+
+def clip_widths(model: Model) -> tuple[int, int]:
+    """Widths of CLIP's pooled image and text features, as anchors keep them."""
+    return model.config.vision.projection, model.config.text.width

@@ -1,0 +1,1 @@
+"""Growth: where a task gets new experts and what they begin as."""

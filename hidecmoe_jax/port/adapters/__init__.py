@@ -1,0 +1,1 @@
+"""LoRA adapters of other tools: their files and settings."""

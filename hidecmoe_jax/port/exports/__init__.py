@@ -1,0 +1,1 @@
+"""A run out: PEFT, vLLM, merged checkpoints, hub folders."""

@@ -1,0 +1,130 @@
+"""One task of a run on its own: as one LoRA, or merged into the base.
+
+A run answers an input of a known task with the constant experts (HiDe's fused layers, or an expert that all tasks
+share) and, in the expanded layers, with that task's own. For one task this is a linear map added to every kernel, and
+so one LoRA: slots that speak together stand side by side in its rank, which is exact for any sum of products, and a
+fusion by `factor_sum` is one slot already. An expert that every token chooses for itself is no such map, and is refused
+by name.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from hidecmoe_jax.core.errors import ConfigError, nearest
+from hidecmoe_jax.experts.bank import EMPTY, Bank
+from hidecmoe_jax.methods.base import Method, with_experts_folded, with_leaves
+from hidecmoe_jax.methods.lora import PARALLEL
+from hidecmoe_jax.methods.mixture import Mixture
+from hidecmoe_jax.methods.moelora import MoeLora
+from hidecmoe_jax.methods.routed import FAMILY, Routed
+from hidecmoe_jax.methods.shared_slots import serving_slots
+from hidecmoe_jax.methods.stacked import Stacked
+from hidecmoe_jax.models.llava import Model
+from hidecmoe_jax.port.adapters.peft import LoraWeights
+from hidecmoe_jax.runs.assistant import LoadedRun
+
+
+def require_linear(run: LoadedRun, form: str) -> Routed:
+    """The run's method, where its experts are LoRA on linears and constant for a task.
+
+    Args:
+      form: what was asked for, as the user wrote it.
+
+    Raises:
+      ConfigError: the method routes tokens, or has no experts at all; says what to use instead.
+    """
+    method = run.config.method
+    if not isinstance(method, Routed):
+        raise ConfigError(
+            f"the experts of {method.name!r} cannot be written as {form}", where=f"method: {type(method).__name__}",
+            why=f"{_experts(method)}; this form holds one LoRA on linears, the same for every token",
+            remedy="use --to hub, which keeps experts and routers; answer with `hidecmoe ask` or `hidecmoe eval`",
+        )  # fmt: skip
+    if FAMILY not in run.learner.past or not method.learned(run.learner):
+        raise ConfigError(
+            f"there is no expert to write as {form}", where=f"method {method.name!r}",
+            why="nothing was learned: it answers with the base model alone", remedy="use --to hf-base",
+        )  # fmt: skip
+    return method
+
+
+def _experts(method: Method) -> str:
+    match method:
+        case Stacked():
+            return _experts(method.grown)
+        case Mixture():
+            where = "beside the feed-forward block" if PARALLEL in method.lora.sites else "at linears"
+            return f"every token is routed among experts {where} ({', '.join(method.lora.sites)})"
+        case MoeLora():
+            return f"every token mixes {method.experts} experts at every linear ({', '.join(method.lora.sites)})"
+        case _:
+            return "only the method itself knows how its experts speak"
+
+
+def names_of(run: LoadedRun, wanted: tuple[str, ...] = ()) -> dict[str, int]:
+    """Tasks that have an expert to be written, by name, with their numbers; `wanted` chooses among them.
+
+    One expert that all tasks share has one name: the run's method.
+
+    Raises:
+      ConfigError: no such task.
+    """
+    method = require_linear(run, "an adapter")
+    if method.growth == "shared":
+        known = {method.name: 0}
+    else:
+        known = {run.tasks[task]: task for task in method.learned(run.learner)}
+    unknown = [name for name in wanted if name not in known]
+    if unknown:
+        raise ConfigError("no such task in the run", where=f"--task {unknown[0]}", why=nearest(unknown[0], known))
+    return {name: known[name] for name in wanted} if wanted else known
+
+
+def gains_of(run: LoadedRun, task: int) -> np.ndarray:
+    """How loudly every slot speaks when `task` is named, float32 [L, S]: constant layers, and above them its own slot
+    or that of the task it was merged into."""
+    method, bank = run.config.method, run.learner.past[FAMILY]
+    gain_LS = np.array(method.fused_gains(bank, run.learner.memory))
+    slot_LN = serving_slots(bank, run.learner.memory)
+    for layer in method.expanded(bank.layers, run.learner.memory):
+        gain_LS[layer] = np.arange(bank.slots) == slot_LN[layer, task]
+    return gain_LS
+
+
+def lora_of(bank: Bank, gain_LS: np.ndarray) -> LoraWeights:
+    """The slots of a bank that speak, side by side in the rank: sum_s gain_s a_s b_s = [a_s ...] [gain_s b_s; ...].
+
+    A layer with fewer of them than another is filled up with zeros.
+    """
+    owner_LS = np.asarray(bank.owner_LS)
+    heard = [np.flatnonzero((gain != 0) & (owner != EMPTY)) for gain, owner in zip(gain_LS, owner_LS, strict=True)]
+    rank = bank.rank * max(1, *(len(slots) for slots in heard))
+    a: dict[str, list[np.ndarray]] = {}
+    b: dict[str, list[np.ndarray]] = {}
+    for site in bank.sites:
+        a_LDSR, b_LSRF = np.asarray(bank.a[site], np.float32), np.asarray(bank.b[site], np.float32)
+        a[site], b[site] = [], []
+        for layer, slots in enumerate(heard):
+            a_DR, b_RF = np.zeros((a_LDSR.shape[1], rank), np.float32), np.zeros((rank, b_LSRF.shape[3]), np.float32)
+            wide = bank.rank * len(slots)
+            a_DR[:, :wide] = a_LDSR[layer][:, slots].reshape(len(a_DR), wide)
+            loud = gain_LS[layer, slots][:, None, None].astype(np.float32)
+            b_RF[:wide] = (b_LSRF[layer, slots] * loud).reshape(wide, -1)
+            a[site].append(a_DR)
+            b[site].append(b_RF)
+    return LoraWeights(a, b, bank.scale)
+
+
+def task_lora(run: LoadedRun, task: int) -> LoraWeights:
+    """Everything that answers an input of `task`, beyond the base: one LoRA, and the projector where it was tuned."""
+    lora = lora_of(run.learner.past[FAMILY], gains_of(run, task))
+    tuned = {path: np.asarray(leaf, np.float32) for path, leaf in run.learner.shared.items()}
+    return LoraWeights(lora.a, lora.b, lora.scale, tuned)
+
+
+def merged(run: LoadedRun, task: int) -> Model:
+    """The base with everything of `task` folded in, in the base's dtypes."""
+    return with_experts_folded(
+        with_leaves(run.model, run.learner.shared), run.learner.past[FAMILY], gains_of(run, task)
+    )

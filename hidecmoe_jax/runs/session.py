@@ -1,0 +1,287 @@
+"""What a run works with, opened once: base model, tokenizer, stream, and the features of every split.
+
+Opening checks everything that can be wrong before any training starts: data, scorers, lengths, the base's weights.
+"""
+
+from __future__ import annotations
+
+import platform
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from importlib.metadata import version
+from operator import itemgetter
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from hidecmoe_jax.core import trees
+from hidecmoe_jax.core.about import VERSION
+from hidecmoe_jax.core.errors import ConfigError, DataError, nearest
+from hidecmoe_jax.core.keys import key_for
+from hidecmoe_jax.data.check import examine
+from hidecmoe_jax.data.features import Features, extract
+from hidecmoe_jax.data.loader import buckets, shapes
+from hidecmoe_jax.data.pocket.cache import pocket_tasks
+from hidecmoe_jax.data.prompts import Encoded, encode_all
+from hidecmoe_jax.data.records import Record
+from hidecmoe_jax.data.stream import Stream, Task, TaskSpec, open_stream
+from hidecmoe_jax.data.tokenizer import Tokenizer
+from hidecmoe_jax.evaluate.answer import Answer, answers, decided, prompts, states
+from hidecmoe_jax.methods.base import Decision, FrozenFeatures, Learner, Serving, Stage
+from hidecmoe_jax.models.llava import Model, Reading
+from hidecmoe_jax.models.store import base_folder, load_model
+from hidecmoe_jax.runs.config import RunConfig, StreamConfig, to_mapping
+from hidecmoe_jax.runs.edits import recall
+from hidecmoe_jax.scoring.score import SCORERS
+from hidecmoe_jax.train.stage import StageData, count_usage
+
+ANSWER_BUCKET = 16
+
+
+def bar(label: str, *, initial: int = 0):
+    """A progress bar factory with ETA on stderr; silent where nobody watches."""
+    return lambda items: tqdm(
+        items, desc=label, initial=initial, leave=False, disable=None, file=sys.stderr, dynamic_ncols=True
+    )
+
+
+def say(text: str) -> None:
+    """One line for the user, clear of any progress bar."""
+    tqdm.write(text, file=sys.stderr)
+
+
+@dataclass(frozen=True)
+class Session:
+    """An opened configuration; features are computed when first asked for and kept."""
+
+    config: RunConfig
+    model: Model
+    tokenizer: Tokenizer
+    stream: Stream
+    shelf: dict[tuple, Any] = field(default_factory=dict, compare=False, repr=False)
+
+    @cached_property
+    def base_digest(self) -> str:
+        """SHA-256 over all leaves of the base."""
+        return trees.digest(self.model.params)
+
+    def features(self, records: tuple[Record, ...], label: str) -> Features:
+        """Tower features of a split, from the shelf if they were computed before."""
+        name = (label, records)
+        if name not in self.shelf:
+            base = self.config.base
+            self.shelf[name] = extract(
+                self.model, self.tokenizer, records,
+                batch=base.feature_batch, budget_gib=base.feature_gib, progress=bar(f"features of {label}"),
+            )  # fmt: skip
+        return self.shelf[name]
+
+    def states(self, records: tuple[Record, ...], label: str, reading: Reading) -> np.ndarray:
+        """The frozen base's state of every prompt, float32 [N, D]; of several turns the last question counts."""
+        name = (label, records, reading)
+        if name not in self.shelf:
+            config = self.config
+            self.shelf[name] = states(
+                self.model, records, self.features(records, label), reading,
+                tokenizer=self.tokenizer, template=config.template, writing=config.evaluate.writing,
+                batch=config.base.feature_batch, progress=bar(f"states of {label}"),
+            )  # fmt: skip
+        return self.shelf[name]
+
+    def test(self, task: Task) -> tuple[Record, ...]:
+        """The records a task is judged on."""
+        return task.val if self.config.evaluate.split == "val" else task.test
+
+    def label(self, task: Task) -> str:
+        """What the records a task is judged on are called."""
+        return f"{task.name} {self.config.evaluate.split}"
+
+    def encode(self, records: tuple[Record, ...], label: str) -> tuple[tuple[Record, ...], list[Encoded]]:
+        """Training records with their ids; too long ones are refused, or dropped up to `tune.max_dropped`."""
+        tune = self.config.tune
+        encoded, dropped = encode_all(
+            records, self.tokenizer, self.config.template,
+            patches=self.model.config.vision.patches, max_length=tune.max_length, max_dropped=tune.max_dropped,
+        )  # fmt: skip
+        if dropped:
+            say(f"{label}: dropped {len(dropped)} records longer than {tune.max_length} tokens, first {dropped[0]!r}")
+            records = tuple(record for record in records if record.id not in set(dropped))
+        if len(records) != len(encoded):
+            raise DataError(
+                "tasks share the id of a dropped record",
+                where=label,
+                remedy="make ids unique, or raise tune.max_length",
+            )
+        return records, encoded
+
+    @cached_property
+    def shapes(self) -> tuple[tuple[int, int], ...]:
+        """(length, answers) of every task's batches; tasks that agree in them share one compiled program.
+
+        Looks at the whole stream, so that too long a record of a late task is refused before the first one trains.
+        """
+        multiple = self.config.tune.bucket
+        encoded = (self.encode(task.train, task.name)[1] for task in self.stream.tasks)
+        return tuple(shapes(one, multiple=multiple, answers=ANSWER_BUCKET) for one in encoded)
+
+    @cached_property
+    def prompt_length(self) -> int:
+        """Length that holds every test prompt of the stream."""
+        writing = self.config.evaluate.writing
+        longest = [
+            len(prompt.tokens)
+            for task in self.stream.tasks
+            for prompt in prompts(self.test(task), self.tokenizer, self.config.template, self.model.config, writing)
+        ]
+        return buckets(longest, writing.bucket)
+
+    def material(self, records: tuple[Record, ...], lesson: tuple[int, ...], label: str) -> StageData:
+        """What a stage trains on: records of the lesson's tasks, in batches that hold any record of these."""
+        length, answers = (max(sizes) for sizes in zip(*(self.shapes[task] for task in lesson), strict=True))
+        records, encoded = self.encode(records, label)
+        features = self.features(records, f"{label} train")
+        vocabulary = self.model.config.decoder.vocabulary
+        return StageData(records, encoded, features, (length, answers), self.tokenizer.pad, vocabulary)
+
+    def seen(self, learner: Learner, stage: Stage, material: StageData, label: str) -> FrozenFeatures:
+        """What a stage that does not train looks at."""
+        config, method = self.config, self.config.method
+        pooled = material.features.pooled(np.arange(len(material.encoded)))
+        if stage.source == "usage":
+            return FrozenFeatures(
+                pooled, usage=count_usage(method, self.model, learner, stage, material, config.tune.batch)
+            )
+        reading = method.reading
+        return FrozenFeatures(pooled, None if reading is None else self.states(material.records, label, reading))
+
+    def sight(self, records: tuple[Record, ...], label: str) -> FrozenFeatures:
+        """What a gate looks at of some records."""
+        reading, pooled = self.config.method.reading, self.features(records, label).pooled(np.arange(len(records)))
+        return FrozenFeatures(pooled, None if reading is None else self.states(records, label, reading))
+
+    def answers(
+        self, serving: Serving, records: tuple[Record, ...], label: str, *, task: Task, seed: int, named: bool,
+        rows: Sequence[int] | None = None, length: int | None = None, skip: frozenset[str] = frozenset(),
+        decision: Decision | None = None,
+    ) -> Iterator[list[Answer]]:  # fmt: skip
+        """Batches of answers to records of `task` (only to those in `rows`, where given), with the task named or found;
+        all else as in `evaluate.answer`, with the `decision` of all records."""
+        config, reading = self.config, self.config.method.reading
+        asked = np.arange(len(records)) if rows is None else np.asarray(rows, np.int64)
+        return answers(
+            config.method, serving, [records[row] for row in asked], self.features(records, label).only(asked),
+            state_ND=None if reading is None else self.states(records, label, reading)[asked],
+            tokenizer=self.tokenizer, template=config.template, writing=config.evaluate.writing,
+            key=key_for(seed, "answer", task.name), length=length, named=task.index if named else None, skip=skip,
+            decision=None if decision is None else jax.tree.map(itemgetter(asked), decision),
+        )  # fmt: skip
+
+    def decided(
+        self, serving: Serving, records: tuple[Record, ...], label: str, *, task: Task, named: bool
+    ) -> Decision:
+        """How records of `task` find their tasks, as `answers` would decide; nothing is written."""
+        config, reading = self.config, self.config.method.reading
+        return decided(
+            config.method, serving, self.features(records, label), len(records), batch=config.evaluate.writing.batch,
+            state_ND=None if reading is None else self.states(records, label, reading),
+            named=task.index if named else None,
+        )  # fmt: skip
+
+    def recall(self, kept: list, run: Path | None) -> Learner:
+        """The learner after the lessons that `kept` archived, with the edits of `run` (None: as it was learned)."""
+        return recall(run, self.config.method, self.model, max(self.config.capacity, len(kept)), kept)
+
+    def identity(self) -> dict[str, Any]:
+        """What may not change between stop and resume."""
+        return identity_of(self.config, self.stream, self.base_digest)
+
+
+def identity_of(config: RunConfig, stream: Stream, base: str) -> dict[str, Any]:
+    """What may not change of a run between stop and resume; `base` is the SHA-256 of its base model."""
+    plain = to_mapping(config)
+    return {
+        "base": base,
+        "val_fraction": plain.pop("stream")["val_fraction"],
+        "config": plain,
+        "tasks": [task.name for task in stream.tasks],
+        "data": {task.name: dict(task.contents) for task in stream.tasks},
+        "own": {task.name: {"epochs": task.epochs, "rate": task.rate} for task in stream.tasks},
+    }
+
+
+def stream_specs(stream: StreamConfig) -> tuple[TaskSpec, ...]:
+    """Folders of all tasks; the pocket stream is drawn into its cache folder if it is not there."""
+    specs = []
+    if stream.pocket is not None:
+        p = stream.pocket
+        folders = pocket_tasks(tasks=p.tasks, seed=p.seed, train=p.train, val=p.val, test=p.test, folder=p.folder)
+        specs = [TaskSpec(str(folder)) for folder in folders]
+    return (*specs, *stream.tasks)
+
+
+def open_base(config: RunConfig) -> tuple[Model, Tokenizer]:
+    """The frozen model and its tokenizer."""
+    folder = base_folder(config.base.path)
+    changes = {name: getattr(config.base, name) for name in ("dtype", "param_dtype", "remat")}
+    model = load_model(folder, **{name: value for name, value in changes.items() if value is not None})
+    tokenizer = Tokenizer.load(folder)
+    # The image token's row is never looked up, so it alone may lie one past the table (original LLaVA-1.5).
+    beyond = tokenizer.size - (tokenizer.image == model.config.decoder.vocabulary)
+    if beyond > model.config.decoder.vocabulary or tokenizer.image != model.config.image_token:
+        raise ConfigError(
+            "tokenizer and model do not belong together", where=str(folder),
+            why=f"{tokenizer.size} tokens and image token {tokenizer.image}, the model has "
+            f"{model.config.decoder.vocabulary} and {model.config.image_token}",
+        )  # fmt: skip
+    reader, text = tokenizer.text or tokenizer, model.config.text
+    if reader.size > text.vocabulary or reader.eos != text.eos_token:
+        raise ConfigError(
+            "the text tower cannot read the tokenizer's ids", where=str(folder),
+            why=f"{reader.size} tokens and end {reader.eos}, the tower has {text.vocabulary} and {text.eos_token}",
+            remedy="convert again with a --clip folder that has CLIP's tokenizer.json (it goes to text/)",
+        )  # fmt: skip
+    return model, tokenizer
+
+
+def open_session(config: RunConfig, *, errors: str | None = None) -> Session:
+    """Opens base and stream.
+
+    Args:
+      errors: file that gets the full list of bad records, should there be any.
+
+    Raises:
+      DataError, ConfigError, CheckpointError: whatever is wrong with them, before anything is trained.
+    """
+    stream = checked_stream(config, errors=errors)
+    model, tokenizer = open_base(config)
+    return Session(config, model, tokenizer, stream)
+
+
+def checked_stream(config: RunConfig, *, errors: str | None = None) -> Stream:
+    """The stream alone, as `open_session` opens and checks it."""
+    stream = open_stream(
+        stream_specs(config.stream), policy=replace(config.stream.policy, errors=errors),
+        val_fraction=config.stream.val_fraction,
+    )  # fmt: skip
+    examine(stream.tasks, allowed_leaks=config.stream.allowed_leaks).require()
+    for task in stream.tasks:
+        if task.scorer not in SCORERS:
+            raise ConfigError("unknown scorer", where=f"task {task.name}", why=nearest(task.scorer, SCORERS))
+        for note in task.notes:
+            say(f"task {task.name}: {note}")
+    return stream
+
+
+def session_facts() -> dict[str, Any]:
+    """Versions and devices of this process, for the record."""
+    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+    return {
+        "python": platform.python_version(),
+        "versions": {"hidecmoe_jax": VERSION} | {name: version(name) for name in packages},
+        "devices": [device.device_kind for device in jax.devices()],
+    }

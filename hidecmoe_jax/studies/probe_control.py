@@ -1,0 +1,105 @@
+"""How often does a probe ask for an expert that nobody needs? The calibration that LLaVA-CMoE lacks (CMoE-D15).
+
+A probe that trains beside frozen experts is picked often simply because it trains, and a balancing loss evens usage
+out on top. So after a task the probing of a next task is played with records of that same task: whatever expands then
+expands in vain. The share of layers that do is the false-expansion rate, with the balancing loss and without it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hidecmoe_jax.core.errors import ConfigError
+from hidecmoe_jax.core.keys import key_for
+from hidecmoe_jax.methods.base import Method
+from hidecmoe_jax.methods.growth.summary import probed
+from hidecmoe_jax.methods.mixture import Mixture
+from hidecmoe_jax.methods.stacked import Stacked
+from hidecmoe_jax.runs.edits import recall
+from hidecmoe_jax.runs.ledger import Ledger
+from hidecmoe_jax.runs.session import Session, bar, open_session, say
+from hidecmoe_jax.runs.stream_loop import config_of
+from hidecmoe_jax.storage.files import write_json
+from hidecmoe_jax.train.stage import run_stage, tuned_for
+
+
+@dataclass(frozen=True)
+class Unwatched:
+    """A `StageObserver` that saves and shows nothing: a control is played again, never resumed."""
+
+    def resume(self, stage):
+        """There is nothing to go on from."""
+        return None
+
+    def step(self, stage, step, steps, facts, state) -> None:
+        """Nothing is kept."""
+
+    def warn(self, text: str) -> None:
+        """A line for the user."""
+        say(f"warning: {text}")
+
+
+def probe_control(run: str | Path, *, task: int = 0, repeats: int = 3) -> dict[str, Any]:
+    """Writes `control.json` into the run folder and returns it: false-expansion rates after task number `task`.
+
+    Raises:
+      ConfigError: the run does not probe, or has not learned the task.
+    """
+    folder, session = Path(run), open_session(config_of(run))
+    method, home = session.config.method, folder / f"seed_{session.config.seeds[0]}"
+    done, pool = Ledger(home).tasks(), _pool_of(method)
+    if pool is None or pool.growth != "probe" or not 0 <= task < len(done):
+        raise ConfigError(
+            "there is no probe to control", where=str(folder),
+            why=f"{method.name} has learned {len(done)} tasks, asked for number {task}",
+            remedy="give a run of a mixture (or a stacked method) with `growth: probe`, and one of its tasks",
+        )  # fmt: skip
+    kept = Ledger(home).archive(task + 1)
+    found = []
+    for balance in dict.fromkeys((pool.probe.balance, 0.0)):
+        probing = replace(pool, probe=replace(pool.probe, balance=balance))
+        probing = replace(method, above=probing) if isinstance(method, Stacked) else probing
+        own = replace(session, config=replace(session.config, method=probing))
+        plays = [_play(own, folder, kept, task, seed) for seed in bar(f"control, balance {balance}")(range(repeats))]
+        expanded, frequency, limit = (np.array(part) for part in zip(*plays, strict=True))
+        found.append(
+            {
+                "balance": balance, "false_expansion_rate": float(expanded.mean()),
+                "frequency": frequency.mean(0).tolist(), "threshold": limit.mean(0).tolist(),
+            }
+        )  # fmt: skip
+    result = {"task": session.stream.tasks[task].name, "repeats": repeats, "controls": found}
+    write_json(folder / "control.json", result)
+    return result
+
+
+def _pool_of(method: Method) -> Mixture | None:
+    """The part of a method that probes; None where nothing does."""
+    method = method.grown if isinstance(method, Stacked) else method
+    return method if isinstance(method, Mixture) else None
+
+
+def _play(session: Session, run: Path, kept: list, task: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Probing for a next task with records of `task`: layers expanded, the probe's frequency, its threshold."""
+    method, model, number = session.config.method, session.model, task + 1
+    learner = recall(run, method, model, max(session.config.capacity, number + 1), kept)
+    material = session.material(session.stream.tasks[task].train, (task,), session.stream.tasks[task].name)
+    for stage in method.stages(number)[:2]:
+        key = key_for(seed, "control", stage.kind)
+        learner = method.before(model, learner, stage, number, key)
+        part = material.only(method.part(stage, len(material.encoded), seed))
+        if stage.trains:
+            tune = tuned_for(stage, session.config.tune, len(part.encoded))
+            learner = run_stage(
+                method, model, learner, stage, part, tune=tune, key=key, seed=seed, watch=Unwatched(), task="control"
+            )
+        else:
+            seen = session.seen(learner, stage, part, "control")
+            learner = method.fit(model, learner, stage, number, seen, key)
+        learner = method.after(model, learner, stage, number)
+    expanded = np.asarray(learner.memory["verdict"]["expand"][number])
+    return expanded, *probed(_pool_of(method), learner, number)

@@ -1,0 +1,181 @@
+"""A run or a base opened as a library user does: logits, answers, routing, earlier tasks, refusals."""
+
+import shutil
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+from runs_world import make_world, outcome
+from tiny import TINY, write_base
+
+from hidecmoe_jax.core import trees
+from hidecmoe_jax.core.errors import CheckpointError, ConfigError, DataError
+from hidecmoe_jax.data.images import normalise
+from hidecmoe_jax.data.loader import read_images
+from hidecmoe_jax.methods.gates.anchors import NamedGate
+from hidecmoe_jax.models.llava import Prompt, logits, vision_features
+from hidecmoe_jax.runs import evaluation
+from hidecmoe_jax.runs.assistant import load
+from hidecmoe_jax.runs.stream_loop import learn
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    root = tmp_path_factory.mktemp("load")
+    config = make_world(root)
+    return root, config, learn(config, root / "run")
+
+
+@pytest.fixture(scope="module")
+def run(world):
+    return load(world[2])
+
+
+@pytest.fixture(scope="module")
+def base(world):
+    return load(world[0] / "base")
+
+
+def picture(world, number: int, task: str = "birds") -> str:
+    return str(world[0] / task / "images" / f"{number}.png")
+
+
+def question(number: int) -> str:
+    return f"What is shown in picture {number}?"
+
+
+def test_a_base_has_no_tasks_and_its_own_parameters(base):
+    assert base.tasks == () and base.config == TINY
+    assert trees.digest(base.params) == trees.digest(base.base.params)
+    assert base.route([None], ["What?"]) == [{}]
+
+
+def test_logits_take_what_a_processor_makes_padded_on_either_side(base, world):
+    patches, token = TINY.vision.patches, TINY.image_token
+    pixels = normalise(read_images([picture(world, 0), picture(world, 1), picture(world, 2)], 16))
+    text = [1, 50, 60, 70]
+    rows = [[1, *[token] * patches, 50, *[token] * patches, 60], text, [1, 50, *[token] * patches]]
+    length = max(map(len, rows))
+    right = np.array([row + [0] * (length - len(row)) for row in rows])
+    left = np.array([[0] * (length - len(row)) + row for row in rows])
+    real = np.array([[1] * len(row) + [0] * (length - len(row)) for row in rows])
+    shown = np.asarray(pixels).transpose(0, 3, 1, 2)
+    found, turned = base.logits(right, real, shown), base.logits(left, real[:, ::-1], shown)
+    assert found.shape == (3, length, TINY.decoder.vocabulary) and found.dtype == np.float32
+    seen, _ = vision_features(base.base, pixels)
+    for row, pictures in enumerate(([0, 1], [], [2])):
+        ids = np.array([rows[row]], np.int32)
+        own = np.asarray(seen)[pictures][None] if pictures else None
+        alone = logits(base.base, Prompt(ids, np.ones_like(ids, bool), own))[0]
+        np.testing.assert_allclose(found[row, : len(rows[row])], alone, atol=1e-5)
+        np.testing.assert_allclose(turned[row, length - len(rows[row]) :], alone, atol=1e-5)
+
+
+def test_rt12_logits_refuse_what_does_not_fit(base):
+    ones = np.ones((1, 3), int)
+    pixels = np.zeros((1, 3, 16, 16), np.float32)
+    for ids, mask, shown, message in (
+        ([[1, -200, 5]], ones, None, "outside the vocabulary"),
+        ([[1, 320, 5]], ones, None, "outside the vocabulary"),
+        ([[1, 4, 5]], ones, pixels, "do not match"),
+        ([[1, 6, 5]], ones, pixels, "do not match"),
+        ([[1, 4, 4, 4, 4]], np.ones((1, 5)), None, "do not match"),
+        ([[1, 6, 5]], np.ones((1, 4)), None, "mask"),
+    ):
+        with pytest.raises(DataError, match=message):
+            base.logits(ids, mask, shown)
+
+
+def test_a_run_answers_as_it_was_evaluated(run, world):
+    lines = evaluation.read_answers(world[2] / "seed_0" / "answers" / "row_002" / "birds.jsonl")
+    given = run.generate([picture(world, n) for n in range(8, 12)], [question(n) for n in range(8, 12)])
+    assert [answer.text for answer in given] == [line["text"] for line in lines]
+    for answer, line in zip(given, lines, strict=True):
+        np.testing.assert_allclose(answer.weights[:2], [line["weights"]["birds"], line["weights"]["fish"]], atol=1e-5)
+    routed = run.route([picture(world, 8)], [question(8)])[0]
+    assert list(routed) == ["birds", "fish"] and sum(routed.values()) == pytest.approx(1.0, abs=1e-5)
+    named = evaluation.read_answers(world[2] / "seed_0" / "answers" / "row_002" / "birds.named.jsonl")
+    assert run.generate([picture(world, 8)], [question(8)], named="birds")[0].text == named[0]["text"]
+
+
+def test_text_alone_and_several_pictures_are_routed(run, world):
+    pair = [picture(world, 1), picture(world, 9, "fish")]
+    several, none = run.route([pair, None], [question(1), question(1)])
+    assert sum(several.values()) == pytest.approx(1.0, abs=1e-5) and sum(none.values()) == pytest.approx(1.0, abs=1e-5)
+    assert len({round(part["birds"], 5) for part in (several, none, run.route([pair[:1]], [question(1)])[0])}) == 3
+    features = run._features(run._records([pair, pair[:1], pair[1:]], [question(1)] * 3))
+    np.testing.assert_allclose(features.image_NE[0], features.image_NE[1:].mean(axis=0), atol=1e-6)
+
+
+def test_an_answer_says_who_was_heard(run, world):
+    reply = run.answer([picture(world, 8)], question(8))
+    assert list(reply.weights.values()) == sorted(reply.weights.values(), reverse=True)
+    assert reply.decision.startswith(f"routed to {next(iter(reply.weights))}")
+    assert load(world[0] / "base").answer([], "What?").weights == {}
+    assert run.answer([picture(world, 8)], question(8), named="fish").decision == "answered as fish, which was named"
+
+
+def test_sampling_depends_on_the_seed_and_on_nothing_else(run, world):
+    asked = ([picture(world, 8)] * 2, [question(8)] * 2)
+    draw = lambda seed: [one.text for one in run.generate(*asked, seed=seed, temperature=2.0, max_new_tokens=8)]  # noqa: E731
+    assert draw(1) == draw(1) != draw(2)
+    assert draw(1)[0] != draw(1)[1], "two samples of one prompt are two draws"
+
+
+def test_a_run_is_opened_as_it_was_after_an_earlier_task(world):
+    early, zero = load(world[2], task=1), load(world[2], task=0)
+    assert early.tasks == ("birds",) and zero.tasks == ()
+    assert early.route([picture(world, 8)], [question(8)]) == [{"birds": pytest.approx(1.0)}]
+    lines = evaluation.read_answers(world[2] / "seed_0" / "answers" / "row_001" / "birds.jsonl")
+    assert early.generate([picture(world, 8)], [question(8)])[0].text == lines[0]["text"]
+    with pytest.raises(CheckpointError, match="learned are 2"):
+        load(world[2], task=3)
+
+
+def test_wrong_questions_are_refused(run, world):
+    with pytest.raises(DataError, match="one entry of `images` per prompt"):
+        run.generate([None], ["a", "b"])
+    with pytest.raises(DataError, match="marks do not match"):
+        run.route([None], ["<image> What?"])
+    with pytest.raises(DataError, match="birds, fish"):
+        run.generate([None], ["What?"], named="trees")
+    with pytest.raises(DataError):
+        run.generate([str(world[0] / "none.png")], ["What?"])
+    assert run.generate([], []) == [] and run.route([], []) == []
+
+
+def test_ck20_a_run_is_not_opened_on_another_base(world):
+    root, config, run = world
+    other = shutil.copytree(run, root / "foreign")
+    text = (other / "config.yaml").read_text()
+    (other / "config.yaml").write_text(text.replace(config.base.path, str(write_base(root / "other", seed=1))))
+    with pytest.raises(CheckpointError, match="another base model"):
+        load(other)
+    with pytest.raises(CheckpointError, match="no base model there"):
+        load(root / "nothing")
+
+
+def test_rt7_an_anchor_that_is_not_finite_is_not_served(run):
+    method, memory = run.run.method, dict(run.serving.memory)
+    learner = method.init(run.base, 2)
+    broken = memory["gate"] | {"image_NE": memory["gate"]["image_NE"].at[1, 0].set(np.nan)}
+    with pytest.raises(Exception, match="what the gate knows is not finite") as refused:
+        method.serve(run.base, learner.replace(memory={"gate": broken}))
+    assert refused.value.exit_code == 5 and "gate/image_NE" in refused.value.where
+
+
+def test_a_method_that_needs_the_name_says_so(world):
+    root, config, _ = world
+    method = replace(config.method, name="per_task", expand="all", gate=NamedGate())
+    run = load(learn(replace(config, method=method), root / "named"))
+    with pytest.raises(ConfigError, match="needs the task's name"):
+        run.route([None], ["What?"])
+    assert run.generate([None], ["What?"], named="fish")[0].choice == 1
+    assert outcome(root / "named")["cells"]["1"]["birds"]["routed"] is not None
+
+
+def test_a_run_leaves_the_base_alone(run, base):
+    assert trees.digest(run.base.params) == trees.digest(base.params)
+    changed = jax.tree.leaves(run.params)
+    assert trees.count(changed) == trees.count(base.params)
