@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_editing import HEAR, MODEL, ROUTED, prompt, routed, stored  # noqa: F401
+from test_edit import HEAR, MODEL, ROUTED, prompt, routed, stored  # noqa: F401
 
 from hidecmoe_jax.core import trees
 from hidecmoe_jax.core.errors import ConfigError
