@@ -146,10 +146,15 @@ def draw_conversations(plan: LanguagePlan, step: int, patches: int, tokenizer: T
         pictures.append(draw("scene" if focused else str(family), rng))
         talk = look_ups if focused else conversation
         encoded.append(packed(pictures[-1], rng, plan, talk=talk, patches=patches, tokenizer=tokenizer))
-    arrays = collate(encoded, length=plan.length, answers=plan.answers, pad=tokenizer.pad, vocab=tokenizer.size)
-    return arrays | {
+    batch = collate(encoded, length=plan.length, answers=plan.answers, pad=tokenizer.pad, vocab=tokenizer.size)
+    return {
+        "tokens_BT": batch.prompt.tokens_BT,
+        "mask_BT": batch.prompt.mask_BT,
+        "where_BA": batch.where_BA,
+        "answer_BA": batch.answer_BA,
+        "answer_mask_BA": batch.answer_mask_BA,
         "pixels": np.stack([picture.pixels for picture in pictures]),
-        "weight_BA": weights(arrays["where_BA"], arrays["answer_mask_BA"]),
+        "weight_BA": weights(batch.where_BA, batch.answer_mask_BA),
         "called_NBP": np.stack([called(picture, round(patches**0.5)) for picture in pictures], axis=1),
     }
 

@@ -1,9 +1,9 @@
-"""Which records stand in which batch, and how a batch looks as arrays.
+"""Batches: which records form the batch of a step, and how they become padded arrays.
 
-The order of a stage is a pure function of (seed, epoch, step): nothing is stored to resume it but the step
-number. Batches have one fixed shape, padded by rows that do not count, so nothing is compiled twice.
-Answers are gathered on the host: the device gets the positions whose hidden states predict answer tokens
-and never multiplies the rest by the vocabulary.
+The order of a stage is a pure function of (seed, epoch, step), so resuming needs nothing but the step number. All
+batches of a stage have one shape; rows without a record are padding and do not count. One shape means one compiled
+program. Answer positions are gathered on the host, so that the device multiplies only the hidden states that predict
+an answer token by the vocabulary.
 """
 
 from __future__ import annotations
@@ -17,19 +17,20 @@ import numpy as np
 from hidecmoe_jax.core.errors import ConfigError, DataError
 from hidecmoe_jax.data.images import CLIP_MEAN, LIMITS, Limits, load
 from hidecmoe_jax.data.prompts import IGNORED, Encoded
+from hidecmoe_jax.models.llava import Batch, Prompt
 
 PADDING = -1
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The order in which `count` records are seen.
+    """The order in which training visits `count` records.
 
     Attributes:
-      count: records.
+      count: number of records.
       batch: rows of a batch.
-      epochs: passes over the records, each in its own order.
-      seed: of the orders.
+      epochs: passes over the records; each pass has its own order.
+      seed: seed of the orders.
       last: "pad" fills the last batch of an epoch with -1, "drop" leaves its records out of that epoch.
     """
 
@@ -56,7 +57,9 @@ class Plan:
     @property
     def epoch_steps(self) -> int:
         """Steps of one epoch."""
-        return -(-self.count // self.batch) if self.last == "pad" else self.count // self.batch
+        if self.last == "pad":
+            return -(-self.count // self.batch)
+        return self.count // self.batch
 
     @property
     def steps(self) -> int:
@@ -64,81 +67,102 @@ class Plan:
         return self.epochs * self.epoch_steps
 
     def indices(self, step: int) -> np.ndarray:
-        """Record numbers of one batch, int32 [batch]; -1 marks a padded row.
+        """Returns the record numbers of one batch, int32 [batch]; -1 marks a padded row.
 
         Raises:
-          IndexError: step outside [0, steps).
+          IndexError: `step` is outside [0, steps).
         """
         if not 0 <= step < self.steps:
             raise IndexError(f"step {step} of a plan with {self.steps} steps")
-        epoch, place = divmod(step, self.epoch_steps)
+        epoch, position = divmod(step, self.epoch_steps)
         order = np.random.default_rng([self.seed, epoch]).permutation(self.count)
-        rows = order[place * self.batch : (place + 1) * self.batch]
-        return np.pad(rows, (0, self.batch - len(rows)), constant_values=PADDING).astype(np.int32)
+        start = position * self.batch
+        rows = order[start : start + self.batch]
+        missing = self.batch - len(rows)
+        return np.pad(rows, (0, missing), constant_values=PADDING).astype(np.int32)
 
 
 def buckets(lengths: Iterable[int], multiple: int = 16) -> int:
-    """The one length that holds all `lengths`, rounded up to a multiple."""
+    """Returns the longest of `lengths`, rounded up to a multiple."""
     return -(-max(lengths) // multiple) * multiple
 
 
 def shapes(encoded: Iterable[Encoded], *, multiple: int = 16, answers: int = 8) -> tuple[int, int]:
-    """(length, answers) of one shape for all samples; with those of all tasks, nothing is compiled twice."""
-    sizes = [(len(one.tokens), int((one.labels != IGNORED).sum())) for one in encoded]
-    return buckets((size for size, _ in sizes), multiple), buckets((max(1, count) for _, count in sizes), answers)
+    """Returns (length, answers): one batch shape that holds every sample.
+
+    Args:
+      multiple, answers: the two numbers are rounded up to multiples of these.
+    """
+    lengths = []
+    answer_counts = []
+    for sample in encoded:
+        lengths.append(len(sample.tokens))
+        # A batch needs at least one answer column, also where no sample has an answer.
+        answer_counts.append(max(1, sample.answer_count))
+    return buckets(lengths, multiple), buckets(answer_counts, answers)
 
 
 def collate(
-    encoded: Sequence[Encoded | None], *, length: int, answers: int, pad: int, vocab: int
-) -> dict[str, np.ndarray]:
-    """Right-padded arrays of a batch; `None` gives a padded row: no token is valid, no answer counts.
+    encoded: Sequence[Encoded | None],
+    *,
+    length: int,
+    answers: int,
+    pad: int,
+    vocab: int,
+    patches_BIPD: np.ndarray | None = None,
+) -> Batch:
+    """Returns a right-padded batch of numpy arrays.
 
     Args:
-      length, answers: the bucket, T and A.
-      pad: id that fills the rest.
+      encoded: one sample a row; `None` gives a padded row: every mask is False there.
+      length, answers: the batch shape, T and A.
+      pad: token id that fills unused places.
       vocab: every id must be in [0, vocab).
+      patches_BIPD: patch tokens of the samples' pictures, as `Features.patches` returns them.
 
     Returns:
-      tokens_BT int32, mask_BT bool, where_BA int32 (position whose hidden state predicts the answer token,
-      that is its own position - 1), answer_BA int32, answer_mask_BA bool.
+      tokens_BT int32 and mask_BT bool; where_BA int32, the position whose hidden state predicts an answer token (the
+      token's own position - 1); answer_BA int32 and answer_mask_BA bool.
 
     Raises:
-      DataError: a sample that does not fit the bucket, or an id outside the vocabulary (a device would
-        clamp it in silence).
+      DataError: a sample does not fit the shape, or an id is outside the vocabulary.
     """
     rows = len(encoded)
-    batch = {
-        "tokens_BT": np.full((rows, length), pad, np.int32),
-        "mask_BT": np.zeros((rows, length), bool),
-        "where_BA": np.zeros((rows, answers), np.int32),
-        "answer_BA": np.full((rows, answers), pad, np.int32),
-        "answer_mask_BA": np.zeros((rows, answers), bool),
-    }
-    check_ids(batch["tokens_BT"][:1], vocab, where="the padding id")
-    for row, one in enumerate(encoded):
-        if one is None:
+    tokens_BT = np.full((rows, length), pad, np.int32)
+    mask_BT = np.zeros((rows, length), bool)
+    where_BA = np.zeros((rows, answers), np.int32)
+    answer_BA = np.full((rows, answers), pad, np.int32)
+    answer_mask_BA = np.zeros((rows, answers), bool)
+    check_ids(tokens_BT[:1], vocab, where="the padding id")
+    for row, sample in enumerate(encoded):
+        if sample is None:
             continue
-        check_ids(one.tokens, vocab, where=f"id {one.id!r}")
-        places = np.flatnonzero(one.labels != IGNORED)
-        if len(one.tokens) > length or len(places) > answers:
+        check_ids(sample.tokens, vocab, where=f"id {sample.id!r}")
+        size = len(sample.tokens)
+        positions = np.flatnonzero(sample.labels != IGNORED)
+        count = len(positions)
+        if size > length or count > answers:
             raise DataError(
-                "a sample does not fit its bucket",
-                where=f"id {one.id!r}",
-                why=f"{len(one.tokens)} tokens, {len(places)} of answers; room for {length} and {answers}",
-                remedy="choose the bucket over all samples (`shapes`)",
+                "a sample does not fit its batch shape",
+                where=f"id {sample.id!r}",
+                why=f"{size} tokens, {count} of answers; the shape holds {length} and {answers}",
+                remedy="choose the shape over all samples (`shapes`)",
             )
-        assert not len(places) or places[0] > 0, "the first token has nothing that predicts it"
-        assert np.array_equal(one.labels[places], one.tokens[places]), "labels slipped against tokens"
-        batch["tokens_BT"][row, : len(one.tokens)] = one.tokens
-        batch["mask_BT"][row, : len(one.tokens)] = True
-        batch["where_BA"][row, : len(places)] = places - 1
-        batch["answer_BA"][row, : len(places)] = one.labels[places]
-        batch["answer_mask_BA"][row, : len(places)] = True
-    return batch
+        assert not count or positions[0] > 0, "no hidden state predicts the first token"
+        assert np.array_equal(sample.labels[positions], sample.tokens[positions]), "labels are shifted against tokens"
+        tokens_BT[row, :size] = sample.tokens
+        mask_BT[row, :size] = True
+        where_BA[row, :count] = positions - 1
+        answer_BA[row, :count] = sample.labels[positions]
+        answer_mask_BA[row, :count] = True
+    return Batch(Prompt(tokens_BT, mask_BT, patches_BIPD), where_BA, answer_BA, answer_mask_BA)
 
 
 def check_ids(tokens: np.ndarray, vocab: int, *, where: str) -> None:
-    """Refuses ids outside [0, vocab): on a device -200 reads row 0 and 2 * vocab the last row, in silence."""
+    """Refuses token ids outside [0, vocab).
+
+    A device would not: an embedding look-up clamps -200 to row 0 and 2 * vocab to the last row without an error.
+    """
     wrong = tokens[(tokens < 0) | (tokens >= vocab)]
     if wrong.size:
         raise DataError(
@@ -157,13 +181,14 @@ def read_images(
     limits: Limits = LIMITS,
     threads: int = 2,
 ) -> np.ndarray:
-    """Pictures as uint8 [N, size, size, 3], in the order of `paths`, decoded by a few threads.
+    """Decodes pictures in a few threads; uint8 [N, size, size, 3] in the order of `paths`.
 
     Raises:
-      DataError: a picture that `images.load` refuses.
+      DataError: `images.load` refuses a picture.
     """
     pixels = np.empty((len(paths), size, size, 3), np.uint8)
     with ThreadPoolExecutor(max_workers=max(1, threads)) as pool:
-        for row, picture in enumerate(pool.map(lambda path: load(path, size, mean, limits=limits), paths)):
+        pictures = pool.map(lambda path: load(path, size, mean, limits=limits), paths)
+        for row, picture in enumerate(pictures):
             pixels[row] = picture
     return pixels

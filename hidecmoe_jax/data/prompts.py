@@ -1,14 +1,12 @@
-"""From a record to token ids and labels.
+"""Prompts: token ids and labels of one record.
 
-A prompt is put together from pieces, each tokenised once, and labels are written while the pieces are laid
-down, so a label can never slip against its token (LLaVA tokenises twice and warns about a mismatch). Every
-`<image>` becomes as many image tokens as the vision tower gives patches. Loss falls on the answers and the
-end token after each.
+A prompt is built from pieces that are tokenised separately, and labels are written together with the pieces, so a
+label cannot be shifted against its token. (LLaVA tokenises the text twice and warns about a mismatch.) Every `<image>`
+becomes as many image tokens as the vision tower has patches. The loss covers the answers and the end token after each.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,12 +20,11 @@ IGNORED = -100
 
 @dataclass(frozen=True)
 class Template:
-    """The words around questions and answers.
+    """The text around questions and answers.
 
-    One turn reads `user question assistant answer END separator`; `system` stands before the first, END is
-    the end token. Blanks at the end of `assistant` are tokenised with the answer: sub-word vocabularies
-    have tokens for " word", and the prompt of a question must be a prefix of the prompt of a question with
-    its answer.
+    One turn is `user question assistant answer END separator`. `system` precedes the first turn; END is the end token.
+    Blanks at the end of `assistant` are tokenised with the answer, for two reasons: sub-word vocabularies have tokens
+    for " word", and the prompt of a question must be a prefix of the same question with its answer.
     """
 
     system: str = ""
@@ -47,14 +44,14 @@ TEMPLATES = {"vicuna": VICUNA, "short": SHORT, "plain": PLAIN}
 
 @dataclass(frozen=True)
 class Encoded:
-    """A record as ids.
+    """A record as token ids.
 
     Attributes:
       tokens: int32 [T], image tokens expanded.
-      labels: int32 [T], the token itself where loss falls, -100 elsewhere; not shifted.
-      images: paths in the order of their tokens.
-      text: what a locator reads (`routing_text`).
-      id: the record's id.
+      labels: int32 [T], the token itself where the loss counts, -100 elsewhere; not shifted.
+      images: picture files in the order of their tokens.
+      text: the routing text of the record (`routing_text`).
+      id: id of the record.
     """
 
     tokens: np.ndarray
@@ -63,79 +60,75 @@ class Encoded:
     text: str
     id: str = ""
 
+    @property
+    def answer_count(self) -> int:
+        """Number of tokens that the loss covers."""
+        return int((self.labels != IGNORED).sum())
+
 
 def encode(record: Record, tokenizer: Tokenizer, template: Template, *, patches: int, max_length: int) -> Encoded:
-    """A training item: all turns, loss on every answer and its end token.
+    """Returns a training sample: all turns, with loss on every answer and its end token.
 
     Args:
       patches: image tokens per picture.
       max_length: longest allowed sequence; a longer record is refused, never cut.
 
     Raises:
-      DataError: too long, an answer that does not survive tokenisation, characters outside the vocabulary,
-        or not one `<image>` for every picture.
+      DataError: too long, an answer that tokenisation changes, characters outside the vocabulary, or a number of
+        `<image>` that differs from the number of pictures.
     """
     _check_markers(record, tokenizer)
-    tokens, labels = [tokenizer.bos], [IGNORED]
-    for place, turn in enumerate(record.turns):
-        asked = _question(record, place, tokenizer, template, patches)
+    tokens = [tokenizer.bos]
+    labels = [IGNORED]
+    for number, turn in enumerate(record.turns):
+        question = _question(record, number, tokenizer, template, patches)
         answer = _answer(record, turn.answer, tokenizer, template)
-        tokens += asked + answer
-        labels += [IGNORED] * len(asked) + answer
-    return _finished(record, tokens, labels, max_length)
+        tokens += question + answer
+        labels += [IGNORED] * len(question) + answer
+    check_length(record, len(tokens), max_length, setting="tune.max_length")
+    return _finished(record, tokens, labels)
 
 
 def encode_question(
     record: Record, tokenizer: Tokenizer, template: Template, *, patches: int, max_length: int
 ) -> Encoded:
-    """The prompt for the last answer: earlier turns are given with their answers, the last one is left open.
+    """Returns the prompt for the last answer: earlier turns with their answers, the last one without.
 
     Raises:
       DataError: as `encode`.
     """
     _check_markers(record, tokenizer)
     tokens = [tokenizer.bos]
-    for place, turn in enumerate(record.turns):
-        tokens += _question(record, place, tokenizer, template, patches)
-        if place < len(record.turns) - 1:
+    last = len(record.turns) - 1
+    for number, turn in enumerate(record.turns):
+        tokens += _question(record, number, tokenizer, template, patches)
+        if number < last:
             tokens += _answer(record, turn.answer, tokenizer, template)
-    return _finished(record, tokens, [IGNORED] * len(tokens), max_length)
-
-
-def encode_all(
-    records: Iterable[Record],
-    tokenizer: Tokenizer,
-    template: Template,
-    *,
-    patches: int,
-    max_length: int,
-    max_dropped: float = 0.0,
-) -> tuple[list[Encoded], list[str]]:
-    """Encodes many training items; too long ones are dropped up to a fraction, with their ids returned.
-
-    Raises:
-      DataError: more than `max_dropped` of the records are longer than `max_length`, none is left, or any
-        record is wrong in another way.
-    """
-    records = list(records)
-    whole = [encode(record, tokenizer, template, patches=patches, max_length=2**31) for record in records]
-    kept = [one for one in whole if len(one.tokens) <= max_length]
-    dropped = [one for one in whole if len(one.tokens) > max_length]
-    if len(dropped) > max_dropped * len(whole) or not kept:
-        worst = max(dropped, key=lambda one: len(one.tokens)) if dropped else None
-        longest = f"; the longest is {worst.id!r} with {len(worst.tokens)} tokens" if worst else ""
-        raise DataError(
-            f"{len(dropped)} of {len(whole)} records are longer than {max_length} tokens",
-            where=", ".join(repr(one.id) for one in dropped[:5]),
-            why=f"at most {max_dropped:.1%} may be dropped, and none is ever cut{longest}",
-            remedy="--set tune.max_length=... or --set tune.max_dropped=0.01",
-        )
-    return kept, [one.id for one in dropped]
+    check_length(record, len(tokens), max_length, setting="evaluate.writing.max_length")
+    return _finished(record, tokens, [IGNORED] * len(tokens))
 
 
 def routing_text(record: Record) -> str:
-    """What a locator reads: the first question without its pictures (HiDe-LLaVA; arXiv 2503.12941)."""
+    """Returns the text that locators compare: the first question without its pictures (HiDe-LLaVA, 2503.12941)."""
     return record.turns[0].question.replace(IMAGE, "").strip()
+
+
+def check_length(record: Record, length: int, max_length: int, *, setting: str) -> None:
+    """Refuses a record of more than `max_length` tokens.
+
+    Args:
+      setting: config key of the limit, for the error's remedy.
+
+    Raises:
+      DataError: names the record and both lengths.
+    """
+    if length > max_length:
+        raise DataError(
+            "a record is too long",
+            where=f"{record.source} (id {record.id!r})",
+            why=f"{length} tokens, at most {max_length}; it is not cut, since that would cut the answer",
+            remedy=f"--set {setting}=... or remove the record",
+        )
 
 
 def _check_markers(record: Record, tokenizer: Tokenizer) -> None:
@@ -143,7 +136,7 @@ def _check_markers(record: Record, tokenizer: Tokenizer) -> None:
     markers = sum(turn.question.count(IMAGE) for turn in record.turns)
     if markers != len(record.images):
         raise DataError(
-            "pictures and their markers do not agree",
+            "the number of image markers differs from the number of pictures",
             where=where,
             why=f"{markers} {IMAGE} in the text, {len(record.images)} pictures",
             remedy=f"write {IMAGE} once for every picture, and nowhere else",
@@ -157,37 +150,35 @@ def _check_markers(record: Record, tokenizer: Tokenizer) -> None:
         )
 
 
-def _question(record: Record, place: int, tokenizer: Tokenizer, template: Template, patches: int) -> list[int]:
-    before = template.system if place == 0 else template.separator
-    parts = (before + template.user + record.turns[place].question + template.assistant.rstrip(" ")).split(IMAGE)
-    tokens = tokenizer.encode(parts[0])
-    for part in parts[1:]:
-        tokens += [tokenizer.image] * patches + tokenizer.encode(part)
+def _question(record: Record, number: int, tokenizer: Tokenizer, template: Template, patches: int) -> list[int]:
+    """Tokens of turn `number` up to the place where its answer begins."""
+    before = template.system if number == 0 else template.separator
+    text = before + template.user + record.turns[number].question + template.assistant.rstrip(" ")
+    first, *others = text.split(IMAGE)
+    tokens = tokenizer.encode(first)
+    for piece in others:
+        tokens += [tokenizer.image] * patches
+        tokens += tokenizer.encode(piece)
     return tokens
 
 
 def _answer(record: Record, answer: str, tokenizer: Tokenizer, template: Template) -> list[int]:
+    """Tokens of an answer and the end token."""
     blank = template.assistant[len(template.assistant.rstrip(" ")) :]
     tokens = tokenizer.encode(blank + answer)
-    said = tokenizer.decode(tokens)
-    if said.strip() != answer.strip():
+    decoded = tokenizer.decode(tokens)
+    # An answer that does not survive the round trip could never be scored as correct.
+    if decoded.strip() != answer.strip():
         raise DataError(
             "an answer does not survive tokenisation",
             where=f"{record.source} (id {record.id!r})",
-            why=f"{answer[:80]!r} comes back as {said[:80]!r}",
-            remedy="write the answer in characters that the tokenizer keeps apart",
+            why=f"{answer[:80]!r} comes back as {decoded[:80]!r}",
+            remedy="write the answer in characters that the tokenizer can represent",
         )
     return [*tokens, tokenizer.eos]
 
 
-def _finished(record: Record, tokens: list[int], labels: list[int], max_length: int) -> Encoded:
-    if len(tokens) > max_length:
-        raise DataError(
-            "a record is too long",
-            where=f"{record.source} (id {record.id!r})",
-            why=f"{len(tokens)} tokens, at most {max_length}; it is not cut, since that would cut the answer",
-            remedy="--set tune.max_length=... or remove the record",
-        )
+def _finished(record: Record, tokens: list[int], labels: list[int]) -> Encoded:
     return Encoded(
         np.asarray(tokens, np.int32),
         np.asarray(labels, np.int32),

@@ -126,8 +126,10 @@ def prompt_rows(
 ) -> tuple[np.ndarray, np.ndarray, Prompt]:
     """The rows of one batch of prompts from `start` on, the same filled up with the last of them, and the prompt."""
     rows, filled = batch_rows(len(asked), start, batch)
-    arrays = collate([asked[row] for row in filled], length=length, answers=1, pad=pad, vocab=vocab)
-    return rows, filled, Prompt(arrays["tokens_BT"], arrays["mask_BT"], features.patches(filled))
+    prompts_of_rows = [asked[row] for row in filled]
+    patches = features.patches(filled)
+    batch_of_rows = collate(prompts_of_rows, length=length, answers=1, pad=pad, vocab=vocab, patches_BIPD=patches)
+    return rows, filled, batch_of_rows.prompt
 
 
 def states(

@@ -24,14 +24,15 @@ from hidecmoe_jax.core.about import VERSION
 from hidecmoe_jax.core.errors import ConfigError, DataError, nearest
 from hidecmoe_jax.core.keys import key_for
 from hidecmoe_jax.data.check import examine
+from hidecmoe_jax.data.encoder import RecordEncoder
 from hidecmoe_jax.data.features import Features, extract
 from hidecmoe_jax.data.loader import buckets, shapes
 from hidecmoe_jax.data.pocket.cache import pocket_tasks
-from hidecmoe_jax.data.prompts import Encoded, encode_all
+from hidecmoe_jax.data.prompts import Encoded
 from hidecmoe_jax.data.records import Record
 from hidecmoe_jax.data.stream import Stream, Task, TaskSpec, open_stream
 from hidecmoe_jax.data.tokenizer import Tokenizer
-from hidecmoe_jax.evaluate.answer import Answer, answers, decided, prompts, states
+from hidecmoe_jax.evaluate.answer import Answer, answers, decided, states
 from hidecmoe_jax.methods.base import Decision, FrozenFeatures, Learner, Serving, Stage
 from hidecmoe_jax.models.llava import Model, Reading
 from hidecmoe_jax.models.store import base_folder, load_model
@@ -101,13 +102,15 @@ class Session:
         """What the records a task is judged on are called."""
         return f"{task.name} {self.config.evaluate.split}"
 
+    @cached_property
+    def encoder(self) -> RecordEncoder:
+        """Token ids of the stream's records, each tokenised once."""
+        return RecordEncoder(self.tokenizer, self.config.template, self.model.config.vision.patches)
+
     def encode(self, records: tuple[Record, ...], label: str) -> tuple[tuple[Record, ...], list[Encoded]]:
         """Training records with their ids; too long ones are refused, or dropped up to `tune.max_dropped`."""
         tune = self.config.tune
-        encoded, dropped = encode_all(
-            records, self.tokenizer, self.config.template,
-            patches=self.model.config.vision.patches, max_length=tune.max_length, max_dropped=tune.max_dropped,
-        )  # fmt: skip
+        encoded, dropped = self.encoder.conversations(records, max_length=tune.max_length, max_dropped=tune.max_dropped)
         if dropped:
             say(f"{label}: dropped {len(dropped)} records longer than {tune.max_length} tokens, first {dropped[0]!r}")
             records = tuple(record for record in records if record.id not in set(dropped))
@@ -133,12 +136,11 @@ class Session:
     def prompt_length(self) -> int:
         """Length that holds every test prompt of the stream."""
         writing = self.config.evaluate.writing
-        longest = [
-            len(prompt.tokens)
-            for task in self.stream.tasks
-            for prompt in prompts(self.test(task), self.tokenizer, self.config.template, self.model.config, writing)
-        ]
-        return buckets(longest, writing.bucket)
+        lengths: list[int] = []
+        for task in self.stream.tasks:
+            prompts = self.encoder.questions(self.test(task), max_length=writing.max_length)
+            lengths += [len(prompt.tokens) for prompt in prompts]
+        return buckets(lengths, writing.bucket)
 
     def material(self, records: tuple[Record, ...], lesson: tuple[int, ...], label: str) -> StageData:
         """What a stage trains on: records of the lesson's tasks, in batches that hold any record of these."""

@@ -24,7 +24,7 @@ from hidecmoe_jax.data.prompts import Encoded
 from hidecmoe_jax.data.records import Record
 from hidecmoe_jax.experts.usage import Load, evenness
 from hidecmoe_jax.methods.base import Learner, Method, Stage, with_trainable
-from hidecmoe_jax.models.llava import Batch, Model, Prompt
+from hidecmoe_jax.models.llava import Batch, Model
 from hidecmoe_jax.train.optim import TrainConfig, shape_of_rate
 from hidecmoe_jax.train.step import Metrics, begin, take_step
 
@@ -62,9 +62,15 @@ class StageData:
     def batch(self, rows: np.ndarray) -> Batch:
         """Records `rows` [B] as a batch; -1 gives a row that counts for nothing."""
         encoded = [self.encoded[row] if row >= 0 else None for row in rows]
-        arrays = collate(encoded, length=self.shape[0], answers=self.shape[1], pad=self.pad, vocab=self.vocabulary)
-        prompt = Prompt(arrays["tokens_BT"], arrays["mask_BT"], self.features.patches(rows))
-        return Batch(prompt, arrays["where_BA"], arrays["answer_BA"], arrays["answer_mask_BA"])
+        length, answers = self.shape
+        return collate(
+            encoded,
+            length=length,
+            answers=answers,
+            pad=self.pad,
+            vocab=self.vocabulary,
+            patches_BIPD=self.features.patches(rows),
+        )
 
 
 class StageObserver(Protocol):

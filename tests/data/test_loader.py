@@ -54,12 +54,14 @@ def test_order_depends_on_seed_epoch_and_step_only():
 
 def test_collate_gathers_the_positions_that_predict_answers():
     batch = collate([sample([1, 5, 6, 7, 2], [3, 4]), None], length=8, answers=4, pad=0, vocab=10)
-    assert batch["tokens_BT"].tolist() == [[1, 5, 6, 7, 2, 0, 0, 0], [0] * 8]
-    assert batch["mask_BT"].sum(axis=1).tolist() == [5, 0]
-    assert batch["where_BA"][0].tolist() == [2, 3, 0, 0]
-    assert batch["answer_BA"][0].tolist() == [7, 2, 0, 0]
-    assert batch["answer_mask_BA"].tolist() == [[True, True, False, False], [False] * 4]
-    assert {name: array.dtype.name for name, array in batch.items()} == {
+    assert batch.prompt.tokens_BT.tolist() == [[1, 5, 6, 7, 2, 0, 0, 0], [0] * 8]
+    assert batch.prompt.mask_BT.sum(axis=1).tolist() == [5, 0]
+    assert batch.where_BA[0].tolist() == [2, 3, 0, 0]
+    assert batch.answer_BA[0].tolist() == [7, 2, 0, 0]
+    assert batch.answer_mask_BA.tolist() == [[True, True, False, False], [False] * 4]
+    assert batch.prompt.patches_BIPD is None
+    arrays = vars(batch.prompt) | vars(batch)
+    assert {name: array.dtype.name for name, array in arrays.items() if name.endswith(("_BT", "_BA"))} == {
         "tokens_BT": "int32",
         "mask_BT": "bool",
         "where_BA": "int32",

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hidecmoe_jax.core.errors import DataError
+from hidecmoe_jax.data.encoder import RecordEncoder
 from hidecmoe_jax.data.prompts import (
     IGNORED,
     PLAIN,
@@ -18,7 +19,6 @@ from hidecmoe_jax.data.prompts import (
     TEMPLATES,
     VICUNA,
     encode,
-    encode_all,
     encode_question,
     routing_text,
 )
@@ -120,12 +120,28 @@ def test_dt16_over_long_record_is_refused_never_cut(tokenizer):
 def test_dt16_over_long_records_are_dropped_with_count_up_to_a_fraction(tokenizer):
     long = Record("long", (), (Turn("what?", "dog " * 50 + "dog"),), "train.json#1")
     records = [long] + [record(("what?", "a dog"), images=())] * 9
+    encoder = RecordEncoder(tokenizer, PLAIN, patches=3)
     with pytest.raises(DataError, match="(?s)1 of 10 records.*'long'"):
-        encode_all(records, tokenizer, PLAIN, patches=3, max_length=40)
-    kept, dropped = encode_all(records, tokenizer, PLAIN, patches=3, max_length=40, max_dropped=0.1)
+        encoder.conversations(records, max_length=40)
+    kept, dropped = encoder.conversations(records, max_length=40, max_dropped=0.1)
     assert len(kept) == 9 and dropped == ["long"]
     with pytest.raises(DataError, match="1 of 1"):
-        encode_all([long], tokenizer, PLAIN, patches=3, max_length=40, max_dropped=1.0)
+        encoder.conversations([long], max_length=40, max_dropped=1.0)
+
+
+def test_a_record_is_tokenised_once(tokenizer, monkeypatch):
+    written = []
+    plain = Tokenizer.encode
+    monkeypatch.setattr(Tokenizer, "encode", lambda self, text: written.append(text) or plain(self, text))
+    encoder = RecordEncoder(tokenizer, SHORT, patches=3)
+    first = encoder.conversations([ONE], max_length=100)[0][0], encoder.questions([ONE], max_length=100)[0]
+    count = len(written)
+    again = encoder.conversations([ONE], max_length=100)[0][0], encoder.questions([ONE], max_length=100)[0]
+    assert again == first and len(written) == count > 0
+    assert np.array_equal(first[0].tokens, encode(ONE, tokenizer, SHORT, **BOUND).tokens)
+    assert np.array_equal(first[1].tokens, encode_question(ONE, tokenizer, SHORT, **BOUND).tokens)
+    with pytest.raises(DataError, match="(?s)too long.*evaluate.writing.max_length"):
+        encoder.questions([ONE], max_length=len(first[1].tokens) - 1)
 
 
 def test_dt17_an_answer_that_changes_in_tokenisation_is_an_error(tmp_path):

@@ -17,7 +17,7 @@ from hidecmoe_jax.methods.growth.probe import Probe
 from hidecmoe_jax.methods.lora import Lora
 from hidecmoe_jax.methods.mixture import Mixture
 from hidecmoe_jax.methods.routed import TUNE, Routed
-from hidecmoe_jax.models.llava import Batch, Prompt, answer_loss
+from hidecmoe_jax.models.llava import answer_loss
 from hidecmoe_jax.runs.session import open_session
 from hidecmoe_jax.train.optim import TrainConfig
 from hidecmoe_jax.train.stage import StageData, Streak, _report, run_stage, tuned_for
@@ -130,11 +130,15 @@ def test_tr15_padding_to_any_bucket_leaves_the_loss(session, material):
     found = []
     measure = jax.jit(lambda batch: answer_loss(session.model, batch)[:2])
     for length, answers in ((material.shape[0], 8), (material.shape[0] + 32, 24)):
-        arrays = collate(
-            material.encoded[:3], length=length, answers=answers, pad=material.pad, vocab=material.vocabulary
+        batch = collate(
+            material.encoded[:3],
+            length=length,
+            answers=answers,
+            pad=material.pad,
+            vocab=material.vocabulary,
+            patches_BIPD=material.features.patches(np.arange(3)),
         )
-        prompt = Prompt(arrays["tokens_BT"], arrays["mask_BT"], material.features.patches(np.arange(3)))
-        found.append(measure(Batch(prompt, arrays["where_BA"], arrays["answer_BA"], arrays["answer_mask_BA"])))
+        found.append(measure(batch))
     assert int(found[0][1]) == int(found[1][1])
     np.testing.assert_allclose(found[0][0], found[1][0], rtol=1e-6)
 
