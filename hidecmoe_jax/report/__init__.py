@@ -1,6 +1,7 @@
-"""The report of a run: one dict (`document`), its pictures (`figures`) and one self-contained page (`page`)."""
+"""Report of a run: one dict (`document`), its figures (`figures`) and one self-contained HTML page (`page`)."""
 
-from hidecmoe_jax.report.document import RunFacts, SeedResult, compare_document, run_document
+from hidecmoe_jax.report.document import compare_document, run_document
+from hidecmoe_jax.report.measurements import RunFacts, SeedResult
 from hidecmoe_jax.report.page import Sample, write_report
 
 __all__ = ["RunFacts", "Sample", "SeedResult", "compare_document", "run_document", "write_report"]

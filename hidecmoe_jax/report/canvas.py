@@ -1,24 +1,37 @@
-"""What all figures of a report share: size, ink, titles, heat cells.
+"""Elements that all figures of a report share: canvas, colours, titles, heat maps, tick labels.
 
-Figures are built without pyplot, which keeps a global registry.
+Figures are built without pyplot, which keeps a global registry. Colours are the Okabe-Ito set and single-hue maps,
+readable for colour-blind people; lines differ in marker and dash as well.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+
+import numpy as np
 
 DPI = 150
-INK, FAINT, GRID = "#222222", "#6B6B6B", "#E3E3E3"
+INK = "#222222"
+FAINT = "#6B6B6B"
+GRID = "#E3E3E3"
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#5B5B5B")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+DASHES = ("-", "--", "-.")
+DOT = "\u00b7"
+DASH = "\u2013"
+
+Values = Sequence[Sequence[float | None]] | np.ndarray
 
 
 def canvas(width: float, height: float, *, rows: int = 1, columns: int = 1, ratios: Sequence[float] | None = None):
-    """An empty figure (and its axes: one, or an array in the shape that matplotlib gives) in the house style."""
+    """Returns an empty figure of that size in inches, and its axes: one, or an array as matplotlib shapes it."""
+    # Imported here: matplotlib takes a second, and most commands draw nothing.
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.subplots(rows, columns, height_ratios=ratios)
-    for axis in [axes] if rows * columns == 1 else axes.flat:
+    for axis in np.atleast_1d(axes).flat:
         axis.set_axisbelow(True)
         axis.tick_params(labelsize=9, labelcolor=INK, color=FAINT)
         axis.spines[["top", "right"]].set_visible(False)
@@ -35,63 +48,114 @@ def png(figure) -> bytes:
 
 
 def titles(axis, title: str, *, x: str, y: str) -> None:
-    """Title and axis labels; user text is never read as mathematics."""
+    """Title and axis labels. User text in a title is never parsed as mathematics."""
     axis.set_title(title, fontsize=11, color=INK, loc="left", pad=10, parse_math=False)
     axis.set_xlabel(x, fontsize=9, color=FAINT)
     axis.set_ylabel(y, fontsize=9, color=FAINT)
 
 
-def heat(axis, values: Sequence[Sequence[float | None]], *, top: float, texts: Sequence[Sequence[str]]) -> None:
-    """Cells shaded by value with a text in each; a cell that was not measured is hatched."""
-    from matplotlib.patches import Rectangle
+def heat(axis, values: Values, *, top: float, text: Callable[[int, int], str]) -> None:
+    """Heat map of a table whose scale runs from 0 to `top`; a cell that is None or NaN is hatched.
 
-    axis.imshow(
-        [[float("nan") if value is None else value for value in row] for row in values],
-        cmap="Blues",
-        vmin=0.0,
-        vmax=top,
-        aspect="auto",
-    )
-    for row, cells in enumerate(values):
-        for column, value in enumerate(cells):
-            if value is None:
-                axis.add_patch(
-                    Rectangle(
-                        (column - 0.5, row - 0.5),
-                        1,
-                        1,
-                        facecolor="#F4F4F4",
-                        edgecolor="#D0D0D0",
-                        hatch="////",
-                        linewidth=0,
-                    )
-                )
-            else:
-                axis.text(
-                    column,
-                    row,
-                    texts[row][column],
-                    ha="center",
-                    va="center",
-                    fontsize=9,
-                    linespacing=1.15,
-                    color="white" if value > 0.55 * top else INK,
-                )
-    axis.set_xticks([column + 0.5 for column in range(len(values[0]) - 1)], minor=True)
-    axis.set_yticks([row + 0.5 for row in range(len(values) - 1)], minor=True)
+    Args:
+      text: text of the cell in a row and a column.
+    """
+    # None becomes NaN, which imshow leaves blank.
+    shades = np.array(values, np.float64)
+    axis.imshow(shades, cmap="Blues", vmin=0.0, vmax=top, aspect="auto")
+    for (row, column), shade in np.ndenumerate(shades):
+        if np.isnan(shade):
+            _hatch(axis, row, column)
+            continue
+        # Ink on the darker half of the scale would be hard to read.
+        color = "white" if shade > 0.55 * top else INK
+        style = {"ha": "center", "va": "center", "fontsize": 9, "linespacing": 1.15, "color": color}
+        axis.text(column, row, text(row, column), **style)
+    # White lines between cells: a grid on minor ticks, which lie on the cells' borders.
+    rows, columns = shades.shape
+    axis.set_xticks(np.arange(columns - 1) + 0.5, minor=True)
+    axis.set_yticks(np.arange(rows - 1) + 0.5, minor=True)
     axis.grid(which="minor", color="white", linewidth=1.2)
     axis.tick_params(which="both", length=0)
     axis.spines[["left", "bottom"]].set_visible(False)
 
 
+def _hatch(axis, row: int, column: int) -> None:
+    from matplotlib.patches import Rectangle
+
+    corner = (column - 0.5, row - 0.5)
+    style = {"facecolor": "#F4F4F4", "edgecolor": "#D0D0D0", "hatch": "////", "linewidth": 0}
+    axis.add_patch(Rectangle(corner, 1, 1, **style))
+
+
+def heat_by_layer(
+    axis, values: Values, tasks: Sequence[str], *, top: float = 100.0, text: Callable[[int, int], str]
+) -> None:
+    """Heat map with one row a task (the first of `tasks`, as many as rows) and one column a decoder layer."""
+    heat(axis, values, top=top, text=text)
+    layers = range(len(values[0]))
+    axis.set_xticks(layers, layers)
+    axis.set_yticks(range(len(values)), shortened(tasks[: len(values)]))
+
+
 def tasks_on(axis, tasks: Sequence[str]) -> None:
     """Task names as tick labels."""
-    axis.set_ticks(range(len(tasks)), [short(task) for task in tasks])
+    axis.set_ticks(range(len(tasks)), shortened(tasks))
     for label in axis.get_ticklabels():
         label.set(rotation=30, ha="right", rotation_mode="anchor")
 
 
+def names_below(axis, places: Sequence[float], names: Sequence[str]) -> None:
+    """Names below the horizontal axis, without tick marks; slanted where there are more than four."""
+    slanted = len(names) > 4
+    axis.set_xticks(
+        places,
+        shortened(names),
+        rotation=30 if slanted else 0,
+        ha="right" if slanted else "center",
+        rotation_mode="anchor",
+    )
+    axis.tick_params(axis="x", length=0)
+
+
+def label_right(axis, point: tuple[float, float], text: str, *, gap: float = 4, color: str = INK) -> None:
+    """Writes a text `gap` points to the right of a point, as the number behind a bar."""
+    style = {"textcoords": "offset points", "va": "center", "fontsize": 9, "color": color}
+    axis.annotate(text, point, (gap, 0), **style)
+
+
+def rows_of_bars(axis, labels: Sequence[str], *, longest: float) -> None:
+    """Axes of horizontal bars from top to bottom, with room for a number behind the longest."""
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    axis.set_yticks(range(len(labels)), labels)
+    axis.set_ylim(len(labels) - 0.4, -0.6)
+    axis.set_xlim(0, (longest or 1) * 1.22)
+    axis.tick_params(axis="y", length=0)
+    axis.spines["left"].set_visible(False)
+    axis.grid(axis="x", color=GRID)
+    axis.xaxis.set_major_locator(MaxNLocator(5))
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: count_text(value)))
+
+
+def cut(name: str, most: int = 18) -> str:
+    """The name, or its beginning and an ellipsis, for titles."""
+    return name if len(name) <= most else name[: most - 1] + "\u2026"
+
+
 def short(name: str, most: int = 18) -> str:
-    """Long names are cut for axis labels only; a dollar sign would start a formula."""
-    name = name if len(name) <= most else name[: most - 1] + "\u2026"
-    return name.replace("$", r"\$")
+    """A name cut for axis labels, where an unescaped dollar sign would start a formula."""
+    return cut(name, most).replace("$", r"\$")
+
+
+def shortened(names: Sequence[str]) -> list[str]:
+    """`short` of every name."""
+    return [short(name) for name in names]
+
+
+def count_text(value: float) -> str:
+    """A large number in three digits and a unit, such as `1.25M`."""
+    for scale, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= scale:
+            return f"{value / scale:.3g}{unit}"
+    return f"{value:.4g}"

@@ -1,4 +1,4 @@
-"""`report.json` as one plain dict: what was measured, what follows from it, and what was not measured.
+"""`report.json` of a run or a comparison as a plain dict: measurements, metrics, and which cells were not measured.
 
 Each seed contributes a matrix of scores; metrics are computed per seed and then averaged, matrices are averaged cell
 by cell, and a cell or number that any seed lacks is null. Nothing is averaged over fewer seeds or cells than it
@@ -11,9 +11,9 @@ import math
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 
 from hidecmoe_jax.core.errors import DataError
+from hidecmoe_jax.report.measurements import Counts, Curve, RunFacts, SeedResult, check_consistent
 from hidecmoe_jax.scoring.matrix import METRICS, Matrix, mean_and_spread, mean_matrix, summary
 from hidecmoe_jax.scoring.score import bounded
 
@@ -23,74 +23,7 @@ PARTS = ("experts", "routers", "locator", "projector")
 NAMED = ("named_task_last", "named_task_gap", "bwt_named_task", "bwt_routing")
 HEADLINES = (*METRICS, "last_bounded", "routing_accuracy", *NAMED)
 
-Curve = Sequence[tuple[int, float]]
-
-
-@dataclass(frozen=True)
-class SeedResult:
-    """What one seed measured.
-
-    Attributes:
-      seed: the seed.
-      matrix: T + 1 rows of T scores (row 0 zero-shot, row k after task k), None where not measured; a method that
-        never learns has row 0 only.
-      named_task_matrix: like `matrix`, with the task named instead of routed; the last row alone may be measured.
-      routing_confusion: T x T counts of the final model, rows the true task, columns the task it was routed to.
-      locator_confusion: T x (T + 1) counts of what the gate chose, the last column inputs of no known task; None
-        where the method has no gate that chooses.
-      routing_accuracy: 0-100; computed from the confusion matrix where left out.
-      unparsed: counts in the shape of `matrix`.
-      seconds: wall-clock by phase.
-      answers: how many the cells are judged on, {"all"}, and how many of them other cells had given, {"reused"}.
-      curves: training loss as (step, loss) by stage name, in the order trained.
-    """
-
-    seed: int
-    matrix: Matrix
-    named_task_matrix: Matrix | None = None
-    routing_confusion: Sequence[Sequence[int]] | None = None
-    locator_confusion: Sequence[Sequence[int]] | None = None
-    routing_accuracy: float | None = None
-    unparsed: Sequence[Sequence[int | None]] | None = None
-    seconds: Mapping[str, float] = field(default_factory=dict)
-    answers: Mapping[str, int] = field(default_factory=dict)
-    curves: Mapping[str, Curve] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class RunFacts:
-    """What is the same for all seeds.
-
-    Attributes:
-      method: name of the method, e.g. `hide-frozen-projector`.
-      tasks: names in the order learned.
-      scorers: scorer of each task.
-      stored_parameters: numbers a served model needs beyond the base, {"total", "experts", "routers", "locator",
-        "projector"}; None where unknown.
-      archived_parameters: the same for what the ledger keeps (every task's own expert).
-      trained_parameters: the same for what met the optimiser in the largest single stage.
-      stored_bytes, archived_bytes: size on disk.
-      added_parameters: numbers that each task added, by kind; `experts` are its own.
-      notes: what a reader should know of a task's experts (dead, unused), by task.
-      settings: what a reader should know to repeat the run; JSON types.
-      flops_per_query: operations of one prompt up to its first answer token: {"tokens", "pictures", "forward_base",
-        "forward_method", "locator_prefill", "total", "ratio"}; None where unknown.
-      growth: where the first seed added experts and why, by task and layer; empty for methods that do not grow.
-    """
-
-    method: str
-    tasks: tuple[str, ...]
-    scorers: tuple[str, ...]
-    stored_parameters: Mapping[str, int] | None = None
-    archived_parameters: Mapping[str, int] | None = None
-    trained_parameters: Mapping[str, int] | None = None
-    stored_bytes: int | None = None
-    archived_bytes: int | None = None
-    added_parameters: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
-    notes: Mapping[str, str] = field(default_factory=dict)
-    settings: Mapping[str, object] = field(default_factory=dict)
-    growth: Mapping[str, object] = field(default_factory=dict)
-    flops_per_query: Mapping[str, int | float] | None = None
+Row = list[float | None]
 
 
 def run_document(
@@ -109,42 +42,46 @@ def run_document(
     Raises:
       DataError: no seeds, repeated seeds, or shapes that do not fit the tasks.
     """
-    _check(facts, seeds)
-    open_ended = [task for task, name in zip(facts.tasks, facts.scorers, strict=True) if not bounded(name)]
+    check_consistent(facts, seeds)
+    scorers = dict(zip(facts.tasks, facts.scorers, strict=True))
+    # CIDEr-D has no upper end of 100, so a mean with it is no percentage.
+    open_ended = [task for task, scorer in scorers.items() if not bounded(scorer)]
     per_seed = [_seed_entry(seed, facts.tasks, open_ended) for seed in seeds]
-    spread = mean_and_spread([{name: entry[name] for name in HEADLINES} for entry in per_seed])
-    unparsed = [entry["unparsed"] for entry in per_seed]
+
+    def entries(key: str) -> list:
+        return [entry[key] for entry in per_seed]
+
+    headlines = zip(*map(entries, HEADLINES), strict=True)
+    spread = mean_and_spread([dict(zip(HEADLINES, values, strict=True)) for values in headlines])
+    located = _summed_cells([seed.locator_confusion for seed in seeds])
+    # The order of the keys is the order in the file; readers compare files byte by byte.
     return {
         "format": FORMAT,
         "method": facts.method,
         "tasks": list(facts.tasks),
-        "scorers": dict(zip(facts.tasks, facts.scorers, strict=True)),
+        "scorers": scorers,
         "open_ended": open_ended,
-        "matrix": mean_matrix([entry["matrix"] for entry in per_seed]),
+        "matrix": mean_matrix(entries("matrix")),
         **{name: spread[name]["mean"] for name in HEADLINES},
         "missing": _missing(per_seed),
-        "named_task_row": _mean_row([entry["named_task_row"] for entry in per_seed]),
-        "named_task_matrix": _mean_matrix([entry["named_task_matrix"] for entry in per_seed]),
-        "routing_confusion": _summed([entry["routing_confusion"] for entry in per_seed]),
-        "locator_confusion": _located(_summed([seed.locator_confusion for seed in seeds]), facts.tasks),
-        "unparsed": _summed(unparsed),
+        "named_task_row": _mean_row(entries("named_task_row")),
+        "named_task_matrix": _mean_matrix(entries("named_task_matrix")),
+        "routing_confusion": _summed_cells(entries("routing_confusion")),
+        "locator_confusion": _counts_and_shares(located, facts.tasks),
+        "unparsed": _summed_cells(entries("unparsed")),
         "stored_parameters": _parameters(facts.stored_parameters),
         "archived_parameters": _parameters(facts.archived_parameters),
         "trained_parameters": _parameters(facts.trained_parameters),
         "stored_bytes": facts.stored_bytes,
         "archived_bytes": facts.archived_bytes,
-        "added_parameters": {task: dict(part) for task, part in facts.added_parameters.items()},
+        "added_parameters": {task: dict(counts) for task, counts in facts.added_parameters.items()},
         "notes": dict(facts.notes),
         "flops_per_query": None if facts.flops_per_query is None else dict(facts.flops_per_query),
         "seconds": _mean_by_name([seed.seconds for seed in seeds]),
         "answers": _mean_by_name([seed.answers for seed in seeds]),
         "seeds": {"list": [seed.seed for seed in seeds], "spread": spread, "per_seed": per_seed},
-        "curves": {
-            name: [[int(step), _number(loss)] for step, loss in curve] for name, curve in seeds[0].curves.items()
-        },
-        "fusion_modes": {
-            mode: {"scores": _row(scores), "last": _mean(_row(scores))} for mode, scores in (fusion_modes or {}).items()
-        },
+        "curves": _curves(seeds[0].curves),
+        "fusion_modes": _fusion_modes(fusion_modes or {}),
         "settings": dict(facts.settings),
         "growth": dict(facts.growth),
     }
@@ -162,140 +99,105 @@ def compare_document(documents: Sequence[Mapping[str, object]], *, budget: int |
     if not documents:
         raise DataError("Nothing to compare", remedy="give at least one configuration")
     first = documents[0]
-    labels: list[str] = []
-    times: Counter[str] = Counter()
+    occurrences: Counter[str] = Counter()
+    methods = []
     for document in documents:
-        for key in ("tasks", "scorers"):
-            if document[key] != first[key]:
-                raise DataError(
-                    "Runs over different streams cannot be compared",
-                    where=str(document["method"]),
-                    why=f"{key} {document[key]} against {first[key]} of {first['method']}",
-                    remedy="use the same `stream` in every configuration",
-                )
+        _check_same_stream(document, first)
         name = str(document["method"])
-        times[name] += 1
-        labels.append(name if times[name] == 1 else f"{name} ({times[name]})")
-    stored = [(document.get("stored_parameters") or {}).get("total") for document in documents]
-    parts = [size / budget if budget and size else None for size in stored]
+        occurrences[name] += 1
+        label = name if occurrences[name] == 1 else f"{name} ({occurrences[name]})"
+        stored = (document.get("stored_parameters") or {}).get("total")
+        of_budget = stored / budget if budget and stored else None
+        methods.append({"label": label, "of_budget": of_budget, **document})
     return {
         "format": FORMAT,
         "tasks": first["tasks"],
         "scorers": first["scorers"],
         "budget": budget,
-        "methods": [
-            {"label": label, "of_budget": part, **document}
-            for label, part, document in zip(labels, parts, documents, strict=True)
-        ],
+        "methods": methods,
     }
 
 
+def _check_same_stream(document: Mapping[str, object], first: Mapping[str, object]) -> None:
+    for key in ("tasks", "scorers"):
+        if document[key] != first[key]:
+            raise DataError(
+                "Runs over different streams cannot be compared",
+                where=str(document["method"]),
+                why=f"{key} {document[key]} against {first[key]} of {first['method']}",
+                remedy="use the same `stream` in every configuration",
+            )
+
+
 def _seed_entry(seed: SeedResult, names: Sequence[str], open_ended: Sequence[str]) -> dict[str, object]:
-    tasks, metrics = len(names), summary(seed.matrix)
-    named_rows = _padded(seed.named_task_matrix, tasks) if seed.named_task_matrix else None
-    named_row = named_rows[-1] if named_rows else None
-    final = list(zip(_row(seed.matrix[-1]), names, strict=True))
-    named = _mean(named_row) if named_row else None
-    last, bwt = metrics["last"], summary(named_rows)["bwt_t"] if named_rows else None
-    routing = metrics["bwt_t"] - bwt if bwt is not None and metrics["bwt_t"] is not None else None
+    """One seed's metrics and tables, as under `seeds.per_seed` in the document."""
+    tasks = len(names)
+    metrics = summary(seed.matrix)
+    named_rows = named_row = named_last = bwt_named = None
+    if seed.named_task_matrix:
+        named_rows = _all_rows(seed.named_task_matrix, tasks)
+        named_row = named_rows[-1]
+        named_last = _mean(named_row)
+        bwt_named = summary(named_rows)["bwt_t"]
+    final = dict(zip(names, _finite_row(seed.matrix[-1]), strict=True))
     return {
         "seed": seed.seed,
-        "matrix": _padded(seed.matrix, tasks),
+        "matrix": _all_rows(seed.matrix, tasks),
         **metrics,
-        "last_bounded": _mean([score for score, name in final if name not in open_ended]),
+        "last_bounded": _mean([score for name, score in final.items() if name not in open_ended]),
         "named_task_row": named_row,
-        "named_task_last": named,
+        "named_task_last": named_last,
         "named_task_matrix": named_rows,
-        "named_task_gap": named - last if named is not None and last is not None else None,
-        "bwt_named_task": bwt,
-        "bwt_routing": routing,
+        "named_task_gap": _difference(named_last, metrics["last"]),
+        "bwt_named_task": bwt_named,
+        "bwt_routing": _difference(metrics["bwt_t"], bwt_named),
         "routing_accuracy": _routing_accuracy(seed),
-        "routing_confusion": [list(row) for row in seed.routing_confusion] if seed.routing_confusion else None,
-        "locator_confusion": _located(seed.locator_confusion, names),
-        "unparsed": _padded(seed.unparsed, tasks) if seed.unparsed else None,
+        "routing_confusion": list(map(list, seed.routing_confusion)) if seed.routing_confusion else None,
+        "locator_confusion": _counts_and_shares(seed.locator_confusion, names),
+        "unparsed": _all_rows(seed.unparsed, tasks) if seed.unparsed else None,
         "seconds": dict(seed.seconds),
         "answers": dict(seed.answers),
     }
 
 
-def _located(counts: Sequence[Sequence[int]] | None, tasks: Sequence[str]) -> dict[str, object] | None:
-    """Whom the gate took each task's items for: counts and shares (of 1), rows the true task."""
+def _counts_and_shares(counts: Counts | None, tasks: Sequence[str]) -> dict[str, object] | None:
+    """Confusion of the gate's decisions, rows the true task: counts, and shares (of 1) of each row."""
     if counts is None:
         return None
-    rows = [[int(count) for count in row] for row in counts]
-    return {
-        "tasks": list(tasks),
-        "columns": [*tasks, UNKNOWN],
-        "counts": rows,
-        "shares": [[count / sum(row) if sum(row) else None for count in row] for row in rows],
-    }
+    rows = []
+    shares = []
+    for row in counts:
+        total = int(sum(row))
+        rows.append(list(map(int, row)))
+        shares.append([int(count) / total if total else None for count in row])
+    return {"tasks": list(tasks), "columns": [*tasks, UNKNOWN], "counts": rows, "shares": shares}
 
 
 def _routing_accuracy(seed: SeedResult) -> float | None:
     if seed.routing_accuracy is not None:
-        return _number(seed.routing_accuracy)
+        return _finite(seed.routing_accuracy)
     if not seed.routing_confusion:
         return None
-    total = sum(map(sum, seed.routing_confusion))
-    right = sum(row[task] for task, row in enumerate(seed.routing_confusion))
+    total = right = 0
+    for task, row in enumerate(seed.routing_confusion):
+        total += sum(row)
+        right += row[task]
     return 100 * right / total if total else None
 
 
-def _padded(matrix: Matrix, tasks: int) -> list[list[float | None]]:
+def _all_rows(matrix: Matrix, tasks: int) -> list[Row]:
     """All T + 1 rows, those never measured filled with None, so that `matrix[k]` always means stage k."""
-    rows = [_row(row) for row in matrix]
-    return rows + [[None] * tasks for _ in range(tasks + 1 - len(rows))]
-
-
-def _check(facts: RunFacts, seeds: Sequence[SeedResult]) -> None:
-    tasks = len(facts.tasks)
-    names = [seed.seed for seed in seeds]
-    problems = [
-        (not seeds, "no seeds"),
-        (len(set(names)) != len(names), f"repeated seeds {names}"),
-        (len(facts.scorers) != tasks, f"{len(facts.scorers)} scorers for {tasks} tasks"),
-        (len(set(facts.tasks)) != tasks, f"repeated task names {list(facts.tasks)}"),
-    ]
-    for seed in seeds:
-        tables = {
-            "matrix": seed.matrix,
-            "routing_confusion": seed.routing_confusion or (),
-            "unparsed": seed.unparsed or (),
-            "named_task_matrix": seed.named_task_matrix or [[0] * tasks],
-        }
-        problems += [
-            (
-                any(len(row) != tasks for row in rows),
-                f"{name} of seed {seed.seed} has rows of another length than the {tasks} tasks",
-            )
-            for name, rows in tables.items()
-        ]
-        located = seed.locator_confusion
-        problems += [
-            (
-                bool(seed.routing_confusion) and len(seed.routing_confusion) != tasks,
-                f"routing_confusion of seed {seed.seed} has not one row a task",
-            ),
-            (
-                located is not None and [len(row) for row in located] != [tasks + 1] * tasks,
-                f"locator_confusion of seed {seed.seed} is not {tasks} x {tasks + 1}",
-            ),
-        ]
-    for wrong, why in problems:
-        if wrong:
-            raise DataError(
-                "These results do not fit together",
-                where=facts.method,
-                why=why,
-                remedy="evaluate the run again: `hidecmoe eval RUN`",
-            )
+    rows = list(map(_finite_row, matrix))
+    while len(rows) < tasks + 1:
+        rows.append([None] * tasks)
+    return rows
 
 
 def _parameters(counts: Mapping[str, int] | None) -> dict[str, int] | None:
     if counts is None:
         return None
-    wrong = set(counts) ^ {"total", *PARTS}
-    if wrong or counts["total"] < sum(counts[part] for part in PARTS):
+    unexpected = set(counts) ^ {"total", *PARTS}
+    if unexpected or counts["total"] < sum(counts[part] for part in PARTS):
         raise DataError(
             "A parameter count does not add up",
             why=f"{dict(counts)}; expected a total that is not smaller than the sum of {', '.join(PARTS)}",
@@ -305,45 +207,73 @@ def _parameters(counts: Mapping[str, int] | None) -> dict[str, int] | None:
 
 
 def _missing(per_seed: Sequence[Mapping[str, object]]) -> dict[str, list[str]]:
-    found: dict[str, set[str]] = {}
+    """Cells that some seed lacks, by the metric that needs them."""
+    cells_of: dict[str, set[str]] = {}
     for entry in per_seed:
         for name, cells in entry["missing"].items():
-            found.setdefault(name, set()).update(cells)
-    return {name: sorted(cells) for name, cells in found.items()}
+            cells_of.setdefault(name, set()).update(cells)
+    return {name: sorted(cells) for name, cells in cells_of.items()}
 
 
-def _row(row: Sequence[float | None]) -> list[float | None]:
-    return [_number(value) for value in row]
+def _curves(curves: Mapping[str, Curve]) -> dict[str, list[list]]:
+    points: dict[str, list[list]] = {}
+    for name, curve in curves.items():
+        points[name] = [[int(step), _finite(loss)] for step, loss in curve]
+    return points
 
 
-def _number(value: float | None) -> float | int | None:
-    """NaN is not JSON; null says the same and every reader understands it."""
+def _fusion_modes(modes: Mapping[str, Sequence[float | None]]) -> dict[str, dict[str, object]]:
+    entries = {}
+    for mode, scores in modes.items():
+        row = _finite_row(scores)
+        entries[mode] = {"scores": row, "last": _mean(row)}
+    return entries
+
+
+def _finite_row(row: Sequence[float | None]) -> Row:
+    return list(map(_finite, row))
+
+
+def _finite(value: float | None) -> float | int | None:
+    """The value, or None for NaN and infinities, which JSON does not have."""
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return None
     return value
+
+
+def _difference(minuend: float | None, subtrahend: float | None) -> float | None:
+    """Their difference; None if either is None."""
+    if minuend is None or subtrahend is None:
+        return None
+    return minuend - subtrahend
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
     return None if not values or None in values else statistics.fmean(values)
 
 
-def _mean_row(rows: Sequence[Sequence[float | None] | None]) -> list[float | None] | None:
+def _mean_row(rows: Sequence[Sequence[float | None] | None]) -> Row | None:
     return None if None in rows else mean_matrix([[row] for row in rows])[0]
 
 
-def _mean_matrix(tables: Sequence[Matrix | None]) -> list[list[float | None]] | None:
+def _mean_matrix(tables: Sequence[Matrix | None]) -> list[Row] | None:
     return None if None in tables else mean_matrix(tables)
 
 
 def _mean_by_name(rows: Sequence[Mapping[str, float]]) -> dict[str, float | None]:
-    names = dict.fromkeys(name for row in rows for name in row)
+    # A dict, not a set: phases stay in the order in which the first seed reports them.
+    names: dict[str, None] = {}
+    for row in rows:
+        names |= dict.fromkeys(row)
     return {name: _mean([row.get(name) for row in rows]) for name in names}
 
 
-def _summed(tables: Sequence[Sequence[Sequence[int | None]] | None]) -> list[list[int | None]] | None:
+def _summed_cells(tables: Sequence[Sequence[Sequence[int | None]] | None]) -> list[list[int | None]] | None:
+    """Sum of equally shaped tables cell by cell; None where a cell, or a whole table, is missing."""
     if None in tables:
         return None
-    return [
-        [None if None in cells else sum(cells) for cells in zip(*rows, strict=True)]
-        for rows in zip(*tables, strict=True)
-    ]
+    summed = []
+    for rows in zip(*tables, strict=True):
+        columns = zip(*rows, strict=True)
+        summed.append([None if None in cells else sum(cells) for cells in columns])
+    return summed

@@ -96,11 +96,11 @@ def test_scores_without_an_upper_end_are_named_and_a_mean_without_them_stands_be
     found = run_document(open_ended, [seed_result(0, [[0, 0], [80, 0], [70, 117.5]])])
     assert found["open_ended"] == ["captions"]
     assert found["last"] == pytest.approx(93.75) and found["last_bounded"] == pytest.approx(70.0)
-    shown = page(found, [], common={}, own=[{}])
+    shown = page(found, [], common={}, by_method=[{}])
     assert "but for captions: CIDEr-D" in shown and "Last, bounded tasks" in shown
     alike = run_document(facts(), [seed_result(0, [[0, 0], [80, 0], [70, 90]])])
     assert alike["open_ended"] == [] and alike["last_bounded"] == alike["last"]
-    shown = page(alike, [], common={}, own=[{}])
+    shown = page(alike, [], common={}, by_method=[{}])
     assert "CIDEr-D" not in shown and "Last, bounded tasks" not in shown
 
 
@@ -114,7 +114,7 @@ def test_work_and_time_stand_in_tables():
     found = run_document(replace(facts("cmoe"), flops_per_query=cost), [result])
     assert found["flops_per_query"] == cost and found["seconds"] == seconds
     plain = run_document(facts(), [seed_result(0, [[10, 20], [80, 30], [60, 90]])])
-    shown = page(compare_document([plain, found]), [], common={}, own=[{}, {}])
+    shown = page(compare_document([plain, found]), [], common={}, by_method=[{}, {}])
     work = shown[shown.index('id="flops"') :]
     assert "1.9 M" in work and "2.0000" in work and "cmoe" in work
     phases = re.findall(r"<tr><th>([^<]+)</th>", shown[shown.index('id="seconds"') : shown.index("Work per query")])

@@ -34,8 +34,7 @@ from hidecmoe_jax.data.pocket.tasks import TASKS, write_task
 from hidecmoe_jax.models.config import DecoderConfig, LlavaConfig, TextConfig, VisionConfig
 from hidecmoe_jax.models.llava import init_model
 from hidecmoe_jax.models.store import base_folder, save_model
-from hidecmoe_jax.report.canvas import GRID, canvas, png, titles
-from hidecmoe_jax.report.figures import DASHES, MARKERS, PALETTE
+from hidecmoe_jax.report.canvas import DASHES, GRID, MARKERS, PALETTE, canvas, png, titles
 from hidecmoe_jax.runs.config import RunConfig, load_config
 from hidecmoe_jax.runs.scores import Curve
 from hidecmoe_jax.runs.seed_run import Options, SeedRun

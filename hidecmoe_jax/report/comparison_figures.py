@@ -1,0 +1,129 @@
+"""Figures of a comparison of methods, drawn from its report document alone."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from hidecmoe_jax.report.canvas import (
+    DASH,
+    FAINT,
+    GRID,
+    INK,
+    PALETTE,
+    canvas,
+    label_right,
+    names_below,
+    png,
+    rows_of_bars,
+    short,
+    titles,
+)
+
+Document = Mapping[str, object]
+
+
+def compare_figures(document: Document) -> dict[str, bytes]:
+    """Draws the figures of a comparison as {file name: PNG}."""
+    return {
+        "last_and_forgetting.png": png(last_and_forgetting(document)),
+        "last_by_task.png": png(last_by_task(document)),
+    }
+
+
+def last_and_forgetting(document: Document):
+    """Bars of Last and forgetting per method; whiskers are one standard deviation over seeds, dots the seeds."""
+    methods = document["methods"]
+    figure, (left, right) = canvas(9.5, 1.3 + 0.5 * len(methods), columns=2)
+    _metric_bars(left, methods, "last", "Last \u00b7 higher is better")
+    _metric_bars(right, methods, "forgetting", "Forgetting \u00b7 lower is better")
+    right.set_yticklabels([])  # the same methods as on the left
+    return figure
+
+
+def _metric_bars(axis, methods: Sequence[Document], key: str, title: str) -> None:
+    """One panel: a metric of every method."""
+    for place, method in enumerate(methods):
+        _method_bar(axis, place, method, key)
+    labels = [short(method["label"], 26) for method in methods]
+    values = [method[key] for method in methods if method[key] is not None]
+    rows_of_bars(axis, labels, longest=max([*values, 1.0]))
+    # Forgetting is below 0 where later tasks helped.
+    lowest = min([*values, 0.0])
+    axis.set_xlim(left=lowest * 1.25)
+    if lowest < 0:
+        axis.axvline(0, color=FAINT, linewidth=0.8)
+    titles(axis, title, x="points", y="")
+
+
+def _method_bar(axis, place: int, method: Document, key: str) -> None:
+    value = method[key]
+    if value is None:
+        label_right(axis, (0, place), "not measured", color=FAINT)
+        return
+    seeds = [seed[key] for seed in method["seeds"]["per_seed"]]
+    std = method["seeds"]["spread"][key]["std"]  # None with a single seed
+    whisker = {"ecolor": INK, "elinewidth": 1.1, "capsize": 3}
+    color = PALETTE[place % len(PALETTE)]
+    axis.barh(place, value, color=color, height=0.62, xerr=std, error_kw=whisker)
+    if std is None:
+        text = f"{value:.1f}"
+    else:
+        text = f"{value:.1f} \u00b1 {std:.1f}"
+        axis.plot(seeds, [place] * len(seeds), "o", color="white", markeredgecolor=INK, markersize=4, zorder=3)
+    edge = max([value, 0.0, *seeds, value + (std or 0.0)])
+    label_right(axis, (edge, place), text, gap=7)
+
+
+def last_by_task(document: Document):
+    """Last score of each task, grouped by task, one colour a method."""
+    tasks = document["tasks"]
+    methods = document["methods"]
+    width = 0.82 / len(methods)
+    figure, axis = canvas(max(7.0, 1.8 + len(tasks) * max(0.9, 0.24 * len(methods))), 4.2)
+    top = 100.0
+    for index, method in enumerate(methods):
+        shift = (index - (len(methods) - 1) / 2) * width
+        places = np.arange(len(tasks)) + shift
+        color = PALETTE[index % len(PALETTE)]
+        top = max(top, _task_bars(axis, method, places, width=width * 0.92, color=color))
+    names_below(axis, range(len(tasks)), tasks)
+    axis.set_ylim(0, top * 1.03)
+    axis.grid(axis="y", color=GRID)
+    figure.legend(loc="outside lower center", ncols=min(3, len(methods)), frameon=False, fontsize=9)
+    titles(axis, "Score of each task after the last stage", x="", y="score")
+    return figure
+
+
+def _task_bars(axis, method: Document, places: Sequence[float], *, width: float, color: str) -> float:
+    """Draws one method's bars, one at each place; returns the highest end of bar and whisker."""
+    scores = _final_row(method)
+    seed_rows = [_final_row(seed) for seed in method["seeds"]["per_seed"]]
+    stds = [_std(column) for column in zip(*seed_rows, strict=True)]
+    heights = [score or 0.0 for score in scores]
+    axis.bar(
+        places,
+        heights,
+        width,
+        color=color,
+        label=short(method["label"], 26),
+        yerr=stds if any(stds) else None,
+        error_kw={"ecolor": INK, "elinewidth": 0.9, "capsize": 2},
+    )
+    for place, score in zip(places, scores, strict=True):
+        if score is None:
+            axis.text(place, 1, DASH, ha="center", va="bottom", color=FAINT, fontsize=9)
+    return float(np.add(heights, stds).max())
+
+
+def _final_row(entry: Document) -> list[float | None]:
+    """Row T, or the zero-shot row of a method that never learns."""
+    matrix = entry["matrix"]
+    scores = np.array(matrix, np.float64)  # NaN where not measured
+    return matrix[0] if np.isnan(scores[1:]).all() else matrix[-1]
+
+
+def _std(values: Sequence[float | None]) -> float:
+    return statistics.stdev(values) if len(values) > 1 and None not in values else 0.0

@@ -1,0 +1,129 @@
+"""Inputs of a run's report: what each seed measured (`SeedResult`) and what all seeds share (`RunFacts`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from hidecmoe_jax.core.errors import DataError
+from hidecmoe_jax.scoring.matrix import Matrix
+
+Counts = Sequence[Sequence[int]]
+Curve = Sequence[tuple[int, float]]
+
+
+@dataclass(frozen=True)
+class SeedResult:
+    """Measurements of one seed.
+
+    Attributes:
+      seed: the seed.
+      matrix: T + 1 rows of T scores (row 0 zero-shot, row k after task k), None where not measured; a method that
+        never learns has row 0 only.
+      named_task_matrix: like `matrix`, with the task named instead of routed; the last row alone may be measured.
+      routing_confusion: T x T counts of the final model, rows the true task, columns the task it was routed to.
+      locator_confusion: T x (T + 1) counts of the gate's decisions, the last column inputs of no known task; None
+        where the method has no gate that decides.
+      routing_accuracy: 0-100; computed from the confusion matrix where left out.
+      unparsed: counts in the shape of `matrix` of answers from which no result could be parsed.
+      seconds: wall-clock by phase.
+      answers: {"all": number of answers that the cells score, "reused": how many were taken from other cells}.
+      curves: training loss as (step, loss) by stage name, in the order trained.
+    """
+
+    seed: int
+    matrix: Matrix
+    named_task_matrix: Matrix | None = None
+    routing_confusion: Counts | None = None
+    locator_confusion: Counts | None = None
+    routing_accuracy: float | None = None
+    unparsed: Sequence[Sequence[int | None]] | None = None
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    answers: Mapping[str, int] = field(default_factory=dict)
+    curves: Mapping[str, Curve] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """Facts that are the same for all seeds of a run.
+
+    Attributes:
+      method: name of the method, e.g. `hide-frozen-projector`.
+      tasks: names in the order learned.
+      scorers: scorer of each task.
+      stored_parameters: numbers a served model needs beyond the base, {"total", "experts", "routers", "locator",
+        "projector"}; None where unknown.
+      archived_parameters: the same for what the ledger keeps (every task's own expert).
+      trained_parameters: the same for what the optimiser updated in the largest single stage.
+      stored_bytes, archived_bytes: size on disk.
+      added_parameters: numbers that each task added, by kind; `experts` are its own.
+      notes: remarks on a task's experts (dead, unused), by task.
+      settings: configuration needed to repeat the run; JSON types.
+      flops_per_query: operations of one prompt up to its first answer token: {"tokens", "pictures", "forward_base",
+        "forward_method", "locator_prefill", "total", "ratio"}; None where unknown.
+      growth: where the first seed added experts and why, by task and layer; empty for methods that do not grow.
+    """
+
+    method: str
+    tasks: tuple[str, ...]
+    scorers: tuple[str, ...]
+    stored_parameters: Mapping[str, int] | None = None
+    archived_parameters: Mapping[str, int] | None = None
+    trained_parameters: Mapping[str, int] | None = None
+    stored_bytes: int | None = None
+    archived_bytes: int | None = None
+    added_parameters: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    notes: Mapping[str, str] = field(default_factory=dict)
+    settings: Mapping[str, object] = field(default_factory=dict)
+    growth: Mapping[str, object] = field(default_factory=dict)
+    flops_per_query: Mapping[str, int | float] | None = None
+
+
+def check_consistent(facts: RunFacts, seeds: Sequence[SeedResult]) -> None:
+    """Checks that seeds, scorers and the shapes of all tables agree with the tasks.
+
+    Raises:
+      DataError: with the first contradiction.
+    """
+    tasks = len(facts.tasks)
+    numbers = [seed.seed for seed in seeds]
+    problems = []
+    if not seeds:
+        problems.append("no seeds")
+    if len(set(numbers)) != len(numbers):
+        problems.append(f"repeated seeds {numbers}")
+    if len(facts.scorers) != tasks:
+        problems.append(f"{len(facts.scorers)} scorers for {tasks} tasks")
+    if len(set(facts.tasks)) != tasks:
+        problems.append(f"repeated task names {list(facts.tasks)}")
+    for seed in seeds:
+        problems += _wrong_shapes(seed, tasks)
+    if problems:
+        raise DataError(
+            "These results do not fit together",
+            where=facts.method,
+            why=problems[0],
+            remedy="evaluate the run again: `hidecmoe eval RUN`",
+        )
+
+
+def _wrong_shapes(seed: SeedResult, tasks: int) -> list[str]:
+    """Tables of one seed whose shape contradicts the number of tasks, in words."""
+    problems = []
+    tables = {
+        "matrix": seed.matrix,
+        "routing_confusion": seed.routing_confusion or (),
+        "unparsed": seed.unparsed or (),
+        "named_task_matrix": seed.named_task_matrix or (),
+    }
+    for name, rows in tables.items():
+        if any(len(row) != tasks for row in rows):
+            problems.append(f"{name} of seed {seed.seed} has rows whose length is not the number of tasks, {tasks}")
+    if seed.routing_confusion and len(seed.routing_confusion) != tasks:
+        problems.append(f"routing_confusion of seed {seed.seed} does not have one row for each task")
+    if seed.locator_confusion is not None:
+        lengths = [len(row) for row in seed.locator_confusion]
+        # One column more than tasks: the inputs that the gate takes for unknown.
+        if lengths != [tasks + 1] * tasks:
+            problems.append(f"locator_confusion of seed {seed.seed} is not {tasks} x {tasks + 1}")
+    return problems
