@@ -28,6 +28,7 @@ STRICT_ROOMS = {"core", "experts", "models", "locators"}
 def pytest_configure(config: pytest.Config) -> None:
     """Registers markers and turns warnings raised from our own modules into errors."""
     config.addinivalue_line("markers", "slow: minutes, not seconds; run with -m slow")
+    config.addinivalue_line("markers", "oracle: compares with torch and peft (extra `oracle`); run with -m oracle")
     config.addinivalue_line("markers", "lax_types: this test meets foreign code that mixes dtypes")
     config.addinivalue_line("filterwarnings", r"error:::hidecmoe_jax\..*")
 

@@ -28,7 +28,7 @@ def adopt(
     """Make a run of adapters that other tools trained, or of a folder written by `hidecmoe export --to hub`.
 
     PEFT LoRA folders (several become tasks that have to be named), one HiDe-LLaVA or MCITlib HiDe folder, or one
-    MoELoRA folder of CoIN. Pickled files are refused; tools/unpickle.py makes safetensors of them.
+    MoELoRA folder of CoIN. Pickled files are refused; `hidecmoe unpickle` makes safetensors of them.
 
     Examples:
       $ hidecmoe adopt bases/llava-7b adapters/birds adapters/fish --out runs/mine
@@ -36,7 +36,7 @@ def adopt(
       $ hidecmoe adopt bases/llava-7b out/hub --out runs/back
 
     Args:
-      base: base model made by tools/convert.py, or 'pocket'.
+      base: base model made by `hidecmoe convert`, or 'pocket'.
       adapters: adapter folders.
       out: run folder to make.
       names: of the tasks, if not the folders' names.

@@ -33,6 +33,8 @@ COMMANDS = {
     "report": ("report", "report", "write report.json, report.html and the figures of a run again"),
     "inspect": ("inspect", "inspect", "show the tasks, the experts per layer and their sizes"),
     "adopt": ("adopt", "adopt", "make a run of adapters of other tools: PEFT LoRA, HiDe-LLaVA, MoELoRA"),
+    "convert": ("convert", "convert", "convert a LLaVA checkpoint of another tool into a base model"),
+    "unpickle": ("unpickle", "unpickle", "turn pickled weights into safetensors (needs torch)"),
     "export": ("export", "export", "write a run for other tools: PEFT, vLLM, a merged checkpoint, a hub folder"),
     "cka": ("cka", "cka", "compare the tasks' own experts layer by layer (CKA), with a heat map"),
     "foreign": ("foreign", "foreign", "leave tasks out and show foreign pictures: are they called unknown?"),

@@ -46,7 +46,7 @@ def base_folder(name: str) -> Path:
             "no base model there",
             where=str(folder),
             why=f"{CONFIG} is missing" if folder.is_dir() else "no such directory",
-            remedy="give a folder made by tools/convert.py, or 'pocket'",
+            remedy="give a folder made by `hidecmoe convert`, or 'pocket'",
         )
     return folder
 

@@ -273,7 +273,7 @@ def test_what_is_more_than_lora_is_refused_by_name(tmp_path, key):
 def test_pickles_are_refused_with_the_command_that_converts_them(tmp_path):
     folder = hide_folder(tmp_path / "hide")
     (folder / "non_lora_trainables.safetensors").rename(folder / "non_lora_trainables.bin")
-    with pytest.raises(CheckpointError, match=r"python tools/unpickle.py .*hide NEW"):
+    with pytest.raises(CheckpointError, match=r"hidecmoe unpickle .*hide NEW"):
         read_adapter(folder)
 
 

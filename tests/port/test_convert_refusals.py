@@ -69,10 +69,10 @@ def test_wt3_a_layer_too_many_is_refused(hub, clip):
 
 def test_wt4_pickled_weights_are_refused_with_the_command_that_converts_them(hub, clip, made, tmp_path):
     world.weights(hub).rename(hub / "pytorch_model.bin")
-    assert "python tools/unpickle.py" in world.refusal(hub, clip=clip)
+    assert "hidecmoe unpickle" in world.refusal(hub, clip=clip)
     (tmp_path / "mm_projector.bin").write_bytes(b"\x80\x02}q\x00.")
     said = world.refusal(made / "vicuna", clip=clip, projector=tmp_path / "mm_projector.bin")
-    assert "python tools/unpickle.py" in said and "mm_projector.bin" in said
+    assert "hidecmoe unpickle" in said and "mm_projector.bin" in said
 
 
 def spoilt(header: dict, numbers: bytes, way: str) -> tuple[dict | bytes, bytes]:

@@ -25,6 +25,8 @@ torch = pytest.importorskip("torch")
 peft = pytest.importorskip("peft")
 transformers = pytest.importorskip("transformers")
 
+pytestmark = pytest.mark.oracle
+
 NEAR = 1e-4
 TASKS = ("birds", "fish")
 SIDE, PATCHES = TINY.vision.image_size, TINY.vision.patches

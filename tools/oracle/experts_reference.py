@@ -15,7 +15,8 @@ import torch
 from make_checkpoints import write
 from oracle_cases import CASES
 from oracle_experts import ATTENTION, EXPERTS, READINGS, ROUTED, SCALE, TASKS, TEMPERATURES
-from reference import load, read
+
+from hidecmoe_jax.port.checkpoints.reference.__main__ import load, read
 
 Arrays = dict[str, np.ndarray]
 Change = Callable[[int, str, torch.Tensor], torch.Tensor]

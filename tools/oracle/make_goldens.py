@@ -21,10 +21,10 @@ import numpy as np
 import torch
 from make_checkpoints import GOLDENS, write
 from oracle_cases import CASES, Case
-from reference import Towers, answers, load, read
 
 from hidecmoe_jax.models.config import DecoderConfig, LlavaConfig, TextConfig, VisionConfig
 from hidecmoe_jax.port.checkpoints.check import divergence, probe
+from hidecmoe_jax.port.checkpoints.reference.__main__ import Towers, answers, load, read
 
 Arrays = dict[str, np.ndarray]
 LAYOUT = {"plain": "hub", "grouped": "current", "narrow": "memory"}

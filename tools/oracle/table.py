@@ -23,7 +23,7 @@ sys.path.insert(0, str(TESTS))
 import parity_cases as cases  # noqa: E402
 import parity_experts as experts  # noqa: E402
 
-from hidecmoe_jax.port import check  # noqa: E402
+from hidecmoe_jax.port.checkpoints import check  # noqa: E402
 
 START, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 MEANING = {

@@ -67,7 +67,7 @@ def _refuse(key: str, found: Any, wanted: str, folder: Path) -> None:
     raise ConfigError(
         "this adapter is more than LoRA on linears", where=f"{folder / CONFIG}: {key}",
         why=f"found {found!r}, expected {wanted}: with anything else, A and B are not all that it adds to its base",
-        remedy="merge it into its base with its own tool, and convert the merged model with tools/convert.py",
+        remedy="merge it into its base with its own tool, and convert the merged model with `hidecmoe convert`",
     )  # fmt: skip
 
 

@@ -332,7 +332,7 @@ def _hide(found: _Sorted, loras: list, current: Any, folder: Path, common: Mappi
 def _missing(folder: Path, what: str) -> NoReturn:
     raise CheckpointError(
         "a tensor of the adapter is missing", where=f"{folder}: {what}", why="no tensor of that name and shape",
-        remedy="copy the whole folder, non_lora_trainables included (tools/unpickle.py makes safetensors of it)",
+        remedy="copy the whole folder, non_lora_trainables included (`hidecmoe unpickle` makes safetensors of it)",
     )  # fmt: skip
 
 

@@ -1,9 +1,9 @@
 """Is a converted model the model it was? One probe, read by our program and by another implementation, and a table.
 
 A probe holds inputs that reach every part: pictures, prompts with one, two and no picture, a long prompt, texts for
-the CLIP pair. `ours` reads it with this package; `tools/oracle/reference.py` reads it with CPU torch, in a process of
-its own (this package never imports torch), from the source checkpoint. `compared` sets the two side by side. The tests
-compare with stored answers of the same reference, so tests and a user's `convert --check` share this whole file.
+the CLIP pair. `ours` reads it with this package; the program in `reference/` reads it with CPU torch, in a process of
+its own, from the source checkpoint. `compared` sets the two side by side. The tests compare with stored answers of the
+same reference, so tests and a user's `convert --check` share this whole file.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -40,6 +40,9 @@ SHAPES = (("text", 3, 1, 6), ("text", 2, 1, 2, 1, 3), ("text", 11), ("text", 5, 
 STEPS, LONG = 12, 200
 TOLERANCE = {"clip": 1e-5, "float32": 1e-4, "bfloat16": 0.015}
 """Largest absolute difference of CLIP embeddings and of all else in float32; KL per token in bfloat16 (nats)."""
+
+REFERENCE = Path(__file__).parent / "reference" / "__main__.py"
+"""Run by path and never imported, because it needs torch."""
 
 CLOSE = 2e-4
 """Greedy tokens must agree unless the reference's two best logits lie closer than this: each may be off by 1e-4."""
@@ -284,23 +287,21 @@ def check(
     source: Path,
     target: Path,
     *,
-    reference: Path,
     clip: Path | Sequence[Path] | None = None,
     projector: Path | None = None,
     vision: Path | None = None,
-    python: str = sys.executable,
+    python: str | None = None,
     words: int | None = None,
     dtype: str | None = None,
     long: int = LONG,
 ) -> list[Row]:
-    """Compares the converted `target` with its `source`, which `reference` (a script) reads with CPU torch.
+    """Compares the converted `target` with its `source`, which the reference program reads with CPU torch.
 
     The reference computes in float32, in a process of its own that is gone before our model is read.
 
     Args:
-      reference: `tools/oracle/reference.py`.
       clip, projector, vision: as they were given to `convert`.
-      python: interpreter that has torch and transformers (the extra `oracle`).
+      python: interpreter with torch and transformers; None for this one.
       dtype: what our side computes in; bfloat16 is judged by divergence. None: bfloat16 where the conversion rounded
         weights to it, else float32.
 
@@ -316,10 +317,31 @@ def check(
     flags = ["--clip", *map(str, clips)] if clips else []
     flags += ["--projector", str(projector)] if projector is not None else []
     flags += ["--vision", str(vision)] if vision is not None else []
-    truth = _asked([python, str(reference), str(source)], inputs, flags)
+    truth = _asked([python or sys.executable, str(REFERENCE), str(source)], inputs, flags)
     kept = dtype if dtype == "float32" else stored.param_dtype
     model = load_model(target, dtype=dtype, param_dtype=kept, remat=False)
     return compared(ours(model, inputs), truth, dtype=dtype)
+
+
+def conversion_check(
+    source: Path,
+    *,
+    clip: Sequence[Path] = (),
+    projector: Path | None = None,
+    vision: Path | None = None,
+    python: str | None = None,
+) -> Callable[[Path], list[Row]]:
+    """The function that `convert(check=...)` calls with the new folder: compares, prints the table, returns its rows.
+
+    Arguments are those of `check`.
+    """
+
+    def compare(target: Path) -> list[Row]:
+        rows = check(source, target, clip=clip, projector=projector, vision=vision, python=python)
+        print(table(rows))
+        return rows
+
+    return compare
 
 
 def _asked(command: list[str], inputs: Arrays, flags: list[str]) -> Arrays:
@@ -334,7 +356,7 @@ def _asked(command: list[str], inputs: Arrays, flags: list[str]) -> Arrays:
                 "the reference could not read the source",
                 where=command[-1],
                 why=done.stderr.strip()[-600:],
-                remedy="install the extra `oracle` (CPU torch, transformers), or convert without --check",
+                remedy="pip install 'hidecmoe-jax[oracle]' (CPU torch), or convert without --check",
             )
         with np.load(answers) as file:
             return {name: file[name] for name in file.files}

@@ -43,5 +43,5 @@ def refuse_pickles(files: Iterable[Path], given: Path) -> None:
         raise CheckpointError(
             "weights are pickled", where=f"{given}: {', '.join(found[:4])}",
             why="a pickle runs whatever its author wrote into it; only safetensors is read",
-            remedy=f"convert it in a process of its own (needs torch >= 2.6): python tools/unpickle.py {given} NEW",
+            remedy=f"convert it in a process of its own (needs torch >= 2.6): hidecmoe unpickle {given} NEW",
         )  # fmt: skip

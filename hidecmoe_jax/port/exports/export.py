@@ -132,11 +132,11 @@ def _hf_base(found: LoadedRun, aside: Path, wish: ExportOptions, target: Path) -
     size += write_clip(found.model, aside / CLIP, tokenizer=folder, shard_gib=wish.shard_gib)
     literal = [
         f"  CLIP's texts end with token {OLD_EOS} here, which transformers takes for the largest id: its text features "
-        "would be others; tools/convert.py brings ours back"
+        "would be others; `hidecmoe convert` restores token 2"
     ]
     return [
         f"the base without anything learned, {size / 1e9:.2f} GB; the CLIP pair of the gate in {CLIP}/",
-        f"  python tools/convert.py {target} NEW --clip {target / CLIP}",
+        f"  hidecmoe convert {target} NEW --clip {target / CLIP}",
         *(literal if found.model.config.text.eos_token == OLD_EOS else []),
     ]
 

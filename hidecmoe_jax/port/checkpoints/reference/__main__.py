@@ -1,10 +1,11 @@
-"""The same probe, read by transformers' PyTorch models in float32: the truth for `hidecmoe_jax.port.checkpoints.check`.
+"""Answers of transformers' PyTorch models in float32 to the probe of `hidecmoe_jax.port.checkpoints.check`.
 
-Needs the extra `oracle`. Hugging Face layouts are opened by transformers itself; the original layout and a language
-model with a separate projector are put together here by a table of names, every tensor exactly once. It shares no code
-with the converter.
+A program of its own (extra `oracle`): `hidecmoe convert --check` runs it by path, in any interpreter that has torch and
+transformers. Hugging Face layouts are opened by transformers itself; the original layout and a language model with a
+separate projector are assembled here by a table of names, every tensor exactly once. It shares no code with the
+converter, so that an error in one of them cannot hide in the other.
 
-Example: python tools/oracle/reference.py SOURCE probe.npz answers.npz --clip CLIP
+Arguments: SOURCE probe.npz answers.npz [--clip DIR ...] [--projector FILE] [--vision DIR]
 """
 
 from __future__ import annotations
