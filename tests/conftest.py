@@ -21,6 +21,10 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")
 
 import jax  # noqa: E402
 
+import hidecmoe_jax  # noqa: E402
+
+# Where the package under test lies: the checkout, or the site-packages of an environment with the wheel in it.
+PACKAGE_PATH = Path(hidecmoe_jax.__file__).resolve().parents[1]
 MOST_MAPS = 20_000
 STRICT_ROOMS = {"core", "experts", "models", "locators"}
 
@@ -31,6 +35,9 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "oracle: compares with torch and peft (extra `oracle`); run with -m oracle")
     config.addinivalue_line("markers", "lax_types: this test meets foreign code that mixes dtypes")
     config.addinivalue_line("filterwarnings", r"error:::hidecmoe_jax\..*")
+    # tools/setup.sh installed the wheel: with a checkout first on the path the whole run would prove nothing.
+    if os.environ.get("INSTALL") == "wheel" and not PACKAGE_PATH.is_relative_to(sys.prefix):
+        raise pytest.UsageError(f"INSTALL=wheel, but the package under test lies in {PACKAGE_PATH}")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -75,8 +82,7 @@ def run_python(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]
     """
 
     def run(source: str, *, devices: int = 1, env: dict[str, str] | None = None, timeout: float = 120):
-        root = str(Path(__file__).resolve().parents[1])
-        paths = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+        paths = os.pathsep.join(filter(None, [str(PACKAGE_PATH), os.environ.get("PYTHONPATH")]))
         settings = {**os.environ, "JAX_NUM_CPU_DEVICES": str(devices), "PYTHONPATH": paths, **(env or {})}
         command = [sys.executable, "-c", source]
         return subprocess.run(

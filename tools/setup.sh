@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Makes a virtual environment and installs the package into it, once; the other scripts call this.
 # Usage: tools/setup.sh [VENV] [EXTRAS]     VENV: .venv by default; EXTRAS: dev, cuda13, tpu, or several with commas
+# INSTALL=wheel installs what a user gets instead of a link to this checkout.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 venv=${1:-.venv}
@@ -29,10 +30,18 @@ if [ ! -x "$venv/bin/python" ]; then
   "$python" -m venv "$venv"
 fi
 
+extras_suffix=${extras:+[$extras]}
+if [ "${INSTALL:-editable}" = wheel ]; then
+  echo "Building the wheel and installing it with what it needs (about 1.2 GiB on disk; minutes) ..."
+  rm -rf build # setuptools would pack files of an earlier build that are gone from the sources
+  "$venv/bin/python" -m pip install --quiet ".$extras_suffix"
+  exit
+fi
+
 # Installed again only when what it depends on changed.
 stamp="$venv/.installed-${extras:-plain}"
 if [ ! -f "$stamp" ] || [ pyproject.toml -nt "$stamp" ] || [ setup.py -nt "$stamp" ]; then
   echo "Installing the package and what it needs (about 1.2 GiB on disk; minutes, once) ..."
-  "$venv/bin/python" -m pip install --quiet --editable ".${extras:+[$extras]}"
+  "$venv/bin/python" -m pip install --quiet --editable ".$extras_suffix"
   touch "$stamp"
 fi

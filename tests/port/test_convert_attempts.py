@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+import hidecmoe_jax
 from hidecmoe_jax.core import trees
 from hidecmoe_jax.core.errors import BusyError, CheckpointError
 from hidecmoe_jax.models.store import load_model
@@ -22,7 +23,7 @@ from hidecmoe_jax.port.checkpoints.check import Row
 from hidecmoe_jax.port.checkpoints.convert import convert
 from hidecmoe_jax.storage.manifest import verify
 
-ROOT = Path(__file__).resolve().parents[2]
+PACKAGE_PATH = Path(hidecmoe_jax.__file__).resolve().parents[1]
 KEY = "language_model.model.layers.1.self_attn.q_proj.weight"
 LEAF = "decoder/layers/q_proj/kernel"
 
@@ -45,7 +46,7 @@ convert(Path(source), Path(target), clip=Path(clip), layout=layout)
 )
 def test_a_killed_conversion_goes_on_and_ends_the_same(place, layout, hub, clip, tmp_path):
     words = [sys.executable, "-c", KILLED, str(hub), str(clip), str(tmp_path / "out"), layout]
-    env = {"PATH": "", "HIDECMOE_CRASH_AT": place, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    env = {"PATH": "", "HIDECMOE_CRASH_AT": place, "PYTHONPATH": str(PACKAGE_PATH), "JAX_PLATFORMS": "cpu"}
     assert subprocess.run(words, env=env, check=False, capture_output=True, timeout=300).returncode == 137
     assert not (tmp_path / "out").exists()
     with pytest.raises(CheckpointError, match="--resume"):

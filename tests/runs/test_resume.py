@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from runs_world import make_world, outcome
 
+import hidecmoe_jax
 from hidecmoe_jax.core.errors import PreemptedError
 from hidecmoe_jax.runs import evaluation, ledger, progress
 from hidecmoe_jax.runs.stream_loop import learn
@@ -39,7 +40,8 @@ def test_the_reference_is_worth_comparing_with(world):
 
 
 def killed(root: Path, out: Path, event: int, delay: float) -> int:
-    paths = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    package = Path(hidecmoe_jax.__file__).resolve().parents[1]
+    paths = [str(package), str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
     command = [sys.executable, str(Path(__file__).with_name("killed_run.py")), str(root / "config.yaml"), str(out)]
     settings = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
     return subprocess.run([*command, str(event), str(delay)], env=settings, capture_output=True, timeout=900).returncode

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import hidecmoe_jax
 from hidecmoe_jax.core.errors import BusyError
 from hidecmoe_jax.storage.lock import NOTE, writer_lock
 
@@ -23,7 +24,7 @@ with writer_lock(pathlib.Path(sys.argv[1])):
 
 @pytest.fixture
 def holder(tmp_path):
-    root = str(Path(__file__).resolve().parents[2])
+    root = str(Path(hidecmoe_jax.__file__).resolve().parents[1])
     process = subprocess.Popen(
         [sys.executable, "-c", HOLD, str(tmp_path)],
         stdout=subprocess.PIPE,

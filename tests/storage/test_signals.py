@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import hidecmoe_jax
 from hidecmoe_jax.core.errors import PreemptedError
 from hidecmoe_jax.storage.signals import graceful_stop
 
@@ -50,7 +51,7 @@ def start(tmp_path):
     children = []
 
     def run(source: str) -> subprocess.Popen:
-        env = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+        env = {**os.environ, "PYTHONPATH": str(Path(hidecmoe_jax.__file__).resolve().parents[1])}
         command, pipe = [sys.executable, "-c", source], subprocess.PIPE
         # Without a buffer, because readline would read ahead what communicate then misses.
         child = subprocess.Popen(command, cwd=tmp_path, env=env, stdout=pipe, stderr=pipe, bufsize=0)

@@ -18,6 +18,7 @@ from pocket_language import NAMES, LanguagePlan, called, draw_conversations, nam
 from pocket_probe import kinds_of, probe
 from pocket_vision import CLASSES, VisionPlan, draw_batch, patch_truth
 
+import hidecmoe_jax
 from hidecmoe_jax.core.errors import CheckpointError, ConfigError
 from hidecmoe_jax.data.pocket.draw import draw
 from hidecmoe_jax.data.pocket.words import place
@@ -157,7 +158,7 @@ def test_stages_out_of_order_say_what_to_run_first(tmp_path, capsys):
 @pytest.mark.timeout(1200)
 def test_the_whole_chain_runs_at_toy_size_and_goes_on(tmp_path):
     program = str(Path(pretrain_pocket.__file__))
-    root = str(Path(program).parents[1])
+    root = str(Path(hidecmoe_jax.__file__).resolve().parents[1])
     command = [sys.executable, program, "all", "--toy", "--work", str(tmp_path)]
     for _ in range(2):  # the second time every stage is already done
         subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": root}, capture_output=True)
