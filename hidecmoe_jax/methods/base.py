@@ -7,6 +7,7 @@ hooks; its fields are its hyper-parameters.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -175,87 +176,150 @@ def with_experts_folded(model: Model, bank: Bank, gain_LS: Array) -> Model:
     return model.replace(params={**model.params, "decoder": decoder})
 
 
+@dataclass(frozen=True)
+class Traits:
+    """Properties of a method that runs, studies and exports depend on.
+
+    Attributes:
+      one_task_per_lesson: every lesson trains one task, so tasks can be added and taken back one by one.
+      needs_task_name: answering needs the task's name (an upper reference, not a method).
+      keeps_old_experts: earlier lessons' experts keep every byte while later ones are learned.
+      mixes_tasks: one sample may be answered by several tasks' experts. If not, a sample whose task was located is
+        answered as if the task had been named.
+      answers_are_final: learning later tasks cannot change an answer (no fusion, frozen projector, hard gate), so
+        cached answers stay valid. Never true of a method that `mixes_tasks`.
+      reads: state of the frozen base that the gate reads, which costs a second prefill; None for no such state.
+    """
+
+    one_task_per_lesson: bool = True
+    needs_task_name: bool = False
+    keeps_old_experts: bool = False
+    mixes_tasks: bool = False
+    answers_are_final: bool = False
+    reads: Reading | None = None
+
+
+@struct.dataclass
+class Loss:
+    """Training loss of a batch.
+
+    Attributes:
+      total: loss summed over answer tokens, float32.
+      tokens: number of answer tokens, int32.
+      load: which experts the tokens chose; None where no token chooses.
+    """
+
+    total: Array
+    tokens: Array
+    load: Load | None = None
+
+
 class Method(Protocol):
-    """The hooks of a continual method (a frozen dataclass). All are pure."""
+    """The hooks of a continual method (a frozen dataclass). All are pure.
+
+    A class that inherits from it takes the hooks that have a body as they are; every other one it must define.
+    """
 
     name: str
+    lora = None
+    """Shape of one expert (`Lora`); None where the method has no single shape."""
+    gate = None
+    """The gate that chooses a task for an input; None where there is none."""
 
     @property
-    def needs_name(self) -> bool:
-        """Whether answering needs the task's name (an upper reference, not a method)."""
+    def traits(self) -> Traits:
+        """What callers may rely on."""
+        return Traits()
 
     @property
-    def isolates(self) -> bool:
-        """Whether earlier lessons' experts must keep every byte."""
+    def gated(self) -> bool:
+        """Whether the gate has tasks to choose from."""
+        return self.gate is not None
 
-    @property
-    def blends(self) -> bool:
-        """Whether one sample may hear several tasks' experts. If not, one that finds its task is answered as if the
-        task had been named."""
-
-    @property
-    def lasting(self) -> bool:
-        """Whether what a sample is answered, once its task is chosen, never changes while later tasks are learned. Rows
-        of a run then take such answers from earlier rows. Never for a method that `blends`."""
-
-    @property
-    def reading(self) -> Reading | None:
-        """The state of the frozen base that it looks at, which costs a second prefill at inference; None for none."""
-
+    @abstractmethod
     def init(self, model: Model, capacity: int) -> Learner:
         """The learner before the first task, with room for `capacity` tasks."""
 
-    def stages(self, task: int) -> tuple[Stage, ...]:
-        """Parts of learning lesson number `task`, in order."""
+    @abstractmethod
+    def stages(self, lesson: int) -> tuple[Stage, ...]:
+        """Parts of learning lesson number `lesson`, in order."""
 
+    @abstractmethod
     def part(self, stage: Stage, count: int, seed: int) -> Array | None:
         """Numbers of the records, of `count`, that a stage with a `part` of its own reads; None for all."""
 
     def lessons(self, tasks: int) -> tuple[tuple[int, ...], ...]:
-        """Which tasks are learned together, in order; one lesson is one commit."""
+        """Which tasks are learned together, in order; one lesson is one commit. By default every task is a lesson."""
+        return tuple((task,) for task in range(tasks))
 
     def records(self, stream: Stream, lesson: tuple[int, ...]) -> tuple[Record, ...]:
-        """What a lesson trains on."""
+        """The training records of a lesson. By default those of its tasks."""
+        return tuple(record for task in lesson for record in stream.tasks[task].train)
 
-    def before(self, model: Model, learner: Learner, stage: Stage, task: int, key: Array) -> Learner:
+    @abstractmethod
+    def before(self, model: Model, learner: Learner, stage: Stage, lesson: int, key: Array) -> Learner:
         """Surgery before a training stage: what trains goes to `live` and `tuned`."""
 
-    def loss(
-        self, model: Model, learner: Learner, stage: Stage, batch: Batch, key: Array
-    ) -> tuple[Array, Array, Load | None]:
-        """Summed loss (float32) and number of answer tokens (int32) of a batch, and which experts its tokens chose;
-        None where no token chooses."""
+    @abstractmethod
+    def loss(self, model: Model, learner: Learner, stage: Stage, batch: Batch, key: Array) -> Loss:
+        """Training loss of a batch."""
 
+    @abstractmethod
     def usage(self, model: Model, learner: Learner, stage: Stage, batch: Batch) -> Any:
         """What a `usage` stage counts on a batch, as arrays that are summed over batches."""
 
-    def fit(self, model: Model, learner: Learner, stage: Stage, task: int, seen: FrozenFeatures, key: Array) -> Learner:
-        """What a stage that does not train has found, on the host."""
+    @abstractmethod
+    def fit(
+        self, model: Model, learner: Learner, stage: Stage, lesson: int, seen: FrozenFeatures, key: Array
+    ) -> Learner:
+        """The learner after a stage that does not train: stores what was measured. Runs on the host."""
 
-    def after(self, model: Model, learner: Learner, stage: Stage, task: int) -> Learner:
+    @abstractmethod
+    def after(self, model: Model, learner: Learner, stage: Stage, lesson: int) -> Learner:
         """Surgery after a stage; leaves nothing in `live` or `tuned`."""
 
     def variants(self) -> dict[str, Method]:
         """Other ways to serve the same archive, by name; the report shows their last row beside the method's own."""
+        return {}
 
-    def to_archive(self, learner: Learner, task: int) -> dict[str, dict[str, Array]]:
-        """What the ledger archives of lesson number `task`, as groups of flat arrays; never anything of another."""
+    @abstractmethod
+    def learned(self, learner: Learner) -> tuple[int, ...]:
+        """Numbers of the tasks that can be answered from the learner's experts."""
 
+    @abstractmethod
+    def to_archive(self, learner: Learner, lesson: int) -> dict[str, dict[str, Array]]:
+        """What the ledger archives of lesson number `lesson`, as groups of flat arrays; never anything of another."""
+
+    @abstractmethod
     def from_archive(self, model: Model, capacity: int, kept: Sequence[dict[str, dict[str, Array]] | None]) -> Learner:
-        """The learner after the lessons that were kept: the inverse of `to_archive`. A lesson that is None could not be
-        loaded: nothing of it may be heard or chosen. Only a method that `isolates` is asked for that."""
+        """The learner after the lessons that were archived: the inverse of `to_archive`. A lesson that is None could
+        not be loaded: it must not contribute and must not be chosen. Only a method that `keeps_old_experts` is asked
+        for that."""
 
+    def is_gate_leaf(self, path: str) -> bool:
+        """Whether a leaf of an archive's `memory` group belongs to the gate. By default those below `gate/`."""
+        return path.startswith("gate/")
+
+    def describe_experts(self) -> str:
+        """Where the experts are and what is routed among them, for messages."""
+        return "only the method itself knows how its experts are routed"
+
+    @abstractmethod
     def sizes(self, model: Model, learner: Learner) -> dict[str, dict[str, int]]:
-        """Numbers beyond the base: {stored, archived, trained} by {experts, routers, locator, projector}."""
+        """Parameters beyond the base: {stored, archived, trained} by {experts, routers, locator, projector}."""
 
     def growth_of(self, model: Model, learner: Learner) -> dict[str, Any]:
         """Where a growing method added experts and why, as plain values for the report; empty for others."""
+        return {}
 
+    @abstractmethod
     def serve(self, model: Model, learner: Learner) -> Serving:
-        """What answers after the last finished task."""
+        """The serving state after the last finished task."""
 
+    @abstractmethod
     def decide(self, serving: Serving, seen: FrozenFeatures, named_B: Array | None) -> Decision:
         """Weights of the tasks for every sample; `named_B` names the true task (upper reference) or is None."""
 
+    @abstractmethod
     def voices(self, serving: Serving, decision: Decision) -> tuple[Voice, ...]:
-        """What the decoder hears."""
+        """The voices that the decoder takes for a decision."""

@@ -9,45 +9,39 @@ report holds the forecast against what was stored in the end.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from hidecmoe_jax.core.errors import ConfigError
 from hidecmoe_jax.methods.base import Method
-from hidecmoe_jax.methods.mixture import Mixture
-from hidecmoe_jax.methods.routed import Routed
-from hidecmoe_jax.methods.stacked import Stacked
+from hidecmoe_jax.methods.capabilities import Resizable
 from hidecmoe_jax.models.llava import Model
 
 WITHIN = 0.05
 
 
 def forecast(method: Method, model: Model, tasks: int) -> int:
-    """Numbers beyond the base that the method will need to answer after `tasks` tasks.
+    """Parameters beyond the base that the method will need to answer after `tasks` tasks.
 
     Raises:
-      ConfigError: a method whose size nobody knows beforehand.
+      ConfigError: a method whose size cannot be forecast.
     """
-    if not isinstance(method, Routed | Mixture | Stacked):
-        raise ConfigError(
-            f"the size of {method.name} cannot be forecast", where="equal budget",
-            why=f"{type(method).__name__} is neither of the shipped families", remedy="compare it without --budget",
-        )  # fmt: skip
-    return sum(method.stored_after(model, tasks).values())
+    return sum(_resizable(method).stored_after(model, tasks).values())
 
 
 def at_budget(method: Method, model: Model, tasks: int, budget: int) -> Method:
-    """The method with the rank at which its serving state is `budget` numbers, within 5 %; a method that stores nothing
-    is left alone.
+    """The method with the rank at which its serving state is `budget` parameters, within 5 %; a method that stores
+    nothing is returned unchanged.
 
     Raises:
-      ConfigError: no rank comes that near; names the nearest one.
+      ConfigError: no rank comes that near (names the nearest one), or the size cannot be forecast.
     """
     if not forecast(method, model, tasks):
         return method
-    one, two = (forecast(_ranked(method, rank), model, tasks) for rank in (1, 2))
-    rank = max(1, round(1 + (budget - one) / (two - one)))
-    found = _ranked(method, rank)
-    size = forecast(found, model, tasks)
+    resizable = _resizable(method)
+    # The size is a linear function of the rank: two points give it.
+    at_one = forecast(resizable.with_rank(1), model, tasks)
+    at_two = forecast(resizable.with_rank(2), model, tasks)
+    rank = max(1, round(1 + (budget - at_one) / (at_two - at_one)))
+    resized = resizable.with_rank(rank)
+    size = forecast(resized, model, tasks)
     if abs(size / budget - 1) > WITHIN:
         raise ConfigError(
             f"{method.name} does not fit the budget", where="equal budget",
@@ -55,15 +49,23 @@ def at_budget(method: Method, model: Model, tasks: int, budget: int) -> Method:
             f"{1 - WITHIN:.2f} to {1 + WITHIN:.2f}",
             remedy="give a larger budget" if rank == 1 and size > budget else "give another budget",
         )  # fmt: skip
-    return found
+    return resized
 
 
 def rank_of(method: Method) -> int:
-    """The rank that `at_budget` chose; a stacked method has one for both of its parts."""
-    return method.below.lora.rank if isinstance(method, Stacked) else method.lora.rank
+    """The rank that `at_budget` chose.
+
+    Raises:
+      ConfigError: as `forecast`.
+    """
+    return _resizable(method).rank
 
 
-def _ranked(method: Method, rank: int) -> Method:
-    if isinstance(method, Stacked):
-        return replace(method, below=_ranked(method.below, rank), above=_ranked(method.above, rank))
-    return replace(method, lora=replace(method.lora, rank=rank))
+def _resizable(method: Method) -> Resizable:
+    if isinstance(method, Resizable):
+        return method
+    raise ConfigError(
+        f"the size of {method.name} cannot be forecast", where="equal budget",
+        why=f"{type(method).__name__} does not say how its size follows from its rank",
+        remedy="compare it without --budget",
+    )  # fmt: skip

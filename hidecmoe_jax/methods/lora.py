@@ -12,6 +12,9 @@ from hidecmoe_jax.models.llava import Model, model_sites
 PARALLEL = "ffn"
 """The site beside the whole feed-forward block: reads what the block reads, writes what it writes."""
 
+LINEARS = "linears"
+"""Family name, in a learner, of experts at the linears of every decoder layer."""
+
 
 @dataclass(frozen=True)
 class Lora:

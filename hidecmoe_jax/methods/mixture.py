@@ -9,7 +9,7 @@ the right router an old task is answered by the very bytes it was answered by be
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import jax
@@ -20,27 +20,38 @@ from jax.lax import dynamic_update_slice_in_dim
 
 from hidecmoe_jax.core import trees
 from hidecmoe_jax.core.errors import ConfigError
-from hidecmoe_jax.data.records import Record
-from hidecmoe_jax.data.stream import Stream
 from hidecmoe_jax.experts import pool
 from hidecmoe_jax.experts.bank import EMPTY, Bank
 from hidecmoe_jax.experts.pool import POOL
 from hidecmoe_jax.experts.routing import Routing, Voice, balance_loss
 from hidecmoe_jax.experts.usage import SILENT, Load
-from hidecmoe_jax.methods.base import Decision, FrozenFeatures, Learner, Serving, Stage, check_finite
+from hidecmoe_jax.methods import edit_pool
+from hidecmoe_jax.methods.base import (
+    Decision,
+    FrozenFeatures,
+    Learner,
+    Loss,
+    Method,
+    Serving,
+    Stage,
+    Traits,
+    check_finite,
+)
+from hidecmoe_jax.methods.capabilities import ProbeResult
+from hidecmoe_jax.methods.edit import Edit
 from hidecmoe_jax.methods.gates.anchors import AnchorGate, NamedGate
 from hidecmoe_jax.methods.gates.locator import LocatorGate
 from hidecmoe_jax.methods.growth import expert_init, summary
 from hidecmoe_jax.methods.growth.probe import Probe, counted, cut, expands
 from hidecmoe_jax.methods.lora import PARALLEL, Lora
 from hidecmoe_jax.models.llama import KINDS, Tally
-from hidecmoe_jax.models.llava import Batch, Model, Reading, answer_loss
+from hidecmoe_jax.models.llava import Batch, Model, answer_loss
 
 SEEN = ("count", "mass")  # what measuring a probe leaves: tokens that picked each slot, and the weights they gave it
 
 
 @dataclass(frozen=True)
-class Mixture:
+class Mixture(Method):
     """A growing mixture as a choice of parts.
 
     Attributes:
@@ -80,41 +91,16 @@ class Mixture:
             raise ValueError("uniform growth does not probe, so new experts start blank: set start to 'blank'")
 
     @property
-    def needs_name(self) -> bool:
-        """Whether answering needs the task's name."""
-        return self.gate.kind == "named"
-
-    @property
-    def isolates(self) -> bool:
-        """Old experts, routers and what the locator knows of old tasks keep every byte."""
-        return True
-
-    @property
-    def blends(self) -> bool:
-        """Whether several routers may be heard at once."""
-        return self.gate.blends
-
-    @property
-    def lasting(self) -> bool:
-        """A router never sees a later expert, so what it makes of an input stays."""
-        return not self.blends
-
-    @property
-    def reading(self) -> Reading | None:
-        """The state of the base that the locator looks at."""
-        return self.gate.reading
-
-    def variants(self) -> dict:
-        """Nothing is fused."""
-        return {}
-
-    def lessons(self, tasks: int) -> tuple[tuple[int, ...], ...]:
-        """Each task a lesson."""
-        return tuple((task,) for task in range(tasks))
-
-    def records(self, stream: Stream, lesson: tuple[int, ...]) -> tuple[Record, ...]:
-        """The training records of the lesson's task."""
-        return tuple(record for task in lesson for record in stream.tasks[task].train)
+    def traits(self) -> Traits:
+        """What callers may rely on. A router never sees a later expert, so with a hard gate its answers are final."""
+        mixes = self.gate.mixes_tasks
+        return Traits(
+            needs_task_name=self.gate.kind == "named",
+            keeps_old_experts=True,
+            mixes_tasks=mixes,
+            answers_are_final=not mixes,
+            reads=self.gate.reads,
+        )
 
     def slots(self, task: int) -> range:
         """Where the experts of a task stand in every layer that has them."""
@@ -163,7 +149,7 @@ class Mixture:
     def stages(self, task: int) -> tuple[Stage, ...]:
         """Probe, count, tune, locate; the first task has nothing to compare a probe with."""
         tune, locate = Stage("tune", hears_past=True), Stage("locate", source="features")
-        ending = () if self.needs_name else (locate,)
+        ending = () if self.traits.needs_task_name else (locate,)
         if task == 0 or self.growth == "uniform":
             return (tune, *ending)
         own = {"steps": self.probe.steps, "rate": self.probe.rate, "accumulate": self.probe.accumulate}
@@ -213,7 +199,7 @@ class Mixture:
 
     def loss(
         self, model: Model, learner: Learner, stage: Stage, batch: Batch, key: Array, below: tuple[Voice, ...] = ()
-    ) -> tuple[Array, Array, Load]:
+    ) -> Loss:
         """Answer loss of the whole pool; in the first task and while probing plus load balancing, per answer token.
 
         Args:
@@ -228,7 +214,7 @@ class Mixture:
         # The pool reaches up to the top, so its tallies are those of the last segment of layers.
         used = jax.tree.map(lambda *parts: jnp.sum(jnp.concatenate(parts, axis=1), axis=-1), *tallies[-1])
         balance = balance_loss(used.count, used.chance, heard) * count.astype(jnp.float32)
-        return total + weight * balance, count, Load(jnp.where(heard, used.count, SILENT), self.top_k)
+        return Loss(total + weight * balance, count, Load(jnp.where(heard, used.count, SILENT), self.top_k))
 
     def usage(self, model: Model, learner: Learner, stage: Stage, batch: Batch, below: tuple[Voice, ...] = ()) -> Tally:
         """What every slot of the pool is picked for with the probe in place; the probe is the last slot."""
@@ -281,7 +267,7 @@ class Mixture:
         kept = {"router": np.asarray(memory["routers"][task])[..., : own.stop]}
         kept |= {"visible": np.asarray(memory["visible"][task])[..., : own.stop], "expand": told["expand"]}
         kept |= {name: np.concatenate([told[name][:, : own.start], told[name][:, -1:]], axis=1) for name in SEEN}
-        kept |= {f"gate/{name}": leaf for name, leaf in self.gate.kept(memory["gate"], task).items()}
+        kept |= {f"gate/{name}": leaf for name, leaf in self.gate.to_archive(memory["gate"], task).items()}
         return {"experts": trees.flatten(expert.factors) | {"owner": expert.owner_LS}, "shared": {}, "memory": kept}
 
     def from_archive(self, model: Model, capacity: int, kept: Sequence[dict[str, dict[str, Array]] | None]) -> Learner:
@@ -306,7 +292,7 @@ class Mixture:
                 told["verdict"][name][task, :, : own.start] = stored[name][:, :-1]
                 told["verdict"][name][task, :, -1] = stored[name][:, -1]
             facts = {name.removeprefix("gate/"): leaf for name, leaf in stored.items() if name.startswith("gate/")}
-            memory["gate"] = self.gate.recalled(memory["gate"], task, facts)
+            memory["gate"] = self.gate.from_archive(memory["gate"], task, facts)
         told["visible"] &= np.asarray(past.owner_LS) != EMPTY
         return learner.replace(past={POOL: past}, memory=memory | jax.tree.map(jnp.asarray, told))
 
@@ -317,6 +303,47 @@ class Mixture:
     def growth_of(self, model: Model, learner: Learner) -> dict[str, Any]:
         """Where experts were added and why, as `summary.growth_of` says."""
         return summary.growth_of(self, model, learner)
+
+    def describe_experts(self) -> str:
+        """Where the experts are and what is routed among them, for messages."""
+        where = "beside the feed-forward block" if PARALLEL in self.lora.sites else "at linears"
+        return f"every token is routed among experts {where} ({', '.join(self.lora.sites)})"
+
+    def narrow_edit(self, learner: Learner, edit: Edit, since: int | None) -> Edit | None:
+        """As `Editable`."""
+        return edit_pool.narrowed(learner, edit)
+
+    def apply_edit(self, learner: Learner, edit: Edit, since: int | None) -> Learner:
+        """As `Editable`."""
+        return edit_pool.edited(learner, edit)
+
+    @property
+    def rank(self) -> int:
+        """Rank of the experts."""
+        return self.lora.rank
+
+    def with_rank(self, rank: int) -> Mixture:
+        """The method with experts of another rank."""
+        return replace(self, lora=replace(self.lora, rank=rank))
+
+    @property
+    def probes(self) -> bool:
+        """Whether layers are expanded where a probe is chosen often."""
+        return self.growth == "probe"
+
+    @property
+    def probe_settings(self) -> Probe:
+        """How probes are trained and judged."""
+        return self.probe
+
+    def with_probe(self, probe: Probe) -> Mixture:
+        """The method with other probe settings."""
+        return replace(self, probe=probe)
+
+    def probe_result(self, learner: Learner, lesson: int) -> ProbeResult:
+        """What the probes of a lesson found."""
+        expands = np.asarray(learner.memory["verdict"]["expand"][lesson])
+        return ProbeResult(expands, *summary.probed(self, learner, lesson))
 
     def serve(self, model: Model, learner: Learner) -> Serving:
         """The pool as it is; nothing is folded, for every token may go elsewhere.
@@ -339,7 +366,7 @@ class Mixture:
         """The pool under the located task's router, gathered per sample; with soft weights one voice a task."""
         routers, visible = serving.memory["routers"], serving.memory["visible"].astype(jnp.float32)
         weight_BN = decision.weight_BN
-        if self.blends:
+        if self.gate.mixes_tasks:
             gains = [visible[task][:, None] * weight_BN[None, :, task, None] for task in range(len(routers))]
             return tuple(
                 Voice(serving.bank, Routing(gain, routers[task][:, None], self.top_k))

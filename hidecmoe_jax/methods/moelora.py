@@ -11,28 +11,35 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from hidecmoe_jax.core import trees
-from hidecmoe_jax.data.records import Record
-from hidecmoe_jax.data.stream import Stream
 from hidecmoe_jax.experts import pool, surgery
 from hidecmoe_jax.experts.bank import Bank
 from hidecmoe_jax.experts.routing import Routing, Voice
-from hidecmoe_jax.methods.base import Decision, FrozenFeatures, Learner, Serving, Stage, check_finite, with_leaves
-from hidecmoe_jax.methods.lora import PARALLEL, Lora
+from hidecmoe_jax.methods.base import (
+    Decision,
+    FrozenFeatures,
+    Learner,
+    Loss,
+    Method,
+    Serving,
+    Stage,
+    check_finite,
+    with_leaves,
+)
+from hidecmoe_jax.methods.lora import LINEARS, PARALLEL, Lora
 from hidecmoe_jax.models.llava import Batch, Model, answer_loss
 
-FAMILY = "linears"
 TUNE = Stage("tune")
 
 
 @dataclass(frozen=True)
-class MoeLora:
+class MoeLora(Method):
     """MoELoRA; defaults are CoIN's (rank 128 and alpha 256 over 8 experts, so 16 and 32 for each of them).
 
     Attributes:
@@ -42,11 +49,6 @@ class MoeLora:
     """
 
     kind: ClassVar[str] = "moelora"
-    needs_name: ClassVar[bool] = False
-    isolates: ClassVar[bool] = False
-    blends: ClassVar[bool] = False
-    lasting: ClassVar[bool] = False
-    reading: ClassVar[None] = None
     name: str = "moelora"
     lora: Lora = Lora(rank=16, alpha=32.0)
     experts: int = 8
@@ -56,17 +58,13 @@ class MoeLora:
         if PARALLEL in self.lora.sites or self.experts < 1:
             raise ValueError(f"experts {self.experts} must be at least 1, and lora.sites linears, not {PARALLEL!r}")
 
-    def variants(self) -> dict[str, MoeLora]:
-        """There is one way to serve it."""
-        return {}
-
     def blank(self, model: Model) -> Bank:
         """The experts, all zeros."""
         return self.lora.blank(model, self.experts)
 
     def init(self, model: Model, capacity: int) -> Learner:
         """No experts; the room is the same for any number of tasks."""
-        return Learner({}, {}, {FAMILY: self.blank(model)}, {}, {})
+        return Learner({}, {}, {LINEARS: self.blank(model)}, {}, {})
 
     def stages(self, task: int) -> tuple[Stage, ...]:
         """Tuning."""
@@ -75,25 +73,17 @@ class MoeLora:
     def part(self, stage: Stage, count: int, seed: int) -> None:
         """Every stage reads every record."""
 
-    def lessons(self, tasks: int) -> tuple[tuple[int, ...], ...]:
-        """Each task a lesson."""
-        return tuple((task,) for task in range(tasks))
-
-    def records(self, stream: Stream, lesson: tuple[int, ...]) -> tuple[Record, ...]:
-        """The training records of the lesson's task."""
-        return tuple(record for task in lesson for record in stream.tasks[task].train)
-
     def before(self, model: Model, learner: Learner, stage: Stage, task: int, key: Array) -> Learner:
         """Experts and routers as the last task left them go to where they train; before the first they are drawn."""
         if "routers" in learner.memory:
-            live, routers = learner.past[FAMILY], learner.memory["routers"]
+            live, routers = learner.past[LINEARS], learner.memory["routers"]
         else:
             live, routers = self._drawn(model, task, key)
         tuned = {}
         if self.train_projector:
             own = trees.flatten({"projector": model.params["projector"]})
             tuned = {path: leaf.astype(jnp.float32) for path, leaf in own.items()} | learner.shared
-        return learner.replace(live={FAMILY: live}, tuned=tuned, routers=dict(routers))
+        return learner.replace(live={LINEARS: live}, tuned=tuned, routers=dict(routers))
 
     def _drawn(self, model: Model, task: int, key: Array) -> tuple[Bank, dict[str, Array]]:
         """Experts as any LoRA begins, and routers as a torch linear does: uniform within 1 / sqrt(width)."""
@@ -105,11 +95,11 @@ class MoeLora:
             routers[site] = jax.random.uniform(own, shape, jnp.float32, -(width**-0.5), width**-0.5)
         return pool.beside(banks), routers
 
-    def loss(self, model: Model, learner: Learner, stage: Stage, batch: Batch, key: Array) -> tuple[Array, Array, None]:
+    def loss(self, model: Model, learner: Learner, stage: Stage, batch: Batch, key: Array) -> Loss:
         """Answer loss with all experts under their routers."""
-        voice = self._voice(learner.live[FAMILY], learner.routers, key)
+        voice = self._voice(learner.live[LINEARS], learner.routers, key)
         total, count, _ = answer_loss(with_leaves(model, learner.shared | learner.tuned), batch, (voice,))
-        return total, count, None
+        return Loss(total, count)
 
     def _voice(self, bank: Bank, routers: dict[str, Array], key: Array | None = None) -> Voice:
         heard = jnp.ones((bank.layers, 1, bank.slots), jnp.float32)
@@ -125,12 +115,12 @@ class MoeLora:
     def after(self, model: Model, learner: Learner, stage: Stage, task: int) -> Learner:
         """Hands everything on to the next task."""
         memory, shared = learner.memory | {"routers": dict(learner.routers)}, learner.shared | learner.tuned
-        return Learner({}, {}, {FAMILY: learner.live[FAMILY]}, shared, memory)
+        return Learner({}, {}, {LINEARS: learner.live[LINEARS]}, shared, memory)
 
     def to_archive(self, learner: Learner, task: int) -> dict[str, dict[str, Array]]:
         """All experts, the projector and all routers, as this task left them."""
         routers = {f"router/{site}": leaf for site, leaf in learner.memory["routers"].items()}
-        experts = trees.flatten(learner.past[FAMILY].factors)
+        experts = trees.flatten(learner.past[LINEARS].factors)
         return {"experts": experts, "shared": dict(learner.shared), "memory": routers}
 
     def from_archive(self, model: Model, capacity: int, kept: Sequence[dict[str, dict[str, Array]] | None]) -> Learner:
@@ -143,11 +133,15 @@ class MoeLora:
         bank = bank.replace(owner_LS=jnp.zeros_like(bank.owner_LS))
         shared = {path: jnp.asarray(leaf) for path, leaf in last["shared"].items()}
         routers = {path.removeprefix("router/"): jnp.asarray(leaf) for path, leaf in last["memory"].items()}
-        return learner.replace(past={FAMILY: bank}, shared=shared, memory={"routers": routers})
+        return learner.replace(past={LINEARS: bank}, shared=shared, memory={"routers": routers})
 
-    def growth_of(self, model: Model, learner: Learner) -> dict[str, Any]:
-        """It does not grow."""
-        return {}
+    def learned(self, learner: Learner) -> tuple[int, ...]:
+        """No task owns an expert."""
+        return ()
+
+    def describe_experts(self) -> str:
+        """Where the experts are and what is routed among them, for messages."""
+        return f"every token mixes {self.experts} experts at every linear ({', '.join(self.lora.sites)})"
 
     def serve(self, model: Model, learner: Learner) -> Serving:
         """Experts and routers as they are. The bank is part of the memory: no task owns anything of it.
@@ -156,7 +150,7 @@ class MoeLora:
           NumericsError: as `check_finite`.
         """
         check_finite(learner.memory)
-        memory = learner.memory | {"bank": learner.past[FAMILY]} if learner.memory else {}
+        memory = learner.memory | {"bank": learner.past[LINEARS]} if learner.memory else {}
         return Serving(with_leaves(model, learner.shared), None, None, memory)
 
     def decide(self, serving: Serving, seen: FrozenFeatures, named_B: Array | None) -> Decision:

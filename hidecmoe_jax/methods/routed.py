@@ -20,35 +20,37 @@ from jax import Array
 
 from hidecmoe_jax.core import trees
 from hidecmoe_jax.core.errors import ConfigError
-from hidecmoe_jax.data.records import Record
-from hidecmoe_jax.data.stream import Stream
 from hidecmoe_jax.experts import surgery
 from hidecmoe_jax.experts.bank import Bank
 from hidecmoe_jax.experts.routing import Routing, Voice, everyone
+from hidecmoe_jax.methods import edit_tasks
 from hidecmoe_jax.methods.base import (
     Decision,
     FrozenFeatures,
     Learner,
+    Loss,
+    Method,
     Serving,
     Stage,
+    Traits,
     check_finite,
     with_experts_folded,
     with_leaves,
 )
+from hidecmoe_jax.methods.edit import Edit
 from hidecmoe_jax.methods.fusion import FusionRule, archived, owners, planted
 from hidecmoe_jax.methods.gates.anchors import AnchorGate, NamedGate
 from hidecmoe_jax.methods.gates.locator import LocatorGate
 from hidecmoe_jax.methods.growth.layer_choice import WEIGH, LayerChoice
-from hidecmoe_jax.methods.lora import Lora
+from hidecmoe_jax.methods.lora import LINEARS, Lora
 from hidecmoe_jax.methods.shared_slots import own_slots, serving_slots, shared
-from hidecmoe_jax.models.llava import Batch, Model, Reading, answer_loss
+from hidecmoe_jax.models.llava import Batch, Model, answer_loss
 
-FAMILY = "linears"
 TUNE, LOCATE = Stage("tune"), Stage("locate", source="features")
 
 
 @dataclass(frozen=True)
-class Routed:
+class Routed(Method):
     """A method as a choice of parts.
 
     Attributes:
@@ -76,33 +78,21 @@ class Routed:
         self.lora.require_linears()
 
     @property
-    def needs_name(self) -> bool:
-        """Whether answering needs the task's name."""
-        return self.growth == "per_task" and self.gate.kind == "named"
-
-    @property
-    def blends(self) -> bool:
-        """Whether several tasks' experts may be heard at once."""
-        return self.gate.blends
-
-    @property
-    def lasting(self) -> bool:
-        """A task's answers stay where nothing is fused with, or tuned for, a later one."""
-        return self.gated and self.expand == "all" and not self.train_projector and not self.blends
-
-    @property
-    def isolates(self) -> bool:
-        """Whether earlier experts keep every byte: always, but for one shared expert."""
-        return self.growth == "per_task"
-
-    @property
-    def reading(self) -> Reading | None:
-        """The state of the base that the gate looks at."""
-        return self.gate.reading if self.gated else None
+    def traits(self) -> Traits:
+        """What callers may rely on. One expert shared by all tasks is overwritten by every task."""
+        mixes = self.gate.mixes_tasks
+        return Traits(
+            one_task_per_lesson=self.growth != "none" and not self.union,
+            needs_task_name=self.gated and self.gate.kind == "named",
+            keeps_old_experts=self.gated,
+            mixes_tasks=mixes,
+            answers_are_final=self.gated and self.expand == "all" and not self.train_projector and not mixes,
+            reads=self.gate.reads if self.gated else None,
+        )
 
     @property
     def gated(self) -> bool:
-        """Whether there is anything to choose from."""
+        """Whether the gate has tasks to choose from."""
         return self.growth == "per_task"
 
     def variants(self) -> dict[str, Routed]:
@@ -153,7 +143,7 @@ class Routed:
         if self.chooses:
             memory["worth"] = jnp.zeros((capacity, past.layers))
             memory |= self.expand.blank(past, model.config.decoder.width)
-        return Learner({}, {}, {FAMILY: past}, {}, memory)
+        return Learner({}, {}, {LINEARS: past}, {}, memory)
 
     def stages(self, task: int) -> tuple[Stage, ...]:
         """Tuning, from the second task on weighing layers where they are chosen, then what the gate learns from."""
@@ -167,22 +157,18 @@ class Routed:
         """Each task a lesson, all tasks one lesson (joint training), or nothing to learn."""
         if self.growth == "none":
             return ()
-        return (tuple(range(tasks)),) if self.union else tuple((task,) for task in range(tasks))
-
-    def records(self, stream: Stream, lesson: tuple[int, ...]) -> tuple[Record, ...]:
-        """The training records of the lesson's tasks."""
-        return tuple(record for task in lesson for record in stream.tasks[task].train)
+        return (tuple(range(tasks)),) if self.union else super().lessons(tasks)
 
     def before(self, model: Model, learner: Learner, stage: Stage, task: int, key: Array) -> Learner:
         """Puts a fresh expert (or the shared one) into `live`, and the projector into `tuned`."""
         if stage.kind == WEIGH:
             return self._weighing(learner, task)
         if stage.kind == "probe":
-            return learner.replace(routers={FAMILY: learner.memory["router"]})
+            return learner.replace(routers={LINEARS: learner.memory["router"]})
         if not stage.trains:
             return learner
         if self.growth == "shared" and self.learned(learner):
-            young = surgery.extract(learner.past[FAMILY], 0)
+            young = surgery.extract(learner.past[LINEARS], 0)
         else:
             young = surgery.sprout(self.lora.blank(model, 1), 0, task, key)
         tuned = {}
@@ -191,17 +177,17 @@ class Routed:
             own = trees.flatten(model.params["projector"])
             base = {f"projector/{path}": leaf.astype(jnp.float32) for path, leaf in own.items()}
             tuned = base | {path: learner.shared[path] for path in base if path in learner.shared}
-        return learner.replace(live={FAMILY: young}, tuned=tuned)
+        return learner.replace(live={LINEARS: young}, tuned=tuned)
 
-    def loss(self, model: Model, learner: Learner, stage: Stage, batch: Batch, key: Array) -> tuple[Array, Array, None]:
+    def loss(self, model: Model, learner: Learner, stage: Stage, batch: Batch, key: Array) -> Loss:
         """Answer loss with the live expert alone: HiDe trains every expert as if it were the only one (HiDe-D16)."""
         if stage.kind == "probe":
             heard = with_leaves(model, learner.shared)
-            return self.expand.loss(heard, learner.past[FAMILY], learner.routers[FAMILY], batch)
-        live = learner.live[FAMILY]
+            return self.expand.loss(heard, learner.past[LINEARS], learner.routers[LINEARS], batch)
+        live = learner.live[LINEARS]
         voice = Voice(live, everyone(live), key, dropout=self.lora.dropout)
         total, count, _ = answer_loss(with_leaves(model, learner.shared | learner.tuned), batch, (voice,))
-        return total, count, None
+        return Loss(total, count)
 
     def part(self, stage: Stage, count: int, seed: int) -> np.ndarray | None:
         """Records that layers are weighed on; every other stage reads every record."""
@@ -209,48 +195,48 @@ class Routed:
 
     def _weighing(self, learner: Learner, task: int) -> Learner:
         """The learner with every layer fused, and the gains of the task's own expert and of the fusion at hand."""
-        layers = tuple(range(learner.past[FAMILY].layers))
-        past, slot_LN = learner.past[FAMILY], serving_slots(learner.past[FAMILY], learner.memory)
+        layers = tuple(range(learner.past[LINEARS].layers))
+        past, slot_LN = learner.past[LINEARS], serving_slots(learner.past[LINEARS], learner.memory)
         past = self.fusing.fused(past, layers, slot_LN)
         own_LS = jnp.broadcast_to(jax.nn.one_hot(1 + task, past.slots), past.owner_LS.shape)
         gains = {"own": own_LS, "fused": self.fusing.gains(past, layers, slot_LN)}
-        return learner.replace(past={FAMILY: past}, memory=learner.memory | {"weighing": gains})
+        return learner.replace(past={LINEARS: past}, memory=learner.memory | {"weighing": gains})
 
     def usage(self, model: Model, learner: Learner, stage: Stage, batch: Batch) -> dict[str, Array]:
         """What the choice of layers is made from."""
         known = learner.memory | learner.memory["weighing"]
-        return self.expand.measure(with_leaves(model, learner.shared), learner.past[FAMILY], known, batch)
+        return self.expand.measure(with_leaves(model, learner.shared), learner.past[LINEARS], known, batch)
 
     def fit(self, model: Model, learner: Learner, stage: Stage, task: int, seen: FrozenFeatures, key: Array) -> Learner:
         """What every layer is worth to the task, or what the gate learns of it."""
         memory = dict(learner.memory)
         if stage.kind != WEIGH:
             return learner.replace(memory=memory | {"gate": self.gate.fit(memory["gate"], task, seen, key=key)})
-        past = learner.past[FAMILY]
+        past = learner.past[LINEARS]
         earlier_S = np.isin(np.asarray(past.owner_LS), [one for one in owners(past) if one != task]).any(axis=0)
         del memory["weighing"]
         memory |= self.expand.blank(past, model.config.decoder.width)
         memory["worth"] = memory["worth"].at[task].set(self.expand.worth(seen.usage, earlier_S))
-        return learner.replace(past={FAMILY: self.fused_again(past, memory)}, memory=memory)
+        return learner.replace(past={LINEARS: self.fused_again(past, memory)}, memory=memory)
 
     def after(self, model: Model, learner: Learner, stage: Stage, task: int) -> Learner:
         """Plants the trained expert, fuses the layers that are not expanded, and hands the projector on."""
         if not stage.trains:
             return learner
         if stage.kind == "probe":
-            return learner.replace(routers={}, memory=learner.memory | {"router": learner.routers[FAMILY]})
-        past, young = learner.past[FAMILY], learner.live[FAMILY]
+            return learner.replace(routers={}, memory=learner.memory | {"router": learner.routers[LINEARS]})
+        past, young = learner.past[LINEARS], learner.live[LINEARS]
         if self.growth == "shared":
             past = surgery.plant(self.lora.blank(model, 1), 0, young, 0)
         else:
             past = self.fused_again(surgery.plant(past, 1 + task, young, task), learner.memory)
-        return learner.replace(live={}, tuned={}, past={FAMILY: past}, shared=learner.shared | learner.tuned)
+        return learner.replace(live={}, tuned={}, past={LINEARS: past}, shared=learner.shared | learner.tuned)
 
     def to_archive(self, learner: Learner, task: int) -> dict[str, dict[str, Array]]:
         """What the ledger archives of a task: its own expert, the shared leaves as it left them, the gate's part."""
-        bank = learner.past[FAMILY]
+        bank = learner.past[LINEARS]
         experts = trees.flatten(bank.factors) if self.growth == "shared" else archived(bank, task)
-        memory = self.gate.kept(learner.memory["gate"], task) if self.gated else {}
+        memory = self.gate.to_archive(learner.memory["gate"], task) if self.gated else {}
         if self.chooses:
             memory = memory | {"worth": learner.memory["worth"][task]}
         return {"experts": experts, "shared": dict(learner.shared), "memory": memory}
@@ -267,15 +253,15 @@ class Routed:
         if self.growth == "shared":
             one = bare.with_factors(trees.unflatten(there[last]["experts"]))
             return learner.replace(
-                past={FAMILY: surgery.plant(bare, 0, one.replace(owner_LS=0 * bare.owner_LS), 0)}, shared=shared
+                past={LINEARS: surgery.plant(bare, 0, one.replace(owner_LS=0 * bare.owner_LS), 0)}, shared=shared
             )
-        past, memory = learner.past[FAMILY], dict(learner.memory)
+        past, memory = learner.past[LINEARS], dict(learner.memory)
         for task, groups in there.items():
             past = planted(past, bare, task, groups["experts"])
-            memory["gate"] = self.gate.recalled(memory["gate"], task, groups["memory"])
+            memory["gate"] = self.gate.from_archive(memory["gate"], task, groups["memory"])
             if self.chooses:
                 memory["worth"] = memory["worth"].at[task].set(groups["memory"]["worth"])
-        return Learner({}, {}, {FAMILY: self.fused_again(past, memory)}, shared, memory)
+        return Learner({}, {}, {LINEARS: self.fused_again(past, memory)}, shared, memory)
 
     @property
     def fusing(self) -> FusionRule:
@@ -286,10 +272,14 @@ class Routed:
         """The bank with its fusion made anew from the experts of all tasks that own one."""
         return self.fusing.fused(past, self.fused(past.layers, memory), serving_slots(past, memory))
 
+    def with_bank(self, learner: Learner, bank: Bank, memory: dict[str, Any]) -> Learner:
+        """The learner with another bank and memory, its fusions made anew."""
+        return learner.replace(past={LINEARS: self.fused_again(bank, memory)}, memory=memory)
+
     def learned(self, learner: Learner) -> tuple[int, ...]:
         """Numbers of the tasks that have an expert, or were merged into another task's."""
         merged = {task for task, _ in shared(learner.memory)}
-        return tuple(sorted({*owners(learner.past[FAMILY]), *merged})) if FAMILY in learner.past else ()
+        return tuple(sorted({*owners(learner.past[LINEARS]), *merged})) if LINEARS in learner.past else ()
 
     def fused_gains(self, bank: Bank, memory: dict[str, Any]) -> np.ndarray:
         """Constant gains [L, S] of the layers that are not expanded; zero elsewhere."""
@@ -305,6 +295,46 @@ class Routed:
         worth = np.asarray(memory["worth"])[: max(self.learned(learner), default=-1) + 1]
         return {"expanded": list(self.expanded(layers, memory)), "worth": worth.tolist(), "by": self.expand.by}
 
+    def is_gate_leaf(self, path: str) -> bool:
+        """Every leaf of an archive's `memory` group but what layers are worth."""
+        return path != "worth"
+
+    def lora_bank(self, learner: Learner) -> Bank | None:
+        """The bank of all tasks' experts; None before the first lesson of a method without experts."""
+        return learner.past.get(LINEARS)
+
+    def lora_gains(self, learner: Learner, task: int) -> np.ndarray:
+        """Gain of every slot when `task` is named, float32 [L, S]: the constant gains, and in the expanded layers 1 for
+        the slot that serves the task."""
+        bank = learner.past[LINEARS]
+        gain_LS = np.array(self.fused_gains(bank, learner.memory))
+        slot_LN = serving_slots(bank, learner.memory)
+        for layer in self.expanded(bank.layers, learner.memory):
+            gain_LS[layer] = np.arange(bank.slots) == slot_LN[layer, task]
+        return gain_LS
+
+    def archived_expert(self, model: Model, factors: dict[str, Array]) -> Bank:
+        """A task's own expert as a bank of one slot, from the `experts` group of its archive."""
+        bank = self.lora.blank(model, 1).with_factors(trees.unflatten(factors))
+        return bank.replace(owner_LS=np.zeros_like(np.asarray(bank.owner_LS)))
+
+    def narrow_edit(self, learner: Learner, edit: Edit, since: int | None) -> Edit | None:
+        """As `Editable`."""
+        return edit_tasks.narrowed(self, learner, edit, since)
+
+    def apply_edit(self, learner: Learner, edit: Edit, since: int | None) -> Learner:
+        """As `Editable`."""
+        return edit_tasks.edited(self, learner, edit, since)
+
+    @property
+    def rank(self) -> int:
+        """Rank of the experts."""
+        return self.lora.rank
+
+    def with_rank(self, rank: int) -> Routed:
+        """The method with experts of another rank."""
+        return replace(self, lora=replace(self.lora, rank=rank))
+
     def serve(self, model: Model, learner: Learner) -> Serving:
         """Folds the constant layers into the base weights; expanded layers keep their slots.
 
@@ -315,7 +345,7 @@ class Routed:
         dressed_model, tasks = with_leaves(model, learner.shared), self.learned(learner)
         if not tasks:
             return Serving(dressed_model, None, None, learner.memory)
-        bank = learner.past[FAMILY]
+        bank = learner.past[LINEARS]
         constant = with_experts_folded(dressed_model, bank, self.fused_gains(bank, learner.memory))
         expanded = self.expanded(bank.layers, learner.memory)
         if not expanded:
@@ -369,7 +399,7 @@ class Routed:
         tasks, none = len(self.learned(learner)), self.stored_after(model, 0)
         if not tasks:
             return {"stored": none, "archived": none, "trained": none}
-        stored, expert = self.stored_after(model, tasks), self.lora.size(model) * learner.past[FAMILY].layers
+        stored, expert = self.stored_after(model, tasks), self.lora.size(model) * learner.past[LINEARS].layers
         stored |= {"experts": stored["experts"] - self.lora.size(model) * self._merged_away(learner)}
         archived = stored | {"experts": expert * tasks, "projector": stored["projector"] * tasks}
         return {
@@ -380,6 +410,6 @@ class Routed:
 
     def _merged_away(self, learner: Learner) -> int:
         """Experts that learned tasks lack in layers of which every task's is stored."""
-        past, tasks = learner.past[FAMILY], list(self.learned(learner))
+        past, tasks = learner.past[LINEARS], list(self.learned(learner))
         apart = self.expanded(past.layers, learner.memory) if self.fusion == "factor_sum" else range(past.layers)
         return int((own_slots(past)[list(apart)][:, tasks] < 0).sum()) if self.gated else 0

@@ -18,20 +18,30 @@ import numpy as np
 from jax import Array
 
 from hidecmoe_jax.core.errors import ConfigError
-from hidecmoe_jax.data.records import Record
-from hidecmoe_jax.data.stream import Stream
 from hidecmoe_jax.experts import surgery
 from hidecmoe_jax.experts.bank import Bank
 from hidecmoe_jax.experts.routing import Routing, Voice, everyone
-from hidecmoe_jax.experts.usage import Load
-from hidecmoe_jax.methods.base import Decision, FrozenFeatures, Learner, Serving, Stage, with_experts_folded
+from hidecmoe_jax.methods.base import (
+    Decision,
+    FrozenFeatures,
+    Learner,
+    Loss,
+    Method,
+    Serving,
+    Stage,
+    Traits,
+    with_experts_folded,
+)
+from hidecmoe_jax.methods.capabilities import ProbeResult
+from hidecmoe_jax.methods.edit import Edit
 from hidecmoe_jax.methods.fusion import FusionRule, archived, owners, planted
 from hidecmoe_jax.methods.gates.anchors import AnchorGate, NamedGate
 from hidecmoe_jax.methods.gates.locator import LocatorGate
+from hidecmoe_jax.methods.growth.probe import Probe
 from hidecmoe_jax.methods.lora import Lora
 from hidecmoe_jax.methods.mixture import Mixture
 from hidecmoe_jax.models.llama import Tally
-from hidecmoe_jax.models.llava import Batch, Model, Reading
+from hidecmoe_jax.models.llava import Batch, Model
 
 LOWER = "lower"  # the family name of the fused experts in a learner
 TUNE = "tune"
@@ -73,7 +83,7 @@ class Lower:
 
 
 @dataclass(frozen=True)
-class Stacked:
+class Stacked(Method):
     """A method as a choice of two: what the lower layers do, and the mixture in all layers above them."""
 
     kind: ClassVar[str] = "stacked"
@@ -98,41 +108,13 @@ class Stacked:
         return self.above.gate
 
     @property
-    def needs_name(self) -> bool:
-        """Whether answering needs the task's name."""
-        return self.above.needs_name
-
-    @property
-    def isolates(self) -> bool:
-        """Old experts keep every byte; their fusion does not."""
-        return True
-
-    @property
-    def blends(self) -> bool:
-        """Whether several routers may be heard at once."""
-        return self.above.blends
-
-    @property
-    def lasting(self) -> bool:
-        """Later tasks change the fusion that speaks below every router."""
-        return False
-
-    @property
-    def reading(self) -> Reading | None:
-        """The state of the base that the locator looks at."""
-        return self.above.reading
+    def traits(self) -> Traits:
+        """Those of the mixture, but no answer is final: later tasks change the fusion below every router."""
+        return replace(self.above.traits, answers_are_final=False)
 
     def variants(self) -> dict[str, Stacked]:
         """The same experts under each fusion rule, by its name."""
         return {rule: replace(self, below=replace(self.below, fusion=rule)) for rule in surgery.FUSIONS}
-
-    def lessons(self, tasks: int) -> tuple[tuple[int, ...], ...]:
-        """Each task a lesson."""
-        return self.above.lessons(tasks)
-
-    def records(self, stream: Stream, lesson: tuple[int, ...]) -> tuple[Record, ...]:
-        """The training records of the lesson's task."""
-        return self.above.records(stream, lesson)
 
     def stages(self, task: int) -> tuple[Stage, ...]:
         """Those of the mixture; the lower expert trains along while it tunes."""
@@ -178,7 +160,7 @@ class Stacked:
             return (Voice(young, everyone(young), key, dropout=self.below.lora.dropout),)
         return (Voice(learner.past[LOWER], Routing(learner.memory[LOWER][:, None])),)
 
-    def loss(self, model: Model, learner: Learner, stage: Stage, batch: Batch, key: Array) -> tuple[Array, Array, Load]:
+    def loss(self, model: Model, learner: Learner, stage: Stage, batch: Batch, key: Array) -> Loss:
         """The mixture's loss above what is heard in the lower layers."""
         return self.grown.loss(model, learner, stage, batch, key, self._heard_below(learner, key))
 
@@ -228,6 +210,46 @@ class Stacked:
         lower = self.below.lora.size(model) * self.below.layers
         parameters = [parts | {"experts": parts["experts"] + lower} for parts in found["parameters"]]
         return found | {"parameters": parameters}
+
+    def describe_experts(self) -> str:
+        """Where the mixture's experts are and what is routed among them, for messages."""
+        return self.grown.describe_experts()
+
+    def narrow_edit(self, learner: Learner, edit: Edit, since: int | None) -> Edit | None:
+        """As `Editable`: edits are made in the mixture's pool."""
+        return self.grown.narrow_edit(learner, edit, since)
+
+    def apply_edit(self, learner: Learner, edit: Edit, since: int | None) -> Learner:
+        """As `Editable`: edits are made in the mixture's pool."""
+        return self.grown.apply_edit(learner, edit, since)
+
+    @property
+    def rank(self) -> int:
+        """Rank of the experts; an equal budget chooses the same for both parts."""
+        return self.below.lora.rank
+
+    def with_rank(self, rank: int) -> Stacked:
+        """The method with experts of another rank, in both parts."""
+        below = replace(self.below, lora=replace(self.below.lora, rank=rank))
+        return replace(self, below=below, above=self.above.with_rank(rank))
+
+    @property
+    def probes(self) -> bool:
+        """Whether the mixture probes."""
+        return self.above.probes
+
+    @property
+    def probe_settings(self) -> Probe:
+        """How the mixture's probes are trained and judged."""
+        return self.above.probe
+
+    def with_probe(self, probe: Probe) -> Stacked:
+        """The method with other probe settings."""
+        return replace(self, above=self.above.with_probe(probe))
+
+    def probe_result(self, learner: Learner, lesson: int) -> ProbeResult:
+        """What the probes of a lesson found."""
+        return self.grown.probe_result(learner, lesson)
 
     def serve(self, model: Model, learner: Learner) -> Serving:
         """The pool above a base into which the fusion is folded.

@@ -163,7 +163,7 @@ class Assistant:
         return "answered by the base model with what all tasks share"
 
     def _states(self, records: tuple[Record, ...], features: Features) -> np.ndarray | None:
-        reading = self.run.method.reading
+        reading = self.run.method.traits.reads
         if reading is None:
             return None
         return states(

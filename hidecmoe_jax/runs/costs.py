@@ -33,15 +33,15 @@ def flops_per_query(
     """
     serving, config = method.serve(model, learner), model.config
     voices, tasks = _heard(method, serving)
-    found = tasks > 0 and not method.needs_name
+    found = tasks > 0 and not method.traits.needs_task_name
     base = flops.forward(config, tokens, pictures=pictures)
     own = flops.forward(
-        config, tokens, pictures=pictures, clip=found and method.reading is None, added=[_added(v) for v in voices]
+        config, tokens, pictures=pictures, clip=found and method.traits.reads is None, added=[_added(v) for v in voices]
     )
     gate = _finding(method, model, learner, tasks) if found else 0
     second = 0
-    if found and method.reading is not None:
-        layers = method.reading.layer if method.reading.layer >= 0 else None
+    if found and method.traits.reads is not None:
+        layers = method.traits.reads.layer if method.traits.reads.layer >= 0 else None
         second = flops.prefill(config, tokens, pictures=pictures, layers=layers)
     total = own + gate + second
     return {
@@ -68,7 +68,7 @@ def _heard(method: Method, serving: Serving) -> tuple[tuple[Voice, ...], int]:
     image = jax.ShapeDtypeStruct((1, config.vision.projection), jnp.float32)
     text = jax.ShapeDtypeStruct((1, config.text.width), jnp.float32)
     state = jax.ShapeDtypeStruct((1, config.decoder.width), jnp.float32)
-    named = jax.ShapeDtypeStruct((1,), jnp.int32) if method.needs_name else None
+    named = jax.ShapeDtypeStruct((1,), jnp.int32) if method.traits.needs_task_name else None
 
     def hear(serving, seen, named):
         decision = method.decide(serving, seen, named)

@@ -34,14 +34,14 @@ def experts_of(method: Method, learner: Learner, number: int, lines: Sequence[di
     found = {}
     for family, bank in learner.past.items():
         owner_LS = np.asarray(bank.owner_LS)
-        mine_LS = owner_LS == number if method.isolates else owner_LS != EMPTY
+        mine_LS = owner_LS == number if method.traits.keeps_old_experts else owner_LS != EMPTY
         slots = np.flatnonzero(mine_LS.any(axis=0))
         if not len(slots):
             continue
         mine_LE = mine_LS[:, slots]
         norm_LE = np.where(mine_LE, loudness(bank)[:, slots], np.nan)
         # Experts that train stand behind all places for old ones; what one method trains is the bank itself.
-        start = bank.slots if method.isolates else 0
+        start = bank.slots if method.traits.keeps_old_experts else 0
         chosen = loads and family == (POOL if POOL in learner.past else family)  # beside a pool nothing else is chosen
         chose_LE = np.asarray(loads, np.int64)[:, :, start : start + len(slots)].sum(axis=0) if chosen else None
         idle = [[layer + bank.first_layer, expert, why] for layer, expert, why in dead(norm_LE, chose_LE)]

@@ -67,7 +67,9 @@ def _facts(
 ) -> dict[tuple[str, str], dict[str, Any]]:
     """Texts that a cell need not write again: those of the routed cell beside a named one, where a gate that never
     blends has named the task by itself, and with `reuse` those of earlier rows."""
-    if session.config.method.blends or session.config.evaluate.writing.temperature > 0:  # a draw depends on its place
+    # A sampled text depends on its place in the batch, so it cannot be reused.
+    samples = session.config.evaluate.writing.temperature > 0
+    if session.config.method.traits.mixes_tasks or samples:
         return {}
     cells = Cells(folder / "cells.json").read()
     places = [(earlier, named) for earlier in range(row if reuse else 0) for named in (False, True)]

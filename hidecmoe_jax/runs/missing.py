@@ -46,10 +46,14 @@ class LoadedArchive:
         Raises:
           CheckpointError: names every lesson that is missing or damaged.
         """
-        if not self.lost or (skip_missing and method.isolates):
+        if not self.lost or (skip_missing and method.traits.keeps_old_experts):
             return
         whole = self.kept.index(None)
-        apart = "or leave them out of every answer with --skip-missing" if method.isolates else "one expert serves all"
+        apart = (
+            "or leave them out of every answer with --skip-missing"
+            if method.traits.keeps_old_experts
+            else "one expert serves all"
+        )
         raise CheckpointError(
             f"{len(self.lost)} of {len(self.names)} tasks cannot be loaded", where=str(self.folder / "tasks"),
             why="\n         ".join(self.lost.values()),

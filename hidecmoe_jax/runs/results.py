@@ -15,8 +15,7 @@ from typing import Any
 from hidecmoe_jax.core import strict
 from hidecmoe_jax.core.errors import CheckpointError
 from hidecmoe_jax.methods.base import Learner, Method
-from hidecmoe_jax.methods.mixture import Mixture
-from hidecmoe_jax.methods.stacked import Stacked
+from hidecmoe_jax.methods.capabilities import Probes
 from hidecmoe_jax.report import (
     RunFacts,
     Sample,
@@ -81,7 +80,7 @@ def _growth(session: Session, folder: Path, kept: list, was: Learner) -> dict[st
     """How the method grew. A mixture's task was probed under the edits that held when it was learned."""
     method = session.config.method
     found = method.growth_of(session.model, was)
-    for count in sorted({one.tasks for one in read(folder)} if isinstance(method, Mixture | Stacked) else ()):
+    for count in sorted({one.tasks for one in read(folder)} if isinstance(method, Probes) else ()):
         then = method.growth_of(session.model, laid_over(folder, method, was, kept[:count]))
         found = {name: [*parts[:count], *then[name][count:]] for name, parts in found.items()}
     return found
@@ -114,7 +113,7 @@ def document_of(folder: Path) -> dict[str, Any]:
     facts, run = read_json(folder / FACTS), read_run(folder)
     tasks = tuple(run["identity"]["tasks"])
     config = from_mapping(strict.read_yaml(folder / "config.yaml"), str(folder / "config.yaml"))
-    told = config.method.needs_name
+    told = config.method.traits.needs_task_name
     seeds = [seed_result(folder / f"seed_{seed}", seed, tasks, facts["lessons"], told=told) for seed in config.seeds]
     ledger = Ledger(folder / f"seed_{config.seeds[0]}")
     first = ledger.tasks()
@@ -128,7 +127,9 @@ def document_of(folder: Path) -> dict[str, Any]:
             archived_parameters=_total(facts["sizes"]["archived"]),
             trained_parameters=_total(facts["sizes"]["trained"]),
             archived_bytes=sum(f.stat().st_size for record in first for f in record.folder.rglob("*") if f.is_file()),
-            added_parameters=_added(facts, [record.name for record in first]) if config.method.isolates else {},
+            added_parameters=_added(facts, [record.name for record in first])
+            if config.method.traits.keeps_old_experts
+            else {},
             notes=_notes({record.name: ledger.meta(record.index) for record in first}),
             settings=settings,
             growth=facts.get("growth", {}),

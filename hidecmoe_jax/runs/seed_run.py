@@ -220,7 +220,7 @@ class SeedRun:
         session, method, changed = self.session, self.session.config.method, []
         if session.config.verify_base and trees.digest(session.model.params) != session.base_digest:
             changed.append("the base model")
-        for task, groups in enumerate(held if method.isolates else ()):
+        for task, groups in enumerate(held if method.traits.keeps_old_experts else ()):
             now = method.to_archive(learner, task)
             for group in ("experts", "memory"):
                 if trees.digests(now[group]) != trees.digests(groups[group]):
@@ -254,13 +254,13 @@ class SeedRun:
         serving = method.serve(self.session.model, self.recall(kept[:row]))
         rows = {"none": (), "last": (len(self.lessons),), "all": range(1, len(self.lessons) + 1)}
         reference = row in rows[self.session.config.evaluate.named] and row > 0
-        reference = reference and serving.bank is not None and not method.needs_name
+        reference = reference and serving.bank is not None and not method.traits.needs_task_name
         # An edit changes what a task's experts say, and with it what earlier rows were told.
         edited = any(one.tasks <= row for one in read(self.folder.parent))
-        reuse = self.session.config.evaluate.reuse and method.lasting and not edited
+        reuse = self.session.config.evaluate.reuse and method.traits.answers_are_final and not edited
         seen = {task for lesson in self.lessons[:row] for task in lesson}
         for index in self.wanted(row):
-            self._cell(serving, row, index, named=method.needs_name, reference=False, reuse=reuse)
+            self._cell(serving, row, index, named=method.traits.needs_task_name, reference=False, reuse=reuse)
             if reference and index in seen:
                 self._cell(serving, row, index, named=True, reference=True, reuse=reuse)
 
@@ -270,7 +270,7 @@ class SeedRun:
         serving = method.serve(self.session.model, self.recall(kept[:row])).replace(missing=lost)
         other = replace(self, folder=self.folder / "without" / "_".join(lost))
         for index in self.wanted(row):
-            other._cell(serving, row, index, named=method.needs_name, reference=False)
+            other._cell(serving, row, index, named=method.traits.needs_task_name, reference=False)
         return other.folder
 
     def evaluate_variants(self, kept: list) -> None:
@@ -283,7 +283,7 @@ class SeedRun:
             other = replace(self, session=session, folder=variant_folder(self.folder, name))
             serving = method.serve(session.model, self.recall(kept, method))
             for index in range(len(session.stream.tasks)):
-                other._cell(serving, len(self.lessons), index, named=method.needs_name, reference=False)
+                other._cell(serving, len(self.lessons), index, named=method.traits.needs_task_name, reference=False)
 
     def _cell(
         self, serving: Serving, row: int, index: int, *, named: bool, reference: bool, reuse: bool = False

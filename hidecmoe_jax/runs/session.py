@@ -158,12 +158,12 @@ class Session:
             return FrozenFeatures(
                 pooled, usage=count_usage(method, self.model, learner, stage, material, config.tune.batch)
             )
-        reading = method.reading
+        reading = method.traits.reads
         return FrozenFeatures(pooled, None if reading is None else self.states(material.records, label, reading))
 
     def sight(self, records: tuple[Record, ...], label: str) -> FrozenFeatures:
         """What a gate looks at of some records."""
-        reading, pooled = self.config.method.reading, self.features(records, label).pooled(np.arange(len(records)))
+        reading, pooled = self.config.method.traits.reads, self.features(records, label).pooled(np.arange(len(records)))
         return FrozenFeatures(pooled, None if reading is None else self.states(records, label, reading))
 
     def answers(
@@ -173,7 +173,7 @@ class Session:
     ) -> Iterator[list[Answer]]:  # fmt: skip
         """Batches of answers to records of `task` (only to those in `rows`, where given), with the task named or found;
         all else as in `evaluate.answer`, with the `decision` of all records."""
-        config, reading = self.config, self.config.method.reading
+        config, reading = self.config, self.config.method.traits.reads
         asked = np.arange(len(records)) if rows is None else np.asarray(rows, np.int64)
         return answers(
             config.method, serving, [records[row] for row in asked], self.features(records, label).only(asked),
@@ -187,7 +187,7 @@ class Session:
         self, serving: Serving, records: tuple[Record, ...], label: str, *, task: Task, named: bool
     ) -> Decision:
         """How records of `task` find their tasks, as `answers` would decide; nothing is written."""
-        config, reading = self.config, self.config.method.reading
+        config, reading = self.config, self.config.method.traits.reads
         return decided(
             config.method, serving, self.features(records, label), len(records), batch=config.evaluate.writing.batch,
             state_ND=None if reading is None else self.states(records, label, reading),

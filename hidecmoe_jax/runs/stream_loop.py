@@ -119,7 +119,7 @@ def add(
     config = config_of(folder)
     with writer_lock(folder), graceful_stop() as stop:
         names = open_stream_names(folder)
-        if len(config.method.lessons(2)) != 2:
+        if not config.method.traits.one_task_per_lesson:
             raise ConfigError(
                 "this method cannot add a task",
                 where=str(folder),
@@ -164,7 +164,7 @@ def rollback(run: str | Path, tasks: int) -> Path:
     with writer_lock(folder), graceful_stop() as stop:
         names = open_stream_names(folder)
         least = min(len(Ledger(folder / f"seed_{seed}").tasks()) for seed in config.seeds)
-        if len(config.method.lessons(2)) != 2 or not 1 <= tasks <= least or tasks == len(names):
+        if not config.method.traits.one_task_per_lesson or not 1 <= tasks <= least or tasks == len(names):
             raise ConfigError(
                 "there is no such point to go back to", where=str(folder),
                 why=f"asked for {tasks}; {config.method.name} has learned {least} of {len(names)} tasks",

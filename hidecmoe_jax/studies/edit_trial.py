@@ -146,7 +146,7 @@ def _tried(folder: Path, edit: Edit, what: str, trial: EditTrial) -> dict[str, A
     with writer_lock(folder), graceful_stop() as stop:
         names = open_stream_names(folder)
         learned = [len(Ledger(folder / f"seed_{seed}").tasks()) for seed in config.seeds]
-        if len(config.method.lessons(2)) != 2 or set(learned) != {len(names)}:
+        if not config.method.traits.one_task_per_lesson or set(learned) != {len(names)}:
             raise ConfigError(
                 "only a finished run that learned task by task can be edited", where=str(folder),
                 why=f"its seeds have learned {learned} of {len(names)} tasks", remedy="finish it with --resume",
@@ -251,7 +251,7 @@ def held_out(task: Task, count: int | None) -> tuple[tuple[Record, ...], str]:
 
 def _score(session: Session, serving: Serving, task: Task, records: tuple[Record, ...], label: str, seed: int) -> float:
     """Score 0-100 of the answers to a task's records; nothing is written."""
-    named = session.config.method.needs_name
+    named = session.config.method.traits.needs_task_name
     batches = session.answers(serving, records, label, task=task, seed=seed, named=named)
     told = by_id([(answer.id, answer.text) for batch in batches for answer in batch], where=label)
     return score(task.scorer, told, {record.id: record.references for record in records}).value

@@ -19,7 +19,7 @@ from hidecmoe_jax.evaluate.answer import prompt_rows, prompts
 from hidecmoe_jax.experts import surgery
 from hidecmoe_jax.experts.routing import Voice, everyone
 from hidecmoe_jax.methods.base import with_leaves
-from hidecmoe_jax.methods.routed import FAMILY
+from hidecmoe_jax.methods.lora import LINEARS
 from hidecmoe_jax.models.llava import Model, layer_features
 from hidecmoe_jax.report.canvas import png
 from hidecmoe_jax.report.figures import similarity_map
@@ -43,7 +43,7 @@ def study(run: str | Path, *, count: int = 500, legacy: bool = False) -> Path:
     seed = folder / f"seed_{session.config.seeds[0]}"
     kept = Ledger(seed).archive()
     learner = session.recall(kept, None)  # what every task learned, whatever was retired since
-    if not session.config.method.isolates or FAMILY not in learner.past or len(kept) < 2:
+    if not session.config.method.traits.keeps_old_experts or LINEARS not in learner.past or len(kept) < 2:
         raise ConfigError(
             "nothing to compare", where=str(folder),
             why=f"{session.config.method.name} keeps no expert per task, or learned one task",

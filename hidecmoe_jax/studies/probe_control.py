@@ -15,10 +15,7 @@ import numpy as np
 
 from hidecmoe_jax.core.errors import ConfigError
 from hidecmoe_jax.core.keys import key_for
-from hidecmoe_jax.methods.base import Method
-from hidecmoe_jax.methods.growth.summary import probed
-from hidecmoe_jax.methods.mixture import Mixture
-from hidecmoe_jax.methods.stacked import Stacked
+from hidecmoe_jax.methods.capabilities import ProbeResult, Probes
 from hidecmoe_jax.runs.edits import recall
 from hidecmoe_jax.runs.ledger import Ledger
 from hidecmoe_jax.runs.session import Session, bar, open_session, say
@@ -51,8 +48,8 @@ def probe_control(run: str | Path, *, task: int = 0, repeats: int = 3) -> dict[s
     """
     folder, session = Path(run), open_session(config_of(run))
     method, home = session.config.method, folder / f"seed_{session.config.seeds[0]}"
-    done, pool = Ledger(home).tasks(), _pool_of(method)
-    if pool is None or pool.growth != "probe" or not 0 <= task < len(done):
+    done = Ledger(home).tasks()
+    if not isinstance(method, Probes) or not method.probes or not 0 <= task < len(done):
         raise ConfigError(
             "there is no probe to control", where=str(folder),
             why=f"{method.name} has learned {len(done)} tasks, asked for number {task}",
@@ -60,12 +57,13 @@ def probe_control(run: str | Path, *, task: int = 0, repeats: int = 3) -> dict[s
         )  # fmt: skip
     kept = Ledger(home).archive(task + 1)
     found = []
-    for balance in dict.fromkeys((pool.probe.balance, 0.0)):
-        probing = replace(pool, probe=replace(pool.probe, balance=balance))
-        probing = replace(method, above=probing) if isinstance(method, Stacked) else probing
+    for balance in dict.fromkeys((method.probe_settings.balance, 0.0)):
+        probing = method.with_probe(replace(method.probe_settings, balance=balance))
         own = replace(session, config=replace(session.config, method=probing))
         plays = [_play(own, folder, kept, task, seed) for seed in bar(f"control, balance {balance}")(range(repeats))]
-        expanded, frequency, limit = (np.array(part) for part in zip(*plays, strict=True))
+        expanded = np.array([play.expands_L for play in plays])
+        frequency = np.array([play.frequency_L for play in plays])
+        limit = np.array([play.threshold_L for play in plays])
         found.append(
             {
                 "balance": balance, "false_expansion_rate": float(expanded.mean()),
@@ -77,13 +75,7 @@ def probe_control(run: str | Path, *, task: int = 0, repeats: int = 3) -> dict[s
     return result
 
 
-def _pool_of(method: Method) -> Mixture | None:
-    """The part of a method that probes; None where nothing does."""
-    method = method.grown if isinstance(method, Stacked) else method
-    return method if isinstance(method, Mixture) else None
-
-
-def _play(session: Session, run: Path, kept: list, task: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _play(session: Session, run: Path, kept: list, task: int, seed: int) -> ProbeResult:
     """Probing for a next task with records of `task`: layers expanded, the probe's frequency, its threshold."""
     method, model, number = session.config.method, session.model, task + 1
     learner = recall(run, method, model, max(session.config.capacity, number + 1), kept)
@@ -101,5 +93,4 @@ def _play(session: Session, run: Path, kept: list, task: int, seed: int) -> tupl
             seen = session.seen(learner, stage, part, "control")
             learner = method.fit(model, learner, stage, number, seen, key)
         learner = method.after(model, learner, stage, number)
-    expanded = np.asarray(learner.memory["verdict"]["expand"][number])
-    return expanded, *probed(_pool_of(method), learner, number)
+    return method.probe_result(learner, number)

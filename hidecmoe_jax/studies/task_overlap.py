@@ -19,11 +19,9 @@ from hidecmoe_jax.core.errors import ConfigError
 from hidecmoe_jax.experts.bank import Bank
 from hidecmoe_jax.experts.combine import closeness
 from hidecmoe_jax.methods.base import Learner
+from hidecmoe_jax.methods.capabilities import Editable
 from hidecmoe_jax.methods.edit import Edit, narrowed
-from hidecmoe_jax.methods.mixture import Mixture
-from hidecmoe_jax.methods.routed import Routed
 from hidecmoe_jax.methods.shared_slots import shared
-from hidecmoe_jax.methods.stacked import Stacked
 from hidecmoe_jax.runs.ledger import Ledger
 from hidecmoe_jax.runs.session import Session, open_session
 from hidecmoe_jax.runs.stream_loop import config_of
@@ -51,7 +49,7 @@ def overlap(
     folder, session = Path(run), open_session(config_of(run))
     method, home = session.config.method, folder / f"seed_{session.config.seeds[0]}"
     kept = Ledger(home).archive()
-    if len(kept) < 2 or not isinstance(method, Mixture | Routed | Stacked) or not method.isolates:
+    if len(kept) < 2 or not isinstance(method, Editable) or not method.traits.keeps_old_experts:
         raise ConfigError(
             "there are no two tasks to compare", where=str(folder),
             why=f"{method.name} has learned {len(kept)} lessons", remedy="give a run with experts for every task",
@@ -59,7 +57,7 @@ def overlap(
     learner = session.recall(kept, folder)
     learned, merged = method.learned(learner), {task for task, _ in shared(learner.memory)}
     room = max(session.config.capacity, len(kept))
-    told = None if method.needs_name else _mixed(session, learner, learned, room, count=count)
+    told = None if method.traits.needs_task_name else _mixed(session, learner, learned, room, count=count)
     pairs = []
     for one, other in combinations(learned, 2):
         names = [session.stream.tasks[task].name for task in (one, other)]

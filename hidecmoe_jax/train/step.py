@@ -53,8 +53,8 @@ def _summed(method: Method, stage: Stage, model: Model, learner: Learner, leaves
     """Loss sum, token count, gradient sum and loads over the leading micro-batch axis."""
 
     def loss(leaves, batch, key):
-        total, count, load = method.loss(model, with_trainable(learner, leaves), stage, batch, key)
-        return total, (count, load)
+        result = method.loss(model, with_trainable(learner, leaves), stage, batch, key)
+        return result.total, (result.tokens, result.load)
 
     def add(carry, inputs):
         total, count, gradient = carry

@@ -90,7 +90,7 @@ def ask(done, serving, records, *, label: str, named: int | None = None):
         done.method, serving, records, session.features(records, label), tokenizer=session.tokenizer,
         template=session.config.template, writing=session.config.evaluate.writing, key=jax.random.key(0),
         length=session.prompt_length, named=named,
-        state_ND=None if done.method.reading is None else session.states(records, label, done.method.reading),
+        state_ND=None if done.method.traits.reads is None else session.states(records, label, done.method.traits.reads),
     )  # fmt: skip
     return {one.id: one for batch in found for one in batch}
 
@@ -109,9 +109,9 @@ def test_tr5_earlier_experts_keep_every_byte(taught, name):
     done = taught(name)
     lessons = len(done.kept)
     assert lessons == {"zero_shot": 0, "joint": 1}.get(name, 3)
-    assert done.method.isolates == (name not in (*SHARED, "zero_shot"))
+    assert done.method.traits.keeps_old_experts == (name not in (*SHARED, "zero_shot"))
     for count in range(1, lessons + 1):
-        for earlier in range(count if done.method.isolates else 0):
+        for earlier in range(count if done.method.traits.keeps_old_experts else 0):
             now = done.method.to_archive(done.learners[count], earlier)
             for group in ("experts", "memory"):
                 assert trees.digests(now[group]) == trees.digests(done.kept[earlier][group])
@@ -173,8 +173,8 @@ def test_serving_is_the_sum_that_the_method_promises(taught):
         tokens = rng.integers(5, 300, (2, 12)).astype(np.int32)
         tokens[:, 2:6] = session.model.config.image_token
         prompt = Prompt(tokens, np.ones_like(tokens, bool), features.patches(np.arange(2)))
-        named = jnp.full((2,), 1) if done.method.needs_name else None
-        reading = done.method.reading
+        named = jnp.full((2,), 1) if done.method.traits.needs_task_name else None
+        reading = done.method.traits.reads
         state = None if reading is None else session.states(records, "two", reading)
         decision = done.method.decide(serving, FrozenFeatures(features.pooled(np.arange(2)), state), named)
         found = listen(serving.model, prompt, done.method.voices(serving, decision))
@@ -198,7 +198,7 @@ def test_experts_say_something_after_training(taught):
 def test_rt4_answers_do_not_depend_on_batch_mates(taught, name):
     done = taught(name)
     serving, records = served(done), done.session.test(done.session.stream.tasks[0])
-    named = 0 if done.method.needs_name else None
+    named = 0 if done.method.traits.needs_task_name else None
     together = ask(done, serving, records, label="in order", named=named)
     turned = ask(done, serving, tuple(reversed(records)), label="turned", named=named)
     alone = {}

@@ -12,15 +12,16 @@ from hidecmoe_jax.core import trees
 from hidecmoe_jax.core.errors import ConfigError
 from hidecmoe_jax.experts import combine, pool, surgery
 from hidecmoe_jax.experts.bank import EMPTY, FUSED
+from hidecmoe_jax.experts.combine import closeness
 from hidecmoe_jax.experts.slots import clear
 from hidecmoe_jax.locators.gaussian import NearestMean
-from hidecmoe_jax.methods.edit import Edit, closeness, edited, even_weights, narrowed
+from hidecmoe_jax.methods.edit import Edit, edited, even_weights, narrowed
 from hidecmoe_jax.methods.fusion import FUSED_SLOT
 from hidecmoe_jax.methods.gates.anchors import NamedGate
 from hidecmoe_jax.methods.gates.locator import LocatorGate
-from hidecmoe_jax.methods.lora import Lora
+from hidecmoe_jax.methods.lora import LINEARS, Lora
 from hidecmoe_jax.methods.mixture import POOL, Mixture
-from hidecmoe_jax.methods.routed import FAMILY, Routed
+from hidecmoe_jax.methods.routed import Routed
 from hidecmoe_jax.models.llava import Prompt, init_model, logits
 
 MODEL = init_model(TINY, jax.random.key(0))
@@ -218,11 +219,11 @@ ROUTED = Routed(lora=Lora(rank=2), eps=(1.0, 2.0, 3.0), gate=NamedGate())
 def routed(method, tasks):
     """A learner that owns random experts of `tasks`, recalled as the ledger would."""
     learner = method.init(MODEL, 4)
-    past = learner.past[FAMILY]
+    past = learner.past[LINEARS]
     for task in tasks:
         expert = drawn(surgery.sprout(method.lora.blank(MODEL, 1), 0, task, jax.random.key(task)), 10 + task)
         past = surgery.plant(past, 1 + task, expert, task)
-    return learner.replace(past={FAMILY: method.fused_again(past, learner.memory)})
+    return learner.replace(past={LINEARS: method.fused_again(past, learner.memory)})
 
 
 @pytest.mark.parametrize("fusion", surgery.FUSIONS)
@@ -234,7 +235,7 @@ def test_a_retired_task_of_a_routed_method_is_as_if_it_had_never_been_learned(fu
     serving = method.serve(MODEL, after)
     assert (np.asarray(serving.slot_LN)[:, 1] == -1).all()
     nobody = edited(method, edited(method, after, Edit("retire", 0)), Edit("retire", 2))
-    owner = np.asarray(nobody.past[FAMILY].owner_LS)
+    owner = np.asarray(nobody.past[LINEARS].owner_LS)
     assert (owner == EMPTY).all() and not (owner[:, FUSED_SLOT] == FUSED).any()
     bare = method.serve(MODEL, nobody)
     np.testing.assert_array_equal(HEAR(bare.model, prompt, ()), HEAR(MODEL, prompt, ()))

@@ -14,7 +14,8 @@ from hidecmoe_jax.experts.routing import Voice, everyone
 from hidecmoe_jax.methods.base import FrozenFeatures, with_leaves
 from hidecmoe_jax.methods.fusion import FUSED_SLOT
 from hidecmoe_jax.methods.growth.layer_choice import LayerChoice, hsic
-from hidecmoe_jax.methods.routed import FAMILY, Routed
+from hidecmoe_jax.methods.lora import LINEARS
+from hidecmoe_jax.methods.routed import Routed
 from hidecmoe_jax.models.llava import answer_loss, layer_features
 from hidecmoe_jax.runs.config import from_mapping, to_mapping
 from hidecmoe_jax.runs.session import open_session
@@ -87,7 +88,7 @@ def test_only_the_chosen_layer_keeps_its_tasks_apart(taught):
     assert not worth[0].any() and worth[1].any() and worth[2].any() and not worth[3].any()
     (chosen,) = method.expanded(3, learner.memory)
     assert chosen == int(worth.sum(axis=0).argmax())
-    fused = np.asarray(learner.past[FAMILY].owner_LS)[:, FUSED_SLOT] == FUSED
+    fused = np.asarray(learner.past[LINEARS].owner_LS)[:, FUSED_SLOT] == FUSED
     assert fused.tolist() == [layer != chosen for layer in range(3)]
     grown = method.growth_of(taught.session.model, learner)
     assert grown["expanded"] == [chosen] and np.array_equal(grown["worth"], worth[:3])
@@ -98,7 +99,7 @@ def test_worth_by_loss_is_what_one_expert_of_ones_own_saves(taught):
     method, session, learner = taught.method, taught.session, taught.learners[2]
     model = with_leaves(session.model, learner.shared)
     material = session.material(method.records(session.stream, (1,)), (1,), "(1,)")
-    batch, bank = material.batch(np.arange(len(material.encoded), dtype=np.int32)), learner.past[FAMILY]
+    batch, bank = material.batch(np.arange(len(material.encoded), dtype=np.int32)), learner.past[LINEARS]
     everywhere = surgery.fuse(bank, (0, 1), mode="factor_sum", slot=FUSED_SLOT, layers=range(3))
     fused = np.asarray(surgery.fusion_gains(everywhere, (0, 1), mode="factor_sum", layers=range(3)))
 
@@ -131,10 +132,10 @@ def test_worth_by_cka_is_the_unlikeness_of_paired_features(taught):
     sums = jax.device_get(method.usage(session.model, weighing, weigh, batch))
     features = []
     for task in (0, 1):
-        expert = surgery.extract(learner.past[FAMILY], task)
+        expert = surgery.extract(learner.past[LINEARS], task)
         features.append(np.asarray(layer_features(model, batch.prompt, (Voice(expert, everyone(expert)),))))
     expected = [1 - cka(features[1][layer], features[0][layer]) for layer in range(3)]
-    earlier_S = np.arange(learner.past[FAMILY].slots) == 1
+    earlier_S = np.arange(learner.past[LINEARS].slots) == 1
     np.testing.assert_allclose(choice.worth(sums, earlier_S), expected, atol=1e-4)
 
 
@@ -142,7 +143,7 @@ def probing(taught, learner, choice: LayerChoice):
     """Worth of the layers to task 1 by a probe, from a learner that has tuned it, and the learner afterwards."""
     session, method = taught.session, Routed(taught.method.name, taught.method.lora, expand=choice)
     material = session.material(method.records(session.stream, (1,)), (1,), "(1,)")
-    learner = learner.replace(memory=learner.memory | choice.blank(learner.past[FAMILY], 16))
+    learner = learner.replace(memory=learner.memory | choice.blank(learner.past[LINEARS], 16))
     for stage in choice.stages():
         learner = method.before(session.model, learner, stage, 1, jax.random.key(0))
         if stage.trains:
@@ -162,13 +163,13 @@ def test_worth_by_probe_is_where_tokens_prefer_the_newest_expert(taught):
     """Two equal experts cannot be told apart, so their router stays where it was and ties go to the older one; where
     the older one does harm, routers learn to avoid it."""
     learner, rng = taught.learners[2], np.random.default_rng(0)
-    bank = learner.past[FAMILY]
+    bank = learner.past[LINEARS]
     a = {site: leaf.at[:, :, 1].set(leaf[:, :, 2]) for site, leaf in bank.a.items()}
     b = {site: leaf.at[:, 1].set(leaf[:, 2]) for site, leaf in bank.b.items()}
     harm = {site: jnp.asarray(rng.normal(size=leaf[1, 1].shape), jnp.float32) for site, leaf in b.items()}
     b = {site: leaf.at[1, 1].set(harm[site]) for site, leaf in b.items()}
     worth, sums, after = probing(
-        taught, learner.replace(past={FAMILY: bank.replace(a=a, b=b)}), LayerChoice(1, "probe", 1.0, steps=30)
+        taught, learner.replace(past={LINEARS: bank.replace(a=a, b=b)}), LayerChoice(1, "probe", 1.0, steps=30)
     )
     assert worth[0] == 0 and worth[2] == 0 and worth[1] > 0.6
     assert taught.method.expand.by == "loss" and LayerChoice(1).pick(worth[None]) == (1,)
@@ -177,14 +178,14 @@ def test_worth_by_probe_is_where_tokens_prefer_the_newest_expert(taught):
     assert (all_tokens == all_tokens[0]).all() and not sums["count_LS"][:, [0, 3]].any(), "fusion and empty slots"
     assert not np.asarray(after.memory["router"]).any() and after.routers == {} and "weighing" not in after.memory
     for site, leaf in b.items():
-        np.testing.assert_array_equal(after.past[FAMILY].b[site][:, 1:3], leaf[:, 1:3], err_msg="experts are frozen")
+        np.testing.assert_array_equal(after.past[LINEARS].b[site][:, 1:3], leaf[:, 1:3], err_msg="experts are frozen")
 
 
 def test_a_probe_without_anyone_to_compare_with_is_right_everywhere(taught):
     """All earlier experts may have been retired: no gradient reaches a router of one expert, and that is no failure."""
     learner = taught.learners[2]
-    bank = surgery.retire(learner.past[FAMILY], 0)
-    worth, _, _ = probing(taught, learner.replace(past={FAMILY: bank}), LayerChoice(1, "probe", 1.0, steps=60))
+    bank = surgery.retire(learner.past[LINEARS], 0)
+    worth, _, _ = probing(taught, learner.replace(past={LINEARS: bank}), LayerChoice(1, "probe", 1.0, steps=60))
     assert worth.tolist() == [1.0, 1.0, 1.0]
 
 

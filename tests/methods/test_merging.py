@@ -18,7 +18,7 @@ from hidecmoe_jax.methods.edit import Edit, edited, narrowed
 from hidecmoe_jax.methods.fusion import FUSED_SLOT
 from hidecmoe_jax.methods.gates.anchors import AnchorGate
 from hidecmoe_jax.methods.growth.layer_choice import LayerChoice
-from hidecmoe_jax.methods.routed import FAMILY
+from hidecmoe_jax.methods.lora import LINEARS
 
 ANCHORS = replace(ROUTED, gate=AnchorGate())
 ALL = replace(ANCHORS, expand="all")
@@ -38,14 +38,14 @@ def named(method, learner, task, prompt):  # noqa: F811
 
 def with_factors(learner, rows, slot, source):
     """The learner with what `source` (a bank of one slot) holds in these rows of a slot."""
-    bank = learner.past[FAMILY]
+    bank = learner.past[LINEARS]
     a = {s: leaf.at[rows, :, slot].set(source.a[s][rows, :, 0]) for s, leaf in bank.a.items()}
     b = {s: leaf.at[rows, slot].set(source.b[s][rows, 0]) for s, leaf in bank.b.items()}
-    return learner.replace(past={FAMILY: bank.replace(a=a, b=b)})
+    return learner.replace(past={LINEARS: bank.replace(a=a, b=b)})
 
 
 def slot_bytes(learner, slot):
-    bank = learner.past[FAMILY]
+    bank = learner.past[LINEARS]
     one = {f"a/{s}": leaf[:, :, slot] for s, leaf in bank.a.items()}
     return trees.digests(one | {f"b/{s}": leaf[:, slot] for s, leaf in bank.b.items()})
 
@@ -53,7 +53,7 @@ def slot_bytes(learner, slot):
 @pytest.mark.parametrize("mode", combine.MODES)
 def test_merging_two_copies_of_an_expert_changes_no_answer(mode, prompt):  # noqa: F811
     learner = routed(ALL, (0, 1, 2))
-    before = with_factors(learner, np.arange(3), 2, surgery.extract(learner.past[FAMILY], 0))
+    before = with_factors(learner, np.arange(3), 2, surgery.extract(learner.past[LINEARS], 0))
     # A rule that drops entries gives copies back only where it drops none.
     after = edited(ALL, before, Edit("merge", 1, into=0, mode=mode, density=1.0))
     for weights in (*np.eye(4)[:3], MIX):
@@ -68,7 +68,7 @@ def test_both_tasks_are_answered_from_what_combine_makes_of_them(mode, prompt): 
     edit = Edit("merge", 2, into=0, mode=mode, weights=(0.7, 0.2), density=0.6, seed=3)
     after = edited(ANCHORS, before, edit)
     rule = {"mode": mode, "weights": (0.7, 0.2), "density": 0.6, "key": jax.random.key(3)}
-    made = combine.combine(before.past[FAMILY], (1, 3), **rule)
+    made = combine.combine(before.past[LINEARS], (1, 3), **rule)
     both = with_factors(with_factors(before, np.array([2]), 1, made), np.array([2]), 3, made)
     np.testing.assert_array_equal(named(ANCHORS, after, 0, prompt), named(ANCHORS, after, 2, prompt))
     assert not np.array_equal(named(ANCHORS, before, 0, prompt), named(ANCHORS, after, 0, prompt))
@@ -86,7 +86,7 @@ def test_what_is_not_named_keeps_its_bytes_and_storage_falls_by_an_expert_a_laye
     after = edited(method, before, Edit("merge", 2, into=1))
     rows = list(method.expanded(3))
     rest = [row for row in range(3) if row not in rows]
-    was, now = before.past[FAMILY], after.past[FAMILY]
+    was, now = before.past[LINEARS], after.past[LINEARS]
     owner = np.array(was.owner_LS)
     owner[rows, 3] = EMPTY
     np.testing.assert_array_equal(now.owner_LS, owner)
@@ -109,14 +109,14 @@ def test_layers_are_merged_one_by_one_and_every_layer_remembers_who_lives_where(
     # Who moves takes along who lives with it, in that layer.
     three = edited(ALL, two, Edit("merge", 0, into=2, layers=(0,)))
     assert ALL.serve(MODEL, three).slot_LN[:, :3].tolist() == [[3, 3, 3], [1, 3, 3], [1, 2, 3]]
-    np.testing.assert_array_equal(three.past[FAMILY].owner_LS[:, 1:4], [[EMPTY, EMPTY, 2], [0, EMPTY, 2], [0, 1, 2]])
+    np.testing.assert_array_equal(three.past[LINEARS].owner_LS[:, 1:4], [[EMPTY, EMPTY, 2], [0, EMPTY, 2], [0, 1, 2]])
     assert {pair: rows.tolist() for pair, rows in shared_slots.shared(three.memory).items()} == {
         (0, 2): [0],
         (1, 2): [0, 1],
     }
     with pytest.raises(ConfigError, match="merged into it: number 0, number 1"):
         edited(ALL, three, Edit("retire", 2))
-    with pytest.raises(ConfigError, match="number 1 lives in the slot of number 2 in layers 0, 1"):
+    with pytest.raises(ConfigError, match="number 1 is served from the slot of number 2 in layers 0, 1"):
         edited(ALL, three, Edit("merge", 0, into=1, layers=(1,)))
     # Two that lived together are not merged again, and a third may join them.
     everywhere = edited(ALL, before, Edit("merge", 1, into=0))
@@ -132,7 +132,7 @@ def test_a_task_that_lives_with_another_can_be_retired_and_then_that_one_too(pro
         after = edited(method, merged, Edit("retire", 1))
         assert method.learned(after) == (0, 2) and shared_slots.HOME not in after.memory
         assert (np.asarray(method.serve(MODEL, after).slot_LN)[:, 1] == -1).all()
-        assert not (np.asarray(after.past[FAMILY].owner_LS) == 1).any()
+        assert not (np.asarray(after.past[LINEARS].owner_LS) == 1).any()
         with pytest.raises(ConfigError, match="no expert to edit"):
             edited(method, after, Edit("retire", 1))
         assert narrowed(method, after, Edit("retire", 1)) is None
@@ -147,18 +147,18 @@ def test_a_merge_stays_in_the_layers_that_were_chosen_when_it_was_made(prompt): 
     asked = Edit("merge", 1, into=0)
 
     def at(worth):
-        past = method.fused_again(learner.past[FAMILY], learner.memory | {"worth": worth})
-        return learner.replace(past={FAMILY: past}, memory=learner.memory | {"worth": worth})
+        past = method.fused_again(learner.past[LINEARS], learner.memory | {"worth": worth})
+        return learner.replace(past={LINEARS: past}, memory=learner.memory | {"worth": worth})
 
     fresh, later = edited(method, at(then), asked), edited(method, at(now), asked, 2)
     for found in (fresh, later):
-        np.testing.assert_array_equal(found.past[FAMILY].owner_LS[:, 2], [1, EMPTY, 1])
-    np.testing.assert_array_equal(later.past[FAMILY].owner_LS[:, FUSED_SLOT], [EMPTY, FUSED, FUSED])
+        np.testing.assert_array_equal(found.past[LINEARS].owner_LS[:, 2], [1, EMPTY, 1])
+    np.testing.assert_array_equal(later.past[LINEARS].owner_LS[:, FUSED_SLOT], [EMPTY, FUSED, FUSED])
     # The layer that is fused now is fused from the experts that are there, the merged one once for each of its tasks.
-    made = combine.combine(learner.past[FAMILY], (1, 2), mode="svd", weights=(0.5, 0.5))
+    made = combine.combine(learner.past[LINEARS], (1, 2), mode="svd", weights=(0.5, 0.5))
     for site in made.sites:
-        wanted = np.asarray(2 * made.a[site][1, :, 0] + learner.past[FAMILY].a[site][1, :, 3])
-        np.testing.assert_allclose(later.past[FAMILY].a[site][1, :, FUSED_SLOT], wanted, atol=1e-5)
+        wanted = np.asarray(2 * made.a[site][1, :, 0] + learner.past[LINEARS].a[site][1, :, 3])
+        np.testing.assert_allclose(later.past[LINEARS].a[site][1, :, FUSED_SLOT], wanted, atol=1e-5)
     # And in the layer that keeps tasks apart now, both have their own.
     assert method.serve(MODEL, later).slot_LN[:, :3].tolist() == [[1, 2, 3]]
     assert not np.array_equal(named(method, later, 0, prompt), named(method, later, 1, prompt))
@@ -200,13 +200,13 @@ def test_a_layer_of_merged_copies_is_fused_to_what_the_copies_are_fused_to(fusio
     `linear` gives the factors of a copy back, which a sum of factors depends on."""
     method = replace(ANCHORS, expand=LayerChoice(1), fusion=fusion, eps=(1.0, 0.5, 0.25))
     learner = routed(method, (0, 1, 2))
-    learner = with_factors(learner, np.arange(3), 2, pool.taken(learner.past[FAMILY], 1, 2))
+    learner = with_factors(learner, np.arange(3), 2, pool.taken(learner.past[LINEARS], 1, 2))
     first, later = ({"worth": jnp.zeros((4, 3)).at[1, layer].set(1.0)} for layer in (1, 0))
     merged = edited(method, learner.replace(memory=learner.memory | first), Edit("merge", 1, into=0, mode="linear"))
 
     def update(found):
         memory = found.memory | later
-        past = method.fused_again(found.past[FAMILY], memory)
+        past = method.fused_again(found.past[LINEARS], memory)
         return surgery.delta(past, method.fused_gains(past, memory))
 
     found = update(merged)

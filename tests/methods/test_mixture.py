@@ -265,7 +265,7 @@ def test_cmoe_7_the_matrix_is_rebuilt_from_scores_and_routers(done):
         for stage in range(1, 4):
             found = said(done, done.learners[stage], records)
             staged[stage - 1, task] = np.mean([one.text == text for one, text in zip(found, right, strict=True)])
-    assert 0 < staged.mean() < 1 and method.isolates
+    assert 0 < staged.mean() < 1 and method.traits.keeps_old_experts
     np.testing.assert_array_equal(staged_matrix(scores, points), staged)
 
 
@@ -275,7 +275,7 @@ def said(done, learner, records, named=None):
     found = answers(
         done.method, done.method.serve(session.model, learner), records, session.features(records, label),
         tokenizer=session.tokenizer, template=session.config.template, writing=session.config.evaluate.writing,
-        key=jax.random.key(0), state_ND=session.states(records, label, done.method.reading),
+        key=jax.random.key(0), state_ND=session.states(records, label, done.method.traits.reads),
         length=session.prompt_length, named=named,
     )  # fmt: skip
     return [one for batch in found for one in batch]
@@ -395,7 +395,7 @@ def test_what_makes_no_sense_is_refused():
         LocatorGate(foreign=0.1, kept_apart=0.0)
     with pytest.raises(ConfigError, match="named"):
         NamedGate().decide({}, None, jnp.ones((2,), bool))
-    assert LocatorGate(by=ClipAnchors()).reading is None
+    assert LocatorGate(by=ClipAnchors()).reads is None
 
 
 def test_sizes_count_what_is_owned(done):

@@ -9,8 +9,8 @@ from tiny import TINY, VOCABULARY
 from hidecmoe_jax.core import trees
 from hidecmoe_jax.experts.surgery import merge_into_base
 from hidecmoe_jax.methods.base import trainable, with_trainable
-from hidecmoe_jax.methods.lora import PARALLEL, Lora
-from hidecmoe_jax.methods.moelora import FAMILY, TUNE, MoeLora
+from hidecmoe_jax.methods.lora import LINEARS, PARALLEL, Lora
+from hidecmoe_jax.methods.moelora import TUNE, MoeLora
 from hidecmoe_jax.models.llama import LayerVoice, site_shapes, speak
 from hidecmoe_jax.models.llava import Batch, Prompt, init_model, logits
 
@@ -55,7 +55,7 @@ def test_routers_that_say_nothing_are_a_mean_of_the_experts_in_the_whole_model(m
     even = learner.replace(memory={"routers": jax.tree.map(jnp.zeros_like, learner.memory["routers"])})
     serving = METHOD.serve(model, even)
     found = logits(serving.model, prompt(), METHOD.voices(serving, None))
-    bank = learner.past[FAMILY]
+    bank = learner.past[LINEARS]
     layers = merge_into_base(model.params["decoder"]["layers"], bank, jnp.full(bank.owner_LS.shape, 1 / 3))
     merged = model.replace(params=model.params | {"decoder": model.params["decoder"] | {"layers": layers}})
     np.testing.assert_allclose(found, logits(merged, prompt()), rtol=1e-4, atol=1e-4)
@@ -76,7 +76,7 @@ def test_every_expert_and_every_router_gets_a_gradient(model, learner):
     batch = Batch(prompt(), 5 * ones, 7 * ones, ones.astype(bool))
 
     def loss(leaves):
-        return METHOD.loss(model, with_trainable(live, leaves), TUNE, batch, jax.random.key(3))[0]
+        return METHOD.loss(model, with_trainable(live, leaves), TUNE, batch, jax.random.key(3)).total
 
     gradient = trees.flatten(jax.grad(loss)(trainable(live)))
     assert len(gradient) == 3 * 7 and all(np.abs(leaf).max() > 0 for leaf in gradient.values())

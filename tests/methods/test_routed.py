@@ -14,8 +14,8 @@ from hidecmoe_jax.experts.bank import Bank
 from hidecmoe_jax.methods.base import Learner
 from hidecmoe_jax.methods.fusion import FusionRule
 from hidecmoe_jax.methods.gates.anchors import AnchorGate, NamedGate
-from hidecmoe_jax.methods.lora import Lora
-from hidecmoe_jax.methods.routed import FAMILY, Routed
+from hidecmoe_jax.methods.lora import LINEARS, Lora
+from hidecmoe_jax.methods.routed import Routed
 from hidecmoe_jax.models.config import llava_7b
 from hidecmoe_jax.models.llava import init_model, model_sites
 
@@ -35,7 +35,7 @@ def sizes_at_7b(method: Routed, tasks: int) -> dict[str, dict[str, int]]:
         scale=2.0,
     )
     memory = {"gate": {}} if method.growth == "per_task" else {}
-    return method.sizes(model, Learner({}, {}, {FAMILY: bank}, {}, memory))
+    return method.sizes(model, Learner({}, {}, {LINEARS: bank}, {}, memory))
 
 
 def test_sizes_are_the_published_ones():
@@ -68,8 +68,11 @@ def test_a_method_says_what_it_needs():
     assert [stage.kind for stage in Routed(gate=NamedGate()).stages(0)] == ["tune"]
     assert Routed(growth="none").stages(0) == () and Routed(growth="none").lessons(3) == ()
     assert Routed().lessons(3) == ((0,), (1,), (2,)) and Routed(growth="shared", union=True).lessons(3) == ((0, 1, 2),)
-    assert Routed(gate=NamedGate()).needs_name and not Routed(growth="shared", gate=NamedGate()).needs_name
-    assert Routed().isolates and not Routed(growth="shared").isolates
+    assert (
+        Routed(gate=NamedGate()).traits.needs_task_name
+        and not Routed(growth="shared", gate=NamedGate()).traits.needs_task_name
+    )
+    assert Routed().traits.keeps_old_experts and not Routed(growth="shared").traits.keeps_old_experts
 
 
 def test_variants_share_an_archive_and_differ_in_fusion():

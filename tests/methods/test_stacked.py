@@ -111,10 +111,10 @@ def test_probes_stand_above_the_fusion_of_earlier_tasks(done):
     found = method.loss(session.model, ready, stage, batch, jax.random.key(1))
     with_experts_folded = method.serve(session.model, learner).model
     alone = method.grown.loss(with_experts_folded, ready, stage, batch, jax.random.key(1))
-    np.testing.assert_allclose(found[0], alone[0], rtol=1e-4)
-    np.testing.assert_array_equal(found[2].count_LS, alone[2].count_LS)
+    np.testing.assert_allclose(found.total, alone.total, rtol=1e-4)
+    np.testing.assert_array_equal(found.load.count_LS, alone.load.count_LS)
     unfolded = method.grown.loss(session.model, ready, stage, batch, jax.random.key(1))
-    assert abs(float(unfolded[0] - found[0])) > 1e-2
+    assert abs(float(unfolded.total - found.total)) > 1e-2
 
 
 def test_a_lost_task_is_not_fused(done):

@@ -91,11 +91,11 @@ def test_rt1_thresholds_are_archived_with_their_task_and_rt16_without_them_all_i
     memory = learned(method, model)
     back = method.blank(3, model)
     for task in range(2):
-        back = method.recalled(back, task, method.kept(memory, task))
+        back = method.from_archive(back, task, method.to_archive(memory, task))
     jax.tree.map(np.testing.assert_array_equal, back, memory)
     old = learned(AnchorGate(), model)
     for task in range(2):
-        back = method.recalled(back, task, AnchorGate().kept(old, task))
+        back = method.from_archive(back, task, AnchorGate().to_archive(old, task))
     assert np.asarray(method.decide(back, FrozenFeatures(samples(1)), LEARNED).certainty.unknown_B).all()
 
 
@@ -136,7 +136,11 @@ def test_rt2_two_tasks_nearly_tied_are_blended_or_left_to_the_base(model):
     assert not np.asarray(found["base"].weight_BN[1]).any()
     power = np.exp(scores[1] / 50.0)
     np.testing.assert_allclose(found["blend"].weight_BN[1, :2], power / power.sum(), rtol=1e-4)
-    assert replace(hard, tie=tie).blends and not replace(hard, tie=tie, tied="base").blends and not hard.blends
+    assert (
+        replace(hard, tie=tie).mixes_tasks
+        and not replace(hard, tie=tie, tied="base").mixes_tasks
+        and not hard.mixes_tasks
+    )
 
 
 def test_rt2_a_single_task_is_never_tied(model):

@@ -56,7 +56,7 @@ def test_several_loras_become_tasks_that_have_to_be_named(base, tmp_path):
     folders = [peft_folder(tmp_path / name, seed=n, rank=4 - n) for n, name in enumerate(("birds", "fish"))]
     hj.adopt(base, folders, tmp_path / "run")
     run = recalled(tmp_path / "run")
-    assert run.tasks == ("birds", "fish") and run.config.method.needs_name
+    assert run.tasks == ("birds", "fish") and run.config.method.traits.needs_task_name
     hj.export(tmp_path / "run", tmp_path / "out", hj.ExportOptions("peft"))
     for folder in folders:
         for layer in range(LAYERS):

@@ -50,9 +50,9 @@ def test_named_answers_are_those_of_asking_every_question_with_the_task_named(wo
         ]
         assert all(line["weights"] == line["scores"] and line["weights"][task.name] == 1 for line in kept)
         found = {line["question_id"] for line in lines_of(seed, task.name, False) if line["weights"][task.name] == 1}
-        again += [record.id for record in records if config.method.blends or record.id not in found]
+        again += [record.id for record in records if config.method.traits.mixes_tasks or record.id not in found]
     assert asked == again
-    assert len(asked) == 8 if config.method.blends else 0 < len(asked) < 8
+    assert len(asked) == 8 if config.method.traits.mixes_tasks else 0 < len(asked) < 8
 
 
 def test_a_named_cell_that_was_cut_off_ends_with_the_same_bytes(world):

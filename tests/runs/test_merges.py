@@ -15,7 +15,7 @@ from hidecmoe_jax.core import trees
 from hidecmoe_jax.core.errors import ConfigError
 from hidecmoe_jax.experts.bank import EMPTY
 from hidecmoe_jax.methods import shared_slots
-from hidecmoe_jax.methods.routed import FAMILY
+from hidecmoe_jax.methods.lora import LINEARS
 from hidecmoe_jax.runs import edits
 from hidecmoe_jax.runs.assistant import load, recalled
 from hidecmoe_jax.runs.ledger import Ledger
@@ -103,7 +103,7 @@ def test_a_merge_serves_is_learned_on_top_of_and_taken_back(world, merged):
 def test_only_what_stays_can_be_edited_further(merged):
     run = copied(merged, "further")
     for wrong in (lambda: merge(run, "birds", "fish"), lambda: merge(run, "fish", "birds")):
-        with pytest.raises(ConfigError, match="number 1 lives in the slot of number 0"):
+        with pytest.raises(ConfigError, match="number 1 is served from the slot of number 0"):
             wrong()
     with pytest.raises(ConfigError, match="hidecmoe restore RUN"):
         retire(run, "birds")
@@ -154,8 +154,8 @@ def test_every_seed_is_merged_where_it_keeps_tasks_apart(tmp_path, capsys):
     merge(run, "birds", "fish", allowed=100.0, commit=True)
     for folder, layer in zip(folders, (0, 1), strict=True):
         learner = session.recall(Ledger(folder).archive(), run)
-        assert np.flatnonzero(np.asarray(learner.past[FAMILY].owner_LS)[:, 2] == EMPTY).tolist() == [layer]
-    with pytest.raises(ConfigError, match="number 1 lives in the slot of number 0"):
+        assert np.flatnonzero(np.asarray(learner.past[LINEARS].owner_LS)[:, 2] == EMPTY).tolist() == [layer]
+    with pytest.raises(ConfigError, match="number 1 is served from the slot of number 0"):
         merge(run, "birds", "fish", layers=(1,))
     edits.write(run, ())
     found = merge(run, "birds", "fish", layers=(1,), allowed=100.0)

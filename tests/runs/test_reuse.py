@@ -145,7 +145,9 @@ def test_a_row_is_what_it_is_when_every_question_is_answered_again(world):
         if chosen(row, line) not in (None, "base"):
             texts.setdefault((task, line["question_id"]), {})[chosen(row, line)] = line["text"]
     several = [set(by.values()) for by in texts.values() if len(by) > 1]
-    assert config.method.needs_name or max(map(len, several)) > 1, "every task says the same: nothing is compared"
+    assert config.method.traits.needs_task_name or max(map(len, several)) > 1, (
+        "every task says the same: nothing is compared"
+    )
 
 
 def test_every_answer_is_written_once(world):
@@ -157,7 +159,7 @@ def test_every_answer_is_written_once(world):
         if chosen(row, line) is not None
     ]
     early = [line for row, _, line in told(full) if chosen(row, line) is None]
-    assert bool(early) == config.method.needs_name
+    assert bool(early) == config.method.traits.needs_task_name
     assert len(written) == len(set(pairs)) + len(early) < len(pairs) + len(early)
     cells = [cell for row in found["cells"].values() for cell in row.values()]
     assert sum(cell["count"] - cell["reused"] for cell in cells) == len(written)
@@ -291,7 +293,7 @@ def test_the_basis_tells_questions_settings_and_programs_apart(cmoe):
 
 def test_a_method_whose_answers_change_takes_nothing_from_earlier_rows(tmp_path):
     config = set_up(tmp_path, expand="last", gate=GAUSSIAN)
-    assert not config.method.lasting
+    assert not config.method.traits.answers_are_final
     cells = outcome(learn(config, tmp_path / "run"))["cells"]
     assert all(cell["reused"] == 0 for row in cells.values() for name, cell in row.items() if "(" not in name)
     # Beside it, a named cell takes what the gate has named by itself.
@@ -320,10 +322,12 @@ def test_an_answer_of_the_base_is_worth_more_than_a_refusal():
 def test_answers_last_only_where_nothing_is_fused_tuned_along_or_blended():
     firm = LocatorGate(by=NearestMean())
     thin = Routed(expand="all", train_projector=False, gate=firm)
-    assert thin.lasting and Mixture(gate=firm).lasting and replace(thin, gate=NamedGate()).lasting
+    for method in (thin, Mixture(gate=firm), replace(thin, gate=NamedGate())):
+        assert method.traits.answers_are_final
     for gate in (AnchorGate(), replace(firm, soft=True), replace(firm, tie=0.1)):
-        assert not replace(thin, gate=gate).lasting and not replace(Mixture(), gate=gate).lasting
-    assert replace(thin, gate=replace(firm, tie=0.1, tied="base")).lasting
+        assert not replace(thin, gate=gate).traits.answers_are_final
+        assert not replace(Mixture(), gate=gate).traits.answers_are_final
+    assert replace(thin, gate=replace(firm, tie=0.1, tied="base")).traits.answers_are_final
     for other in ({"expand": "last"}, {"expand": (0, 1)}, {"train_projector": True}, {"growth": "shared"}):
-        assert not replace(thin, **other).lasting
-    assert not MoeLora().lasting
+        assert not replace(thin, **other).traits.answers_are_final
+    assert not MoeLora().traits.answers_are_final

@@ -153,7 +153,7 @@ def test_a_method_of_ones_own_is_named_in_the_config(world):
         "own_method:Gentel": "cannot import",
         "rooted": "unknown kind",
         "none_such:Gentle": "cannot import",
-        "collections:OrderedDict": "OrderedDict has no needs_name, isolates, blends, lasting",
+        "collections:OrderedDict": "OrderedDict has no lora, gate, traits, gated, init",
     }.items():
         with pytest.raises(ConfigError, match=message):
             from_mapping(mapping | {"method": {"kind": kind}})

@@ -1,8 +1,8 @@
 """Gates: how an input finds its task. One small interface, so that any method takes any of them.
 
-A gate learns a task from what was seen of its records (`fit`), turns scores into weights (`decide`), knows what of its
-memory belongs to which task (`kept`, `recalled`), and says whether it ever weighs two tasks for one sample (`blends`).
-`locating.LocatorGate` is the third of this kind.
+A gate is fitted to the features of a task's records (`fit`), turns scores into weights of the tasks (`decide`), and
+separates what it stores of one task from the rest (`to_archive`, `from_archive`). `mixes_tasks` is true if one sample
+may get weights of several tasks. `locator.LocatorGate` is the third of this kind.
 """
 
 from __future__ import annotations
@@ -33,8 +33,9 @@ class AnchorGate:
     """
 
     kind: ClassVar[str] = "anchors"
-    reading: ClassVar[None] = None
-    blends: ClassVar[bool] = True
+    reads: ClassVar[None] = None
+    mixes_tasks: ClassVar[bool] = True
+    stores: ClassVar[str] = "prototypes"
     mixing: float = 0.5
     temperature: float = 0.1
     legacy: bool = False
@@ -75,17 +76,22 @@ class AnchorGate:
         sure = certainty(found.mixed_BN, learned_N, limits=limits, foreign=self.foreign)
         return Decision(jnp.where(sure.unknown_B[:, None], 0.0, found.weight_BN), found.mixed_BN, sure)
 
-    def kept(self, memory: Memory, task: int) -> Memory:
+    def to_archive(self, memory: Memory, task: int) -> Memory:
         """What is known of one task."""
         return {name: leaf[task] for name, leaf in memory.items()}
 
-    def recalled(self, memory: Memory, task: int, kept: Memory) -> Memory:
-        """The inverse of `kept`."""
+    def from_archive(self, memory: Memory, task: int, kept: Memory) -> Memory:
+        """The inverse of `to_archive`."""
         return {name: leaf.at[task].set(stored(kept, name)) for name, leaf in memory.items()}
 
     def size(self, model: Model) -> int:
         """Numbers stored per task."""
         return ClipAnchors().size(clip_widths(model))
+
+    @property
+    def unknown_settings(self) -> dict[str, float | None]:
+        """Settings of unknown-input detection, for exports."""
+        return {"foreign": self.foreign, "kept_apart": self.kept_apart}
 
 
 @dataclass(frozen=True)
@@ -93,8 +99,11 @@ class NamedGate:
     """The task is named at inference: an upper reference, not a method."""
 
     kind: ClassVar[str] = "named"
-    reading: ClassVar[None] = None
-    blends: ClassVar[bool] = False
+    reads: ClassVar[None] = None
+    mixes_tasks: ClassVar[bool] = False
+    stores: ClassVar[str] = "prototypes"
+    foreign: ClassVar[None] = None
+    unknown_settings: ClassVar[dict[str, float]] = {}
 
     def blank(self, capacity: int, model: Model) -> Memory:
         """There is nothing to know."""
@@ -111,11 +120,11 @@ class NamedGate:
             remedy="evaluate it with the task named, or choose a gate that finds it, such as 'anchors'",
         )  # fmt: skip
 
-    def kept(self, memory: Memory, task: int) -> Memory:
+    def to_archive(self, memory: Memory, task: int) -> Memory:
         """Nothing."""
         return {}
 
-    def recalled(self, memory: Memory, task: int, kept: Memory) -> Memory:
+    def from_archive(self, memory: Memory, task: int, kept: Memory) -> Memory:
         """Nothing."""
         return memory
 

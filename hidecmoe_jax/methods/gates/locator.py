@@ -61,20 +61,30 @@ class LocatorGate:
             raise ValueError(f"tie {self.tie} must be above 0, or None")
 
     @property
-    def blends(self) -> bool:
+    def mixes_tasks(self) -> bool:
         """Whether several tasks may be heard at once."""
         return self.soft or (self.tie is not None and self.tied == "blend")
 
     @property
-    def reading(self) -> Reading | None:
+    def reads(self) -> Reading | None:
         """The state of the base that is looked at; anchors look at CLIP."""
         return None if self.by.kind == ClipAnchors.kind else self.state
 
+    @property
+    def stores(self) -> str:
+        """What is stored of every task: an autoencoder (`vae`) or `prototypes`; exports name a file by it."""
+        return "vae" if self.by.kind == Vae.kind else "prototypes"
+
+    @property
+    def unknown_settings(self) -> dict[str, float | None]:
+        """Settings of unknown-input detection, for exports."""
+        return {"foreign": self.foreign, "kept_apart": self.kept_apart}
+
     def _shown(self, seen: FrozenFeatures) -> Any:
-        return seen.pooled if self.reading is None else seen.state_BD
+        return seen.pooled if self.reads is None else seen.state_BD
 
     def _width(self, model: Model) -> Any:
-        return clip_widths(model) if self.reading is None else model.config.decoder.width
+        return clip_widths(model) if self.reads is None else model.config.decoder.width
 
     def blank(self, capacity: int, model: Model) -> dict[str, Array]:
         """What is known of no task."""
@@ -121,12 +131,12 @@ class LocatorGate:
         weight = jnp.where(jnp.any(learned_N) & ~sure.unknown_B[:, None], weight, 0.0)
         return Decision(weight, jnp.where(learned_N[None], score_BN, 0.0), sure)
 
-    def kept(self, memory: dict[str, Array], task: int) -> dict[str, Array]:
+    def to_archive(self, memory: dict[str, Array], task: int) -> dict[str, Array]:
         """What is known of one task, with the standardisation that all tasks share."""
         return {name: leaf if name in FIXED else leaf[task] for name, leaf in memory.items()}
 
-    def recalled(self, memory: dict[str, Array], task: int, kept: dict[str, Array]) -> dict[str, Array]:
-        """The inverse of `kept`."""
+    def from_archive(self, memory: dict[str, Array], task: int, kept: dict[str, Array]) -> dict[str, Array]:
+        """The inverse of `to_archive`."""
         return {
             name: jnp.asarray(kept[name]) if name in FIXED else leaf.at[task].set(stored(kept, name))
             for name, leaf in memory.items()

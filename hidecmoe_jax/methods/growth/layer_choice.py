@@ -22,7 +22,7 @@ from jax import Array
 
 from hidecmoe_jax.experts.bank import Bank
 from hidecmoe_jax.experts.routing import Routing, Voice
-from hidecmoe_jax.methods.base import Stage
+from hidecmoe_jax.methods.base import Loss, Stage
 from hidecmoe_jax.methods.growth.probe import Probe, cut
 from hidecmoe_jax.models.llava import Batch, Model, answer_loss, layer_features
 
@@ -80,10 +80,10 @@ class LayerChoice:
         """What is remembered between two stages, of the shape it always has: the routers [L, D, S] of a `probe`."""
         return {"router": jnp.zeros((bank.layers, width, bank.slots))} if self.by == "probe" else {}
 
-    def loss(self, model: Model, bank: Bank, router_LDS: Array, batch: Batch) -> tuple[Array, Array, None]:
+    def loss(self, model: Model, bank: Bank, router_LDS: Array, batch: Batch) -> Loss:
         """Answer loss with every token mixing all tasks' experts; the routers alone train."""
         total, count, _ = answer_loss(model, batch, (_choice(bank, router_LDS, bank.slots),))
-        return total, count, None
+        return Loss(total, count)
 
     def measure(self, model: Model, bank: Bank, known: dict[str, Any], batch: Batch) -> dict[str, Array]:
         """Sums of one batch that `worth` reads.

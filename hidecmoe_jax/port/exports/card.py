@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from hidecmoe_jax.methods.routed import Routed
+from hidecmoe_jax.methods.capabilities import AsLora
 from hidecmoe_jax.runs.assistant import LoadedRun
 from hidecmoe_jax.runs.ledger import Ledger
 from hidecmoe_jax.runs.scores import Cells
@@ -63,7 +63,7 @@ def _use(found: LoadedRun) -> str:
     lines = ["hidecmoe adopt BASE THIS_FOLDER --out RUN", 'hidecmoe ask RUN --image picture.png "..."']
     shown = "## Use\n\nThe base model is not included; its SHA-256 is in `hidecmoe.json` and is compared.\n\n```\n"
     shown += "\n".join(lines) + "\n```"
-    if isinstance(found.config.method, Routed):
+    if isinstance(found.config.method, AsLora):
         shown += (
             "\n\n`experts/TASK` is one LoRA that stock PEFT loads: the task's own expert with the projector as the "
             "task left it, which is the model as that task was trained. What the run answers (fused layers, gate) "
@@ -98,16 +98,16 @@ def _forgetting(found: LoadedRun, cells: dict) -> str:
 
 def _routing(found: LoadedRun) -> str:
     method = found.config.method
-    gate = getattr(method, "gate", None)
-    if gate is None or (isinstance(method, Routed) and not method.gated):
+    gate = method.gate
+    if not method.gated:
         return "Nothing is routed: one expert answers everything."
-    if getattr(gate, "kind", "") == "named":
+    if method.traits.needs_task_name:
         return "The task has to be named."
-    foreign = getattr(gate, "foreign", None)
     told = f"An input finds its experts by a gate of kind `{gate.kind}`; what it knows of every task is in `routing/`."
-    if foreign is None:
+    if gate.foreign is None:
         return f"{told} It calls no input unknown: every input gets some task's experts."
-    return f"{told} Below a task's threshold an input is called unknown, which loses {100 * foreign:g} % of its own."
+    lost = f"{100 * gate.foreign:g} %"
+    return f"{told} Below a task's threshold an input is called unknown, which loses {lost} of its own."
 
 
 def _limits(found: LoadedRun) -> str:

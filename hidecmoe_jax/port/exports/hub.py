@@ -22,13 +22,14 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from hidecmoe_jax.core import strict, trees
+from hidecmoe_jax.core import strict
 from hidecmoe_jax.core.about import VERSION
 from hidecmoe_jax.core.errors import CheckpointError, ConfigError
 from hidecmoe_jax.data.images import file_digest
 from hidecmoe_jax.data.stream import task_name
+from hidecmoe_jax.methods.capabilities import AsLora
 from hidecmoe_jax.methods.gates.unknown import THRESHOLDS
-from hidecmoe_jax.methods.routed import FAMILY, Routed
+from hidecmoe_jax.methods.lora import LINEARS
 from hidecmoe_jax.models.store import base_folder, save_tensors
 from hidecmoe_jax.port.adapters.peft import BASE_KEY, PROJECTOR, PROJECTOR_LEAVES, TASK_KEY, LoraWeights, write_peft
 from hidecmoe_jax.port.adapters.read import read_adapter
@@ -79,13 +80,12 @@ def _write_expert(found: LoadedRun, folder: Path, groups: Groups, name: str, bas
     """A task's own expert: PEFT's form where that holds it, ours where it does not."""
     method, notes = found.config.method, {BASE_KEY: found.base, TASK_KEY: name}
     folder.mkdir(parents=True)
-    if not isinstance(method, Routed):
+    if not isinstance(method, AsLora):
         save_tensors(groups["experts"], folder / EXPERTS, notes)
         if groups["shared"]:
             save_tensors(groups["shared"], folder / SHARED, notes)
         return
-    bank = method.lora.blank(found.model, 1).with_factors(trees.unflatten(groups["experts"]))
-    bank = bank.replace(owner_LS=np.zeros_like(np.asarray(bank.owner_LS)))
+    bank = method.archived_expert(found.model, groups["experts"])
     lora = lora_of(bank, np.ones(bank.owner_LS.shape, np.float32))
     lora = LoraWeights(lora.a, lora.b, lora.scale, dict(groups["shared"]))
     write_peft(lora, folder, tree="since5", base=base, notes=notes, dropout=method.lora.dropout)
@@ -93,21 +93,20 @@ def _write_expert(found: LoadedRun, folder: Path, groups: Groups, name: str, bas
 
 def _write_routing(found: LoadedRun, folder: Path) -> None:
     """What the gate knows, in one file, and token routers in another; `TASK/...` names what belongs to a task."""
-    gate = getattr(found.config.method, "gate", None)
-    known = "vae" if getattr(getattr(gate, "by", None), "kind", "") == "vae" else "prototypes"
+    method = found.config.method
+    known = "prototypes" if method.gate is None else method.gate.stores
     files: dict[str, dict[str, np.ndarray]] = {known: {}, "routers": {}}
     limits: dict[str, dict[str, float]] = {}
     for task, groups in zip(found.tasks, found.kept, strict=True):
         for path, leaf in groups["memory"].items():
-            of_gate = path.startswith("gate/") or (isinstance(found.config.method, Routed) and path != "worth")
-            files[known if of_gate else "routers"][f"{task}/{path}"] = leaf
+            files[known if method.is_gate_leaf(path) else "routers"][f"{task}/{path}"] = leaf
             if path.removeprefix("gate/") in THRESHOLDS:
                 limits.setdefault(task, {})[path.removeprefix("gate/")] = float(leaf)
     folder.mkdir()
     for name, leaves in files.items():
         if leaves:
             save_tensors(leaves, folder / f"{name}.safetensors")
-    settings = {key: getattr(gate, key) for key in ("foreign", "kept_apart") if key in vars(gate or object)}
+    settings = {} if method.gate is None else method.gate.unknown_settings
     told = {"from": "records of each task that its anchors left out", "settings": settings, "thresholds": limits}
     (folder / "thresholds.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
 
@@ -118,18 +117,17 @@ def _facts(found: LoadedRun, base: str) -> dict[str, Any]:
     settings.pop("stream")
     method, folder = found.config.method, base_folder(found.config.base.path)
     files = {path.name: file_digest(path) for path in sorted(folder.iterdir()) if path.is_file()}
-    lora = getattr(method, "lora", None)
     layers = found.model.config.decoder.layers
-    expanded = list(method.expanded(layers, found.learner.memory)) if isinstance(method, Routed) else []
+    expanded = list(method.expanded(layers, found.learner.memory)) if isinstance(method, AsLora) else []
     roles = {"layers": layers, "expanded": expanded, "last": layers - 1}
     tasks = read_run(found.folder)["identity"]["tasks"] if found.tasks == (JOINT,) else list(found.tasks)
-    banks = [bank for name, bank in found.learner.past.items() if name == FAMILY]
+    linears = found.learner.past.get(LINEARS)
     return {
         "format": FORMAT, "version": VERSION, "bank_version": len(found.tasks), "experts": list(found.tasks),
         "tasks": tasks, "config": settings,
         "base": {"name": base, "sha256": found.base, "files": files, "config": strict.plain(found.model.config)},
-        "lora": None if lora is None else strict.plain(lora) | {"rule": "alpha / rank"},
-        "layer_roles": roles, "target_modules": list(banks[0].sites) if banks else [],
+        "lora": None if method.lora is None else strict.plain(method.lora) | {"rule": "alpha / rank"},
+        "layer_roles": roles, "target_modules": list(linears.sites) if linears is not None else [],
         "edits": [strict.plain(one) for one in edits.read(found.folder) if one.tasks <= len(tasks)],
     }  # fmt: skip
 

@@ -13,19 +13,14 @@ import numpy as np
 
 from hidecmoe_jax.core.errors import ConfigError, nearest
 from hidecmoe_jax.experts.bank import EMPTY, Bank
-from hidecmoe_jax.methods.base import Method, with_experts_folded, with_leaves
-from hidecmoe_jax.methods.lora import PARALLEL
-from hidecmoe_jax.methods.mixture import Mixture
-from hidecmoe_jax.methods.moelora import MoeLora
-from hidecmoe_jax.methods.routed import FAMILY, Routed
-from hidecmoe_jax.methods.shared_slots import serving_slots
-from hidecmoe_jax.methods.stacked import Stacked
+from hidecmoe_jax.methods.base import with_experts_folded, with_leaves
+from hidecmoe_jax.methods.capabilities import AsLora
 from hidecmoe_jax.models.llava import Model
 from hidecmoe_jax.port.adapters.peft import LoraWeights
 from hidecmoe_jax.runs.assistant import LoadedRun
 
 
-def require_linear(run: LoadedRun, form: str) -> Routed:
+def require_linear(run: LoadedRun, form: str) -> AsLora:
     """The run's method, where its experts are LoRA on linears and constant for a task.
 
     Args:
@@ -35,31 +30,18 @@ def require_linear(run: LoadedRun, form: str) -> Routed:
       ConfigError: the method routes tokens, or has no experts at all; says what to use instead.
     """
     method = run.config.method
-    if not isinstance(method, Routed):
+    if not isinstance(method, AsLora):
         raise ConfigError(
             f"the experts of {method.name!r} cannot be written as {form}", where=f"method: {type(method).__name__}",
-            why=f"{_experts(method)}; this form holds one LoRA on linears, the same for every token",
+            why=f"{method.describe_experts()}; this form holds one LoRA on linears, the same for every token",
             remedy="use --to hub, which keeps experts and routers; answer with `hidecmoe ask` or `hidecmoe eval`",
         )  # fmt: skip
-    if FAMILY not in run.learner.past or not method.learned(run.learner):
+    if method.lora_bank(run.learner) is None or not method.learned(run.learner):
         raise ConfigError(
             f"there is no expert to write as {form}", where=f"method {method.name!r}",
             why="nothing was learned: it answers with the base model alone", remedy="use --to hf-base",
         )  # fmt: skip
     return method
-
-
-def _experts(method: Method) -> str:
-    match method:
-        case Stacked():
-            return _experts(method.grown)
-        case Mixture():
-            where = "beside the feed-forward block" if PARALLEL in method.lora.sites else "at linears"
-            return f"every token is routed among experts {where} ({', '.join(method.lora.sites)})"
-        case MoeLora():
-            return f"every token mixes {method.experts} experts at every linear ({', '.join(method.lora.sites)})"
-        case _:
-            return "only the method itself knows how its experts speak"
 
 
 def names_of(run: LoadedRun, wanted: tuple[str, ...] = ()) -> dict[str, int]:
@@ -71,7 +53,7 @@ def names_of(run: LoadedRun, wanted: tuple[str, ...] = ()) -> dict[str, int]:
       ConfigError: no such task.
     """
     method = require_linear(run, "an adapter")
-    if method.growth == "shared":
+    if not method.traits.keeps_old_experts:
         known = {method.name: 0}
     else:
         known = {run.tasks[task]: task for task in method.learned(run.learner)}
@@ -79,17 +61,6 @@ def names_of(run: LoadedRun, wanted: tuple[str, ...] = ()) -> dict[str, int]:
     if unknown:
         raise ConfigError("no such task in the run", where=f"--task {unknown[0]}", why=nearest(unknown[0], known))
     return {name: known[name] for name in wanted} if wanted else known
-
-
-def gains_of(run: LoadedRun, task: int) -> np.ndarray:
-    """How loudly every slot speaks when `task` is named, float32 [L, S]: constant layers, and above them its own slot
-    or that of the task it was merged into."""
-    method, bank = run.config.method, run.learner.past[FAMILY]
-    gain_LS = np.array(method.fused_gains(bank, run.learner.memory))
-    slot_LN = serving_slots(bank, run.learner.memory)
-    for layer in method.expanded(bank.layers, run.learner.memory):
-        gain_LS[layer] = np.arange(bank.slots) == slot_LN[layer, task]
-    return gain_LS
 
 
 def lora_of(bank: Bank, gain_LS: np.ndarray) -> LoraWeights:
@@ -118,13 +89,14 @@ def lora_of(bank: Bank, gain_LS: np.ndarray) -> LoraWeights:
 
 def task_lora(run: LoadedRun, task: int) -> LoraWeights:
     """Everything that answers an input of `task`, beyond the base: one LoRA, and the projector where it was tuned."""
-    lora = lora_of(run.learner.past[FAMILY], gains_of(run, task))
+    method = run.config.method
+    lora = lora_of(method.lora_bank(run.learner), method.lora_gains(run.learner, task))
     tuned = {path: np.asarray(leaf, np.float32) for path, leaf in run.learner.shared.items()}
     return LoraWeights(lora.a, lora.b, lora.scale, tuned)
 
 
 def merged(run: LoadedRun, task: int) -> Model:
     """The base with everything of `task` folded in, in the base's dtypes."""
-    return with_experts_folded(
-        with_leaves(run.model, run.learner.shared), run.learner.past[FAMILY], gains_of(run, task)
-    )
+    method = run.config.method
+    model = with_leaves(run.model, run.learner.shared)
+    return with_experts_folded(model, method.lora_bank(run.learner), method.lora_gains(run.learner, task))

@@ -1,0 +1,89 @@
+"""Edits of a pool of experts that token routers choose from (`edit` says what they change)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import jax.numpy as jnp
+import numpy as np
+
+from hidecmoe_jax.experts.bank import Bank
+from hidecmoe_jax.experts.combine import closeness
+from hidecmoe_jax.experts.pool import POOL
+from hidecmoe_jax.experts.slots import clear
+from hidecmoe_jax.methods.edit import Edit, in_layers, merge_slots, one_row, requested_rows, rows_with_experts
+
+if TYPE_CHECKING:
+    from hidecmoe_jax.methods.base import Learner
+
+
+def narrowed(learner: Learner, edit: Edit) -> Edit | None:
+    """The edit in those of its layers in which the pool has experts for it; None where it has none."""
+    bank = learner.past[POOL]
+    return in_layers(bank, rows_with_experts(bank, edit), edit)
+
+
+def edited(learner: Learner, edit: Edit) -> Learner:
+    """The learner after an edit of its pool.
+
+    Raises:
+      ConfigError: as `requested_rows`.
+    """
+    bank = learner.past[POOL]
+    rows = requested_rows(bank, rows_with_experts(bank, edit), edit)
+    return _retired(learner, edit, rows) if edit.kind == "retire" else _merged(learner, edit, rows)
+
+
+def _retired(learner: Learner, edit: Edit, rows: np.ndarray) -> Learner:
+    """Empties the slots of a task, or one of them, and hides them from every router."""
+    bank = learner.past[POOL]
+    in_rows_L = np.isin(np.arange(bank.layers), rows)
+    retired_LS = (np.asarray(bank.owner_LS) == edit.task) & in_rows_L[:, None]
+    if edit.expert is not None:
+        retired_LS &= np.cumsum(retired_LS, axis=1) == edit.expert + 1
+    layers, slots = np.nonzero(retired_LS)
+    memory = dict(learner.memory)
+    memory["visible"] = memory["visible"].at[:, layers, slots].set(False)
+    memory["routers"] = memory["routers"].at[:, layers, :, slots].set(0.0)
+    return learner.replace(past=learner.past | {POOL: clear(bank, layers, slots)}, memory=memory)
+
+
+def _merged(learner: Learner, edit: Edit, rows: np.ndarray) -> Learner:
+    """Merges in every layer a task's experts into those of another task that are most like them."""
+    bank, memory = learner.past[POOL], dict(learner.memory)
+    owner_LS = np.asarray(bank.owner_LS)
+    router_NLDS = np.array(memory["routers"])
+    visible_NLS = np.array(memory["visible"])
+    for row in rows:
+        targets = _most_similar(one_row(bank, row), owner_LS[row], edit)
+        for target, merged_slots in targets.items():
+            sources = (target, *merged_slots)
+            bank = merge_slots(bank, row, sources, edit)
+            _merge_columns(router_NLDS[:, row], visible_NLS[:, row], sources)
+    memory |= {"routers": jnp.asarray(router_NLDS), "visible": jnp.asarray(visible_NLS)}
+    return learner.replace(past=learner.past | {POOL: bank}, memory=memory)
+
+
+def _most_similar(layer: Bank, owner_S: np.ndarray, edit: Edit) -> dict[int, list[int]]:
+    """For slots of `edit.into` in one layer, the slots of `edit.task` that are merged into them: those whose update has
+    the largest cosine with theirs; of equals the first."""
+    targets = np.flatnonzero(owner_S == edit.into)
+    by_target: dict[int, list[int]] = {}
+    for slot in np.flatnonzero(owner_S == edit.task):
+        cosines = [closeness(layer, int(target), int(slot))[0] for target in targets]
+        # An update that is zero has no cosine (NaN): it comes after every other.
+        best = int(targets[int(np.argmax(np.nan_to_num(cosines, nan=-2.0)))])
+        by_target.setdefault(best, []).append(int(slot))
+    return by_target
+
+
+def _merge_columns(router_NDS: np.ndarray, visible_NS: np.ndarray, sources: tuple[int, ...]) -> None:
+    """One layer's routers and masks after a merge into the first of `sources`, in place."""
+    slots = list(sources)
+    for task in np.flatnonzero(visible_NS[:, slots].any(axis=1)):
+        visible = [slot for slot in slots if visible_NS[task, slot]]
+        column_D = router_NDS[task][:, visible].mean(axis=1)
+        router_NDS[task][:, slots] = 0.0
+        visible_NS[task, slots] = False
+        router_NDS[task][:, slots[0]] = column_D
+        visible_NS[task, slots[0]] = True

@@ -1,0 +1,117 @@
+"""Edits of a method with one expert per task (`edit` says what they change)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from hidecmoe_jax.core.errors import ConfigError
+from hidecmoe_jax.experts import surgery
+from hidecmoe_jax.experts.bank import Bank
+from hidecmoe_jax.methods import shared_slots
+from hidecmoe_jax.methods.edit import (
+    Edit,
+    in_layers,
+    layer_list,
+    merge_slots,
+    not_editable,
+    requested_rows,
+    rows_with_experts,
+)
+
+if TYPE_CHECKING:
+    from hidecmoe_jax.methods.base import Learner
+    from hidecmoe_jax.methods.routed import Routed
+
+
+def narrowed(method: Routed, learner: Learner, edit: Edit, since: int | None) -> Edit | None:
+    """The edit in those of its layers in which there is something to edit; None where there is nothing.
+
+    A task is retired whole, so the layers of a retirement are not looked at.
+    """
+    bank = method.lora_bank(learner)
+    if bank is None:
+        return edit
+    if edit.kind == "retire":
+        return edit if edit.task in method.learned(learner) else None
+    return in_layers(bank, _mergeable_rows(method, learner, bank, edit, since), edit)
+
+
+def edited(method: Routed, learner: Learner, edit: Edit, since: int | None) -> Learner:
+    """The learner after an edit.
+
+    Args:
+      since: how many tasks were learned when the edit was made; None for all that the learner has.
+
+    Raises:
+      ConfigError: all tasks share one expert, or the edit cannot be made.
+    """
+    if not method.gated:
+        raise not_editable(method, edit)
+    if edit.kind == "retire":
+        return _retired(method, learner, edit)
+    return _merged(method, learner, edit, since)
+
+
+def _separate_layers(method: Routed, learner: Learner, bank: Bank, since: int | None) -> tuple[int, ...]:
+    """Decoder layers that kept one expert per task after the first `since` tasks; None for now."""
+    memory = learner.memory
+    if method.chooses and since is not None:
+        # Layers are chosen from the mean over tasks: later tasks had not contributed yet.
+        memory = memory | {"worth": memory["worth"].at[since:].set(0.0)}
+    return method.expanded(bank.layers, memory)
+
+
+def _mergeable_rows(method: Routed, learner: Learner, bank: Bank, edit: Edit, since: int | None) -> np.ndarray:
+    """Rows in which both tasks own an expert and are kept apart."""
+    rows = rows_with_experts(bank, edit)
+    return rows[np.isin(rows + bank.first_layer, _separate_layers(method, learner, bank, since))]
+
+
+def _merged(method: Routed, learner: Learner, edit: Edit, since: int | None) -> Learner:
+    """Merges the experts of two tasks in the layers that keep tasks apart."""
+    bank = method.lora_bank(learner)
+    rows = _mergeable_rows(method, learner, bank, edit, since)
+    separate = ", ".join(map(str, _separate_layers(method, learner, bank, since))) or "none"
+    reasons = [f"layers that keep tasks apart: {separate}; the others are fused, a merge already"]
+    for (task, home), shared_rows in shared_slots.shared(learner.memory).items():
+        if task in edit.tasks:
+            layers = layer_list(bank, shared_rows)
+            reasons.append(f"number {task} is served from the slot of number {home} in layers {layers}")
+    slot_LN = shared_slots.own_slots(bank)
+    requested = requested_rows(bank, rows, edit, reasons=tuple(reasons))
+    for row in requested:
+        sources = (int(slot_LN[row, edit.into]), int(slot_LN[row, edit.task]))
+        bank = merge_slots(bank, row, sources, edit)
+    memory = shared_slots.moved(learner.memory, requested, edit.task, edit.into, shape=slot_LN.shape)
+    return method.with_bank(learner, bank, memory)
+
+
+def _retired(method: Routed, learner: Learner, edit: Edit) -> Learner:
+    """Retires a whole task."""
+    _require_whole_task(method, learner, edit)
+    bank = method.lora_bank(learner)
+    if edit.task not in method.learned(learner):
+        requested_rows(bank, rows_with_experts(bank, edit), edit)  # raises: the task owns nothing
+    if (np.asarray(bank.owner_LS) == edit.task).any():
+        bank = surgery.retire(bank, edit.task)
+    memory = shared_slots.left(learner.memory, edit.task)
+    return method.with_bank(learner, bank, memory)
+
+
+def _require_whole_task(method: Routed, learner: Learner, edit: Edit) -> None:
+    """Refuses to retire a part of a task, and a task whose expert serves others."""
+    if edit.layers is not None or edit.expert is not None:
+        field = "layers" if edit.layers is not None else "expert"
+        why = "a task has one expert in every layer; only pools have several"
+        if field == "layers":
+            why = "inputs would be routed to a task that lacks a part of its expert"
+        raise ConfigError(f"{method.name} retires whole tasks", where=field, why=why, remedy=f"leave --{field} out")
+    guests = [task for task, home in shared_slots.shared(learner.memory) if home == edit.task]
+    if guests:
+        raise ConfigError(
+            "other tasks are served from the expert of this task", where=f"task number {edit.task}",
+            why=f"merged into it: {', '.join(f'number {task}' for task in guests)}",
+            remedy="take the merge back first (hidecmoe restore RUN), or retire the others first",
+        )  # fmt: skip
