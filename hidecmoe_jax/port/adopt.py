@@ -31,11 +31,11 @@ from hidecmoe_jax.port.adapters.read import Adapter, read_adapter
 from hidecmoe_jax.port.exports.hub import is_hub, read_hub
 from hidecmoe_jax.port.output import check_target, fresh_folder
 from hidecmoe_jax.runs import edits
-from hidecmoe_jax.runs.config import Base, RunConfig, StreamConfig, from_mapping, to_mapping
+from hidecmoe_jax.runs.config import Base, RunConfig, StreamConfig, from_mapping, to_mapping, write_config
+from hidecmoe_jax.runs.folder import RunFolder
 from hidecmoe_jax.runs.identity import open_run
 from hidecmoe_jax.runs.ledger import Ledger
 from hidecmoe_jax.runs.session import checked_stream, identity_of, open_base, say, session_facts
-from hidecmoe_jax.runs.stream_loop import write_config
 from hidecmoe_jax.storage.arrays import Groups
 from hidecmoe_jax.storage.files import write_json
 
@@ -125,7 +125,7 @@ def _adopt_hub(base: str, folders: list[Path], out: Path, how: Adoption, *, over
         facts = {"adopted": [{"kind": "hub", "from": folders[0].name}]}
         write_run(aside, config, model, hub.names, hub.lessons, facts=facts, digest=digest, tasks=hub.tasks)
         if hub.edits:
-            write_json(aside / edits.FILE, {"edits": hub.edits})
+            write_json(RunFolder(aside).edits, {"edits": hub.edits})
             edits.read(aside)
     return [f"{config.method.name}: {len(hub.names)} lessons ({', '.join(hub.names)})"]
 
@@ -298,7 +298,7 @@ def write_run(
       names: of the lessons; `tasks` those of the tasks, where they differ (joint training).
     """
     method = config.method
-    method.serve(model, method.from_archive(model, max(config.capacity, len(lessons)), lessons))
+    method.serve(model, method.from_archive(model, config.slots_for(len(lessons)), lessons))
     if config.stream.tasks:
         identity = identity_of(config, checked_stream(config), digest)
     else:
@@ -309,7 +309,7 @@ def write_run(
     open_run(folder, identity, resume=False, overwrite=False, session=session_facts())
     write_config(config, folder)
     for seed in config.seeds:
-        ledger = Ledger(folder / f"seed_{seed}")
+        ledger = Ledger(RunFolder(folder).seed(seed).path)
         for number, groups in enumerate(lessons):
             own = {"tasks": [names[number]], "method": method.name, "seed": seed, "base": digest, "samples": 0}
             own |= {"epochs": 0, "seconds": 0.0, "stages": {}, "experts": {}} | dict(facts)

@@ -15,25 +15,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hidecmoe_jax.core import trees
 from hidecmoe_jax.core.errors import CheckpointError, DataError
 from hidecmoe_jax.data.features import Features, extract
 from hidecmoe_jax.data.items import IMAGE
 from hidecmoe_jax.data.records import Record, Turn
 from hidecmoe_jax.data.tokenizer import Tokenizer
 from hidecmoe_jax.evaluate.answer import Answer, answers, states
-from hidecmoe_jax.methods.base import Decision, FrozenFeatures, Learner, Serving
+from hidecmoe_jax.methods.base import Decision, FrozenFeatures, Serving
 from hidecmoe_jax.methods.gates.unknown import UNREACHED
 from hidecmoe_jax.methods.routed import Routed
 from hidecmoe_jax.models.config import LlavaConfig
 from hidecmoe_jax.models.llava import Model, Prompt, logits, vision_features
 from hidecmoe_jax.runs.config import Base, RunConfig
-from hidecmoe_jax.runs.edits import recall
-from hidecmoe_jax.runs.identity import read_run
-from hidecmoe_jax.runs.missing import gather
+from hidecmoe_jax.runs.finished import load_run
+from hidecmoe_jax.runs.folder import RunFolder
 from hidecmoe_jax.runs.session import open_base
-from hidecmoe_jax.runs.stream_loop import CONFIG, config_of
-from hidecmoe_jax.storage.arrays import Groups
 
 _logits = jax.jit(logits)
 _see = jax.jit(vision_features)
@@ -235,55 +231,10 @@ def load(path: str | Path, *, task: int | None = None, skip_missing: bool = Fals
       CheckpointError: neither, damaged (every task that cannot be loaded is named), another base model than the run was
         learned on, or no such task.
     """
-    folder = Path(path)
-    if not (folder / CONFIG).is_file():
+    if not RunFolder(Path(path)).config.is_file():
         config = RunConfig(method=Routed(name="base", growth="none"), base=Base(path=str(path)))
         model, tokenizer = open_base(config)
         return Assistant(config, model, config.method.serve(model, config.method.init(model, 1)), tokenizer, ())
-    found = recalled(folder, task=task, skip_missing=skip_missing)
+    found = load_run(path, task=task, skip_missing=skip_missing)
     serving = found.config.method.serve(found.model, found.learner).replace(missing=found.missing)
     return Assistant(found.config, found.model, serving, found.tokenizer, found.tasks)
-
-
-@dataclass(frozen=True)
-class LoadedRun:
-    """A run in memory: its config, the untouched base, what was learned on it, and the names of the lessons.
-
-    Attributes:
-      kept: what the ledger holds of every lesson; None for those in `missing`, which could not be loaded.
-      tasks: names of the lessons.
-      base: SHA-256 of the base's leaves, as run.json has it.
-    """
-
-    folder: Path
-    config: RunConfig
-    model: Model
-    tokenizer: Tokenizer
-    learner: Learner
-    kept: list[Groups | None]
-    tasks: tuple[str, ...]
-    missing: tuple[str, ...]
-    base: str
-
-
-def recalled(folder: Path, *, task: int | None = None, skip_missing: bool = False) -> LoadedRun:
-    """What `load` serves from, for those who do something else with it.
-
-    Raises:
-      CheckpointError: as `load`.
-    """
-    config, run = config_of(folder), read_run(folder)
-    model, tokenizer = open_base(config)
-    if trees.digest(model.params) != run["identity"]["base"]:
-        raise CheckpointError(
-            "the run was learned on another base model", where=str(folder),
-            why=f"the SHA-256 of {config.base.path} is not the one in run.json",
-            remedy="put the original base model back",
-        )  # fmt: skip
-    tasks = run["identity"]["tasks"]
-    found = gather(folder / f"seed_{config.seeds[0]}", config.method, tasks, count=task)
-    found.require(config.method, skip_missing=skip_missing)
-    learner = recall(folder, config.method, model, max(config.capacity, len(tasks)), found.kept)
-    return LoadedRun(
-        folder, config, model, tokenizer, learner, found.kept, found.names, tuple(found.lost), run["identity"]["base"]
-    )

@@ -2,7 +2,7 @@
 
 A config says which base, which stream, which method, how each task is tuned and how answers are written and judged. A
 method is chosen by its `kind`: `routed` for the family that ships, or `package.module:Class` for a user's own frozen
-dataclass with the hooks of `methods.learner.Method`.
+dataclass with the hooks of `methods.base.Method`.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import yaml
+
 from hidecmoe_jax.core import strict
-from hidecmoe_jax.core.errors import ConfigError
+from hidecmoe_jax.core.errors import CheckpointError, ConfigError
 from hidecmoe_jax.core.paths import find_config
 from hidecmoe_jax.data.prompts import Template
 from hidecmoe_jax.data.records import Policy
@@ -25,6 +27,7 @@ from hidecmoe_jax.methods.mixture import Mixture
 from hidecmoe_jax.methods.moelora import MoeLora
 from hidecmoe_jax.methods.routed import Routed
 from hidecmoe_jax.methods.stacked import Stacked
+from hidecmoe_jax.runs.folder import RunFolder
 from hidecmoe_jax.train.optim import TrainConfig
 
 METHODS = {"routed": Routed, "mixture": Mixture, "stacked": Stacked, "moelora": MoeLora}
@@ -124,6 +127,17 @@ class RunConfig:
         if self.capacity < 1:
             raise ValueError("capacity must be at least 1")
 
+    def slots_for(self, tasks: int) -> int:
+        """Task slots of a run over `tasks` tasks: `capacity`, doubled until every lesson has one.
+
+        Learning, evaluation, `ask` and studies of one run all build learners of this size, so that all of them run the
+        same compiled programs and round alike.
+        """
+        slots = self.capacity
+        while slots < len(self.method.lessons(tasks)):
+            slots *= 2
+        return slots
+
 
 def load_config(source: str | Path, *, overrides: Iterable[str] = (), tasks: Iterable[str | Path] = ()) -> RunConfig:
     """Reads a config file (or a shipped one by name, as `pocket/hide`) and lays overrides over it.
@@ -142,6 +156,29 @@ def load_config(source: str | Path, *, overrides: Iterable[str] = (), tasks: Ite
         kept = {key: value for key, value in mapping.get("stream", {}).items() if key not in ("pocket", "tasks")}
         mapping["stream"] = kept | {"pocket": None, "tasks": [{"folder": folder} for folder in folders]}
     return from_mapping(mapping, str(path))
+
+
+def config_of(run: str | Path) -> RunConfig:
+    """The configuration a run was started with.
+
+    Raises:
+      CheckpointError: the folder holds no run.
+    """
+    path = RunFolder(Path(run)).config
+    if not path.is_file():
+        raise CheckpointError(
+            "this is no run", where=str(run), why=f"there is no {path.name}",
+            remedy="give a folder made by `hidecmoe run`",
+        )  # fmt: skip
+    return from_mapping(strict.read_yaml(path), str(path))
+
+
+def write_config(config: RunConfig, run: Path) -> None:
+    """The resolved configuration, as YAML that `load_config` reads back."""
+    path = RunFolder(run).config
+    part = path.with_name(f"{path.name}.part")
+    part.write_text(yaml.safe_dump(to_mapping(config), sort_keys=False), encoding="utf-8")
+    part.replace(path)
 
 
 def from_mapping(mapping: Mapping[str, Any], where: str = "config") -> RunConfig:

@@ -17,9 +17,10 @@ from hidecmoe_jax.core.errors import CheckpointError
 from hidecmoe_jax.methods.base import Learner, Method
 from hidecmoe_jax.methods.edit import Edit, edited, narrowed
 from hidecmoe_jax.models.llava import Model
+from hidecmoe_jax.runs.config import RunConfig
+from hidecmoe_jax.runs.folder import RunFolder
+from hidecmoe_jax.storage.arrays import Groups
 from hidecmoe_jax.storage.files import read_json, sync_folder, write_json
-
-FILE = "edits.json"
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ def read(run: Path) -> tuple[Committed, ...]:
     Raises:
       CheckpointError, ConfigError: the file is damaged.
     """
-    path = run / FILE
+    path = RunFolder(run).edits
     if not path.is_file():
         return ()
     found = read_json(path).get("edits")
@@ -50,10 +51,11 @@ def read(run: Path) -> tuple[Committed, ...]:
 
 def write(run: Path, edits: Sequence[Committed]) -> None:
     """Replaces the edits of a run, durably and at once; without any the file goes."""
+    path = RunFolder(run).edits
     if edits:
-        write_json(run / FILE, {"edits": [strict.plain(one) for one in edits]})
-    elif (run / FILE).is_file():
-        (run / FILE).unlink()
+        write_json(path, {"edits": [strict.plain(one) for one in edits]})
+    elif path.is_file():
+        path.unlink()
         sync_folder(run)
 
 
@@ -65,22 +67,30 @@ def keep_until(run: Path, tasks: int) -> None:
         write(run, kept)
 
 
-def recall(run: Path | None, method: Method, model: Model, capacity: int, kept: Sequence[dict | None]) -> Learner:
-    """The learner after the lessons that `kept` archived, with the edits that `run` had up to there.
+def learner_after(
+    archive: Sequence[Groups | None], run: Path | None, config: RunConfig, model: Model, *, tasks: int
+) -> Learner:
+    """The learner after the archived lessons, with the edits that the run had up to there.
 
     Args:
       run: the run's folder; None for what was learned, without any edit.
+      tasks: of the whole run, which sets the number of task slots.
     """
-    learner = method.from_archive(model, capacity, kept)
-    return learner if run is None else laid_over(run, method, learner, kept)
+    slots = config.slots_for(max(tasks, len(archive)))
+    learner = config.method.from_archive(model, slots, archive)
+    return learner if run is None else with_edits(learner, run, config.method, archive)
 
 
-def laid_over(run: Path, method: Method, learner: Learner, kept: Sequence[dict | None]) -> Learner:
-    """The learner after the lessons that `kept` archived with the edits on top that `run` had up to there."""
-    for one in read(run):
-        named = {one.edit.task, one.edit.into} - {None}
-        # Of a task that could not be loaded there is nothing to edit.
-        if one.tasks <= len(kept) and all(kept[task] is not None for task in named):
-            own = narrowed(method, learner, one.edit, one.tasks)
-            learner = learner if own is None else edited(method, learner, own, one.tasks)
+def with_edits(learner: Learner, run: Path, method: Method, archive: Sequence[Groups | None]) -> Learner:
+    """The learner after the archived lessons, with the edits on top that the run had up to there."""
+    for committed in read(run):
+        edit = committed.edit
+        if committed.tasks > len(archive):
+            continue
+        # Nothing of a task that could not be loaded can be edited.
+        if any(archive[task] is None for task in {edit.task, edit.into} - {None}):
+            continue
+        applicable = narrowed(method, learner, edit, committed.tasks)
+        if applicable is not None:
+            learner = edited(method, learner, applicable, committed.tasks)
     return learner

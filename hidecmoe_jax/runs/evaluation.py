@@ -19,6 +19,7 @@ from hidecmoe_jax.core.strict import plain
 from hidecmoe_jax.data.stream import Task
 from hidecmoe_jax.evaluate.answer import Answer, unwritten
 from hidecmoe_jax.methods.base import Decision, Serving
+from hidecmoe_jax.runs.folder import CellsFolder
 from hidecmoe_jax.runs.reuse import basis_of, facts, learned, taken
 from hidecmoe_jax.runs.scores import Cells
 from hidecmoe_jax.runs.session import Session, bar
@@ -26,11 +27,6 @@ from hidecmoe_jax.scoring.score import by_id, score
 from hidecmoe_jax.storage.crash_points import crash_point
 from hidecmoe_jax.storage.files import write_bytes
 from hidecmoe_jax.storage.signals import Stop
-
-
-def answers_file(folder: Path, row: int, task: str, *, named: bool) -> Path:
-    """Where the answers of one cell lie."""
-    return folder / "answers" / f"row_{row:03d}" / (f"{task}.named.jsonl" if named else f"{task}.jsonl")
 
 
 def label_of(task: str, named: bool) -> str:
@@ -63,7 +59,7 @@ def _line(answer: Answer, names: Sequence[str]) -> str:
 
 
 def _facts(
-    session: Session, folder: Path, row: int, task: Task, basis: str, *, reference: bool, reuse: bool
+    session: Session, folder: CellsFolder, row: int, task: Task, basis: str, *, reference: bool, reuse: bool
 ) -> dict[tuple[str, str], dict[str, Any]]:
     """Texts that a cell need not write again: those of the routed cell beside a named one, where a gate that never
     blends has named the task by itself, and with `reuse` those of earlier rows."""
@@ -71,10 +67,10 @@ def _facts(
     samples = session.config.evaluate.writing.temperature > 0
     if session.config.method.traits.mixes_tasks or samples:
         return {}
-    cells = Cells(folder / "cells.json").read()
+    cells = Cells(folder.cells).read()
     places = [(earlier, named) for earlier in range(row if reuse else 0) for named in (False, True)]
     return facts(
-        (read_answers(answers_file(folder, number, task.name, named=named)), learned(session, number))
+        (read_answers(folder.answers(number, task.name, named=named)), learned(session, number))
         for number, named in places + [(row, False)] * reference
         if cells.get(number, {}).get(label_of(task.name, named), {}).get("basis") == basis
     )
@@ -167,7 +163,7 @@ def _chosen(line: dict[str, Any]) -> str | None:
 def evaluate_cell(
     session: Session,
     serving: Serving,
-    folder: Path,
+    folder: CellsFolder,
     row: int,
     task: Task,
     *,
@@ -185,11 +181,11 @@ def evaluate_cell(
       stop: asked after every batch of answers.
       reuse: answers of earlier rows hold in this one.
     """
-    cells, label = Cells(folder / "cells.json"), label_of(task.name, reference)
+    cells, label = Cells(folder.cells), label_of(task.name, reference)
     if label in cells.read().get(row, {}):
         return
     start = time.monotonic()
-    path = answers_file(folder, row, task.name, named=reference)
+    path = folder.answers(row, task.name, named=reference)
     records, names, basis = session.test(task), [t.name for t in session.stream.tasks], basis_of(session, serving, task)
     known, decision, given = _facts(session, folder, row, task, basis, reference=reference, reuse=reuse), None, []
     if known:
@@ -200,7 +196,7 @@ def evaluate_cell(
         session, serving, task, path, seed=seed, named=named, stop=stop, decision=decision, given=given
     )  # fmt: skip
     cell = judge(task, records, lines, names) | {"reused": len(given), "basis": basis}
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.path.mkdir(parents=True, exist_ok=True)
     cells.write(row, label, cell | {"seconds": round(time.monotonic() - start, 3)})
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,17 +17,11 @@ from typing import Any
 from hidecmoe_jax.core.errors import CheckpointError, ConfigError
 from hidecmoe_jax.core.strict import difference
 from hidecmoe_jax.runs.config import from_mapping, to_mapping
+from hidecmoe_jax.runs.folder import ERRORS, IDENTITY, RunFolder
 from hidecmoe_jax.storage.files import read_json, sync_folder, write_json
 from hidecmoe_jax.storage.lock import LOCK, NOTE
 
-FILE = "run.json"
 FORMAT = 1
-ERRORS = "data_errors.jsonl"  # may be there before a run is: the list of why it did not start
-# What a run writes, run.json last: an overwrite that is interrupted leaves something that still is a run.
-_OURS = re.compile(
-    r"seed_\d+|config\.yaml|report\.(json|html)|figures|facts\.json|edits\.json|data_errors\.jsonl"
-    r"|(foreign|control|overlap|retire|merge|cka|cka_legacy)\.json"
-)
 
 
 def check_run(folder: Path, *, resume: bool, overwrite: bool) -> bool:
@@ -41,12 +34,12 @@ def check_run(folder: Path, *, resume: bool, overwrite: bool) -> bool:
     """
     if resume and overwrite:
         raise ConfigError("--resume and --overwrite exclude each other", where=str(folder), remedy="give one of them")
-    there = (folder / FILE).is_file()
+    there = RunFolder(folder).identity.is_file()
     if not there and resume:
         raise CheckpointError(
             "nothing to resume",
             where=str(folder),
-            why=f"there is no {FILE}",
+            why=f"there is no {IDENTITY}",
             remedy="check --out, or start afresh without --resume",
         )
     if there and not resume and not overwrite:
@@ -56,12 +49,13 @@ def check_run(folder: Path, *, resume: bool, overwrite: bool) -> bool:
             why="its work would be lost or mixed with another's",
             remedy="use --overwrite to start afresh (the old run is moved aside) or --resume to go on",
         )
+    # The list of bad records may be there before a run is: it says why the run did not start.
     strangers = [p.name for p in folder.iterdir() if p.name not in (LOCK, NOTE, ERRORS)] if folder.is_dir() else []
     if not there and strangers:
         raise ConfigError(
             "the folder is not empty and holds no run",
             where=str(folder),
-            why=f"found {', '.join(sorted(strangers)[:5])}, but no {FILE}",
+            why=f"found {', '.join(sorted(strangers)[:5])}, but no {IDENTITY}",
             remedy="give another --out",
         )
     return there
@@ -97,12 +91,12 @@ def open_run(
         replace(folder)
     if not there or overwrite:
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / FILE, {"format": FORMAT, "identity": fresh, "changes": [], "sessions": [now]})
+        write_json(RunFolder(folder).identity, {"format": FORMAT, "identity": fresh, "changes": [], "sessions": [now]})
         return False
     run, changes = read_run(folder), changes_of(folder, identity, allow)
     noted = [{"field": path, "old": old, "new": new, "at": now["started"]} for path, old, new in changes]
     run |= {"identity": fresh, "changes": run["changes"] + noted, "sessions": [*run["sessions"], now]}
-    write_json(folder / FILE, run)
+    write_json(RunFolder(folder).identity, run)
     return True
 
 
@@ -142,20 +136,32 @@ def read_run(folder: Path) -> dict[str, Any]:
     Raises:
       CheckpointError: there is no run, it is damaged, or a newer version wrote it.
     """
-    if not (folder / FILE).is_file():
-        raise CheckpointError("this is no run", where=str(folder), why=f"there is no {FILE}", remedy="check the path")
-    run = read_json(folder / FILE)
+    path = RunFolder(folder).identity
+    if not path.is_file():
+        raise CheckpointError(
+            "this is no run", where=str(folder), why=f"there is no {IDENTITY}", remedy="check the path"
+        )
+    run = read_json(path)
     version = run.get("format")
     if isinstance(version, int) and version > FORMAT:
         raise CheckpointError(
             "the run was written by a newer version",
-            where=str(folder / FILE),
+            where=str(path),
             why=f"format {version}, this version reads up to {FORMAT}",
             remedy="update the package",
         )
     if version != FORMAT or not {"identity", "changes", "sessions"} <= set(run):
-        raise CheckpointError("a file of the run is damaged", where=str(folder / FILE), why="fields are missing")
+        raise CheckpointError("a file of the run is damaged", where=str(path), why="fields are missing")
     return run
+
+
+def task_names(folder: Path) -> list[str]:
+    """Names of the tasks a run was started with.
+
+    Raises:
+      CheckpointError: as `read_run`.
+    """
+    return list(read_run(folder)["identity"]["tasks"])
 
 
 def replace(folder: Path) -> Path:
@@ -171,11 +177,10 @@ def replace(folder: Path) -> Path:
             why=f"it points to {os.readlink(folder)}",
             remedy="give the folder itself as --out",
         )
-    count = sum(1 for path in folder.iterdir() if path.name.startswith("replaced_"))
-    aside = folder / f"replaced_{count:03d}"
+    run = RunFolder(folder)
+    aside = run.next_replaced()
     aside.mkdir()
-    names = sorted(path.name for path in folder.iterdir() if _OURS.fullmatch(path.name))
-    for name in [*names, FILE]:
-        os.rename(folder / name, aside / name)
+    for path in run.written():
+        os.rename(path, aside / path.name)
     sync_folder(folder)
     return aside

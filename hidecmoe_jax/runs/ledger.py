@@ -18,6 +18,7 @@ from typing import Any
 
 from hidecmoe_jax.core import trees
 from hidecmoe_jax.core.errors import CheckpointError
+from hidecmoe_jax.runs.folder import SeedFolder
 from hidecmoe_jax.storage.arrays import Groups, check_name, describe, on_host, read_facts, read_store, write_store
 from hidecmoe_jax.storage.crash_points import crash_point
 from hidecmoe_jax.storage.files import disk_errors, remove_inside, sync_folder
@@ -45,6 +46,11 @@ class Ledger:
 
     folder: Path
 
+    @property
+    def place(self) -> SeedFolder:
+        """Paths below the folder."""
+        return SeedFolder(self.folder)
+
     def commit(
         self, index: int, name: str, groups: Mapping[str, Mapping[str, Any]], *, meta: Mapping[str, Any]
     ) -> TaskRecord:
@@ -65,7 +71,7 @@ class Ledger:
         """
         crash_point("before_commit", name)
         done = self.tasks()
-        folder = self.folder / "tasks" / f"{index:03d}_{check_name(name, 'a task name')}"
+        folder = self.place.task(index, check_name(name, "a task name"))
         if index < len(done):
             return self._same(done[index], folder, groups)
         if index > len(done):
@@ -74,7 +80,7 @@ class Ledger:
                 where=folder.name,
                 why=f"the next task is number {len(done)}, got {index}",
             )
-        aside = self.folder / ".incoming" / folder.name
+        aside = self.place.incoming / folder.name
         self.clean()
         with disk_errors("could not make the run folder", aside, needed=0):
             aside.parent.mkdir(parents=True, exist_ok=True)
@@ -93,7 +99,7 @@ class Ledger:
         Raises:
           CheckpointError: a task is missing in the middle, two share a number, or a folder is none of ours.
         """
-        root = self.folder / "tasks"
+        root = self.place.tasks
         names = sorted(path.name for path in root.iterdir() if not path.name.startswith(".")) if root.is_dir() else []
         records = []
         for place, name in enumerate(names):
@@ -144,7 +150,7 @@ class Ledger:
         groups: list[Groups | None] = []
         lost: dict[str, str] = {}
         for index, name in enumerate(names):
-            record = TaskRecord(index, name, self.folder / "tasks" / f"{index:03d}_{name}")
+            record = TaskRecord(index, name, self.place.task(index, name))
             try:
                 found, meta = read_store(record.folder)
                 self._is(record, meta)
@@ -174,16 +180,14 @@ class Ledger:
                 where=record.folder.name,
                 why=f"the last one is {done[-1].folder.name}",
             )
-        aside = self.folder / "withdrawn"
-        aside.mkdir(exist_ok=True)
-        target = aside / f"{record.folder.name}.{sum(1 for _ in aside.iterdir())}"
+        target = self.place.next_withdrawn(record.folder.name)
         os.rename(record.folder, target)
         sync_folder(record.folder.parent)
         return target
 
     def clean(self) -> tuple[str, ...]:
         """Removes what a crash left half-written in `.incoming/`, under the lock; returns the names."""
-        aside = self.folder / ".incoming"
+        aside = self.place.incoming
         left = sorted(aside.iterdir()) if aside.is_dir() else []
         for path in left:
             remove_inside(self.folder, path)

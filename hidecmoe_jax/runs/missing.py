@@ -14,10 +14,10 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from hidecmoe_jax.core.errors import CheckpointError
 from hidecmoe_jax.methods.base import Method
+from hidecmoe_jax.runs.folder import SeedFolder
 from hidecmoe_jax.runs.ledger import Ledger
 from hidecmoe_jax.runs.scores import Cells
 from hidecmoe_jax.runs.seed_run import lesson_name
@@ -30,7 +30,7 @@ _PLACE = re.compile(r"(\d{3,})_.+")
 class LoadedArchive:
     """What could be loaded of a seed: its folder, the expected lessons, their groups (None: lost), and why by name."""
 
-    folder: Path
+    folder: SeedFolder
     names: tuple[str, ...]
     kept: list[Groups | None]
     lost: dict[str, str]
@@ -55,21 +55,21 @@ class LoadedArchive:
             else "one expert serves all"
         )
         raise CheckpointError(
-            f"{len(self.lost)} of {len(self.names)} tasks cannot be loaded", where=str(self.folder / "tasks"),
+            f"{len(self.lost)} of {len(self.names)} tasks cannot be loaded", where=str(self.folder.tasks),
             why="\n         ".join(self.lost.values()),
             remedy=f"restore these folders from a copy; --task {whole} goes back to before them; {apart}",
         )  # fmt: skip
 
 
-def expected(folder: Path, names: Sequence[str]) -> tuple[str, ...]:
+def expected(folder: SeedFolder, names: Sequence[str]) -> tuple[str, ...]:
     """The lessons that a seed must hold: up to the last one that has a folder or was measured."""
-    root = folder / "tasks"
+    root = folder.tasks
     found = [_PLACE.fullmatch(path.name) for path in root.iterdir()] if root.is_dir() else []
     places = [int(match[1]) + 1 for match in found if match is not None]
-    return tuple(names[: max([0, *places, *Cells(folder / "cells.json").read()])])
+    return tuple(names[: max([0, *places, *Cells(folder.cells).read()])])
 
 
-def gather(folder: Path, method: Method, tasks: Sequence[str], *, count: int | None = None) -> LoadedArchive:
+def gather(folder: SeedFolder, method: Method, tasks: Sequence[str], *, count: int | None = None) -> LoadedArchive:
     """Loads the lessons of a seed, or the first `count` of them, as far as they can be loaded.
 
     Args:
@@ -81,9 +81,10 @@ def gather(folder: Path, method: Method, tasks: Sequence[str], *, count: int | N
     names = expected(folder, [lesson_name(tasks, lesson) for lesson in method.lessons(len(tasks))])
     if count is not None and not 0 <= count <= len(names):
         raise CheckpointError(
-            "no such task in the run", where=str(folder), why=f"asked for {count}, learned are {len(names)}"
+            "no such task in the run", where=str(folder.path), why=f"asked for {count}, learned are {len(names)}"
         )
-    kept, lost = Ledger(folder).gather(names[:count])
+    ledger = Ledger(folder.path)
+    kept, lost = ledger.gather(names[:count])
     if not lost and count is None:
-        Ledger(folder).tasks()
+        ledger.tasks()
     return LoadedArchive(folder, names[:count], kept, lost)

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from hidecmoe_jax.core.errors import CheckpointError, ConfigError
+from hidecmoe_jax.runs.folder import SeedFolder
 from hidecmoe_jax.storage.arrays import read_store, write_store
 from hidecmoe_jax.storage.crash_points import crash_point
 from hidecmoe_jax.storage.files import disk_errors, remove_inside, sync_folder
@@ -131,17 +132,17 @@ class Progress:
             file.write(json.dumps(line) + "\n")
 
 
-def within(seed: Path) -> Progress:
-    """The checkpoints within a training stage of the lesson that a seed of a run has begun."""
-    return Progress(seed / "progress")
+def step_checkpoints(seed: SeedFolder) -> Progress:
+    """Checkpoints within a training stage of the lesson that a seed has begun."""
+    return Progress(seed.step_checkpoints)
 
 
-def between(seed: Path) -> Progress:
+def stage_checkpoints(seed: SeedFolder) -> Progress:
     """The learner between two stages of that lesson, so that a crash costs a stage and never a lesson."""
-    return Progress(seed / "between", keep=1)
+    return Progress(seed.stage_checkpoints, keep=1)
 
 
-def forget(seed: Path) -> None:
-    """Drops every checkpoint of the lesson that a seed of a run has begun."""
-    within(seed).clear()
-    between(seed).clear()
+def clear_checkpoints(seed: SeedFolder) -> None:
+    """Drops every checkpoint of the lesson that a seed has begun."""
+    step_checkpoints(seed).clear()
+    stage_checkpoints(seed).clear()

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hidecmoe_jax.core import strict
 from hidecmoe_jax.core.errors import CheckpointError
 from hidecmoe_jax.methods.base import Learner, Method
 from hidecmoe_jax.methods.capabilities import Probes
@@ -24,28 +23,27 @@ from hidecmoe_jax.report import (
     run_document,
     write_report,
 )
-from hidecmoe_jax.runs.config import from_mapping, to_mapping
+from hidecmoe_jax.runs.config import config_of, to_mapping
 from hidecmoe_jax.runs.costs import flops_per_query
 from hidecmoe_jax.runs.dead_experts import sentence
-from hidecmoe_jax.runs.edits import laid_over, read
-from hidecmoe_jax.runs.evaluation import answers_file, confusion, read_answers
+from hidecmoe_jax.runs.edits import read, with_edits
+from hidecmoe_jax.runs.evaluation import confusion, read_answers
+from hidecmoe_jax.runs.folder import FACTS, CellsFolder, RunFolder, SeedFolder
 from hidecmoe_jax.runs.identity import read_run
 from hidecmoe_jax.runs.ledger import Ledger
 from hidecmoe_jax.runs.scores import Cells, Curve
-from hidecmoe_jax.runs.seed_run import variant_folder
 from hidecmoe_jax.runs.session import Session
 from hidecmoe_jax.storage.files import read_json, write_json
 
-FACTS, COMPARISON, SAMPLES = "facts.json", "comparison.json", 4
+SAMPLES = 4
 
 
 def write(session: Session, folder: Path) -> None:
     """Writes what only an opened run knows (sizes, sample questions), then the report."""
     method = session.config.method
-    seed = folder / f"seed_{session.config.seeds[0]}"
-    kept = Ledger(seed).archive()
-    was = session.recall(kept, None)  # as it was learned
-    learner = laid_over(folder, method, was, kept)
+    kept = Ledger(RunFolder(folder).seed(session.config.seeds[0]).path).archive()
+    was = session.learner_after(kept, None)  # as it was learned
+    learner = with_edits(was, folder, method, kept)
     sizes = method.sizes(session.model, was) | {"stored": method.sizes(session.model, learner)["stored"]}
     growth = _growth(session, folder, kept, was)
     asked = {
@@ -60,7 +58,7 @@ def write(session: Session, folder: Path) -> None:
         ]
         for task in session.stream.tasks
     }
-    lessons = [[session.stream.tasks[t].name for t in lesson] for lesson in method.lessons(len(session.stream.tasks))]
+    lessons = [[session.stream.tasks[t].name for t in lesson] for lesson in session.lessons]
     pictures = max(len(r.images) for task in session.stream.tasks for r in session.test(task))
     scorers = {task.name: task.scorer for task in session.stream.tasks}
     facts = {
@@ -72,7 +70,7 @@ def write(session: Session, folder: Path) -> None:
         "flops": flops_per_query(method, session.model, learner, tokens=session.prompt_length, pictures=pictures),
         "asked": asked,
     }
-    write_json(folder / FACTS, facts)
+    write_json(RunFolder(folder).facts, facts)
     rebuild(folder)
 
 
@@ -81,7 +79,7 @@ def _growth(session: Session, folder: Path, kept: list, was: Learner) -> dict[st
     method = session.config.method
     found = method.growth_of(session.model, was)
     for count in sorted({one.tasks for one in read(folder)} if isinstance(method, Probes) else ()):
-        then = method.growth_of(session.model, laid_over(folder, method, was, kept[:count]))
+        then = method.growth_of(session.model, with_edits(was, folder, method, kept[:count]))
         found = {name: [*parts[:count], *then[name][count:]] for name, parts in found.items()}
     return found
 
@@ -93,8 +91,9 @@ def rebuild(folder: str | Path) -> Path:
       CheckpointError: the folder holds neither.
     """
     folder = Path(folder)
-    if (folder / COMPARISON).is_file():
-        facts = read_json(folder / COMPARISON)
+    comparison = RunFolder(folder).comparison
+    if comparison.is_file():
+        facts = read_json(comparison)
         documents = [document_of(folder / name) for name in facts["runs"]]
         document, samples = compare_document(documents, budget=facts.get("budget")), []
     else:
@@ -105,17 +104,19 @@ def rebuild(folder: str | Path) -> Path:
 
 def document_of(folder: Path) -> dict[str, Any]:
     """The report of one run as plain values."""
-    if not (folder / FACTS).is_file():
+    place = RunFolder(folder)
+    if not place.facts.is_file():
         raise CheckpointError(
             "no report can be written", where=str(folder), why=f"{FACTS} is missing: the run is not finished",
             remedy="finish it with the command it was started with, and --resume",
         )  # fmt: skip
-    facts, run = read_json(folder / FACTS), read_run(folder)
+    facts, run = read_json(place.facts), read_run(folder)
     tasks = tuple(run["identity"]["tasks"])
-    config = from_mapping(strict.read_yaml(folder / "config.yaml"), str(folder / "config.yaml"))
+    config = config_of(folder)
     told = config.method.traits.needs_task_name
-    seeds = [seed_result(folder / f"seed_{seed}", seed, tasks, facts["lessons"], told=told) for seed in config.seeds]
-    ledger = Ledger(folder / f"seed_{config.seeds[0]}")
+    seeds = [seed_result(place.seed(seed), seed, tasks, facts["lessons"], told=told) for seed in config.seeds]
+    first_seed = place.seed(config.seeds[0])
+    ledger = Ledger(first_seed.path)
     first = ledger.tasks()
     settings = {key: value for key, value in to_mapping(config).items() if key != "stream"}
     return run_document(
@@ -136,16 +137,16 @@ def document_of(folder: Path) -> dict[str, Any]:
             flops_per_query=facts.get("flops"),
         ),
         seeds,
-        fusion_modes=_variants(folder / f"seed_{config.seeds[0]}", config.method, tasks, len(facts["lessons"])),
+        fusion_modes=_variants(first_seed, config.method, tasks, len(facts["lessons"])),
     )
 
 
-def _variants(folder: Path, method: Method, tasks: Sequence[str], row: int) -> dict[str, list[float | None]]:
+def _variants(folder: SeedFolder, method: Method, tasks: Sequence[str], row: int) -> dict[str, list[float | None]]:
     """Last scores of every variant; the method's own are those of its last row."""
     found = {}
     for name, variant in method.variants().items():
-        home = folder if variant == method else variant_folder(folder, name)
-        cells = Cells(home / "cells.json").read().get(row, {})
+        home: CellsFolder = folder if variant == method else folder.variant(name)
+        cells = Cells(home.cells).read().get(row, {})
         if cells:
             found[name] = [cells.get(task, {}).get("score") for task in tasks]
     return found
@@ -169,14 +170,14 @@ def _total(counts: dict[str, int]) -> dict[str, int]:
 
 
 def seed_result(
-    folder: Path, seed: int, tasks: Sequence[str], lessons: Sequence[Sequence[str]], *, told: bool = False
+    folder: SeedFolder, seed: int, tasks: Sequence[str], lessons: Sequence[Sequence[str]], *, told: bool = False
 ) -> SeedResult:
     """What one seed measured. A row after k lessons stands at the number of tasks they taught.
 
     Args:
       told: the method is given the task, so what it chose says nothing of a locator.
     """
-    cells = Cells(folder / "cells.json").read()
+    cells = Cells(folder.cells).read()
     taught = [0]
     for lesson in lessons:
         taught.append(taught[-1] + len(lesson))
@@ -210,9 +211,9 @@ def seed_result(
     )
 
 
-def _seconds(folder: Path, cells: dict[int, dict[str, dict[str, Any]]]) -> dict[str, float]:
+def _seconds(folder: SeedFolder, cells: dict[int, dict[str, dict[str, Any]]]) -> dict[str, float]:
     """Wall-clock of learning, of its stages by kind, and of evaluation."""
-    ledger = Ledger(folder)
+    ledger = Ledger(folder.path)
     lessons = [ledger.meta(record.index) for record in ledger.tasks()]
     stages: dict[str, float] = defaultdict(float)
     for lesson in reversed(lessons):  # the first lesson may lack stages that later ones begin with
@@ -225,9 +226,9 @@ def _seconds(folder: Path, cells: dict[int, dict[str, dict[str, Any]]]) -> dict[
     }
 
 
-def _curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
+def _curves(folder: SeedFolder) -> dict[str, list[tuple[int, float]]]:
     curves = defaultdict(list)
-    for line in Curve(folder / "metrics.jsonl").read():
+    for line in Curve(folder.metrics).read():
         name = line["task"] if line["stage"] == "tune" else f"{line['task']} ({line['stage']})"
         curves[name].append((line["step"], line["loss"]))
     return dict(curves)
@@ -235,14 +236,12 @@ def _curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
 
 def samples_of(folder: Path) -> list[Sample]:
     """The first test questions of every task with the final answers and who spoke."""
-    facts = read_json(folder / FACTS)
-    config = from_mapping(strict.read_yaml(folder / "config.yaml"), str(folder / "config.yaml"))
-    seed = folder / f"seed_{config.seeds[0]}"
+    facts = read_json(RunFolder(folder).facts)
+    seed = RunFolder(folder).seed(config_of(folder).seeds[0])
     samples = []
     for task, asked in facts["asked"].items():
         lines = {
-            line["question_id"]: line
-            for line in read_answers(answers_file(seed, len(facts["lessons"]), task, named=False))
+            line["question_id"]: line for line in read_answers(seed.answers(len(facts["lessons"]), task, named=False))
         }
         for item in asked:
             line = lines.get(item["id"])

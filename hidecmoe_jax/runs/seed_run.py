@@ -10,7 +10,6 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -20,12 +19,13 @@ from hidecmoe_jax.core import trees
 from hidecmoe_jax.core.errors import CheckpointError
 from hidecmoe_jax.core.keys import key_for
 from hidecmoe_jax.data.stream import Stream
-from hidecmoe_jax.methods.base import Learner, Method, Serving, Stage
+from hidecmoe_jax.methods.base import Learner, Serving, Stage
 from hidecmoe_jax.runs.dead_experts import experts_of, sentence
-from hidecmoe_jax.runs.edits import read, recall
+from hidecmoe_jax.runs.edits import read
 from hidecmoe_jax.runs.evaluation import evaluate_cell
+from hidecmoe_jax.runs.folder import CellsFolder, SeedFolder
 from hidecmoe_jax.runs.ledger import Ledger
-from hidecmoe_jax.runs.progress import between, forget, within
+from hidecmoe_jax.runs.progress import clear_checkpoints, stage_checkpoints, step_checkpoints
 from hidecmoe_jax.runs.scores import Curve
 from hidecmoe_jax.runs.session import Session, say
 from hidecmoe_jax.runs.watching import StageMonitor
@@ -73,27 +73,12 @@ def tune_of(tune: TrainConfig, stream: Stream, lesson: tuple[int, ...]) -> Train
     return replace(tune, epochs=epochs, rate=tune.rate * ratio, projector_rate=tune.projector_rate * ratio)
 
 
-def capacity_for(wanted: int, lessons: int) -> int:
-    """The smallest doubling of `wanted` that holds `lessons`; says so when it grows."""
-    capacity = wanted
-    while capacity < lessons:
-        capacity *= 2
-    if capacity > wanted:
-        say(f"capacity grows from {wanted} to {capacity} experts; programs compile once more")
-    return capacity
-
-
-def variant_folder(folder: Path, name: str) -> Path:
-    """Where a variant's answers and scores lie."""
-    return folder / "variants" / name
-
-
 @dataclass(frozen=True)
 class SeedRun:
     """One seed of an opened setting in its folder (which its run has locked)."""
 
     session: Session
-    folder: Path
+    folder: SeedFolder
     seed: int
     options: Options
     stop: Stop
@@ -101,16 +86,20 @@ class SeedRun:
     @property
     def ledger(self) -> Ledger:
         """Finished lessons."""
-        return Ledger(self.folder)
+        return Ledger(self.folder.path)
 
     @property
     def lessons(self) -> tuple[tuple[int, ...], ...]:
         """Tasks that are learned together, in order."""
-        return self.session.config.method.lessons(len(self.session.stream.tasks))
+        return self.session.lessons
 
     def run(self) -> None:
         """Walks the stream."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder.path.mkdir(parents=True, exist_ok=True)
+        config = self.session.config
+        slots = config.slots_for(len(self.session.stream.tasks))
+        if slots > config.capacity:
+            say(f"capacity grows from {config.capacity} to {slots} experts; programs compile once more")
         self.ledger.clean()
         kept = self.ledger.archive()
         self.evaluate(0, kept)
@@ -118,16 +107,14 @@ class SeedRun:
             if number >= len(kept):
                 self.learn(number, lesson, kept)
                 kept.append(self.ledger.load(number)[0])
-                forget(self.folder)
+                clear_checkpoints(self.folder)
             self.evaluate(number + 1, kept)
-        if self.session.config.evaluate.variants and self.seed == self.session.config.seeds[0]:
+        if config.evaluate.variants and self.seed == config.seeds[0]:
             self.evaluate_variants(kept)
 
-    def recall(self, kept: list, method: Method | None = None) -> Learner:
-        """The learner after the kept lessons, with the run's edits; a variant has another `method`."""
-        config = self.session.config
-        capacity = capacity_for(config.capacity, len(self.lessons))
-        return recall(self.folder.parent, method or config.method, self.session.model, capacity, kept)
+    def learner_after(self, archive: list) -> Learner:
+        """The learner after the archived lessons, with the run's edits."""
+        return self.session.learner_after(archive, self.folder.run.path)
 
     def learn(self, number: int, lesson: tuple[int, ...], kept: list) -> None:
         """Trains one lesson and commits it.
@@ -137,9 +124,9 @@ class SeedRun:
         """
         session, method = self.session, self.session.config.method
         name, start = lesson_name([task.name for task in session.stream.tasks], lesson), time.monotonic()
-        learner, tune = self.recall(kept), tune_of(session.config.tune, session.stream, lesson)
+        learner, tune = self.learner_after(kept), tune_of(session.config.tune, session.stream, lesson)
         # An edit changes what was archived; what has to keep its bytes is then the edited learner that is gone on from.
-        held = [method.to_archive(learner, task) for task in range(len(kept))] if read(self.folder.parent) else kept
+        held = [method.to_archive(learner, task) for task in range(len(kept))] if read(self.folder.run.path) else kept
         material = session.material(method.records(session.stream, lesson), lesson, name)
         data, stages = data_of(session.stream, lesson), method.stages(number)
         learner, done, took = self._entered(learner, number, name, data)
@@ -149,7 +136,7 @@ class SeedRun:
             took[stage.kind] = round(time.monotonic() - since, 3)
             if any(later.trains for later in stages[place + 1 :]):
                 about = {"lesson": number, "data": data, "stages": took}
-                between(self.folder).save(place, trees.flatten(learner), meta=about)
+                stage_checkpoints(self.folder).save(place, trees.flatten(learner), meta=about)
         self._verify(learner, held, name)
         facts = {
             "tasks": [session.stream.tasks[task].name for task in lesson],
@@ -158,7 +145,7 @@ class SeedRun:
         }
         facts |= {"base": session.base_digest, "samples": len(material.encoded), "epochs": tune.epochs}
         facts |= {"seconds": round(time.monotonic() - start, 3), "stages": took}
-        facts["experts"] = experts_of(method, learner, number, Curve(self.folder / "metrics.jsonl").read())
+        facts["experts"] = experts_of(method, learner, number, Curve(self.folder.metrics).read())
         self.ledger.commit(number, name, method.to_archive(learner, number), meta=facts)
         say(f"learned {name}: {facts['samples']} records, {tune.epochs} epochs, {facts['seconds']:.1f} s")
         if sentence(facts["experts"]):
@@ -190,7 +177,7 @@ class SeedRun:
         at: tuple[int, int],
         key,
     ) -> Learner:
-        progress, curve = within(self.folder), Curve(self.folder / "metrics.jsonl")
+        progress, curve = step_checkpoints(self.folder), Curve(self.folder.metrics)
         own, data = tuned_for(stage, tune, len(material.encoded)), data_of(self.session.stream, self.lessons[at[0]])
         watch = StageMonitor(progress, curve, self.stop, own, name, at, data, self.options.on_corrupt)
         method, model = self.session.config.method, self.session.model
@@ -206,7 +193,7 @@ class SeedRun:
         self, learner: Learner, number: int, name: str, data: list[list[str]]
     ) -> tuple[Learner, int, dict[str, float]]:
         """The learner after the stages of a lesson that are finished, how many these are, and what each one took."""
-        found = between(self.folder).latest(on_corrupt=self.options.on_corrupt)
+        found = stage_checkpoints(self.folder).latest(on_corrupt=self.options.on_corrupt)
         if found is None or found[2]["lesson"] != number:
             return learner, 0, {}
         if found[2].get("data") != data:
@@ -251,12 +238,12 @@ class SeedRun:
           PreemptedError: after a signal, between two cells.
         """
         method = self.session.config.method
-        serving = method.serve(self.session.model, self.recall(kept[:row]))
+        serving = method.serve(self.session.model, self.learner_after(kept[:row]))
         rows = {"none": (), "last": (len(self.lessons),), "all": range(1, len(self.lessons) + 1)}
         reference = row in rows[self.session.config.evaluate.named] and row > 0
         reference = reference and serving.bank is not None and not method.traits.needs_task_name
         # An edit changes what a task's experts say, and with it what earlier rows were told.
-        edited = any(one.tasks <= row for one in read(self.folder.parent))
+        edited = any(one.tasks <= row for one in read(self.folder.run.path))
         reuse = self.session.config.evaluate.reuse and method.traits.answers_are_final and not edited
         seen = {task for lesson in self.lessons[:row] for task in lesson}
         for index in self.wanted(row):
@@ -264,14 +251,14 @@ class SeedRun:
             if reference and index in seen:
                 self._cell(serving, row, index, named=True, reference=True, reuse=reuse)
 
-    def evaluate_without(self, row: int, kept: list, lost: tuple[str, ...]) -> Path:
+    def evaluate_without(self, row: int, kept: list, lost: tuple[str, ...]) -> CellsFolder:
         """Measures a row without the lessons that were lost (None in `kept`), in a folder of its own; returns that."""
         method = self.session.config.method
-        serving = method.serve(self.session.model, self.recall(kept[:row])).replace(missing=lost)
-        other = replace(self, folder=self.folder / "without" / "_".join(lost))
+        serving = method.serve(self.session.model, self.learner_after(kept[:row])).replace(missing=lost)
+        aside = self.folder.without(lost)
         for index in self.wanted(row):
-            other._cell(serving, row, index, named=method.traits.needs_task_name, reference=False)
-        return other.folder
+            self._cell(serving, row, index, named=method.traits.needs_task_name, reference=False, folder=aside)
+        return aside
 
     def evaluate_variants(self, kept: list) -> None:
         """Measures the last row under every variant of the method, in folders of their own."""
@@ -279,18 +266,34 @@ class SeedRun:
         for name, method in own.variants().items():
             if method == own or not kept:
                 continue
-            session = replace(self.session, config=replace(config, method=method))
-            other = replace(self, session=session, folder=variant_folder(self.folder, name))
-            serving = method.serve(session.model, self.recall(kept, method))
+            session, aside = replace(self.session, config=replace(config, method=method)), self.folder.variant(name)
+            other = replace(self, session=session)
+            serving = method.serve(session.model, other.learner_after(kept))
             for index in range(len(session.stream.tasks)):
-                other._cell(serving, len(self.lessons), index, named=method.traits.needs_task_name, reference=False)
+                other._cell(
+                    serving,
+                    len(self.lessons),
+                    index,
+                    named=method.traits.needs_task_name,
+                    reference=False,
+                    folder=aside,
+                )
 
     def _cell(
-        self, serving: Serving, row: int, index: int, *, named: bool, reference: bool, reuse: bool = False
+        self,
+        serving: Serving,
+        row: int,
+        index: int,
+        *,
+        named: bool,
+        reference: bool,
+        reuse: bool = False,
+        folder: CellsFolder | None = None,
     ) -> None:
+        """Measures one cell, in `folder` where that is not the seed's own."""
         task = self.session.stream.tasks[index]
         evaluate_cell(
-            self.session, serving, self.folder, row, task,
+            self.session, serving, folder or self.folder, row, task,
             seed=self.seed, named=named, reference=reference, stop=self.stop, reuse=reuse,
         )  # fmt: skip
         if self.stop.requested:

@@ -37,8 +37,9 @@ from hidecmoe_jax.methods.base import Decision, FrozenFeatures, Learner, Serving
 from hidecmoe_jax.models.llava import Model, Reading
 from hidecmoe_jax.models.store import base_folder, load_model
 from hidecmoe_jax.runs.config import RunConfig, StreamConfig, to_mapping
-from hidecmoe_jax.runs.edits import recall
+from hidecmoe_jax.runs.edits import learner_after
 from hidecmoe_jax.scoring.score import SCORERS
+from hidecmoe_jax.storage.arrays import Groups
 from hidecmoe_jax.train.stage import StageData, count_usage
 
 ANSWER_BUCKET = 16
@@ -194,9 +195,14 @@ class Session:
             named=task.index if named else None,
         )  # fmt: skip
 
-    def recall(self, kept: list, run: Path | None) -> Learner:
-        """The learner after the lessons that `kept` archived, with the edits of `run` (None: as it was learned)."""
-        return recall(run, self.config.method, self.model, max(self.config.capacity, len(kept)), kept)
+    def learner_after(self, archive: Sequence[Groups | None], run: Path | None) -> Learner:
+        """The learner after the archived lessons, with the edits of `run` (None: as it was learned)."""
+        return learner_after(archive, run, self.config, self.model, tasks=len(self.stream.tasks))
+
+    @property
+    def lessons(self) -> tuple[tuple[int, ...], ...]:
+        """Numbers of the tasks that are learned together, in order."""
+        return self.config.method.lessons(len(self.stream.tasks))
 
     def identity(self) -> dict[str, Any]:
         """What may not change between stop and resume."""

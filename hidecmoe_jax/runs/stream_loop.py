@@ -10,26 +10,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from hidecmoe_jax.core import strict
-from hidecmoe_jax.core.errors import CheckpointError, ConfigError
+from hidecmoe_jax.core.errors import ConfigError
 from hidecmoe_jax.data.stream import TaskSpec
 from hidecmoe_jax.methods.base import Method
 from hidecmoe_jax.runs import edits, results
-from hidecmoe_jax.runs.config import RunConfig, StreamConfig, from_mapping, to_mapping
-from hidecmoe_jax.runs.identity import ERRORS, changes_of, check_run, open_run
+from hidecmoe_jax.runs.config import RunConfig, StreamConfig, config_of, write_config
+from hidecmoe_jax.runs.folder import RunFolder
+from hidecmoe_jax.runs.identity import changes_of, check_run, open_run, task_names
 from hidecmoe_jax.runs.ledger import Ledger
 from hidecmoe_jax.runs.missing import gather
-from hidecmoe_jax.runs.progress import forget
-from hidecmoe_jax.runs.scores import Cells, Curve
+from hidecmoe_jax.runs.scores import Curve
 from hidecmoe_jax.runs.seed_run import Options, SeedRun
 from hidecmoe_jax.runs.session import Session, open_session, say, session_facts
-from hidecmoe_jax.storage.files import read_json
+from hidecmoe_jax.runs.withdraw import withdraw_begun, withdraw_last
 from hidecmoe_jax.storage.lock import writer_lock
 from hidecmoe_jax.storage.signals import Stop, graceful_stop
-
-CONFIG = "config.yaml"
 
 
 def learn(
@@ -56,7 +51,7 @@ def learn(
     check_run(folder, resume=chosen.resume, overwrite=chosen.overwrite)
     folder.mkdir(parents=True, exist_ok=True)
     with writer_lock(folder), graceful_stop() as stop:
-        session = open_session(config, errors=str(folder / ERRORS))
+        session = open_session(config, errors=str(RunFolder(folder).errors))
         enter(session, folder, chosen)
         walk(session, folder, chosen, stop)
     return folder
@@ -79,29 +74,8 @@ def enter(session: Session, folder: Path, options: Options) -> None:
 def walk(session: Session, folder: Path, options: Options, stop: Stop) -> None:
     """Runs every seed of a run that was entered, then writes the report."""
     for seed in session.config.seeds:
-        SeedRun(session, folder / f"seed_{seed}", seed, options, stop).run()
+        SeedRun(session, RunFolder(folder).seed(seed), seed, options, stop).run()
     results.write(session, folder)
-
-
-def write_config(config: RunConfig, folder: Path) -> None:
-    """The resolved configuration, as YAML that `load_config` reads back."""
-    part = folder / f"{CONFIG}.part"
-    part.write_text(yaml.safe_dump(to_mapping(config), sort_keys=False), encoding="utf-8")
-    part.replace(folder / CONFIG)
-
-
-def config_of(run: str | Path) -> RunConfig:
-    """The configuration a run was started with.
-
-    Raises:
-      CheckpointError: the folder holds no run.
-    """
-    path = Path(run) / CONFIG
-    if not path.is_file():
-        raise CheckpointError(
-            "this is no run", where=str(run), why=f"there is no {CONFIG}", remedy="give a folder made by `hidecmoe run`"
-        )
-    return from_mapping(strict.read_yaml(path), str(path))
 
 
 def add(
@@ -118,7 +92,7 @@ def add(
     folder = Path(run)
     config = config_of(folder)
     with writer_lock(folder), graceful_stop() as stop:
-        names = open_stream_names(folder)
+        names = task_names(folder)
         if not config.method.traits.one_task_per_lesson:
             raise ConfigError(
                 "this method cannot add a task",
@@ -126,25 +100,25 @@ def add(
                 why=f"{config.method.name} does not learn one by one",
             )
         spec = TaskSpec(str(Path(task).resolve()), epochs=epochs, rate=rate)
-        finished = [len(Ledger(folder / f"seed_{seed}").tasks()) == len(names) for seed in config.seeds]
+        finished = [len(Ledger(RunFolder(folder).seed(seed).path).tasks()) == len(names) for seed in config.seeds]
         going_on = not all(finished) and config.stream.tasks[-1:] == (spec,)
         if not all(finished) and not going_on:
             raise ConfigError(
                 "the run is not finished", where=str(folder), why=f"some of its {len(names)} tasks are not learned",
-                remedy=f"finish it first: hidecmoe run {folder / CONFIG} --out {folder} --resume",
+                remedy=f"finish it first: hidecmoe run {RunFolder(folder).config} --out {folder} --resume",
             )  # fmt: skip
         if not going_on:
             stream = without_last(config.stream, names) if redo else config.stream
             stream = dataclasses.replace(stream, tasks=(*stream.tasks, spec))
             config = dataclasses.replace(config, stream=stream)
-        session = open_session(config, errors=str(folder / ERRORS))
+        session = open_session(config, errors=str(RunFolder(folder).errors))
         changing = {session.stream.tasks[-1].name} | ({names[-1]} if redo else set())
         allow = ("tasks", *(f"{part}.{name}" for part in ("data", "own") for name in changing))
         options = Options(resume=True, allow=allow)
         if redo and not going_on:
             changes_of(folder, session.identity(), allow)  # refuses before anything is moved
             for seed in config.seeds:
-                forget_last(folder / f"seed_{seed}", len(names), names[-1])
+                withdraw_last(RunFolder(folder).seed(seed), len(names), names[-1])
             edits.keep_until(folder, len(names) - 1)
         enter(session, folder, options)
         walk(session, folder, options, stop)
@@ -162,8 +136,8 @@ def rollback(run: str | Path, tasks: int) -> Path:
     folder = Path(run)
     config = config_of(folder)
     with writer_lock(folder), graceful_stop() as stop:
-        names = open_stream_names(folder)
-        least = min(len(Ledger(folder / f"seed_{seed}").tasks()) for seed in config.seeds)
+        names = task_names(folder)
+        least = min(len(Ledger(RunFolder(folder).seed(seed).path).tasks()) for seed in config.seeds)
         if not config.method.traits.one_task_per_lesson or not 1 <= tasks <= least or tasks == len(names):
             raise ConfigError(
                 "there is no such point to go back to", where=str(folder),
@@ -173,18 +147,18 @@ def rollback(run: str | Path, tasks: int) -> Path:
         stream = config.stream
         for known in range(len(names), tasks, -1):
             stream = without_last(stream, names[:known])
-        session = open_session(dataclasses.replace(config, stream=stream), errors=str(folder / ERRORS))
+        session = open_session(dataclasses.replace(config, stream=stream), errors=str(RunFolder(folder).errors))
         gone = names[tasks:]
         options = Options(
             resume=True, allow=("tasks", *(f"{part}.{name}" for part in ("data", "own") for name in gone))
         )
         changes_of(folder, session.identity(), options.allow)  # refuses before anything is moved
         for seed in config.seeds:
-            home = folder / f"seed_{seed}"
+            home = RunFolder(folder).seed(seed)
             for row in range(len(names), tasks, -1):
-                learned = row <= len(Ledger(home).tasks())
-                (forget_last if learned else forget_begun)(home, row, names[row - 1])
-            Curve(home / "metrics.jsonl").rewind((tasks, 0, 0))
+                learned = row <= len(Ledger(home.path).tasks())
+                (withdraw_last if learned else withdraw_begun)(home, row, names[row - 1])
+            Curve(home.metrics).rewind((tasks, 0, 0))
         edits.keep_until(folder, tasks)
         enter(session, folder, options)
         walk(session, folder, options, stop)
@@ -197,57 +171,6 @@ def without_last(stream: StreamConfig, names: Sequence[str]) -> StreamConfig:
         return dataclasses.replace(stream, tasks=stream.tasks[:-1])
     rest = tuple(names[:-1])
     return dataclasses.replace(stream, pocket=dataclasses.replace(stream.pocket, tasks=rest) if rest else None)
-
-
-def forget_last(folder: Path, row: int, task: str) -> None:
-    """Takes the last lesson of a seed out, so that it can be learned again; answers are moved aside, not deleted."""
-    aside = Ledger(folder).withdraw(row - 1)
-    forget(folder)
-    _move(_row(folder, row) + _columns(folder, task), aside)
-    Cells(folder / "cells.json").forget(row, task)
-
-
-def forget_begun(folder: Path, row: int, task: str) -> None:
-    """Takes out what there is of a lesson that was not finished: checkpoints, and early answers to its task, which are
-    moved aside."""
-    forget(folder)
-    _move(_columns(folder, task), _aside(folder, f"{row - 1:03d}_{task}"))
-    Cells(folder / "cells.json").forget(row, task)
-
-
-def forget_row(folder: Path, row: int) -> None:
-    """Takes the measurements of a seed's last row out, so that they are made again; answers are moved aside."""
-    _move(_row(folder, row), _aside(folder, f"row_{row:03d}"))
-    Cells(folder / "cells.json").forget(row)
-
-
-def _row(folder: Path, row: int) -> list[Path]:
-    """Answers of a seed's last row, and those of the variants."""
-    return [folder / "answers" / f"row_{row:03d}", folder / "variants"]
-
-
-def _columns(folder: Path, task: str) -> list[Path]:
-    """Answers to a task's questions in all rows of a seed."""
-    return [path for name in (task, f"{task}.named") for path in sorted(folder.glob(f"answers/row_*/{name}.jsonl"))]
-
-
-def _aside(folder: Path, name: str) -> Path:
-    """A free name among what was taken out of a seed."""
-    aside = folder / "withdrawn"
-    aside.mkdir(exist_ok=True)
-    return aside / f"{name}.{sum(1 for _ in aside.iterdir())}"
-
-
-def _move(paths: list[Path], aside: Path) -> None:
-    """Moves answers to names that begin with `aside`; of a row that is gone its columns are gone with it."""
-    for path in paths:
-        if path.exists():
-            path.rename(aside.parent / f"{aside.name}.{path.parent.name}.{path.name}")
-
-
-def open_stream_names(folder: Path) -> list[str]:
-    """Names of the tasks a run was started with."""
-    return list(read_json(folder / "run.json")["identity"]["tasks"])
 
 
 def evaluate_run(
@@ -270,7 +193,8 @@ def evaluate_run(
         open_run(folder, session.identity(), resume=True, overwrite=False, session=session_facts())
         lost: dict[str, str] = {}
         for seed in config.seeds:
-            part = SeedRun(session, folder / f"seed_{seed}", seed, Options(resume=True, full_matrix=full_matrix), stop)
+            options = Options(resume=True, full_matrix=full_matrix)
+            part = SeedRun(session, RunFolder(folder).seed(seed), seed, options, stop)
             found = gather(part.folder, config.method, [one.name for one in session.stream.tasks])
             if task is not None and not 0 <= task <= len(found.names):
                 raise ConfigError(
@@ -282,7 +206,7 @@ def evaluate_run(
             found.require(config.method, skip_missing=skip_missing)
             if found.lost:
                 aside = part.evaluate_without(len(found.kept), found.kept, tuple(found.lost))
-                say(f"measured without {', '.join(found.lost)}: {aside}")
+                say(f"measured without {', '.join(found.lost)}: {aside.path}")
                 continue
             for row in range(len(found.kept) + 1) if task is None else (task,):
                 part.evaluate(row, found.kept)

@@ -15,7 +15,8 @@ from hidecmoe_jax.core.errors import ConfigError, nearest
 from hidecmoe_jax.methods.budget import at_budget, forecast, rank_of
 from hidecmoe_jax.runs import results
 from hidecmoe_jax.runs.config import RunConfig
-from hidecmoe_jax.runs.identity import FILE, check_run
+from hidecmoe_jax.runs.folder import RunFolder
+from hidecmoe_jax.runs.identity import check_run
 from hidecmoe_jax.runs.scores import Cells
 from hidecmoe_jax.runs.seed_run import Options
 from hidecmoe_jax.runs.session import Session, open_session, say
@@ -58,7 +59,7 @@ def compare(
     folder.mkdir(parents=True, exist_ok=True)
     with graceful_stop() as stop:
         parts = [folder / name for name in names]
-        there = [resume and (part / FILE).is_file() for part in parts]
+        there = [resume and RunFolder(part).identity.is_file() for part in parts]
         for part, going_on in zip(parts, there, strict=True):
             check_run(part, resume=going_on, overwrite=overwrite)
         session = open_session(configs[0])
@@ -77,7 +78,7 @@ def compare(
                 enter(own, part, options)
                 share_zero_shot(own, parts[:number], part)
                 walk(own, part, options, stop)
-    write_json(folder / results.COMPARISON, {"runs": names, "budget": size})
+    write_json(RunFolder(folder).comparison, {"runs": names, "budget": size})
     return results.rebuild(folder)
 
 
@@ -126,16 +127,16 @@ def share_zero_shot(session: Session, runs: Sequence[Path], part: Path) -> None:
     if session.config.evaluate.writing.temperature > 0:
         return
     tasks = {task.name for task in session.stream.tasks}
-    sources = [seed for run in runs for seed in sorted(run.glob("seed_*"))]
-    source = next((s for s in sources if tasks <= set(Cells(s / "cells.json").read().get(0, {}))), None)
+    sources = [seed for run in runs for seed in RunFolder(run).seeds()]
+    source = next((seed for seed in sources if tasks <= set(Cells(seed.cells).read().get(0, {}))), None)
     if source is None:
         return
     for seed in session.config.seeds:
-        target = part / f"seed_{seed}"
-        have = Cells(target / "cells.json").read().get(0, {})
+        target = RunFolder(part).seed(seed)
+        have = Cells(target.cells).read().get(0, {})
         if target == source or tasks <= set(have):
             continue
-        target.mkdir(parents=True, exist_ok=True)
-        shutil.copytree(source / "answers" / "row_000", target / "answers" / "row_000", dirs_exist_ok=True)
-        for task, cell in Cells(source / "cells.json").read()[0].items():
-            Cells(target / "cells.json").write(0, task, cell | {"seconds": 0.0})
+        target.path.mkdir(parents=True, exist_ok=True)
+        shutil.copytree(source.row(0), target.row(0), dirs_exist_ok=True)
+        for task, cell in Cells(source.cells).read()[0].items():
+            Cells(target.cells).write(0, task, cell | {"seconds": 0.0})

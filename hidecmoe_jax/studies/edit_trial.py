@@ -23,12 +23,16 @@ from hidecmoe_jax.data.stream import Task
 from hidecmoe_jax.methods.base import Serving
 from hidecmoe_jax.methods.edit import Edit, edited, narrowed
 from hidecmoe_jax.runs import edits
+from hidecmoe_jax.runs.config import config_of
 from hidecmoe_jax.runs.edits import Committed
-from hidecmoe_jax.runs.identity import changes_of
+from hidecmoe_jax.runs.finished import RunWithData, open_with_data
+from hidecmoe_jax.runs.folder import EDITS, RunFolder
+from hidecmoe_jax.runs.identity import task_names
 from hidecmoe_jax.runs.ledger import Ledger
 from hidecmoe_jax.runs.seed_run import Options
-from hidecmoe_jax.runs.session import Session, bar, open_session, say
-from hidecmoe_jax.runs.stream_loop import config_of, enter, forget_row, open_stream_names, walk
+from hidecmoe_jax.runs.session import Session, bar, say
+from hidecmoe_jax.runs.stream_loop import enter, walk
+from hidecmoe_jax.runs.withdraw import withdraw_row
 from hidecmoe_jax.scoring.score import by_id, score
 from hidecmoe_jax.storage.files import write_json
 from hidecmoe_jax.storage.lock import writer_lock
@@ -110,9 +114,9 @@ def restore(run: str | Path) -> Path:
     folder = Path(run)
     config = config_of(folder)
     with writer_lock(folder), graceful_stop() as stop:
-        done, names = edits.read(folder), open_stream_names(folder)
+        done, names = edits.read(folder), task_names(folder)
         if not done:
-            raise ConfigError("there is no edit to take back", where=str(folder), why=f"{edits.FILE} is not there")
+            raise ConfigError("there is no edit to take back", where=str(folder), why=f"{EDITS} is not there")
         if done[-1].tasks < len(names):
             later = ", ".join(names[done[-1].tasks :])
             raise ConfigError(
@@ -120,10 +124,10 @@ def restore(run: str | Path) -> Path:
                 why=f"{done[-1].what}, and then {later}",
                 remedy=f"take them back first: hidecmoe rollback {folder} {done[-1].tasks}",
             )  # fmt: skip
-        session = open_session(config)
-        changes_of(folder, session.identity())
+        finished = open_with_data(folder)
+        finished.require_same_data()
         left = done[-1].effect.get("left", ())
-        _written(session, folder, done[:-1], [seed for seed in config.seeds if seed not in left], stop)
+        _written(finished.session, folder, done[:-1], [seed for seed in config.seeds if seed not in left], stop)
     return folder
 
 
@@ -135,7 +139,7 @@ def _edit(*, layers: Sequence[int] | None, **fields: Any) -> Edit:
 
 
 def _number(run: Path, task: str) -> int:
-    names = open_stream_names(run)
+    names = task_names(run)
     if task not in names:
         raise ConfigError("no such task", where=task, why=f"the run knows {', '.join(names)}")
     return names.index(task)
@@ -144,41 +148,41 @@ def _number(run: Path, task: str) -> int:
 def _tried(folder: Path, edit: Edit, what: str, trial: EditTrial) -> dict[str, Any]:
     config = config_of(folder)
     with writer_lock(folder), graceful_stop() as stop:
-        names = open_stream_names(folder)
-        learned = [len(Ledger(folder / f"seed_{seed}").tasks()) for seed in config.seeds]
+        names = task_names(folder)
+        learned = [len(Ledger(RunFolder(folder).seed(seed).path).tasks()) for seed in config.seeds]
         if not config.method.traits.one_task_per_lesson or set(learned) != {len(names)}:
             raise ConfigError(
                 "only a finished run that learned task by task can be edited", where=str(folder),
                 why=f"its seeds have learned {learned} of {len(names)} tasks", remedy="finish it with --resume",
             )  # fmt: skip
-        session = open_session(config)
-        changes_of(folder, session.identity())
-        lines, stored, parts = [], {}, _parts(session, folder, edit)
+        finished = open_with_data(folder)
+        finished.require_same_data()
+        lines, stored, parts = [], {}, _parts(finished, edit)
         for seed, part in parts.items():
-            told, stored[str(seed)] = _effect(session, folder, part, seed, trial.count, stop)
+            told, stored[str(seed)] = _effect(finished, part, seed, trial.count, stop)
             lines += told
         effect = {"tasks": lines, "stored": stored, "left": [seed for seed in config.seeds if seed not in parts]}
         result = {"what": what, **effect, "allowed": trial.allowed, "committed": False}
-        write_json(folder / f"{edit.kind}.json", result)
+        write_json(finished.folder.study(edit.kind), result)
         if trial.commit:
             _gate(lines, trial.allowed, what)
             now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
             committed = (*edits.read(folder), Committed(edit, len(names), what, now, effect))
-            _written(session, folder, committed, list(parts), stop)
+            _written(finished.session, folder, committed, list(parts), stop)
             result["committed"] = True
-            write_json(folder / f"{edit.kind}.json", result)
+            write_json(finished.folder.study(edit.kind), result)
     return result
 
 
-def _parts(session: Session, folder: Path, edit: Edit) -> dict[int, Edit]:
+def _parts(run: RunWithData, edit: Edit) -> dict[int, Edit]:
     """What there is to do of an edit in every seed in which there is something; says which seeds that leaves.
 
     Raises:
       ConfigError: there is nothing to edit in any seed, or in none in a layer that is named.
     """
-    method, seeds, found = session.config.method, session.config.seeds, {}
+    method, seeds, found = run.config.method, run.config.seeds, {}
     for seed in seeds:
-        learner = session.recall(Ledger(folder / f"seed_{seed}").archive(), folder)
+        learner = run.learner(run.ledger(seed).archive())
         found[seed] = narrowed(method, learner, edit)
     parts = {seed: part for seed, part in found.items() if part is not None}
     known = {layer for part in parts.values() for layer in part.layers or ()}
@@ -211,7 +215,7 @@ def _written(session: Session, folder: Path, now: Sequence[Committed], seeds: Se
     The old row goes first: a run that dies in between has a row that is missing, never one of another learner.
     """
     for seed in seeds:
-        forget_row(folder / f"seed_{seed}", len(session.stream.tasks))
+        withdraw_row(RunFolder(folder).seed(seed), len(session.stream.tasks))
     edits.write(folder, now)
     options = Options(resume=True)
     enter(session, folder, options)
@@ -219,11 +223,11 @@ def _written(session: Session, folder: Path, now: Sequence[Committed], seeds: Se
 
 
 def _effect(
-    session: Session, folder: Path, edit: Edit, seed: int, count: int | None, stop: Stop
+    run: RunWithData, edit: Edit, seed: int, count: int | None, stop: Stop
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """What an edit does in one seed: a line for every task, and numbers stored before and after."""
-    method, model = session.config.method, session.model
-    before = session.recall(Ledger(folder / f"seed_{seed}").archive(), folder)
+    session, method, model = run.session, run.config.method, run.session.model
+    before = run.learner(run.ledger(seed).archive())
     after = edited(method, before, edit)
     shown = {task.name: held_out(task, count) for task in session.stream.tasks}
     scores: dict[str, list[float]] = {task.name: [] for task in session.stream.tasks}

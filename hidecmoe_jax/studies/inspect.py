@@ -9,24 +9,21 @@ import numpy as np
 from hidecmoe_jax.core import trees
 from hidecmoe_jax.methods.shared_slots import shared
 from hidecmoe_jax.runs.dead_experts import sentence
-from hidecmoe_jax.runs.edits import read, recall
-from hidecmoe_jax.runs.ledger import Ledger
+from hidecmoe_jax.runs.edits import read
+from hidecmoe_jax.runs.finished import open_finished
 from hidecmoe_jax.runs.scores import Cells
-from hidecmoe_jax.runs.session import open_base
-from hidecmoe_jax.runs.stream_loop import config_of
 
 _MARK = {-2: "F", -1: "."}
 
 
 def describe(run: str | Path) -> str:
     """Tasks of every seed with their scores, who owns which slot in every layer, and what is stored."""
-    folder = Path(run)
-    config = config_of(folder)
-    model, _ = open_base(config)
+    finished = open_finished(run)
+    config, model = finished.config, finished.model
     lines = [f"{config.method.name}: {config.method}", ""]
     for seed in config.seeds:
-        ledger = Ledger(folder / f"seed_{seed}")
-        done, cells = ledger.tasks(), Cells(folder / f"seed_{seed}" / "cells.json").read()
+        ledger = finished.ledger(seed)
+        done, cells = ledger.tasks(), Cells(finished.seed(seed).cells).read()
         lines.append(f"seed {seed}: {len(done)} lessons")
         for record in done:
             now = cells.get(len(done), {}).get(record.name, {}).get("score")
@@ -38,9 +35,8 @@ def describe(run: str | Path) -> str:
             )
             idle = sentence(facts.get("experts", {}))
             lines += [f"     {idle}"] if idle else []
-    kept = ledger.archive()
-    learner = recall(folder, config.method, model, max(config.capacity, len(kept)), kept)
-    lines += [f"edit after {one.tasks} tasks, {one.at}: {one.what}" for one in read(folder)]
+    learner = finished.learner(ledger.archive())
+    lines += [f"edit after {one.tasks} tasks, {one.at}: {one.what}" for one in read(finished.folder.path)]
     for family, bank in learner.past.items():
         lines += [
             "",

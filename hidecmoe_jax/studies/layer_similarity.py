@@ -23,9 +23,8 @@ from hidecmoe_jax.methods.lora import LINEARS
 from hidecmoe_jax.models.llava import Model, layer_features
 from hidecmoe_jax.report.canvas import png
 from hidecmoe_jax.report.figures import similarity_map
-from hidecmoe_jax.runs.ledger import Ledger
-from hidecmoe_jax.runs.session import Session, bar, open_session
-from hidecmoe_jax.runs.stream_loop import config_of
+from hidecmoe_jax.runs.finished import open_with_data
+from hidecmoe_jax.runs.session import Session, bar
 from hidecmoe_jax.storage.files import write_json
 from hidecmoe_jax.studies.cka import cka_matrices
 
@@ -39,13 +38,13 @@ def study(run: str | Path, *, count: int = 500, legacy: bool = False) -> Path:
     Raises:
       ConfigError: the run has fewer than two experts to compare.
     """
-    folder, session = Path(run), open_session(config_of(run))
-    seed = folder / f"seed_{session.config.seeds[0]}"
-    kept = Ledger(seed).archive()
-    learner = session.recall(kept, None)  # what every task learned, whatever was retired since
+    finished = open_with_data(run)
+    folder, session = finished.folder, finished.session
+    kept = finished.ledger().archive()
+    learner = finished.learner(kept, edits=False)  # what every task learned, whatever was retired since
     if not session.config.method.traits.keeps_old_experts or LINEARS not in learner.past or len(kept) < 2:
         raise ConfigError(
-            "nothing to compare", where=str(folder),
+            "nothing to compare", where=str(run),
             why=f"{session.config.method.name} keeps no expert per task, or learned one task",
             remedy="give a run with one expert per task, such as configs/pocket/hide.yaml",
         )  # fmt: skip
@@ -66,8 +65,8 @@ def study(run: str | Path, *, count: int = 500, legacy: bool = False) -> Path:
     found = cka_matrices(np.stack([part[:, :rows] for part in features]), legacy=legacy)
     name = "cka_legacy" if legacy else "cka"
     names = [task.name for task in tasks]
-    write_json(folder / f"{name}.json", {"tasks": names, "rows": rows, "legacy": legacy, "layers": found.tolist()})
-    picture = folder / "figures" / f"{name}.png"
+    write_json(folder.study(name), {"tasks": names, "rows": rows, "legacy": legacy, "layers": found.tolist()})
+    picture = folder.figures / f"{name}.png"
     picture.parent.mkdir(exist_ok=True)
     picture.write_bytes(png(similarity_map(found, names, legacy=legacy)))
     return picture

@@ -16,10 +16,8 @@ import numpy as np
 from hidecmoe_jax.core.errors import ConfigError
 from hidecmoe_jax.core.keys import key_for
 from hidecmoe_jax.methods.capabilities import ProbeResult, Probes
-from hidecmoe_jax.runs.edits import recall
-from hidecmoe_jax.runs.ledger import Ledger
-from hidecmoe_jax.runs.session import Session, bar, open_session, say
-from hidecmoe_jax.runs.stream_loop import config_of
+from hidecmoe_jax.runs.finished import RunWithData, open_with_data
+from hidecmoe_jax.runs.session import bar, say
 from hidecmoe_jax.storage.files import write_json
 from hidecmoe_jax.train.stage import run_stage, tuned_for
 
@@ -46,21 +44,22 @@ def probe_control(run: str | Path, *, task: int = 0, repeats: int = 3) -> dict[s
     Raises:
       ConfigError: the run does not probe, or has not learned the task.
     """
-    folder, session = Path(run), open_session(config_of(run))
-    method, home = session.config.method, folder / f"seed_{session.config.seeds[0]}"
-    done = Ledger(home).tasks()
+    finished = open_with_data(run)
+    session, method = finished.session, finished.config.method
+    done = finished.ledger().tasks()
     if not isinstance(method, Probes) or not method.probes or not 0 <= task < len(done):
         raise ConfigError(
-            "there is no probe to control", where=str(folder),
+            "there is no probe to control", where=str(run),
             why=f"{method.name} has learned {len(done)} tasks, asked for number {task}",
             remedy="give a run of a mixture (or a stacked method) with `growth: probe`, and one of its tasks",
         )  # fmt: skip
-    kept = Ledger(home).archive(task + 1)
+    kept = finished.ledger().archive(task + 1)
     found = []
     for balance in dict.fromkeys((method.probe_settings.balance, 0.0)):
         probing = method.with_probe(replace(method.probe_settings, balance=balance))
-        own = replace(session, config=replace(session.config, method=probing))
-        plays = [_play(own, folder, kept, task, seed) for seed in bar(f"control, balance {balance}")(range(repeats))]
+        config = replace(session.config, method=probing)
+        own = replace(finished, config=config, session=replace(session, config=config))
+        plays = [_play(own, kept, task, seed) for seed in bar(f"control, balance {balance}")(range(repeats))]
         expanded = np.array([play.expands_L for play in plays])
         frequency = np.array([play.frequency_L for play in plays])
         limit = np.array([play.threshold_L for play in plays])
@@ -71,14 +70,14 @@ def probe_control(run: str | Path, *, task: int = 0, repeats: int = 3) -> dict[s
             }
         )  # fmt: skip
     result = {"task": session.stream.tasks[task].name, "repeats": repeats, "controls": found}
-    write_json(folder / "control.json", result)
+    write_json(finished.folder.study("control"), result)
     return result
 
 
-def _play(session: Session, run: Path, kept: list, task: int, seed: int) -> ProbeResult:
+def _play(run: RunWithData, kept: list, task: int, seed: int) -> ProbeResult:
     """Probing for a next task with records of `task`: layers expanded, the probe's frequency, its threshold."""
-    method, model, number = session.config.method, session.model, task + 1
-    learner = recall(run, method, model, max(session.config.capacity, number + 1), kept)
+    session, method, number = run.session, run.config.method, task + 1
+    model, learner = session.model, run.learner(kept, slots=number + 1)
     material = session.material(session.stream.tasks[task].train, (task,), session.stream.tasks[task].name)
     for stage in method.stages(number)[:2]:
         key = key_for(seed, "control", stage.kind)

@@ -22,9 +22,8 @@ from hidecmoe_jax.methods.base import Learner
 from hidecmoe_jax.methods.capabilities import Editable
 from hidecmoe_jax.methods.edit import Edit, narrowed
 from hidecmoe_jax.methods.shared_slots import shared
-from hidecmoe_jax.runs.ledger import Ledger
-from hidecmoe_jax.runs.session import Session, open_session
-from hidecmoe_jax.runs.stream_loop import config_of
+from hidecmoe_jax.runs.finished import open_with_data
+from hidecmoe_jax.runs.session import Session
 from hidecmoe_jax.storage.files import write_json
 from hidecmoe_jax.studies.edit_trial import held_out
 
@@ -46,17 +45,17 @@ def overlap(
     Raises:
       ConfigError: the run has fewer than two tasks with experts of their own.
     """
-    folder, session = Path(run), open_session(config_of(run))
-    method, home = session.config.method, folder / f"seed_{session.config.seeds[0]}"
-    kept = Ledger(home).archive()
+    finished = open_with_data(run)
+    folder, session, method = finished.folder.path, finished.session, finished.config.method
+    kept = finished.ledger().archive()
     if len(kept) < 2 or not isinstance(method, Editable) or not method.traits.keeps_old_experts:
         raise ConfigError(
             "there are no two tasks to compare", where=str(folder),
             why=f"{method.name} has learned {len(kept)} lessons", remedy="give a run with experts for every task",
         )  # fmt: skip
-    learner = session.recall(kept, folder)
+    learner = finished.learner(kept)
     learned, merged = method.learned(learner), {task for task, _ in shared(learner.memory)}
-    room = max(session.config.capacity, len(kept))
+    room = finished.config.slots_for(len(finished.tasks))
     told = None if method.traits.needs_task_name else _mixed(session, learner, learned, room, count=count)
     pairs = []
     for one, other in combinations(learned, 2):
@@ -72,7 +71,7 @@ def overlap(
             command = f"hidecmoe retire {folder} {names[1]}"
         pairs.append({"tasks": names, "mixed": share, "cosine": cosine, "near": near, "suggestion": command})
     pairs.sort(key=lambda pair: (-(pair["mixed"] or 0.0), -(pair["cosine"] or 0.0)))
-    write_json(folder / "overlap.json", {"mixed": mixed, "alike": alike, "pairs": pairs})
+    write_json(finished.folder.study("overlap"), {"mixed": mixed, "alike": alike, "pairs": pairs})
     return pairs
 
 

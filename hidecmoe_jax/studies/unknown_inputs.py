@@ -26,9 +26,8 @@ from hidecmoe_jax.locators.standard import LOWEST
 from hidecmoe_jax.methods.base import FrozenFeatures
 from hidecmoe_jax.methods.gates.anchors import AnchorGate, Memory
 from hidecmoe_jax.methods.gates.locator import LocatorGate
-from hidecmoe_jax.runs.ledger import Ledger
-from hidecmoe_jax.runs.session import Session, open_session
-from hidecmoe_jax.runs.stream_loop import config_of
+from hidecmoe_jax.runs.finished import open_with_data
+from hidecmoe_jax.runs.session import Session
 from hidecmoe_jax.storage.files import write_json
 
 OUTSIDERS = ("noise", "blank", "photographs")
@@ -47,17 +46,16 @@ def foreign_study(run: str | Path, *, count: int = 100) -> dict[str, Any]:
     Raises:
       ConfigError: the run's gate has no thresholds, or there are fewer than two tasks.
     """
-    folder, session = Path(run), open_session(config_of(run))
-    method, seed = session.config.method, folder / f"seed_{session.config.seeds[0]}"
-    kept = Ledger(seed).archive()
-    learner = session.recall(kept, folder)
+    finished = open_with_data(run)
+    session, method = finished.session, finished.config.method
+    learner = finished.learner(finished.ledger().archive())
     memory = learner.memory.get("gate", {})
     everyone = method.learned(learner) if "threshold_N" in memory else ()
     blind = [session.stream.tasks[task].name for task in everyone if memory["threshold_N"][task] <= LOWEST]
     if len(everyone) < 2 or blind:
         why = f"no threshold of {', '.join(blind)}" if blind else f"{len(everyone)} tasks have thresholds, it takes two"
         raise ConfigError(
-            "this run cannot say what is foreign", where=str(folder), why=why,
+            "this run cannot say what is foreign", where=str(run), why=why,
             remedy="learn two tasks with a locator as gate and method.gate.kept_apart above 0",
         )  # fmt: skip
     tasks = session.stream.tasks
@@ -84,7 +82,7 @@ def foreign_study(run: str | Path, *, count: int = 100) -> dict[str, Any]:
         for kind in OUTSIDERS:
             records = outsiders(session, kind, Path(aside), count)
             found["outsiders"][kind] = _told(np.concatenate(table), margins(records, kind, everyone))
-    write_json(folder / "foreign.json", found)
+    write_json(finished.folder.study("foreign"), found)
     return found
 
 

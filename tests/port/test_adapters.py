@@ -29,7 +29,7 @@ from hidecmoe_jax.core import trees
 from hidecmoe_jax.core.errors import CheckpointError, ConfigError
 from hidecmoe_jax.models.store import load_model, save_model
 from hidecmoe_jax.port.adapters.read import read_adapter
-from hidecmoe_jax.runs.assistant import recalled
+from hidecmoe_jax.runs.finished import load_run
 from hidecmoe_jax.runs.ledger import Ledger
 
 Q = "base_model.model.model.language_model.layers.{}.self_attn.q_proj"
@@ -43,7 +43,7 @@ def base(tmp_path_factory):
 def test_one_lora_becomes_a_run_of_one_expert_and_goes_out_as_it_came(base, tmp_path):
     given = peft_folder(tmp_path / "birds", rank=8, alpha=16)
     hj.adopt(base, [given], tmp_path / "run")
-    run = recalled(tmp_path / "run")
+    run = load_run(tmp_path / "run")
     assert run.tasks == ("birds",) and run.config.method.growth == "shared" and not run.config.method.train_projector
     assert (run.config.method.lora.rank, run.config.method.lora.alpha, run.config.method.lora.dropout) == (8, 16, 0.05)
     hj.export(tmp_path / "run", tmp_path / "out", hj.ExportOptions("peft"))
@@ -55,7 +55,7 @@ def test_one_lora_becomes_a_run_of_one_expert_and_goes_out_as_it_came(base, tmp_
 def test_several_loras_become_tasks_that_have_to_be_named(base, tmp_path):
     folders = [peft_folder(tmp_path / name, seed=n, rank=4 - n) for n, name in enumerate(("birds", "fish"))]
     hj.adopt(base, folders, tmp_path / "run")
-    run = recalled(tmp_path / "run")
+    run = load_run(tmp_path / "run")
     assert run.tasks == ("birds", "fish") and run.config.method.traits.needs_task_name
     hj.export(tmp_path / "run", tmp_path / "out", hj.ExportOptions("peft"))
     for folder in folders:
@@ -77,7 +77,7 @@ def test_hide_brings_experts_anchors_and_projector_and_leaves_out_what_it_never_
     given = hide_folder(tmp_path / "hide", twice=True)
     lines = hj.adopt(base, [given], tmp_path / "run", hj.Adoption(("birds", "fish")))
     assert any("never uses it" in line for line in lines) and any("boundary" not in line for line in lines)
-    run, tensors = recalled(tmp_path / "run"), load_file(given / "adapter_model.safetensors")
+    run, tensors = load_run(tmp_path / "run"), load_file(given / "adapter_model.safetensors")
     more = load_file(given / "non_lora_trainables.safetensors")
     method = run.config.method
     assert (method.name, method.expand, method.fusion) == ("hide", "last", "factor_sum") and run.tasks == (
@@ -328,7 +328,7 @@ def test_adapters_that_cannot_stand_in_one_run_are_refused(base, tmp_path):
 def test_moelora_brings_experts_and_a_router_for_every_linear(base, tmp_path, capsys):
     given = moelora_folder(tmp_path / "moe")
     hj.adopt(base, [given], tmp_path / "run", hj.Adoption(("coin",)))
-    run, tensors = recalled(tmp_path / "run"), load_file(given / "adapter_model.safetensors")
+    run, tensors = load_run(tmp_path / "run"), load_file(given / "adapter_model.safetensors")
     method = run.config.method
     assert (method.name, method.experts, method.lora.rank, method.lora.alpha) == ("moelora", 3, 2, 4)
     groups = Ledger(tmp_path / "run" / "seed_0").load(0)[0]
@@ -363,7 +363,7 @@ def test_a_base_in_another_dtype_is_opened_once_and_found_again(tmp_path, base, 
         how = hj.Adoption(data=tasks, template="short", overrides=("base.param_dtype=float32",))
         hj.adopt(narrow, [given], tmp_path / str(number), how)
         assert len(opened) == 1, "a second copy of the base would not fit beside the first"
-        run = recalled(tmp_path / str(number))
+        run = load_run(tmp_path / str(number))
         assert run.model.params["decoder"]["head"]["kernel"].dtype == "float32"
         opened.clear()
 

@@ -18,7 +18,7 @@ from hidecmoe_jax.port.adopt import write_run
 from hidecmoe_jax.port.checkpoints.convert import convert
 from hidecmoe_jax.port.exports.hf import write_clip, write_hf
 from hidecmoe_jax.port.exports.hub import read_hub
-from hidecmoe_jax.runs.assistant import recalled
+from hidecmoe_jax.runs.finished import load_run
 from hidecmoe_jax.runs.ledger import Ledger
 from hidecmoe_jax.storage.manifest import verify, write_manifest
 
@@ -124,7 +124,7 @@ def test_a_hub_folder_has_its_parts_and_becomes_the_same_run_again(hide, tmp_pat
     for task in range(2):
         before, after = (Ledger(run / "seed_0").load(task)[0] for run in (hide, tmp_path / "back"))
         assert trees.digests(before) == trees.digests(after)
-    again, first = recalled(tmp_path / "back"), recalled(hide)
+    again, first = load_run(tmp_path / "back"), load_run(hide)
     assert again.config.method == first.config.method and again.tasks == TASKS
     assert trees.digest(again.learner.past) == trees.digest(first.learner.past)
 
@@ -140,7 +140,7 @@ def test_the_card_is_yaml_and_words_and_the_facts_name_the_base(hide, tmp_path):
     for section in ("Intended use", "Data", "Scores", "Forgetting", "Routing", "Limits"):
         assert f"## {section}" in text
     facts = json.loads((tmp_path / "hub" / "hidecmoe.json").read_text())
-    assert facts["base"]["sha256"] == recalled(hide).base and facts["layer_roles"]["expanded"] == [2]
+    assert facts["base"]["sha256"] == load_run(hide).base and facts["layer_roles"]["expanded"] == [2]
     assert facts["experts"] == list(TASKS) and len(facts["base"]["files"]["tokenizer.json"]) == 64
 
 

@@ -19,7 +19,8 @@ from hidecmoe_jax.port.checkpoints import check
 from hidecmoe_jax.port.checkpoints.convert import convert
 from hidecmoe_jax.port.exports.hf import write_hf
 from hidecmoe_jax.port.exports.lora_of_task import merged, names_of
-from hidecmoe_jax.runs.assistant import Assistant, recalled
+from hidecmoe_jax.runs.assistant import Assistant
+from hidecmoe_jax.runs.finished import load_run
 
 torch = pytest.importorskip("torch")
 peft = pytest.importorskip("peft")
@@ -51,7 +52,7 @@ def inputs() -> dict[str, np.ndarray]:
 
 
 def ours(run, task: int) -> np.ndarray:
-    found = recalled(run)
+    found = load_run(run)
     serving = Serving(merged(found, task), None, None, {})
     return Assistant(found.config, found.model, serving, found.tokenizer, ()).logits(**inputs())
 
@@ -85,7 +86,7 @@ def test_peft_answers_every_task_as_the_run_does(root, tmp_path, name, method):
     hj.export(run, tmp_path / "peft", hj.ExportOptions("peft"))
     hj.export(run, tmp_path / "vllm", hj.ExportOptions("vllm"))
     bare = theirs(llava(tmp_path / "base"))
-    for task, number in names_of(recalled(run)).items():
+    for task, number in names_of(load_run(run)).items():
         wanted = ours(run, number)
         assert apart(wanted, bare) > 0.01, "a silent adapter would prove nothing"
         for base, adapter in ((tmp_path / "base", "peft"), (tmp_path / "vllm" / "base", "vllm")):
@@ -126,7 +127,7 @@ def test_the_older_module_tree_takes_the_adapter_too(root, tmp_path):
     wanted = ours(run, 1)[1:, :9]
     assert np.abs(found - wanted).max() < NEAR
     tuned = model.base_model.model.multi_modal_projector.modules_to_save["default"].linear_1.weight
-    kernel = recalled(run).learner.shared["projector/linear1/kernel"]
+    kernel = load_run(run).learner.shared["projector/linear1/kernel"]
     np.testing.assert_array_equal(tuned.detach().numpy(), np.asarray(kernel).T)
 
 

@@ -16,9 +16,10 @@ from hidecmoe_jax.experts import combine
 from hidecmoe_jax.experts.bank import EMPTY
 from hidecmoe_jax.runs import edits
 from hidecmoe_jax.runs.assistant import load
+from hidecmoe_jax.runs.config import config_of
 from hidecmoe_jax.runs.ledger import Ledger
 from hidecmoe_jax.runs.session import open_session
-from hidecmoe_jax.runs.stream_loop import add, config_of, learn, rollback
+from hidecmoe_jax.runs.stream_loop import add, learn, rollback
 from hidecmoe_jax.studies.edit_trial import merge, restore, retire
 from hidecmoe_jax.studies.inspect import describe
 from hidecmoe_jax.studies.task_overlap import mixed_up, overlap
@@ -182,7 +183,8 @@ def test_growth_is_told_under_the_edits_that_held_when_a_task_was_learned(tmp_pa
     retire(run, "birds", layers=(0,), commit=True, allowed=100.0)
     add(run, tmp_path / "trees")
     session, kept = open_session(config_of(run)), Ledger(run / "seed_0").archive()
-    was, then = (session.config.method.growth_of(session.model, session.recall(kept, edited)) for edited in (None, run))
+    growth_of = session.config.method.growth_of
+    was, then = (growth_of(session.model, session.learner_after(kept, edited)) for edited in (None, run))
     found = json.loads((run / "facts.json").read_text())["growth"]
     assert found == {name: [*parts[:2], then[name][2]] for name, parts in was.items()} != was
 

@@ -4,6 +4,7 @@ import pytest
 from runs_world import make_world
 
 from hidecmoe_jax.runs import evaluation, seed_run
+from hidecmoe_jax.runs.folder import SeedFolder
 from hidecmoe_jax.runs.ledger import Ledger
 from hidecmoe_jax.runs.scores import Cells
 from hidecmoe_jax.runs.seed_run import Options
@@ -33,13 +34,13 @@ def world(request, tmp_path_factory):
 
 
 def lines_of(folder, task, named):
-    return evaluation.read_answers(evaluation.answers_file(folder, 2, task, named=named))
+    return evaluation.read_answers(SeedFolder(folder).answers(2, task, named=named))
 
 
 def test_named_answers_are_those_of_asking_every_question_with_the_task_named(world):
     config, out, asked = world
     session, seed = open_session(config), out / "seed_0"
-    learner = session.recall(Ledger(seed).archive(), None)
+    learner = session.learner_after(Ledger(seed).archive(), None)
     serving, again = config.method.serve(session.model, learner), []
     for task in session.stream.tasks:
         records, kept = session.test(task), lines_of(seed, task.name, True)
@@ -57,7 +58,7 @@ def test_named_answers_are_those_of_asking_every_question_with_the_task_named(wo
 
 def test_a_named_cell_that_was_cut_off_ends_with_the_same_bytes(world):
     config, out, _ = world
-    path = evaluation.answers_file(out / "seed_0", 2, "birds", named=True)
+    path = SeedFolder(out / "seed_0").answers(2, "birds", named=True)
     whole, cells = path.read_bytes(), Cells(out / "seed_0" / "cells.json")
     before = cells.read()[2]["birds (named)"]
     for left in (b"", whole[: len(whole) // 2]):
@@ -69,7 +70,7 @@ def test_a_named_cell_that_was_cut_off_ends_with_the_same_bytes(world):
                 if (row, name) != (2, "birds (named)"):
                     cells.write(row, name, cell)
         session = open_session(config)
-        run = seed_run.SeedRun(session, out / "seed_0", 0, Options(resume=True), Stop())
+        run = seed_run.SeedRun(session, SeedFolder(out / "seed_0"), 0, Options(resume=True), Stop())
         run.evaluate(2, Ledger(out / "seed_0").archive())
         assert path.read_bytes() == whole
         assert cells.read()[2]["birds (named)"] | {"seconds": 0} == before | {"seconds": 0}

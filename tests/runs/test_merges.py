@@ -17,10 +17,12 @@ from hidecmoe_jax.experts.bank import EMPTY
 from hidecmoe_jax.methods import shared_slots
 from hidecmoe_jax.methods.lora import LINEARS
 from hidecmoe_jax.runs import edits
-from hidecmoe_jax.runs.assistant import load, recalled
+from hidecmoe_jax.runs.assistant import load
+from hidecmoe_jax.runs.config import config_of
+from hidecmoe_jax.runs.finished import load_run
 from hidecmoe_jax.runs.ledger import Ledger
 from hidecmoe_jax.runs.session import open_session
-from hidecmoe_jax.runs.stream_loop import add, config_of, learn, rollback
+from hidecmoe_jax.runs.stream_loop import add, learn, rollback
 from hidecmoe_jax.studies.edit_trial import merge, restore, retire
 from hidecmoe_jax.studies.inspect import describe
 from hidecmoe_jax.studies.task_overlap import overlap
@@ -63,7 +65,7 @@ def choosing(seed: Path, number: int, task: str, layer: int) -> None:
 def test_a_merge_serves_is_learned_on_top_of_and_taken_back(world, merged):
     root, run = merged[0], copied(merged, "edited")
     before, facts = outcome(world[1]), json.loads((world[1] / "report.json").read_text())
-    was, method = recalled(run), recalled(run).config.method
+    was, method = load_run(run), load_run(run).config.method
     rows, one = method.expanded(3, was.learner.memory), method.lora.size(was.model)
     assert merged[2]["stored"]["0"]["before"] - merged[2]["stored"]["0"]["after"] == one * len(rows)
     report = json.loads((run / "report.json").read_text())
@@ -76,7 +78,7 @@ def test_a_merge_serves_is_learned_on_top_of_and_taken_back(world, merged):
     after = outcome(run)
 
     add(run, root / "trees")
-    learner, archive = recalled(run).learner, Ledger(run / "seed_0").archive()
+    learner, archive = load_run(run).learner, Ledger(run / "seed_0").archive()
     assert method.learned(learner) == (0, 1, 2)
     for task in (0, 1):
         then, later = (method.to_archive(found, task)["experts"] for found in (was.learner, learner))
@@ -85,7 +87,7 @@ def test_a_merge_serves_is_learned_on_top_of_and_taken_back(world, merged):
     np.testing.assert_array_equal(learner.memory[shared_slots.HOME], was.learner.memory[shared_slots.HOME])
     if method.chooses:
         choosing(run / "seed_0", 2, "trees", (rows[0] + 1) % 3)
-        learner = recalled(run).learner
+        learner = load_run(run).learner
         assert method.expanded(3, learner.memory) != rows
     # Whatever is chosen now: birds and fish share a slot where they were merged, and have their own elsewhere.
     now = method.expanded(3, learner.memory)
@@ -97,7 +99,7 @@ def test_a_merge_serves_is_learned_on_top_of_and_taken_back(world, merged):
     rollback(run, 2)
     assert outcome(run) == after
     restore(run)
-    assert outcome(run) == before and shared_slots.HOME not in recalled(run).learner.memory
+    assert outcome(run) == before and shared_slots.HOME not in load_run(run).learner.memory
 
 
 def test_only_what_stays_can_be_edited_further(merged):
@@ -108,7 +110,7 @@ def test_only_what_stays_can_be_edited_further(merged):
     with pytest.raises(ConfigError, match="hidecmoe restore RUN"):
         retire(run, "birds")
     assert retire(run, "fish", allowed=100.0, commit=True)["committed"]
-    assert recalled(run).config.method.learned(recalled(run).learner) == (0,)
+    assert load_run(run).config.method.learned(load_run(run).learner) == (0,)
 
 
 def test_wrong_merges_are_refused_in_words_of_the_command(world):
@@ -123,7 +125,7 @@ def test_wrong_merges_are_refused_in_words_of_the_command(world):
         merge(run, "birds", "trees")
     with pytest.raises(ConfigError, match="only pools have several"):
         retire(run, "birds", expert=0)
-    apart = recalled(run).config.method.expanded(3, recalled(run).learner.memory)
+    apart = load_run(run).config.method.expanded(3, load_run(run).learner.memory)
     for layer in set(range(3)) - set(apart):
         with pytest.raises(ConfigError, match=f"layers that keep tasks apart: {apart[0]}; the others are fused"):
             merge(run, "birds", "fish", layers=(layer,))
@@ -139,8 +141,8 @@ def test_an_edited_run_leaves_as_what_it_answers_with(merged, tmp_path):
     hj.export(run, tmp_path / "hub", hj.ExportOptions("hub"))
     hj.adopt(config_of(run).base.path, [tmp_path / "hub"], tmp_path / "again")
     np.testing.assert_array_equal(slots(tmp_path / "again"), slots(run))
-    assert trees.digests(trees.flatten(recalled(tmp_path / "again").learner.past)) == trees.digests(
-        trees.flatten(recalled(run).learner.past)
+    assert trees.digests(trees.flatten(load_run(tmp_path / "again").learner.past)) == trees.digests(
+        trees.flatten(load_run(run).learner.past)
     )
 
 
@@ -153,7 +155,7 @@ def test_every_seed_is_merged_where_it_keeps_tasks_apart(tmp_path, capsys):
         choosing(folder, 1, "fish", layer)
     merge(run, "birds", "fish", allowed=100.0, commit=True)
     for folder, layer in zip(folders, (0, 1), strict=True):
-        learner = session.recall(Ledger(folder).archive(), run)
+        learner = session.learner_after(Ledger(folder).archive(), run)
         assert np.flatnonzero(np.asarray(learner.past[LINEARS].owner_LS)[:, 2] == EMPTY).tolist() == [layer]
     with pytest.raises(ConfigError, match="number 1 is served from the slot of number 0"):
         merge(run, "birds", "fish", layers=(1,))

@@ -19,6 +19,7 @@ from hidecmoe_jax.methods.mixture import Mixture
 from hidecmoe_jax.methods.moelora import MoeLora
 from hidecmoe_jax.methods.routed import Routed
 from hidecmoe_jax.runs import evaluation
+from hidecmoe_jax.runs.folder import SeedFolder
 from hidecmoe_jax.runs.ledger import Ledger
 from hidecmoe_jax.runs.reuse import basis_of, choice, facts, taken
 from hidecmoe_jax.runs.scores import Cells
@@ -199,13 +200,13 @@ def test_the_matrix_is_what_scores_and_routers_of_the_last_row_give(cmoe):
     config, run, *_ = cmoe
     session, seed = open_session(config), run / "seed_0"
     serving, scores, points = (
-        session.config.method.serve(session.model, session.recall(Ledger(seed).archive(), run)),
+        session.config.method.serve(session.model, session.learner_after(Ledger(seed).archive(), run)),
         [],
         [],
     )
     for task in session.stream.tasks:
         records = session.test(task)
-        lines = evaluation.read_answers(evaluation.answers_file(seed, 3, task.name, named=False))
+        lines = evaluation.read_answers(SeedFolder(seed).answers(3, task.name, named=False))
         scores.append(np.array([[line["scores"][name] for name in TASKS] for line in lines]))
         under = []
         for router in session.stream.tasks:

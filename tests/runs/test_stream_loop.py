@@ -12,13 +12,14 @@ from tiny import write_base, write_task
 
 from hidecmoe_jax.core.errors import CheckpointError, ConfigError
 from hidecmoe_jax.runs import evaluation
-from hidecmoe_jax.runs.config import from_mapping, to_mapping
+from hidecmoe_jax.runs.config import config_of, from_mapping, to_mapping
+from hidecmoe_jax.runs.folder import SeedFolder
 from hidecmoe_jax.runs.ledger import Ledger
 from hidecmoe_jax.runs.results import rebuild
 from hidecmoe_jax.runs.scores import Cells
 from hidecmoe_jax.runs.seed_run import Options, SeedRun
 from hidecmoe_jax.runs.session import open_session
-from hidecmoe_jax.runs.stream_loop import add, config_of, evaluate_run, learn, rollback
+from hidecmoe_jax.runs.stream_loop import add, evaluate_run, learn, rollback
 from hidecmoe_jax.runs.watching import StageMonitor
 from hidecmoe_jax.storage.signals import Stop
 
@@ -79,9 +80,9 @@ def test_ev8_a_cell_that_is_missing_is_null_and_no_headline_is_made_of_the_rest(
 def test_rows_between_the_first_and_the_last_are_measured_as_asked(world, between, measured):
     _, config, run = world
     session = open_session(replace(config, evaluate=replace(config.evaluate, between=between)))
-    rows = [SeedRun(session, run / "seed_0", 0, Options(), Stop()).wanted(row) for row in (0, 1, 2)]
+    rows = [SeedRun(session, SeedFolder(run / "seed_0"), 0, Options(), Stop()).wanted(row) for row in (0, 1, 2)]
     assert rows == [(0, 1), measured, (0, 1)]
-    whole = SeedRun(session, run / "seed_0", 0, Options(full_matrix=True), Stop())
+    whole = SeedRun(session, SeedFolder(run / "seed_0"), 0, Options(full_matrix=True), Stop())
     assert whole.wanted(1) == (0, 1)
 
 

@@ -36,6 +36,7 @@ from hidecmoe_jax.models.llava import init_model
 from hidecmoe_jax.models.store import base_folder, save_model
 from hidecmoe_jax.report.canvas import DASHES, GRID, MARKERS, PALETTE, canvas, png, titles
 from hidecmoe_jax.runs.config import RunConfig, load_config
+from hidecmoe_jax.runs.folder import RunFolder
 from hidecmoe_jax.runs.scores import Curve
 from hidecmoe_jax.runs.seed_run import Options, SeedRun
 from hidecmoe_jax.runs.session import Session, open_session
@@ -134,7 +135,7 @@ def serve(run: SeedRun, kept: list, size: Size, decide: Callable) -> dict[str, f
     """Seconds to find one sample's task and to answer one batch, always the first task's questions."""
     session, task = run.session, run.session.stream.tasks[0]
     records, label = session.test(task)[: size.asked], f"{task.name} asked"
-    serving, seen = session.config.method.serve(session.model, run.recall(kept)), session.sight(records, label)
+    serving, seen = session.config.method.serve(session.model, run.learner_after(kept)), session.sight(records, label)
 
     def answer():
         told = {"task": task, "seed": 0, "named": False, "length": session.prompt_length}
@@ -158,9 +159,9 @@ def learned(run: SeedRun, number: int, kept: list, size: Size, decide: Callable)
     run.learn(number, (number,), kept)
     groups, record = run.ledger.load(number)[0], run.ledger.tasks()[number]
     kept.append(groups)
-    lines = Curve(run.folder / "metrics.jsonl").read()
+    lines = Curve(run.folder.metrics).read()
     steps = [line["seconds"] for line in lines if line["at"][0] == number and line["stage"] == "tune"]
-    stored = method.sizes(session.model, run.recall(kept))["stored"]
+    stored = method.sizes(session.model, run.learner_after(kept))["stored"]
     return {
         "task": record.name,
         "shape": list(session.shapes[number]),
@@ -186,7 +187,7 @@ def curve(method: str, folder: Path, tasks: list[Path], base: str, size: Size) -
     session, kept, rows = open_session(config_of(method, tasks, base, size)), [], []
     decide = finder(session)
     with graceful_stop() as stop:
-        run = SeedRun(session, folder / "seed_0", 0, Options(), stop)
+        run = SeedRun(session, RunFolder(folder).seed(0), 0, Options(), stop)
         run.folder.mkdir(parents=True)
         for number in range(size.tasks):
             counts.clear()

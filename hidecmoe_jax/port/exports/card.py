@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from hidecmoe_jax.methods.capabilities import AsLora
-from hidecmoe_jax.runs.assistant import LoadedRun
+from hidecmoe_jax.runs.finished import LoadedRun
 from hidecmoe_jax.runs.ledger import Ledger
 from hidecmoe_jax.runs.scores import Cells
 
@@ -17,7 +17,7 @@ TAGS = ["continual-learning", "lora", "mixture-of-experts", "llava", "jax"]
 def card(found: LoadedRun, facts: dict[str, Any]) -> str:
     """The text of README.md; numbers come from the run's own measurements, and what was not measured says so."""
     config = found.config
-    cells = Cells(found.folder / f"seed_{config.seeds[0]}" / "cells.json").read()
+    cells = Cells(found.folder.seed(config.seeds[0]).cells).read()
     head = {
         "base_model": facts["base"]["name"], "library_name": "hidecmoe_jax", "license": "other", "datasets": [],
         "tags": TAGS, "pipeline_tag": "image-text-to-text",
@@ -39,7 +39,7 @@ def card(found: LoadedRun, facts: dict[str, Any]) -> str:
 
 def _leaks(found: LoadedRun) -> str:
     """What is known of test pictures among the training pictures; nothing, where others trained."""
-    ledger, asked = Ledger(found.folder / f"seed_{found.config.seeds[0]}"), "Whether test pictures were among those of"
+    ledger, asked = Ledger(found.folder.seed(found.config.seeds[0]).path), "Whether test pictures were among those of"
     adopted = [name for number, name in enumerate(found.tasks) if "adopted" in ledger.meta(number)]
     if adopted:
         return f"{asked} training is not known of {', '.join(adopted)}: their experts were trained elsewhere."

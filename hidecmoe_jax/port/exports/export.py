@@ -22,10 +22,10 @@ from hidecmoe_jax.port.exports.hub import write_hub
 from hidecmoe_jax.port.exports.lora_of_task import merged, names_of, require_linear, task_lora
 from hidecmoe_jax.port.exports.options import ExportOptions
 from hidecmoe_jax.port.output import check_target, fresh_folder
-from hidecmoe_jax.runs.assistant import LoadedRun, recalled
 from hidecmoe_jax.runs.config import Base, RunConfig
+from hidecmoe_jax.runs.finished import LoadedRun, load_run
+from hidecmoe_jax.runs.folder import RunFolder
 from hidecmoe_jax.runs.session import open_base, say
-from hidecmoe_jax.runs.stream_loop import CONFIG as RUN_CONFIG
 from hidecmoe_jax.storage.manifest import write_manifest
 
 BEFORE, BASE, CLIP = "before5", "base", "clip"
@@ -51,11 +51,11 @@ def export(run: str | Path, target: str | Path, wish: ExportOptions, *, overwrit
 
 def _opened(run: Path, wish: ExportOptions) -> LoadedRun:
     """The run, or a base model's folder as a run that has learned nothing."""
-    if wish.form != "hf-base" or (run / RUN_CONFIG).is_file():
-        return recalled(run, task=wish.row)
+    if wish.form != "hf-base" or RunFolder(run).config.is_file():
+        return load_run(run, task=wish.row)
     config = RunConfig(method=Routed(name="base", growth="none"), base=Base(path=str(run)))
     model, tokenizer = open_base(config)
-    return LoadedRun(run, config, model, tokenizer, config.method.init(model, 1), [], (), (), "")
+    return LoadedRun(RunFolder(run), config, model, tokenizer, config.method.init(model, 1), [], (), (), "")
 
 
 def write_adapter(found: LoadedRun, lora: LoraWeights, name: str, folder: Path, wish: ExportOptions) -> dict[str, Any]:

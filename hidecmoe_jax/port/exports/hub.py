@@ -37,9 +37,9 @@ from hidecmoe_jax.port.exports.card import card
 from hidecmoe_jax.port.exports.lora_of_task import lora_of
 from hidecmoe_jax.port.exports.options import ExportOptions
 from hidecmoe_jax.runs import edits
-from hidecmoe_jax.runs.assistant import LoadedRun
 from hidecmoe_jax.runs.config import METHODS, from_mapping, to_mapping
-from hidecmoe_jax.runs.identity import read_run
+from hidecmoe_jax.runs.finished import LoadedRun
+from hidecmoe_jax.runs.identity import task_names
 from hidecmoe_jax.runs.seed_run import JOINT
 from hidecmoe_jax.storage.arrays import Groups
 from hidecmoe_jax.storage.files import read_json
@@ -63,7 +63,7 @@ def write_hub(found: LoadedRun, folder: Path, wish: ExportOptions, target: Path)
             why="its gate and its fusion are made of all tasks", remedy="leave --task out, or use --to peft or --to hf",
         )  # fmt: skip
     base = wish.base or str(found.config.base.path)
-    for name, groups in zip(found.tasks, found.kept, strict=True):
+    for name, groups in zip(found.tasks, found.archive, strict=True):
         _write_expert(found, folder / "experts" / name, groups, name, base)
     _write_routing(found, folder / "routing")
     shared = {path: np.asarray(leaf) for path, leaf in found.learner.shared.items()}
@@ -97,7 +97,7 @@ def _write_routing(found: LoadedRun, folder: Path) -> None:
     known = "prototypes" if method.gate is None else method.gate.stores
     files: dict[str, dict[str, np.ndarray]] = {known: {}, "routers": {}}
     limits: dict[str, dict[str, float]] = {}
-    for task, groups in zip(found.tasks, found.kept, strict=True):
+    for task, groups in zip(found.tasks, found.archive, strict=True):
         for path, leaf in groups["memory"].items():
             files[known if method.is_gate_leaf(path) else "routers"][f"{task}/{path}"] = leaf
             if path.removeprefix("gate/") in THRESHOLDS:
@@ -120,7 +120,7 @@ def _facts(found: LoadedRun, base: str) -> dict[str, Any]:
     layers = found.model.config.decoder.layers
     expanded = list(method.expanded(layers, found.learner.memory)) if isinstance(method, AsLora) else []
     roles = {"layers": layers, "expanded": expanded, "last": layers - 1}
-    tasks = read_run(found.folder)["identity"]["tasks"] if found.tasks == (JOINT,) else list(found.tasks)
+    tasks = task_names(found.folder.path) if found.tasks == (JOINT,) else list(found.tasks)
     linears = found.learner.past.get(LINEARS)
     return {
         "format": FORMAT, "version": VERSION, "bank_version": len(found.tasks), "experts": list(found.tasks),
@@ -128,7 +128,7 @@ def _facts(found: LoadedRun, base: str) -> dict[str, Any]:
         "base": {"name": base, "sha256": found.base, "files": files, "config": strict.plain(found.model.config)},
         "lora": None if method.lora is None else strict.plain(method.lora) | {"rule": "alpha / rank"},
         "layer_roles": roles, "target_modules": list(linears.sites) if linears is not None else [],
-        "edits": [strict.plain(one) for one in edits.read(found.folder) if one.tasks <= len(tasks)],
+        "edits": [strict.plain(one) for one in edits.read(found.folder.path) if one.tasks <= len(tasks)],
     }  # fmt: skip
 
 

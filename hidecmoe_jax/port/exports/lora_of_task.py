@@ -17,7 +17,7 @@ from hidecmoe_jax.methods.base import with_experts_folded, with_leaves
 from hidecmoe_jax.methods.capabilities import AsLora
 from hidecmoe_jax.models.llava import Model
 from hidecmoe_jax.port.adapters.peft import LoraWeights
-from hidecmoe_jax.runs.assistant import LoadedRun
+from hidecmoe_jax.runs.finished import LoadedRun
 
 
 def require_linear(run: LoadedRun, form: str) -> AsLora:

@@ -1,0 +1,153 @@
+"""Opening a finished run: the one way from a folder to its config, its archive and the learner it holds.
+
+`open_with_data` opens a run together with its stream, for studies and edits; `open_finished` does without the stream.
+`load_run` also builds the learner and can leave out lessons that cannot be loaded: that is what answers questions and
+what is exported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hidecmoe_jax.core import trees
+from hidecmoe_jax.core.errors import CheckpointError
+from hidecmoe_jax.data.tokenizer import Tokenizer
+from hidecmoe_jax.methods.base import Learner
+from hidecmoe_jax.models.llava import Model
+from hidecmoe_jax.runs.config import RunConfig, config_of
+from hidecmoe_jax.runs.edits import learner_after
+from hidecmoe_jax.runs.folder import RunFolder, SeedFolder
+from hidecmoe_jax.runs.identity import changes_of, read_run, task_names
+from hidecmoe_jax.runs.ledger import Ledger
+from hidecmoe_jax.runs.missing import gather
+from hidecmoe_jax.runs.session import Session, open_base, open_session
+from hidecmoe_jax.storage.arrays import Groups
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A run with its base model in memory; archives and learners are read on request.
+
+    Attributes:
+      model: the base model, nothing of the run in it.
+      tasks: names of all tasks of the run.
+    """
+
+    folder: RunFolder
+    config: RunConfig
+    model: Model
+    tokenizer: Tokenizer
+    tasks: tuple[str, ...]
+
+    @property
+    def first(self) -> int:
+        """The seed that studies, `ask` and exports use."""
+        return self.config.seeds[0]
+
+    def seed(self, seed: int | None = None) -> SeedFolder:
+        """Folder of a seed; of the first one by default."""
+        return self.folder.seed(self.first if seed is None else seed)
+
+    def ledger(self, seed: int | None = None) -> Ledger:
+        """Finished lessons of a seed; of the first one by default."""
+        return Ledger(self.seed(seed).path)
+
+    def learner(self, archive: Sequence[Groups | None], *, edits: bool = True, slots: int = 0) -> Learner:
+        """The learner after the archived lessons.
+
+        Args:
+          edits: apply the run's edits; without them it is the learner as it was trained.
+          slots: task slots that are needed, where these are more than the run has tasks.
+        """
+        run, tasks = self.folder.path if edits else None, max(len(self.tasks), slots)
+        return learner_after(archive, run, self.config, self.model, tasks=tasks)
+
+
+@dataclass(frozen=True)
+class RunWithData(FinishedRun):
+    """A finished run whose stream is open too."""
+
+    session: Session
+
+    def require_same_data(self) -> None:
+        """Refuses a run whose base, config, tasks or data are not those it was learned with.
+
+        Raises:
+          CheckpointError: names every field that differs.
+        """
+        changes_of(self.folder.path, self.session.identity())
+
+
+def open_finished(run: str | Path) -> FinishedRun:
+    """Opens the config and the base model of a run.
+
+    Raises:
+      CheckpointError: the folder holds no run.
+    """
+    folder, config = RunFolder(Path(run)), config_of(run)
+    model, tokenizer = open_base(config)
+    return FinishedRun(folder, config, model, tokenizer, tuple(task_names(folder.path)))
+
+
+def open_with_data(run: str | Path) -> RunWithData:
+    """Opens config, base model and stream of a run; that the data is unchanged is checked by `require_same_data`.
+
+    Raises:
+      CheckpointError: the folder holds no run.
+      DataError, ConfigError: the data cannot be read.
+    """
+    folder, config = RunFolder(Path(run)), config_of(run)
+    session = open_session(config)
+    tasks = tuple(task_names(folder.path))
+    return RunWithData(folder, config, session.model, session.tokenizer, tasks, session)
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """The learner of a run's first seed in memory, with everything it takes to serve or export it.
+
+    Attributes:
+      model: the base model, nothing of the run in it.
+      archive: groups of every lesson in the ledger; None for those in `missing`, which could not be loaded.
+      tasks: names of the lessons.
+      base: SHA-256 of the base's leaves, as run.json has it.
+    """
+
+    folder: RunFolder
+    config: RunConfig
+    model: Model
+    tokenizer: Tokenizer
+    learner: Learner
+    archive: list[Groups | None]
+    tasks: tuple[str, ...]
+    missing: tuple[str, ...]
+    base: str
+
+
+def load_run(run: str | Path, *, task: int | None = None, skip_missing: bool = False) -> LoadedRun:
+    """Loads a run without its data, optionally as it was after its first `task` lessons.
+
+    Args:
+      skip_missing: leave out lessons that cannot be loaded.
+
+    Raises:
+      CheckpointError: no run, damaged (every lesson that cannot be loaded is named), another base model than the run
+        was learned on, or no such task.
+    """
+    finished = open_finished(run)
+    config, model = finished.config, finished.model
+    base = read_run(finished.folder.path)["identity"]["base"]
+    if trees.digest(model.params) != base:
+        raise CheckpointError(
+            "the run was learned on another base model", where=str(finished.folder.path),
+            why=f"the SHA-256 of {config.base.path} is not the one in run.json",
+            remedy="put the original base model back",
+        )  # fmt: skip
+    loaded = gather(finished.seed(), config.method, finished.tasks, count=task)
+    loaded.require(config.method, skip_missing=skip_missing)
+    return LoadedRun(
+        finished.folder, config, model, finished.tokenizer, finished.learner(loaded.kept), loaded.kept,
+        loaded.names, tuple(loaded.lost), base,
+    )  # fmt: skip

@@ -1,0 +1,47 @@
+"""Taking lessons and measurements out of a seed, so that they are made again.
+
+Answers are moved to `withdrawn/` in the seed, never deleted.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hidecmoe_jax.runs.folder import SeedFolder
+from hidecmoe_jax.runs.ledger import Ledger
+from hidecmoe_jax.runs.progress import clear_checkpoints
+from hidecmoe_jax.runs.scores import Cells
+
+
+def withdraw_last(seed: SeedFolder, row: int, task: str) -> None:
+    """Takes out the last lesson of a seed, the answers of its row and those to its task: it can be learned again."""
+    aside = Ledger(seed.path).withdraw(row - 1)
+    clear_checkpoints(seed)
+    _move(_row(seed, row) + seed.columns(task), aside)
+    Cells(seed.cells).forget(row, task)
+
+
+def withdraw_begun(seed: SeedFolder, row: int, task: str) -> None:
+    """Takes out what there is of an unfinished lesson: checkpoints, and early answers to its task."""
+    clear_checkpoints(seed)
+    _move(seed.columns(task), seed.next_withdrawn(f"{row - 1:03d}_{task}"))
+    Cells(seed.cells).forget(row, task)
+
+
+def withdraw_row(seed: SeedFolder, row: int) -> None:
+    """Takes the measurements of a seed's last row out."""
+    _move(_row(seed, row), seed.next_withdrawn(seed.row(row).name))
+    Cells(seed.cells).forget(row)
+
+
+def _row(seed: SeedFolder, row: int) -> list[Path]:
+    """Answers of a seed's last row, and those of the variants."""
+    return [seed.row(row), seed.variants]
+
+
+def _move(paths: list[Path], aside: Path) -> None:
+    """Moves answers to names that begin with `aside`."""
+    for path in paths:
+        # The columns of a row that was moved are gone with it.
+        if path.exists():
+            path.rename(aside.parent / f"{aside.name}.{path.parent.name}.{path.name}")
