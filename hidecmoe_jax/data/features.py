@@ -80,7 +80,7 @@ def _look(model: Model, paths: Sequence[str], batch: int, *, keep: bool, progres
     patches, pooled = [], []
     for start in progress(range(0, len(paths), batch)):
         part = list(paths[start : start + batch])
-        pixels = normalise(read_images(part + [part[-1]] * (batch - len(part)), model.config.vision.image_size))
+        pixels = normalise(read_images(part + [part[-1]] * (batch - len(part)), model.config.image_size))
         seen, embedded = _see(model, pixels)
         if keep:
             patches.append(np.asarray(seen)[: len(part)])
@@ -91,7 +91,7 @@ def _look(model: Model, paths: Sequence[str], batch: int, *, keep: bool, progres
 def _texts(model: Model, tokenizer: Tokenizer, texts: Sequence[str], batch: int) -> tuple[np.ndarray, int]:
     """Pooled text states [N, D] of routing texts, and how many were cut to the tower's context."""
     distinct, reader = sorted(set(texts)), tokenizer.text or tokenizer
-    rows = [text_ids(reader, text, model.config.text.context) for text in distinct]
+    rows = [text_ids(reader, text, model.config.text_context) for text in distinct]
     cut = {text for text, (_, _, lost) in zip(distinct, rows, strict=True) if lost}
     states = []
     for start in range(0, len(rows), batch):
@@ -123,9 +123,9 @@ def extract(
     picture_NI = np.full((len(records), most), -1, np.int32)
     for row, record in enumerate(records):
         picture_NI[row, : len(record.images)] = [row_of[path] for path in record.images]
-    vision = model.config.vision
-    keep = len(paths) * vision.patches * vision.width * 4 / 2**30 <= budget_gib
-    image_NE = np.zeros((len(records), vision.projection), np.float32)
+    config = model.config
+    keep = len(paths) * config.patches * config.patch_width * 4 / 2**30 <= budget_gib
+    image_NE = np.zeros((len(records), config.pooled_widths[0]), np.float32)
     patches = None
     if paths:
         patches, pooled_ME = _look(model, paths, batch, keep=keep, progress=progress)

@@ -103,7 +103,7 @@ def prompts(
 ) -> list[Encoded]:
     """The questions of records as ids, answers left open."""
     return [
-        encode_question(record, tokenizer, template, patches=config.vision.patches, max_length=writing.max_length)
+        encode_question(record, tokenizer, template, patches=config.patches, max_length=writing.max_length)
         for record in records
     ]
 
@@ -149,7 +149,7 @@ def states(
     Of several turns the last question counts.
     """
     asked = prompts(records, tokenizer, template, model.config, writing)
-    length, vocab = buckets((len(prompt.tokens) for prompt in asked), writing.bucket), model.config.decoder.vocabulary
+    length, vocab = buckets((len(prompt.tokens) for prompt in asked), writing.bucket), model.config.vocabulary
     found = []
     for start in progress(range(0, len(asked), batch)):
         rows, _, prompt = prompt_rows(
@@ -272,7 +272,7 @@ def answers(
     )
     if decision is None and records:
         decision = decided(method, serving, features, len(records), batch=writing.batch, state_ND=state_ND, named=named)
-    told = {"pad": tokenizer.pad, "vocab": config.decoder.vocabulary}
+    told = {"pad": tokenizer.pad, "vocab": config.vocabulary}
     for start in range(0, len(records), writing.batch):
         shown = records[start : start + writing.batch]
         # Whole batches are done again or not at all, so that an interrupted cell ends with the same bytes.

@@ -24,7 +24,7 @@ from hidecmoe_jax.experts.routing import Voice
 from hidecmoe_jax.experts.surgery import merge_into_base
 from hidecmoe_jax.experts.usage import Load
 from hidecmoe_jax.locators.anchors import Pooled
-from hidecmoe_jax.models.llava import Batch, Model, Reading
+from hidecmoe_jax.models.llava import Batch, Model, Reading, decoder_layers, with_decoder_layers
 
 
 @struct.dataclass
@@ -171,9 +171,7 @@ def with_leaves(model: Model, leaves: dict[str, Array]) -> Model:
 
 def with_experts_folded(model: Model, bank: Bank, gain_LS: Array) -> Model:
     """The model with a bank's experts, as loud as `gain_LS`, added to the decoder's weights, in the base's dtypes."""
-    decoder = dict(model.params["decoder"])
-    decoder["layers"] = merge_into_base(decoder["layers"], bank, gain_LS)
-    return model.replace(params={**model.params, "decoder": decoder})
+    return with_decoder_layers(model, merge_into_base(decoder_layers(model), bank, gain_LS))
 
 
 @dataclass(frozen=True)

@@ -40,13 +40,13 @@ class Lora:
 
     def shapes(self, model: Model) -> dict[str, tuple[int, int]]:
         """Input and output width of every site."""
-        width = model.config.decoder.width
+        width = model.config.width
         known = model_sites(model.config) | {PARALLEL: (width, width)}
         return {site: known[site] for site in self.sites}
 
     def blank(self, model: Model, slots: int, layers: range | None = None) -> Bank:
         """A bank of `slots` such experts, nobody's, in consecutive decoder layers; None for all of them."""
-        layers, scale = range(model.config.decoder.layers) if layers is None else layers, self.alpha / self.rank
+        layers, scale = range(model.config.layers) if layers is None else layers, self.alpha / self.rank
         return surgery.blank(
             self.shapes(model), layers=len(layers), slots=slots, rank=self.rank, scale=scale, first_layer=layers.start
         )

@@ -109,7 +109,7 @@ class Mixture(Method):
 
     def layers(self, model: Model) -> range:
         """The decoder layers that have experts."""
-        return range(self.lowest, model.config.decoder.layers)
+        return range(self.lowest, model.config.layers)
 
     def _blank(self, model: Model, slots: int) -> Bank:
         return self.lora.blank(model, slots, self.layers(model))
@@ -123,11 +123,11 @@ class Mixture(Method):
         if not self.layers(model):
             raise ConfigError(
                 "no layer is left for experts", where="method.lowest",
-                why=f"layer {self.lowest} of a decoder with {model.config.decoder.layers} layers",
-                remedy=f"choose from 0..{model.config.decoder.layers - 1}",
+                why=f"layer {self.lowest} of a decoder with {model.config.layers} layers",
+                remedy=f"choose from 0..{model.config.layers - 1}",
             )  # fmt: skip
         slots = self.slots(capacity - 1).stop
-        layers, width = len(self.layers(model)), model.config.decoder.width
+        layers, width = len(self.layers(model)), model.config.width
         memory = {
             "routers": jnp.zeros((capacity, layers, width, slots)),
             "visible": jnp.zeros((capacity, layers, slots), bool),
@@ -143,7 +143,7 @@ class Mixture(Method):
 
     def _no_probe(self, model: Model, slots: int) -> dict[str, Any]:
         """A trained probe waits here for the tuning of its task; zeros at other times, so that shapes never change."""
-        router = jnp.zeros((len(self.layers(model)), model.config.decoder.width, slots + 1))
+        router = jnp.zeros((len(self.layers(model)), model.config.width, slots + 1))
         return {"factors": self._blank(model, 1).factors, "router": router}
 
     def stages(self, task: int) -> tuple[Stage, ...]:
@@ -382,7 +382,7 @@ class Mixture(Method):
         visible = [layers * (self.first + self.more * part * task) for task in range(tasks)]
         return {
             "experts": round(self.lora.size(model) * (visible or [0])[-1]),
-            "routers": round(model.config.decoder.width * sum(visible)),
+            "routers": round(model.config.width * sum(visible)),
             "locator": tasks * self.gate.size(model),
             "projector": 0,
         }

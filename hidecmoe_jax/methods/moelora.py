@@ -33,7 +33,7 @@ from hidecmoe_jax.methods.base import (
     with_leaves,
 )
 from hidecmoe_jax.methods.lora import LINEARS, PARALLEL, Lora
-from hidecmoe_jax.models.llava import Batch, Model, answer_loss
+from hidecmoe_jax.models.llava import Batch, Model, answer_loss, projector_leaves
 
 TUNE = Stage("tune")
 
@@ -81,8 +81,8 @@ class MoeLora(Method):
             live, routers = self._drawn(model, task, key)
         tuned = {}
         if self.train_projector:
-            own = trees.flatten({"projector": model.params["projector"]})
-            tuned = {path: leaf.astype(jnp.float32) for path, leaf in own.items()} | learner.shared
+            base = projector_leaves(model)
+            tuned = {path: leaf.astype(jnp.float32) for path, leaf in base.items()} | learner.shared
         return learner.replace(live={LINEARS: live}, tuned=tuned, routers=dict(routers))
 
     def _drawn(self, model: Model, task: int, key: Array) -> tuple[Bank, dict[str, Array]]:
@@ -167,10 +167,10 @@ class MoeLora(Method):
         none = {"experts": 0, "routers": 0, "locator": 0, "projector": 0}
         if not learner.memory:
             return {"stored": none, "archived": none, "trained": none}
-        layers, widths = model.config.decoder.layers, [width for width, _ in self.lora.shapes(model).values()]
+        layers, widths = model.config.layers, [width for width, _ in self.lora.shapes(model).values()]
         stored = none | {
             "experts": layers * self.experts * self.lora.size(model),
             "routers": layers * self.experts * sum(widths),
-            "projector": trees.count(model.params["projector"]) if self.train_projector else 0,
+            "projector": trees.count(projector_leaves(model)) if self.train_projector else 0,
         }
         return {"stored": stored, "archived": stored, "trained": stored}

@@ -44,7 +44,7 @@ from hidecmoe_jax.methods.gates.locator import LocatorGate
 from hidecmoe_jax.methods.growth.layer_choice import WEIGH, LayerChoice
 from hidecmoe_jax.methods.lora import LINEARS, Lora
 from hidecmoe_jax.methods.shared_slots import own_slots, serving_slots, shared
-from hidecmoe_jax.models.llava import Batch, Model, answer_loss
+from hidecmoe_jax.models.llava import Batch, Model, answer_loss, projector_leaves
 
 TUNE, LOCATE = Stage("tune"), Stage("locate", source="features")
 
@@ -142,7 +142,7 @@ class Routed(Method):
         self.expanded(past.layers)  # refuses layers that there are not
         if self.chooses:
             memory["worth"] = jnp.zeros((capacity, past.layers))
-            memory |= self.expand.blank(past, model.config.decoder.width)
+            memory |= self.expand.blank(past, model.config.width)
         return Learner({}, {}, {LINEARS: past}, {}, memory)
 
     def stages(self, task: int) -> tuple[Stage, ...]:
@@ -174,8 +174,7 @@ class Routed(Method):
         tuned = {}
         if self.train_projector:
             # Float32 whatever the base is stored in: a step of 2e-5 would be lost in bfloat16.
-            own = trees.flatten(model.params["projector"])
-            base = {f"projector/{path}": leaf.astype(jnp.float32) for path, leaf in own.items()}
+            base = {path: leaf.astype(jnp.float32) for path, leaf in projector_leaves(model).items()}
             tuned = base | {path: learner.shared[path] for path in base if path in learner.shared}
         return learner.replace(live={LINEARS: young}, tuned=tuned)
 
@@ -215,7 +214,7 @@ class Routed(Method):
         past = learner.past[LINEARS]
         earlier_S = np.isin(np.asarray(past.owner_LS), [one for one in owners(past) if one != task]).any(axis=0)
         del memory["weighing"]
-        memory |= self.expand.blank(past, model.config.decoder.width)
+        memory |= self.expand.blank(past, model.config.width)
         memory["worth"] = memory["worth"].at[task].set(self.expand.worth(seen.usage, earlier_S))
         return learner.replace(past={LINEARS: self.fused_again(past, memory)}, memory=memory)
 
@@ -291,7 +290,7 @@ class Routed(Method):
         """Layers chosen to be expanded, and what every layer was worth to each task; empty where they are given."""
         if not self.chooses:
             return {}
-        layers, memory = model.config.decoder.layers, learner.memory
+        layers, memory = model.config.layers, learner.memory
         worth = np.asarray(memory["worth"])[: max(self.learned(learner), default=-1) + 1]
         return {"expanded": list(self.expanded(layers, memory)), "worth": worth.tolist(), "by": self.expand.by}
 
@@ -384,14 +383,14 @@ class Routed(Method):
         """
         if not tasks or self.growth == "none":
             return {"experts": 0, "routers": 0, "locator": 0, "projector": 0}
-        layers = model.config.decoder.layers
+        layers = model.config.layers
         expanded = len(self.expanded(layers))
         per_fused = self.fusing.stored(tasks) if self.gated else 1
         return {
             "experts": self.lora.size(model) * (expanded * tasks + (layers - expanded) * per_fused),
             "routers": 0,
             "locator": tasks * self.gate.size(model) if self.gated else 0,
-            "projector": trees.count(model.params["projector"]) if self.train_projector else 0,
+            "projector": trees.count(projector_leaves(model)) if self.train_projector else 0,
         }
 
     def sizes(self, model: Model, learner: Learner) -> dict[str, dict[str, int]]:

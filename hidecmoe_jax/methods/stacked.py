@@ -130,11 +130,11 @@ class Stacked(Method):
         Raises:
           ConfigError: no layer is left for the mixture.
         """
-        if self.below.layers >= model.config.decoder.layers:
+        if self.below.layers >= model.config.layers:
             raise ConfigError(
                 "no layer is left to grow", where="method.below.layers",
-                why=f"{self.below.layers} of a decoder with {model.config.decoder.layers} layers",
-                remedy=f"choose from 1..{model.config.decoder.layers - 1}, or method.kind=routed",
+                why=f"{self.below.layers} of a decoder with {model.config.layers} layers",
+                remedy=f"choose from 1..{model.config.layers - 1}, or method.kind=routed",
             )  # fmt: skip
         return self._with(self.grown.init(model, capacity), self.below.blank(model, capacity + 1))
 

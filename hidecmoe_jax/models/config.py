@@ -82,6 +82,58 @@ class LlavaConfig:
     param_dtype: Literal["float32", "bfloat16"] = "float32"
     remat: bool = False
 
+    # What code outside `models/` and `port/` reads of a shape; the config of another backbone offers the same names.
+
+    @property
+    def width(self) -> int:
+        """Width of the decoder's hidden states."""
+        return self.decoder.width
+
+    @property
+    def layers(self) -> int:
+        """Number of decoder blocks."""
+        return self.decoder.layers
+
+    @property
+    def vocabulary(self) -> int:
+        """Rows of the decoder's token table, which may be padded beyond the tokenizer."""
+        return self.decoder.vocabulary
+
+    @property
+    def image_size(self) -> int:
+        """Side of the square pictures that the vision tower takes, in pixels."""
+        return self.vision.image_size
+
+    @property
+    def patches(self) -> int:
+        """Patch tokens of one picture, so also its image tokens in a prompt."""
+        return self.vision.patches
+
+    @property
+    def patch_width(self) -> int:
+        """Width of a patch token before the projector."""
+        return self.vision.width
+
+    @property
+    def pooled_widths(self) -> tuple[int, int]:
+        """Widths of CLIP's pooled features: projected image embedding, text state before its projection."""
+        return self.vision.projection, self.text.width
+
+    @property
+    def text_vocabulary(self) -> int:
+        """Rows of the text tower's token table."""
+        return self.text.vocabulary
+
+    @property
+    def text_context(self) -> int:
+        """Most tokens that the text tower reads."""
+        return self.text.context
+
+    @property
+    def text_end(self) -> int:
+        """Id of the text tower's end-of-text token."""
+        return self.text.eos_token
+
 
 def llava_7b() -> LlavaConfig:
     """LLaVA-1.5-7B: Vicuna-7B with CLIP ViT-L/14 at 336 pixels (576 patch tokens)."""

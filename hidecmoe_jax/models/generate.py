@@ -17,9 +17,8 @@ from jax import Array
 
 from hidecmoe_jax.core.errors import ConfigError
 from hidecmoe_jax.experts.routing import Voice
-from hidecmoe_jax.models.layers import RMSNorm
 from hidecmoe_jax.models.llama import Cache, run_layers
-from hidecmoe_jax.models.llava import Model, Prompt, embed, head, hidden
+from hidecmoe_jax.models.llava import Model, Prompt, decoder_layers, embed, final_norm, head, hidden
 
 
 @dataclass(frozen=True)
@@ -94,9 +93,8 @@ def _empty_cache(model: Model, batch: int, room: int) -> Cache:
 def _next_logits(model: Model, tokens_B: Array, position_B: Array, keys_BS: Array, voices, cache: Cache):
     """Logits after one more token per sample, and the cache with it."""
     x = embed(model, Prompt(tokens_B[:, None], jnp.ones_like(tokens_B, bool)[:, None]))
-    decoder = model.params["decoder"]
     x, cache, _ = run_layers(
-        decoder["layers"],
+        decoder_layers(model),
         model.config.decoder,
         x,
         positions_BT=position_B[:, None],
@@ -104,8 +102,7 @@ def _next_logits(model: Model, tokens_B: Array, position_B: Array, keys_BS: Arra
         voices=voices,
         cache=cache,
     )
-    normed = RMSNorm(model.config.decoder.epsilon).apply({"params": decoder["norm"]}, x)
-    return head(model, normed[:, 0]), cache
+    return head(model, final_norm(model, x)[:, 0]), cache
 
 
 def generate(

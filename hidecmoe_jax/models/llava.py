@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
+from hidecmoe_jax.core import trees
 from hidecmoe_jax.experts.routing import Voice
 from hidecmoe_jax.models import clip
 from hidecmoe_jax.models.config import LlavaConfig
@@ -107,6 +108,32 @@ def model_sites(config: LlavaConfig) -> dict[str, tuple[int, int]]:
     return site_shapes(config.decoder)
 
 
+def projector_leaves(model: Model) -> dict[str, Array]:
+    """{path: leaf} of the projector; paths are those of the whole model, so that leaves can be put back by path."""
+    return trees.flatten({"projector": model.params["projector"]})
+
+
+def decoder_layers(model: Model) -> dict:
+    """The decoder blocks' parameters, stacked on a leading layer axis."""
+    return model.params["decoder"]["layers"]
+
+
+def with_decoder_layers(model: Model, layers: dict) -> Model:
+    """The model with other stacked decoder blocks."""
+    return model.replace(params={**model.params, "decoder": {**model.params["decoder"], "layers": layers}})
+
+
+def project(model: Model, patches: Array) -> Array:
+    """Patch tokens [..., Dv] in the decoder's width [..., D]."""
+    return Projector(model.config.width).apply({"params": model.params["projector"]}, patches)
+
+
+def final_norm(model: Model, x: Array) -> Array:
+    """The decoder's last norm, [..., D]; the head reads normed states."""
+    norm = RMSNorm(model.config.decoder.epsilon)
+    return norm.apply({"params": model.params["decoder"]["norm"]}, x)
+
+
 def vision_features(model: Model, pixels_NHWC: Array) -> tuple[Array, Array]:
     """Patch tokens [N, P, Dv] of the feature layer and projected class embeddings [N, E] (float32)."""
     c = model.config
@@ -128,8 +155,7 @@ def embed(model: Model, prompt: Prompt) -> Array:
     x_BTD = table[jnp.where(is_image, 0, prompt.tokens_BT)].astype(dtype)
     if prompt.patches_BIPD is None:
         return x_BTD
-    projector = Projector(config.decoder.width)
-    seen = projector.apply({"params": model.params["projector"]}, prompt.patches_BIPD.astype(dtype))
+    seen = project(model, prompt.patches_BIPD.astype(dtype))
     seen = seen.reshape(seen.shape[0], -1, seen.shape[-1])
     nth = jnp.clip(jnp.cumsum(is_image, axis=1) - 1, 0, seen.shape[1] - 1)
     placed = jnp.take_along_axis(seen, nth[..., None], axis=1)
@@ -151,14 +177,14 @@ def hidden(
     normed: bool = True,
 ) -> tuple[Array, Cache | None, list[list[Tally]]]:
     """Hidden states [B, T, D] of a whole prompt (causal, padding masked), the cache, and the tallies."""
-    config, decoder = model.config, model.params["decoder"]
+    config = model.config
     length = prompt.tokens_BT.shape[1]
     room = length if cache is None else cache.k.shape[2]
     keys_BS = jnp.pad(prompt.mask_BT, ((0, 0), (0, room - length)))
     causal_TS = jnp.arange(room)[None, :] <= jnp.arange(length)[:, None]
     mask = keys_BS[:, None, None, :] & causal_TS[None, None]
     x, cache, tallies = run_layers(
-        decoder["layers"],
+        decoder_layers(model),
         config.decoder,
         embed(model, prompt),
         positions_BT=positions_of(prompt.mask_BT),
@@ -169,17 +195,17 @@ def hidden(
         remat=config.remat,
     )
     if normed:
-        x = RMSNorm(config.decoder.epsilon).apply({"params": decoder["norm"]}, x)
+        x = final_norm(model, x)
     return x, cache, tallies
 
 
 def prompt_state(model: Model, prompt: Prompt, reading: Reading) -> Array:
     """The prompt's state as `reading` says, float32 [B, D]."""
-    config, decoder = model.config, model.params["decoder"]
+    config = model.config
     if reading.layer >= 0:
         shallow = replace(config, decoder=replace(config.decoder, layers=reading.layer))
-        layers = jax.tree.map(lambda leaf: leaf[: reading.layer], decoder["layers"])
-        model = Model({**model.params, "decoder": {**decoder, "layers": layers}}, shallow)
+        layers = jax.tree.map(lambda leaf: leaf[: reading.layer], decoder_layers(model))
+        model = with_decoder_layers(model, layers).replace(config=shallow)
     h_BTD, _, _ = hidden(model, prompt, normed=reading.layer < 0)
     nth_BT = jnp.cumsum(prompt.mask_BT.astype(jnp.int32), axis=1)
     last_BT = prompt.mask_BT & (nth_BT == nth_BT[:, -1:])
@@ -195,7 +221,7 @@ def layer_features(model: Model, prompt: Prompt, voices: Sequence[Voice] = ()) -
     length = prompt.tokens_BT.shape[1]
     causal_TS = jnp.tril(jnp.ones((length, length), bool))
     return branch_means(
-        model.params["decoder"]["layers"], model.config.decoder, embed(model, prompt),
+        decoder_layers(model), model.config.decoder, embed(model, prompt),
         positions_BT=positions_of(prompt.mask_BT), voices=voices, real_BT=prompt.mask_BT,
         mask_B1TS=prompt.mask_BT[:, None, None, :] & causal_TS[None, None],
     )  # fmt: skip

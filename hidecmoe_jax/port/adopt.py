@@ -24,7 +24,7 @@ from hidecmoe_jax.methods.gates.anchors import NamedGate, clip_widths
 from hidecmoe_jax.methods.lora import Lora
 from hidecmoe_jax.methods.moelora import MoeLora
 from hidecmoe_jax.methods.routed import Routed
-from hidecmoe_jax.models.llava import Model, model_sites
+from hidecmoe_jax.models.llava import Model, model_sites, projector_leaves
 from hidecmoe_jax.models.store import base_folder
 from hidecmoe_jax.port.adapters.peft import LoraWeights, with_rank
 from hidecmoe_jax.port.adapters.read import Adapter, read_adapter
@@ -146,15 +146,15 @@ def check_base(one: Adapter, digest: str, model: Model) -> None:
     """
     if one.base not in (None, digest):
         _other_base(one.path, one.base, digest)
-    decoder, sites = model.config.decoder, model_sites(model.config)
+    config, sites = model.config, model_sites(model.config)
     for lora in one.experts:
-        if lora.layers > decoder.layers:
-            _misfit(one, "layers", f"{lora.layers} decoder layers", f"{decoder.layers} (num_hidden_layers)")
+        if lora.layers > config.layers:
+            _misfit(one, "layers", f"{lora.layers} decoder layers", f"{config.layers} (num_hidden_layers)")
         for site in lora.sites:
             found = lora.a[site][0].shape[0], lora.b[site][0].shape[1]
             if found != sites[site]:
                 _misfit(one, site, f"[{found[0]} -> {found[1]}]", f"{sites[site][0]} -> {sites[site][1]}")
-    flat = trees.flatten({"projector": model.params["projector"]})
+    flat = projector_leaves(model)
     for path, leaf in one.projector.items():
         if leaf.shape != flat[path].shape:
             _misfit(one, path, str(list(leaf.shape)), str(list(flat[path].shape)))
@@ -209,7 +209,7 @@ def _routers(one: Adapter, model: Model) -> dict[str, np.ndarray]:
     """MoELoRA's routers as its ledger has them: router/SITE [L, D, E]; a layer without experts keeps zeros."""
     found = {}
     for site, layers in one.routers.items():
-        router = np.zeros((model.config.decoder.layers, *layers[0].shape), np.float32)
+        router = np.zeros((model.config.layers, *layers[0].shape), np.float32)
         router[: len(layers)] = np.stack(layers)
         found[f"router/{site}"] = router
     return found
@@ -238,7 +238,7 @@ def bank_leaves(lora: LoraWeights, shape: Lora, model: Model) -> dict[str, np.nd
 
     Ranks are filled up with zeros; a scale other than the bank's is worked into b.
     """
-    lora, layers = with_rank(lora, shape.rank), model.config.decoder.layers
+    lora, layers = with_rank(lora, shape.rank), model.config.layers
     ratio, found = np.float32(lora.scale / (shape.alpha / shape.rank)), {}
     for site, (width, out) in shape.shapes(model).items():
         a, b = np.zeros((layers, width, 1, shape.rank), np.float32), np.zeros((layers, 1, shape.rank, out), np.float32)

@@ -81,7 +81,7 @@ class Assistant:
           DataError: image tokens and pictures do not match, or an id is outside the vocabulary.
         """
         ids, mask = np.asarray(input_ids, np.int32), np.asarray(attention_mask).astype(bool)
-        vocabulary, patches = self.config.decoder.vocabulary, self.config.vision.patches
+        vocabulary, patches = self.config.vocabulary, self.config.patches
         if ids.ndim != 2 or ids.shape != mask.shape:
             raise DataError("ids and mask do not fit", why=f"shapes {ids.shape} and {mask.shape}, both must be [B, T]")
         shown = ids == self.config.image_token  # may lie one past the table (original LLaVA-1.5): never looked up

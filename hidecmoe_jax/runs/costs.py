@@ -57,17 +57,18 @@ def _finding(method: Method, model: Model, learner: Learner, tasks: int) -> int:
     stored = 2 * method.sizes(model, learner)["stored"]["locator"]
     if not isinstance(getattr(method.gate, "by", None), SharedGaussian):
         return stored
-    width = model.config.decoder.width
+    width = model.config.width
     return stored + 4 * width**3 // 3 + 2 * tasks * width**2
 
 
 def _heard(method: Method, serving: Serving) -> tuple[tuple[Voice, ...], int]:
     """Shapes of what the decoder hears for one sample, and how many tasks a decision weighs; nothing is computed."""
     config = serving.model.config
+    image_width, text_width = config.pooled_widths
     one = jax.ShapeDtypeStruct((1,), jnp.bool_)
-    image = jax.ShapeDtypeStruct((1, config.vision.projection), jnp.float32)
-    text = jax.ShapeDtypeStruct((1, config.text.width), jnp.float32)
-    state = jax.ShapeDtypeStruct((1, config.decoder.width), jnp.float32)
+    image = jax.ShapeDtypeStruct((1, image_width), jnp.float32)
+    text = jax.ShapeDtypeStruct((1, text_width), jnp.float32)
+    state = jax.ShapeDtypeStruct((1, config.width), jnp.float32)
     named = jax.ShapeDtypeStruct((1,), jnp.int32) if method.traits.needs_task_name else None
 
     def hear(serving, seen, named):

@@ -106,7 +106,7 @@ class Session:
     @cached_property
     def encoder(self) -> RecordEncoder:
         """Token ids of the stream's records, each tokenised once."""
-        return RecordEncoder(self.tokenizer, self.config.template, self.model.config.vision.patches)
+        return RecordEncoder(self.tokenizer, self.config.template, self.model.config.patches)
 
     def encode(self, records: tuple[Record, ...], label: str) -> tuple[tuple[Record, ...], list[Encoded]]:
         """Training records with their ids; too long ones are refused, or dropped up to `tune.max_dropped`."""
@@ -148,7 +148,7 @@ class Session:
         length, answers = (max(sizes) for sizes in zip(*(self.shapes[task] for task in lesson), strict=True))
         records, encoded = self.encode(records, label)
         features = self.features(records, f"{label} train")
-        vocabulary = self.model.config.decoder.vocabulary
+        vocabulary = self.model.config.vocabulary
         return StageData(records, encoded, features, (length, answers), self.tokenizer.pad, vocabulary)
 
     def seen(self, learner: Learner, stage: Stage, material: StageData, label: str) -> FrozenFeatures:
@@ -239,18 +239,19 @@ def open_base(config: RunConfig) -> tuple[Model, Tokenizer]:
     model = load_model(folder, **{name: value for name, value in changes.items() if value is not None})
     tokenizer = Tokenizer.load(folder)
     # The image token's row is never looked up, so it alone may lie one past the table (original LLaVA-1.5).
-    beyond = tokenizer.size - (tokenizer.image == model.config.decoder.vocabulary)
-    if beyond > model.config.decoder.vocabulary or tokenizer.image != model.config.image_token:
+    beyond = tokenizer.size - (tokenizer.image == model.config.vocabulary)
+    if beyond > model.config.vocabulary or tokenizer.image != model.config.image_token:
         raise ConfigError(
             "tokenizer and model do not belong together", where=str(folder),
             why=f"{tokenizer.size} tokens and image token {tokenizer.image}, the model has "
-            f"{model.config.decoder.vocabulary} and {model.config.image_token}",
+            f"{model.config.vocabulary} and {model.config.image_token}",
         )  # fmt: skip
-    reader, text = tokenizer.text or tokenizer, model.config.text
-    if reader.size > text.vocabulary or reader.eos != text.eos_token:
+    reader = tokenizer.text or tokenizer
+    base = model.config
+    if reader.size > base.text_vocabulary or reader.eos != base.text_end:
         raise ConfigError(
             "the text tower cannot read the tokenizer's ids", where=str(folder),
-            why=f"{reader.size} tokens and end {reader.eos}, the tower has {text.vocabulary} and {text.eos_token}",
+            why=f"{reader.size} tokens and end {reader.eos}, the tower has {base.text_vocabulary} and {base.text_end}",
             remedy="convert again with a --clip folder that has CLIP's tokenizer.json (it goes to text/)",
         )  # fmt: skip
     return model, tokenizer

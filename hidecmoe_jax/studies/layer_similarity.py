@@ -85,7 +85,7 @@ def _features(
     for start in range(0, len(records), size):
         rows, _, prompt = prompt_rows(
             asked, seen, start, batch=size, length=session.prompt_length, pad=session.tokenizer.pad,
-            vocab=model.config.decoder.vocabulary,
+            vocab=model.config.vocabulary,
         )  # fmt: skip
         parts.append(np.asarray(_features_of(model, prompt, voices))[:, : len(rows)])
     return np.concatenate(parts, axis=1)

@@ -114,7 +114,7 @@ def outsiders(session: Session, kind: str, folder: Path, count: int) -> tuple[Re
 
     `noise` is uniform, `blank` one colour, `photographs` are cuts of the two that scikit-learn ships.
     """
-    rng, size = np.random.default_rng(OUTSIDERS.index(kind)), session.model.config.vision.image_size
+    rng, size = np.random.default_rng(OUTSIDERS.index(kind)), session.model.config.image_size
     questions = [record.turns[0].question for task in session.stream.tasks for record in session.test(task)]
     chosen = rng.permutation(len(questions))
     records = []

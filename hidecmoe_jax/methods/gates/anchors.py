@@ -140,4 +140,4 @@ def stored(kept: Memory, name: str) -> Array | float:
 
 def clip_widths(model: Model) -> tuple[int, int]:
     """Widths of CLIP's pooled image and text features, as anchors keep them."""
-    return model.config.vision.projection, model.config.text.width
+    return model.config.pooled_widths

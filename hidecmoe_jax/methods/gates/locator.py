@@ -84,7 +84,7 @@ class LocatorGate:
         return seen.pooled if self.reads is None else seen.state_BD
 
     def _width(self, model: Model) -> Any:
-        return clip_widths(model) if self.reads is None else model.config.decoder.width
+        return clip_widths(model) if self.reads is None else model.config.width
 
     def blank(self, capacity: int, model: Model) -> dict[str, Array]:
         """What is known of no task."""

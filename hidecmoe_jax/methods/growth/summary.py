@@ -56,7 +56,7 @@ def added(method: Mixture, model: Model, learner: Learner, task: int) -> dict[st
     seen = np.asarray(learner.memory["visible"][task])
     return {
         "experts": method.lora.size(model) * int(owned.sum()),
-        "routers": model.config.decoder.width * int(seen.sum()),
+        "routers": model.config.width * int(seen.sum()),
         "locator": method.gate.size(model),
     }
 
@@ -70,7 +70,7 @@ def sizes(method: Mixture, model: Model, learner: Learner) -> dict[str, dict[str
     owned = int((np.asarray(learner.past[POOL].owner_LS) != EMPTY).sum())
     stored = none | {
         "experts": method.lora.size(model) * owned,
-        "routers": model.config.decoder.width * int(visible.sum()),
+        "routers": model.config.width * int(visible.sum()),
         "locator": len(tasks) * method.gate.size(model),
     }
     parts = [added(method, model, learner, task) for task in tasks]

@@ -26,10 +26,19 @@ from hidecmoe_jax.core import strict
 from hidecmoe_jax.core.errors import CheckpointError
 from hidecmoe_jax.models.config import LlavaConfig
 from hidecmoe_jax.models.generate import Sampling, generate
-from hidecmoe_jax.models.layers import RMSNorm
 from hidecmoe_jax.models.llama import run_layers
-from hidecmoe_jax.models.llava import Model, Prompt, embed, head, positions_of, text_features, vision_features
-from hidecmoe_jax.models.projector import Projector
+from hidecmoe_jax.models.llava import (
+    Model,
+    Prompt,
+    decoder_layers,
+    embed,
+    final_norm,
+    head,
+    positions_of,
+    project,
+    text_features,
+    vision_features,
+)
 from hidecmoe_jax.models.store import load_model
 from hidecmoe_jax.port.checkpoints.settings import OLD_EOS
 
@@ -145,7 +154,7 @@ def turned(inputs: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, np
 @jax.jit
 def _see(model: Model, pixels: Array, ids: Array) -> dict[str, Array]:
     features, image_NE = vision_features(model, pixels)
-    seen = Projector(model.config.decoder.width).apply({"params": model.params["projector"]}, features)
+    seen = project(model, features)
     text_ND, text_NE = text_features(model, ids)
     out = {"clip_image": image_NE, "clip_text_state": text_ND, "clip_text": text_NE}
     return out | {"vision_features": features, "projected": seen}
@@ -154,7 +163,7 @@ def _see(model: Model, pixels: Array, ids: Array) -> dict[str, Array]:
 @jax.jit
 def read_states(model: Model, prompt: Prompt, where_K2: Array) -> tuple[Array, Array]:
     """States [L + 2, K, D] at (row, column) places: embeddings, every layer's output, the normed last; and logits."""
-    config, decoder = model.config.decoder, model.params["decoder"]
+    config = model.config.decoder
     length, one = prompt.tokens_BT.shape[1], replace(config, layers=1)
     mask = prompt.mask_BT[:, None, None, :] & jnp.tril(jnp.ones((length, length), bool))[None, None]
     rows, columns = where_K2[:, 0], where_K2[:, 1]
@@ -165,8 +174,8 @@ def read_states(model: Model, prompt: Prompt, where_K2: Array) -> tuple[Array, A
         return x, x[rows, columns]
 
     first = embed(model, prompt)
-    last, states = jax.lax.scan(step, first, decoder["layers"])
-    normed = RMSNorm(config.epsilon).apply({"params": decoder["norm"]}, last)[rows, columns]
+    last, states = jax.lax.scan(step, first, decoder_layers(model))
+    normed = final_norm(model, last)[rows, columns]
     return jnp.concatenate([first[rows, columns][None], states, normed[None]]), head(model, normed)
 
 
