@@ -14,6 +14,6 @@ configs = [
 setup(
     packages=packages + configs,
     package_dir={"hidecmoe_jax.configs": "configs"},
-    package_data={"": ["*.yaml", "*.json", "*.safetensors", "*.html", "*.j2", "*.txt", "*.md"]},
+    package_data={"": ["*.yaml", "*.json", "*.safetensors", "*.html", "*.j2", "*.txt", "*.md", "*.gz", "*.jpg"]},
     include_package_data=False,
 )

@@ -32,6 +32,7 @@ from hidecmoe_jax.data.pocket.language import caption
 from hidecmoe_jax.data.pocket.picture import DIGITS, UPPER, Picture
 from hidecmoe_jax.data.pocket.tasks import digits
 from hidecmoe_jax.data.pocket.words import place
+from hidecmoe_jax.data.real_images import handwritten_digits
 from hidecmoe_jax.data.tokenizer import Tokenizer, text_ids
 from hidecmoe_jax.models.clip import init_tower, text_tower, vision_tower
 from hidecmoe_jax.models.config import LlavaConfig
@@ -67,9 +68,7 @@ TOY = ProbePlan(digits=(120, 40), drawn=(120, 40), characters=(120, 40), pairs=C
 
 def scans(rng: np.random.Generator, count: int) -> Labelled:
     """Real handwritten digits, shown as the task `digits` shows them."""
-    from sklearn.datasets import load_digits
-
-    drawn, values = load_digits(return_X_y=True)
+    drawn, values = handwritten_digits()
     if count > len(drawn):
         raise ConfigError(
             "not enough handwritten digits", why=f"{count} of {len(drawn)}", remedy="lower ProbePlan.digits"

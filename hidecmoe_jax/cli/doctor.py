@@ -1,7 +1,7 @@
-"""`hidecmoe doctor`: is this machine able to do the work?
+"""`hidecmoe doctor`: checks of the environment and the machine.
 
-Every check is a function that returns one line of a table; the last one runs the pocket model forward, which
-needs everything above it. The version ranges are those that the installed package declares.
+Every check is a function that returns one line of the printed table. The last one computes a forward pass of the
+pocket model, which needs everything above it. Version ranges are read from the metadata of the installed package.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import importlib
 import importlib.metadata
 import os
 import platform
-import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -19,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 import hidecmoe_jax as hj
 from hidecmoe_jax.cli.words import Folder
@@ -30,17 +31,21 @@ NEEDED_DISK = 2 * GIB
 NEEDED_MEMORY = 4 * GIB
 LARGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
-_REQUIREMENT = re.compile(r"([A-Za-z0-9_.-]+)\s*(.*)")
-_BOUND = re.compile(r"(>=|<)([0-9.]+)")
-
 
 @dataclass(frozen=True)
 class Check:
-    """One line of the table: what was looked at, what was found, and what to do where it is not well."""
+    """One line of the table.
+
+    Attributes:
+      name: what was checked.
+      passed: False makes the command end with exit code 1.
+      result: version, size or message to print.
+      remedy: what to do if the check failed.
+    """
 
     name: str
-    well: bool
-    found: str
+    passed: bool
+    result: str
     remedy: str = ""
 
 
@@ -54,14 +59,14 @@ def doctor(*, out: Folder = None) -> int:
     Args:
       out: folder whose disk is checked; the current one if not given.
     """
-    well = True
+    all_passed = True
     for check in checks(out or Path.cwd()):
-        well &= check.well
-        print(f"{'OK  ' if check.well else 'FAIL'}  {check.name:<28} {check.found}", flush=True)
-        if not check.well:
+        all_passed &= check.passed
+        print(f"{'OK  ' if check.passed else 'FAIL'}  {check.name:<28} {check.result}", flush=True)
+        if not check.passed:
             print(f"      do: {check.remedy}")
-    print("all is well" if well else "something above needs attention")
-    return 0 if well else 1
+    print("all is well" if all_passed else "something above needs attention")
+    return 0 if all_passed else 1
 
 
 def checks(out: Path) -> Iterator[Check]:
@@ -76,66 +81,75 @@ def checks(out: Path) -> Iterator[Check]:
 
 
 def python() -> Check:
-    """The interpreter against the package's floor."""
-    found = platform.python_version()
-    well = within(found, _metadata()["Requires-Python"])
-    return Check("python", well, found, "make the environment with a newer Python")
+    """Version of the interpreter against `requires-python`."""
+    version = platform.python_version()
+    supported = SpecifierSet(_metadata()["Requires-Python"]).contains(version, prereleases=True)
+    return Check("python", supported, version, "make the environment with a newer Python")
 
 
 def packages() -> Iterator[Check]:
-    """Every declared dependency against its declared range."""
+    """Version of every core dependency against its declared range; extras and other Pythons' lines are left out."""
     for line in _metadata().get_all("Requires-Dist") or ():
-        if "extra ==" in line:
-            continue
-        name, ranges = _REQUIREMENT.fullmatch(line).groups()
-        remedy = f"python -m pip install '{name}{ranges}'"
-        try:
-            found = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            yield Check(name, False, f"not installed, needs {ranges}", remedy)
-            continue
-        well = within(found, ranges)
-        yield Check(name, well, found if well else f"{found}, needs {ranges}", remedy)
+        requirement = Requirement(line)
+        # An empty extra: markers such as `extra == "dev"` are then false, and markers about Python are evaluated.
+        if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+            yield _package(requirement)
+
+
+def _package(requirement: Requirement) -> Check:
+    name = requirement.name
+    wanted = f"needs {requirement.specifier}"
+    remedy = f"python -m pip install '{name}{requirement.specifier}'"
+    try:
+        version = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return Check(name, False, f"not installed, {wanted}", remedy)
+    if requirement.specifier.contains(version, prereleases=True):
+        return Check(name, True, version)
+    return Check(name, False, f"{version}, {wanted}", remedy)
 
 
 def devices() -> Check:
-    """What JAX computes on."""
+    """Devices that JAX computes on."""
     try:
         jax = importlib.import_module("jax")
-        found = jax.devices()
+        available = jax.devices()
     except (ImportError, RuntimeError) as error:
         return Check("devices", False, str(error), "set JAX_PLATFORMS=cpu, then look at the driver")
-    kinds = {device.device_kind for device in found}
-    return Check("devices", True, f"{len(found)} x {', '.join(sorted(kinds))} ({found[0].platform})")
+    kinds = sorted({device.device_kind for device in available})
+    return Check("devices", True, f"{len(available)} x {', '.join(kinds)} ({available[0].platform})")
 
 
 def memory() -> Check:
-    """Memory of the machine; the main job on the pocket model wants a few GiB."""
+    """Physical memory; a run of the pocket model needs a few GiB."""
     size = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    remedy = "close other programs, or lower train.batch"
+    remedy = "close other programs, or lower tune.batch"
     return Check("memory", size >= NEEDED_MEMORY, f"{size / GIB:.1f} GiB", remedy)
 
 
 def disk(folder: Path) -> Check:
-    """Room where run folders go."""
-    here = next(parent for parent in [folder.resolve(), *folder.resolve().parents] if parent.exists())
-    free = shutil.disk_usage(here).free
-    found = f"{free / GIB:.1f} GiB free in {here}"
-    return Check("disk", free >= NEEDED_DISK, found, "free space, or give another --out")
+    """Free space on the disk of `folder`, which need not exist yet."""
+    candidates = [folder.resolve(), *folder.resolve().parents]
+    existing = next(parent for parent in candidates if parent.exists())
+    free = shutil.disk_usage(existing).free
+    result = f"{free / GIB:.1f} GiB free in {existing}"
+    return Check("disk", free >= NEEDED_DISK, result, "free space, or give another --out")
 
 
-def large_pages(session: Path = LARGE_PAGES) -> Iterator[Check]:
-    """Whether arrays of a CPU step lie in large pages; measured at a quarter of a step's time on the pocket model."""
-    if not session.is_file():
+def large_pages(setting: Path = LARGE_PAGES) -> Iterator[Check]:
+    """Whether Linux backs arrays with large pages: measured at a quarter of a CPU step's time on the pocket model."""
+    if not setting.is_file():
         return
-    always = "[always]" in session.read_text()
-    asked = "[madvise]" in session.read_text() and "hugetlb=1" in os.environ.get("GLIBC_TUNABLES", "")
+    mode = setting.read_text()
+    # "madvise" leaves the choice to the program; glibc then requests large pages if this tunable is set.
+    requested = "[madvise]" in mode and "hugetlb=1" in os.environ.get("GLIBC_TUNABLES", "")
+    used = "[always]" in mode or requested
     advice = "not used; on a CPU, GLIBC_TUNABLES=glibc.malloc.hugetlb=1 before a command saves time"
-    yield Check("large pages", True, "used" if always or asked else advice, "")
+    yield Check("large pages", True, "used" if used else advice)
 
 
 def forward() -> Check:
-    """One forward of the pocket model on a blank picture's worth of text."""
+    """One forward pass of the pocket model on eight tokens."""
     began = time.perf_counter()
     try:
         model = hj.load("pocket")
@@ -144,25 +158,8 @@ def forward() -> Check:
     except (hj.HidecmoeError, ImportError) as error:
         return Check("forward", False, str(error), "install the package again: python -m pip install -e .")
     seconds = time.perf_counter() - began
-    found = f"logits {logits.shape} in {seconds:.1f} s, load and compile included"
-    return Check("forward", bool(np.isfinite(logits).all()), found, "report this with the lines above")
-
-
-def within(version: str, ranges: str) -> bool:
-    """Whether a version such as 0.10.2 lies in a range such as `>=0.10,<0.13`, pre-release marks aside."""
-    for part in ranges.split(","):
-        sign, bound = _BOUND.fullmatch(part.strip()).groups()
-        if (_release(version) >= _release(bound)) != (sign == ">="):
-            return False
-    return True
-
-
-def _release(version: str) -> tuple[int, ...]:
-    """The numbers of a version without trailing zeros, so that 2.0 is 2."""
-    numbers = [int(number) for number in re.match(r"\d+(\.\d+)*", version)[0].split(".")]
-    while len(numbers) > 1 and numbers[-1] == 0:
-        numbers.pop()
-    return tuple(numbers)
+    result = f"logits {logits.shape} in {seconds:.1f} s, load and compile included"
+    return Check("forward", bool(np.isfinite(logits).all()), result, "report this with the lines above")
 
 
 def _metadata() -> email.message.Message:

@@ -20,6 +20,7 @@ from jax import Array
 from PIL import Image
 
 from hidecmoe_jax.core.errors import ConfigError
+from hidecmoe_jax.data.real_images import photographs
 from hidecmoe_jax.data.records import Record, Turn
 from hidecmoe_jax.locators.calibrate import auroc
 from hidecmoe_jax.locators.standard import LOWEST
@@ -112,7 +113,7 @@ def _told(known: np.ndarray, foreign: np.ndarray) -> dict[str, float]:
 def outsiders(session: Session, kind: str, folder: Path, count: int) -> tuple[Record, ...]:
     """Records with pictures that belong to no task, under the questions of the tasks in turn.
 
-    `noise` is uniform, `blank` one colour, `photographs` are cuts of the two that scikit-learn ships.
+    `noise` is uniform, `blank` one colour, `photographs` are cuts of the two in `data/real_images.py`.
     """
     rng, size = np.random.default_rng(OUTSIDERS.index(kind)), session.model.config.image_size
     questions = [record.turns[0].question for task in session.stream.tasks for record in session.test(task)]
@@ -131,9 +132,7 @@ def _pixels(kind: str, rng: np.random.Generator, size: int) -> np.ndarray:
         return rng.integers(0, 256, (size, size, 3), dtype=np.uint8)
     if kind == "blank":
         return np.broadcast_to(rng.integers(0, 256, 3, dtype=np.uint8), (size, size, 3)).copy()
-    from sklearn.datasets import load_sample_images
-
-    photograph = load_sample_images().images[int(rng.integers(2))]
+    photograph = photographs()[int(rng.integers(2))]
     side = int(rng.integers(120, min(photograph.shape[:2])))
     top, left = (int(rng.integers(0, edge - side + 1)) for edge in photograph.shape[:2])
     return photograph[top : top + side, left : left + side]

@@ -1,25 +1,51 @@
-"""The doctor's version arithmetic against `packaging`'s, and its table with a healthy and an ailing line."""
+"""The doctor's table: declared ranges against installed versions, and what it prints where a check fails."""
 
+import email.message
+import importlib.metadata
 from pathlib import Path
 
 import pytest
-from packaging.specifiers import SpecifierSet
 
 from hidecmoe_jax.cli import doctor
-from hidecmoe_jax.cli.doctor import Check, devices, disk, large_pages, memory, within
+from hidecmoe_jax.cli.doctor import Check, devices, disk, large_pages, memory
 
 
 @pytest.mark.parametrize("version", ["0.9.9", "0.10", "0.10.0", "0.10.2", "0.12.0.1", "0.13", "0.13.0", "1", "2.0"])
-@pytest.mark.parametrize("ranges", [">=0.10,<0.13", "<0.13,>=0.10", ">=0.12.0.1", ">=2", "<0.10"])
-def test_ranges_mean_what_pip_means_by_them(version, ranges):
-    assert within(version, ranges) == SpecifierSet(ranges).contains(version)
+@pytest.mark.parametrize(
+    ("ranges", "supported"),
+    [
+        (">=0.10,<0.13", {"0.10", "0.10.0", "0.10.2", "0.12.0.1"}),
+        (">=0.12.0.1", {"0.12.0.1", "0.13", "0.13.0", "1", "2.0"}),
+        (">=2", {"2.0"}),
+        ("<0.10", {"0.9.9"}),
+    ],
+)
+def test_installed_versions_are_compared_with_declared_ranges(version, ranges, supported, monkeypatch):
+    declare(monkeypatch, f"flax{ranges}")
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: version)
+    (check,) = doctor.packages()
+    assert check.passed == (version in supported)
+    assert check.passed or ranges.split(",")[0] in check.result and "pip install 'flax" in check.remedy
+
+
+def test_requirements_of_extras_and_of_other_pythons_are_left_out(monkeypatch):
+    declare(monkeypatch, 'a>=1; python_version < "3"', 'b>=1; extra == "dev"', 'c>=1; python_version >= "3"')
+    assert [(check.name, check.passed) for check in doctor.packages()] == [("c", False)]
+
+
+def declare(monkeypatch, *requirements: str) -> None:
+    """Lets the package declare these requirements."""
+    metadata = email.message.Message()
+    for requirement in requirements:
+        metadata["Requires-Dist"] = requirement
+    monkeypatch.setattr(doctor, "_metadata", lambda: metadata)
 
 
 def test_this_machine_can_run_its_own_tests(tmp_path):
-    assert devices().well
-    assert memory().found.endswith("GiB")
-    assert str(tmp_path) in disk(tmp_path).found
-    assert str(tmp_path) in disk(tmp_path / "not" / "yet").found
+    assert devices().passed
+    assert memory().result.endswith("GiB")
+    assert str(tmp_path) in disk(tmp_path).result
+    assert str(tmp_path) in disk(tmp_path / "not" / "yet").result
 
 
 def test_large_pages_are_reported_where_linux_has_them(tmp_path, monkeypatch):
@@ -35,7 +61,7 @@ def test_large_pages_are_reported_where_linux_has_them(tmp_path, monkeypatch):
         session.write_text(text)
         monkeypatch.setenv("GLIBC_TUNABLES", tunable)
         (check,) = large_pages(session)
-        assert check.well and (check.found == "used") == used
+        assert check.passed and (check.result == "used") == used
 
 
 @pytest.mark.parametrize("well", [True, False])

@@ -1,6 +1,6 @@
 """The pocket stream: seven small tasks of the kinds that public benchmarks have, drawn on demand.
 
-One task shows scans of real handwriting (scikit-learn's digits; Alpaydin and Kaynak 1998, UCI), the others
+One task shows scans of real handwriting (Alpaydin and Kaynak 1998, UCI), the others
 pictures the project draws. Each asks for an answer in a form of its own, so that learning one disturbs the
 others. Everything is written as a user's own task would be: LLaVA JSON, picture files, and a `task.json` that
 names the scorer.
@@ -23,6 +23,7 @@ from hidecmoe_jax.data.pocket.draw import draw
 from hidecmoe_jax.data.pocket.draw_base import between, pick, tint, visible_on, wear
 from hidecmoe_jax.data.pocket.picture import SHAPES, SIDE, UPPER, Thing
 from hidecmoe_jax.data.pocket.words import box, coloured, plural
+from hidecmoe_jax.data.real_images import handwritten_digits
 
 VERSION = "2"
 """Part of the cache folder's name: changes whenever the bytes of the stream do."""
@@ -140,9 +141,7 @@ def _items(task: str, seed: int, counts: dict[str, int]) -> dict[str, list[Item]
             split: [MAKERS[task](np.random.default_rng([seed, number, place, item])) for item in range(count)]
             for place, (split, count) in enumerate(counts.items())
         }
-    from sklearn.datasets import load_digits
-
-    scans, values = load_digits(return_X_y=True)
+    scans, values = handwritten_digits()
     if sum(counts.values()) > len(scans):
         raise ConfigError(
             "not enough handwritten digits", where="stream.pocket", why=f"{sum(counts.values())} of {len(scans)}",
