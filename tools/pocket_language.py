@@ -31,7 +31,7 @@ from tqdm import tqdm
 from hidecmoe_jax.core.errors import ConfigError
 from hidecmoe_jax.data.images import normalise
 from hidecmoe_jax.data.loader import collate
-from hidecmoe_jax.data.pocket.asks import find_things, plain_language
+from hidecmoe_jax.data.pocket.ask_scene import find_things, plain_language
 from hidecmoe_jax.data.pocket.draw import draw
 from hidecmoe_jax.data.pocket.language import caption, questions
 from hidecmoe_jax.data.pocket.picture import Picture

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from hidecmoe_jax.data.pocket.asks import find_things, plain_language
+from hidecmoe_jax.data.pocket.ask_scene import find_things, plain_language
 from hidecmoe_jax.data.pocket.draw import draw
 from hidecmoe_jax.data.pocket.language import caption, questions
 from hidecmoe_jax.data.pocket.picture import COLOURS, FAMILIES, SHAPES, Picture

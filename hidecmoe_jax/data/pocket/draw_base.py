@@ -1,7 +1,6 @@
-"""What all drawings share: colours that can be told apart, grounds, and the wear a picture shows.
+"""Shared pieces of all drawings: random choices, visible colours, grounds, and the wear of a finished picture.
 
-Everything random comes from the generator handed in, drawn with `rng.random()` only where speed matters, so the same
-generator state always gives the same picture.
+All randomness comes from the generator that is passed in, so the same generator state gives the same picture.
 """
 
 from __future__ import annotations
@@ -22,85 +21,109 @@ _GROUNDS = (
 
 
 def pick(rng: np.random.Generator, options: Sequence):
-    """One of the options; a good deal faster than `rng.choice`."""
+    """Returns one of the options; several times faster than `rng.choice`."""
     return options[int(rng.random() * len(options))]
 
 
 def between(rng: np.random.Generator, low: float, high: float) -> float:
-    """A uniform float in [low, high)."""
+    """Returns a uniform float in [low, high)."""
     return low + (high - low) * rng.random()
 
 
+def _is_visible(ink: tuple[int, int, int], ground: tuple[int, int, int]) -> bool:
+    """Whether two RGB values differ clearly in brightness, or a little in brightness and much in hue."""
+    difference = np.array(ink, float) - np.array(ground, float)
+    brightness = abs(difference @ _LUMA)
+    return brightness > 38 or (brightness > 14 and np.abs(difference).sum() > 190)
+
+
 @lru_cache(maxsize=1)
-def _apart() -> dict[str, tuple[str, ...]]:
-    """For every colour the colours that are clearly visible on it."""
+def _visible_colours() -> dict[str, tuple[str, ...]]:
+    """For every ground the names of the colours that are visible on it."""
     table = {}
-    for one, a in COLOURS.items():
-        names = []
-        for two, b in COLOURS.items():
-            difference = np.array(a, float) - np.array(b, float)
-            if abs(difference @ _LUMA) > 38 or (abs(difference @ _LUMA) > 14 and np.abs(difference).sum() > 190):
-                names.append(two)
-        table[one] = tuple(names)
+    for ground, ground_rgb in COLOURS.items():
+        table[ground] = tuple(name for name, rgb in COLOURS.items() if _is_visible(rgb, ground_rgb))
     return table
 
 
 def visible_on(ground: str) -> tuple[str, ...]:
-    """Colour names that can be told apart from this ground."""
+    """Returns the names of the colours that can be told apart from this ground.
+
+    Raises:
+      DataError: no such colour.
+    """
     if ground not in COLOURS:
         raise DataError(f"no colour called {ground!r}", why=nearest(ground, COLOURS))
-    return _apart()[ground]
+    return _visible_colours()[ground]
 
 
 def pick_ground(rng: np.random.Generator, wanted: str | None = None) -> str:
-    """A ground's colour name: mostly white, black or gray. `wanted` is a colour, or "light" or "dark"."""
+    """Returns the colour name of a ground, mostly white, black or gray.
+
+    Args:
+      wanted: a colour name, which is returned as it is, or "light" or "dark".
+    """
     if wanted == "light":
         return pick(rng, ("white", "white", "white", "yellow", "cyan", "pink"))
     if wanted == "dark":
         return pick(rng, ("black", "black", "black", "blue", "brown", "purple"))
     if wanted is None:
         return pick(rng, _GROUNDS)
-    visible_on(wanted)
+    visible_on(wanted)  # refuses an unknown colour name
     return wanted
 
 
+def ground_for(rng: np.random.Generator, ground: str, colours: Sequence[str]) -> str:
+    """Returns `ground`, or another one where not all `colours` are visible on it."""
+    while any(colour not in visible_on(ground) for colour in colours):
+        ground = pick_ground(rng)
+    return ground
+
+
 def tint(rng: np.random.Generator, name: str) -> tuple[int, int, int]:
-    """RGB of a colour name, jittered a little."""
-    shift = rng.normal(0, 7, 3)
-    return tuple(int(min(max(c + s, 0), 255)) for c, s in zip(COLOURS[name], shift.tolist(), strict=False))
+    """Returns the RGB value of a colour name, with a little jitter."""
+    shifts = rng.normal(0, 7, 3).tolist()
+    channels = [channel + shift for channel, shift in zip(COLOURS[name], shifts, strict=False)]
+    return tuple(int(min(max(channel, 0), 255)) for channel in channels)
 
 
 @lru_cache(maxsize=1)
 def _grain() -> np.ndarray:
-    """A sheet of unit noise from a fixed seed; slices of it are cheaper than fresh noise."""
+    """Unit noise from a fixed seed, four pictures wide; a slice of it is cheaper than fresh noise."""
     return np.random.default_rng(20).normal(0, 1, (4 * SIDE, 4 * SIDE, 3)).astype(np.float32)
 
 
 @lru_cache(maxsize=4)
 def _ramp(size: int) -> np.ndarray:
+    """Coordinates from -1 to 1 along x and y, float32 [2, size, size]."""
     line = np.linspace(-1, 1, size, dtype=np.float32)
     return np.stack(np.broadcast_arrays(line[None, :], line[:, None]))
 
 
 def wear(image: Image.Image, rng: np.random.Generator, amount: float) -> np.ndarray:
-    """Noise, blur, uneven light and loss of contrast, each only sometimes; `amount` 0 gives a clean picture.
+    """Applies blur, noise, uneven light and loss of contrast, each with a probability; 0 gives a clean picture.
 
     Returns uint8 [size, size, 3].
     """
-    chances = rng.random(5).tolist()
-    if chances[0] < 0.18 * amount:
+    blur, noise, light, contrast, coloured_noise = rng.random(5).tolist()
+    if blur < 0.18 * amount:
         image = image.filter(ImageFilter.GaussianBlur(between(rng, 0.4, 1.0)))
     pixels = np.asarray(image)
-    if min(chances[1] - 0.35 * amount, chances[2] - 0.15 * amount, chances[3] - 0.2 * amount) >= 0:
+    has_noise = noise < 0.35 * amount
+    has_light = light < 0.15 * amount
+    has_contrast = contrast < 0.2 * amount
+    if not (has_noise or has_light or has_contrast):
         return pixels
     size = pixels.shape[0]
     worn = pixels.astype(np.float32)
-    if chances[1] < 0.35 * amount:
-        y, x = (int(v * 3 * SIDE) for v in rng.random(2))
-        worn += _grain()[y : y + size, x : x + size, : 3 if chances[4] < 0.6 else 1] * between(rng, 2, 22)
-    if chances[2] < 0.15 * amount:
+    if has_noise:
+        y, x = (int(value * 3 * SIDE) for value in rng.random(2))
+        channels = 3 if coloured_noise < 0.6 else 1
+        grain = _grain()[y : y + size, x : x + size, :channels]
+        worn += grain * between(rng, 2, 22)
+    if has_light:
         slope = rng.normal(0, 18, 2)
         worn += (_ramp(size) * slope[:, None, None]).sum(0)[..., None]
-    if chances[3] < 0.2 * amount:
+    if has_contrast:
         worn = (worn - 128) * between(rng, 0.6, 1.05) + 128 + rng.normal(0, 10)
     return np.clip(worn, 0, 255).astype(np.uint8)

@@ -1,58 +1,29 @@
-"""Coloured shapes, grids, textures and strokes: everything on a picture that is not writing.
+"""Drawings of coloured shapes and of straight strokes (families `scene` and `lines`).
 
-Shapes are drawn at twice the size and averaged down, so their edges are smooth. A shape's outline in [-1, 1] comes
-from `outline`; where it ends up on the picture gives its box.
+Both are drawn at twice the size and averaged down, which makes edges smooth. The box of a shape is that of its rotated
+outline on the picture.
 """
 
 from __future__ import annotations
 
-from functools import lru_cache
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from hidecmoe_jax.core.errors import DataError, nearest
-from hidecmoe_jax.data.pocket.draw_base import between, pick, pick_ground, tint, visible_on, wear
-from hidecmoe_jax.data.pocket.picture import COLOURS, SHAPES, TEXTURES, Picture, Thing
+from hidecmoe_jax.core.errors import DataError
+from hidecmoe_jax.data.pocket.draw_base import between, ground_for, pick, pick_ground, tint, visible_on, wear
+from hidecmoe_jax.data.pocket.outlines import outline
+from hidecmoe_jax.data.pocket.picture import SHAPES, Picture, Thing
 
+Box = tuple[float, float, float, float]
+
+# Largest random rotation of each shape, in radians; a shape that is not listed looks the same at any angle.
 _TURN = {"square": 0.14, "triangle": 0.22, "star": 3.2, "cross": 0.16, "diamond": 0.08, "heart": 0.16, "moon": 0.35}
-_SMALL, _LARGE = (5.0, 6.6), (9.0, 13.0)
-RADII = {"small": _SMALL, "large": _LARGE}
+RADII = {"small": (5.0, 6.6), "large": (9.0, 13.0)}
 """Half sides, in pixels of a 56 pixel picture, that count as small and as large."""
 
-
-@lru_cache(maxsize=16)
-def outline(shape: str) -> np.ndarray:
-    """Corner points [n, 2] of a shape in [-1, 1]^2; y points down."""
-    turn = np.linspace(0, 2 * np.pi, 24, endpoint=False)
-    round_ = np.stack([np.cos(turn), np.sin(turn)], 1)
-    if shape in ("circle", "ring"):
-        return round_
-    if shape == "square":
-        return np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)]) * 0.9
-    if shape == "triangle":
-        return np.array([(0, -1), (1, 0.85), (-1, 0.85)])
-    if shape == "diamond":
-        return np.array([(0, -1), (0.78, 0), (0, 1), (-0.78, 0)])
-    if shape == "cross":
-        a = 0.32
-        return np.array(
-            [(-a, -1), (a, -1), (a, -a), (1, -a), (1, a), (a, a), (a, 1), (-a, 1), (-a, a), (-1, a), (-1, -a), (-a, -a)]
-        )
-    if shape == "star":
-        angles = -np.pi / 2 + np.arange(10) * np.pi / 5
-        return np.stack([np.cos(angles), np.sin(angles)], 1) * np.where(np.arange(10) % 2, 0.42, 1.05)[:, None]
-    if shape == "heart":
-        t = np.linspace(0, 2 * np.pi, 28, endpoint=False)
-        y = -(13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t)) / 15
-        return np.stack([np.sin(t) ** 3 * 1.02, (y - 0.12)], 1)
-    if shape == "moon":
-        outer = np.linspace(0.9, 2 * np.pi - 0.9, 18)
-        inner = np.linspace(2 * np.pi - 1.35, 1.35, 14)
-        far = np.stack([np.cos(outer), np.sin(outer)], 1)
-        near = np.stack([0.52 + 0.75 * np.cos(inner), 0.82 * np.sin(inner)], 1)
-        return np.concatenate([far, near]) + (0.15, 0)
-    raise DataError(f"no shape called {shape!r}", why=nearest(shape, SHAPES))
+LINES = ("horizontal", "vertical", "rising", "falling")
 
 
 def put_shape(
@@ -66,34 +37,50 @@ def put_shape(
     ground: tuple,
     filled: bool,
     zoom: int = 2,
-) -> tuple[float, float, float, float]:
-    """Draws one shape on a canvas `zoom` times the picture; centre and radius in picture pixels. Returns its box."""
-    points = outline(shape)
+) -> Box:
+    """Draws one shape on a canvas `zoom` times as large as the picture.
+
+    Centre, radius and the returned box (x0, y0, x1, y1) are in pixels of the picture.
+    """
     angle = _TURN.get(shape, 0.0) * (2 * rng.random() - 1)
-    cos, sin = np.cos(angle), np.sin(angle)
-    points = points @ np.array([[cos, sin], [-sin, cos]]) * radius + centre
-    corners = [tuple(p) for p in (points * zoom).tolist()]
+    cos = np.cos(angle)
+    sin = np.sin(angle)
+    rotation = np.array([[cos, sin], [-sin, cos]])
+    points = outline(shape) @ rotation * radius + centre
+    corners = [tuple(point) for point in (points * zoom).tolist()]
     if filled or shape in ("circle", "ring"):
         brush.polygon(corners, fill=ink)
     else:
         width = round(zoom * between(rng, 1.2, min(2.6, radius / 3)))
-        brush.line([*corners, corners[0], corners[1]], fill=ink, width=max(width, 2), joint="curve")
+        # The first side is drawn twice, so that the line's ends meet in a joint.
+        closed = [*corners, corners[0], corners[1]]
+        brush.line(closed, fill=ink, width=max(width, 2), joint="curve")
     if shape == "ring":
         inner = radius * between(rng, 0.48, 0.6) * zoom
-        x, y = centre[0] * zoom, centre[1] * zoom
+        x = centre[0] * zoom
+        y = centre[1] * zoom
         brush.ellipse((x - inner, y - inner, x + inner, y + inner), fill=ground)
-    (x0, y0), (x1, y1) = points.min(0), points.max(0)
-    return float(x0), float(y0), float(x1), float(y1)
+    x0, y0 = points.min(0).tolist()
+    x1, y1 = points.max(0).tolist()
+    return x0, y0, x1, y1
 
 
 def layout(rng: np.random.Generator, radii: list[float], size: int, gap: float = 1.0) -> list[tuple] | None:
-    """Centres (x, y) for discs' bounding squares that stay apart, or None when they would not fit."""
-    placed: list[tuple] = []
+    """Returns centres (x, y) of squares with these half sides that keep `gap` apart, or None after too many tries."""
+    placed: list[tuple[float, float, float]] = []
+
+    def is_free(x: float, y: float, radius: float) -> bool:
+        for other_x, other_y, other_radius in placed:
+            distance = max(abs(x - other_x), abs(y - other_y))
+            if distance < radius + other_radius + gap:
+                return False
+        return True
+
     for radius in radii:
         for _ in range(30):
             x = between(rng, radius + 0.5, size - radius - 0.5)
             y = between(rng, radius + 0.5, size - radius - 0.5)
-            if all(max(abs(x - a), abs(y - b)) >= radius + r + gap for a, b, r in placed):
+            if is_free(x, y, radius):
                 placed.append((x, y, radius))
                 break
         else:
@@ -102,15 +89,19 @@ def layout(rng: np.random.Generator, radii: list[float], size: int, gap: float =
 
 
 def _fit(rng: np.random.Generator, sizes: list[str], size: int, *, fixed: bool) -> tuple[list[str], list[float], list]:
-    """Radii and centres for the wanted sizes; large things give way to small ones unless the sizes are fixed."""
+    """Returns sizes, radii and centres of things that fit on the picture.
+
+    Unless the sizes are `fixed`, a large thing becomes small after every second attempt that failed.
+    """
     unit = size / 56
     for attempt in range(200):
-        radii = [between(rng, *RADII[s]) * unit for s in sizes]
-        order = sorted(range(len(sizes)), key=lambda i: -radii[i])
-        centres = layout(rng, [radii[i] for i in order], size)
+        radii = [between(rng, *RADII[name]) * unit for name in sizes]
+        # The largest things are placed first, while there is room.
+        order = sorted(range(len(sizes)), key=lambda index: -radii[index])
+        centres = layout(rng, [radii[index] for index in order], size)
         if centres is not None:
-            back = [centres[order.index(i)] for i in range(len(sizes))]
-            return sizes, radii, back
+            centre_of = dict(zip(order, centres, strict=True))
+            return sizes, radii, [centre_of[index] for index in range(len(sizes))]
         if not fixed and attempt % 2 and "large" in sizes:
             sizes = list(sizes)
             sizes[sizes.index("large")] = "small"
@@ -119,9 +110,23 @@ def _fit(rng: np.random.Generator, sizes: list[str], size: int, *, fixed: bool) 
     )
 
 
-def box_of(x0: float, y0: float, x1: float, y1: float, size: int) -> tuple[float, float, float, float]:
-    """A box in pixels as clipped fractions of the picture."""
-    return tuple(min(max(v / size, 0.0), 1.0) for v in (x0, y0, x1, y1))
+def box_of(x0: float, y0: float, x1: float, y1: float, size: int) -> Box:
+    """Returns a box in pixels as fractions of the picture, clipped to [0, 1]."""
+    return tuple(min(max(value / size, 0.0), 1.0) for value in (x0, y0, x1, y1))
+
+
+def _count(count: int | None, lists: Sequence[list | None], rng: np.random.Generator) -> int:
+    """Returns the number of things of a scene: as asked, as the lists have entries, or 1-6.
+
+    Raises:
+      DataError: a list of another length.
+    """
+    lengths = [len(values) for values in lists if values is not None]
+    if not count:
+        count = lengths[0] if lengths else 1 + int(rng.random() * 6)
+    if any(length != count for length in lengths):
+        raise DataError("scene: shapes, colours, sizes and count disagree in length", why=f"count {count}")
+    return count
 
 
 def scene(
@@ -136,123 +141,65 @@ def scene(
     ground: str | None = None,
     worn: float = 1.0,
 ) -> Picture:
-    """1-6 shapes, apart from each other. Lists give every thing's property in order (None: free); `count` follows."""
-    lists = [values for values in (shapes, colours, sizes) if values is not None]
-    count = count or (len(lists[0]) if lists else 1 + int(rng.random() * 6))
-    if any(len(values) != count for values in lists):
-        raise DataError("scene: shapes, colours, sizes and count disagree in length", why=f"count {count}")
-    ground = pick_ground(rng, ground)
-    while colours and any(c not in visible_on(ground) for c in colours):
-        ground = pick_ground(rng)
-    few = 0.65 if count <= 3 else 0.4
-    wanted = sizes or ["large" if rng.random() < few else "small" for _ in range(count)]
+    """Draws 1-6 shapes that do not touch.
+
+    Args:
+      count: number of shapes; by default as many as the lists have entries.
+      shapes, colours, sizes: a property of every shape, in order; None draws it at random.
+    """
+    count = _count(count, (shapes, colours, sizes), rng)
+    ground = ground_for(rng, pick_ground(rng, ground), colours or ())
+    share_of_large = 0.65 if count <= 3 else 0.4
+    wanted = sizes or ["large" if rng.random() < share_of_large else "small" for _ in range(count)]
     wanted, radii, centres = _fit(rng, wanted, size, fixed=sizes is not None)
     paper = tint(rng, ground)
     image = Image.new("RGB", (2 * size, 2 * size), paper)
     brush = ImageDraw.Draw(image)
     things = []
-    for k in range(count):
-        shape = shapes[k] if shapes else pick(rng, SHAPES)
-        colour = colours[k] if colours else pick(rng, visible_on(ground))
+    for index in range(count):
+        shape = shapes[index] if shapes else pick(rng, SHAPES)
+        colour = colours[index] if colours else pick(rng, visible_on(ground))
         solid = shape in ("circle", "ring") or (rng.random() < 0.72 if filled is None else filled)
+        ink = tint(rng, colour)
         box = put_shape(
-            brush, rng, shape, centre=centres[k], radius=radii[k], ink=tint(rng, colour), ground=paper, filled=solid
+            brush, rng, shape, centre=centres[index], radius=radii[index], ink=ink, ground=paper, filled=solid
         )
-        things.append(Thing("shape", shape, colour, wanted[k], box_of(*box, size), solid))
-    return Picture(wear(image.reduce(2), rng, worn), tuple(things), ground, "scene", {"count": count})
-
-
-def grid(
-    rng: np.random.Generator,
-    size: int,
-    *,
-    k: int | None = None,
-    cells: list[list[str]] | None = None,
-    worn: float = 1.0,
-) -> Picture:
-    """k x k coloured cells (k from 2 to 5), with or without rules between them."""
-    k = len(cells) if cells else k or 2 + int(rng.random() * 4)
-    names = tuple(COLOURS)
-    palette = [pick(rng, names) for _ in range(2 + int(rng.random() * 5))]
-    cells = cells or [[pick(rng, palette) for _ in range(k)] for _ in range(k)]
-    ground = pick(rng, ("white", "black", "gray"))
-    rule = int(rng.random() * 3)
-    image = Image.new("RGB", (size, size), tint(rng, ground))
-    brush = ImageDraw.Draw(image)
-    edges = [round(i * size / k) for i in range(k + 1)]
-    things = []
-    for row in range(k):
-        for column in range(k):
-            x0, y0, x1, y1 = edges[column], edges[row], edges[column + 1], edges[row + 1]
-            colour = cells[row][column]
-            brush.rectangle((x0 + rule, y0 + rule, x1 - 1 - rule, y1 - 1 - rule), fill=tint(rng, colour))
-            things.append(Thing("cell", "cell", colour, "large" if k < 4 else "small", box_of(x0, y0, x1, y1, size)))
-    pixels = wear(image, rng, worn)
-    return Picture(pixels, tuple(things), ground, "grid", {"k": k, "cells": [list(row) for row in cells]})
-
-
-def texture(
-    rng: np.random.Generator, size: int, *, name: str | None = None, colour: str | None = None, worn: float = 1.0
-) -> Picture:
-    """One pattern in one colour on a ground, over the whole picture."""
-    name = name or pick(rng, TEXTURES)
-    ground = pick_ground(rng)
-    while colour is not None and colour not in visible_on(ground):
-        ground = pick_ground(rng)
-    colour = colour or pick(rng, visible_on(ground))
-    y, x = np.mgrid[0:size, 0:size].astype(np.float32)
-    period, phase = between(rng, 5, 16), between(rng, 0, 6.283)
-    f = 6.2832 / period
-    tilt = rng.normal(0, 0.06)
-    if name == "stripes":
-        field = np.sin((y + tilt * x) * f + phase)
-    elif name == "columns":
-        field = np.sin((x + tilt * y) * f + phase)
-    elif name == "diagonals":
-        field = np.sin((x + pick(rng, (-1, 1)) * y) * 0.72 * f + phase)
-    elif name == "checks":
-        field = np.sin(x * f + phase) * np.sin(y * f + phase)
-    elif name == "dots":
-        field = np.cos(x * f + phase) + np.cos(y * f + phase) - 0.7
-    elif name == "waves":
-        field = np.sin(y * f + phase + between(rng, 1, 2.2) * np.sin(x * between(rng, 0.2, 0.4)))
-    elif name == "rings":
-        field = np.sin(np.hypot(x - size * between(rng, 0.3, 0.7), y - size * between(rng, 0.3, 0.7)) * f + phase)
-    elif name == "noise":
-        coarse = rng.normal(0, 1, (int(size / period * 2) + 2,) * 2).astype(np.float32)
-        field = np.asarray(Image.fromarray(coarse).resize((size, size), Image.Resampling.BICUBIC))
-    else:
-        raise DataError(f"no texture called {name!r}", why=nearest(name, TEXTURES))
-    share = np.clip(field * between(rng, 1, 6) + 0.5, 0, 1)[..., None]
-    ink, paper = np.array(tint(rng, colour), np.float32), np.array(tint(rng, ground), np.float32)
-    image = Image.fromarray((share * ink + (1 - share) * paper).astype(np.uint8))
-    thing = Thing("texture", name, colour, "large", (0.0, 0.0, 1.0, 1.0))
-    return Picture(wear(image, rng, worn), (thing,), ground, "texture")
-
-
-LINES = ("horizontal", "vertical", "rising", "falling")
+        things.append(Thing("shape", shape, colour, wanted[index], box_of(*box, size), solid))
+    pixels = wear(image.reduce(2), rng, worn)
+    return Picture(pixels, tuple(things), ground, "scene", {"count": count})
 
 
 def lines(
     rng: np.random.Generator, size: int, *, count: int | None = None, ground: str | None = None, worn: float = 1.0
 ) -> Picture:
-    """1-4 straight strokes of different colour, thin or thick."""
+    """Draws 1-4 straight strokes, thin or thick."""
     ground = pick_ground(rng, ground)
     image = Image.new("RGB", (2 * size, 2 * size), tint(rng, ground))
     brush = ImageDraw.Draw(image)
-    things = []
-    for _ in range(count or 1 + int(rng.random() * 4)):
-        name, colour = pick(rng, LINES), pick(rng, visible_on(ground))
-        length, width = between(rng, 0.3, 0.9) * size, between(rng, 0.8, 4.5)
-        across = between(rng, 0.45, 1.0) * length
-        wide = {"horizontal": length, "vertical": rng.normal(0, 1)}.get(name, length)
-        high = {"horizontal": rng.normal(0, 1), "vertical": length}.get(name, across)
-        high = -high if name == "rising" else high
-        x = between(rng, 2, size - 2 - abs(wide))
-        y = between(rng, 2, size - 2 - abs(high)) - min(high, 0)
-        brush.line([v * 2 for v in (x, y, x + wide, y + high)], fill=tint(rng, colour), width=round(2 * width))
-        half = width / 2
-        box = (min(x, x + wide) - half, min(y, y + high) - half, max(x, x + wide) + half, max(y, y + high) + half)
-        length_name = "large" if length > size / 2 else "small"
-        things.append(Thing("line", name, colour, length_name, box_of(*box, size)))
-    return Picture(wear(image.reduce(2), rng, worn), tuple(things), ground, "lines", {"count": len(things)})
+    things = [_put_line(brush, rng, size, ground) for _ in range(count or 1 + int(rng.random() * 4))]
+    pixels = wear(image.reduce(2), rng, worn)
+    return Picture(pixels, tuple(things), ground, "lines", {"count": len(things)})
+
+
+def _put_line(brush: ImageDraw.ImageDraw, rng: np.random.Generator, size: int, ground: str) -> Thing:
+    name = pick(rng, LINES)
+    colour = pick(rng, visible_on(ground))
+    length = between(rng, 0.3, 0.9) * size
+    width = between(rng, 0.8, 4.5)
+    across = between(rng, 0.45, 1.0) * length
+    # Both numbers are drawn for every line, used or not: the order of the draws decides the picture.
+    tilt_x = rng.normal(0, 1)
+    tilt_y = rng.normal(0, 1)
+    wide = tilt_x if name == "vertical" else length
+    high = {"horizontal": tilt_y, "vertical": length}.get(name, across)
+    if name == "rising":
+        high = -high
+    x = between(rng, 2, size - 2 - abs(wide))
+    y = between(rng, 2, size - 2 - abs(high)) - min(high, 0)
+    end_x = x + wide
+    end_y = y + high
+    ends = [value * 2 for value in (x, y, end_x, end_y)]
+    brush.line(ends, fill=tint(rng, colour), width=round(2 * width))
+    half = width / 2
+    box = box_of(min(x, end_x) - half, min(y, end_y) - half, max(x, end_x) + half, max(y, end_y) + half, size)
+    return Thing("line", name, colour, "large" if length > size / 2 else "small", box)

@@ -1,132 +1,104 @@
-"""Writing on pictures: characters and words in the fonts that come with matplotlib, and handwriting.
-
-Glyph masks are rendered once per font, size and character and then only pasted, which is what makes drawing fast.
-"""
+"""Drawings of single characters and of words, printed and handwritten."""
 
 from __future__ import annotations
 
-from functools import lru_cache
-from pathlib import Path
-
 import numpy as np
-from PIL import Image, ImageFont
+from PIL import Image
 
 from hidecmoe_jax.core.errors import DataError
-from hidecmoe_jax.data.pocket.draw_base import between, pick, pick_ground, tint, visible_on, wear
+from hidecmoe_jax.data.pocket.draw_base import between, ground_for, pick, pick_ground, tint, visible_on, wear
 from hidecmoe_jax.data.pocket.draw_shapes import box_of
-from hidecmoe_jax.data.pocket.draw_strokes import scan, skeletons, write
+from hidecmoe_jax.data.pocket.draw_strokes import scan, write
+from hidecmoe_jax.data.pocket.fonts import FONTS, extent, glyph, paste_mask, paste_word
 from hidecmoe_jax.data.pocket.picture import DIGITS, GLYPHS, LOWER, UPPER, Picture, Thing
+from hidecmoe_jax.data.pocket.skeletons import skeletons
 
-FONTS = (
-    "DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSans-BoldOblique", "DejaVuSansMono",
-    "DejaVuSansMono-Bold", "DejaVuSansMono-Oblique", "DejaVuSansMono-BoldOblique", "DejaVuSerif",
-    "DejaVuSerif-Bold", "DejaVuSerif-Italic", "DejaVuSerif-BoldItalic", "STIXGeneral", "STIXGeneralBol",
-    "STIXGeneralItalic", "STIXGeneralBolIta", "cmb10", "cmr10", "cmss10", "cmti10", "cmtt10",
-)  # fmt: skip
 _RESAMPLING = (Image.Resampling.NEAREST, Image.Resampling.BOX, Image.Resampling.BILINEAR, Image.Resampling.BICUBIC)
-_SAME_IN_SMALL = frozenset("cosvwxz")
-"""Small letters that only their size tells from the capital; not drawn alone."""
-_ALONE = tuple(DIGITS * 4 + UPPER * 3 + "".join(c for c in LOWER if c not in _SAME_IN_SMALL and c != "l"))
+# Small letters that differ from their capitals in size alone (and l, which looks like I or 1) are not drawn alone.
+_AMBIGUOUS = frozenset("cosvwxzl")
+_ALONE = tuple(DIGITS * 4 + UPPER * 3 + "".join(letter for letter in LOWER if letter not in _AMBIGUOUS))
 
 
 def kind_of(character: str) -> str:
-    """The `Thing.kind` of a character."""
+    """Returns the `Thing.kind` of a character."""
     return "digit" if character in DIGITS else "glyph"
-
-
-@lru_cache(maxsize=1)
-def _folder() -> Path:
-    import matplotlib
-
-    return Path(matplotlib.get_data_path()) / "fonts" / "ttf"
-
-
-@lru_cache(maxsize=2048)
-def _font(name: str, points: int) -> ImageFont.FreeTypeFont:
-    return ImageFont.truetype(str(_folder() / f"{name}.ttf"), points, layout_engine=ImageFont.Layout.BASIC)
-
-
-@lru_cache(maxsize=120_000)
-def glyph(name: str, points: int, character: str) -> tuple[Image.Image, tuple[int, int], float]:
-    """A character's grey mask cut to its ink, the offset of that ink from the baseline's start, and its advance."""
-    font = _font(name, points)
-    x0, y0, x1, y1 = font.getbbox(character, anchor="ls")
-    core, offset = font.getmask2(character, mode="L", anchor="ls")
-    mask = Image.frombytes("L", core.size, bytes(core))
-    cut = mask.getbbox()
-    if cut is None:
-        raise DataError(f"font {name} has no ink for {character!r}")
-    return mask.crop(cut), (offset[0] + cut[0], offset[1] + cut[1]), font.getlength(character)
-
-
-def paste_word(
-    image: Image.Image,
-    text: str,
-    *,
-    font: str,
-    points: int,
-    left: float,
-    baseline: float,
-    ink: tuple | list[tuple],
-    spacing: float = 0.0,
-) -> list[tuple[float, float, float, float]]:
-    """Paste characters on one line; returns every character's ink box in pixels."""
-    boxes, x = [], left
-    for k, character in enumerate(text):
-        mask, (dx, dy), advance = glyph(font, points, character)
-        at = (round(x + dx), round(baseline + dy))
-        image.paste(ink[k] if isinstance(ink, list) else ink, (*at, at[0] + mask.width, at[1] + mask.height), mask)
-        boxes.append((at[0], at[1], at[0] + mask.width, at[1] + mask.height))
-        x += advance + spacing
-    return boxes
-
-
-def extent(text: str, font: str, points: int, spacing: float = 0.0) -> tuple[float, int, int]:
-    """Width of a line and its highest and lowest ink against the baseline, in pixels."""
-    parts = [glyph(font, points, character) for character in text]
-    width = sum(advance for _, _, advance in parts) + spacing * (len(text) - 1)
-    return width, min(dy for _, (_, dy), _ in parts), max(dy + mask.height for mask, (_, dy), _ in parts)
 
 
 def _coarse(mask: Image.Image, rng: np.random.Generator, cells: int, *, counted: bool) -> Image.Image:
     """The mask at a low resolution and scaled back, smooth or blocky."""
-    side = mask.size
     low = scan(mask, cells) if counted else mask.resize((cells, cells), Image.Resampling.BOX)
-    return low.resize(side, pick(rng, _RESAMPLING))
+    return low.resize(mask.size, pick(rng, _RESAMPLING))
 
 
 def _tone(rng: np.random.Generator, ground: str | None, colour: str | None) -> tuple[str, str]:
-    """Colour and ground for one character; half of the time ink and paper as scans have them."""
+    """Colour and ground of one character; in half of the free choices black and white, as in scans."""
     if ground is None and colour is None and rng.random() < 0.5:
         return pick(rng, (("black", "white"), ("white", "black")))
-    ground = pick_ground(rng, ground)
-    while colour is not None and colour not in visible_on(ground):
-        ground = pick_ground(rng)
+    ground = ground_for(rng, pick_ground(rng, ground), (colour,) if colour is not None else ())
     return colour or pick(rng, visible_on(ground)), ground
 
 
-def _one(
+def _picture_of(
     mask: Image.Image, rng: np.random.Generator, size: int, character: str, *, at: tuple[int, int], tone: tuple,
-    family: str, font: str, large: str, worn: float, ink_share: float = 1.0
+    family: str, font: str, large: bool, worn: float, ink_share: float = 1.0
 ) -> Picture:  # fmt: skip
-    """Lay one mask on a ground and say where its ink is."""
+    """A picture of one character's mask at (left, top).
+
+    Args:
+      tone: names of the colour and of the ground.
+      ink_share: 1 paints in the full colour, less mixes in the ground.
+    """
     colour, ground = tone
+    left, top = at
     image = Image.new("RGB", (size, size), tint(rng, ground))
     paper = image.getpixel((0, 0))
-    ink = tuple(round(p + (c - p) * ink_share) for c, p in zip(tint(rng, colour), paper, strict=False))
-    image.paste(ink, (*at, at[0] + mask.width, at[1] + mask.height), mask)
-    cut = mask.point(lambda v: 255 * (v > 60)).getbbox() or (0, 0, mask.width, mask.height)
-    box = box_of(at[0] + cut[0], at[1] + cut[1], at[0] + cut[2], at[1] + cut[3], size)
-    thing = Thing(kind_of(character), character, colour, large, box, font=font)
+    ink = []
+    for full, empty in zip(tint(rng, colour), paper, strict=False):
+        ink.append(round(empty + (full - empty) * ink_share))
+    paste_mask(image, tuple(ink), mask, left, top)
+    # Faint grey at the edges of a coarse mask would not be taken for a part of the character.
+    dark = mask.point(lambda value: 255 * (value > 60))
+    x0, y0, x1, y1 = dark.getbbox() or (0, 0, mask.width, mask.height)
+    box = box_of(left + x0, top + y0, left + x1, top + y1, size)
+    thing = Thing(kind_of(character), character, colour, "large" if large else "small", box, font=font)
     return Picture(wear(image, rng, worn), (thing,), ground, family, {"text": character})
 
 
 def _square(mask: Image.Image) -> Image.Image:
-    """The mask on a square canvas that leaves a little air."""
+    """The mask in the middle of a square canvas with a small margin."""
     side = round(max(mask.size) * 1.08) + 1
     canvas = Image.new("L", (side, side), 0)
     canvas.paste(mask, ((side - mask.width) // 2, (side - mask.height) // 2))
     return canvas
+
+
+def _anywhere(rng: np.random.Generator, size: int, mask: Image.Image) -> tuple[int, int]:
+    """A random place (left, top) of a mask on the picture."""
+    left = int(between(rng, 0, size - mask.width + 1))
+    top = int(between(rng, 0, size - mask.height + 1))
+    return left, top
+
+
+def _printed(rng: np.random.Generator, size: int, text: str, font: str, *, large: bool) -> Image.Image:
+    """The mask of a printed character, now and then rotated or coarse; never larger than the picture."""
+    points = int(between(rng, 30, 62) if large else between(rng, 13, 22))
+    mask, _, _ = glyph(font, points, text)
+    if rng.random() < 0.35:
+        mask = _square(mask).rotate(rng.normal(0, 9), Image.Resampling.BILINEAR)
+        mask = mask.crop(mask.getbbox())
+    if large and rng.random() < 0.3:
+        mask = _square(mask).resize((2 * size, 2 * size))
+        cells = int(between(rng, 8, 18))
+        mask = _coarse(mask, rng, cells, counted=rng.random() < 0.4)
+        side = int(between(rng, 0.55, 1.0) * size)
+        mask = mask.resize((side, side), Image.Resampling.BOX)
+    longest = max(mask.size)
+    if longest > size:
+        share = size / longest
+        width = max(int(mask.width * share), 1)
+        height = max(int(mask.height * share), 1)
+        mask = mask.resize((width, height))
+    return mask
 
 
 def character(
@@ -140,35 +112,17 @@ def character(
     ground: str | None = None,
     worn: float = 1.0,
 ) -> Picture:
-    """One printed character, small or large, upright or a little turned, sharp or coarse."""
+    """Draws one printed character, small or large, upright or slightly rotated, sharp or coarse."""
     text = text or pick(rng, alphabet or _ALONE)
-    large = rng.random() < 0.6 if large is None else large
+    if large is None:
+        large = rng.random() < 0.6
     font = pick(rng, FONTS)
-    mask, _, _ = glyph(font, int(between(rng, 30, 62) if large else between(rng, 13, 22)), text)
-    if rng.random() < 0.35:
-        mask = _square(mask).rotate(rng.normal(0, 9), Image.Resampling.BILINEAR)
-        mask = mask.crop(mask.getbbox())
-    if large and rng.random() < 0.3:
-        mask = _square(mask).resize((2 * size, 2 * size))
-        mask = _coarse(mask, rng, int(between(rng, 8, 18)), counted=rng.random() < 0.4)
-        side = int(between(rng, 0.55, 1.0) * size)
-        mask = mask.resize((side, side), Image.Resampling.BOX)
-    if max(mask.size) > size:
-        share = size / max(mask.size)
-        mask = mask.resize((max(int(mask.width * share), 1), max(int(mask.height * share), 1)))
-    at = tuple(int(between(rng, 0, size - side + 1)) for side in mask.size)
-    return _one(
-        mask,
-        rng,
-        size,
-        text,
-        at=at,
-        tone=_tone(rng, ground, colour),
-        family="character",
-        font=font,
-        large="large" if large else "small",
-        worn=worn,
-    )
+    mask = _printed(rng, size, text, font, large=large)
+    at = _anywhere(rng, size, mask)
+    tone = _tone(rng, ground, colour)
+    return _picture_of(
+        mask, rng, size, text, at=at, tone=tone, family="character", font=font, large=large, worn=worn
+    )  # fmt: skip
 
 
 def handwriting(
@@ -182,39 +136,42 @@ def handwriting(
     ground: str | None = None,
     worn: float = 1.0,
 ) -> Picture:
-    """One handwritten digit or letter. `look`: "scan" (8 x 8 counts, scaled up), "coarse" or "pen"."""
+    """Draws one handwritten digit or letter.
+
+    Args:
+      look: "scan" (8 x 8 counts of ink, scaled up), "coarse" or "pen".
+    """
     known = skeletons()
     if text is None:
-        text = pick(rng, alphabet or (DIGITS if rng.random() < 0.75 else tuple(c for c in known if c not in DIGITS)))
+        letters = tuple(name for name in known if name not in DIGITS)
+        text = pick(rng, alphabet or (DIGITS if rng.random() < 0.75 else letters))
     if text not in known:
         raise DataError(f"no handwriting for {text!r}", why=f"known: {''.join(known)}")
     look = look or pick(rng, ("scan", "scan", "coarse", "pen"))
+    # A few printed characters among the handwritten ones: scans of print and of handwriting look alike.
     if rng.random() < 0.12:
-        mask = _square(glyph(pick(rng, FONTS), 60, text)[0]).resize((64, 64))
+        printed, _, _ = glyph(pick(rng, FONTS), 60, text)
+        mask = _square(printed).resize((64, 64))
     else:
         mask = write(text, rng)
-    side = size if rng.random() < (0.75 if look == "scan" else 0.3) else int(between(rng, 0.4, 1.0) * size)
+    fills_picture = rng.random() < (0.75 if look == "scan" else 0.3)
+    side = size if fills_picture else int(between(rng, 0.4, 1.0) * size)
     if look == "scan":
         mask = scan(mask, 8)
     elif look == "coarse":
-        mask = mask.resize((int(between(rng, 9, 20)),) * 2, Image.Resampling.BOX)
+        cells = int(between(rng, 9, 20))
+        mask = mask.resize((cells, cells), Image.Resampling.BOX)
     elif look != "pen":
         raise DataError(f"no look called {look!r}", why="known: scan, coarse, pen")
-    mask = mask.resize((side, side), pick(rng, _RESAMPLING) if look != "pen" else Image.Resampling.BOX)
-    at = tuple(int(between(rng, 0, size - side + 1)) for _ in range(2))
-    return _one(
-        mask,
-        rng,
-        size,
-        text,
-        at=at,
-        tone=_tone(rng, ground, colour),
-        family="handwriting",
-        font="hand",
-        large="large" if side > size / 2 else "small",
-        worn=worn,
-        ink_share=between(rng, 0.75, 1.0),
-    )
+    smooth = Image.Resampling.BOX if look == "pen" else pick(rng, _RESAMPLING)
+    mask = mask.resize((side, side), smooth)
+    at = _anywhere(rng, size, mask)
+    tone = _tone(rng, ground, colour)
+    ink_share = between(rng, 0.75, 1.0)
+    return _picture_of(
+        mask, rng, size, text, at=at, tone=tone, family="handwriting", font="hand", large=side > size / 2, worn=worn,
+        ink_share=ink_share,
+    )  # fmt: skip
 
 
 def word(
@@ -229,41 +186,39 @@ def word(
     ground: str | None = None,
     worn: float = 1.0,
 ) -> Picture:
-    """2-5 characters on a line, mostly capitals and digits; one colour, or now and then one for each."""
+    """Draws 2-5 characters on a line, mostly capitals and digits, in one colour or now and then in several."""
     if text is None:
         letters = alphabet or pick(rng, (UPPER, UPPER, UPPER + DIGITS, DIGITS, LOWER))
         text = "".join(pick(rng, letters) for _ in range(length or 2 + int(rng.random() * 4)))
-    if any(c not in GLYPHS for c in text):
+    if any(letter not in GLYPHS for letter in text):
         raise DataError(f"cannot write {text!r}", why=f"drawn characters: {GLYPHS}")
-    ground = pick_ground(rng, ground)
-    while colour is not None and colour not in visible_on(ground):
-        ground = pick_ground(rng)
-    motley = colour is None and rng.random() < 0.15
+    ground = ground_for(rng, pick_ground(rng, ground), (colour,) if colour is not None else ())
+    is_motley = colour is None and rng.random() < 0.15
     main = colour or pick(rng, visible_on(ground))
-    names = [pick(rng, visible_on(ground)) if motley else main for _ in text]
+    colours = [pick(rng, visible_on(ground)) if is_motley else main for _ in text]
     font = font or pick(rng, FONTS)
     spacing = between(rng, 0, 2.0)
-    points = int(between(rng, 13, 34))
+    points = _fitting_points(text, font, int(between(rng, 13, 34)), spacing, size)
+    width, top, bottom = extent(text, font, points, spacing)
+    image = Image.new("RGB", (size, size), tint(rng, ground))
+    left = between(rng, 1, max(size - 1 - width, 1.01))
+    baseline = between(rng, 1 - top, max(size - 1 - bottom, 1.01 - top))
+    # Letters of one word in one colour share one tint, as if printed at once.
+    ink = [tint(rng, name) for name in colours] if is_motley else tint(rng, main)
+    boxes = paste_word(
+        image, text, font=font, points=points, left=left, baseline=baseline, ink=ink, spacing=spacing
+    )  # fmt: skip
+    size_name = "large" if points >= 20 else "small"
+    things = []
+    for letter, name, box in zip(text, colours, boxes, strict=False):
+        things.append(Thing(kind_of(letter), letter, name, size_name, box_of(*box, size), font=font))
+    return Picture(wear(image, rng, worn), tuple(things), ground, "word", {"text": text})
+
+
+def _fitting_points(text: str, font: str, points: int, spacing: float, size: int) -> int:
+    """The font size, reduced until the line fits on the picture, but not below 8 points."""
     width, top, bottom = extent(text, font, points, spacing)
     while (width > size - 2 or bottom - top > size - 2) and points > 8:
         points -= 1
         width, top, bottom = extent(text, font, points, spacing)
-    image = Image.new("RGB", (size, size), tint(rng, ground))
-    left = between(rng, 1, max(size - 1 - width, 1.01))
-    baseline = between(rng, 1 - top, max(size - 1 - bottom, 1.01 - top))
-    boxes = paste_word(
-        image,
-        text,
-        font=font,
-        points=points,
-        left=left,
-        baseline=baseline,
-        ink=[tint(rng, n) for n in names] if motley else tint(rng, main),
-        spacing=spacing,
-    )
-    size_name = "large" if points >= 20 else "small"
-    things = tuple(
-        Thing(kind_of(c), c, n, size_name, box_of(*b, size), font=font)
-        for c, n, b in zip(text, names, boxes, strict=False)
-    )
-    return Picture(wear(image, rng, worn), things, ground, "word", {"text": text})
+    return points

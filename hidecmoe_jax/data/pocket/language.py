@@ -1,8 +1,9 @@
-"""What can be said about a drawn picture: captions for alignment, questions with answers for instruction tuning.
+"""Captions and question-answer turns about drawn pictures.
 
-A caption names what is there with colour, size, place and characters, in a dozen sentence shapes; the contrastive
-stage and the projector stage both read it. `questions` returns short turns of every known answer form. The tasks of
-the pocket stream use wordings and forms that no function in this file produces.
+A caption names the things of a picture with colour, size, place and characters, in a dozen sentence forms; the
+contrastive stage and the projector stage of pre-training train on captions. `questions` returns short turns with every
+answer form of the base model's training. The tasks of the pocket stream use other wordings and answer forms than any
+function here (`task_words`), so that they have to be learned.
 """
 
 from __future__ import annotations
@@ -18,39 +19,48 @@ from hidecmoe_jax.data.pocket.words import (
     coloured,
     join,
     place,
+    sized,
     spell,
 )
 
 MOST_NAMED = 5
-"""Things named in one caption at most, so that a caption fits the text tower's context of 48 tokens."""
+"""Most things that one caption names, so that a caption fits the text tower's context of 48 tokens."""
 
 
 def _pick(rng: np.random.Generator, *options: str) -> str:
     return options[int(rng.integers(len(options)))]
 
 
+def _on_ground(picture: Picture) -> str:
+    return f"on {article(picture.ground)} ground"
+
+
 def _mention(thing: Thing, rng: np.random.Generator) -> str:
-    words = coloured(thing)
-    if rng.random() < 0.4:
-        words = f"{thing.size} {words}"
-    words = article(words)
-    return f"{words} {at(place(thing))}" if rng.random() < 0.7 else words
+    """One thing with its article, now and then with size and place."""
+    phrase = sized(thing) if rng.random() < 0.4 else coloured(thing)
+    phrase = article(phrase)
+    if rng.random() < 0.7:
+        return f"{phrase} {at(place(thing))}"
+    return phrase
 
 
 def _things(picture: Picture, rng: np.random.Generator) -> str:
-    things = [picture.things[i] for i in rng.permutation(len(picture.things))]
-    count, named = len(things), things[:MOST_NAMED]
-    if not named:
+    order = rng.permutation(len(picture.things))
+    things = [picture.things[index] for index in order]
+    count = len(things)
+    if not things:
         return f"an empty {picture.ground} picture"
-    said = join([_mention(thing, rng) for thing in named])
+    mentions = join([_mention(thing, rng) for thing in things[:MOST_NAMED]])
     form = int(rng.integers(4))
     if form == 0:
-        return f"{said} on {article(picture.ground)} ground"
+        return f"{mentions} {_on_ground(picture)}"
     if form == 1:
-        return f"{NUMBERS[count]} things: {said}"
+        return f"{NUMBERS[count]} things: {mentions}"
+    if form == 2 and count > 1:
+        return f"there are {count} things, {mentions}"
     if form == 2:
-        return f"there are {count} things, {said}" if count > 1 else f"there is {said}"
-    return said
+        return f"there is {mentions}"
+    return mentions
 
 
 def _character(picture: Picture, rng: np.random.Generator) -> str:
@@ -60,64 +70,69 @@ def _character(picture: Picture, rng: np.random.Generator) -> str:
         kind = _pick(rng, "letter", "capital letter")
     if thing.name in LOWER:
         kind = "lower case letter"
-    hand = "handwritten " if picture.family == "handwriting" else ""
+    if picture.family == "handwriting":
+        kind = f"handwritten {kind}"
+    # Every choice is drawn in this order, whether its text is used or not.
     size = f"{thing.size} " if rng.random() < 0.5 else ""
     colour = f"{thing.colour} " if rng.random() < 0.8 else ""
     where = f" {at(place(thing))}" if rng.random() < 0.6 else ""
-    ground = f" on {article(picture.ground)} ground" if rng.random() < 0.5 else ""
-    phrase = article(f"{size}{colour}{hand}{kind}")
-    if rng.random() < 0.25:
-        phrase = f"the {size}{colour}{hand}{kind}"
+    ground = f" {_on_ground(picture)}" if rng.random() < 0.5 else ""
+    phrase = f"{size}{colour}{kind}"
+    phrase = f"the {phrase}" if rng.random() < 0.25 else article(phrase)
     return f"{phrase} {thing.name}{where}{ground}"
 
 
 def _word(picture: Picture, rng: np.random.Generator) -> str:
-    text, first = picture.extra["text"], picture.things[0]
-    said = spell(text)
+    text = picture.extra["text"]
+    colour = picture.things[0].colour
+    spelled = spell(text)
     form = int(rng.integers(4))
     if form == 0:
-        return f"the word {said} in {first.colour} on {article(picture.ground)} ground"
+        return f"the word {spelled} in {colour} {_on_ground(picture)}"
     if form == 1:
-        return f"{len(text)} characters that read {said}"
+        return f"{len(text)} characters that read {spelled}"
     if form == 2:
-        return f"{first.colour} text {at(place(picture.things[len(text) // 2]))}: {said}"
-    return f"it says {said}"
+        # The character in the middle stands for the place of the word.
+        middle = picture.things[len(text) // 2]
+        return f"{colour} text {at(place(middle))}: {spelled}"
+    return f"it says {spelled}"
 
 
 def _chart(picture: Picture, rng: np.random.Generator) -> str:
-    things = [t for t in picture.things if t.kind == "bar"]
-    bars = [f"{t.colour} {t.name} {t.value}" for t in things]
-    plain = [f"{t.name} {t.value}" for t in things]
+    bars = [thing for thing in picture.things if thing.kind == "bar"]
+    coloured_bars = ", ".join(f"{bar.colour} {bar.name} {bar.value}" for bar in bars)
     form = int(rng.integers(3))
     if form == 0:
-        return f"a chart with {len(bars)} bars: {', '.join(bars)}"
+        return f"a chart with {len(bars)} bars: {coloured_bars}"
     if form == 1:
-        tallest = max(things, key=lambda t: t.value or 0)
-        return f"a bar chart on {article(picture.ground)} ground: {', '.join(plain)}, {tallest.name} is the tallest"
-    return f"bars {', '.join(bars)}"
+        plain_bars = ", ".join(f"{bar.name} {bar.value}" for bar in bars)
+        tallest = max(bars, key=lambda bar: bar.value or 0)
+        return f"a bar chart {_on_ground(picture)}: {plain_bars}, {tallest.name} is the tallest"
+    return f"bars {coloured_bars}"
 
 
 def _grid(picture: Picture, rng: np.random.Generator) -> str:
-    rows = "; ".join(" ".join(row) for row in picture.extra["cells"])
-    k = picture.extra["k"]
-    return _pick(rng, f"a grid of {k} by {k}: {rows}", f"coloured cells: {rows}")
+    rows = "; ".join(map(" ".join, picture.extra["cells"]))
+    side = picture.extra["k"]
+    return _pick(rng, f"a grid of {side} by {side}: {rows}", f"coloured cells: {rows}")
 
 
 def _texture(picture: Picture, rng: np.random.Generator) -> str:
     thing = picture.things[0]
+    phrase = f"{thing.colour} {thing.name}"
     return _pick(
         rng,
-        f"{thing.colour} {thing.name} on {article(picture.ground)} ground",
-        f"a picture of {thing.colour} {thing.name}",
+        f"{phrase} {_on_ground(picture)}",
+        f"a picture of {phrase}",
         f"a pattern of {thing.name} in {thing.colour} and {picture.ground}",
     )
 
 
 def _lines(picture: Picture, rng: np.random.Generator) -> str:
-    said = join([article(f"{t.colour} {t.name} line") for t in picture.things])
     count = len(picture.things)
+    mentions = join([article(f"{line.colour} {line.name} line") for line in picture.things])
     word = "line" if count == 1 else "lines"
-    return _pick(rng, said, f"{NUMBERS[count]} {word}: {said}", f"{said} on {article(picture.ground)} ground")
+    return _pick(rng, mentions, f"{NUMBERS[count]} {word}: {mentions}", f"{mentions} {_on_ground(picture)}")
 
 
 CAPTIONS = {
@@ -131,25 +146,30 @@ CAPTIONS = {
     "texture": _texture,
     "lines": _lines,
 }
-"""Who writes the caption of a picture of each family."""
+"""Caption writer of each family."""
 
 
 def caption(picture: Picture, rng: np.random.Generator) -> str:
-    """Returns one true sentence about a picture, at most about 45 tokens, drawn from several sentence shapes."""
+    """Returns one true sentence about a picture, at most about 45 tokens, in one of several forms."""
     return CAPTIONS[picture.family](picture, rng)
 
 
 def questions(picture: Picture, rng: np.random.Generator, *, most: int = 8) -> list[tuple[str, str]]:
     """Returns up to `most` different (question, answer) turns about a picture, in random order.
 
-    Answers are numbers, number words, letters, yes or no, lists, points, boxes, option letters or short sentences.
-    Now and then one turn is the request for a description, answered by a caption.
+    Answers are numbers, number words, letters, yes or no, lists, points, boxes, option letters or short sentences. In
+    one of five pictures a turn asks for a description, and a caption answers it.
     """
     turns: dict[str, str] = {}
     for ask in ASKS[picture.family]:
         for question, answer in ask(picture, rng):
+            # Two functions may ask the same; the first answer counts.
             turns.setdefault(question, answer)
     if rng.random() < 0.2:
-        turns[_pick(rng, "What can you see?", "What is in the picture?", "Give a caption.")] = caption(picture, rng)
+        # Drawn before the request: the order of the draws decides all stored data.
+        description = caption(picture, rng)
+        request = _pick(rng, "What can you see?", "What is in the picture?", "Give a caption.")
+        turns[request] = description
     pairs = list(turns.items())
-    return [pairs[i] for i in rng.permutation(len(pairs))[:most]]
+    order = rng.permutation(len(pairs))[:most]
+    return [pairs[index] for index in order]

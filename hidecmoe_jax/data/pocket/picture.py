@@ -1,9 +1,8 @@
-"""What a drawn picture is: its pixels and everything that is true of it.
+"""Drawn pictures and their ground truth: pixels, and the things on them with name, colour, size and box.
 
-The project teaches its small model on pictures it draws itself, so the truth about every picture is known without
-a single label being bought. A `Picture` carries its pixels together with the `Thing`s on it; captions, questions
-and dense supervision are all read off those things. The tables below are the whole visual vocabulary: whoever
-writes language on top of a picture uses these names and no others.
+The small pocket model is trained on pictures that this package draws, so the truth about every picture is known. A
+`Picture` holds its pixels together with its `Thing`s; captions, questions and dense supervision are derived from those
+things. The tables below are the whole visual vocabulary: all language about a picture uses these names and no others.
 """
 
 from __future__ import annotations
@@ -32,13 +31,13 @@ COLOURS = {
     "white": (246, 246, 246),
     "gray": (128, 128, 128),
 }
-"""Colour names and their centre; a drawn colour is jittered a little around it."""
+"""Colour names and their mean RGB; a drawn colour is jittered around it."""
 
 DIGITS = "0123456789"
 UPPER = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 LOWER = "abcdefghijklmnopqrstuvwxyz"
 GLYPHS = DIGITS + UPPER + LOWER
-"""Every character that is ever drawn; `GLYPHS.index(name)` is its class."""
+"""Every character that is drawn; `GLYPHS.index(name)` is its class."""
 
 TEXTURES = ("stripes", "columns", "diagonals", "checks", "dots", "waves", "rings", "noise")
 
@@ -57,7 +56,7 @@ chart        3-5 coloured bars with a letter under each; first the bars (kind "b
 grid         k x k coloured cells, row by row; kind "cell"; `extra["cells"]` rows of colour names, `extra["k"]`
 texture      one pattern over the whole picture; kind "texture", name of TEXTURES, `colour`
 lines        1-4 strokes; kind "line", name "horizontal", "vertical", "rising" or "falling"
-mixed        shapes and characters together; `Thing.kind` tells which is which. With `extra["sign"]` there is one
+mixed        shapes and characters together, told apart by `Thing.kind`. With `extra["sign"]` there is one
              large filled shape and one character on it
 """
 
@@ -66,9 +65,14 @@ mixed        shapes and characters together; `Thing.kind` tells which is which. 
 class Thing:
     """One thing on a picture.
 
-    `box` is (x0, y0, x1, y1) as fractions of the picture, origin top left, x to the right and y down.
-    `value` is a bar's height (1..9) and None elsewhere. `size` is the name a person would give: a scene's shapes
-    are clearly "small" or clearly "large", never in between.
+    Attributes:
+      kind: class of thing, as in `FAMILIES`; `name` is the shape, character, pattern or direction.
+      colour: a key of `COLOURS`.
+      size: "small" or "large"; shapes of a scene are clearly one of the two, never in between.
+      box: (x0, y0, x1, y1) as fractions of the picture, origin top left, x to the right and y down.
+      filled: False for a shape drawn as an outline.
+      font: font of a character, "hand" for handwriting, else empty.
+      value: a bar's height (1..9), else None.
     """
 
     kind: str
@@ -89,7 +93,15 @@ class Thing:
 
 @dataclass(frozen=True)
 class Picture:
-    """A drawn picture and its truth: uint8 pixels [SIDE, SIDE, 3], things in drawing order, the ground's colour."""
+    """A drawn picture and its ground truth.
+
+    Attributes:
+      pixels: uint8 [SIDE, SIDE, 3].
+      things: in drawing order.
+      ground: colour name of the background.
+      family: one of `FAMILIES`.
+      extra: further truth, by family, as listed there.
+    """
 
     pixels: np.ndarray
     things: tuple[Thing, ...]

@@ -1,9 +1,9 @@
-"""How the seven tasks of the pocket stream ask, and the form in which they want to be answered.
+"""Wordings and answer forms of the seven tasks of the pocket stream.
 
-Every form is built from pieces the base model knows, in a combination it was never tuned on; and wordings overlap
-between tasks, and with the base model's own training, while the answer forms differ: "Where is ..." wants words from
-the base and a box from `grounding`, "How many ..." wants "3" from one task and "3 stars" from another. That conflict
-is what makes a model trained task after task forget.
+Every form is built from pieces that the base model knows, in a combination that it was never trained on. Wordings
+overlap between tasks, and with the base model's own training, while answer forms differ: "Where is ..." is answered by
+words in the base's training and by a box in `grounding`; "How many ..." is answered by "3" in one task and by "3 stars"
+in another. That conflict is why a model trained task after task forgets.
 """
 
 from __future__ import annotations
@@ -52,56 +52,62 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
         "Write short notes about the scene.",
     ),
 }
-"""Wordings of each task; one is drawn for every item."""
+"""Wordings of each task; every item draws one of them."""
 
 
 def digit_answer(value: int) -> str:
-    """The number as a word: "seven"."""
+    """Returns the number as a word: "seven"."""
     return NUMBERS[value]
 
 
 def counting_answer(count: int, shape: str) -> str:
-    """Number and noun: "3 stars", "1 star", "0 stars"."""
-    return f"{count} {shape if count == 1 else plural(shape)}"
+    """Returns number and noun: "3 stars", "1 star", "0 stars"."""
+    noun = shape if count == 1 else plural(shape)
+    return f"{count} {noun}"
 
 
 def reading_answer(text: str) -> str:
-    """Characters with dashes between them: "K-A-T"."""
+    """Returns the characters with dashes between them: "K-A-T"."""
     return "-".join(text)
 
 
 def note(thing: Thing) -> str:
-    """One thing in note form: "red star (top left)"."""
+    """Returns one thing in note form: "red star (top left)"."""
     return f"{coloured(thing)} ({place(thing)})"
 
 
 def notes(things: Sequence[Thing]) -> str:
-    """A scene in note form, things in the given order: "2 things: red star (top); blue ring (left)"."""
-    return f"{len(things)} things: " + "; ".join(note(thing) for thing in things)
+    """Returns a scene in note form, things in the given order: "2 things: red star (top); blue ring (left)"."""
+    return f"{len(things)} things: " + "; ".join(map(note, things))
 
 
 def options(texts: Sequence[str]) -> str:
-    """What there is to choose from: "red, blue, pink or green"."""
+    """Returns the options of a question as text: "red, blue, pink or green"."""
     return f"{', '.join(texts[:-1])} or {texts[-1]}"
 
 
 def examples(rng: np.random.Generator) -> Iterator[tuple[str, str]]:
-    """Yields one (question, answer) of each task with made-up content, for training the tokenizer."""
-    shape, colour = SHAPES[int(rng.integers(len(SHAPES)))], list(COLOURS)[int(rng.integers(len(COLOURS)))]
-    letters = [str(c) for c in rng.permutation(list(UPPER))[:4]]
-    hues = [str(c) for c in rng.permutation(list(COLOURS))[:4]]
-    where = PLACES[int(rng.integers(3))][int(rng.integers(3))]
+    """Yields one (question, answer) of each task with invented content, for training the tokenizer."""
+    shape = SHAPES[int(rng.integers(len(SHAPES)))]
+    colour = list(COLOURS)[int(rng.integers(len(COLOURS)))]
+    letters = rng.permutation(list(UPPER))[:4].tolist()
+    hues = rng.permutation(list(COLOURS))[:4].tolist()
+    row = PLACES[int(rng.integers(3))]
+    where = row[int(rng.integers(3))]
     count = int(rng.integers(10))
+    shapes = plural(shape)
+    which = ("highest", "lowest")[count % 2]
     fills = {
         "digits": ({}, digit_answer(count)),
-        "counting": ({"what": plural(shape)}, counting_answer(count, shape)),
+        "counting": ({"what": shapes}, counting_answer(count, shape)),
         "arithmetic": ({"change": f"Take away all {colour} things."}, str(count)),
         "reading": ({}, reading_answer("".join(letters))),
-        "charts": ({"which": ("highest", "lowest")[count % 2], "options": options(hues)}, hues[count % 4]),
+        "charts": ({"which": which, "options": options(hues)}, hues[count % 4]),
         "grounding": ({"what": f"{colour} {shape}"}, f"[0.{count}1,0.2{count},0.{count}3,0.8{count}]"),
         "captioning": ({}, f"{count} things: {colour} {shape} ({where}); {colour} digit {DIGITS[count]} ({where})"),
     }
     for task, (fill, answer) in fills.items():
-        template = TEMPLATES[task][int(rng.integers(len(TEMPLATES[task])))]
+        wordings = TEMPLATES[task]
+        template = wordings[int(rng.integers(len(wordings)))]
         yield template.format(**fill), answer
-    yield f"Add {count} small {plural(shape)}.", f"Take away all {plural(shape)}."
+    yield f"Add {count} small {shapes}.", f"Take away all {shapes}."

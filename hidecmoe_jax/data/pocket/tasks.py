@@ -1,9 +1,8 @@
-"""The pocket stream: seven small tasks of the kinds that public benchmarks have, drawn on demand.
+"""The pocket stream: seven small tasks modelled on kinds of public benchmarks, drawn on demand.
 
-One task shows scans of real handwriting (Alpaydin and Kaynak 1998, UCI), the others
-pictures the project draws. Each asks for an answer in a form of its own, so that learning one disturbs the
-others. Everything is written as a user's own task would be: LLaVA JSON, picture files, and a `task.json` that
-names the scorer.
+One task shows scans of real handwriting (Alpaydin and Kaynak 1998, UCI), the others show pictures that this
+package draws. Every task has its own answer form, so that learning one disturbs the others. The
+files have the format of a user's own task: LLaVA JSON, picture files, and a `task.json` that names the scorer.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from hidecmoe_jax.core.errors import ConfigError
-from hidecmoe_jax.data.pocket import task_words as say
+from hidecmoe_jax.data.pocket import task_words
 from hidecmoe_jax.data.pocket.draw import draw
 from hidecmoe_jax.data.pocket.draw_base import between, pick, tint, visible_on, wear
 from hidecmoe_jax.data.pocket.picture import SHAPES, SIDE, UPPER, Thing
@@ -26,7 +25,7 @@ from hidecmoe_jax.data.pocket.words import box, coloured, plural
 from hidecmoe_jax.data.real_images import handwritten_digits
 
 VERSION = "2"
-"""Part of the cache folder's name: changes whenever the bytes of the stream do."""
+"""Part of the cache folder's name; it changes whenever the bytes of the stream change."""
 
 SCORERS = {
     "digits": "exact",
@@ -39,73 +38,102 @@ SCORERS = {
 }
 TASKS = tuple(SCORERS)
 
+# Written into every task.json, so they belong to the bytes of the stream and keep their words.
+_DESCRIPTIONS = {
+    "digits": "A real handwritten digit [8, 8] (0..16), scaled up somewhere on a plain ground.",
+    "counting": "How many of one shape are among 2-6 things.",
+    "arithmetic": "How many things there are after one change, as in CLEVR-Math (arXiv 2208.05358).",
+    "reading": "The three or four capitals of a word.",
+    "charts": "What colour the highest or the lowest of four bars has, chosen from theirs.",
+    "grounding": "The box of one of two to four things of different looks.",
+    "captioning": "One to three things in note form; they may be listed from left to right or from the top down.",
+}
+
 Item = tuple[np.ndarray, str, tuple[str, ...]]  # pixels, question, accepted answers
+
+# In every maker below the order of the random draws is part of the data: it decides the bytes of the stream.
 
 
 def _ask(task: str, rng: np.random.Generator, **fill: str) -> str:
-    return pick(rng, say.TEMPLATES[task]).format(**fill)
+    return pick(rng, task_words.TEMPLATES[task]).format(**fill)
 
 
 def digits(rng: np.random.Generator, scan: np.ndarray, value: int) -> Item:
-    """A real handwritten digit [8, 8] (0..16), scaled up somewhere on a plain ground."""
+    """Name a real handwritten digit; `scan` is [8, 8] with values 0..16, shown enlarged on a plain ground."""
     side = int(between(rng, 30, 52))
     smooth = pick(rng, (Image.Resampling.BICUBIC, Image.Resampling.BILINEAR))
-    mask = Image.fromarray((scan / 16 * 255).astype(np.uint8)).resize((side, side), smooth)
+    grey = (scan / 16 * 255).astype(np.uint8)
+    mask = Image.fromarray(grey).resize((side, side), smooth)
     ground = pick(rng, ("white", "black", "gray", "yellow", "cyan"))
     image = Image.new("RGB", (SIDE, SIDE), tint(rng, ground))
-    ink = Image.new("RGB", (side, side), tint(rng, pick(rng, visible_on(ground))))
-    at = (int(between(rng, 0, SIDE - side)), int(between(rng, 0, SIDE - side)))
-    image.paste(ink, at, mask)
-    return wear(image, rng, 0.5), _ask("digits", rng), (say.digit_answer(value),)
+    colour = pick(rng, visible_on(ground))
+    ink = Image.new("RGB", (side, side), tint(rng, colour))
+    left = int(between(rng, 0, SIDE - side))
+    top = int(between(rng, 0, SIDE - side))
+    image.paste(ink, (left, top), mask)
+    return wear(image, rng, 0.5), _ask("digits", rng), (task_words.digit_answer(value),)
 
 
 def counting(rng: np.random.Generator) -> Item:
-    """How many of one shape are among 2-6 things."""
-    shape, total = pick(rng, SHAPES), 2 + int(rng.integers(5))
+    """Count one shape among 2-6 things."""
+    shape = pick(rng, SHAPES)
+    total = 2 + int(rng.integers(5))
     wanted = int(rng.integers(0, min(total, 5) + 1))
     others = [name for name in SHAPES if name != shape]
     shapes = [shape] * wanted + [pick(rng, others) for _ in range(total - wanted)]
-    picture = draw("scene", rng, shapes=[shapes[i] for i in rng.permutation(total)])
-    return picture.pixels, _ask("counting", rng, what=plural(shape)), (say.counting_answer(wanted, shape),)
+    shuffled = [shapes[index] for index in rng.permutation(total)]
+    picture = draw("scene", rng, shapes=shuffled)
+    question = _ask("counting", rng, what=plural(shape))
+    return picture.pixels, question, (task_words.counting_answer(wanted, shape),)
 
 
 def arithmetic(rng: np.random.Generator) -> Item:
-    """How many things there are after one change, as in CLEVR-Math (arXiv 2208.05358)."""
+    """Count the things that remain after one change, as in CLEVR-Math (arXiv 2208.05358)."""
     picture = draw("scene", rng, count=2 + int(rng.integers(5)))
     things = picture.things
     kind = int(rng.integers(3))
     if kind == 0:
-        more, what = 1 + int(rng.integers(3)), pick(rng, SHAPES)
-        change, left = f"Add {more} small {what if more == 1 else plural(what)}.", len(things) + more
+        more = 1 + int(rng.integers(3))
+        shape = pick(rng, SHAPES)
+        change = f"Add {more} small {shape if more == 1 else plural(shape)}."
+        remaining = len(things) + more
     elif kind == 1:
-        colour = pick(rng, [thing.colour for thing in things])
-        change, left = f"Take away all {colour} things.", sum(thing.colour != colour for thing in things)
+        colours = [thing.colour for thing in things]
+        colour = pick(rng, colours)
+        change = f"Take away all {colour} things."
+        remaining = len(things) - colours.count(colour)
     else:
-        shape = pick(rng, [thing.name for thing in things])
-        change, left = f"Take away all {plural(shape)}.", sum(thing.name != shape for thing in things)
-    return picture.pixels, _ask("arithmetic", rng, change=change), (str(left),)
+        shapes = [thing.name for thing in things]
+        shape = pick(rng, shapes)
+        change = f"Take away all {plural(shape)}."
+        remaining = len(things) - shapes.count(shape)
+    return picture.pixels, _ask("arithmetic", rng, change=change), (str(remaining),)
 
 
 def reading(rng: np.random.Generator) -> Item:
-    """The three or four capitals of a word."""
+    """Spell a word of three or four capitals."""
     picture = draw("word", rng, length=3 + int(rng.integers(2)), alphabet=UPPER)
-    return picture.pixels, _ask("reading", rng), (say.reading_answer(picture.extra["text"]),)
+    return picture.pixels, _ask("reading", rng), (task_words.reading_answer(picture.extra["text"]),)
 
 
 def charts(rng: np.random.Generator) -> Item:
-    """What colour the highest or the lowest of four bars has, chosen from theirs."""
-    values = [int(v) for v in 1 + rng.permutation(9)[:4]]
+    """Choose the colour of the highest or the lowest of four bars from their colours."""
+    values = (1 + rng.permutation(9)[:4]).tolist()
     picture = draw("chart", rng, values=values)
-    colours, which = [bar.colour for bar in picture.things[:4]], pick(rng, ("highest", "lowest"))
-    right = colours[int(np.argmax(values) if which == "highest" else np.argmin(values))]
-    shuffled = [colours[i] for i in rng.permutation(4)]
-    return picture.pixels, _ask("charts", rng, which=which, options=say.options(shuffled)), (right,)
+    colours = [bar.colour for bar in picture.things[:4]]
+    which = pick(rng, ("highest", "lowest"))
+    extreme = max(values) if which == "highest" else min(values)
+    right = colours[values.index(extreme)]
+    shuffled = [colours[index] for index in rng.permutation(4)]
+    question = _ask("charts", rng, which=which, options=task_words.options(shuffled))
+    return picture.pixels, question, (right,)
 
 
 def grounding(rng: np.random.Generator) -> Item:
-    """The box of one of two to four things of different looks."""
+    """Give the box of one of two to four things that all look different."""
     count = 2 + int(rng.integers(3))
     picture = draw("scene", rng, count=count)
+    # With two equal things the question would have two answers.
     while len({coloured(thing) for thing in picture.things}) < count:
         picture = draw("scene", rng, count=count)
     thing = pick(rng, picture.things)
@@ -113,14 +141,15 @@ def grounding(rng: np.random.Generator) -> Item:
 
 
 def captioning(rng: np.random.Generator) -> Item:
-    """One to three things in note form; they may be listed from left to right or from the top down."""
+    """List one to three things in note form; from left to right and from the top down are both accepted."""
     picture = draw("scene", rng, count=1 + int(rng.integers(3)))
 
     def listed(axis: int) -> str:
         ordered: list[Thing] = sorted(picture.things, key=lambda thing: thing.centre[axis])
-        return say.notes(ordered)
+        return task_words.notes(ordered)
 
-    return picture.pixels, _ask("captioning", rng), tuple(dict.fromkeys((listed(0), listed(1))))
+    answers = dict.fromkeys((listed(0), listed(1)))
+    return picture.pixels, _ask("captioning", rng), tuple(answers)
 
 
 MAKERS: dict[str, Callable[..., Item]] = {
@@ -134,26 +163,37 @@ MAKERS: dict[str, Callable[..., Item]] = {
 
 
 def _items(task: str, seed: int, counts: dict[str, int]) -> dict[str, list[Item]]:
-    """Items of all splits of a task; a digit scan is in one split only."""
+    """Items of all splits of a task.
+
+    Every item has a generator of its own, so that an item does not depend on how many others there are.
+    """
     number = TASKS.index(task)
-    if task != "digits":
-        return {
-            split: [MAKERS[task](np.random.default_rng([seed, number, place, item])) for item in range(count)]
-            for place, (split, count) in enumerate(counts.items())
-        }
+    if task == "digits":
+        return _digit_items(number, seed, counts)
+    make = MAKERS[task]
+    splits = {}
+    for index, (split, count) in enumerate(counts.items()):
+        splits[split] = [make(np.random.default_rng([seed, number, index, item])) for item in range(count)]
+    return splits
+
+
+def _digit_items(number: int, seed: int, counts: dict[str, int]) -> dict[str, list[Item]]:
+    """Items of the task `digits`; every scan is in one split only."""
     scans, values = handwritten_digits()
     if sum(counts.values()) > len(scans):
         raise ConfigError(
             "not enough handwritten digits", where="stream.pocket", why=f"{sum(counts.values())} of {len(scans)}",
             remedy="lower stream.pocket.train, val or test",
         )  # fmt: skip
-    order, start, splits = np.random.default_rng([seed, number]).permutation(len(scans)), 0, {}
+    order = np.random.default_rng([seed, number]).permutation(len(scans))
+    start = 0
+    splits = {}
     for split, count in counts.items():
-        rows = order[start : start + count]
-        splits[split] = [
-            digits(np.random.default_rng([seed, number, int(row)]), scans[row].reshape(8, 8), int(values[row]))
-            for row in rows
-        ]
+        items = []
+        for row in order[start : start + count]:
+            rng = np.random.default_rng([seed, number, int(row)])
+            items.append(digits(rng, scans[row].reshape(8, 8), int(values[row])))
+        splits[split] = items
         start += count
     return splits
 
@@ -164,35 +204,43 @@ def _train_record(name: str, image: str, question: str, answers: tuple[str, ...]
 
 
 def _test_record(name: str, image: str, question: str, answers: tuple[str, ...]) -> dict:
-    several = {"answers": list(answers)} if len(answers) > 1 else {}
-    return {"question_id": name, "image": image, "text": question, "answer": answers[0], **several}
+    record = {"question_id": name, "image": image, "text": question, "answer": answers[0]}
+    if len(answers) > 1:
+        record["answers"] = list(answers)
+    return record
 
 
 def write_task(folder: Path, task: str, *, seed: int, counts: dict[str, int]) -> None:
-    """Writes one task: `task.json`, a JSON file a split, and `images/`."""
+    """Writes one task: `task.json`, a JSON file for every split, and `images/`."""
     (folder / "images").mkdir(parents=True)
     for split, items in _items(task, seed, counts).items():
-        form, records = (_train_record if split == "train" else _test_record), []
+        record_of = _train_record if split == "train" else _test_record
+        records = []
         for number, (pixels, question, answers) in enumerate(items):
             image = f"images/{split}_{number:05d}.png"
             Image.fromarray(pixels).save(folder / image, compress_level=1)
-            records.append(form(f"{task}-{split}-{number}", image, question, answers))
+            records.append(record_of(f"{task}-{split}-{number}", image, question, answers))
         (folder / f"{split}.json").write_text(json.dumps(records, indent=0) + "\n", encoding="utf-8")
-    about = {"name": task, "scorer": SCORERS[task], "description": (MAKERS.get(task, digits).__doc__ or "").strip()}
+    about = {"name": task, "scorer": SCORERS[task], "description": _DESCRIPTIONS[task]}
     (folder / "task.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
 
 
 def write_stream(folder: str | Path, *, seed: int = 0, train: int = 1000, val: int = 200, test: int = 300) -> Path:
-    """Draws all tasks into `folder/<task>/`, which appears whole or not at all; returns the folder.
+    """Draws all tasks into `folder/<task>/` and returns the folder; the same arguments give the same bytes.
 
-    The same arguments give the same bytes.
+    The folder appears complete or not at all.
+
+    Raises:
+      ConfigError: the folder exists, or more digits are asked for than there are scans.
     """
     target = Path(folder)
     if target.exists():
         raise ConfigError("the folder exists", where=str(target), remedy="give a new one")
-    aside = target.with_name(f".{target.name}.{os.getpid()}")
-    shutil.rmtree(aside, ignore_errors=True)
+    # Drawn beside the target and renamed at the end, since a rename is atomic.
+    partial = target.with_name(f".{target.name}.{os.getpid()}")
+    shutil.rmtree(partial, ignore_errors=True)
+    counts = {"train": train, "val": val, "test": test}
     for task in TASKS:
-        write_task(aside / task, task, seed=seed, counts={"train": train, "val": val, "test": test})
-    aside.rename(target)
+        write_task(partial / task, task, seed=seed, counts=counts)
+    partial.rename(target)
     return target

@@ -1,8 +1,8 @@
-"""The words the pocket language is made of: how a thing is named, placed, counted and boxed.
+"""Phrases of the pocket language: how a thing is named, placed, counted and boxed.
 
-Everything the small model ever says is put together from these few forms, so that a task of the pocket stream asks
-for a new combination of known forms and never for a new alphabet. Coordinates are fractions of the picture with two
-decimals, which the tokenizer keeps as one token each.
+All text that the small model reads or writes is built from these few forms, so that a task of the pocket stream asks
+for a new combination of known forms and never for a new vocabulary. Coordinates are fractions of the picture with two
+decimals; the tokenizer has one token for each of them.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ PLACES = (
 )
 """Names of the nine fields of a picture, by row and column."""
 
+_PREPOSITIONS = {"middle": "in the", "left": "on the", "right": "on the"}
+
 
 def article(phrase: str) -> str:
     """Returns the phrase with "a" or "an" before it."""
@@ -29,62 +31,79 @@ def article(phrase: str) -> str:
 
 def plural(noun: str) -> str:
     """Returns the plural of a shape's name."""
-    return noun + ("es" if noun.endswith(("s", "x")) else "s")
+    ending = "es" if noun.endswith(("s", "x")) else "s"
+    return noun + ending
 
 
 def place(thing: Thing) -> str:
-    """Returns the field of the picture that the middle of a thing lies in."""
+    """Returns the field of the picture that the centre of a thing lies in."""
     x, y = thing.centre
-    return PLACES[min(int(y * 3), 2)][min(int(x * 3), 2)]
+    row = min(int(y * 3), 2)
+    column = min(int(x * 3), 2)
+    return PLACES[row][column]
 
 
 def at(where: str) -> str:
-    """Returns a place with its preposition: "in the middle", "on the left", "at the top"."""
-    return {"middle": "in the middle", "left": "on the left", "right": "on the right"}.get(where, f"at the {where}")
+    """Returns a field with its preposition: "in the middle", "on the left", "at the top"."""
+    preposition = _PREPOSITIONS.get(where, "at the")
+    return f"{preposition} {where}"
 
 
 def coordinate(value: float) -> str:
-    """Returns a fraction of the picture with two decimals, held to 0.00-0.99."""
-    return f"{min(max(value, 0.0), 0.99):.2f}"
+    """Returns a fraction of the picture with two decimals, clipped to 0.00-0.99."""
+    clipped = min(max(value, 0.0), 0.99)
+    return f"{clipped:.2f}"
 
 
 def box(thing: Thing) -> str:
     """Returns the box of a thing as "[x0,y0,x1,y1]"."""
-    return "[" + ",".join(coordinate(value) for value in thing.box) + "]"
+    return "[" + ",".join(map(coordinate, thing.box)) + "]"
 
 
 def point(thing: Thing) -> str:
-    """Returns the middle of a thing as "(x,y)"."""
-    return "(" + ",".join(coordinate(value) for value in thing.centre) + ")"
+    """Returns the centre of a thing as "(x,y)"."""
+    return "(" + ",".join(map(coordinate, thing.centre)) + ")"
 
 
 def noun(thing: Thing) -> str:
-    """Returns what a thing is without its colour: "star", "digit 7", "letter K", "bar B"."""
+    """Returns the name of a thing without its colour: "star", "digit 7", "letter K", "bar B"."""
     if thing.kind == "digit":
         return f"digit {thing.name}"
     if thing.kind == "glyph":
         return f"letter {thing.name.upper()}"
-    return f"bar {thing.name}" if thing.kind == "bar" else thing.name
+    if thing.kind == "bar":
+        return f"bar {thing.name}"
+    return thing.name
 
 
 def coloured(thing: Thing) -> str:
-    """Returns a thing with its colour: "red star"."""
+    """Returns the name of a thing with its colour: "red star"."""
     return f"{thing.colour} {noun(thing)}"
 
 
+def sized(thing: Thing) -> str:
+    """Returns the name of a thing with its size and colour: "small red star"."""
+    return f"{thing.size} {coloured(thing)}"
+
+
 def spell(text: str) -> str:
-    """Returns written characters so that each is one token: contiguous capitals and digits, others spaced."""
-    return " ".join(text) if any(c in LOWER for c in text) else text
+    """Returns characters so that each is one token: capitals and digits as they are, others separated by spaces."""
+    has_lower = any(character in LOWER for character in text)
+    return " ".join(text) if has_lower else text
 
 
 def join(parts: Sequence[str]) -> str:
     """Returns "a, b and c"."""
-    return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
+    if len(parts) == 1:
+        return parts[0]
+    return ", ".join(parts[:-1]) + " and " + parts[-1]
 
 
 def unique(thing: Thing, things: Sequence[Thing]) -> str | None:
-    """Returns the shortest description that fits this thing alone, or None where none does."""
-    for words in (noun, coloured, lambda t: f"{t.size} {coloured(t)}"):
-        if sum(words(other) == words(thing) for other in things) == 1:
-            return words(thing)
+    """Returns the shortest description that fits only this thing, or None where none does."""
+    for describe in (noun, coloured, sized):
+        description = describe(thing)
+        descriptions = list(map(describe, things))
+        if descriptions.count(description) == 1:
+            return description
     return None

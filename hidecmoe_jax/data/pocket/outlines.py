@@ -1,0 +1,60 @@
+"""Outlines of the shapes as polygons in [-1, 1]^2, y pointing down."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+
+from hidecmoe_jax.core.errors import DataError, nearest
+from hidecmoe_jax.data.pocket.picture import SHAPES
+
+_SQUARE = ((-0.9, -0.9), (0.9, -0.9), (0.9, 0.9), (-0.9, 0.9))
+_TRIANGLE = ((0, -1), (1, 0.85), (-1, 0.85))
+_DIAMOND = ((0, -1), (0.78, 0), (0, 1), (-0.78, 0))
+_ARM = 0.32  # half the width of the cross's arms
+_CROSS = (
+    (-_ARM, -1), (_ARM, -1), (_ARM, -_ARM), (1, -_ARM), (1, _ARM), (_ARM, _ARM),
+    (_ARM, 1), (-_ARM, 1), (-_ARM, _ARM), (-1, _ARM), (-1, -_ARM), (-_ARM, -_ARM),
+)  # fmt: skip
+_POLYGONS = {"square": _SQUARE, "triangle": _TRIANGLE, "diamond": _DIAMOND, "cross": _CROSS}
+
+
+@lru_cache(maxsize=16)
+def outline(shape: str) -> np.ndarray:
+    """Returns the corner points [n, 2] of a shape.
+
+    Raises:
+      DataError: no such shape.
+    """
+    if shape in _POLYGONS:
+        return np.array(_POLYGONS[shape], float)
+    if shape in ("circle", "ring"):
+        return _on_circle(np.linspace(0, 2 * np.pi, 24, endpoint=False))
+    if shape == "star":
+        corners = np.arange(10)
+        radius = np.where(corners % 2, 0.42, 1.05)
+        return _on_circle(-np.pi / 2 + corners * np.pi / 5) * radius[:, None]
+    if shape == "heart":
+        return _heart()
+    if shape == "moon":
+        return _moon()
+    raise DataError(f"no shape called {shape!r}", why=nearest(shape, SHAPES))
+
+
+def _on_circle(angles: np.ndarray) -> np.ndarray:
+    return np.stack([np.cos(angles), np.sin(angles)], 1)
+
+
+def _heart() -> np.ndarray:
+    t = np.linspace(0, 2 * np.pi, 28, endpoint=False)
+    y = -(13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t)) / 15
+    return np.stack([np.sin(t) ** 3 * 1.02, (y - 0.12)], 1)
+
+
+def _moon() -> np.ndarray:
+    """A crescent: most of the unit circle, and back along a smaller ellipse."""
+    outer = _on_circle(np.linspace(0.9, 2 * np.pi - 0.9, 18))
+    angles = np.linspace(2 * np.pi - 1.35, 1.35, 14)
+    inner = np.stack([0.52 + 0.75 * np.cos(angles), 0.82 * np.sin(angles)], 1)
+    return np.concatenate([outer, inner]) + (0.15, 0)
