@@ -1,1 +1,1 @@
-"""The floor everything stands on: errors, strict configuration, pytrees as flat dicts, keys and shardings."""
+"""Foundations: user errors, strict configuration, pytrees as flat dicts, random keys, shardings and paths."""

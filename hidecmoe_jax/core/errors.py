@@ -1,4 +1,4 @@
-"""Errors a user can act on: what failed, where, why, and what to do about it."""
+"""Errors for users: what failed, where, why, and what to do about it."""
 
 from __future__ import annotations
 
@@ -12,18 +12,24 @@ class HidecmoeError(Exception):
     Args:
       what: what failed, one sentence.
       where: file, record id, tensor name or step.
-      why: the value found against what is allowed.
+      why: the actual value and what is allowed.
       remedy: the exact flag or command that helps.
     """
 
     exit_code = 1
 
     def __init__(self, what: str, *, where: str | None = None, why: str | None = None, remedy: str | None = None):
-        self.what, self.where, self.why, self.remedy = what, where, why, remedy
+        self.what = what
+        self.where = where
+        self.why = why
+        self.remedy = remedy
         lines = [what]
-        lines += [f"  where: {where}"] if where else []
-        lines += [f"  why:   {why}"] if why else []
-        lines += [f"  do:    {remedy}"] if remedy else []
+        if where:
+            lines.append(f"  where: {where}")
+        if why:
+            lines.append(f"  why:   {why}")
+        if remedy:
+            lines.append(f"  do:    {remedy}")
         super().__init__("\n".join(lines))
 
 
@@ -40,13 +46,13 @@ class DataError(HidecmoeError):
 
 
 class CheckpointError(HidecmoeError):
-    """Missing, damaged or foreign weights or run folders (exit 4)."""
+    """Missing, damaged or unsuitable weights or run folders (exit 4)."""
 
     exit_code = 4
 
 
 class NumericsError(HidecmoeError):
-    """NaN, infinity or a loss that cannot move (exit 5)."""
+    """NaN, infinity, or a gradient that stays zero (exit 5)."""
 
     exit_code = 5
 
@@ -64,7 +70,7 @@ class BusyError(HidecmoeError):
 
 
 class PreemptedError(HidecmoeError):
-    """Stopped by a signal after saving; `--resume` goes on (exit 75)."""
+    """Stopped by a signal after saving; `--resume` continues (exit 75)."""
 
     exit_code = 75
 

@@ -1,8 +1,8 @@
-"""Randomness is derived, never carried.
+"""Random keys derived from a seed and a purpose.
 
-A key is a pure function of the run's seed and of what it is for ("dropout", task 3, stage 1, step 40).
-Nothing has to be saved, and a run that was killed draws the very numbers it would have drawn. Names enter
-through crc32, because Python's `hash` of a string changes from process to process.
+A key is a pure function of the run's seed and of its use ("dropout", task 3, stage 1, step 40). No generator state has
+to be saved, and a resumed run draws the numbers that an uninterrupted one draws. Names are hashed by crc32, because
+Python's `hash` of a string differs between processes.
 """
 
 from __future__ import annotations
@@ -18,14 +18,15 @@ from hidecmoe_jax.core.errors import ConfigError
 def key_for(seed: int, *names: str | int) -> jax.Array:
     """Returns the typed PRNG key of `seed` for a purpose, e.g. `key_for(0, "dropout", task, stage)`.
 
-    The order of the names counts, and the name "1" is another one than the number 1. Names are Python values;
-    inside a jitted function fold the step in with `jax.random.fold_in`.
+    The order of the names matters, and the text "1" differs from the number 1. Names are Python values; inside a jitted
+    function fold the step in with `jax.random.fold_in`.
 
     Raises:
       ConfigError: a name is neither a string nor an integer.
     """
     key = jax.random.key(seed)
     for name in names:
+        # A bool is an int in Python, and True would give the key of 1.
         if isinstance(name, bool) or not isinstance(name, (str, int, np.integer)):
             raise ConfigError(
                 "cannot derive a random key",

@@ -1,7 +1,7 @@
-"""Where the configs lie that come with the package, and how a name finds one.
+"""Folders of the package: shipped configs, found by name, and the user's cache.
 
-An installed package holds its configs as a folder of its own; in a checkout (also one installed with `-e`)
-they stand at the top of the repository, so that there is one copy to read and edit.
+An installed package contains its configs in a folder `configs`. In a checkout (also one installed with `-e`) they are
+at the top of the repository, so that there is one copy to edit.
 """
 
 from __future__ import annotations
@@ -15,32 +15,35 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def cache_folder() -> Path:
-    """The user's cache folder for this package (`XDG_CACHE_HOME` is respected); all in it can be made again."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hidecmoe"
+    """Returns the user's cache folder for this package (`XDG_CACHE_HOME` counts); its content can be made again."""
+    caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(caches) / "hidecmoe"
 
 
 def configs_folder() -> Path:
-    """The folder of the shipped configs."""
+    """Returns the folder of the shipped configs."""
     inside = _PACKAGE / "configs"
     return inside if inside.is_dir() else _PACKAGE.parent / "configs"
 
 
 def find_config(name: str | Path) -> Path:
-    """Returns the file that `name` means: a path, or a shipped config as `pocket/hide`, `.yaml` or not.
+    """Returns the config file of a name: a path, or a shipped config such as `pocket/hide`, `.yaml` or not.
 
-    `configs/pocket/hide.yaml` is found from any folder: what does not exist as a path is looked up among the
-    shipped configs.
+    `configs/pocket/hide.yaml` is found from any folder: a path that does not exist is looked up among the shipped
+    configs.
 
     Raises:
-      ConfigError: neither is there; names the nearest shipped config.
+      ConfigError: neither exists; names the nearest shipped config.
     """
-    path, folder = Path(name), configs_folder()
-    inner = path.relative_to("configs") if path.parts[:1] == ("configs",) else path
+    path = Path(name)
+    folder = configs_folder()
+    is_shipped = path.parts[:1] == ("configs",)
+    inner = path.relative_to("configs") if is_shipped else path
     for candidate in (path, folder / inner, folder / f"{inner}.yaml"):
         if candidate.is_file():
             return candidate
-    known = [file.relative_to(folder).as_posix() for file in folder.rglob("*.yaml")]
+    shipped = [file.relative_to(folder).as_posix() for file in folder.rglob("*.yaml")]
     raise ConfigError(
         "no such config", where=str(name), why="neither a file nor a shipped config",
-        remedy=nearest(inner.as_posix(), known),
+        remedy=nearest(inner.as_posix(), shipped),
     )  # fmt: skip

@@ -82,7 +82,7 @@ def override(mapping: Mapping[str, Any], assignments: Iterable[str]) -> dict[str
                 "an override must look like path.to.key=value",
                 where=f"--set {assignment}",
                 why="no '=' or an empty name in it",
-                remedy="for example --set train.epochs=2",
+                remedy="for example --set tune.epochs=2",
             )
         value = parse_yaml(text, f"--set {assignment}")
         _assign(result, keys, value, f"--set {assignment}")

@@ -1,9 +1,9 @@
 """Pytrees as flat dicts, `{"decoder/layers/q_proj": array}`.
 
-Checkpoints, hashes, overlays and error messages all speak of leaves by path, so there is one spelling of a
-path: the keys of the tree joined with "/". Nested dicts, struct dataclasses, lists and optax states flatten
-alike, and `restore_into` puts a flat dict back into a template only when every path, shape and dtype agrees.
-Digests cover dtype, shape and bytes, so two leaves have one digest exactly when they are the same bits.
+Checkpoints, hashes, overlays and error messages all name leaves by path, so there is one spelling of a path: the keys
+of the tree joined with "/". Nested dicts, struct dataclasses, lists and optax states flatten alike. `restore_into` puts
+a flat dict back into a template only if every path, shape and dtype agrees. Digests cover dtype, shape and bytes, so
+two leaves have the same digest exactly if they are the same bits.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _SHOWN = 8
 
 
 def flatten(tree: Tree) -> dict[str, Any]:
-    """Returns `{path: leaf}` in the tree's order; a bare leaf has the path "", None and empty nodes vanish.
+    """Returns `{path: leaf}` in the tree's order; a bare leaf has the path "", None and empty nodes are left out.
 
     Raises:
       CheckpointError: two leaves would share a path (a key with "/" beside a nested dict).
@@ -48,15 +48,18 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
       CheckpointError: a path is both a leaf and a folder of leaves.
     """
     tree: dict[str, Any] = {}
-    folders = {path.rsplit("/", depth)[0] for path in flat for depth in range(1, path.count("/") + 1)}
+    folders: set[str] = set()
+    for path in flat:
+        keys = path.split("/")
+        folders |= {"/".join(keys[:depth]) for depth in range(1, len(keys))}
     for path, leaf in flat.items():
         if path in folders:
             raise CheckpointError(
-                "a path names a leaf and a folder at once", where=path, why="other paths go on below it"
+                "a path names a leaf and a folder at once", where=path, why="other paths continue below it"
             )
-        *above, last = path.split("/")
+        *parents, last = path.split("/")
         node = tree
-        for key in above:
+        for key in parents:
             node = node.setdefault(key, {})
         node[last] = leaf
     return tree
@@ -69,33 +72,35 @@ def restore_into(template: Tree, flat: Mapping[str, Any]) -> Tree:
       CheckpointError: a path is missing or left over, or a shape or dtype differs; nothing is cast or cut.
     """
     wanted = flatten(template)
-    complaints = [f"missing {path}" for path in wanted if path not in flat]
-    complaints += [f"left over {path}" for path in flat if path not in wanted]
+    missing = [path for path in wanted if path not in flat]
+    left_over = [path for path in flat if path not in wanted]
+    complaints = [f"missing {path}" for path in missing]
+    complaints += [f"left over {path}" for path in left_over]
     hint = ""
-    if complaints:
-        lost = [path for path in flat if path not in wanted] or [path for path in wanted if path not in flat]
-        hint = f"\n         {lost[0]}: {_known(lost[0], wanted if lost[0] in flat else flat)}"
-    complaints += [
-        f"{path}: expected {_spell(leaf)}, got {_spell(flat[path])}"
-        for path, leaf in wanted.items()
-        if path in flat and (np.shape(leaf), _dtype(leaf)) != (np.shape(flat[path]), _dtype(flat[path]))
-    ]
+    # A renamed leaf is both missing and left over; the nearest name on the other side shows the renaming.
+    if left_over:
+        hint = f"\n         {left_over[0]}: {_known(left_over[0], wanted)}"
+    elif missing:
+        hint = f"\n         {missing[0]}: {_known(missing[0], flat)}"
+    for path, leaf in wanted.items():
+        if path in flat and _spell(leaf) != _spell(flat[path]):
+            complaints.append(f"{path}: expected {_spell(leaf)}, got {_spell(flat[path])}")
     if complaints:
         raise CheckpointError(
             f"{len(complaints)} leaves do not fit",
             why=_some(complaints) + hint,
             remedy="restore with the configuration (rank, layers, dtype) that wrote these arrays",
         )
-    return jax.tree_util.tree_unflatten(jax.tree_util.tree_structure(template), [flat[path] for path in wanted])
+    return _rebuilt(template, [flat[path] for path in wanted])
 
 
 def digests(tree: Tree) -> dict[str, str]:
-    """Returns `{path: SHA-256}` over dtype, shape and bytes of every leaf (PRNG keys: data)."""
+    """Returns `{path: SHA-256}` over dtype, shape and bytes of every leaf (of a PRNG key: over its data)."""
     return {path: _hash(leaf) for path, leaf in flatten(tree).items()}
 
 
 def digest(tree: Tree) -> str:
-    """Returns one SHA-256 over the sorted `digests`, whatever the order and kind of the containers."""
+    """Returns one SHA-256 over the sorted `digests`; the order and kind of the containers do not matter."""
     total = hashlib.sha256()
     for path, value in sorted(digests(tree).items()):
         total.update(f"{len(path)}:{path}:{value}\n".encode())
@@ -103,27 +108,28 @@ def digest(tree: Tree) -> str:
 
 
 def count(tree: Tree) -> int:
-    """Returns how many numbers the leaves hold together."""
-    return sum(int(np.prod(np.shape(leaf), dtype=np.int64)) for leaf in jax.tree_util.tree_leaves(tree))
+    """Returns the number of elements of all leaves."""
+    return sum(map(_size, jax.tree_util.tree_leaves(tree)))
 
 
 def nbytes(tree: Tree) -> int:
     """Returns the bytes of all leaves, abstract ones included."""
-    leaves = jax.tree_util.tree_leaves(tree)
-    return sum(int(np.prod(np.shape(leaf), dtype=np.int64)) * _dtype(leaf).itemsize for leaf in leaves)
+    return sum(_size(leaf) * _dtype(leaf).itemsize for leaf in jax.tree_util.tree_leaves(tree))
 
 
 def pick(tree: Tree, prefix: str) -> dict[str, Any]:
-    """Returns `{full path: leaf}` of all leaves at or below `prefix` ("" for all); `overlay` takes it back.
+    """Returns `{full path: leaf}` of all leaves at or below `prefix` ("" for all); the inverse of `overlay`.
 
     Raises:
-      CheckpointError: nothing lies there.
+      CheckpointError: there is no leaf at or below `prefix`.
     """
     flat = flatten(tree)
-    found = {p: leaf for p, leaf in flat.items() if not prefix or p == prefix or p.startswith(prefix + "/")}
-    if not found and prefix:
+    if not prefix:
+        return flat
+    picked = {path: leaf for path, leaf in flat.items() if path == prefix or path.startswith(prefix + "/")}
+    if not picked:
         raise CheckpointError("no such path in the tree", where=prefix, why=_known(prefix, flat))
-    return found
+    return picked
 
 
 def overlay(tree: Tree, leaves: Mapping[str, Any]) -> Tree:
@@ -135,22 +141,34 @@ def overlay(tree: Tree, leaves: Mapping[str, Any]) -> Tree:
     flat = flatten(tree)
     for path, leaf in leaves.items():
         if path not in flat:
-            raise CheckpointError("cannot lay an unknown path over the tree", where=path, why=_known(path, flat))
+            raise CheckpointError("cannot replace a leaf that the tree lacks", where=path, why=_known(path, flat))
         if np.shape(leaf) != np.shape(flat[path]):
             raise CheckpointError(
-                "cannot lay a leaf of another shape over the tree",
+                "cannot replace a leaf by one of another shape",
                 where=path,
                 why=f"expected {_spell(flat[path])}, got {_spell(leaf)}",
             )
-    return jax.tree_util.tree_unflatten(jax.tree_util.tree_structure(tree), list({**flat, **leaves}.values()))
+    # The union keeps the order of `flat`, which is the tree's.
+    return _rebuilt(tree, list({**flat, **leaves}.values()))
 
 
 def all_finite(tree: Tree) -> str | None:
-    """Returns the path of the first leaf that holds NaN or infinity, or None where all numbers are finite."""
+    """Returns the path of the first leaf with NaN or infinity, or None where all numbers are finite."""
     for path, leaf in flatten(tree).items():
-        if jax.dtypes.issubdtype(_dtype(leaf), np.inexact) and not np.isfinite(np.asarray(leaf)).all():
+        is_float = jax.dtypes.issubdtype(_dtype(leaf), np.inexact)
+        if is_float and not np.isfinite(np.asarray(leaf)).all():
             return path
     return None
+
+
+def _rebuilt(tree: Tree, leaves: list) -> Tree:
+    """The tree with other leaves, given in its order."""
+    return jax.tree_util.tree_unflatten(jax.tree_util.tree_structure(tree), leaves)
+
+
+def _size(leaf: Any) -> int:
+    """Number of elements; 64-bit, since stacked layers exceed 2^31."""
+    return int(np.prod(np.shape(leaf), dtype=np.int64))
 
 
 def _dtype(leaf: Any) -> Any:
@@ -161,26 +179,31 @@ def _dtype(leaf: Any) -> Any:
 
 def _hash(leaf: Any) -> str:
     if jax.dtypes.issubdtype(_dtype(leaf), jax.dtypes.prng_key):
-        kind, array = str(leaf.dtype), np.asarray(jax.random.key_data(leaf))
+        kind = str(leaf.dtype)
+        array = np.asarray(jax.random.key_data(leaf))
     else:
         array = np.asarray(leaf)
         kind = array.dtype.name
     total = hashlib.sha256(f"{kind}{list(array.shape)}".encode())
+    # Viewed as bytes, because hashlib cannot read dtypes such as bfloat16.
     total.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
     return total.hexdigest()
 
 
 def _spell(leaf: Any) -> str:
+    """Dtype and shape as text: "float32[2, 3]"."""
     return f"{_dtype(leaf)}{list(np.shape(leaf))}"
 
 
 def _known(path: str, flat: Mapping[str, Any]) -> str:
-    """A hint that stays readable for trees of thousands of leaves: the nearest name, then a few."""
+    """A hint that stays readable for trees of thousands of leaves: the nearest path, then a few others."""
     hint = nearest(path, flat)
     return hint if len(hint) < 600 else hint[:600] + f" ... ({len(flat)} paths)"
 
 
 def _some(complaints: Iterable[str]) -> str:
     lines = [line if len(line) < 300 else line[:300] + " ..." for line in complaints]
-    more = [f"... and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
-    return "\n         ".join(lines[:_SHOWN] + more)
+    shown = lines[:_SHOWN]
+    if len(lines) > _SHOWN:
+        shown.append(f"... and {len(lines) - _SHOWN} more")
+    return "\n         ".join(shown)

@@ -1,9 +1,9 @@
-"""Groups of flat numpy arrays in one sealed folder, through Orbax.
+"""Groups of named numpy arrays in one sealed folder, stored by Orbax.
 
-Orbax writes the arrays (`<folder>/<group>/...`); `meta.json` beside them lists every array's dtype, shape and
-SHA-256 and the caller's own facts; MANIFEST.json seals all of it and comes last. Zero-size arrays and empty
-groups, which Orbax refuses, live in the list alone. Reading asks Orbax for exactly what the list says and
-checks what comes back, because Orbax casts, pads and passes over flipped bits in silence.
+Orbax writes the arrays (`<folder>/<group>/...`). `meta.json` beside them lists dtype, shape and SHA-256 of every array
+and holds the caller's metadata; MANIFEST.json seals everything and is written last. Arrays of size zero and empty
+groups, which Orbax refuses, are in the list alone. Reading requests exactly what the list names and compares the
+result, because Orbax casts, pads and returns flipped bits without an error.
 """
 
 from __future__ import annotations
@@ -31,6 +31,9 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 def check_name(name: str, kind: str) -> str:
     """Returns `name` where it is safe as a file name on any system.
 
+    Args:
+      kind: what is named, for the error.
+
     Raises:
       CheckpointError: it is not of the form `[a-z0-9][a-z0-9_-]{0,63}`.
     """
@@ -49,44 +52,44 @@ def on_host(groups: Mapping[str, Mapping[str, Any]]) -> Groups:
 
     Raises:
       CheckpointError: a group's name is unsafe, or a leaf is not a numeric array.
-      NumericsError: an array holds NaN or infinity; nothing that is broken is ever saved.
+      NumericsError: an array holds NaN or infinity.
     """
     host: Groups = {}
     for group, flat in groups.items():
         check_name(group, "a group's name")
         host[group] = {path: _array(leaf, f"{group}/{path}") for path, leaf in flat.items()}
-    bad = trees.all_finite(host)
-    if bad is not None:
+    # A checkpoint with NaN would pass every later check, so it is refused before it exists.
+    path = trees.all_finite(host)
+    if path is not None:
         raise NumericsError(
             "refused to save numbers that are not finite",
-            where=bad,
-            why="the array holds NaN or infinity; what was saved before is kept",
-            remedy="go back with --resume and lower the learning rate (--set train.rate=...)",
+            where=path,
+            why="the array holds NaN or infinity; earlier checkpoints are unchanged",
+            remedy="go back with --resume and lower the learning rate (--set tune.rate=...)",
         )
     return host
 
 
 def write_store(folder: Path, groups: Mapping[str, Mapping[str, Any]], meta: Mapping[str, Any]) -> None:
-    """Writes groups and meta into the new folder `folder`, seals it, opens it again and compares every byte.
+    """Writes groups and metadata into the new folder `folder`, seals it, reads it back and compares every byte.
 
-    The caller renames the folder to its final name afterwards; until then it is nobody's checkpoint.
+    The caller renames the folder to its final name afterwards; a folder with another name counts as unfinished.
 
     Raises:
       NumericsError: an array is not finite.
       ResourceError: less than twice the state is free on the disk, or the disk ran full.
-      CheckpointError: an array cannot be stored, or does not come back as it went in.
+      CheckpointError: an array cannot be stored, or reads back different from what was written.
     """
     host = on_host(groups)
     size = trees.nbytes(host)
     check_space(folder.parent, 2 * size)
     with disk_errors("could not save", folder, needed=2 * size):
-        full = {group: {p: a for p, a in flat.items() if a.size} for group, flat in host.items()}
-        full = {group: flat for group, flat in full.items() if flat}
-        if full:
+        stored = _without_empty(host)
+        if stored:
             from orbax.checkpoint import v1 as ocp
 
             with quiet_orbax():
-                ocp.save_checkpointables(folder.absolute(), full)
+                ocp.save_checkpointables(folder.absolute(), stored)
         else:
             folder.mkdir()
         crash_point("mid_save", folder.name)
@@ -102,30 +105,49 @@ def read_store(folder: Path) -> tuple[Groups, dict[str, Any]]:
       CheckpointError: the folder is damaged or incomplete; the message names the file.
       ResourceError: memory or disk ran out under Orbax.
     """
-    arrays, meta = read_facts(folder)
-    empty = {group: {p: np.empty(s["shape"], s["dtype"]) for p, s in flat.items()} for group, flat in arrays.items()}
-    wanted = {group: {p: a for p, a in flat.items() if a.size} for group, flat in empty.items()}
-    wanted = {group: flat for group, flat in wanted.items() if flat}
-    loaded: Mapping[str, Any] = {}
+    listed, meta = read_facts(folder)
+    # Orbax reads into arrays of the listed shapes; those of size zero are complete as they are.
+    groups: Groups = {}
+    for group, flat in listed.items():
+        groups[group] = {path: np.empty(entry["shape"], entry["dtype"]) for path, entry in flat.items()}
+    wanted = _without_empty(groups)
     if wanted:
         from orbax.checkpoint import v1 as ocp
 
         with disk_errors("could not read a checkpoint", folder, needed=0), quiet_orbax():
             loaded = ocp.load_checkpointables(folder.absolute(), wanted)
-    groups = {g: {p: np.asarray(loaded[g][p]) if a.size else a for p, a in flat.items()} for g, flat in empty.items()}
-    if describe(groups) != arrays:
-        old, new = trees.flatten(arrays), trees.flatten(describe(groups))
-        wrong = sorted(path for path in old if old[path] != new.get(path))
-        raise CheckpointError(
-            "a checkpoint does not come back as it was written",
-            where=str(folder),
-            why=f"these differ: {', '.join(wrong[:8]) or 'the list of arrays'}",
-        )
+        for group, flat in wanted.items():
+            for path in flat:
+                groups[group][path] = np.asarray(loaded[group][path])
+    described = describe(groups)
+    if described != listed:
+        _raise_different(folder, listed, described)
     return groups, meta
 
 
+def _raise_different(folder: Path, listed: dict, described: dict) -> None:
+    before = trees.flatten(listed)
+    now = trees.flatten(described)
+    wrong = sorted(path for path in before if before[path] != now.get(path))
+    raise CheckpointError(
+        "a checkpoint reads back different from what was written",
+        where=str(folder),
+        why=f"these differ: {', '.join(wrong[:8]) or 'the list of arrays'}",
+    )
+
+
+def _without_empty(groups: Groups) -> Groups:
+    """The groups without arrays of size zero, and without groups that are empty then."""
+    full: Groups = {}
+    for group, flat in groups.items():
+        arrays = {path: array for path, array in flat.items() if array.size}
+        if arrays:
+            full[group] = arrays
+    return full
+
+
 def read_facts(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Returns `({group: {path: {dtype, shape, sha256}}}, meta)` of a sealed folder, arrays left on disk."""
+    """Returns `({group: {path: {dtype, shape, sha256}}}, meta)` of a sealed folder without reading its arrays."""
     verify(folder)
     facts = read_json(folder / META)
     return facts["arrays"], facts["meta"]
@@ -133,13 +155,12 @@ def read_facts(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def describe(groups: Groups) -> dict[str, dict[str, dict[str, Any]]]:
     """Returns dtype, shape and SHA-256 of every array."""
-    return {
-        group: {
-            path: {"dtype": array.dtype.name, "shape": list(array.shape), "sha256": trees.digests(array)[""]}
-            for path, array in flat.items()
-        }
-        for group, flat in groups.items()
-    }
+    return {group: {path: _entry(array) for path, array in flat.items()} for group, flat in groups.items()}
+
+
+def _entry(array: np.ndarray) -> dict[str, Any]:
+    digest = trees.digests(array)[""]
+    return {"dtype": array.dtype.name, "shape": list(array.shape), "sha256": digest}
 
 
 def _array(leaf: Any, where: str) -> np.ndarray:
@@ -147,6 +168,7 @@ def _array(leaf: Any, where: str) -> np.ndarray:
     if dtype is not None and jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key):
         raise CheckpointError("a random key is not saved", where=where, remedy="derive it again with key_for")
     array = np.asarray(leaf)
+    # Objects, bytes, text and dates have no bytes that could be compared.
     if array.dtype.kind in "OUSMm":
         raise CheckpointError("only numeric arrays are saved", where=where, why=f"its dtype is {array.dtype}")
     return array

@@ -1,8 +1,7 @@
-"""Named places where a test may kill the process, so that recovery is tested at the worst moments and not at
-random ones.
+"""Named places where a test can kill the process, so that recovery is tested at the worst moments.
 
-`HIDECMOE_CRASH_AT=before_rename` ends the process there as `kill -9` would: no clean-up, no flush. A detail
-narrows it down: `before_rename:001_counting` strikes at that task only.
+`HIDECMOE_CRASH_AT=before_rename` ends the process at that place as `kill -9` would: no clean-up, no flush. A detail
+restricts it: `before_rename:001_counting` applies to that task alone.
 """
 
 from __future__ import annotations
@@ -13,6 +12,6 @@ VARIABLE = "HIDECMOE_CRASH_AT"
 
 
 def crash_point(name: str, detail: str = "") -> None:
-    """Ends the process with status 137 where the environment asks for `name` or `name:detail`."""
+    """Ends the process with status 137 where the environment variable is `name` or `name:detail`."""
     if os.environ.get(VARIABLE) in {name, f"{name}:{detail}"}:
         os._exit(137)

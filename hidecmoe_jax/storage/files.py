@@ -1,9 +1,8 @@
-"""The few things done to a disk: durable small files, room checked before writing, moves, and deletion that
-stays inside.
+"""Durable small files, a check of free disk space, and deletion inside one folder.
 
-A file is written beside its name, synced and renamed, so a reader meets the old or the new one and never half
-of one. Deletion takes the folder it may delete in as an argument and refuses everything outside it and
-everything reached through a symbolic link.
+A file is written under another name, synced and renamed, so a reader sees the old content or the new one and never a
+part of it. Deletion takes the folder that it may delete in as an argument, and refuses everything outside that folder
+or reached through a symbolic link.
 """
 
 from __future__ import annotations
@@ -27,17 +26,19 @@ _FULL_WORDS = ("no space left", "file too large", "quota exceeded", "resource_ex
 
 def write_json(path: Path, value: Any) -> None:
     """Writes JSON durably and atomically; numpy scalars become numbers, NaN is refused (use None)."""
-    write_bytes(path, (json.dumps(value, indent=1, allow_nan=False, default=_plain) + "\n").encode())
+    text = json.dumps(value, indent=1, allow_nan=False, default=_plain) + "\n"
+    write_bytes(path, text.encode())
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Gives a file its content durably and in one step."""
+    """Writes a file durably and atomically."""
     part = path.with_name(path.name + ".part")
     with open(part, "wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
     os.replace(part, path)
+    # Without this the content is durable but the new name may not be.
     sync_folder(path.parent)
 
 
@@ -77,23 +78,24 @@ def check_space(folder: Path, needed: int) -> None:
     Raises:
       ResourceError: it has fewer; both numbers are named.
     """
-    there = folder
-    while not there.exists():
-        there = there.parent
-    free = shutil.disk_usage(there).free
-    if free < needed:
+    if _free(folder) < needed:
         raise _full("not enough disk space to save", folder, needed=needed, why="twice the state must fit")
 
 
 @contextlib.contextmanager
 def disk_errors(what: str, where: Path, *, needed: int) -> Iterator[None]:
-    """Turns what the storage layer raises inside the block into an error for users.
+    """Translates errors of the operating system and of Orbax inside the block into errors for users.
 
-    Orbax reports a misleading error on top and the true one as its cause, so the whole chain is read.
+    Orbax raises a misleading error with the true one as its cause, so the whole chain of causes is searched.
+
+    Args:
+      what: what failed.
+      where: the file or folder concerned.
+      needed: bytes that the operation needs, for the message.
 
     Raises:
-      ResourceError: somewhere in the chain the disk was full.
-      CheckpointError: anything else.
+      ResourceError: the disk was full, according to an error of the chain.
+      CheckpointError: any other error.
     """
     try:
         yield
@@ -109,10 +111,13 @@ def remove_inside(root: Path, path: Path) -> None:
     Raises:
       CheckpointError: `path` is outside `root`, is `root` itself, or is reached through a link.
     """
-    inside = Path(os.path.abspath(root)), Path(os.path.abspath(path))
-    if inside[0] not in inside[1].parents:
+    # Not `resolve`, which would follow the links that are looked for below.
+    top = Path(os.path.abspath(root))
+    target = Path(os.path.abspath(path))
+    if top not in target.parents:
         raise CheckpointError("refused to delete outside the run", where=str(path), why=f"not below {root}")
-    steps = [inside[1], *(p for p in inside[1].parents if inside[0] in (p, *p.parents))]
+    steps = [target]
+    steps += [parent for parent in target.parents if parent == top or top in parent.parents]
     links = [step for step in steps if step.is_symlink()]
     if links:
         raise CheckpointError(
@@ -128,36 +133,44 @@ def remove_inside(root: Path, path: Path) -> None:
 
 
 def _translate(error: BaseException, what: str, where: Path, *, needed: int) -> HidecmoeError:
-    chain, link = [], error
+    chain: list[BaseException] = []
+    link: BaseException | None = error
     while link is not None and link not in chain:
         chain.append(link)
         link = link.__cause__ or link.__context__
     for link in chain:
-        said = [word for word in _FULL_WORDS if word in str(link).lower()]
-        if said or (isinstance(link, OSError) and link.errno in _FULL):
-            return _full(what, where, needed=needed, why=f"the system said: {(said or ['disk full'])[0]}")
+        text = str(link).lower()
+        reasons = [words for words in _FULL_WORDS if words in text]
+        if reasons or (isinstance(link, OSError) and link.errno in _FULL):
+            reason = reasons[0] if reasons else "disk full"
+            return _full(what, where, needed=needed, why=f"the system reports: {reason}")
     return CheckpointError(what, where=str(where), why=_first_line(chain[-1]))
 
 
 def _full(what: str, where: Path, *, needed: int, why: str) -> ResourceError:
-    there = where
-    while not there.exists():
-        there = there.parent
-    free = shutil.disk_usage(there).free
     return ResourceError(
         what,
         where=str(where),
-        why=f"{needed:,} bytes are needed, {free:,} are free ({why}); everything saved before is intact",
+        why=f"{needed:,} bytes are needed, {_free(where):,} are free ({why}); everything saved before is intact",
         remedy="free some space and go on with --resume, or give --out on another disk",
     )
 
 
+def _free(path: Path) -> int:
+    """Free bytes of the disk under a path that need not exist yet."""
+    while not path.exists():
+        path = path.parent
+    return shutil.disk_usage(path).free
+
+
 def _first_line(error: BaseException) -> str:
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0][:300] if text else ''}"
+    lines = str(error).strip().splitlines()
+    first = lines[0][:300] if lines else ""
+    return f"{type(error).__name__}: {first}"
 
 
 def _plain(value: Any) -> Any:
+    """What `json` cannot write itself, as plain values."""
     if isinstance(value, (np.generic, np.ndarray)):
         return value.tolist()
     if isinstance(value, Mapping):

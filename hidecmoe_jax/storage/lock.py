@@ -1,8 +1,8 @@
-"""One writer a run: an operating-system lock on RUN/.lock, with a note beside it that says who holds it.
+"""Writer lock of a run: an operating-system lock on RUN/.lock, with a note beside it about its holder.
 
-The system drops the lock when its holder dies, however it dies, so a stale lock cannot exist; a stale note
-may, and is only read while the lock is held. The lock file itself is never deleted, because two processes
-could then hold two files of one name.
+The system releases the lock when its holder ends, however it ends, so a stale lock cannot exist. A stale note can, and
+is only read while the lock is held. The lock file itself is never deleted: two processes could then hold locks on two
+files of the same name.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ NOTE = ".lock.json"
 
 @contextlib.contextmanager
 def writer_lock(folder: Path) -> Iterator[None]:
-    """Holds the only right to write below `folder` (made where it is missing) for the length of the block.
+    """Locks `folder` (made where it is missing) for one writer inside the block.
 
     Raises:
-      BusyError: another process holds it; the message names its pid, host and start time.
+      BusyError: another process holds the lock; the message names its pid, host and start time.
     """
     folder.mkdir(parents=True, exist_ok=True)
     remedy = "wait for it, end it, or give another --out; a network disk may keep a dead host's lock"
@@ -39,16 +39,18 @@ def writer_lock(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def lock_file(file: Path, what: str, *, where: Path, remedy: str) -> Iterator[None]:
-    """Holds the lock on `file`, with the note `file`.json, for the length of the block.
+    """Locks `file` inside the block, with the note `file`.json.
 
     Args:
-      what, where, remedy: of the error.
+      what, where, remedy: parts of the error.
 
     Raises:
-      BusyError: another process holds it; the message names its pid, host and start time.
+      BusyError: another process holds the lock; the message names its pid, host and start time.
     """
-    lock, note = filelock.FileLock(file, blocking=False), file.with_name(f"{file.name}.json")
-    file.touch()  # where no file can be made, filelock takes it for held
+    lock = filelock.FileLock(file, blocking=False)
+    note = file.with_name(f"{file.name}.json")
+    # Raises the system's own error where no file can be made; filelock would report a held lock instead.
+    file.touch()
     try:
         lock.acquire()
     except filelock.Timeout as error:
@@ -63,9 +65,9 @@ def lock_file(file: Path, what: str, *, where: Path, remedy: str) -> Iterator[No
 
 
 def _holder(note: Path) -> str:
-    """What the note says; its holder may be writing or removing it at this very moment."""
+    """The holder as its note names it; the note may be missing, since its holder writes and removes it."""
     try:
         holder = json.loads(note.read_text(encoding="utf-8"))
         return f"process {holder['pid']} on host {holder['host']}, since {holder['started']}"
     except (OSError, ValueError, KeyError):
-        return "the holder has just started and left no note yet"
+        return "its holder has just started and has written no note yet"

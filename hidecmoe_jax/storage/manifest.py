@@ -1,8 +1,8 @@
-"""Our own seal on a folder: name, size and SHA-256 of every file, written last.
+"""Checksums of a folder: MANIFEST.json with name, size and SHA-256 of every file, written last.
 
-Orbax restores a flipped bit without a word (its array files carry no checksum), so a folder counts as whole
-only when it has a MANIFEST.json and every file in it agrees. The manifest carries a digest of itself, so that
-damage to the seal is not mistaken for damage to the goods.
+Orbax restores a flipped bit without an error (its array files have no checksums), so a folder counts as complete only
+if it has a manifest and every file agrees with it. The manifest contains a digest of itself, so that damage to the
+manifest is not reported as damage to the files.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def write_manifest(folder: Path) -> str:
     """Seals a finished folder: syncs every file, then writes MANIFEST.json; returns the manifest's digest.
 
     Raises:
-      CheckpointError: the folder holds a symbolic link, whose target the manifest could not vouch for.
+      CheckpointError: the folder holds a symbolic link, whose target could change without a trace.
     """
     files = {}
     for name, path in _files(folder).items():
@@ -52,22 +52,31 @@ def verify(folder: Path, *, remedy: str | None = None, exempt: tuple[str, ...] =
         why = "there is no such folder" if not folder.is_dir() else f"{NAME} is missing: incomplete or copied in part"
         raise CheckpointError("a checkpoint is incomplete", where=str(folder), why=why, remedy=remedy)
     manifest = _read(folder, remedy)
-    found, wanted = (
-        {name: entry for name, entry in files.items() if not any(fnmatchcase(name, pattern) for pattern in exempt)}
-        for files in (_files(folder), manifest["files"])
-    )
-    wrong = [f"{name} is missing" for name in wanted if name not in found]
-    wrong += [f"{name} is extra, nobody sealed it" for name in found if name not in wanted]
-    for name in sorted(set(wanted) & set(found)):
-        size = found[name].stat().st_size
-        if size != wanted[name]["size"]:
-            verb = "truncated" if size < wanted[name]["size"] else "longer"
-            wrong.append(f"{name} is {verb}: {size} bytes, {wanted[name]['size']} were written")
-        elif _entry(found[name]) != wanted[name]:
-            wrong.append(f"{name} has changed: its SHA-256 differs")
+    present = _without(_files(folder), exempt)
+    sealed = _without(manifest["files"], exempt)
+    wrong = [f"{name} is missing" for name in sealed if name not in present]
+    wrong += [f"{name} is extra, the manifest does not list it" for name in present if name not in sealed]
+    for name in sorted(set(sealed) & set(present)):
+        wrong += _differences(name, present[name], sealed[name])
     if wrong:
         raise CheckpointError("a checkpoint is damaged", where=str(folder), why="; ".join(wrong), remedy=remedy)
     return manifest["digest"]
+
+
+def _without(files: dict[str, Any], exempt: tuple[str, ...]) -> dict[str, Any]:
+    return {name: value for name, value in files.items() if not any(fnmatchcase(name, each) for each in exempt)}
+
+
+def _differences(name: str, path: Path, sealed: dict[str, Any]) -> list[str]:
+    """How a file differs from its entry in the manifest: nothing, or one sentence."""
+    size = path.stat().st_size
+    # Sizes first: they name the damage better than a checksum, and cost nothing.
+    if size != sealed["size"]:
+        verb = "truncated" if size < sealed["size"] else "longer"
+        return [f"{name} is {verb}: {size} bytes, {sealed['size']} were written"]
+    if _entry(path) != sealed:
+        return [f"{name} has changed: its SHA-256 differs"]
+    return []
 
 
 def _read(folder: Path, remedy: str) -> dict[str, Any]:
@@ -96,8 +105,8 @@ def _read(folder: Path, remedy: str) -> dict[str, Any]:
 
 
 def _files(folder: Path) -> dict[str, Path]:
-    """All regular files below a folder but the manifest, by relative POSIX path, sorted."""
-    found = {}
+    """All regular files below a folder except the manifest, by relative POSIX path, sorted."""
+    files = {}
     for above, folders, names in os.walk(folder):
         for name in [*names, *folders]:
             path = Path(above, name)
@@ -105,13 +114,13 @@ def _files(folder: Path) -> dict[str, Path]:
                 raise CheckpointError(
                     "a checkpoint holds a symbolic link",
                     where=str(path),
-                    why="a link's target cannot be vouched for",
+                    why="the target of a link can change without a trace",
                     remedy="put the file itself there",
                 )
             relative = path.relative_to(folder).as_posix()
             if name in names and relative != NAME:
-                found[relative] = path
-    return dict(sorted(found.items()))
+                files[relative] = path
+    return dict(sorted(files.items()))
 
 
 def _entry(path: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Orbax without its log lines."""
+"""Silencing Orbax's log."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def quiet_orbax() -> Iterator[None]:
-    """Orbax takes files that are not in its own database for a sign of damage and says so for every leaf; its threads
-    print tracebacks of errors that are raised here all the same."""
+    """Suppresses Orbax's log lines inside the block.
+
+    Orbax warns about every file that is not in its own database, once for each leaf, and its threads print tracebacks
+    of errors that are raised to the caller as well.
+    """
     logger = logging.getLogger("absl")
     former = logger.level
     logger.setLevel(logging.CRITICAL)

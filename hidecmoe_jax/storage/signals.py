@@ -1,9 +1,9 @@
-"""Stopping politely: the first signal asks, the second insists.
+"""Stopping on a signal: the first one requests a clean stop, the second one ends the process at once.
 
-After SIGTERM or Ctrl-C the training loop finishes its step, saves and ends with exit code 75, which
-`--resume` continues. A second signal ends the process at once with 130; what was committed is whole, because
-commits are renames. Python runs signal handlers only between byte codes, and a long compilation has none, so
-the second signal is watched by a thread that hears of it through a pipe.
+After SIGTERM or Ctrl-C the training loop finishes its step, saves, and ends with exit code 75; `--resume` continues
+from there. A second signal ends the process immediately with 130; whatever was committed is complete, because a commit
+is a rename. Python runs signal handlers only between byte codes, and a long compilation has none, so a thread counts
+the signals through a pipe that Python's C code writes to.
 """
 
 from __future__ import annotations
@@ -29,11 +29,15 @@ class Stop:
 
     @property
     def requested(self) -> bool:
-        """True from the first signal on; ask between steps."""
+        """True from the first signal on; the loop reads it between steps."""
         return bool(self.signals)
 
     def leave(self, where: str) -> NoReturn:
-        """Raises `PreemptedError` (exit 75), once the state is saved; `where` names the last saved step."""
+        """Raises `PreemptedError` (exit 75), once the state is saved.
+
+        Args:
+          where: the last saved step.
+        """
         raise PreemptedError(
             "stopped by a signal; everything is saved",
             where=where,
@@ -42,16 +46,17 @@ class Stop:
         )
 
     def receive(self, number: int, _frame: object) -> None:
-        """The signal handler."""
+        """Handles a signal."""
         self.signals.append(number)
         if len(self.signals) > 1:
             os._exit(130)
+        # A signal may interrupt a print, so the message goes past Python's buffered streams.
         os.write(2, _FIRST)
 
 
 @contextlib.contextmanager
 def graceful_stop() -> Iterator[Stop]:
-    """Catches SIGTERM and SIGINT inside the block and puts the former handlers back after it.
+    """Catches SIGTERM and SIGINT inside the block and restores the former handlers after it.
 
     Outside the main thread, where Python allows no handlers, the block's `Stop` is never requested.
     """
@@ -70,24 +75,25 @@ def graceful_stop() -> Iterator[Stop]:
 
 @contextlib.contextmanager
 def _second_signal_watched() -> Iterator[None]:
-    hear, tell = os.pipe()
-    os.set_blocking(tell, False)
-    former = signal.set_wakeup_fd(tell, warn_on_full_buffer=False)
-    watcher = threading.Thread(target=_watch, args=(hear,), daemon=True)
+    read_end, write_end = os.pipe()
+    os.set_blocking(write_end, False)  # `set_wakeup_fd` requires it
+    former = signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
+    watcher = threading.Thread(target=_watch, args=(read_end,), daemon=True)
     watcher.start()
     try:
         yield
     finally:
         signal.set_wakeup_fd(former)
-        os.close(tell)
+        # Closing the write end makes the watcher's read return nothing, which ends its loop.
+        os.close(write_end)
         watcher.join()
-        os.close(hear)
+        os.close(read_end)
 
 
-def _watch(hear: int) -> None:
-    """Counts the bytes that the system writes for every signal; other signals than ours are not counted."""
+def _watch(read_end: int) -> None:
+    """Counts the bytes that are written for every signal; signals without a handler of ours are not counted."""
     count = 0
-    while heard := os.read(hear, 64):
-        count += sum(byte in _SIGNALS for byte in heard)
+    while numbers := os.read(read_end, 64):
+        count += sum(number in _SIGNALS for number in numbers)
         if count > 1:
             os._exit(130)
