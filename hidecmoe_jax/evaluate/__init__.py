@@ -1,1 +1,1 @@
-"""Answers to questions nobody names the task of, and rows of the accuracy matrix made of them."""
+"""Inference: route each question to a task and generate its answer."""

@@ -16,12 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from hidecmoe_jax.core.errors import CheckpointError, DataError
-from hidecmoe_jax.data.features import Features, extract
 from hidecmoe_jax.data.items import IMAGE
 from hidecmoe_jax.data.records import Record, Turn
 from hidecmoe_jax.data.tokenizer import Tokenizer
-from hidecmoe_jax.evaluate.answer import Answer, answers, states
-from hidecmoe_jax.methods.base import Decision, FrozenFeatures, Serving
+from hidecmoe_jax.evaluate.answer import Answer
+from hidecmoe_jax.evaluate.engine import Engine
+from hidecmoe_jax.methods.base import Serving
 from hidecmoe_jax.methods.gates.unknown import UNREACHED
 from hidecmoe_jax.methods.routed import Routed
 from hidecmoe_jax.models.config import LlavaConfig
@@ -127,8 +127,16 @@ class Assistant:
             records.append(Record(str(number), files, (Turn(question, ""),), f"prompt {number}"))
         return tuple(records)
 
-    def _features(self, records: tuple[Record, ...]) -> Features:
-        return extract(self.base, self.tokenizer, records, batch=min(len(records), self.run.base.feature_batch))
+    def engine(self, records: Sequence[Record], **writing: Any) -> Engine:
+        """An engine for some records, with a cache of its own: what was asked once is not kept.
+
+        Args:
+          writing: fields of `Writing` that differ from the run's.
+        """
+        run = self.run
+        style = replace(run.evaluate.writing, batch=min(len(records), run.evaluate.writing.batch), **writing)
+        feature_batch = min(len(records), run.base.feature_batch)
+        return Engine(run.method, self.base, self.tokenizer, run.template, style, feature_batch=feature_batch)
 
     def generate(
         self, images: Sequence[Any], prompts: Sequence[str], *, seed: int = 0, named: str | None = None, **writing: Any
@@ -142,14 +150,13 @@ class Assistant:
         records = self._records(images, prompts)
         if not records:
             return []
-        style = replace(self.run.evaluate.writing, batch=min(len(records), self.run.evaluate.writing.batch), **writing)
-        features = self._features(records)
-        found = answers(
-            self.run.method, self.serving, records, features, tokenizer=self.tokenizer, template=self.run.template,
-            writing=style, key=jax.random.key(seed), state_ND=self._states(records, features),
-            named=self._number(named),
-        )  # fmt: skip
-        return [answer for batch in found for answer in batch]
+        engine = self.engine(records, **writing)
+        inputs = engine.inputs(records)
+        decision = engine.decide(self.serving, inputs, self._number(named))
+        answers: list[Answer] = []
+        for batch in engine.answer(self.serving, inputs, decision, key=jax.random.key(seed)):
+            answers += batch
+        return answers
 
     @property
     def _fallback(self) -> str:
@@ -157,15 +164,6 @@ class Assistant:
         if self.serving.model is self.base:
             return "answered by the base model alone"
         return "answered by the base model with what all tasks share"
-
-    def _states(self, records: tuple[Record, ...], features: Features) -> np.ndarray | None:
-        reading = self.run.method.traits.reads
-        if reading is None:
-            return None
-        return states(
-            self.base, records, features, reading, tokenizer=self.tokenizer, template=self.run.template,
-            writing=self.run.evaluate.writing, batch=min(len(records), self.run.base.feature_batch),
-        )  # fmt: skip
 
     def _number(self, named: str | None) -> int | None:
         if named is None:
@@ -181,10 +179,12 @@ class Assistant:
         records = self._records(images, prompts)
         if not records:
             return []
-        features = self._features(records)
-        seen = FrozenFeatures(features.pooled(np.arange(len(records))), self._states(records, features))
-        decision: Decision = self.run.method.decide(self.serving, seen, None)
-        return [dict(zip(self.tasks, map(float, row), strict=False)) for row in np.asarray(decision.weight_BN)]
+        engine = self.engine(records)
+        decision = engine.decide(self.serving, engine.inputs(records))
+        weights = []
+        for row in decision.weight_BN.tolist():
+            weights.append(dict(zip(self.tasks, row, strict=False)))
+        return weights
 
     def answer(self, images: Sequence[str | Path], question: str, *, named: str | None = None) -> Reply:
         """Answers one question about any number of pictures."""

@@ -10,9 +10,11 @@ import json
 import os
 import time
 from collections.abc import Iterable, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from hidecmoe_jax.core.strict import plain
@@ -111,10 +113,14 @@ def write_answers(
     path.parent.mkdir(parents=True, exist_ok=True)
     if any(record.id not in lines for record in records):
         _replaced(path, done)
-        asked = [row for row, record in enumerate(records) if record.id not in known]
-        batches = session.answers(
-            serving, records, session.label(task), task=task, seed=seed, named=named, rows=asked,
-            length=session.prompt_length, skip=frozenset(line["question_id"] for line in done), decision=decision,
+        inputs = session.inputs(task)
+        if decision is None:
+            decision = session.engine.decide(serving, inputs, task.index if named else None)
+        open_rows = [row for row, record in enumerate(records) if record.id not in known]
+        batches = session.engine.answer(
+            serving, inputs.rows(open_rows), jax.tree.map(itemgetter(open_rows), decision),
+            key=session.answer_key(task, seed), length=session.prompt_length,
+            skip=frozenset(line["question_id"] for line in done),
         )  # fmt: skip
         _append(path, batches, task, names, stop)
         lines = {line["question_id"]: line for line in read_answers(path)} | known
@@ -189,7 +195,7 @@ def evaluate_cell(
     records, names, basis = session.test(task), [t.name for t in session.stream.tasks], basis_of(session, serving, task)
     known, decision, given = _facts(session, folder, row, task, basis, reference=reference, reuse=reuse), None, []
     if known:
-        decision = session.decided(serving, records, session.label(task), task=task, named=named)
+        decision = session.engine.decide(serving, session.inputs(task), task.index if named else None)
         routed = unwritten(records, decision, session.config.evaluate.writing)
         given = taken(routed, known, names, learned(session, row))
     lines = write_answers(

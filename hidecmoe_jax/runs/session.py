@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import platform
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.metadata import version
-from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +23,15 @@ from hidecmoe_jax.core.about import VERSION
 from hidecmoe_jax.core.errors import ConfigError, DataError, nearest
 from hidecmoe_jax.core.keys import key_for
 from hidecmoe_jax.data.check import examine
-from hidecmoe_jax.data.encoder import RecordEncoder
-from hidecmoe_jax.data.features import Features, extract
 from hidecmoe_jax.data.loader import buckets, shapes
 from hidecmoe_jax.data.pocket.cache import pocket_tasks
 from hidecmoe_jax.data.prompts import Encoded
 from hidecmoe_jax.data.records import Record
 from hidecmoe_jax.data.stream import Stream, Task, TaskSpec, open_stream
 from hidecmoe_jax.data.tokenizer import Tokenizer
-from hidecmoe_jax.evaluate.answer import Answer, answers, decided, states
-from hidecmoe_jax.methods.base import Decision, FrozenFeatures, Learner, Serving, Stage
-from hidecmoe_jax.models.llava import Model, Reading
+from hidecmoe_jax.evaluate.engine import Cache, Engine, Inputs
+from hidecmoe_jax.methods.base import FrozenFeatures, Learner, Stage
+from hidecmoe_jax.models.llava import Model
 from hidecmoe_jax.models.store import base_folder, load_model
 from hidecmoe_jax.runs.config import RunConfig, StreamConfig, to_mapping
 from hidecmoe_jax.runs.edits import learner_after
@@ -65,35 +62,30 @@ class Session:
     model: Model
     tokenizer: Tokenizer
     stream: Stream
-    shelf: dict[tuple, Any] = field(default_factory=dict, compare=False, repr=False)
+    cache: Cache = field(default_factory=Cache, compare=False, repr=False)
 
     @cached_property
     def base_digest(self) -> str:
         """SHA-256 over all leaves of the base."""
         return trees.digest(self.model.params)
 
-    def features(self, records: tuple[Record, ...], label: str) -> Features:
-        """Tower features of a split, from the shelf if they were computed before."""
-        name = (label, records)
-        if name not in self.shelf:
-            base = self.config.base
-            self.shelf[name] = extract(
-                self.model, self.tokenizer, records,
-                batch=base.feature_batch, budget_gib=base.feature_gib, progress=bar(f"features of {label}"),
-            )  # fmt: skip
-        return self.shelf[name]
+    @cached_property
+    def engine(self) -> Engine:
+        """Answers records with the config's method; its cache is shared with sessions of other methods."""
+        config = self.config
+        return Engine(
+            config.method, self.model, self.tokenizer, config.template, config.evaluate.writing,
+            feature_batch=config.base.feature_batch, feature_gib=config.base.feature_gib,
+            progress=bar, cache=self.cache,
+        )  # fmt: skip
 
-    def states(self, records: tuple[Record, ...], label: str, reading: Reading) -> np.ndarray:
-        """The frozen base's state of every prompt, float32 [N, D]; of several turns the last question counts."""
-        name = (label, records, reading)
-        if name not in self.shelf:
-            config = self.config
-            self.shelf[name] = states(
-                self.model, records, self.features(records, label), reading,
-                tokenizer=self.tokenizer, template=config.template, writing=config.evaluate.writing,
-                batch=config.base.feature_batch, progress=bar(f"states of {label}"),
-            )  # fmt: skip
-        return self.shelf[name]
+    def inputs(self, task: Task) -> Inputs:
+        """The records a task is judged on, with all that routing and answering read of them."""
+        return self.engine.inputs(self.test(task), self.label(task))
+
+    def answer_key(self, task: Task, seed: int) -> jax.Array:
+        """Random key of the answers to a task's records."""
+        return key_for(seed, "answer", task.name)
 
     def test(self, task: Task) -> tuple[Record, ...]:
         """The records a task is judged on."""
@@ -103,15 +95,10 @@ class Session:
         """What the records a task is judged on are called."""
         return f"{task.name} {self.config.evaluate.split}"
 
-    @cached_property
-    def encoder(self) -> RecordEncoder:
-        """Token ids of the stream's records, each tokenised once."""
-        return RecordEncoder(self.tokenizer, self.config.template, self.model.config.patches)
-
     def encode(self, records: tuple[Record, ...], label: str) -> tuple[tuple[Record, ...], list[Encoded]]:
         """Training records with their ids; too long ones are refused, or dropped up to `tune.max_dropped`."""
-        tune = self.config.tune
-        encoded, dropped = self.encoder.conversations(records, max_length=tune.max_length, max_dropped=tune.max_dropped)
+        tune, encoder = self.config.tune, self.engine.encoder
+        encoded, dropped = encoder.conversations(records, max_length=tune.max_length, max_dropped=tune.max_dropped)
         if dropped:
             say(f"{label}: dropped {len(dropped)} records longer than {tune.max_length} tokens, first {dropped[0]!r}")
             records = tuple(record for record in records if record.id not in set(dropped))
@@ -139,15 +126,14 @@ class Session:
         writing = self.config.evaluate.writing
         lengths: list[int] = []
         for task in self.stream.tasks:
-            prompts = self.encoder.questions(self.test(task), max_length=writing.max_length)
-            lengths += [len(prompt.tokens) for prompt in prompts]
+            lengths += [len(prompt.tokens) for prompt in self.engine.prompts(self.test(task))]
         return buckets(lengths, writing.bucket)
 
     def material(self, records: tuple[Record, ...], lesson: tuple[int, ...], label: str) -> StageData:
         """What a stage trains on: records of the lesson's tasks, in batches that hold any record of these."""
         length, answers = (max(sizes) for sizes in zip(*(self.shapes[task] for task in lesson), strict=True))
         records, encoded = self.encode(records, label)
-        features = self.features(records, f"{label} train")
+        features = self.engine.features(records, f"{label} train")
         vocabulary = self.model.config.vocabulary
         return StageData(records, encoded, features, (length, answers), self.tokenizer.pad, vocabulary)
 
@@ -160,40 +146,8 @@ class Session:
                 pooled, usage=count_usage(method, self.model, learner, stage, material, config.tune.batch)
             )
         reading = method.traits.reads
-        return FrozenFeatures(pooled, None if reading is None else self.states(material.records, label, reading))
-
-    def sight(self, records: tuple[Record, ...], label: str) -> FrozenFeatures:
-        """What a gate looks at of some records."""
-        reading, pooled = self.config.method.traits.reads, self.features(records, label).pooled(np.arange(len(records)))
-        return FrozenFeatures(pooled, None if reading is None else self.states(records, label, reading))
-
-    def answers(
-        self, serving: Serving, records: tuple[Record, ...], label: str, *, task: Task, seed: int, named: bool,
-        rows: Sequence[int] | None = None, length: int | None = None, skip: frozenset[str] = frozenset(),
-        decision: Decision | None = None,
-    ) -> Iterator[list[Answer]]:  # fmt: skip
-        """Batches of answers to records of `task` (only to those in `rows`, where given), with the task named or found;
-        all else as in `evaluate.answer`, with the `decision` of all records."""
-        config, reading = self.config, self.config.method.traits.reads
-        asked = np.arange(len(records)) if rows is None else np.asarray(rows, np.int64)
-        return answers(
-            config.method, serving, [records[row] for row in asked], self.features(records, label).only(asked),
-            state_ND=None if reading is None else self.states(records, label, reading)[asked],
-            tokenizer=self.tokenizer, template=config.template, writing=config.evaluate.writing,
-            key=key_for(seed, "answer", task.name), length=length, named=task.index if named else None, skip=skip,
-            decision=None if decision is None else jax.tree.map(itemgetter(asked), decision),
-        )  # fmt: skip
-
-    def decided(
-        self, serving: Serving, records: tuple[Record, ...], label: str, *, task: Task, named: bool
-    ) -> Decision:
-        """How records of `task` find their tasks, as `answers` would decide; nothing is written."""
-        config, reading = self.config, self.config.method.traits.reads
-        return decided(
-            config.method, serving, self.features(records, label), len(records), batch=config.evaluate.writing.batch,
-            state_ND=None if reading is None else self.states(records, label, reading),
-            named=task.index if named else None,
-        )  # fmt: skip
+        state_ND = None if reading is None else self.engine.states(material.records, reading, label)
+        return FrozenFeatures(pooled, state_ND)
 
     def learner_after(self, archive: Sequence[Groups | None], run: Path | None) -> Learner:
         """The learner after the archived lessons, with the edits of `run` (None: as it was learned)."""

@@ -255,7 +255,9 @@ def held_out(task: Task, count: int | None) -> tuple[tuple[Record, ...], str]:
 
 def _score(session: Session, serving: Serving, task: Task, records: tuple[Record, ...], label: str, seed: int) -> float:
     """Score 0-100 of the answers to a task's records; nothing is written."""
+    inputs = session.engine.inputs(records, label)
     named = session.config.method.traits.needs_task_name
-    batches = session.answers(serving, records, label, task=task, seed=seed, named=named)
+    decision = session.engine.decide(serving, inputs, task.index if named else None)
+    batches = session.engine.answer(serving, inputs, decision, key=session.answer_key(task, seed))
     told = by_id([(answer.id, answer.text) for batch in batches for answer in batch], where=label)
     return score(task.scorer, told, {record.id: record.references for record in records}).value

@@ -15,7 +15,7 @@ import numpy as np
 
 from hidecmoe_jax.core.errors import ConfigError
 from hidecmoe_jax.data.records import Record
-from hidecmoe_jax.evaluate.answer import prompt_rows, prompts
+from hidecmoe_jax.evaluate.engine import batch_rows
 from hidecmoe_jax.experts import surgery
 from hidecmoe_jax.experts.routing import Voice, everyone
 from hidecmoe_jax.methods.base import with_leaves
@@ -79,13 +79,11 @@ def _features(
     session: Session, model: Model, voices: tuple[Voice, ...], records: list[Record], label: str
 ) -> np.ndarray:
     """Layer features [L, N, D] of questions."""
-    writing, size = session.config.evaluate.writing, session.config.evaluate.writing.batch
-    asked = prompts(records, session.tokenizer, session.config.template, session.model.config, writing)
-    seen, parts = session.features(tuple(records), label), []
+    engine, size = session.engine, session.config.evaluate.writing.batch
+    prompts, features = engine.prompts(records), engine.features(records, label)
+    parts = []
     for start in range(0, len(records), size):
-        rows, _, prompt = prompt_rows(
-            asked, seen, start, batch=size, length=session.prompt_length, pad=session.tokenizer.pad,
-            vocab=model.config.vocabulary,
-        )  # fmt: skip
+        rows, filled = batch_rows(len(records), start, size)
+        prompt = engine.prompt(prompts, features, filled, session.prompt_length)
         parts.append(np.asarray(_features_of(model, prompt, voices))[:, : len(rows)])
     return np.concatenate(parts, axis=1)

@@ -82,7 +82,7 @@ def _mixed(
     method, memory, tables = session.config.method, learner.memory["gate"], {}
     learned_N = jnp.isin(jnp.arange(room), jnp.asarray(learned))
     for task in learned:
-        seen = session.sight(*held_out(session.stream.tasks[task], count))
+        seen = session.engine.inputs(*held_out(session.stream.tasks[task], count)).frozen()
         tables[task] = np.asarray(jax.jit(method.gate.scores)(memory, seen, learned_N))
     return mixed_up(tables)
 

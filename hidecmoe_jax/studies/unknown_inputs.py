@@ -64,7 +64,7 @@ def foreign_study(run: str | Path, *, count: int = 100) -> dict[str, Any]:
 
     def margins(records: tuple[Record, ...], label: str, known: Iterable[int]) -> np.ndarray:
         learned = jnp.isin(jnp.arange(len(memory["threshold_N"])), jnp.asarray(list(known)))
-        return np.asarray(judge(memory, session.sight(records, label), learned))
+        return np.asarray(judge(memory, session.engine.inputs(records, label).frozen(), learned))
 
     def own(index: int, known: Iterable[int] = everyone) -> np.ndarray:
         return margins(session.test(tasks[index]), f"{tasks[index].name} {session.config.evaluate.split}", known)

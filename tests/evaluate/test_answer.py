@@ -9,8 +9,11 @@ import pytest
 from PIL import Image
 from tiny import mapping, write_base, write_task
 
+from hidecmoe_jax.core.errors import DataError
 from hidecmoe_jax.data.items import Record, Turn
-from hidecmoe_jax.evaluate import answer
+from hidecmoe_jax.evaluate.answer import Writing
+from hidecmoe_jax.evaluate.engine import Cache
+from hidecmoe_jax.models.llava import Reading, init_model
 from hidecmoe_jax.runs.config import from_mapping
 from hidecmoe_jax.runs.session import open_session
 
@@ -33,12 +36,12 @@ def world(tmp_path_factory):
 
 def ask(world, records, *, batch: int = 4, skip=frozenset(), **style):
     method = world.config.method
-    writing = answer.Writing(batch=batch, max_new_tokens=4, max_length=96, **style)
-    found = answer.answers(
-        method, method.serve(world.model, method.init(world.model, 1)), records, world.features(records, "asked"),
-        tokenizer=world.tokenizer, template=world.config.template, writing=writing, key=jax.random.key(0),
-        length=96, skip=skip,
-    )  # fmt: skip
+    writing = Writing(batch=batch, max_new_tokens=4, max_length=96, **style)
+    serving = method.serve(world.model, method.init(world.model, 1))
+    engine = replace(world.engine, writing=writing)
+    inputs = engine.inputs(records)
+    decision = engine.decide(serving, inputs)
+    found = engine.answer(serving, inputs, decision, key=jax.random.key(0), length=96, skip=skip)
     return [[one for one in part] for part in found]
 
 
@@ -75,15 +78,15 @@ def test_draws_are_keyed_by_record_not_by_batch(world):
 
 
 def test_a_prompt_longer_than_allowed_is_refused(world):
-    writing = answer.Writing(max_length=8)
+    engine = replace(world.engine, writing=Writing(max_length=8))
     with pytest.raises(Exception, match="too long") as refused:
-        answer.prompts(world.stream.tasks[0].test, world.tokenizer, world.config.template, world.model.config, writing)
+        engine.prompts(world.stream.tasks[0].test)
     assert refused.value.exit_code == 3
 
 
 def test_features_of_several_pictures_are_their_mean_and_of_none_are_marked(world):
     records = world.stream.tasks[0].test
-    features = world.features(records, "asked")
+    features = world.engine.features(records)
     pooled = features.pooled(np.arange(-1, len(records)))
     np.testing.assert_array_equal(pooled.has_image_B, [False, True, False, True, True, True])
     np.testing.assert_array_equal(pooled.has_text_B, [False, True, True, True, True, True])
@@ -96,7 +99,7 @@ def test_of_several_turns_the_first_question_is_routed(world):
     first = Turn("<image>\nWhich bird is this?", "a wren")
     one = Record("1", shown, (first,), "here")
     more = Record("2", shown, (first, Turn("Is it small?", "yes")), "here")
-    features = world.features((one, more), "turns")
+    features = world.engine.features((one, more))
     np.testing.assert_array_equal(features.text_ND[0], features.text_ND[1])
     assert [len(part) for part in ask(world, (one, more))] == [2]
 
@@ -111,3 +114,26 @@ def test_ids_beyond_the_tokenizer_are_never_written(world):
     for style in ({}, {"temperature": 5.0}):
         for part in ask(shouting, world.stream.tasks[0].test, **style):
             assert all(one.text is not None for one in part)
+
+
+def test_the_cache_keeps_apart_what_depends_on_base_template_and_padding(world):
+    records, reading = world.stream.tasks[0].test[:2], Reading(-1, "last")
+    engine = replace(world.engine, cache=Cache(), writing=Writing(max_length=96))
+    others = {
+        "template": replace(engine, template=replace(engine.template, user="Q: ")),
+        "padding": replace(engine, writing=Writing(max_length=96, bucket=64)),
+        "limit": replace(engine, writing=Writing(max_length=8)),
+        "base": replace(engine, base=init_model(world.model.config, jax.random.key(9))),
+    }
+    before = engine.states(records, reading)
+    assert engine.states(records, reading) is before and replace(engine, method=None).states(records, reading) is before
+    for name in ("template", "base"):
+        assert not np.allclose(others[name].states(records, reading), before), name
+        alone = replace(others[name], cache=Cache())
+        np.testing.assert_array_equal(others[name].states(records, reading), alone.states(records, reading))
+    np.testing.assert_allclose(others["padding"].states(records, reading), before, atol=1e-5)
+    assert others["padding"].states(records, reading) is not before
+    with pytest.raises(DataError, match="too long"):
+        others["limit"].states(records, reading)
+    assert others["template"].features(records) is engine.features(records)  # the towers read no template
+    assert others["base"].features(records) is not engine.features(records)

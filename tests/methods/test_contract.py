@@ -10,7 +10,7 @@ from lessons import teach
 from tiny import run_config, write_base, write_stream
 
 from hidecmoe_jax.core import trees
-from hidecmoe_jax.evaluate import answer
+from hidecmoe_jax.evaluate import engine
 from hidecmoe_jax.methods.base import FrozenFeatures
 from hidecmoe_jax.models.llava import Prompt, logits
 from hidecmoe_jax.runs.session import open_session
@@ -86,12 +86,10 @@ def served(done):
 
 def ask(done, serving, records, *, label: str, named: int | None = None):
     session = done.session
-    found = answer.answers(
-        done.method, serving, records, session.features(records, label), tokenizer=session.tokenizer,
-        template=session.config.template, writing=session.config.evaluate.writing, key=jax.random.key(0),
-        length=session.prompt_length, named=named,
-        state_ND=None if done.method.traits.reads is None else session.states(records, label, done.method.traits.reads),
-    )  # fmt: skip
+    inputs = session.engine.inputs(records, label)
+    decision = session.engine.decide(serving, inputs, named)
+    length = session.prompt_length
+    found = session.engine.answer(serving, inputs, decision, key=jax.random.key(0), length=length)
     return {one.id: one for batch in found for one in batch}
 
 
@@ -168,14 +166,14 @@ def test_serving_is_the_sum_that_the_method_promises(taught):
         done = taught(name)
         serving, session = served(done), done.session
         records = session.test(session.stream.tasks[1])[:2]
-        features = session.features(records, "two")
+        features = session.engine.features(records)
         rng = np.random.default_rng(0)
         tokens = rng.integers(5, 300, (2, 12)).astype(np.int32)
         tokens[:, 2:6] = session.model.config.image_token
         prompt = Prompt(tokens, np.ones_like(tokens, bool), features.patches(np.arange(2)))
         named = jnp.full((2,), 1) if done.method.traits.needs_task_name else None
         reading = done.method.traits.reads
-        state = None if reading is None else session.states(records, "two", reading)
+        state = None if reading is None else session.engine.states(records, reading)
         decision = done.method.decide(serving, FrozenFeatures(features.pooled(np.arange(2)), state), named)
         found = listen(serving.model, prompt, done.method.voices(serving, decision))
         assert np.isfinite(found).all()
@@ -222,7 +220,7 @@ def test_a_stream_is_answered_by_one_program(taught):
         records = done.session.test(done.session.stream.tasks[0])
         for named in (None, 0) if count == 3 else (None,):
             ask(done, serving, records, label="in order", named=named)
-            counts.append(answer._write._cache_size())
+            counts.append(engine._write._cache_size())
     assert counts[1] == counts[2] == counts[3] == counts[4], "only the base without experts is a program of its own"
 
 

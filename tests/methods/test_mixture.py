@@ -13,7 +13,6 @@ from tiny import run_config, write_base, write_stream
 from hidecmoe_jax.core import trees
 from hidecmoe_jax.core.errors import ConfigError
 from hidecmoe_jax.core.strict import build
-from hidecmoe_jax.evaluate.answer import answers
 from hidecmoe_jax.experts import pool, surgery
 from hidecmoe_jax.experts.bank import EMPTY
 from hidecmoe_jax.experts.routing import Routing, Voice
@@ -271,13 +270,10 @@ def test_cmoe_7_the_matrix_is_rebuilt_from_scores_and_routers(done):
 
 def said(done, learner, records, named=None):
     session = done.session
-    label = str([record.id for record in records]) + records[0].source
-    found = answers(
-        done.method, done.method.serve(session.model, learner), records, session.features(records, label),
-        tokenizer=session.tokenizer, template=session.config.template, writing=session.config.evaluate.writing,
-        key=jax.random.key(0), state_ND=session.states(records, label, done.method.traits.reads),
-        length=session.prompt_length, named=named,
-    )  # fmt: skip
+    serving, inputs = done.method.serve(session.model, learner), session.engine.inputs(records)
+    decision = session.engine.decide(serving, inputs, named)
+    length = session.prompt_length
+    found = session.engine.answer(serving, inputs, decision, key=jax.random.key(0), length=length)
     return [one for batch in found for one in batch]
 
 

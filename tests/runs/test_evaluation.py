@@ -3,12 +3,13 @@
 import pytest
 from runs_world import make_world
 
+from hidecmoe_jax.evaluate.engine import Engine
 from hidecmoe_jax.runs import evaluation, seed_run
 from hidecmoe_jax.runs.folder import SeedFolder
 from hidecmoe_jax.runs.ledger import Ledger
 from hidecmoe_jax.runs.scores import Cells
 from hidecmoe_jax.runs.seed_run import Options
-from hidecmoe_jax.runs.session import Session, open_session
+from hidecmoe_jax.runs.session import open_session
 from hidecmoe_jax.runs.stream_loop import learn
 from hidecmoe_jax.storage.signals import Stop
 
@@ -21,14 +22,15 @@ def world(request, tmp_path_factory):
     """A finished run, and the questions that were asked with the task named."""
     root, asked = tmp_path_factory.mktemp("rows"), []
     config = make_world(root, expand="all", gate=request.param)
-    write = Session.answers
+    write = Engine.answer
 
-    def counted(self, serving, records, label, *, named, rows=None, **given):
-        asked.extend([records[row].id for row in rows] if named else ())
-        return write(self, serving, records, label, named=named, rows=rows, **given)
+    def counted(self, serving, inputs, decision, **given):
+        named = decision.certainty is None and decision.weight_BN.any()  # a task is chosen, and no gate has chosen it
+        asked.extend([record.id for record in inputs.records] if named else ())
+        return write(self, serving, inputs, decision, **given)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Session, "answers", counted)
+        patch.setattr(Engine, "answer", counted)
         out = learn(config, root / "run")
     return config, out, asked
 
@@ -44,7 +46,9 @@ def test_named_answers_are_those_of_asking_every_question_with_the_task_named(wo
     serving, again = config.method.serve(session.model, learner), []
     for task in session.stream.tasks:
         records, kept = session.test(task), lines_of(seed, task.name, True)
-        batches = session.answers(serving, records, task.name, task=task, seed=0, named=True)
+        inputs, key = session.inputs(task), session.answer_key(task, 0)
+        decision = session.engine.decide(serving, inputs, task.index)
+        batches = session.engine.answer(serving, inputs, decision, key=key)
         whole = [answer for batch in batches for answer in batch]
         assert [(line["question_id"], line["text"], line["ended"]) for line in kept] == [
             (answer.id, answer.text, answer.ended) for answer in whole

@@ -210,7 +210,9 @@ def test_the_matrix_is_what_scores_and_routers_of_the_last_row_give(cmoe):
         scores.append(np.array([[line["scores"][name] for name in TASKS] for line in lines]))
         under = []
         for router in session.stream.tasks:
-            batches = session.answers(serving, records, task.name, task=router, seed=0, named=True)
+            inputs, key = session.inputs(task), session.answer_key(router, 0)
+            decision = session.engine.decide(serving, inputs, router.index)
+            batches = session.engine.answer(serving, inputs, decision, key=key)
             under.append(
                 [{"question_id": one.id, "text": one.text, "ended": True, "weights": {}} for b in batches for one in b]
             )

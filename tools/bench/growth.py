@@ -135,11 +135,14 @@ def serve(run: SeedRun, kept: list, size: Size, decide: Callable) -> dict[str, f
     """Seconds to find one sample's task and to answer one batch, always the first task's questions."""
     session, task = run.session, run.session.stream.tasks[0]
     records, label = session.test(task)[: size.asked], f"{task.name} asked"
-    serving, seen = session.config.method.serve(session.model, run.learner_after(kept)), session.sight(records, label)
+    serving = session.config.method.serve(session.model, run.learner_after(kept))
+    engine, inputs = session.engine, session.engine.inputs(records, label)
+    seen = inputs.frozen()
 
     def answer():
-        told = {"task": task, "seed": 0, "named": False, "length": session.prompt_length}
-        return [answer.weights for batch in session.answers(serving, records, label, **told) for answer in batch]
+        decision, key = engine.decide(serving, inputs), session.answer_key(task, 0)
+        batches = engine.answer(serving, inputs, decision, key=key, length=session.prompt_length)
+        return [[answer.weights for answer in batch] for batch in batches]
 
     found = least(size.repeats, lambda: decide(serving, seen))
     return {"find_seconds": found / len(records), "answer_seconds": least(size.repeats, answer)}

@@ -1,0 +1,270 @@
+"""The one way from records to answers: inputs, a routing decision per record, and generated text.
+
+    engine = Engine(method, base, tokenizer, template, writing)
+    inputs = engine.inputs(records)
+    decision = engine.decide(serving, inputs)
+    for batch in engine.answer(serving, inputs, decision, key=jax.random.key(0)):
+        ...
+
+The decision is made once per record, from that record's own features, and holds for every token. All batches have one
+shape, so a stream compiles one program; the last batch is filled with repeats whose answers are dropped. Nothing in the
+programs couples two records.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from operator import itemgetter
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hidecmoe_jax.data.encoder import RecordEncoder
+from hidecmoe_jax.data.features import Features, extract
+from hidecmoe_jax.data.loader import buckets, collate
+from hidecmoe_jax.data.prompts import Encoded, Template
+from hidecmoe_jax.data.records import Record
+from hidecmoe_jax.data.tokenizer import Tokenizer
+from hidecmoe_jax.evaluate.answer import Answer, Writing, unwritten, with_text
+from hidecmoe_jax.methods.base import Decision, FrozenFeatures, Method, Serving
+from hidecmoe_jax.models.generate import Sampling, generate
+from hidecmoe_jax.models.llava import Model, Prompt, Reading, prompt_state
+
+ProgressBar = Callable[[str], Callable[[Iterable], Iterable]]
+
+
+@partial(jax.jit, static_argnames=("method",))
+def _decide(method: Method, serving: Serving, frozen: FrozenFeatures, task_B) -> Decision:
+    return method.decide(serving, frozen, task_B)
+
+
+@partial(jax.jit, static_argnames=("method", "sampling"))
+def _write(method: Method, serving: Serving, prompt: Prompt, decision, key, ids_B, *, sampling: Sampling):
+    voices = method.voices(serving, decision)
+    return generate(serving.model, prompt, voices, sampling=sampling, key=key, sample_ids_B=ids_B)
+
+
+_state = partial(jax.jit, static_argnames=("reading",))(prompt_state)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Records with everything that routing and answering read of them; one row a record.
+
+    Attributes:
+      features: outputs of the frozen towers.
+      state_ND: the frozen base's state of every prompt, float32; None for a method that reads no state.
+    """
+
+    records: tuple[Record, ...]
+    features: Features
+    state_ND: np.ndarray | None
+
+    def rows(self, rows: Sequence[int]) -> Inputs:
+        """Some of the records, in the order of `rows`."""
+        index = np.asarray(rows, np.int64)
+        records = tuple(self.records[row] for row in rows)
+        state_ND = None if self.state_ND is None else self.state_ND[index]
+        return Inputs(records, self.features.only(index), state_ND)
+
+    def frozen(self, rows: np.ndarray | None = None) -> FrozenFeatures:
+        """What a gate reads of the records, or of some of them."""
+        rows = np.arange(len(self.records)) if rows is None else rows
+        state_ND = None if self.state_ND is None else self.state_ND[rows]
+        return FrozenFeatures(self.features.pooled(rows), state_ND)
+
+
+@dataclass(frozen=True)
+class Cache:
+    """Features, states and token ids of records, shared by engines."""
+
+    values: dict[tuple, Any] = field(default_factory=dict)
+
+    def get(self, key: tuple, compute: Callable[[], Any]) -> Any:
+        """The value of a key, computed at its first use."""
+        if key not in self.values:
+            self.values[key] = compute()
+        return self.values[key]
+
+
+class _Identity:
+    """An object as a part of a key: equal to itself alone. The key keeps it alive, so its id is never used again."""
+
+    def __init__(self, value: object):
+        self.value = value
+
+    def __hash__(self) -> int:
+        return id(self.value)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Identity) and self.value is other.value
+
+
+def _no_bar(label: str) -> Callable[[Iterable], Iterable]:
+    return iter
+
+
+@dataclass(frozen=True)
+class Engine:
+    """Answers records with a method on a frozen base.
+
+    Attributes:
+      feature_batch: records that the frozen towers and the frozen base read together.
+      feature_gib: memory for patch tokens; above it they are recomputed on demand.
+      progress: makes a progress bar from a label.
+      cache: computed features; give one to several engines to share it, or a new one to forget.
+    """
+
+    method: Method
+    base: Model
+    tokenizer: Tokenizer
+    template: Template
+    writing: Writing
+    feature_batch: int = 64
+    feature_gib: float = 4.0
+    progress: ProgressBar = _no_bar
+    cache: Cache = field(default_factory=Cache, compare=False, repr=False)
+
+    @property
+    def _source(self) -> tuple[_Identity, _Identity]:
+        """What every cached value depends on."""
+        return _Identity(self.base), _Identity(self.tokenizer)
+
+    @property
+    def encoder(self) -> RecordEncoder:
+        """Token ids of records, each tokenised once."""
+        patches = self.base.config.patches
+        key = ("encoder", *self._source, self.template)
+        return self.cache.get(key, lambda: RecordEncoder(self.tokenizer, self.template, patches))
+
+    def prompts(self, records: Sequence[Record]) -> list[Encoded]:
+        """The questions of records as token ids, the last answer left out.
+
+        Raises:
+          DataError: a prompt is longer than `writing.max_length`.
+        """
+        return self.encoder.questions(records, max_length=self.writing.max_length)
+
+    def prompt_length(self, prompts: Iterable[Encoded]) -> int:
+        """The padded length that holds all of the prompts."""
+        return buckets((len(prompt.tokens) for prompt in prompts), self.writing.bucket)
+
+    def features(self, records: Sequence[Record], label: str = "records") -> Features:
+        """Outputs of the frozen towers."""
+        records = tuple(records)
+        settings = (self.feature_batch, self.feature_gib)
+
+        def compute() -> Features:
+            return extract(
+                self.base, self.tokenizer, records, batch=self.feature_batch, budget_gib=self.feature_gib,
+                progress=self.progress(f"features of {label}"),
+            )  # fmt: skip
+
+        return self.cache.get(("features", *self._source, settings, records), compute)
+
+    def states(self, records: Sequence[Record], reading: Reading, label: str = "records") -> np.ndarray:
+        """The frozen base's state of every prompt, float32 [N, D]: one prefill without any expert.
+
+        Of several turns the last question counts.
+        """
+        records = tuple(records)
+        # The padded length changes how sums are rounded, so the bucket belongs to the key.
+        settings = (self.feature_batch, self.feature_gib, self.template, self.writing.bucket, self.writing.max_length)
+
+        def compute() -> np.ndarray:
+            prompts, features = self.prompts(records), self.features(records, label)
+            length, parts = self.prompt_length(prompts), []
+            for start in self.progress(f"states of {label}")(range(0, len(prompts), self.feature_batch)):
+                rows, filled = batch_rows(len(prompts), start, self.feature_batch)
+                prompt = self.prompt(prompts, features, filled, length)
+                parts.append(np.asarray(_state(self.base, prompt, reading))[: len(rows)])
+            return np.concatenate(parts)
+
+        return self.cache.get(("states", *self._source, settings, reading, records), compute)
+
+    def inputs(self, records: Sequence[Record], label: str = "records") -> Inputs:
+        """Records with all that routing and answering read of them."""
+        reading = self.method.traits.reads
+        state_ND = None if reading is None else self.states(records, reading, label)
+        return Inputs(tuple(records), self.features(records, label), state_ND)
+
+    def prompt(self, prompts: Sequence[Encoded], features: Features, rows: np.ndarray, length: int) -> Prompt:
+        """The prompts of some rows as one batch of `length` tokens, with the patch tokens of their pictures."""
+        vocabulary, pad = self.base.config.vocabulary, self.tokenizer.pad
+        encoded = [prompts[row] for row in rows]
+        patches_BIPD = features.patches(rows)
+        return collate(encoded, length=length, answers=1, pad=pad, vocab=vocabulary, patches_BIPD=patches_BIPD).prompt
+
+    def decide(self, serving: Serving, inputs: Inputs, task: int | None = None) -> Decision:
+        """The tasks that every record is routed to, as host arrays with one row a record.
+
+        Args:
+          task: number of the true task, to measure what naming it would give; None lets the gate choose.
+        """
+        size, parts = self.writing.batch, []
+        task_B = None if task is None else jnp.full((size,), task, jnp.int32)
+        for start in range(0, len(inputs.records), size):
+            rows, filled = batch_rows(len(inputs.records), start, size)
+            decision = jax.device_get(_decide(self.method, serving, inputs.frozen(filled), task_B))
+            parts.append(jax.tree.map(itemgetter(slice(len(rows))), decision))
+        return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+
+    def answer(
+        self,
+        serving: Serving,
+        inputs: Inputs,
+        decision: Decision,
+        *,
+        key: jax.Array,
+        length: int | None = None,
+        skip: frozenset[str] = frozenset(),
+    ) -> Iterator[list[Answer]]:
+        """Yields answers batch by batch, in the order of the records.
+
+        An unknown input is answered like any other and its text dropped where `writing.unknown` is `refuse`: what one
+        record gets must not depend on its batch.
+
+        Args:
+          decision: of `decide`, one row a record.
+          key: of the draws; each record draws by its row number.
+          length: prompts are padded to it; by default to what these records need.
+          skip: ids that are answered already.
+        """
+        prompts, size = self.prompts(inputs.records), self.writing.batch
+        length = length or self.prompt_length(prompts)
+        for start in range(0, len(prompts), size):
+            records = inputs.records[start : start + size]
+            # Whole batches are done again or not at all, so that an interrupted cell ends with the same bytes.
+            if all(record.id in skip for record in records):
+                continue
+            _, filled = batch_rows(len(prompts), start, size)
+            prompt = self.prompt(prompts, inputs.features, filled, length)
+            routed = jax.tree.map(itemgetter(filled), decision)
+            # The match changes no text, and would be a second program where the task is named.
+            weights = routed.replace(certainty=None)
+            written = _write(self.method, serving, prompt, weights, key, filled, sampling=self.sampling)
+            tokens_BN, lengths_B, ended_B = jax.device_get((written.tokens_BN, written.lengths_B, written.ended_B))
+            answers = []
+            for row, answer in enumerate(unwritten(records, routed, self.writing)):
+                text = self.tokenizer.decode(tokens_BN[row, : lengths_B[row]]).strip()
+                answer = replace(answer, missing=serving.missing)
+                answers.append(with_text(answer, text, bool(ended_B[row])))
+            yield [answer for answer in answers if answer.id not in skip]
+
+    @property
+    def sampling(self) -> Sampling:
+        """How tokens are drawn; ids beyond the tokenizer are never written."""
+        writing, tokenizer = self.writing, self.tokenizer
+        return Sampling(
+            writing.max_new_tokens, writing.temperature, writing.top_p, tokenizer.eos, tokenizer.pad, ids=tokenizer.size
+        )
+
+
+def batch_rows(count: int, start: int, batch: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of one batch of `count` records, from `start` on, and the same filled up with the last of them, int32."""
+    rows = np.arange(start, min(start + batch, count), dtype=np.int32)
+    return rows, np.concatenate([rows, np.repeat(rows[-1:], batch - len(rows))])
