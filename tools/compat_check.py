@@ -1,8 +1,8 @@
 """Compatibility proof between two checkouts: both use run folders that the old one made, and every file is compared.
 
-    python tools/compat_check.py OLD NEW                       # all methods; exit code 1 if anything differs
-    python tools/compat_check.py OLD NEW --methods hide cmoe   # some of them
-    python tools/compat_check.py OLD NEW --work DIR            # keep DIR; the next call redoes only the side of NEW
+    python tools/compat_check.py OLD NEW                  # the four main methods; exit code 1 if anything differs
+    python tools/compat_check.py OLD NEW --methods all    # every method; or names: --methods hide stacked
+    python tools/compat_check.py OLD NEW --work DIR       # keep DIR; the next call redoes only the side of NEW
 
 OLD makes run folders of a tiny random base (`tests/tiny.py` of that checkout) for every method, in these states:
 
@@ -17,6 +17,7 @@ files that result are compared:
     *.json, *.jsonl          after replacing the values of VOLATILE_KEYS; order of keys counts
     checkpoints              by `meta.json`, which holds dtype, shape and SHA-256 of every array; Orbax' own files have
                              random names, and each side has verified them against that list after writing
+    *.safetensors            header and tensors; the order of the header's metadata is random
     MANIFEST.json            without entries of files that are themselves compared in another way than byte by byte
     *.html, *.png, *.md      for presence; a difference in content is counted as "presentation" and is no failure
     everything else          byte by byte
@@ -31,6 +32,7 @@ import argparse
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -40,6 +42,9 @@ from pathlib import Path
 
 # Clocks, and what describes the machine and not the result. A dictionary below such a key keeps its keys.
 VOLATILE_KEYS = frozenset({"seconds", "stages", "versions", "python", "devices", "date", "started", "hidecmoe_jax"})
+# Size on disk of what Orbax wrote: compressed file names and all, another one for the same arrays.
+VOLATILE_KEYS |= {"archived_bytes"}
+DATE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d")
 PRESENTATION = frozenset({".html", ".png", ".md"})
 NOT_COMPARED = frozenset({".lock", "stdout.txt"})
 # Files and folders that Orbax writes into a checkpoint; their names or contents are random.
@@ -54,6 +59,7 @@ MIXTURE = {
     "probe": {"share": 0.75, "measured": 0.4, "steps": 2},
     "gate": {"kind": "locator", "by": {"kind": "vae", "hidden": 8, "latent": 2, "epochs": 2}, "kept_apart": 0.25},
 }
+MAIN_METHODS = ["hide", "cmoe", "hidecmoe", "sequential"]
 METHODS = {
     "hide": {"kind": "routed"},
     "cmoe": MIXTURE,
@@ -116,7 +122,6 @@ def command_for(step: str, method: str, world: Path, place: Path) -> list[str]:
         "make": ["run", str(world / f"{method}.yaml"), "--out", run],
         "report": ["report", run],
         "eval": ["eval", run],
-        "eval_earlier": ["eval", run, "--task", "1"],
         "add": ["add", run, str(world / "trees")],
         "overlap": ["overlap", run],
         "rollback": ["rollback", run, "1"],
@@ -132,22 +137,10 @@ def command_for(step: str, method: str, world: Path, place: Path) -> list[str]:
 
 
 STEPS = {
-    "finished": [
-        "report",
-        "eval",
-        "eval_earlier",
-        "ask",
-        "add",
-        "resume",
-        "rollback",
-        "overlap",
-        "edit",
-        "export_peft",
-        "export_hub",
-    ],  # fmt: skip
+    "finished": ["report", "eval", "ask", "add", "resume", "rollback", "overlap", "edit", "export_peft", "export_hub"],
     "mid_stage": ["resume"],
     "stopped": ["resume"],
-    "edited": ["report", "eval", "ask", "add", "restore", "export_peft", "export_hub"],
+    "edited": ["report", "eval", "ask", "add", "restore", "export_hub"],
 }
 
 
@@ -315,7 +308,9 @@ def run_side(checkout: Path, work: Path, side: str, methods: list[str]) -> dict:
 
 
 def steady(value: object) -> object:
-    """JSON without the values of VOLATILE_KEYS."""
+    """JSON without the values of VOLATILE_KEYS and without dates."""
+    if isinstance(value, str) and DATE.match(value):
+        return "a date"
     if isinstance(value, list):
         return [steady(item) for item in value]
     if not isinstance(value, dict):
@@ -345,12 +340,19 @@ def comparable(path: Path) -> object:
         return json.dumps(steady(json.loads(path.read_text())))
     if path.suffix == ".jsonl":
         return [json.dumps(steady(json.loads(line))) for line in path.read_text().splitlines()]
+    if path.suffix == ".safetensors":
+        content = path.read_bytes()
+        length = int.from_bytes(content[:8], "little")
+        header = json.loads(content[8 : 8 + length])
+        header["__metadata__"] = dict(sorted(header.get("__metadata__", {}).items()))
+        tensors = hashlib.sha256(content[8 + length :]).hexdigest()
+        return {"header": steady(header), "tensors": tensors}
     return path.read_bytes()
 
 
 def compared_by_bytes(relative: Path) -> bool:
     """Whether a file's bytes as they are must be equal."""
-    return not is_orbax(relative) and relative.suffix not in PRESENTATION | {".json", ".jsonl"}
+    return not is_orbax(relative) and relative.suffix not in PRESENTATION | {".json", ".jsonl", ".safetensors"}
 
 
 def files_of(folder: Path) -> dict[str, Path]:
@@ -431,7 +433,7 @@ def verdict(old: dict, new: dict, differences: list[str]) -> str:
 
 def stamp_of(checkout: Path, methods: list[str]) -> str:
     """A digest of a checkout's package and of what this tool does with it."""
-    settings = (methods, METHODS, STEPS, EDITS, STOPPED, MID_STAGE, BEFORE_COMMIT)
+    settings = (methods, METHODS, EDITS, STOPPED, MID_STAGE, BEFORE_COMMIT)
     digest = hashlib.sha256(repr(settings).encode())
     for path in [*sorted((checkout / "hidecmoe_jax").rglob("*.py")), checkout / "tests" / "tiny.py"]:
         digest.update(path.read_bytes())
@@ -443,7 +445,9 @@ def check(old: Path, new: Path, work: Path, methods: list[str]) -> int:
     stamp = work / "old_side.json"
     wanted = stamp_of(old, methods)
     known = json.loads(stamp.read_text()) if stamp.is_file() else {}
-    if known.get("stamp") != wanted:
+    # An interrupted side lacks results, and so does one that was made for fewer steps.
+    complete = all(step["name"] in known.get("results", {}) for step in plan_of(work, methods))
+    if known.get("stamp") != wanted or not complete:
         print("making run folders with the old checkout")
         for name in ("world", "made"):
             shutil.rmtree(work / name, ignore_errors=True)
@@ -477,13 +481,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("old", type=Path, nargs="?", help="checkout that makes the run folders")
     parser.add_argument("new", type=Path, nargs="?", help="checkout that is checked")
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="all, if not given")
+    parser.add_argument(
+        "--methods", nargs="+", choices=["all", *METHODS], default=MAIN_METHODS, help="; ".join(MAIN_METHODS)
+    )
     parser.add_argument("--work", type=Path, help="folder to keep; a temporary one, if not given")
     parser.add_argument("--world", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
+    methods = list(METHODS) if "all" in chosen.methods else chosen.methods
     if chosen.world:
-        write_configs(chosen.world, chosen.methods)
+        write_configs(chosen.world, methods)
         return 0
     if chosen.worker:
         worker(chosen.worker)
@@ -494,9 +501,9 @@ def main() -> int:
     new = chosen.new.resolve()
     if chosen.work:
         chosen.work.mkdir(parents=True, exist_ok=True)
-        return int(check(old, new, chosen.work.resolve(), chosen.methods) > 0)
+        return int(check(old, new, chosen.work.resolve(), methods) > 0)
     with tempfile.TemporaryDirectory() as folder:
-        return int(check(old, new, Path(folder).resolve(), chosen.methods) > 0)
+        return int(check(old, new, Path(folder).resolve(), methods) > 0)
 
 
 if __name__ == "__main__":
