@@ -1,1 +1,1 @@
-"""The command line: one thin file a sub-command, each a function whose docstring and hints are its help."""
+"""Command line: one module per sub-command; the docstring and annotations of its function are its help text."""

@@ -1,4 +1,4 @@
-"""`hidecmoe add`: one more task for a finished run."""
+"""`hidecmoe add`: trains a finished run on one more task."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def add(
     rate: float | None = None,
     redo: bool = False,
 ) -> None:
-    """Teach a finished run one more task; the experts it has stay as they are, byte for byte.
+    """Train a finished run on one more task; methods with experts per task leave the existing experts unchanged.
 
     Examples:
       $ hidecmoe add runs/hide my/birds
@@ -30,9 +30,9 @@ def add(
     Args:
       run: run folder.
       task: folder with train.json, images/ and, unless a split is to be carved from train.json, test.json.
-      epochs: passes over this task's training items, if not the run's.
-      rate: learning rate for this task, if not the run's.
-      redo: the folder replaces the last task that the run learned.
+      epochs: passes over this task's training items; by default those of the run.
+      rate: learning rate for this task; by default that of the run.
+      redo: learn the last task of the run again, from this folder.
     """
     folder = hj.add(run, task, epochs=epochs, rate=rate, redo=redo)
     print(f"report: {folder / 'report.html'}")

@@ -1,4 +1,4 @@
-"""`hidecmoe adopt`: adapters of other tools, or a hub folder, become a run."""
+"""`hidecmoe adopt`: makes a run from adapters of other tools, or from a hub folder."""
 
 from __future__ import annotations
 
@@ -39,11 +39,13 @@ def adopt(
       base: base model made by `hidecmoe convert`, or 'pocket'.
       adapters: adapter folders.
       out: run folder to make.
-      names: of the tasks, if not the folders' names.
+      names: names of the tasks, if not those of the folders.
       data: task folders in the order of the tasks, for `hidecmoe eval` and `add`.
-      template: words around questions that the adapters were trained with.
+      template: prompt template that the adapters were trained with.
       sets: override a value of the run's config, such as evaluate.writing.max_new_tokens=64.
       overwrite: replace what is in RUN.
     """
-    how = hj.Adoption(joined(names), tuple(map(str, joined(data))), template, joined(sets))
-    print("\n".join(hj.adopt(base, adapters, out, how, overwrite=overwrite)))
+    folders = tuple(str(folder) for folder in joined(data))
+    options = hj.Adoption(joined(names), folders, template, joined(sets))
+    lines = hj.adopt(base, adapters, out, options, overwrite=overwrite)
+    print("\n".join(lines))

@@ -1,4 +1,4 @@
-"""`hidecmoe ask`: one question, with the experts that answered."""
+"""`hidecmoe ask`: one answer, with the weight of every task's experts."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ def ask(
     task: Annotated[int | None, arg(metavar="N")] = None,
     skip_missing: bool = False,
 ) -> None:
-    """Ask a run a question about a picture; prints the answer, and which experts spoke how strongly.
+    """Answer a question about a picture; prints the answer and the weight of every task's experts.
 
     Examples:
       $ hidecmoe ask runs/hide --image digit.png "Which digit is this?"
 
     Args:
       run: run folder, or the folder of a base model.
-      question: what to ask.
+      question: the question, without image markers.
       image: picture file; give the option again for several pictures.
-      task: ask the run as it was after its first N tasks.
+      task: use the run as it was after its first N tasks.
       skip_missing: answer without tasks whose files are missing or damaged, instead of refusing.
     """
     answer = hj.load(run, task=task, skip_missing=skip_missing).answer(list(image), question)

@@ -1,4 +1,4 @@
-"""`hidecmoe cka`: in which layers do tasks part?"""
+"""`hidecmoe cka`: similarity of the tasks' features in every layer."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from hidecmoe_jax.cli.words import Run
 
 
 def cka(run: Run, /, *, count: int = 500, legacy: bool = False) -> None:
-    """Compare the features of the tasks' own experts layer by layer, the study behind HiDe.
+    """Compare the features of the tasks' own experts layer by layer by CKA, as HiDe-LLaVA does to choose its layers.
 
     Examples:
       $ hidecmoe cka runs/hide
@@ -15,7 +15,7 @@ def cka(run: Run, /, *, count: int = 500, legacy: bool = False) -> None:
 
     Args:
       run: run folder of a method that keeps one expert per task.
-      count: questions shown to every expert.
+      count: questions answered with every expert.
       legacy: the published form (own questions, biased RBF); it is high even for unrelated features.
     """
     print(f"heat map: {hj.study(run, count=count, legacy=legacy)}")

@@ -8,7 +8,8 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 import hidecmoe_jax as hj
-from hidecmoe_jax.cli.words import Assignments, Folders, confirm_overwrite, joined
+from hidecmoe_jax.cli.words import Assignments, Folders, confirm_overwrite, read_config
+from hidecmoe_jax.core.paths import find_config
 
 
 def compare(
@@ -34,17 +35,20 @@ def compare(
       configs: YAML files or names of shipped configs, one for each method.
       out: folder that holds one run for each config, and the common report.
       tasks: task folders in the order to learn them, instead of the configs'.
-      resume: go on with the runs in that folder; finished ones are left alone.
+      resume: continue the runs in that folder; finished ones are not touched.
       overwrite: move the runs in that folder aside and start afresh.
       full_matrix: evaluate every task after every task, also those not yet learned.
       budget: give every method the rank at which its serving state (experts, routers, locator, projector) has this many
         numbers, within 5 percent; or the name of the method whose size all others get.
-      sets: values laid over every config, such as train.epochs=2.
+      sets: config values that replace those of every file, such as tune.epochs=2.
       yes: do not ask before overwriting.
     """
-    settings = [hj.load_config(name, overrides=joined(sets), tasks=joined(tasks)) for name in configs]
+    # Every name is looked up before the first config is loaded, which imports JAX.
+    paths = [find_config(name) for name in configs]
+    settings = [read_config(path, sets=sets, tasks=tasks) for path in paths]
     if overwrite and any(out.glob("*/run.json")):
         confirm_overwrite(out, yes=yes)
+    # A number is a size; any other word is the name of the method that sets the size.
     size = int(budget) if budget is not None and budget.isdecimal() else budget
     folder = hj.compare(settings, out, resume=resume, overwrite=overwrite, full_matrix=full_matrix, budget=size)
     print(f"report: {folder / 'report.html'}")

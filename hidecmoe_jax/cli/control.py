@@ -1,13 +1,15 @@
-"""`hidecmoe control`: how often does a probe ask for an expert that nobody needs?"""
+"""`hidecmoe control`: false-expansion rate of probing."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import hidecmoe_jax as hj
 from hidecmoe_jax.cli.words import Run
 
 
 def control(run: Run, /, *, task: int = 0, repeats: int = 3) -> None:
-    """Probe with records of a task that the run has just learned: whatever expands, expands in vain.
+    """Probe again with a task that was just learned: every layer that expands is a false positive.
 
     Examples:
       $ hidecmoe control runs/cmoe
@@ -16,14 +18,16 @@ def control(run: Run, /, *, task: int = 0, repeats: int = 3) -> None:
     Args:
       run: run folder of a mixture that grows by probes.
       task: number of the task, from 0.
-      repeats: plays, each with another cut of the records.
+      repeats: repetitions, each with another random split of the records.
     """
-    found = hj.probe_control(run, task=task, repeats=repeats)
-    for played in found["controls"]:
-        layers = " ".join(f"{100 * part:3.0f}" for part in played["frequency"])
-        rate = 100 * played["false_expansion_rate"]
-        print(
-            f"balance {played['balance']:<6g} false expansions {rate:5.1f}%   tokens that picked the probe, %: {layers}"
-        )
-    limits = " ".join(f"{100 * part:3.0f}" for part in found["controls"][0]["threshold"])
-    print(f"a layer is expanded above, %: {limits}")
+    study = hj.probe_control(run, task=task, repeats=repeats)
+    for control in study["controls"]:
+        rate = 100 * control["false_expansion_rate"]
+        tokens = percentages(control["frequency"])
+        print(f"balance {control['balance']:<6g} false expansions {rate:5.1f}%   tokens at the probe, %: {tokens}")
+    print(f"a layer is expanded above, %: {percentages(study['controls'][0]['threshold'])}")
+
+
+def percentages(shares: Sequence[float]) -> str:
+    """Shares of every layer as whole percents in columns."""
+    return " ".join(f"{100 * share:3.0f}" for share in shares)

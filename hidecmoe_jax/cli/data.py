@@ -1,4 +1,4 @@
-"""`hidecmoe data check` looks at a stream before training; `hidecmoe data pocket` draws the pocket one."""
+"""`hidecmoe data check` validates a stream before training; `hidecmoe data pocket` writes the pocket stream."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 import hidecmoe_jax as hj
-from hidecmoe_jax.cli.words import Assignments, joined
+from hidecmoe_jax.cli.words import Assignments, read_config
 from hidecmoe_jax.core.errors import ConfigError, DataError
 
 FINDINGS = "data_errors.jsonl"
@@ -21,7 +21,7 @@ def check(
     sets: Assignments = (),
     errors: Annotated[Path, arg(metavar="FILE")] = Path(FINDINGS),
 ) -> int:
-    """Check a stream before training on it: every record, every picture, and test items that were trained on.
+    """Check a stream before training on it: every record, every picture, and test items that are also training items.
 
     Examples:
       $ hidecmoe data check my/birds my/charts
@@ -29,8 +29,8 @@ def check(
 
     Args:
       where: task folders in the order of the stream, or one config that names a stream.
-      sets: values laid over the config, such as data.allowed_leaks=3.
-      errors: where all problems go as JSON lines; written only if there are any.
+      sets: config values that replace those of the file, such as stream.allowed_leaks=3.
+      errors: file for all problems, as JSON lines; written only if there are any.
     """
     if not where:
         raise ConfigError("nothing to check", why="no config and no folder given", remedy="hidecmoe data check DIR")
@@ -43,7 +43,7 @@ def check(
     if folders:
         stream = hj.StreamConfig(tasks=tuple(hj.TaskSpec(name) for name in folders))
     else:
-        stream = hj.load_config(where[0], overrides=joined(sets)).stream
+        stream = read_config(where[0], sets=sets).stream
     report = hj.check_stream(
         hj.stream_specs(stream), policy=hj.Policy(errors=str(errors)), val_fraction=stream.val_fraction
     )

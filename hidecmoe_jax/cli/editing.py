@@ -1,4 +1,4 @@
-"""`hidecmoe overlap, retire, merge, restore`: looking for experts that can go, trying it, doing it, taking it back."""
+"""`hidecmoe overlap, retire, merge, restore`: finds redundant experts, measures an edit, commits it, undoes it."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ Modes = Literal["linear", "ties", "dare_linear", "dare_ties", "svd", "ties_svd",
 
 
 def overlap(run: Run, /, *, count: int | None = None, mixed: float = 25.0, alike: float = 0.9) -> None:
-    """Show for every pair of tasks how often their inputs are mixed up and how alike their experts are.
+    """Show for every pair of tasks how often their inputs are confused and how similar their experts are.
 
-    Pairs above a threshold come with the command that would try to do with less.
+    Pairs above a threshold are printed with the command that would measure a merge or retirement.
 
     Examples:
       $ hidecmoe overlap runs/cmoe
@@ -24,9 +24,9 @@ def overlap(run: Run, /, *, count: int | None = None, mixed: float = 25.0, alike
 
     Args:
       run: run folder.
-      count: held-out inputs of every task, if not all.
-      mixed: percent of inputs mixed up from which on a pair is near.
-      alike: cosine of experts from which on a pair is near.
+      count: held-out inputs of every task; by default all.
+      mixed: percentage of confused inputs from which a pair is marked.
+      alike: cosine of experts from which a pair is marked.
     """
     pairs = hj.overlap(run, count=count, mixed=mixed, alike=alike)
     print(f"{'':<2}{'tasks':<40} {'mixed up':>9} {'cosine':>8}")
@@ -49,10 +49,10 @@ def retire(
     allowed: float = 1.0,
     commit: bool = False,
 ) -> None:
-    """Measure what every task would lose without the experts of one, and with --commit drop them.
+    """Measure what every task would lose without the experts of one task, and drop them with --commit.
 
-    The archive keeps them: `hidecmoe restore` brings them back. In a stacked run those of its mixture go; the lower
-    layers stay one fusion of all tasks.
+    The archive keeps them, and `hidecmoe restore` undoes the commit. In a stacked run only experts of its mixture are
+    dropped; the lower layers stay one fusion of all tasks.
 
     Examples:
       $ hidecmoe retire runs/cmoe flags
@@ -62,12 +62,12 @@ def retire(
 
     Args:
       run: run folder.
-      task: whose experts go.
-      layers: decoder layers, if not all.
-      expert: one of those that the task owns in a layer, from 0 in the order of `hidecmoe inspect`; all, if not given.
-      count: held-out questions of every task, if not all.
-      allowed: points that a task may fall by for a commit.
-      commit: do it, if no task falls by more.
+      task: task whose experts are dropped.
+      layers: decoder layers; by default all.
+      expert: one of those that the task owns in a layer, from 0 in the order of `hidecmoe inspect`; by default all.
+      count: held-out questions of every task; by default all.
+      allowed: points that a task may lose in a commit.
+      commit: change the run if no task loses more.
     """
     show(hj.retire(run, task, layers=layers, expert=expert, count=count, allowed=allowed, commit=commit))
 
@@ -87,11 +87,11 @@ def merge(
     allowed: float = 1.0,
     commit: bool = False,
 ) -> None:
-    """Measure what every task would lose if experts of two tasks became one, and with --commit merge them.
+    """Measure what every task would lose if experts of two tasks were merged, and merge them with --commit.
 
-    Every expert of TASK_B goes into that of TASK_A that is most like it. With one expert per task (HiDe), the two
-    become one in the layers that keep tasks apart, and both tasks are answered from it. The archive keeps the old
-    ones: `hidecmoe restore` brings them back.
+    Every expert of TASK_B is merged into the most similar one of TASK_A. With one expert per task (HiDe-LLaVA), the
+    two are merged in the expanded layers, and both tasks are answered from the result. The archive keeps the old
+    ones, and `hidecmoe restore` undoes the commit.
 
     Examples:
       $ hidecmoe merge runs/cmoe flags charts
@@ -101,23 +101,23 @@ def merge(
 
     Args:
       run: run folder of a mixture (alone or stacked), or of a method with an expert per task.
-      into: whose experts stay, changed.
-      task: whose experts go.
-      mode: how, with the names that PEFT gives to ways of merging adapters.
-      weights: of an expert of TASK_A and of each that goes into it; by default those that give copies back unchanged.
-      density: share of entries that ties and dare keep.
-      layers: decoder layers, if not all in which both own experts that can be merged.
-      seed: draws what dare drops.
-      count: held-out questions of every task, if not all.
-      allowed: points that a task may fall by for a commit.
-      commit: do it, if no task falls by more.
+      into: task whose experts are replaced by the merged ones.
+      task: task whose experts are removed.
+      mode: merging rule, with PEFT's names.
+      weights: of an expert of TASK_A and of each merged into it; by default those that leave equal experts unchanged.
+      density: fraction of entries that ties and dare keep.
+      layers: decoder layers; by default all in which both tasks own experts that can be merged.
+      seed: random seed of the entries that dare drops.
+      count: held-out questions of every task; by default all.
+      allowed: points that a task may lose in a commit.
+      commit: change the run if no task loses more.
     """
     rule: dict[str, Any] = {"mode": mode, "weights": weights or (), "density": density, "seed": seed}
     show(hj.merge(run, into, task, **rule, layers=layers, count=count, allowed=allowed, commit=commit))
 
 
 def restore(run: Run, /) -> None:
-    """Take the last committed retire or merge back; the run is what it was before it.
+    """Undo the last committed retire or merge; the run is restored to what it was before.
 
     Examples:
       $ hidecmoe restore runs/cmoe
@@ -129,15 +129,16 @@ def restore(run: Run, /) -> None:
     print(f"report: {folder / 'report.html'}")
 
 
-def show(found: dict[str, Any]) -> None:
-    """Prints a trial as a table."""
-    several = len(found["stored"]) > 1
-    print(found["what"])
+def show(edit: dict[str, Any]) -> None:
+    """Prints the table of a measured edit: scores of every task and stored parameters, before and after."""
+    several = len(edit["stored"]) > 1
+    print(edit["what"])
     print(f"{'task':<32} {'questions':>9} {'before':>8} {'after':>8} {'change':>8}")
-    for line in found["tasks"]:
+    for line in edit["tasks"]:
         name = f"{line['task']}, seed {line['seed']}" if several else line["task"]
         print(f"{name:<32} {line['count']:>9} {line['before']:8.1f} {line['after']:8.1f} {line['change']:+8.1f}")
-    for seed, size in found["stored"].items():
+    for seed, size in edit["stored"].items():
         name = f"stored parameters, seed {seed}" if several else "stored parameters"
-        print(f"{name:<32} {'':>9} {size['before']:>8,} {size['after']:>8,} {size['after'] - size['before']:>+8,}")
-    print("committed" if found["committed"] else "a trial: nothing was changed; --commit does it")
+        change = size["after"] - size["before"]
+        print(f"{name:<32} {'':>9} {size['before']:>8,} {size['after']:>8,} {change:>+8,}")
+    print("committed" if edit["committed"] else "a trial: nothing was changed; --commit does it")

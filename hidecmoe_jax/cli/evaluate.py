@@ -1,4 +1,4 @@
-"""`hidecmoe eval`: evaluate a run again."""
+"""`hidecmoe eval`: evaluates a finished run again."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def evaluate(
 
     Args:
       run: run folder.
-      task: evaluate the run as it was after its first N tasks; 0 is the untouched base model.
+      task: evaluate the run as it was after its first N tasks; 0 is the base model.
       full_matrix: evaluate on every task of the stream, also those not yet learned.
       skip_missing: evaluate without tasks whose files are missing or damaged, beside the run, instead of refusing.
     """

@@ -1,4 +1,4 @@
-"""`hidecmoe export`: a run in the forms that other tools load."""
+"""`hidecmoe export`: writes a run in the format of another tool."""
 
 from __future__ import annotations
 
@@ -28,11 +28,12 @@ def export(
 ) -> None:
     """Write a run in a form that other tools load.
 
-    peft      one LoRA folder per task for stock PEFT; a tuned projector is in it (modules_to_save)
-    vllm      one LoRA folder per task without projector, and DST/base, the base with the run's projector
-    hf        a merged LlavaForConditionalGeneration checkpoint that answers one --task
-    hf-base   the base model as it was converted, without anything learned
-    hub       experts, routing and projector with a model card; `hidecmoe adopt` makes it a run again
+    Forms:
+      peft      one LoRA folder per task for stock PEFT, with a trained projector (modules_to_save)
+      vllm      one LoRA folder per task without projector, and DST/base with the run's projector
+      hf        a merged LlavaForConditionalGeneration checkpoint that answers one --task
+      hf-base   the base model as it was converted, without anything learned
+      hub       experts, routing and projector with a model card; `hidecmoe adopt` reads it back
 
     Examples:
       $ hidecmoe export runs/hide out/adapters --to peft
@@ -48,9 +49,10 @@ def export(
       tree: module names of adapters, of transformers 5 (since5), of earlier ones (before5), or the latter in a folder
         `before5` inside the former (both). vLLM knows both names.
       after: the run as it was after its first N tasks.
-      base_name: what adapters call their base model, if not the folder it lies in.
+      base_name: name of the base model recorded in adapters; by default its folder.
       shard_gib: largest weights file of a checkpoint.
       overwrite: replace what is in DST.
     """
-    wish = hj.ExportOptions(to, joined(task), tree, after, base_name, shard_gib)
-    print("\n".join(hj.export(run, target, wish, overwrite=overwrite)))
+    options = hj.ExportOptions(to, joined(task), tree, after, base_name, shard_gib)
+    lines = hj.export(run, target, options, overwrite=overwrite)
+    print("\n".join(lines))

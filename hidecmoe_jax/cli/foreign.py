@@ -1,4 +1,4 @@
-"""`hidecmoe foreign`: does a run notice what it has never learned?"""
+"""`hidecmoe foreign`: how well a run detects inputs of tasks that it has not learned."""
 
 from __future__ import annotations
 
@@ -7,18 +7,23 @@ from hidecmoe_jax.cli.words import Run
 
 
 def foreign(run: Run, /, *, count: int = 100) -> None:
-    """Leave every task out once, and show pictures of no task: how well are they told from known inputs?
+    """Measure the detection of unknown inputs: leave every task out once, and use pictures of no task at all.
 
     Examples:
       $ hidecmoe foreign runs/cmoe
 
     Args:
       run: run folder of a method whose gate is a locator.
-      count: pictures of every foreign kind.
+      count: pictures of every kind that belongs to no task.
     """
-    found = hj.foreign_study(run, count=count)
+    study = hj.foreign_study(run, count=count)
     print(f"{'':<28} {'AUROC':>7} {'unknown':>9} {'false alarms':>13}")
-    for part, title in (("left_out", "without"), ("outsiders", "")):
-        for name, told in found[part].items():
-            label = f"{title} {name}".strip()
-            print(f"{label:<28} {told['auroc']:7.3f} {told['unknown']:8.1f}% {told['false_alarms']:12.1f}%")
+    for name, measured in study["left_out"].items():
+        print(row(f"without {name}", measured))
+    for kind, measured in study["outsiders"].items():
+        print(row(kind, measured))
+
+
+def row(label: str, measured: dict[str, float]) -> str:
+    """One line of the table: AUROC, percent of unknown inputs detected, percent of known inputs refused."""
+    return f"{label:<28} {measured['auroc']:7.3f} {measured['unknown']:8.1f}% {measured['false_alarms']:12.1f}%"

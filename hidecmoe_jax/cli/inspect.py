@@ -1,4 +1,4 @@
-"""`hidecmoe inspect`: what a run holds."""
+"""`hidecmoe inspect`: lists the tasks and experts of a run."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""`hidecmoe COMMAND ...`: finds the command's function, lets tyro fill it from the words, and reports errors.
+"""Entry point of `hidecmoe COMMAND ...`: selects the command's function, has tyro parse its arguments, prints errors.
 
-Only the chosen command's file is imported, and those files reach the library through the lazy `hidecmoe_jax`
-facade, so help and usage errors appear at once and JAX starts only when there is work to do.
+Only the module of the selected command is imported, and command modules reach the library through the lazy
+`hidecmoe_jax` facade. Help and usage errors therefore need no JAX and appear at once.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import importlib
 import inspect
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import tyro
 
@@ -23,13 +23,17 @@ COMMANDS = {
     "run": ("run", "run", "learn a stream of tasks, evaluate after each, write the report"),
     "compare": ("compare", "compare", "run several methods on the same stream and report them side by side"),
     "eval": ("evaluate", "evaluate", "evaluate a run again, at its end or as it was after an earlier task"),
-    "ask": ("ask", "ask", "ask a run about a picture; shows which experts spoke and how strongly"),
+    "ask": ("ask", "ask", "answer one question about a picture; prints the weight of every task's experts"),
     "add": ("add", "add", "teach a finished run one more task"),
-    "overlap": ("editing", "overlap", "which tasks are mixed up and whose experts are alike; what could be merged"),
-    "retire": ("editing", "retire", "try to drop the experts of a task: what does every task lose? --commit does it"),
-    "merge": ("editing", "merge", "try to merge the experts of two tasks (linear, ties, dare, svd); --commit does it"),
-    "restore": ("editing", "restore", "take the last committed retire or merge back"),
-    "rollback": ("rollback", "rollback", "take a run back to where it was after an earlier task"),
+    "overlap": ("editing", "overlap", "which tasks are confused, which experts are similar, and what could be merged"),
+    "retire": ("editing", "retire", "measure what every task loses without the experts of one; --commit drops them"),
+    "merge": (
+        "editing",
+        "merge",
+        "measure merging the experts of two tasks (linear, ties, dare, svd); --commit does it",
+    ),
+    "restore": ("editing", "restore", "undo the last committed retire or merge"),
+    "rollback": ("rollback", "rollback", "undo all tasks after an earlier one"),
     "report": ("report", "report", "write report.json, report.html and the figures of a run again"),
     "inspect": ("inspect", "inspect", "show the tasks, the experts per layer and their sizes"),
     "adopt": ("adopt", "adopt", "make a run of adapters of other tools: PEFT LoRA, HiDe-LLaVA, MoELoRA"),
@@ -37,8 +41,8 @@ COMMANDS = {
     "unpickle": ("unpickle", "unpickle", "turn pickled weights into safetensors (needs torch)"),
     "export": ("export", "export", "write a run for other tools: PEFT, vLLM, a merged checkpoint, a hub folder"),
     "cka": ("cka", "cka", "compare the tasks' own experts layer by layer (CKA), with a heat map"),
-    "foreign": ("foreign", "foreign", "leave tasks out and show foreign pictures: are they called unknown?"),
-    "control": ("control", "control", "how often a probe asks for an expert that nobody needs"),
+    "foreign": ("foreign", "foreign", "how well inputs of no learned task are detected as unknown"),
+    "control": ("control", "control", "how often a probe adds an expert that is not needed (false expansions)"),
     "data check": ("data", "check", "check a stream or task folders before training on them"),
     "data pocket": ("data", "pocket", "draw the pocket stream into LLaVA JSON and image files"),
     "doctor": (
@@ -51,7 +55,7 @@ INTERRUPTED = 130
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Runs one command and returns its exit code; a user's mistake is a message on stderr, never a traceback.
+    """Runs one command and returns its exit code; a user's mistake ends in a message on stderr, not in a traceback.
 
     Exit codes: 0 done, 2 usage or configuration, 3 data, 4 weights or run folder, 5 numerics, 6 resources,
     7 busy, 75 stopped but resumable, 130 interrupted, 1 anything else. `--debug` shows the traceback.
@@ -73,10 +77,10 @@ def main(words: Sequence[str] | None = None) -> int:
         return INTERRUPTED
 
 
-def overview() -> str:
-    """The text of `hidecmoe --help`."""
-    width = max(map(len, COMMANDS))
-    lines = [f"  {name:<{width}}  {line}" for name, (_, _, line) in COMMANDS.items()]
+def overview(names: Iterable[str] = COMMANDS) -> str:
+    """The text of `hidecmoe --help`, or of `hidecmoe data --help` for the commands of that group."""
+    width = max(map(len, names))
+    lines = [f"  {name:<{width}}  {COMMANDS[name][2]}" for name in names]
     hint = "`hidecmoe COMMAND --help` shows options and examples; --debug tracebacks, --version the version."
     return "\n".join(["usage: hidecmoe COMMAND ... [--debug]", "", *lines, "", hint])
 
@@ -88,9 +92,13 @@ def _dispatch(words: Sequence[str]) -> int:
     if words[0] == "--version":
         print(__version__)
         return 0
+    group = [name for name in COMMANDS if name.startswith(f"{words[0]} ")]
+    if group and words[1:2] in (["-h"], ["--help"]):
+        print(overview(group))
+        return 0
     name, rest = _command(words)
     module, function, _ = COMMANDS[name]
-    # JAX reads this when it starts; programs that a former command compiled are then only loaded.
+    # JAX reads this when it starts: programs that an earlier command compiled are then loaded from disk.
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_folder() / "compiled"))
     call = getattr(importlib.import_module(f"hidecmoe_jax.cli.{module}"), function)
     code = tyro.cli(
@@ -108,10 +116,10 @@ def _command(words: Sequence[str]) -> tuple[str, Sequence[str]]:
         name = " ".join(words[:length])
         if name in COMMANDS:
             return name, words[length:]
-    said = " ".join(words[:2]) if words[0] == "data" else words[0]
-    raise ConfigError(f"unknown command '{said}'", remedy=nearest(said, COMMANDS))
+    command = " ".join(words[:2]) if words[0] == "data" else words[0]
+    raise ConfigError(f"unknown command '{command}'", remedy=nearest(command, COMMANDS))
 
 
 def _description(call: Callable) -> str:
-    """The docstring up to its `Args:`, which tyro takes apart itself."""
+    """The docstring up to its `Args:`, which tyro parses itself."""
     return inspect.getdoc(call).partition("\nArgs:")[0]

@@ -1,4 +1,4 @@
-"""`hidecmoe report`: the report of a run, from what is on disk."""
+"""`hidecmoe report`: writes the report of a run again from its files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`hidecmoe rollback`: a run as it was after an earlier task."""
+"""`hidecmoe rollback`: resets a run to its state after an earlier task."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from hidecmoe_jax.cli.words import Run
 
 
 def rollback(run: Run, tasks: Annotated[int, Positional, arg(metavar="N")], /) -> None:
-    """Take a run back to where it was after its first N tasks; later tasks are moved aside inside it, not deleted.
+    """Reset a run to its state after its first N tasks; later tasks are moved aside inside the run, not deleted.
 
     Examples:
       $ hidecmoe rollback runs/hide 3
 
     Args:
       run: run folder.
-      tasks: how many tasks it keeps.
+      tasks: number of tasks that stay.
     """
     folder = hj.rollback(run, tasks)
     print(f"report: {folder / 'report.html'}")

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from tyro.conf import arg
 
 import hidecmoe_jax as hj
-from hidecmoe_jax.cli.words import Assignments, Config, Folder, Folders, confirm_overwrite, joined
+from hidecmoe_jax.cli.words import Assignments, Config, Folder, Folders, confirm_overwrite, read_config
 
 
 def run(
@@ -29,25 +29,26 @@ def run(
 
     Examples:
       $ hidecmoe run configs/pocket/hide.yaml --out runs/hide
-      $ hidecmoe run configs/pocket/hide.yaml --tasks my/birds my/charts --set train.epochs=2
+      $ hidecmoe run configs/pocket/hide.yaml --tasks my/birds my/charts --set tune.epochs=2
       $ hidecmoe run configs/pocket/hide.yaml --out runs/hide --resume
 
     Args:
       config: YAML file, or the name of a shipped config: pocket/hide.
       tasks: task folders (train.json, test.json, images/) in order, instead of the config's.
       out: run folder; runs/<name of the config> if not given.
-      resume: go on with the run in that folder.
+      resume: continue the run in that folder.
       overwrite: move the run in that folder aside and start afresh.
       full_matrix: evaluate every task after every task, also those not yet learned.
-      sets: values laid over the config, such as train.epochs=2.
+      sets: config values that replace those of the file, such as tune.epochs=2.
       yes: do not ask before overwriting.
       allow_config_change: with --resume, fields that may differ from before, as the refusal names them.
-      on_corrupt: with --resume, whether a damaged newest checkpoint stops or the one before is taken.
+      on_corrupt: with --resume and a damaged newest checkpoint: refuse, or continue from the previous one.
     """
-    out = out or Path("runs") / Path(config).stem
-    settings = hj.load_config(config, overrides=joined(sets), tasks=joined(tasks))
-    there = hj.check_run(out, resume=resume, overwrite=overwrite)
-    if there and overwrite:
+    if out is None:
+        out = Path("runs") / Path(config).stem
+    settings = read_config(config, sets=sets, tasks=tasks)
+    exists = hj.check_run(out, resume=resume, overwrite=overwrite)
+    if exists and overwrite:
         confirm_overwrite(out, yes=yes)
     folder = hj.learn(
         settings,

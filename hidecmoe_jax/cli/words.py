@@ -1,7 +1,8 @@
-"""The kinds of words that several commands take, and the one question that a command may ask back."""
+"""Argument types shared by several commands, reading of a config, and the confirmation before overwriting."""
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -9,34 +10,43 @@ from typing import Annotated
 
 from tyro.conf import Positional, UseAppendAction, arg
 
+import hidecmoe_jax as hj
 from hidecmoe_jax.core.errors import ConfigError
+from hidecmoe_jax.core.paths import find_config
 
 Config = Annotated[str, Positional, arg(metavar="CONFIG")]
 Run = Annotated[Path, Positional, arg(metavar="RUN")]
 Folder = Annotated[Path | None, arg(metavar="DIR")]
-# Both `--set a=1 b=2` and `--set a=1 --set b=2` are natural, so every mention adds to the earlier ones.
+# Both `--set seeds=[0] capacity=4` and `--set seeds=[0] --set capacity=4` are natural: every mention adds values.
 Folders = Annotated[UseAppendAction[tuple[tuple[Path, ...], ...]], arg(metavar="DIR ...")]
 Assignments = Annotated[UseAppendAction[tuple[tuple[str, ...], ...]], arg(name="set", metavar="PATH=VALUE ...")]
 
 
 def joined(groups: Iterable[tuple]) -> tuple:
-    """Returns the words of all mentions of a repeatable option, in order."""
-    return tuple(word for group in groups for word in group)
+    """Returns the values of all mentions of a repeatable option, in order."""
+    return tuple(itertools.chain.from_iterable(groups))
+
+
+def read_config(name: str | Path, *, sets: Iterable[tuple] = (), tasks: Iterable[tuple] = ()) -> hj.RunConfig:
+    """Returns the config of a file or of a shipped name, with `--set` and `--tasks` applied."""
+    # Looked up here because loading the config imports JAX: a misspelt name must be refused before that.
+    path = find_config(name)
+    return hj.load_config(path, overrides=joined(sets), tasks=joined(tasks))
 
 
 def confirm_overwrite(folder: Path, *, yes: bool) -> None:
-    """Asks before a new run takes an old one's place; without a terminal to ask at, `--yes` is needed (CK22).
+    """Confirmation on the terminal before a new run replaces an old one; without a terminal, `--yes` is needed.
 
     Raises:
-      ConfigError: the answer is not yes, or nobody can be asked.
+      ConfigError: the answer is not yes, or standard input is no terminal.
     """
     if yes:
         return
     if not sys.stdin.isatty():
         raise ConfigError(
-            "the folder is not overwritten unasked",
+            "the folder is not overwritten without a confirmation",
             where=str(folder),
-            why="there is no terminal to ask at",
+            why="standard input is no terminal",
             remedy="add --yes to --overwrite, or give another --out",
         )
     if input(f"Move the run in {folder} aside and start afresh? [y/N] ").strip().lower() not in ("y", "yes"):

@@ -149,7 +149,7 @@ def read_file(path: str | Path, root: str | Path, *, test: bool, policy: Policy 
             if policy.dedupe == "keep-first":
                 duplicates += 1
                 continue
-            remedy = "--dedupe=keep-first takes the first"
+            remedy = "--set stream.policy.dedupe=keep-first takes the first"
             found.append(f"duplicate id, first in {seen[name]}; predictions are keyed by ids ({remedy})")
         seen.setdefault(name, source)
         parsed.append((source, name, record, found))

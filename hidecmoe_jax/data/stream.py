@@ -31,7 +31,7 @@ class TaskSpec:
 
     Attributes:
       folder: the task's folder.
-      name: by default the one in `task.json`, else the folder's name.
+      name: by default the one in `task.json`, else the folder's name in lower case.
       train, val, test: file names in the folder; without `val` (and no val.json there) a split of `train`
         is used.
       images: folder that image paths are relative to, inside or outside `folder`; by default `folder` itself.
@@ -157,7 +157,8 @@ def open_task(spec: TaskSpec, index: int, *, policy: Policy = POLICY, val_fracti
     contents = _contents(files, splits, digests, root)
     return Task(
         index=index,
-        name=task_name(spec.name or about.get("name") or folder.name, where=str(folder)),
+        # Only a name that somebody wrote is taken letter by letter; published data sets use capitals in folder names.
+        name=task_name(spec.name or about.get("name") or folder.name.lower(), where=str(folder)),
         root=str(folder.resolve()),
         **splits,
         scorer=spec.scorer or about.get("scorer", "exact"),

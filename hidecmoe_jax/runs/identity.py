@@ -77,7 +77,7 @@ def open_run(
       identity: facts that may not change, JSON values, nested.
       resume: go on with what is there.
       overwrite: move what is there into `replaced_000` and start afresh.
-      allow: fields (`config.train.rate`, or `config.train` for all below) that may differ; it is recorded.
+      allow: fields (`config.tune.rate`, or `config.tune` for all below) that may differ; it is recorded.
       session: facts of this process that are recorded and never compared (versions, devices).
 
     Raises:

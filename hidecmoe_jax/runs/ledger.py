@@ -259,7 +259,7 @@ def _fitted(groups: Groups, like: Mapping[str, Mapping[str, Any]], *, cast: bool
         raise CheckpointError(
             f"{len(other)} arrays were saved in another dtype",
             why=shown,
-            remedy="load them in the dtype they were saved in, or allow the conversion with --cast",
+            remedy="load them in the dtype they were saved in, or convert them with Ledger.load(..., cast=True)",
         )
     cast_groups = {
         group: {p: a.astype(wanted[f"{group}/{p}"].dtype) if f"{group}/{p}" in other else a for p, a in flat.items()}

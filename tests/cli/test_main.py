@@ -36,6 +36,42 @@ def test_help_starts_neither_jax_nor_a_slow_import(run_python):
     assert result.returncode == 0, result.stderr
 
 
+def test_help_of_a_group_lists_its_commands(capsys):
+    for option in ("--help", "-h"):
+        assert main(["data", option]) == 0
+        out = capsys.readouterr().out
+        assert "data check" in out and "data pocket" in out and "rollback" not in out
+
+
+def test_help_of_export_keeps_its_table_of_forms(capsys):
+    with pytest.raises(SystemExit):
+        main(["export", "--help"])
+    lines = [line.split()[:1] for line in capsys.readouterr().out.splitlines()]
+    start = lines.index(["peft"])
+    assert lines[start : start + 5] == [["peft"], ["vllm"], ["hf"], ["hf-base"], ["hub"]]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["run", "pocket/hid"],
+        ["compare", "pocket/hide", "pocket/sequentail", "--out", "runs/both"],
+        ["data", "check", "pocket/hid"],
+    ],
+)
+def test_a_misspelt_config_is_refused_before_jax_is_imported(words, run_python):
+    source = (
+        "import sys, time\nfrom hidecmoe_jax.cli.main import main\n"
+        f"assert main({words!r}) == 2\n"
+        "assert not {'jax', 'flax', 'optax', 'transformers'} & set(sys.modules)\n"
+        "print(time.process_time())"
+    )
+    result = run_python(source)
+    assert result.returncode == 0, result.stderr
+    assert "did you mean" in result.stderr
+    assert float(result.stdout) < 2, "a quarter of a second on an idle core"
+
+
 @pytest.mark.parametrize(
     ("words", "suggestion"),
     [

@@ -110,6 +110,14 @@ def test_sec2_names_that_cannot_be_folders_are_refused(name):
         task_name(name, where="config")
 
 
+def test_a_folder_with_capitals_gives_a_name_in_lower_case(make_task):
+    folder = make_task("animals")
+    capitals = folder.rename(folder.with_name("ImageNet-R"))
+    assert open_task(TaskSpec(str(capitals)), 0).name == "imagenet-r"
+    with pytest.raises(ConfigError, match="cannot be the name"):
+        open_task(TaskSpec(str(capitals), name="ImageNet-R"), 0)
+
+
 def test_sec2_good_names_and_unique_names(make_task):
     for name in ("digits", "0-shot_a", "x" * 64, "console"):
         assert task_name(name, where="config") == name

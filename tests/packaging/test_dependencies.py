@@ -15,8 +15,8 @@ PACKAGE = ROOT / "hidecmoe_jax"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 # Declared ahead of their use: the benchmark streams read TFDS folders, and chex asserts shapes where arrays enter.
 DECLARED_AHEAD = {"tensorflow-datasets", "array-record", "chex"}
-# Installed as programs or plugins, never imported.
-PROGRAMS = {"pytest-timeout", "pytest-xdist", "ruff"}
+# Installed as programs or plugins, or called in a process of its own; never imported.
+PROGRAMS = {"pytest-timeout", "pytest-xdist", "ruff", "setuptools"}
 
 
 def names(requirements: list[str]) -> set[str]:
@@ -31,7 +31,7 @@ def imported(*folders: str) -> dict[str, set[str]]:
     """Top-level modules of other packages that the sources below `folders` import, each with the files that do."""
     sources = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
     # Tests and tools import their neighbours by bare names; the package names its own modules in full.
-    own = {"hidecmoe_jax", "tools"} | {path.stem for path in sources if not path.is_relative_to(PACKAGE)}
+    own = {"hidecmoe_jax", "tools", "tests"} | {path.stem for path in sources if not path.is_relative_to(PACKAGE)}
     modules: dict[str, set[str]] = {}
     for path in sources:
         for node in ast.walk(ast.parse(path.read_text())):
