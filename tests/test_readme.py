@@ -81,3 +81,18 @@ def test_the_records_of_the_readme_are_a_task(tmp_path):
 def test_ci_runs_the_readmes_test_command():
     assert "tools/test.sh" in TEXT
     assert re.search(r"^(\w+=\S+ )*tools/test\.sh( |$)", (ROOT / ".ci" / "run").read_text(), re.MULTILINE)
+
+
+def test_the_rooms_of_the_design_name_every_folder():
+    rooms = re.search(r"## Rooms\n(.+?)\n## ", (ROOT / "docs" / "design.md").read_text(), re.DOTALL)[1]
+    package = ROOT / "hidecmoe_jax"
+    for folder, files in re.findall(r"^\| `(\w+)/` \| (.+) \|$", rooms, re.MULTILINE):
+        for name in re.findall(r"`([a-z_]+)`", re.sub(r"\(.*?\)", "", files)):
+            assert (package / folder / f"{name}.py").is_file(), f"{folder}/{name}"
+
+
+def test_files_that_the_design_names_in_a_room_exist():
+    text = (ROOT / "docs" / "design.md").read_text()
+    today = re.sub(r"## Names that changed\n.+?\n## ", "", text, flags=re.DOTALL)
+    for name in re.findall(r"`((?:\w+/)+\w+\.py)`", today):
+        assert (ROOT / name).is_file() or (ROOT / "hidecmoe_jax" / name).is_file(), name
