@@ -1,7 +1,7 @@
 """The layer-similarity study of a run: do the tasks' own experts make alike features below the top layer?
 
 Every task's expert is taken from the archive and speaks alone in all layers, on the projector it was trained
-with. Features are compared layer by layer (`evaluate.cka`), and a heat map of the mean similarity shows where
+with. Features are compared layer by layer (`studies.cka`), and a heat map of the mean similarity shows where
 tasks part.
 """
 
