@@ -1,20 +1,18 @@
-"""Looks at a whole stream before anything is trained on it: `hidecmoe data check`.
+"""Check of a whole stream before training (`hidecmoe data check`).
 
-Reads every record, decodes every picture, and compares every test item with all training items of all
-tasks: an exam that was practised measures memory, not learning (reliability row DT20). All findings are
-collected; nothing stops at the first.
+Every record is read, every picture decoded, and every test item compared with all training items of all tasks: a test
+item that was trained on measures memorisation. All problems are collected; the check does not stop at the first.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 
 from hidecmoe_jax.core.errors import DataError
-from hidecmoe_jax.data.items import IMAGE, Record
+from hidecmoe_jax.data.items import IMAGE, Record, Turn
 from hidecmoe_jax.data.records import POLICY, SHOWN, BadRecords, Policy, Problem, write_problems
 from hidecmoe_jax.data.stream import Stream, Task, TaskSpec, open_task
 
@@ -23,7 +21,7 @@ _CONTROL_LOOKS = ("</s>", "<s>", "USER:", "ASSISTANT:")
 
 @dataclass(frozen=True)
 class Leak:
-    """A test item whose pictures (by content) and question also stand in training data."""
+    """A test item whose pictures (by content) and question are also in training data."""
 
     task: str
     id: str
@@ -36,14 +34,14 @@ class Leak:
 
 @dataclass(frozen=True)
 class Report:
-    """What a check found.
+    """Result of a check.
 
     Attributes:
-      tasks: those that could be opened.
+      tasks: tasks that could be opened.
       problems: everything that must be corrected.
       leaks: test items that are also training items.
-      warnings: what deserves a look.
-      allowed_leaks: how many leaks are let pass.
+      warnings: observations that do not prevent training.
+      allowed_leaks: number of leaks that do not prevent training.
     """
 
     tasks: tuple[Task, ...]
@@ -58,20 +56,21 @@ class Report:
         return not self.problems and len(self.leaks) <= self.allowed_leaks
 
     def text(self) -> str:
-        """The report as a table and lists, for a terminal."""
+        """Returns the report as a table and lists, for a terminal."""
         head = ("task", "train", "val", "test", "pictures", "answer words", "scorer")
-        rows = [head, *(_row(task) for task in self.tasks)]
-        widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
-        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-        lines += [f"note     {task.name}: {note}" for task in self.tasks for note in task.notes]
+        lines = _table([head, *map(_row, self.tasks)])
+        for task in self.tasks:
+            lines += [f"note     {task.name}: {note}" for note in task.notes]
         lines += [f"warning  {warning}" for warning in self.warnings]
-        lines += _some("problem  ", [f"{problem.file or 'stream'}: {problem}" for problem in self.problems])
-        lines += _some("leak     ", self.leaks)
+        lines += _first("problem  ", [f"{problem.file or 'stream'}: {problem}" for problem in self.problems])
+        lines += _first("leak     ", self.leaks)
         verdict = "ok" if self.ok else f"refused: {len(self.problems)} problems, {len(self.leaks)} leaks"
-        return "\n".join([*lines, f"{verdict} ({self.allowed_leaks} leaks allowed)" if self.leaks else verdict])
+        if self.leaks:
+            verdict += f" ({self.allowed_leaks} leaks allowed)"
+        return "\n".join([*lines, verdict])
 
     def require(self) -> Report:
-        """Itself, if training may start.
+        """Returns the report itself, if training may start.
 
         Raises:
           DataError: there are problems, or more leaks than allowed.
@@ -82,12 +81,12 @@ class Report:
             raise DataError(
                 f"{len(self.problems)} problems in the data",
                 where=self.problems[0].file,
-                why="\n         ".join(_some("", self.problems)),
+                why="\n         ".join(_first("", self.problems)),
                 remedy="`hidecmoe data check DIR` lists all in data_errors.jsonl",
             )
         raise DataError(
             f"{len(self.leaks)} test items are also training items",
-            why="\n         ".join(_some("", self.leaks)),
+            why="\n         ".join(_first("", self.leaks)),
             remedy="remove them from one side, or allow so many: --set stream.allowed_leaks=N",
         )
 
@@ -105,18 +104,21 @@ def check_stream(
 
     Args:
       policy: how records are read; its `errors` file is replaced by the full list.
-      length, max_length: tokens of a training record and how many are allowed, to report over-long ones.
+      length, max_length: function that counts a training record's tokens, and how many are allowed.
     """
-    opened, problems = [], []
+    opened: list[Task] = []
+    problems: list[Problem] = []
+    # The full list is written once at the end, so opening a task must not append to the file.
+    quiet_policy = replace(policy, errors=None)
     for index, spec in enumerate(specs):
         try:
-            opened.append(open_task(spec, index, policy=replace(policy, errors=None), val_fraction=val_fraction))
+            opened.append(open_task(spec, index, policy=quiet_policy, val_fraction=val_fraction))
         except BadRecords as error:
             problems += error.problems
         except DataError as error:
             problems.append(Problem(spec.folder, None, str(error), spec.folder))
     if len(opened) == len(specs):
-        Stream(tuple(opened))
+        Stream(tuple(opened))  # refuses tasks of one name
     report = examine(opened, allowed_leaks=allowed_leaks, length=length, max_length=max_length)
     report = replace(report, problems=(*problems, *report.problems))
     if policy.errors is not None:
@@ -133,14 +135,29 @@ def examine(
     length: Callable[[Record], int] | None = None,
     max_length: int | None = None,
 ) -> Report:
-    """What can be wrong with opened tasks together: leaks, over-long records, contradictions."""
-    problems = _length_problems(tasks, length, max_length) if length is not None and max_length else []
-    leaks, warnings = _leaks(tasks)
+    """Checks opened tasks together: leaks, over-long records, contradictions. Arguments as of `check_stream`."""
+    problems = []
+    if length is not None and max_length:
+        problems = _length_problems(tasks, length, max_length)
+    trained = _trained(tasks)
+    leaks = _leaks(tasks, trained)
+    warnings = _near_leaks(tasks, trained) + _validation_leaks(tasks, trained)
     warnings += _look_alikes(tasks) + _contradictions(tasks)
     return Report(tuple(tasks), tuple(problems), tuple(leaks), tuple(warnings), allowed_leaks)
 
 
+def _table(rows: list[tuple[str, ...]]) -> list[str]:
+    """Rows of cells as lines with aligned columns."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+        lines.append("  ".join(cells).rstrip())
+    return lines
+
+
 def _row(task: Task) -> tuple[str, ...]:
+    """The cells of a task in the table; answer words are minimum / median / maximum."""
     words = [len(record.turns[-1].answer.split()) for record in task.train + task.test]
     spread = f"{min(words)} / {median(words):g} / {max(words)}"
     return (
@@ -154,9 +171,12 @@ def _row(task: Task) -> tuple[str, ...]:
     )
 
 
-def _some(label: str, things: Sequence[object]) -> list[str]:
+def _first(label: str, things: Sequence[object]) -> list[str]:
+    """Lines for the first things, and one line for the number of the others."""
     lines = [f"{label}{thing}" for thing in things[:SHOWN]]
-    return lines + ([f"{label}... and {len(things) - SHOWN} more"] if len(things) > SHOWN else [])
+    if len(things) > SHOWN:
+        lines.append(f"{label}... and {len(things) - SHOWN} more")
+    return lines
 
 
 def _length_problems(tasks: Iterable[Task], length: Callable[[Record], int], max_length: int) -> list[Problem]:
@@ -174,48 +194,90 @@ def _length_problems(tasks: Iterable[Task], length: Callable[[Record], int], max
     return problems
 
 
-def _keys(record: Record, digests: Mapping[str, str]) -> list[tuple[tuple[str, ...], str]]:
+Key = tuple[tuple[str, ...], str]
+
+
+def _key(record: Record, turn: Turn, digests: Mapping[str, str]) -> Key:
+    """What makes two items equal: the contents of the pictures in order, and the question without markers."""
     pictures = tuple(digests[path] for path in record.images)
-    return [(pictures, turn.question.replace(IMAGE, "").strip()) for turn in record.turns]
+    return pictures, turn.question.replace(IMAGE, "").strip()
 
 
-def _leaks(tasks: Sequence[Task]) -> tuple[list[Leak], list[str]]:
-    trained, seen = {}, {}
+def _keys(record: Record, digests: Mapping[str, str]) -> list[Key]:
+    return [_key(record, turn, digests) for turn in record.turns]
+
+
+@dataclass(frozen=True)
+class _Trained:
+    """Training data of all tasks: (task, record id) of the first item by key, and the digests of all pictures."""
+
+    first: dict[Key, tuple[str, str]]
+    pictures: frozenset[str]
+
+
+def _trained(tasks: Sequence[Task]) -> _Trained:
+    first: dict[Key, tuple[str, str]] = {}
+    pictures: set[str] = set()
     for task in tasks:
         for record in task.train:
             for key in _keys(record, task.digests):
-                trained.setdefault(key, (task.name, record.id))
-            for path in record.images:
-                seen.setdefault(task.digests[path], task.name)
-    leaks, near, practised = [], Counter(), Counter()
+                first.setdefault(key, (task.name, record.id))
+            pictures.update(task.digests[path] for path in record.images)
+    return _Trained(first, frozenset(pictures))
+
+
+def _leaked_from(record: Record, task: Task, trained: _Trained) -> tuple[str, str] | None:
+    """Task and id of a training item that equals one of the record's turns."""
+    for key in _keys(record, task.digests):
+        if key in trained.first:
+            return trained.first[key]
+    return None
+
+
+def _leaks(tasks: Sequence[Task], trained: _Trained) -> list[Leak]:
+    leaks = []
     for task in tasks:
         for record in task.test:
-            hits = [trained[key] for key in _keys(record, task.digests) if key in trained]
-            if hits:
-                leaks.append(Leak(task.name, record.id, *hits[0]))
-            elif any(task.digests[path] in seen for path in record.images):
-                near[task.name] += 1
-        practised[task.name] += sum(any(key in trained for key in _keys(record, task.digests)) for record in task.val)
-    warnings = [
-        f"{name}: {count} test items show a picture of the training data with another question"
-        for name, count in near.items()
-    ]
-    warnings += [
-        f"{name}: {count} validation items are also training items" for name, count in practised.items() if count
-    ]
-    return leaks, warnings
+            origin = _leaked_from(record, task, trained)
+            if origin is not None:
+                leaks.append(Leak(task.name, record.id, *origin))
+    return leaks
+
+
+def _near_leaks(tasks: Sequence[Task], trained: _Trained) -> list[str]:
+    """Warnings about test items that share a picture, but no question, with training data."""
+    warnings = []
+    for task in tasks:
+        count = 0
+        for record in task.test:
+            shows_known_picture = any(task.digests[path] in trained.pictures for path in record.images)
+            if shows_known_picture and _leaked_from(record, task, trained) is None:
+                count += 1
+        if count:
+            warnings.append(
+                f"{task.name}: {count} test items show a picture of the training data with another question"
+            )
+    return warnings
+
+
+def _validation_leaks(tasks: Sequence[Task], trained: _Trained) -> list[str]:
+    """Warnings only: validation scores are for choices, not for results."""
+    warnings = []
+    for task in tasks:
+        count = sum(_leaked_from(record, task, trained) is not None for record in task.val)
+        if count:
+            warnings.append(f"{task.name}: {count} validation items are also training items")
+    return warnings
 
 
 def _look_alikes(tasks: Iterable[Task]) -> list[str]:
+    """Warnings about texts that look like control tokens or like words of a template."""
     warnings = []
     for task in tasks:
-        texts = [
-            text
-            for record in task.train + task.val + task.test
-            for turn in record.turns
-            for text in (turn.question, turn.answer)
-        ]
-        count = sum(any(look in text for look in _CONTROL_LOOKS) for text in texts)
+        count = 0
+        for record in task.train + task.val + task.test:
+            for turn in record.turns:
+                count += _has_control_look(turn.question) + _has_control_look(turn.answer)
         if count:
             warnings.append(
                 f"{task.name}: {count} texts contain one of {', '.join(_CONTROL_LOOKS)}; "
@@ -224,14 +286,20 @@ def _look_alikes(tasks: Iterable[Task]) -> list[str]:
     return warnings
 
 
+def _has_control_look(text: str) -> bool:
+    return any(look in text for look in _CONTROL_LOOKS)
+
+
 def _contradictions(tasks: Iterable[Task]) -> list[str]:
+    """Warnings about training items that are equal but for their answers."""
     warnings = []
     for task in tasks:
-        answers: dict[object, set[str]] = {}
+        answers: dict[Key, set[str]] = {}
         for record in task.train:
-            for key, turn in zip(_keys(record, task.digests), record.turns, strict=True):
+            for turn in record.turns:
+                key = _key(record, turn, task.digests)
                 answers.setdefault(key, set()).add(turn.answer)
-        count = sum(len(given) > 1 for given in answers.values())
+        count = sum(len(different) > 1 for different in answers.values())
         if count:
             warnings.append(f"{task.name}: {count} training questions have several different answers")
     return warnings

@@ -1,8 +1,8 @@
-"""Outputs of the frozen towers, computed once for every record of a split.
+"""Cached outputs of the frozen towers for every record of a split.
 
-The towers never train, so their patch tokens and pooled embeddings are facts about the data: training epochs, anchors,
-routing and evaluation all read them from here. Patches stay in memory while they fit a stated budget; above it they are
-recomputed batch by batch from the same picture files by the same program. Two records with one picture share its row.
+The towers do not train, so their patch tokens and pooled embeddings are computed once and used by training epochs,
+anchors, routing and evaluation. Patches are kept in memory up to a budget; above it they are recomputed batch by batch
+from the same picture files by the same compiled program. Records that show the same picture share its row.
 """
 
 from __future__ import annotations
@@ -21,19 +21,23 @@ from hidecmoe_jax.data.tokenizer import Tokenizer, text_ids
 from hidecmoe_jax.locators.anchors import Pooled
 from hidecmoe_jax.models.llava import Model, text_features, vision_features
 
-_see = jax.jit(vision_features)
-_read = jax.jit(text_features)
+_vision = jax.jit(vision_features)
+_text = jax.jit(text_features)
 
 
 @dataclass(frozen=True)
 class Features:
-    """Tower outputs of N records that show up to I pictures each.
+    """Tower outputs of N records that show up to I pictures each, M distinct ones in all.
 
     Attributes:
+      model: the model, for patches that are recomputed.
       picture_NI: int32, row of `paths` for every picture of a record; -1 where it has fewer.
       paths: distinct picture files.
+      patches_MPD: patch tokens of every file, or None where they exceed the budget.
       image_NE, text_ND: pooled features, float32; several pictures are averaged.
-      truncated: routing texts that the text tower's context cut.
+      has_text_N: bool, False for records whose first question is a picture alone.
+      truncated: number of routing texts that the text tower's context cut.
+      batch: pictures in one run of the vision tower.
     """
 
     model: Model
@@ -47,59 +51,80 @@ class Features:
     batch: int
 
     def only(self, rows: np.ndarray) -> Features:
-        """Features of some of the records."""
-        kept = {name: getattr(self, name)[rows] for name in ("picture_NI", "image_NE", "text_ND", "has_text_N")}
-        return replace(self, **kept)
-
-    def patches(self, rows: np.ndarray) -> np.ndarray | None:
-        """Patch tokens [B, I, P, D] of records `rows` (-1 pads with zeros); None where no record has a picture."""
-        if self.picture_NI.shape[1] == 0:
-            return None
-        pictures = np.where(rows[:, None] >= 0, self.picture_NI[rows], -1)
-        wanted, place = np.unique(np.maximum(pictures, 0), return_inverse=True)
-        if self.patches_MPD is not None:
-            source = self.patches_MPD[wanted]
-        else:
-            source, _ = _look(self.model, [self.paths[row] for row in wanted], self.batch, keep=True, progress=iter)
-        seen = source[place.reshape(pictures.shape)]
-        return np.where((pictures >= 0)[..., None, None], seen, np.zeros((), seen.dtype))
-
-    def pooled(self, rows: np.ndarray) -> Pooled:
-        """Pooled features of records `rows`; -1 gives a record with neither picture nor text."""
-        real = rows >= 0
-        return Pooled(
-            self.image_NE[rows],
-            real & (self.picture_NI[rows] >= 0).any(axis=1),
-            self.text_ND[rows],
-            real & self.has_text_N[rows],
+        """Returns the features of some of the records; the arrays of pictures are shared."""
+        return replace(
+            self,
+            picture_NI=self.picture_NI[rows],
+            image_NE=self.image_NE[rows],
+            text_ND=self.text_ND[rows],
+            has_text_N=self.has_text_N[rows],
         )
 
+    def patches(self, rows: np.ndarray) -> np.ndarray | None:
+        """Returns patch tokens [B, I, P, D] of records `rows` (-1 pads with zeros); None if no record has a picture."""
+        if self.picture_NI.shape[1] == 0:
+            return None
+        pictures_BI = np.where(rows[:, None] >= 0, self.picture_NI[rows], -1)
+        # Padding reads picture 0 and is set to zero below; every distinct picture is loaded once.
+        wanted, position = np.unique(np.maximum(pictures_BI, 0), return_inverse=True)
+        if self.patches_MPD is not None:
+            patches = self.patches_MPD[wanted]
+        else:
+            paths = [self.paths[row] for row in wanted]
+            patches, _ = _tower_outputs(self.model, paths, self.batch, keep=True, progress=iter)
+        patches_BIPD = patches[position.reshape(pictures_BI.shape)]
+        is_real = (pictures_BI >= 0)[..., None, None]
+        return np.where(is_real, patches_BIPD, np.zeros((), patches_BIPD.dtype))
 
-def _look(model: Model, paths: Sequence[str], batch: int, *, keep: bool, progress):
-    """Patches [M, P, D] (or None) and pooled embeddings [M, E] of picture files, in batches of one shape."""
-    patches, pooled = [], []
+    def pooled(self, rows: np.ndarray) -> Pooled:
+        """Returns pooled features of records `rows`; -1 gives a record with neither picture nor text."""
+        is_real = rows >= 0
+        has_image = is_real & (self.picture_NI[rows] >= 0).any(axis=1)
+        has_text = is_real & self.has_text_N[rows]
+        return Pooled(self.image_NE[rows], has_image, self.text_ND[rows], has_text)
+
+
+def _tower_outputs(
+    model: Model, paths: Sequence[str], batch: int, *, keep: bool, progress
+) -> tuple[np.ndarray | None, np.ndarray]:
+    """Patches [M, P, D] (None unless `keep`) and pooled embeddings [M, E] of picture files, in batches of one shape."""
+    patches = []
+    pooled = []
     for start in progress(range(0, len(paths), batch)):
-        part = list(paths[start : start + batch])
-        pixels = normalise(read_images(part + [part[-1]] * (batch - len(part)), model.config.image_size))
-        seen, embedded = _see(model, pixels)
+        files = list(paths[start : start + batch])
+        count = len(files)
+        # The last batch is filled with repeats: one shape, one compiled program.
+        filled = files + [files[-1]] * (batch - count)
+        pixels = normalise(read_images(filled, model.config.image_size))
+        patches_BPD, pooled_BE = _vision(model, pixels)
         if keep:
-            patches.append(np.asarray(seen)[: len(part)])
-        pooled.append(np.asarray(embedded)[: len(part)])
+            patches.append(np.asarray(patches_BPD)[:count])
+        pooled.append(np.asarray(pooled_BE)[:count])
     return (np.concatenate(patches) if keep else None), np.concatenate(pooled)
 
 
 def _texts(model: Model, tokenizer: Tokenizer, texts: Sequence[str], batch: int) -> tuple[np.ndarray, int]:
-    """Pooled text states [N, D] of routing texts, and how many were cut to the tower's context."""
-    distinct, reader = sorted(set(texts)), tokenizer.text or tokenizer
-    rows = [text_ids(reader, text, model.config.text_context) for text in distinct]
-    cut = {text for text, (_, _, lost) in zip(distinct, rows, strict=True) if lost}
+    """Pooled text states [N, D] of routing texts, and how many of them the tower's context cut."""
+    # Most records of a task ask the same few questions, so every distinct text runs through the tower once.
+    distinct = sorted(set(texts))
+    tower_tokenizer = tokenizer.text or tokenizer
+    rows = []
+    cut = set()
+    for text in distinct:
+        ids, _, lost = text_ids(tower_tokenizer, text, model.config.text_context)
+        rows.append(ids)
+        if lost:
+            cut.add(text)
     states = []
     for start in range(0, len(rows), batch):
-        ids = np.stack([row[0] for row in rows[start : start + batch]])
-        padded = np.concatenate([ids, np.repeat(ids[-1:], batch - len(ids), axis=0)])
-        states.append(np.asarray(_read(model, padded)[0])[: len(ids)])
+        ids = np.stack(rows[start : start + batch])
+        missing = batch - len(ids)
+        padded = np.concatenate([ids, np.repeat(ids[-1:], missing, axis=0)])
+        state, _ = _text(model, padded)
+        states.append(np.asarray(state)[: len(ids)])
     state_of = dict(zip(distinct, np.concatenate(states), strict=True))
-    return np.stack([state_of[text] for text in texts]), sum(text in cut for text in texts)
+    truncated = sum(text in cut for text in texts)
+    return np.stack([state_of[text] for text in texts]), truncated
 
 
 def extract(
@@ -111,28 +136,43 @@ def extract(
     budget_gib: float = 4.0,
     progress=iter,
 ) -> Features:
-    """Runs both towers over the records.
+    """Runs both towers over the records and returns their outputs.
 
     Args:
       budget_gib: patches are kept in memory up to this size and recomputed on demand above it.
       progress: wraps the iteration over batches (a progress bar), or `iter`.
     """
-    paths = tuple(dict.fromkeys(path for record in records for path in record.images))
-    row_of = {path: row for row, path in enumerate(paths)}
-    most = max(len(record.images) for record in records)
-    picture_NI = np.full((len(records), most), -1, np.int32)
-    for row, record in enumerate(records):
-        picture_NI[row, : len(record.images)] = [row_of[path] for path in record.images]
     config = model.config
-    keep = len(paths) * config.patches * config.patch_width * 4 / 2**30 <= budget_gib
+    paths, picture_NI = _pictures(records)
+    bytes_of_patches = len(paths) * config.patches * config.patch_width * 4
+    keep = bytes_of_patches / 2**30 <= budget_gib
     image_NE = np.zeros((len(records), config.pooled_widths[0]), np.float32)
     patches = None
     if paths:
-        patches, pooled_ME = _look(model, paths, batch, keep=keep, progress=progress)
-        shown = picture_NI >= 0
-        total = (pooled_ME[np.maximum(picture_NI, 0)] * shown[..., None]).sum(axis=1)
-        image_NE = (total / np.maximum(shown.sum(axis=1), 1)[:, None]).astype(np.float32)
+        patches, pooled_ME = _tower_outputs(model, paths, batch, keep=keep, progress=progress)
+        image_NE = _mean_over_pictures(pooled_ME, picture_NI)
     texts = [routing_text(record) for record in records]
     text_ND, truncated = _texts(model, tokenizer, texts, batch)
     has_text = np.array([bool(text) for text in texts])
     return Features(model, picture_NI, paths, patches, image_NE, text_ND, has_text, truncated, batch)
+
+
+def _pictures(records: Sequence[Record]) -> tuple[tuple[str, ...], np.ndarray]:
+    """The distinct picture files, in order of appearance, and their rows by record, int32 [N, I] (-1: none)."""
+    row_of: dict[str, int] = {}
+    for record in records:
+        for path in record.images:
+            row_of.setdefault(path, len(row_of))
+    most = max(len(record.images) for record in records)
+    picture_NI = np.full((len(records), most), -1, np.int32)
+    for row, record in enumerate(records):
+        picture_NI[row, : len(record.images)] = [row_of[path] for path in record.images]
+    return tuple(row_of), picture_NI
+
+
+def _mean_over_pictures(pooled_ME: np.ndarray, picture_NI: np.ndarray) -> np.ndarray:
+    """Mean embedding of every record's pictures, float32 [N, E]; zero for a record without any."""
+    is_real = picture_NI >= 0
+    embedded_NIE = pooled_ME[np.maximum(picture_NI, 0)] * is_real[..., None]
+    count = np.maximum(is_real.sum(axis=1), 1)
+    return (embedded_NIE.sum(axis=1) / count[:, None]).astype(np.float32)

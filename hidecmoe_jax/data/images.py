@@ -1,10 +1,10 @@
-"""Pictures: judged by their header, decoded once, padded to a square, normalised.
+"""Pictures: checked by their header, decoded, padded to a square and normalised.
 
-A file is inspected before a pixel is decoded, because a few kilobytes can unpack to gigabytes and LLaVA's
-pad-to-square turns a 65000 x 2 strip into 17 GB (so the longest side is resized first and the padding added
-after). Decoding follows one written policy: EXIF orientation applied, first frame of an animation, 16-bit
-grey rescaled, transparency composited on the mean colour. Only Pillow is used, whatever else is installed,
-so pixels do not depend on the environment.
+The header is checked before a pixel is decoded, because a few kilobytes can unpack to gigabytes, and LLaVA's
+pad-to-square turns a 65000 x 2 strip into 17 GB (so the longest side is resized first and the padding added after).
+Decoding follows one policy: EXIF orientation is applied, of an animation the first frame counts, 16-bit grey is
+rescaled, transparency is composited on the mean colour. Only Pillow is used, so pixels do not depend on what else is
+installed.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 
 @dataclass(frozen=True)
 class Limits:
-    """What a picture may be: sides in px, aspect as longest over shortest side, Pillow's names of formats."""
+    """Limits of a picture: sides in px, aspect as longest over shortest side, Pillow's names of formats."""
 
     max_pixels: int = 40_000_000
     max_side: int = 16_384
@@ -47,7 +47,7 @@ LIMITS = Limits()
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says about itself before it is decoded (sides in px)."""
+    """Size (sides in px), mode and format of a picture file, read without decoding it."""
 
     width: int
     height: int
@@ -56,29 +56,29 @@ class Header:
 
 
 def inspect(path: str | Path, limits: Limits = LIMITS) -> Header:
-    """Reads only the header and refuses what should never be decoded.
+    """Returns the header of a picture that may be decoded.
 
     Raises:
       DataError: missing, not a regular file (folder, FIFO, device), empty, not a picture of an allowed
         format, too many pixels, a side too long or too short, too extreme an aspect.
     """
-    _regular(path)
+    _check_file(path)
     with _open(path, limits) as image:
-        return _judged(path, image, limits)
+        return _checked_header(path, image, limits)
 
 
 def load(
     path: str | Path, size: int, mean: tuple[float, float, float] = CLIP_MEAN, *, limits: Limits = LIMITS
 ) -> np.ndarray:
-    """A picture as uint8 [size, size, 3]: longest side resized to `size` (bicubic), rest in the mean colour.
+    """Returns a picture as uint8 [size, size, 3]: longest side resized to `size` (bicubic), rest in the mean colour.
 
     Raises:
       DataError: everything `inspect` refuses, and damaged or cut-off files; nothing is replaced by zeros.
     """
-    _regular(path)
+    _check_file(path)
     ground = tuple(int(channel * 255) for channel in mean)
     with _open(path, limits) as image:
-        _judged(path, image, limits)
+        _checked_header(path, image, limits)
         try:
             image.load()
             upright = ImageOps.exif_transpose(image)
@@ -97,18 +97,21 @@ def normalise(
     mean: tuple[float, float, float] = CLIP_MEAN,
     std: tuple[float, float, float] = CLIP_STD,
 ) -> np.ndarray:
-    """uint8 [..., 3] to float32 [..., 3]: (x / 255 - mean) / std, CLIP's constants as default."""
-    centre, spread = np.asarray(mean, np.float32), np.asarray(std, np.float32)
+    """Returns (x / 255 - mean) / std of uint8 pixels [..., 3], float32; CLIP's constants by default."""
+    # All operands are float32: a float64 constant would change the last bit of the result.
+    centre = np.asarray(mean, np.float32)
+    spread = np.asarray(std, np.float32)
     return (pixels.astype(np.float32) / np.float32(255) - centre) / spread
 
 
 def file_digest(path: str | Path) -> str:
-    """SHA-256 of a file's bytes, in hex."""
+    """Returns the SHA-256 of a file's bytes, in hex."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _regular(path: str | Path) -> None:
+def _check_file(path: str | Path) -> None:
+    """Refuses what is not a regular file with content; opening a pipe or a device could block forever."""
     try:
         status = os.stat(path)
     except OSError as error:
@@ -116,7 +119,7 @@ def _regular(path: str | Path) -> None:
             "cannot read a picture",
             where=str(path),
             why=error.strerror or str(error),
-            remedy="check the name; `hidecmoe data check DIR` lists all that are missing",
+            remedy="check the name; `hidecmoe data check DIR` lists all missing pictures",
         ) from None
     if not stat.S_ISREG(status.st_mode):
         kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a device, pipe or socket"
@@ -148,8 +151,8 @@ def _open(path: str | Path, limits: Limits) -> Image.Image:
     except UnidentifiedImageError:
         with open(path, "rb") as file:
             head = file.read(64).lstrip()
-        page = head[:1] == b"<"
-        why = "it holds a web page or XML (a failed download?)" if page else f"it begins with {head[:12]!r}"
+        is_page = head[:1] == b"<"
+        why = "it holds a web page or XML (a failed download?)" if is_page else f"it begins with {head[:12]!r}"
         raise DataError(
             "not a picture of a known format",
             where=str(path),
@@ -165,14 +168,13 @@ def _open(path: str | Path, limits: Limits) -> Image.Image:
         ) from error
 
 
-def _judged(path: str | Path, image: Image.Image, limits: Limits) -> Header:
+def _checked_header(path: str | Path, image: Image.Image, limits: Limits) -> Header:
+    """The header of an opened picture that is within the limits."""
     width, height = image.size
+    pixels = width * height
     short, long = sorted((width, height))
     verdicts = (
-        (
-            width * height > limits.max_pixels,
-            f"{width * height} pixels, at most {limits.max_pixels} are decoded",
-        ),
+        (pixels > limits.max_pixels, f"{pixels} pixels, at most {limits.max_pixels} are decoded"),
         (long > limits.max_side, f"{long} px on a side, at most {limits.max_side}"),
         (short < limits.min_side, f"{short} px on a side, at least {limits.min_side}"),
         (long > limits.max_aspect * max(short, 1), f"aspect {long}:{short}, at most {limits.max_aspect:g}:1"),
@@ -189,10 +191,11 @@ def _judged(path: str | Path, image: Image.Image, limits: Limits) -> Header:
 
 
 def _rgb(image: Image.Image, ground: tuple[int, ...]) -> Image.Image:
+    """A decoded picture of any mode in RGB, transparency on `ground`."""
     if image.mode.startswith("I"):
-        grey = np.asarray(image).astype(np.float64)
         # Pillow's own convert clips 16-bit grey at 255: nearly everything would turn white.
-        return Image.fromarray(np.clip(np.rint(grey / 257.0), 0, 255).astype(np.uint8)).convert("RGB")
+        grey = np.rint(np.asarray(image).astype(np.float64) / 257.0)
+        return Image.fromarray(np.clip(grey, 0, 255).astype(np.uint8)).convert("RGB")
     if image.mode in _TRANSPARENT or "transparency" in image.info:
         layer = image.convert("RGBA")
         canvas = Image.new("RGBA", layer.size, (*ground, 255))
@@ -201,6 +204,7 @@ def _rgb(image: Image.Image, ground: tuple[int, ...]) -> Image.Image:
 
 
 def _square(image: Image.Image, size: int, ground: tuple[int, ...]) -> np.ndarray:
+    """The picture scaled into the middle of a square; its short side is at least one pixel."""
     longest = max(image.size)
     width, height = (max(1, round(side * size / longest)) for side in image.size)
     small = image.resize((width, height), Image.Resampling.BICUBIC)

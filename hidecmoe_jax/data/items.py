@@ -1,8 +1,8 @@
-"""One item of LLaVA JSON: a `Record`, or a list of what is wrong with it.
+"""Parser of one item of LLaVA JSON: returns a `Record`, or all problems of the item.
 
-Training items are conversations, test items a question with its reference answers; both become the same
-type, with `<image>` markers kept where the pictures stand. Paths are resolved and must stay inside the
-picture folder, text must be encodable, roles must alternate. What passes here is trusted from here on.
+Training items are conversations, test items a question with its reference answers; both become a `Record`, which keeps
+the `<image>` markers in its questions. Paths are resolved and must be inside the picture folder, text must be
+encodable, roles must alternate. Code that receives a `Record` relies on these checks.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ IMAGE = "<image>"
 
 @dataclass(frozen=True)
 class Turn:
-    """One exchange. `question` keeps its `<image>` markers; `answer` is what the model should say."""
+    """One question, with its `<image>` markers, and its target answer."""
 
     question: str
     answer: str
@@ -34,9 +34,9 @@ class Record:
     Attributes:
       id: unique in its file; predictions are keyed by it.
       images: resolved paths of existing files, in the order of their `<image>` markers.
-      turns: at least one; of several the last is the one that is scored.
+      turns: at least one; the last one is scored.
       source: file and position, as `train.json#12`.
-      references: the answers that count as right (several for captions); by default the last turn's answer.
+      references: accepted answers (several for captions); by default the last turn's answer.
     """
 
     id: str
@@ -47,40 +47,45 @@ class Record:
 
     def __post_init__(self):
         if not self.references:
+            # The usual way to set a field of a frozen dataclass.
             object.__setattr__(self, "references", (self.turns[-1].answer,))
 
 
 def parse_item(item: Any, source: str, home: Path, *, test: bool) -> tuple[Record | None, list[str]]:
-    """A record of one JSON value, or None and every problem found.
+    """Returns the record of one JSON value, or None and all problems of the value.
 
     Args:
-      source: names the item, as `train.json#12`.
+      source: name of the item in messages, as `train.json#12`.
       home: resolved folder that image paths are relative to and must not leave.
       test: the item may have the form of test files.
     """
     if not isinstance(item, Mapping):
         return None, [f"a record is an object, found {kind(item)}"]
     name, problems = _name(item)
-    names, unnamed = _image_names(item)
-    problems += unnamed
+    image_names, image_problems = _image_names(item)
+    problems += image_problems
     images = []
-    for image in names:
-        path, problem = _locate(image, home)
+    for image_name in image_names:
+        path, problem = _locate(image_name, home)
         images.append(path)
-        problems += [problem] if problem else []
+        if problem:
+            problems.append(problem)
+    references: tuple[str, ...] = ()
     if test and "conversations" not in item:
-        turns, references, found = _test_turns(item, len(names))
+        turns, references, turn_problems = _test_turns(item, len(image_names))
     else:
-        turns, found = _train_turns(item)
-        references = ()
-    problems += found
-    problems += _marker_problems(turns, len(names)) if turns and not unnamed else []
+        turns, turn_problems = _train_turns(item)
+    problems += turn_problems
+    # Without readable turns or image names the numbers could not agree, and a second message would confuse.
+    if turns and not image_problems:
+        problems += _marker_problems(turns, len(image_names))
     if problems:
         return None, problems
     return Record(name, tuple(images), turns, source, references), []
 
 
 def _name(item: Mapping[str, Any]) -> tuple[str, list[str]]:
+    """The item's id as text, and its problems."""
     value = item.get("id", item.get("question_id"))
     if value is None:
         return "", [f"no 'id' (or 'question_id'); keys: {sorted(item)[:8]}"]
@@ -93,10 +98,13 @@ def _name(item: Mapping[str, Any]) -> tuple[str, list[str]]:
 
 
 def _image_names(item: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """Names of the item's pictures as written, and their problems."""
     value = item.get("image")
     if value is None:
-        wrong = [key for key in ("images", "image_path", "img") if key in item]
-        return [], [f"key {wrong[0]!r} is not read; did you mean 'image'?"] if wrong else []
+        for key in ("images", "image_path", "img"):
+            if key in item:
+                return [], [f"key {key!r} is not read; did you mean 'image'?"]
+        return [], []
     names = value if isinstance(value, list) else [value]
     if not names or not all(isinstance(name, str) and name for name in names):
         return [], [f"'image' must be a path or a list of paths, found {kind(value)}"]
@@ -104,17 +112,19 @@ def _image_names(item: Mapping[str, Any]) -> tuple[list[str], list[str]]:
 
 
 def _locate(name: str, home: Path) -> tuple[str, str | None]:
+    """The resolved path of a picture and None, or an empty text and the problem."""
     if "://" in name or name.startswith("data:"):
         return "", f"image {name[:80]!r} is an address; pictures are read from files only, download it first"
-    found = _text_problems(name, "the image path")
-    if found:
-        return "", found[0]
+    text_problems = _text_problems(name, "the image path")
+    if text_problems:
+        return "", text_problems[0]
     if Path(name).is_absolute() or "\\" in name:
         return "", f"image {name!r} must be a path relative to {home}, with forward slashes"
     try:
+        # Resolved first, so that neither `..` nor a symbolic link can lead outside.
         path = (home / name).resolve()
-        inside = path.is_relative_to(home)
-        status = os.stat(path) if inside else None
+        is_inside = path.is_relative_to(home)
+        status = os.stat(path) if is_inside else None
     except FileNotFoundError:
         return "", f"image {name!r} does not exist under {home}"
     except (OSError, RuntimeError) as error:
@@ -126,42 +136,63 @@ def _locate(name: str, home: Path) -> tuple[str, str | None]:
     return str(path), None
 
 
+_ROLES = ("human", "gpt")
+
+
 def _train_turns(item: Mapping[str, Any]) -> tuple[tuple[Turn, ...], list[str]]:
-    said = item.get("conversations")
-    if said is None:
-        test_item = "text" in item and "answer" in item
-        hint = "it looks like a test item (text, answer)" if test_item else nearest("conversations", map(str, item))
+    """Turns of a training item, or none and all problems."""
+    messages = item.get("conversations")
+    if messages is None:
+        is_test_item = "text" in item and "answer" in item
+        hint = "it looks like a test item (text, answer)" if is_test_item else nearest("conversations", map(str, item))
         return (), [f"no 'conversations'; {hint}"]
-    if not isinstance(said, list) or not said:
-        return (), [f"'conversations' must be a list of turns, found {kind(said)}"]
-    problems, texts = [], []
-    for place, part in enumerate(said):
-        role = ("human", "gpt")[place % 2]
-        if (
-            not isinstance(part, Mapping)
-            or not isinstance(part.get("from"), str)
-            or not isinstance(part.get("value"), str)
-        ):
-            problems.append(f"turn {place} must be {{'from': ..., 'value': text}}, found {kind(part)}")
-            continue
-        if part["from"] not in ("human", "gpt"):
-            problems.append(f"turn {place} is from {part['from']!r}; {nearest(part['from'], ('human', 'gpt'))}")
-        elif part["from"] != role:
-            problems.append(f"turn {place} is from {part['from']!r} where {role!r} should speak")
-        problems += _text_problems(part["value"], f"turn {place}")
-        if role == "gpt":
-            problems += _answer_problems(part["value"], f"the answer in turn {place}")
-        texts.append(part["value"])
-    if len(said) % 2:
-        problems.append(f"{len(said)} turns: the last question has no answer")
-    return (() if problems else tuple(map(Turn, texts[::2], texts[1::2]))), problems
+    if not isinstance(messages, list) or not messages:
+        return (), [f"'conversations' must be a list of turns, found {kind(messages)}"]
+    problems = []
+    texts = []
+    for number, message in enumerate(messages):
+        problems += _message_problems(message, number)
+        if _is_message(message):
+            texts.append(message["value"])
+    if len(messages) % 2:
+        problems.append(f"{len(messages)} turns: the last question has no answer")
+    if problems:
+        return (), problems
+    questions = texts[::2]
+    answers = texts[1::2]
+    return tuple(map(Turn, questions, answers)), []
+
+
+def _is_message(message: Any) -> bool:
+    if not isinstance(message, Mapping):
+        return False
+    return isinstance(message.get("from"), str) and isinstance(message.get("value"), str)
+
+
+def _message_problems(message: Any, number: int) -> list[str]:
+    """Problems of one message of a conversation; questions and answers alternate, a question is first."""
+    if not _is_message(message):
+        return [f"turn {number} must be {{'from': ..., 'value': text}}, found {kind(message)}"]
+    problems = []
+    sender = message["from"]
+    role = _ROLES[number % 2]
+    if sender not in _ROLES:
+        problems.append(f"turn {number} is from {sender!r}; {nearest(sender, _ROLES)}")
+    elif sender != role:
+        problems.append(f"turn {number} is from {sender!r} where {role!r} is expected")
+    problems += _text_problems(message["value"], f"turn {number}")
+    if role == "gpt":
+        problems += _answer_problems(message["value"], f"the answer in turn {number}")
+    return problems
 
 
 def _test_turns(item: Mapping[str, Any], pictures: int) -> tuple[tuple[Turn, ...], tuple[str, ...], list[str]]:
-    text, answers = item.get("text"), item.get("answers")
+    """The turn and the references of a test item, or none and all problems."""
+    text = item.get("text")
+    answers = item.get("answers")
     if not isinstance(text, str):
-        known = nearest("text", map(str, item))
-        return (), (), [f"'text' must be the question, found {kind(text)}; {known}"]
+        hint = nearest("text", map(str, item))
+        return (), (), [f"'text' must be the question, found {kind(text)}; {hint}"]
     if answers is None and "answer" not in item:
         return (), (), [f"no 'answer' (or list 'answers'); keys: {sorted(map(str, item))[:8]}"]
     if answers is not None and not (isinstance(answers, list) and answers):
@@ -174,9 +205,11 @@ def _test_turns(item: Mapping[str, Any], pictures: int) -> tuple[tuple[Turn, ...
             problems.append(f"an answer must be text, found {kind(value)} {value!r}; write it in quotes")
         else:
             problems += _text_problems(value, "the answer") + _answer_problems(value, "the answer")
-    problems = list(dict.fromkeys(problems))
+    if problems:
+        # The answer is usually one of the references, so its problems stand twice.
+        return (), references, list(dict.fromkeys(problems))
     question = text if IMAGE in text else f"{IMAGE}\n" * pictures + text
-    return (() if problems else (Turn(question, answer),)), references, problems
+    return (Turn(question, answer),), references, []
 
 
 def _marker_problems(turns: tuple[Turn, ...], pictures: int) -> list[str]:
@@ -187,8 +220,12 @@ def _marker_problems(turns: tuple[Turn, ...], pictures: int) -> list[str]:
 
 
 def _answer_problems(text: str, what: str) -> list[str]:
-    problems = [] if text.strip() else [f"{what} is empty"]
-    return problems + ([f"{what} contains {IMAGE}; only questions may show pictures"] if IMAGE in text else [])
+    problems = []
+    if not text.strip():
+        problems.append(f"{what} is empty")
+    if IMAGE in text:
+        problems.append(f"{what} contains {IMAGE}; only questions may show pictures")
+    return problems
 
 
 def _text_problems(text: str, what: str) -> list[str]:
@@ -202,7 +239,9 @@ def _text_problems(text: str, what: str) -> list[str]:
 
 
 def kind(value: Any) -> str:
-    """What JSON calls a value, for messages."""
+    """Returns the JSON name of a value's type, for messages."""
+    if value is None:
+        return "nothing"
     names = {
         dict: "an object",
         list: "an array",
@@ -211,4 +250,4 @@ def kind(value: Any) -> str:
         float: "a number",
         bool: "true/false",
     }
-    return "nothing" if value is None else names.get(type(value), type(value).__name__)
+    return names.get(type(value), type(value).__name__)

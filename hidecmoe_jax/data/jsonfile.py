@@ -1,8 +1,7 @@
-"""Reads JSON that somebody wrote by hand, strictly, and explains what is wrong with it.
+"""Strict reader of hand-written JSON files, with errors that name the line and the correction.
 
-Python's own reader keeps the last of two equal keys, accepts `NaN`, stops with a bare traceback at deep
-nesting and knows no file names. Here each of these is a `DataError` that shows the line and says what to do
-(reliability rows DT1-DT3, DT5).
+Python's own reader takes the last of two equal keys, accepts `NaN`, ends in a traceback at deep nesting and does not
+name the file. Here each of these is a `DataError` with the line and a remedy.
 """
 
 from __future__ import annotations
@@ -15,7 +14,8 @@ from typing import Any
 from hidecmoe_jax.core.errors import DataError
 
 _INTEGER_DIGITS = 18
-_FOREIGN = (
+# First bytes of other encodings and archives: the magic bytes, the name, and the remedy.
+_OTHER_FORMATS = (
     (b"\x1f\x8b", "gzip-compressed data", "unpack it first: gunzip FILE"),
     (b"PK\x03\x04", "a zip archive", "unpack it first: unzip FILE"),
     (b"\xff\xfe\x00\x00", "UTF-32 text", "save it as UTF-8: iconv -f UTF-32 -t UTF-8 FILE > NEW"),
@@ -26,7 +26,7 @@ _FOREIGN = (
 
 
 def read_json(path: str | Path) -> Any:
-    """The value in a UTF-8 JSON file (a byte-order mark is accepted).
+    """Returns the value in a UTF-8 JSON file (a byte-order mark is accepted).
 
     Raises:
       DataError: missing or not a regular file, another encoding, malformed JSON (line, column, the line and
@@ -38,12 +38,11 @@ def read_json(path: str | Path) -> Any:
 
 
 def read_text(path: Path) -> str:
-    """The text of a regular UTF-8 file; other encodings and archives are refused by name."""
+    """Returns the text of a regular UTF-8 file; other encodings and archives are refused by name."""
     if not path.is_file():
-        kind = "is a folder" if path.is_dir() else "is not a regular file" if path.exists() else "does not exist"
-        raise DataError(f"cannot read {path.name}", where=str(path), why=f"it {kind}", remedy=_siblings(path))
+        raise DataError(f"cannot read {path.name}", where=str(path), why=_why_no_file(path), remedy=_siblings(path))
     raw = path.read_bytes()
-    for magic, name, remedy in _FOREIGN:
+    for magic, name, remedy in _OTHER_FORMATS:
         if raw.startswith(magic):
             raise DataError(f"{path.name} is not JSON text", where=str(path), why=f"it holds {name}", remedy=remedy)
     if not raw.strip():
@@ -74,21 +73,39 @@ def read_text(path: Path) -> str:
     return text
 
 
+def _why_no_file(path: Path) -> str:
+    if path.is_dir():
+        return "it is a folder"
+    return "it is not a regular file" if path.exists() else "it does not exist"
+
+
+def _repeated_keys(pairs: list[tuple[str, Any]], mapping: dict[str, Any]) -> str:
+    """The complaint about an object in which a key occurs twice."""
+    keys = [key for key, _ in pairs]
+    repeated = sorted({key for key in keys if keys.count(key) > 1})
+    name = mapping.get("id", mapping.get("question_id"))
+    record = f" (id {name!r})" if name is not None else ""
+    names = ", ".join(map(repr, repeated))
+    return f"key {names} stands more than once in the object with keys {sorted(mapping)[:6]}{record}"
+
+
 def parse_json(text: str, path: Path) -> Any:
-    """The value of JSON text; `path` only names the place in errors."""
+    """Returns the value of JSON text.
+
+    Args:
+      path: the file, for errors.
+
+    Raises:
+      DataError: as `read_json`, for everything that concerns the text.
+    """
+    # The hooks below cannot raise without losing the later problems, so they collect them.
     refused: list[str] = []
 
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) < len(pairs):
-            keys = [key for key, _ in pairs]
-            twice = sorted({key for key in keys if keys.count(key) > 1})
-            name = found.get("id", found.get("question_id"))
-            refused.append(
-                f"key {', '.join(map(repr, twice))} stands more than once in the object with keys "
-                f"{sorted(found)[:6]}" + (f" (id {name!r})" if name is not None else "")
-            )
-        return found
+    def checked_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        mapping = dict(pairs)
+        if len(mapping) < len(pairs):
+            refused.append(_repeated_keys(pairs, mapping))
+        return mapping
 
     def constant(name: str) -> float:
         refused.append(f"{name} is no JSON number")
@@ -101,7 +118,7 @@ def parse_json(text: str, path: Path) -> Any:
         return int(digits)
 
     try:
-        value = json.loads(text, object_pairs_hook=once, parse_constant=constant, parse_int=integer)
+        value = json.loads(text, object_pairs_hook=checked_object, parse_constant=constant, parse_int=integer)
     except json.JSONDecodeError as error:
         raise _malformed(text, path, error) from None
     except RecursionError:
@@ -117,19 +134,22 @@ def parse_json(text: str, path: Path) -> Any:
             f"{len(refused)} problems in the JSON of {path.name}",
             where=str(path),
             why=shown,
-            remedy="Python's json would pass over these in silence; correct them in the file",
+            remedy="correct them in the file; Python's own reader would accept them without a warning",
         )
     return value
 
 
 def _malformed(text: str, path: Path, error: json.JSONDecodeError) -> DataError:
+    """The error for text that is no JSON, with the line and a mark under the place."""
     start = text.rfind("\n", 0, error.pos) + 1
     end = text.find("\n", error.pos)
     line = text[start : len(text) if end < 0 else end]
     column = error.pos - start
+    # A file of one long line would fill the terminal, so only the surroundings are shown.
     left = max(0, column - 60)
     shown = line[left : left + 100]
-    why = f"{error.msg}\n         {shown}\n         {' ' * (column - left)}^"
+    mark = " " * (column - left) + "^"
+    why = f"{error.msg}\n         {shown}\n         {mark}"
     return DataError(
         f"{path.name} is not valid JSON",
         where=f"{path}:{error.lineno}:{error.colno}",
@@ -139,7 +159,9 @@ def _malformed(text: str, path: Path, error: json.JSONDecodeError) -> DataError:
 
 
 def _hint(text: str, error: json.JSONDecodeError) -> str:
-    before, after = text[: error.pos].rstrip(), text[error.pos :].lstrip()
+    """The likely cause of a syntax error, from the text before and after it."""
+    before = text[: error.pos].rstrip()
+    after = text[error.pos :].lstrip()
     if error.msg == "Extra data":
         if before.endswith("}") and after.startswith("{"):
             return (
@@ -164,6 +186,7 @@ def _hint(text: str, error: json.JSONDecodeError) -> str:
 
 
 def _siblings(path: Path) -> str:
+    """The remedy for a missing file: what is in its folder."""
     folder = path.parent
     if not folder.is_dir():
         return f"there is no folder {folder} either; give the path of an existing folder"

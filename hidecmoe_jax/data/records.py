@@ -1,8 +1,8 @@
-"""Files of records: read whole, judged whole.
+"""Reader of files of records: all problems of a file are reported at once.
 
-All problems of a file are collected before it is refused, so a user corrects a file once and not line by
-line: what `items` says about each record, ids that occur twice, pictures that do not decode. A `Policy` may
-let a stated fraction be skipped, which is then counted and shown, never silent.
+Problems are those of `items` for every record, ids that occur twice, and pictures that do not decode. They are
+collected before the file is refused, so that a user corrects it once. A `Policy` may allow a fraction of bad records;
+they are then left out, counted and shown.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ SHOWN = 20
 
 @dataclass(frozen=True)
 class Policy:
-    """What to do with bad records.
+    """How bad records are treated.
 
     Attributes:
       dedupe: "refuse" or "keep-first", for ids that occur more than once.
-      max_bad: fraction of a file's records that may be skipped (announced and counted); 0 refuses the first.
-      errors: where the full list of problems is appended as JSON lines (`data_errors.jsonl`), or None.
+      max_bad: fraction of a file's records that may be bad and are left out; 0 allows none.
+      errors: file that all problems are appended to as JSON lines (`data_errors.jsonl`), or None.
       pictures: "decode" every picture once while reading, or only the "header" (faster; damage shows later).
-      limits: what a picture may be.
+      limits: limits of a picture.
     """
 
     dedupe: str = "refuse"
@@ -74,12 +74,19 @@ class Problem:
     file: str = ""
 
     def __str__(self) -> str:
-        return f"{self.source}" + (f" (id {self.id!r})" if self.id is not None else "") + f": {self.problem}"
+        record = self.source if self.id is None else f"{self.source} (id {self.id!r})"
+        return f"{record}: {self.problem}"
 
 
 @dataclass(frozen=True)
 class Contents:
-    """Records of a file, and what was left out: problems of `skipped` bad records, and repeated ids."""
+    """Records of a file, and what was left out.
+
+    Attributes:
+      problems: those of the bad records.
+      skipped: number of bad records.
+      duplicates: number of records with a repeated id.
+    """
 
     records: tuple[Record, ...]
     problems: tuple[Problem, ...] = ()
@@ -88,7 +95,7 @@ class Contents:
 
 
 class BadRecords(DataError):
-    """A refused file, with everything that is wrong with its records in `problems`."""
+    """Error of a refused file; `problems` holds all problems of its records."""
 
     def __init__(self, problems: list[Problem], path: Path, errors: str | None):
         self.problems = tuple(problems)
@@ -107,11 +114,11 @@ class BadRecords(DataError):
 
 
 def read_train(path: str | Path, root: str | Path, *, policy: Policy = POLICY) -> tuple[Record, ...]:
-    """Records of a LLaVA training file: `[{id, image?, conversations: [{from: human|gpt, value}]}, ...]`.
+    """Returns the records of a LLaVA training file: `[{id, image?, conversations: [{from: human|gpt, value}]}, ...]`.
 
     Args:
       path: the JSON file.
-      root: folder that image paths are relative to and must stay in.
+      root: folder that image paths are relative to and must be in.
 
     Raises:
       DataError: the JSON is refused, there is no record, or more records are bad than `policy` allows.
@@ -120,9 +127,9 @@ def read_train(path: str | Path, root: str | Path, *, policy: Policy = POLICY) -
 
 
 def read_test(path: str | Path, root: str | Path, *, policy: Policy = POLICY) -> tuple[Record, ...]:
-    """Records of a test file: `[{question_id, image?, text, answer, answers?}, ...]`, or of conversations.
+    """Returns the records of a test file: `[{question_id, image?, text, answer, answers?}, ...]`, or of conversations.
 
-    `text` has no `<image>` (then one is put before it for every picture) or exactly one for every picture.
+    `text` contains no `<image>` (then one for every picture is put before it) or exactly one for every picture.
 
     Raises:
       DataError: as `read_train`.
@@ -131,7 +138,7 @@ def read_test(path: str | Path, root: str | Path, *, policy: Policy = POLICY) ->
 
 
 def write_problems(problems: Iterable[Problem], path: str | Path) -> None:
-    """Appends problems as JSON lines."""
+    """Appends problems to a file as JSON lines."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a", encoding="utf-8") as file:
         for problem in problems:
@@ -139,27 +146,25 @@ def write_problems(problems: Iterable[Problem], path: str | Path) -> None:
 
 
 def read_file(path: str | Path, root: str | Path, *, test: bool, policy: Policy = POLICY) -> Contents:
-    """As `read_train` and `read_test`, with what was left out."""
-    path, parsed, seen, duplicates, home = Path(path), [], {}, 0, Path(root).resolve()
+    """Returns the records of a training or test file, and what was left out; errors as `read_train`."""
+    path = Path(path)
     items = _items(path)
-    for position, item in enumerate(items):
-        source, name = f"{path.name}#{position}", _id_of(item)
-        record, found = parse_item(item, source, home, test=test)
-        if name is not None and name in seen:
-            if policy.dedupe == "keep-first":
-                duplicates += 1
-                continue
-            remedy = "--set stream.policy.dedupe=keep-first takes the first"
-            found.append(f"duplicate id, first in {seen[name]}; predictions are keyed by ids ({remedy})")
-        seen.setdefault(name, source)
-        parsed.append((source, name, record, found))
-    damage = _damage([record for _, _, record, found in parsed if record is not None and not found], policy)
-    records, problems, bad = [], [], 0
-    for source, name, record, found in parsed:
-        found += [damage[image] for image in (record.images if record else ()) if damage.get(image)]
-        problems += [Problem(source, name, text, str(path)) for text in found]
-        bad += bool(found)
-        records += [] if found else [record]
+    parsed, duplicates = _parse_all(items, path, Path(root).resolve(), test=test, policy=policy)
+    # Only pictures of records without other problems are decoded; the rest is refused anyway.
+    damage = _damage([item.record for item in parsed if item.record is not None and not item.problems], policy)
+    records = []
+    problems = []
+    bad = 0
+    for item in parsed:
+        texts = list(item.problems)
+        for image in item.record.images if item.record else ():
+            if damage.get(image):
+                texts.append(damage[image])
+        if texts:
+            bad += 1
+            problems += [Problem(item.source, item.name, text, str(path)) for text in texts]
+        else:
+            records.append(item.record)
     if problems and policy.errors is not None:
         write_problems(problems, policy.errors)
     if bad > policy.max_bad * len(items) or not records:
@@ -167,21 +172,56 @@ def read_file(path: str | Path, root: str | Path, *, test: bool, policy: Policy 
     return Contents(tuple(records), tuple(problems), bad, duplicates)
 
 
+@dataclass(frozen=True)
+class _Parsed:
+    """One item of a file: its position, its id if it has one, and its record or its problems."""
+
+    source: str
+    name: str | None
+    record: Record | None
+    problems: list[str]
+
+
+def _parse_all(items: list[Any], path: Path, home: Path, *, test: bool, policy: Policy) -> tuple[list[_Parsed], int]:
+    """All items parsed, and the number of repeated ids that were left out."""
+    parsed: list[_Parsed] = []
+    first_source: dict[str | None, str] = {}
+    duplicates = 0
+    for position, item in enumerate(items):
+        source = f"{path.name}#{position}"
+        name = _id_of(item)
+        record, problems = parse_item(item, source, home, test=test)
+        if name is not None and name in first_source:
+            if policy.dedupe == "keep-first":
+                duplicates += 1
+                continue
+            remedy = "--set stream.policy.dedupe=keep-first takes the first"
+            problems.append(f"duplicate id, first in {first_source[name]}; predictions are keyed by ids ({remedy})")
+        first_source.setdefault(name, source)
+        parsed.append(_Parsed(source, name, record, problems))
+    return parsed, duplicates
+
+
 def _items(path: Path) -> list[Any]:
+    """The items of a file, which must be a non-empty JSON array."""
     items = read_json(path)
     if isinstance(items, list) and items:
         return items
-    keys = f" with keys {sorted(items)[:6]}" if isinstance(items, dict) else ""
-    raise DataError(
-        f"{path.name} has no records" if items == [] else f"{path.name} is not an array of records",
-        where=str(path),
-        why="the array is empty" if items == [] else f"found {kind(items)}{keys}",
-        remedy="write [ {...}, {...} ]; one record alone also needs the brackets",
-    )
+    what = f"{path.name} is not an array of records"
+    why = f"found {kind(items)}"
+    if items == []:
+        what = f"{path.name} has no records"
+        why = "the array is empty"
+    elif isinstance(items, dict):
+        why += f" with keys {sorted(items)[:6]}"
+    remedy = "write [ {...}, {...} ]; one record alone also needs the brackets"
+    raise DataError(what, where=str(path), why=why, remedy=remedy)
 
 
 def _damage(records: Iterable[Record], policy: Policy) -> dict[str, str | None]:
-    def look(image: str) -> str | None:
+    """Every picture of the records with its problem, or None where it can be read."""
+
+    def problem_of(image: str) -> str | None:
         try:
             if policy.pictures == "decode":
                 load(image, 8, limits=policy.limits)
@@ -193,10 +233,11 @@ def _damage(records: Iterable[Record], policy: Policy) -> dict[str, str | None]:
 
     images = dict.fromkeys(image for record in records for image in record.images)
     with ThreadPoolExecutor(max_workers=2) as pool:
-        return dict(zip(images, pool.map(look, images), strict=True))
+        return dict(zip(images, pool.map(problem_of, images), strict=True))
 
 
 def _id_of(item: Any) -> str | None:
+    """The id as written, valid or not, for messages and to find duplicates."""
     if not isinstance(item, Mapping):
         return None
     value = item.get("id", item.get("question_id"))

@@ -1,8 +1,8 @@
-"""A stream of tasks: a list of folders, each with `train.json`, `test.json` and pictures.
+"""Stream of tasks: a list of folders, each with `train.json`, `test.json` and pictures.
 
-Opening a task reads and checks its records, carves a validation split where none is given (by a hash of
-ids, so it is the same on every machine and in every run), and takes a fingerprint of everything that was
-read. A resumed run compares fingerprints and refuses when data has changed under it.
+Opening a task reads and checks its records, splits off validation records where there is no file of them (by a hash of
+ids, so the split is the same on every machine and in every run), and computes a fingerprint of everything that was
+read. A resumed run compares fingerprints and refuses changed data.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from hidecmoe_jax.data.jsonfile import read_json
 from hidecmoe_jax.data.records import POLICY, Contents, Policy, read_file
 
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
-_ABOUT = ("name", "scorer", "description")
+_RESERVED = re.compile(r"con|prn|aux|nul|com[1-9]|lpt[1-9]")  # device names of Windows
+_ABOUT_KEYS = ("name", "scorer", "description")
 
 
 @dataclass(frozen=True)
@@ -32,12 +33,11 @@ class TaskSpec:
     Attributes:
       folder: the task's folder.
       name: by default the one in `task.json`, else the folder's name in lower case.
-      train, val, test: file names in the folder; without `val` (and no val.json there) a split of `train`
-        is used.
+      train, val, test: file names in the folder; without `val` (and without a val.json) a part of `train` is used.
       images: folder that image paths are relative to, inside or outside `folder`; by default `folder` itself.
-      scorer: rule that judges answers, by default the one in `task.json`, else "exact".
-      epochs, rate: override the stream's number of epochs and learning rate for this task.
-      limit_train, limit_val, limit_test: use only so many records, chosen by a hash of ids.
+      scorer: scoring rule, by default the one in `task.json`, else "exact".
+      epochs, rate: number of epochs and learning rate of this task instead of the run's.
+      limit_train, limit_val, limit_test: number of records to use, selected by a hash of ids.
     """
 
     folder: str
@@ -67,17 +67,18 @@ class TaskSpec:
 
 @dataclass(frozen=True)
 class Task:
-    """An opened task: every record in it has passed the checks of `records`.
+    """An opened task; all of its records have passed the checks of `records`.
 
     Attributes:
-      index: place in the stream.
+      index: position in the stream.
       root: the task's folder.
       train, val, test: records.
       scorer: name of a rule in `scoring`.
+      epochs, rate: as in `TaskSpec`.
       fingerprint: SHA-256 over `contents`.
-      contents: what the fingerprint is made of, by part, so that a difference can be named.
+      contents: digests of the parts of the data, by name of the part, so that an error can name what changed.
       digests: SHA-256 of every picture by its path.
-      notes: what was decided for the user (carved splits, limits), to be shown.
+      notes: decisions that the user should see (splits, limits).
     """
 
     index: int
@@ -103,11 +104,11 @@ class Stream:
 
     def __post_init__(self):
         names = [task.name for task in self.tasks]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
+        repeated = sorted({name for name in names if names.count(name) > 1})
+        if repeated:
             raise ConfigError(
                 "two tasks of a stream have one name",
-                where=", ".join(twice),
+                where=", ".join(repeated),
                 why=f"names: {names}",
                 remedy="give each entry its own `name:`",
             )
@@ -115,11 +116,11 @@ class Stream:
             raise ConfigError(
                 "a stream without tasks",
                 why="the list of task folders is empty",
-                remedy="--tasks DIR [DIR ...] or `stream:` in the config",
+                remedy="give --tasks DIR [DIR ...], or `stream:` in the config",
             )
 
     def fingerprint(self) -> str:
-        """SHA-256 over the tasks' names and fingerprints, in order."""
+        """Returns the SHA-256 over the tasks' names and fingerprints, in order."""
         return _hash([[task.name, task.fingerprint] for task in self.tasks])
 
 
@@ -129,35 +130,39 @@ def open_stream(specs: Sequence[TaskSpec], *, policy: Policy = POLICY, val_fract
     Raises:
       DataError, ConfigError: as `open_task`; two tasks of one name.
     """
-    return Stream(
-        tuple(open_task(spec, index, policy=policy, val_fraction=val_fraction) for index, spec in enumerate(specs))
-    )
+    tasks = []
+    for index, spec in enumerate(specs):
+        tasks.append(open_task(spec, index, policy=policy, val_fraction=val_fraction))
+    return Stream(tuple(tasks))
 
 
 def open_task(spec: TaskSpec, index: int, *, policy: Policy = POLICY, val_fraction: float = 0.1) -> Task:
-    """Reads a task's records, carves missing splits, takes its fingerprint.
+    """Reads the records of a task, makes missing splits and computes its fingerprint.
 
     Args:
-      val_fraction: part of the training records that becomes validation, and test, where there is no file
-        for it.
+      val_fraction: fraction of the training records that becomes validation, or test, where there is no such file.
 
     Raises:
-      DataError: no such folder, refused or empty files, too few records to carve from.
+      DataError: no such folder, refused or empty files, too few records to split.
       ConfigError: a name that cannot be a folder's name.
     """
     folder = Path(spec.folder)
     if not folder.is_dir():
-        beside = [entry.name for entry in folder.parent.glob("*") if entry.is_dir()]
-        known = nearest(folder.name, beside) if beside else "give the path of a folder with train.json"
-        raise DataError("no such task folder", where=str(folder), why="it is no folder", remedy=known)
+        siblings = [entry.name for entry in folder.parent.glob("*") if entry.is_dir()]
+        remedy = nearest(folder.name, siblings) if siblings else "give the path of a folder with train.json"
+        raise DataError("no such task folder", where=str(folder), why="it is no folder", remedy=remedy)
     about = _about(folder)
     root = folder if spec.images is None else folder / spec.images
     files, splits, notes = _splits(spec, root, policy, val_fraction)
-    digests = _digests(sorted({path for part in splits.values() for one in part for path in one.images}))
+    pictures: set[str] = set()
+    for records in splits.values():
+        for record in records:
+            pictures.update(record.images)
+    digests = _digests(sorted(pictures))
     contents = _contents(files, splits, digests, root)
     return Task(
         index=index,
-        # Only a name that somebody wrote is taken letter by letter; published data sets use capitals in folder names.
+        # Only a name that somebody wrote is used letter by letter; published data sets have capitals in folder names.
         name=task_name(spec.name or about.get("name") or folder.name.lower(), where=str(folder)),
         root=str(folder.resolve()),
         **splits,
@@ -172,41 +177,49 @@ def open_task(spec: TaskSpec, index: int, *, policy: Policy = POLICY, val_fracti
 
 
 def task_name(name: str, *, where: str) -> str:
-    """The name, if it can be a folder's name everywhere: `[a-z0-9][a-z0-9_-]{0,63}`.
+    """Returns the name, if it can be the name of a folder on any system: `[a-z0-9][a-z0-9_-]{0,63}`.
 
     Raises:
       ConfigError: another name (upper case, blanks, `..`, look-alike letters, a device name of Windows).
     """
-    reserved = re.fullmatch(r"con|prn|aux|nul|com[1-9]|lpt[1-9]", name)
-    if NAME.fullmatch(name) and not reserved:
+    is_reserved = _RESERVED.fullmatch(name) is not None
+    if NAME.fullmatch(name) and not is_reserved:
         return name
-    plain = re.sub(r"[^a-z0-9_-]+", "_", name.lower()).strip("_-")[:64] or "task"
-    example = f"task_{name}" if reserved else plain
+    example = re.sub(r"[^a-z0-9_-]+", "_", name.lower()).strip("_-")[:64] or "task"
+    why = f"{name[:80]!r} does not match {NAME.pattern}"
+    if is_reserved:
+        example = f"task_{name}"
+        why += " (reserved on Windows)"
     raise ConfigError(
         "this cannot be the name of a task",
         where=where,
-        why=f"{name[:80]!r} does not match {NAME.pattern}" + (" (reserved on Windows)" if reserved else ""),
+        why=why,
         remedy=f"name it in the config or in task.json, for example: name: {example}",
     )
 
 
 def carve(records: tuple[Record, ...], fraction: float, salt: str) -> tuple[tuple[Record, ...], tuple[Record, ...]]:
-    """Splits off about `fraction` of the records by a hash of ids; records of one picture stay on one side.
+    """Splits off about `fraction` of the records by a hash of ids; records of one picture are in one part.
+
+    Args:
+      salt: name of the new split; it enters the hash and the error.
 
     Returns:
       (rest, carved), each in the order of the file.
 
     Raises:
-      DataError: nothing would be left on one side.
+      DataError: one part would be empty.
     """
     groups: dict[tuple[str, ...], list[Record]] = {}
     for record in records:
         groups.setdefault(record.images or (record.id,), []).append(record)
-    wanted, taken = max(1, round(len(records) * fraction), min(map(len, groups.values()))), set()
+    smallest = min(map(len, groups.values()))
+    wanted = max(1, round(len(records) * fraction), smallest)
+    carved_ids: set[str] = set()
     for group in sorted(groups.values(), key=lambda group: _hash([salt, group[0].id])):
-        if len(taken) + len(group) <= wanted:
-            taken |= {record.id for record in group}
-    rest = tuple(record for record in records if record.id not in taken)
+        if len(carved_ids) + len(group) <= wanted:
+            carved_ids |= {record.id for record in group}
+    rest = tuple(record for record in records if record.id not in carved_ids)
     if not rest:
         raise DataError(
             f"too few training records to carve a {salt} split",
@@ -214,37 +227,40 @@ def carve(records: tuple[Record, ...], fraction: float, salt: str) -> tuple[tupl
             why=f"{len(records)} records of {len(groups)} pictures",
             remedy=f"add records, or give a {salt}.json",
         )
-    return rest, tuple(record for record in records if record.id in taken)
+    carved = tuple(record for record in records if record.id in carved_ids)
+    return rest, carved
 
 
 def sample(records: tuple[Record, ...], count: int) -> tuple[Record, ...]:
-    """`count` records chosen by a hash of ids, in file order; a larger count contains the smaller choice."""
+    """Returns `count` records by a hash of ids, in file order; a larger count contains those of a smaller one."""
     ranked = sorted(records, key=lambda record: _hash(["limit", record.id]))
-    kept = {record.id for record in ranked[:count]}
-    return tuple(record for record in records if record.id in kept)
+    selected = {record.id for record in ranked[:count]}
+    return tuple(record for record in records if record.id in selected)
 
 
 def difference(before: Mapping[str, str], now: Mapping[str, str]) -> tuple[str, ...]:
-    """Names the parts of two tasks' `contents` that differ, a line each; empty when the data is the same."""
-    parts = [*before, *(part for part in now if part not in before)]
-    return tuple(
-        f"{part}: {before.get(part, 'absent')[:12]} -> {now.get(part, 'absent')[:12]}"
-        for part in parts
-        if before.get(part) != now.get(part)
-    )
+    """Returns one line for every part in which two tasks' `contents` differ; empty if the data is the same."""
+    lines = []
+    for name in before | now:
+        if before.get(name) != now.get(name):
+            old = before.get(name, "absent")
+            new = now.get(name, "absent")
+            lines.append(f"{name}: {old[:12]} -> {new[:12]}")
+    return tuple(lines)
 
 
 def _splits(
     spec: TaskSpec, root: Path, policy: Policy, val_fraction: float
 ) -> tuple[dict[str, Path], dict[str, tuple[Record, ...]], tuple[str, ...]]:
-    names = {"train": spec.train, "val": spec.val or "val.json", "test": spec.test}
-    # Only a name that the user did not write may be missing.
-    usual = {"train": False, "val": spec.val is None, "test": spec.test == TaskSpec.test}
-    files = {split: Path(spec.folder) / name for split, name in names.items()}
-    files = {split: path for split, path in files.items() if path.is_file() or not usual[split]}
-    read = {split: read_file(path, root, test=split != "train", policy=policy) for split, path in files.items()}
-    splits = {split: contents.records for split, contents in read.items()}
-    notes = [f"{split}: {text}" for split, contents in read.items() for text in _left_out(contents)]
+    """Files and records of every split, and notes about what was decided."""
+    files = _files(spec)
+    splits: dict[str, tuple[Record, ...]] = {}
+    notes: list[str] = []
+    for split, path in files.items():
+        contents = read_file(path, root, test=split != "train", policy=policy)
+        splits[split] = contents.records
+        notes += [f"{split}: {text}" for text in _left_out(contents)]
+    # Test records are split off first, so that validation never takes from a given test file.
     for split in ("test", "val"):
         if split not in splits:
             whole = len(splits["train"])
@@ -259,14 +275,31 @@ def _splits(
     return files, splits, tuple(notes)
 
 
+def _files(spec: TaskSpec) -> dict[str, Path]:
+    """The file of every split that has one; a file that the user named is listed even where it is missing."""
+    folder = Path(spec.folder)
+    files = {"train": folder / spec.train}
+    val = folder / (spec.val or "val.json")
+    if spec.val is not None or val.is_file():
+        files["val"] = val
+    test = folder / spec.test
+    if spec.test != TaskSpec.test or test.is_file():
+        files["test"] = test
+    return files
+
+
 def _left_out(contents: Contents) -> list[str]:
-    notes = [f"{contents.duplicates} records with repeated ids left out"] if contents.duplicates else []
+    """Notes about records of a file that are not used."""
+    notes = []
+    if contents.duplicates:
+        notes.append(f"{contents.duplicates} records with repeated ids left out")
     if contents.skipped:
         notes.append(f"skipped {contents.skipped} bad records, by max_bad; first: {contents.problems[0]}")
     return notes
 
 
 def _about(folder: Path) -> dict[str, str]:
+    """Name, scorer and description from `task.json`, where there is one."""
     path = folder / "task.json"
     if not path.is_file():
         return {}
@@ -278,12 +311,12 @@ def _about(folder: Path) -> dict[str, str]:
             why=f"found {str(about)[:80]}",
             remedy='write {"name": "digits", "scorer": "exact"}',
         )
-    unknown = [key for key in about if key not in _ABOUT]
+    unknown = [key for key in about if key not in _ABOUT_KEYS]
     if unknown:
         raise DataError(
             "unknown key in task.json",
             where=f"{path}: {unknown[0]}",
-            why=nearest(unknown[0], _ABOUT),
+            why=nearest(unknown[0], _ABOUT_KEYS),
             remedy="epochs, rates and limits belong into the config's stream entry",
         )
     return about
@@ -301,15 +334,20 @@ def _contents(
     digests: Mapping[str, str],
     root: Path,
 ) -> dict[str, str]:
+    """Digests of everything a task was read from: files, the records of every split, pictures."""
+    contents = {f"{path.name} ({split} file)": file_digest(path) for split, path in files.items()}
+    for split, records in splits.items():
+        contents[f"{split} records"] = _hash([record.id for record in records])
     # Names relative to the picture folder: a copied or moved data set keeps its fingerprint.
     home = root.resolve()
-    pictures = [
-        [Path(path).relative_to(home).as_posix(), Path(path).stat().st_size, digest] for path, digest in digests.items()
-    ]
-    parts = {f"{path.name} ({split} file)": file_digest(path) for split, path in files.items()}
-    parts |= {f"{split} records": _hash([record.id for record in records]) for split, records in splits.items()}
-    return parts | {"pictures": _hash(sorted(pictures))}
+    pictures = []
+    for name, digest in digests.items():
+        path = Path(name)
+        pictures.append([path.relative_to(home).as_posix(), path.stat().st_size, digest])
+    contents["pictures"] = _hash(sorted(pictures))
+    return contents
 
 
 def _hash(value: object) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=True).encode()).hexdigest()
+    text = json.dumps(value, sort_keys=True, ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()

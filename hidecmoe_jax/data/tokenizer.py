@@ -1,9 +1,8 @@
-"""Text to token ids and back, with one promise: what a user types never becomes a control token.
+"""Tokenizer: text to token ids and back; text that a user types never becomes a control token.
 
-`</s>` or `<image>` inside a question is encoded as the characters it is made of; the ids of `bos`, `eos`
-and the image token are only ever placed by our own code (`prompts.py`), from the numbers kept here. A
-tokenizer is a folder with a `tokenizer.json`, as every Hugging Face model has, and the names of its special
-tokens.
+`</s>` or `<image>` inside a question is encoded as its characters. The ids of `bos`, `eos` and the image token are
+placed by `prompts` alone, from the numbers stored here. A tokenizer is a folder with a `tokenizer.json`, as every
+Hugging Face model has, and the names of its special tokens.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import numpy as np
 from hidecmoe_jax.core.errors import DataError
 from hidecmoe_jax.data.jsonfile import read_json
 
-# Key in tokenizer_config.json or special_tokens_map.json, and the names tried without such a file.
+# By role: the key in tokenizer_config.json or special_tokens_map.json, and names to try without such a file.
 _SPECIAL = {
     "bos": ("bos_token", ("<s>", "<|startoftext|>", "<|begin_of_text|>")),
     "eos": ("eos_token", ("</s>", "<|endoftext|>", "<|end_of_text|>")),
@@ -31,13 +30,14 @@ TEXT_FOLDER = "text"
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """Encodes user text; made by `Tokenizer.load(folder)`.
+    """A tokenizer of plain text, made by `Tokenizer.load(folder)`.
 
     Attributes:
-      pad, bos, eos, unk, image: ids; `unk` and `image` are -1 where the vocabulary has none (CLIP's text
-        tower).
+      pad, bos, eos, unk, image: ids; `unk` and `image` are -1 where the vocabulary has none (CLIP's text tower).
       size: number of ids, added tokens included; every id is in [0, size).
-      text: the text tower's own tokenizer, where the folder has one in `text/` (CLIP's); None where both read alike.
+      special: ids that plain text never becomes.
+      prefixes_space: True if the tokenizer puts a space before every text (SentencePiece does).
+      text: the text tower's own tokenizer, where the folder has one in `text/` (CLIP's); None if both are the same.
     """
 
     pad: int
@@ -60,42 +60,46 @@ class Tokenizer:
         """
         import tokenizers
 
-        path = Path(folder) / "tokenizer.json"
+        folder = Path(folder)
+        path = folder / "tokenizer.json"
         if not path.is_file():
-            found = sorted(entry.name for entry in Path(folder).iterdir())[:8] if Path(folder).is_dir() else "no folder"
+            content = sorted(entry.name for entry in folder.iterdir())[:8] if folder.is_dir() else "no folder"
             raise DataError(
                 "no tokenizer",
                 where=str(path),
-                why=f"the file does not exist; found {found}",
+                why=f"the file does not exist; found {content}",
                 remedy="give a folder with the tokenizer.json of a Hugging Face model",
             )
-        read_json(path)  # says where a damaged file is damaged; the library below does not
+        read_json(path)  # its error names the damaged line; that of the library below does not
         backend = tokenizers.Tokenizer.from_file(str(path))
         backend.encode_special_tokens = True
         backend.no_padding()
         backend.no_truncation()
-        ids = _special_ids(backend, Path(folder))
-        special = frozenset(token for token, added in backend.get_added_tokens_decoder().items() if added.special)
-        special |= frozenset(token for token in ids.values() if token != NO_TOKEN)
+        ids = _special_ids(backend, folder)
+        added = backend.get_added_tokens_decoder()
+        special = {token for token, entry in added.items() if entry.special}
+        special |= {token for token in ids.values() if token != NO_TOKEN}
         pieces = backend.encode("a", add_special_tokens=False).tokens
         prefixes = bool(pieces) and pieces[0].startswith("\u2581")
+        text_folder = folder / TEXT_FOLDER
         return cls(
             size=backend.get_vocab_size(with_added_tokens=True),
-            special=special,
+            special=frozenset(special),
             prefixes_space=prefixes,
             _backend=backend,
-            text=cls.load(Path(folder) / TEXT_FOLDER) if (Path(folder) / TEXT_FOLDER).is_dir() else None,
+            text=cls.load(text_folder) if text_folder.is_dir() else None,
             **ids,
         )
 
     def encode(self, text: str) -> list[int]:
-        """Ids of plain text; no begin or end token is added and no special token can come out.
+        """Returns the ids of plain text, without begin, end or any other special token.
 
         Raises:
           DataError: the text has characters that the vocabulary cannot express.
         """
-        # A tokenizer that puts a space before every text would double the one that is already there.
-        text = text[1:] if self.prefixes_space and text.startswith(" ") else text
+        # A tokenizer that puts a space before every text would double one that the text begins with.
+        if self.prefixes_space:
+            text = text.removeprefix(" ")
         if not text:
             return []
         encoding = self._backend.encode(text, add_special_tokens=False)
@@ -117,59 +121,73 @@ class Tokenizer:
         return encoding.ids
 
     def decode(self, ids: list[int] | np.ndarray) -> str:
-        """Text of ids; special tokens are left out.
+        """Returns the text of ids; special tokens are left out.
 
         Raises:
           DataError: an id outside [0, size).
         """
-        plain = [int(token) for token in ids if int(token) not in self.special]
+        plain = [token for token in map(int, ids) if token not in self.special]
+        # The backend would drop such an id without an error.
         wrong = [token for token in plain if not 0 <= token < self.size]
         if wrong:
             raise DataError(
                 "token ids outside the vocabulary",
                 why=f"{wrong[:5]} are not in [0, {self.size})",
-                remedy="model and tokenizer do not belong together",
+                remedy="use the tokenizer that belongs to the model",
             )
         return self._backend.decode(plain, skip_special_tokens=True)
 
 
 def text_ids(tokenizer: Tokenizer, text: str, context: int) -> tuple[np.ndarray, np.ndarray, int]:
-    """Ids for a CLIP text tower: begin + text + end, padded to `context`.
+    """Returns the input of a CLIP text tower: begin + text + end, padded to `context`.
 
-    A longer text keeps its head, as CLIP and HiDe-LLaVA do (77 tokens there); the loss is returned, never
-    silent.
+    A longer text is cut at the end, as CLIP and HiDe-LLaVA do (77 tokens there).
 
     Returns:
       ids int32 [context], mask bool [context], number of text tokens that were cut off.
     """
-    body = tokenizer.encode(text)
-    kept = body[: context - 2]
-    row = [tokenizer.bos, *kept, tokenizer.eos]
+    tokens = tokenizer.encode(text)
+    fitting = tokens[: context - 2]
+    row = [tokenizer.bos, *fitting, tokenizer.eos]
     ids = np.full(context, tokenizer.pad, np.int32)
     ids[: len(row)] = row
-    return ids, np.arange(context) < len(row), len(body) - len(kept)
+    mask = np.arange(context) < len(row)
+    return ids, mask, len(tokens) - len(fitting)
 
 
 def _special_ids(backend: Any, folder: Path) -> dict[str, int]:
+    """Ids of the special tokens by role; NO_TOKEN where the vocabulary has none."""
     named: dict[str, Any] = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         if (folder / name).is_file():
             named |= read_json(folder / name)
     ids = {}
     for role, (key, usual) in _SPECIAL.items():
-        given = named.get(key)
-        given = given.get("content") if isinstance(given, dict) else given
-        candidates = (given, *usual) if isinstance(given, str) else usual
-        found = [backend.token_to_id(candidate) for candidate in candidates]
-        ids[role] = next((token for token in found if token is not None), NO_TOKEN)
+        ids[role] = _first_id(backend, _text_of(named.get(key)) + usual)
     missing = [role for role in ("bos", "eos", "pad") if ids[role] == NO_TOKEN]
     if missing:
+        keys = [_SPECIAL[role][0] for role in missing]
         raise DataError(
             "a tokenizer without special tokens",
             where=str(folder),
             why=f"no {', '.join(missing)} token found",
-            remedy=f"name them in tokenizer_config.json: {', '.join(_SPECIAL[role][0] for role in missing)}",
+            remedy=f"name them in tokenizer_config.json: {', '.join(keys)}",
         )
     if ids["unk"] == ids["eos"]:
         ids["unk"] = NO_TOKEN  # CLIP names its end token as unknown token; its byte alphabet needs none
     return ids
+
+
+def _text_of(entry: Any) -> tuple[str, ...]:
+    """The token of a config entry, which is a text or an object with the text as its `content`."""
+    if isinstance(entry, dict):
+        entry = entry.get("content")
+    return (entry,) if isinstance(entry, str) else ()
+
+
+def _first_id(backend: Any, candidates: tuple[str, ...]) -> int:
+    for candidate in candidates:
+        token = backend.token_to_id(candidate)
+        if token is not None:
+            return token
+    return NO_TOKEN

@@ -1,8 +1,8 @@
-"""Scoring: from answers to one number a task, and from a matrix of those numbers to continual metrics.
+"""Scoring: one number per task from answers, and continual-learning metrics from the matrix of those numbers.
 
-`score(name, predictions, references)` joins by id and refuses anything it would have to guess; `SCORERS` says which
-rules exist. `matrix.summary` turns the scores of all stages into Last, Avg, forgetting and the rest, and answers None
-where a needed cell was never measured.
+`score(name, predictions, references)` joins by id and refuses missing, extra and unreadable items; `SCORERS` lists the
+rules. `matrix.summary` turns the scores of all stages into Last, Avg, forgetting and others, and returns None where a
+cell that a metric needs was not measured.
 """
 
 from hidecmoe_jax.scoring.matrix import mean_and_spread, summary

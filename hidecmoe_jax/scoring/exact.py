@@ -1,9 +1,9 @@
-"""Rules that judge one short answer: whole-string equality, option letters, numbers, and two lenient relatives.
+"""Rules for one short answer: equal strings, option letters, numbers, and two lenient substring rules.
 
-Every rule maps an answer and its references to 1.0 (right), 0.0 (wrong) or None (the answer could not be read; it
-counts as wrong and is reported in a column of its own). A reference that the rule itself cannot read is the data's
-fault and raises. No rule strips punctuation unless it says so: leniency that is not written down is how shared
-evaluators came to count "normal tissue" as a correct "no".
+Every rule maps an answer and its references to 1.0 (right), 0.0 (wrong) or None (unreadable: counts as wrong and is
+reported separately). A reference that the rule cannot read is an error of the data and raises. A rule strips
+punctuation only where its docstring states it; undocumented leniency made shared evaluators accept "normal tissue" for
+"no".
 """
 
 from __future__ import annotations
@@ -18,21 +18,22 @@ _NUMBER = re.compile(r"[+-]?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?")
 
 
 def exact(prediction: str, references: tuple[str, ...]) -> float | None:
-    """Whole-string equality, case-insensitive, after stripping outer white space (the rule of the UCIT benchmark).
+    """Equality of whole strings, case-insensitive, without outer white space (the rule of the UCIT benchmark).
 
     Nothing else is normalised: "cat." is not "cat", because the official comparison keeps the period and a model
-    that learned the answer format does not write one. An empty answer is unparsed.
+    that learned the answer format does not write one. An empty answer is unreadable.
     """
     answer = prediction.strip().upper()
     if not answer:
         return None
-    return float(any(answer == reference.strip().upper() for reference in references))
+    accepted = {reference.strip().upper() for reference in references}
+    return float(answer in accepted)
 
 
 def contains(prediction: str, references: tuple[str, ...]) -> float | None:
-    """Case-insensitive substring, the rule of several published evaluators; never a headline.
+    """Whether the answer contains a reference, case-insensitive; the rule of several published evaluators.
 
-    It calls "normal tissue" a right answer where "no" was asked for. An empty answer is unparsed.
+    Never a headline score: it accepts "normal tissue" where "no" is right. An empty answer is unreadable.
     """
     answer = prediction.strip().lower()
     if not answer:
@@ -43,15 +44,18 @@ def contains(prediction: str, references: tuple[str, ...]) -> float | None:
 def either_contains(prediction: str, references: tuple[str, ...]) -> float:
     """Case-sensitive substring in either direction, CoIN's ImageNet rule; only to compare with published numbers.
 
-    The empty answer is part of every reference and so always right; that defect is the point of keeping the rule.
+    The empty answer is part of every reference and so always right. The defect is kept: published numbers have it.
     """
-    return float(any(reference in prediction or prediction in reference for reference in references))
+    for reference in references:
+        if reference in prediction or prediction in reference:
+            return 1.0
+    return 0.0
 
 
 def choice(prediction: str, references: tuple[str, ...]) -> float | None:
-    """Compares option letters: a bare letter, or a prefix "X." or "(X)", in either case.
+    """Equality of option letters: a letter alone, or a prefix "X." or "(X)", in either case.
 
-    Anything else ("A dog", "the answer is B") is unparsed, where lenient parsers find a letter in any sentence.
+    Anything else ("A dog", "the answer is B") is unreadable; lenient parsers find a letter in any sentence.
     """
     letter = _letter(prediction)
     if letter is None:
@@ -61,7 +65,7 @@ def choice(prediction: str, references: tuple[str, ...]) -> float | None:
 
 
 def number(prediction: str, references: tuple[str, ...]) -> float | None:
-    """Compares decimal numbers by value ("3", "3.0", "1,000"); one trailing period is allowed, words are unparsed."""
+    """Equality of decimal numbers by value ("3", "3.0", "1,000"); one final period is allowed, words are unreadable."""
     value = _decimal(prediction)
     if value is None:
         return None
@@ -70,13 +74,19 @@ def number(prediction: str, references: tuple[str, ...]) -> float | None:
 
 
 def _letter(text: str) -> str | None:
-    found = _CHOICE.match(text.strip())
-    return next(letter for letter in found.groups() if letter).upper() if found else None
+    match = _CHOICE.match(text.strip())
+    if match is None:
+        return None
+    # One of the pattern's three alternatives matched; the groups of the others are None.
+    bare, dotted, bracketed = match.groups()
+    return (bare or dotted or bracketed).upper()
 
 
 def _decimal(text: str) -> Decimal | None:
     text = text.strip().removesuffix(".")
-    return Decimal(text.replace(",", "")) if _NUMBER.fullmatch(text) else None
+    if not _NUMBER.fullmatch(text):
+        return None
+    return Decimal(text.replace(",", ""))
 
 
 def _readable(value, reference: str, *, rule: str):

@@ -1,9 +1,9 @@
-"""Continual metrics from the matrix of scores: what was learned, what was kept, what was lost.
+"""Continual-learning metrics of a score matrix: final accuracy, average, forgetting, transfer.
 
 R[k,i] is the test score on task i after training stage k (both from 1 to T); R[0,i] is the model before any task. In
 Python the matrix is a list of T + 1 rows with T cells, `matrix[k][i - 1]` = R[k,i], None (or NaN) where nothing was
-measured. Each metric names the cells it needs; if one is absent the metric is None and listed under `missing` with
-those cells. It is never averaged over fewer cells, because such a mean looks like a score and is none.
+measured. Each metric lists the cells it needs; if one is absent, the metric is None and `missing` lists those cells. No
+mean is taken over fewer cells, because it would look like the metric and be another number.
 
 A method that learns everything at once (joint) fills only row T; one that never learns (zero-shot) has the single
 row 0, and its Last is that row.
@@ -23,7 +23,7 @@ METRICS = ("last", "avg", "maa", "mft", "bwt_t_minus_1", "bwt_t", "forgetting", 
 
 
 def summary(matrix: Matrix) -> dict[str, object]:
-    """Computes every metric of `METRICS` from one run's matrix.
+    """Returns every metric of `METRICS` for one run's matrix.
 
     Returns a dict with, in points:
       last: mean of R[T,i] (also called MFN, final average accuracy).
@@ -41,26 +41,30 @@ def summary(matrix: Matrix) -> dict[str, object]:
       DataError: rows of unequal length, no task, or a number of rows that is neither 1 nor T + 1.
     """
     tasks = _check(matrix)
-    found: dict[str, float | None] = {}
+    metrics: dict[str, float | None] = {}
     missing: dict[str, list[str]] = {}
     for name, formula in _FORMULAS.items():
+        metrics[name] = None
+        if tasks == 1 and name in _BETWEEN_TASKS:
+            missing[name] = ["at least two tasks"]
+            continue
         cells = _Cells(matrix, tasks)
-        alone = tasks == 1 and name in _BETWEEN_TASKS
-        value = None if alone else formula(cells)
-        if alone or cells.absent:
-            missing[name] = ["at least two tasks"] if alone else sorted(set(cells.absent))
-        found[name] = None if name in missing else value
-    return {**found, "missing": missing}
+        value = formula(cells)
+        if cells.absent:
+            missing[name] = sorted(set(cells.absent))
+        else:
+            metrics[name] = value
+    return {**metrics, "missing": missing}
 
 
 def mean_and_spread(rows: Sequence[Mapping[str, object]]) -> dict[str, dict[str, float | int | None]]:
-    """Mean and sample standard deviation of each number over seeds.
+    """Returns the mean and sample standard deviation of each number over seeds.
 
     Args:
-      rows: one dict a seed, for instance `summary`'s; entries that are neither numbers nor None are left out.
+      rows: one dict per seed, for instance of `summary`; entries that are neither numbers nor None are left out.
 
-    Returns {key: {"mean", "std", "n"}}. The mean is None if any seed lacks the number (a mean over fewer seeds would
-    be another statistic); the std is None as well then, and with a single seed.
+    Returns {key: {"mean", "std", "n"}}. Both are None if any seed lacks the number (a mean over fewer seeds would be
+    another statistic); the std is also None for a single seed.
 
     Raises:
       DataError: no rows, or rows with different keys.
@@ -69,28 +73,36 @@ def mean_and_spread(rows: Sequence[Mapping[str, object]]) -> dict[str, dict[str,
         raise DataError("No seeds to average", remedy="run at least one seed")
     for row in rows[1:]:
         if set(row) != set(rows[0]):
-            odd = ", ".join(sorted(set(row) ^ set(rows[0])))
+            unshared = sorted(set(row) ^ set(rows[0]))
             raise DataError(
                 "Seeds report different numbers",
-                why=f"only in some: {odd}",
+                why=f"only in some: {', '.join(unshared)}",
                 remedy="evaluate all seeds with the same version and the same flags",
             )
     spread: dict[str, dict[str, float | int | None]] = {}
     for key in rows[0]:
         values = [row[key] for row in rows]
-        if not all(value is None or _is_number(value) for value in values):
-            continue
-        whole = not any(_absent(value) for value in values)
-        spread[key] = {
-            "mean": statistics.fmean(values) if whole else None,
-            "std": statistics.stdev(values) if whole and len(values) > 1 else None,
-            "n": len(values),
-        }
+        if all(value is None or _is_number(value) for value in values):
+            spread[key] = _spread(values)
     return spread
 
 
+def _spread(values: list) -> dict[str, float | int | None]:
+    mean = None
+    std = None
+    if not any(map(_absent, values)):
+        mean = statistics.fmean(values)
+        if len(values) > 1:
+            std = statistics.stdev(values)
+    return {"mean": mean, "std": std, "n": len(values)}
+
+
 def mean_matrix(matrices: Sequence[Matrix]) -> list[list[float | None]]:
-    """Averages matrices of equal shape cell by cell; a cell that any of them lacks is None."""
+    """Returns the cell-by-cell mean of matrices of equal shape; a cell that any of them lacks is None.
+
+    Raises:
+      DataError: the shapes differ.
+    """
     shapes = {(len(matrix), len(matrix[0])) for matrix in matrices}
     if len(shapes) != 1:
         raise DataError(
@@ -98,65 +110,91 @@ def mean_matrix(matrices: Sequence[Matrix]) -> list[list[float | None]]:
             why=f"shapes {sorted(shapes)}",
             remedy="give every seed the same tasks",
         )
-    return [
-        [
-            None if any(_absent(value) for value in cells) else statistics.fmean(cells)
-            for cells in zip(*rows, strict=True)
-        ]
-        for rows in zip(*matrices, strict=True)
-    ]
+    averaged = []
+    for rows in zip(*matrices, strict=True):
+        averaged.append([_mean_or_none(cells) for cells in zip(*rows, strict=True)])
+    return averaged
+
+
+def _mean_or_none(values: Sequence[float | None]) -> float | None:
+    if any(map(_absent, values)):
+        return None
+    return statistics.fmean(values)
 
 
 @dataclass(frozen=True)
 class _Cells:
-    """Reads R[k,i] and notes what is absent, so that one pass over a formula finds every cell it needs."""
+    """Access to R[k,i] that records absent cells, so that one evaluation of a formula lists every cell it lacks."""
 
     matrix: Matrix
     tasks: int
     absent: list[str] = field(default_factory=list)
 
     def __call__(self, stage: int, task: int) -> float:
-        if stage < len(self.matrix) and not _absent(self.matrix[stage][task - 1]):
-            return float(self.matrix[stage][task - 1])
+        value = self.matrix[stage][task - 1] if stage < len(self.matrix) else None
+        if not _absent(value):
+            return float(value)
         self.absent.append(f"R[{stage},{task}]")
-        # Any number does: a value computed from an absent cell is dropped by the caller.
+        # Any number will do: the caller drops a value that was computed from an absent cell.
         return 0.0
+
+    def row(self, stage: int, tasks: range) -> list[float]:
+        """Scores of several tasks after one stage."""
+        return [self(stage, task) for task in tasks]
+
+    def column(self, task: int, stages: range) -> list[float]:
+        """Scores of one task after several stages."""
+        return [self(stage, task) for stage in stages]
+
+    def diagonal(self) -> list[float]:
+        """Score of every task right after it was learned."""
+        return [self(task, task) for task in _range(1, self.tasks)]
 
 
 def _last(r: _Cells) -> float:
+    # A zero-shot matrix has the single row 0, which is its last one.
     final = len(r.matrix) - 1
-    return _mean(r(final, task) for task in _range(1, r.tasks))
+    return statistics.fmean(r.row(final, _range(1, r.tasks)))
 
 
 def _avg(r: _Cells) -> float:
-    return _mean(_mean(r(stage, task) for stage in _range(task, r.tasks)) for task in _range(1, r.tasks))
+    means = [statistics.fmean(r.column(task, _range(task, r.tasks))) for task in _range(1, r.tasks)]
+    return statistics.fmean(means)
 
 
 def _maa(r: _Cells) -> float:
-    return _mean(_mean(r(stage, task) for task in _range(1, stage)) for stage in _range(1, r.tasks))
+    means = [statistics.fmean(r.row(stage, _range(1, stage))) for stage in _range(1, r.tasks)]
+    return statistics.fmean(means)
 
 
 def _mft(r: _Cells) -> float:
-    return _mean(r(task, task) for task in _range(1, r.tasks))
+    return statistics.fmean(r.diagonal())
+
+
+def _changes(r: _Cells, tasks: range) -> list[float]:
+    """How much the score of each task changed from its own stage to the last one."""
+    return [r(r.tasks, task) - r(task, task) for task in tasks]
 
 
 def _bwt_t(r: _Cells) -> float:
-    return _mean(r(r.tasks, task) - r(task, task) for task in _range(1, r.tasks))
+    return statistics.fmean(_changes(r, _range(1, r.tasks)))
 
 
 def _bwt_t_minus_1(r: _Cells) -> float:
-    return _mean(r(r.tasks, task) - r(task, task) for task in _range(1, r.tasks - 1))
+    return statistics.fmean(_changes(r, _range(1, r.tasks - 1)))
 
 
 def _forgetting(r: _Cells) -> float:
-    return _mean(
-        max([r(stage, task) for stage in _range(task, r.tasks - 1)]) - r(r.tasks, task)
-        for task in _range(1, r.tasks - 1)
-    )
+    losses = []
+    for task in _range(1, r.tasks - 1):
+        best = max(r.column(task, _range(task, r.tasks - 1)))
+        losses.append(best - r(r.tasks, task))
+    return statistics.fmean(losses)
 
 
 def _fwt(r: _Cells) -> float:
-    return _mean(r(task - 1, task) - r(0, task) for task in _range(2, r.tasks))
+    gains = [r(task - 1, task) - r(0, task) for task in _range(2, r.tasks)]
+    return statistics.fmean(gains)
 
 
 _FORMULAS = {
@@ -173,12 +211,13 @@ _BETWEEN_TASKS = frozenset({"bwt_t_minus_1", "forgetting", "fwt"})
 
 
 def _check(matrix: Matrix) -> int:
+    """Number of tasks of a matrix whose shape is right."""
     widths = {len(row) for row in matrix}
     if len(widths) != 1 or widths == {0}:
         raise DataError(
             "The score matrix is not rectangular",
             why=f"rows of {sorted(widths)} cells",
-            remedy="one row for zero-shot and one a stage, each with a cell (or None) a task",
+            remedy="one row for zero-shot and one per stage, each with a cell (or None) per task",
         )
     tasks = widths.pop()
     if len(matrix) not in (1, tasks + 1):
@@ -198,9 +237,6 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _mean(values) -> float:
-    return statistics.fmean(values)
-
-
 def _range(first: int, last: int) -> range:
+    """From `first` to `last`, both included, as the formulas are written."""
     return range(first, last + 1)

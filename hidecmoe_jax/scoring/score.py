@@ -1,8 +1,7 @@
-"""One entrance for every scorer: join predictions and references by id, judge, and count what could not be read.
+"""Scoring of one task: predictions and references are joined by id and judged by a scorer.
 
-The denominator is always the number of references. Missing, extra or duplicate ids are refused instead of scored
-around, because every one of those slips has produced published numbers; an answer that cannot be read counts as
-wrong and is reported in its own column `unparsed`.
+The denominator is always the number of references. Missing, extra and duplicate ids are errors, since each of them has
+led to wrong published numbers. An answer that cannot be read counts as wrong and is also counted in `unparsed`.
 """
 
 from __future__ import annotations
@@ -23,10 +22,10 @@ class Score:
     """Result of one scorer on one task.
 
     Attributes:
-      value: headline, 0-100 (`caption6` can exceed 100, see `captions`).
+      value: headline number, 0-100 (`caption6` can exceed 100, see `captions`).
       per_item: like `value`, by id, in the order of the references.
-      count: items judged, always the number of references.
-      unparsed: answers that could not be read; each is part of `count` and scores 0.
+      count: number of items, always the number of references.
+      unparsed: number of unreadable answers; each is part of `count` and scores 0.
       parts: further numbers 0-100, by name.
     """
 
@@ -39,13 +38,13 @@ class Score:
 
 @dataclass(frozen=True)
 class Scorer:
-    """A rule with a name; calling it gives a `Score`.
+    """A scoring rule; calling it returns a `Score`.
 
     Attributes:
-      judge: maps (predictions, references), equal non-empty id sets, to a `Score`.
+      judge: maps (predictions, references), with the same non-empty set of ids, to a `Score`.
       about: one line for tables and help texts.
-      headline: False for rules kept only to compare with published numbers.
-      bounded: no score exceeds 100.
+      headline: False for rules that exist only to compare with published numbers.
+      bounded: True if no score exceeds 100.
     """
 
     judge: Callable[[Predictions, References], Score]
@@ -54,13 +53,13 @@ class Scorer:
     bounded: bool = True
 
     def __call__(self, predictions: Predictions, references: References) -> Score:
-        """Checks the ids, then judges; raises DataError as `score` does."""
+        """Returns the score; raises DataError as `score` does."""
         _check_ids(predictions, references)
         return self.judge(predictions, references)
 
 
 def score(name: str, predictions: Predictions, references: References) -> Score:
-    """Scores a task.
+    """Returns the score of a task.
 
     Args:
       name: a key of `SCORERS`.
@@ -77,23 +76,30 @@ def score(name: str, predictions: Predictions, references: References) -> Score:
 
 
 def bounded(name: str) -> bool:
-    """Whether scores under this name end at 100; an unknown name (of an old report) is taken to."""
+    """Whether scores of this name are at most 100; an unknown name (of an old report) counts as bounded."""
     return name not in SCORERS or SCORERS[name].bounded
 
 
 def by_id(pairs: Iterable[tuple[str, str]], *, where: str) -> dict[str, str]:
-    """Collects (id, answer) pairs, e.g. lines of an answers file; raises DataError on a duplicate id."""
-    found: dict[str, str] = {}
+    """Returns {id: answer} of pairs, e.g. of the lines of an answers file.
+
+    Args:
+      where: source of the pairs, for the error.
+
+    Raises:
+      DataError: an id occurs twice.
+    """
+    answers: dict[str, str] = {}
     for name, text in pairs:
-        if name in found:
+        if name in answers:
             raise DataError(
                 f"Two predictions share the id '{name}'",
                 where=where,
-                why="one of them would be lost, and which one is chance",
+                why="one of them would be lost, at random",
                 remedy="delete the answers file and evaluate this row again: `hidecmoe eval RUN`",
             )
-        found[name] = text
-    return found
+        answers[name] = text
+    return answers
 
 
 def _check_ids(predictions: Predictions, references: References) -> None:
@@ -103,62 +109,81 @@ def _check_ids(predictions: Predictions, references: References) -> None:
             why="the set of references is empty",
             remedy="check test.json of this task with `hidecmoe data check`",
         )
-    for title, names in (
-        ("Predictions are missing", [name for name in references if name not in predictions]),
-        ("Predictions have no reference", [name for name in predictions if name not in references]),
-    ):
-        if names:
-            shown = ", ".join(repr(name) for name in names[:3]) + (", ..." if len(names) > 3 else "")
+    counts = f"{len(predictions)} predictions against {len(references)} references"
+    _refuse_ids("Predictions are missing", [name for name in references if name not in predictions], counts)
+    _refuse_ids("Predictions have no reference", [name for name in predictions if name not in references], counts)
+    for name, texts in references.items():
+        # A plain string would be read as a tuple of characters, each of them a right answer.
+        if not texts or isinstance(texts, str):
             raise DataError(
-                f"{title}: {len(names)} ids",
-                where=shown,
-                why=f"{len(predictions)} predictions against {len(references)} references; "
-                "a score over the rest would have another denominator",
-                remedy="evaluate the whole split of the right task: `hidecmoe eval RUN`",
+                "An item has no list of reference answers",
+                where=f"id {name!r}",
+                why=f"found {texts!r}, expected a tuple of at least one string",
+                remedy="give the item an `answer` in test.json",
             )
-    bare = next((name for name, texts in references.items() if not texts or isinstance(texts, str)), None)
-    if bare is not None:
-        raise DataError(
-            "An item has no list of reference answers",
-            where=f"id {bare!r}",
-            why=f"found {references[bare]!r}, expected a tuple of at least one string",
-            remedy="give the item an `answer` in test.json",
-        )
+
+
+def _refuse_ids(title: str, names: list[str], counts: str) -> None:
+    """Raises DataError where there are such ids."""
+    if not names:
+        return
+    shown = ", ".join(map(repr, names[:3]))
+    if len(names) > 3:
+        shown += ", ..."
+    raise DataError(
+        f"{title}: {len(names)} ids",
+        where=shown,
+        why=f"{counts}; a score over the rest would have another denominator",
+        remedy="evaluate the whole split of the right task: `hidecmoe eval RUN`",
+    )
+
+
+def _marks(
+    rule: Callable[[str, tuple[str, ...]], float | None], predictions: Predictions, references: References
+) -> tuple[dict[str, float], int]:
+    """The rule's number for every item, 0 where it cannot read the answer, and the number of those answers."""
+    marks = {}
+    unread = 0
+    for name, texts in references.items():
+        mark = rule(predictions[name], texts)
+        unread += mark is None
+        marks[name] = 0.0 if mark is None else mark
+    return marks, unread
 
 
 def _itemwise(rule: Callable[[str, tuple[str, ...]], float | None]) -> Callable[[Predictions, References], Score]:
+    """Scores every item by the rule's number."""
+
     def judge(predictions: Predictions, references: References) -> Score:
-        marks = {name: rule(predictions[name], texts) for name, texts in references.items()}
-        return _mean({name: 100.0 * (mark or 0.0) for name, mark in marks.items()}, _unread(marks))
+        marks, unread = _marks(rule, predictions, references)
+        return _mean({name: 100.0 * mark for name, mark in marks.items()}, unread)
 
     return judge
 
 
 def _boxwise(rule: Callable[[str, tuple[str, ...]], float | None]) -> Callable[[Predictions, References], Score]:
+    """Scores every item by whether its overlap exceeds a half, with the mean overlap as a further number."""
+
     def judge(predictions: Predictions, references: References) -> Score:
-        marks = {name: rule(predictions[name], texts) for name, texts in references.items()}
-        overlaps = [mark or 0.0 for mark in marks.values()]
-        per_item = {name: 100.0 * float((mark or 0.0) > 0.5) for name, mark in marks.items()}
-        return _mean(per_item, _unread(marks), mean_iou=100.0 * sum(overlaps) / len(overlaps))
+        overlaps, unread = _marks(rule, predictions, references)
+        per_item = {name: 100.0 * float(overlap > 0.5) for name, overlap in overlaps.items()}
+        mean_iou = 100.0 * sum(overlaps.values()) / len(overlaps)
+        return _mean(per_item, unread, mean_iou=mean_iou)
 
     return judge
 
 
 def _caption(predictions: Predictions, references: References) -> Score:
-    names = list(references)
-    result = captions.caption6([predictions[name] for name in names], [references[name] for name in names])
-    empty = sum(not captions.tokenize(predictions[name]) for name in names)
+    answers = [predictions[name] for name in references]
+    result = captions.caption6(answers, list(references.values()))
+    empty = sum(not captions.tokenize(answer) for answer in answers)
     return Score(
         value=result.value,
-        per_item=dict(zip(names, result.per_item, strict=True)),
-        count=len(names),
+        per_item=dict(zip(references, result.per_item, strict=True)),
+        count=len(answers),
         unparsed=empty,
         parts=result.parts,
     )
-
-
-def _unread(marks: Mapping[str, float | None]) -> int:
-    return sum(mark is None for mark in marks.values())
 
 
 def _mean(per_item: dict[str, float], unparsed: int, **parts: float) -> Score:

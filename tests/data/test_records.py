@@ -173,8 +173,8 @@ def turns(*said: tuple[str, str]) -> list[dict]:
 @pytest.mark.parametrize(
     ("said", "why"),
     [
-        (turns(("gpt", "dog"), ("human", "<image>?")), "where 'human' should speak"),
-        (turns(("human", "<image>?"), ("human", "?")), "where 'gpt' should speak"),
+        (turns(("gpt", "dog"), ("human", "<image>?")), "where 'human' is expected"),
+        (turns(("human", "<image>?"), ("human", "?")), "where 'gpt' is expected"),
         (turns(("human", "<image>?"), ("gpt", "  ")), "the answer in turn 1 is empty"),
         (turns(("human", "<image>?")), "the last question has no answer"),
         (turns(("humna", "<image>?"), ("gpt", "x")), "did you mean 'human'"),

@@ -1,1 +1,1 @@
-"""The pocket data: pictures the project draws, what can be said about them, and the tasks made of them."""
+"""Pocket data: drawn pictures with ground truth, captions and questions about them, and the seven small tasks."""

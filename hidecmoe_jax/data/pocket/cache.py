@@ -1,4 +1,4 @@
-"""Where the pocket stream lies once it has been drawn: a cache folder named after everything that decides its bytes."""
+"""Cache of the drawn pocket stream: a folder whose name contains everything that its bytes depend on."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ def pocket_tasks(
     test: int = 300,
     folder: str | None = None,
 ) -> tuple[Path, ...]:
-    """Folders of the pocket tasks in the asked order (all of them by default), drawn if they are not there yet.
+    """Returns the folders of pocket tasks in the given order (all of them by default); draws them if needed.
+
+    Args:
+      folder: folder of the stream instead of the one in the cache.
 
     Raises:
       ConfigError: an unknown task.
@@ -29,8 +32,11 @@ def pocket_tasks(
     for name in names:
         if name not in TASKS:
             raise ConfigError("no such pocket task", where=name, why=nearest(name, TASKS))
-    root = Path(folder) if folder else cache_folder() / f"pocket-{VERSION}-{seed}-{train}-{val}-{test}"
+    root = cache_folder() / f"pocket-{VERSION}-{seed}-{train}-{val}-{test}"
+    if folder:
+        root = Path(folder)
     root.parent.mkdir(parents=True, exist_ok=True)
+    # Two runs that start together must not draw the same folder.
     with FileLock(root.with_name(f".{root.name}.lock")):
         if not root.is_dir():
             write_stream(root, seed=seed, train=train, val=val, test=test)
