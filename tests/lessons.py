@@ -5,10 +5,10 @@ from typing import Any
 
 import jax
 
-from hidecmoe_jax.core.keys import key_for
 from hidecmoe_jax.methods.base import Learner, Method
 from hidecmoe_jax.runs.session import Session
-from hidecmoe_jax.train.stage import run_stage, tuned_for
+from hidecmoe_jax.train.lesson import LessonSetup, run_lesson
+from hidecmoe_jax.train.stage import run_stage
 from hidecmoe_jax.train.step import take_step
 
 
@@ -53,33 +53,36 @@ def teach(session: Session, *, seed: int = 0, like: Taught | None = None) -> Tau
     learner = method.init(model, session.config.capacity)
     learners, trained, kept, compiled, curve = [learner], [], [], [], []
     for number, lesson in enumerate(method.lessons(len(session.stream.tasks))):
-        material = session.material(method.records(session.stream, lesson), lesson, str(lesson))
-        before = take_step._cache_size()
-        for place, stage in enumerate(method.stages(number)):
-            key = key_for(seed, "lesson", number, stage.kind)
-            learner = method.before(model, learner, stage, number, key)
-            part = material.only(method.part(stage, len(material.encoded), seed))
-            if stage.trains:
-                watch = Silent()
-                learner = _trained(session, learner, stage, part, key, seed, like and like.trained[number], watch)
-                trained.append(learner)
-                at = [{"at": [number, place, step], "stage": stage.kind} for step in range(len(watch.facts))]
-                curve += [one | facts for one, facts in zip(at, watch.facts, strict=True)]
+        watches: dict[int, Silent] = {}
+        programs = take_step._cache_size()
+        setup = LessonSetup(
+            number=number,
+            name="a lesson",
+            data=session.material(method.records(session.stream, lesson), lesson, str(lesson)),
+            tune=session.config.tune,
+            key_parts=(seed, "lesson", number),
+            seed_at=lambda place: seed,
+            features=lambda data, lesson=lesson: session.frozen_features(data, f"{lesson} train"),
+        )
+
+        def train(model, learner, stage, data, *, number=number, **settings) -> Learner:
+            if like is None:
+                learner = run_stage(model, learner, stage, data, **settings)
             else:
-                seen = session.seen(learner, stage, part, f"{lesson} train")
-                learner = method.fit(model, learner, stage, number, seen, key)
-            learner = method.after(model, learner, stage, number)
+                learner = learner.replace(live=like.trained[number].live, tuned=like.trained[number].tuned)
+            trained.append(learner)
+            return learner
+
+        def observer_of(place, stage, tune, watches=watches) -> Silent:
+            watches[place] = Silent()
+            return watches[place]
+
+        stages = method.stages(number)
+        for place, stage, after in run_lesson(stages, model, learner, setup, observer_of=observer_of, train=train):
+            learner = after
+            for step, facts in enumerate(watches[place].facts if place in watches else ()):
+                curve.append({"at": [number, place, step], "stage": stage.kind} | facts)
         learners.append(learner)
         kept.append(jax.device_get(method.to_archive(learner, number)))
-        compiled.append(take_step._cache_size() - before)
+        compiled.append(take_step._cache_size() - programs)
     return Taught(method, session, learners, trained, kept, compiled, curve)
-
-
-def _trained(session: Session, learner: Learner, stage, part, key, seed: int, like: Learner | None, watch) -> Learner:
-    if like is not None:
-        return learner.replace(live=like.live, tuned=like.tuned)
-    tune = tuned_for(stage, session.config.tune, len(part.encoded))
-    return run_stage(
-        session.config.method, session.model, learner, stage, part,
-        tune=tune, key=key, seed=seed, watch=watch, task="a lesson",
-    )  # fmt: skip

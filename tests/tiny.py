@@ -79,8 +79,9 @@ def write_stream(root: Path, names: tuple[str, ...] = tuple(STREAM), **sizes: in
 def mapping(base: Path, name: str, *, tasks=(), tune=(), rank: int = 2, dropout: float = 0.1, **method) -> dict:
     """A config as plain values that learns in a few steps; `method` are fields of the method."""
     given = {"stream": {"pocket": None, "tasks": [{"folder": str(task)} for task in tasks]}} if tasks else {}
-    # A stacked method has two kinds of experts, so a test that takes one says which.
-    lora = {} if method.get("kind") == "stacked" else {"lora": {"rank": rank, "dropout": dropout}}
+    # A stacked method has two kinds of experts, and a wrapper those of its inner method: such a test says which.
+    has_lora = method.get("kind", "routed") in ("routed", "mixture", "moelora")
+    lora = {"lora": {"rank": rank, "dropout": dropout}} if has_lora else {}
     return given | {
         "method": {"kind": "routed", "name": name} | lora | method,
         "base": {"path": str(base)},

@@ -1,7 +1,7 @@
-"""What a method carries from task to task, and the hooks it must have.
+"""State that a method carries from task to task, and the hooks that it must have.
 
-Freezing is a place, not a mask: what trains sits in `live` and `tuned`, and the optimiser is initialised on that
-alone, so an old expert can receive neither gradients nor moments nor decay. A method is a frozen dataclass of pure
+Freezing is a place, not a mask: what trains sits in `live`, `tuned` and `routers`, and the optimiser is initialised on
+that alone, so an old expert can receive neither gradients nor moments nor decay. A method is a frozen dataclass of pure
 hooks; its fields are its hyper-parameters.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from flax import struct
 from jax import Array
@@ -24,7 +24,13 @@ from hidecmoe_jax.experts.routing import Voice
 from hidecmoe_jax.experts.surgery import merge_into_base
 from hidecmoe_jax.experts.usage import Load
 from hidecmoe_jax.locators.anchors import Pooled
-from hidecmoe_jax.models.llava import Batch, Model, Reading, decoder_layers, with_decoder_layers
+from hidecmoe_jax.models.llava import Model, Reading, decoder_layers, with_decoder_layers
+
+if TYPE_CHECKING:
+    from hidecmoe_jax.methods.stages import Stage
+
+Archive = dict[str, dict[str, Array]]
+"""What the ledger holds of one lesson: flat arrays in the groups `experts`, `shared` and `memory`."""
 
 
 @struct.dataclass
@@ -35,69 +41,49 @@ class Learner:
       live: banks of experts that train now, by site family.
       tuned: leaves of the base (by path) that train now, such as the projector.
       past: banks that never train again.
-      shared: leaves of the base as last tuned; they overlay the base for everybody.
-      memory: everything else worth remembering (anchors, old routers, what a locator knows).
+      shared: leaves of the base as last tuned; they overlay the base for every task.
+      memory: the method's other arrays (gate, old routers), a struct dataclass of the method's own; its field names are
+        paths in checkpoints.
       routers: token routers [L, D, S] that train now, by family.
+      extras: arrays of wrappers around the method (`wrapper.Wrapper`), by the wrapper's kind.
     """
 
     live: dict[str, Bank]
     tuned: dict[str, Array]
     past: dict[str, Bank]
     shared: dict[str, Array]
-    memory: dict[str, Any]
+    memory: Any
     routers: dict[str, Array] = struct.field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One part of learning a task.
-
-    Attributes:
-      kind: names the compiled program and the random numbers.
-      source: what the stage reads. `answers` trains on batches; `usage` counts on batches, without training; `features`
-        shows the method what the frozen model says of every record.
-      hears_past: whether old experts speak while it trains (if not, the loss never sees them and pays for one expert).
-      part: which records of the lesson: `all`, or a name that the method's `part` knows.
-      steps: at least so many optimiser steps, in whole passes over the part; 0 leaves it to the task's epochs.
-      rate: peak learning rate of experts and routers, where it is not the task's.
-      accumulate: micro-batches of a step, where they are not the task's.
-    """
-
-    kind: str
-    source: Literal["answers", "usage", "features"] = "answers"
-    hears_past: bool = False
-    part: str = "all"
-    steps: int = 0
-    rate: float | None = None
-    accumulate: int | None = None
-
-    @property
-    def trains(self) -> bool:
-        """Whether the optimiser runs."""
-        return self.source == "answers"
+    extras: dict[str, Any] = struct.field(default_factory=dict)
 
 
 @struct.dataclass
 class Serving:
-    """What answers: a model with the constant experts folded in, the bank that is still mixed per sample, if any, and
-    what routing needs. `slot_LN` is the slot that serves every task in each layer of the bank (-1: none); `missing`
-    names tasks that were learned and could not be loaded, so that every answer can say so."""
+    """State from which questions are answered.
+
+    Attributes:
+      model: the base with the constant experts folded in.
+      bank: experts that are mixed per sample; None where all are folded.
+      slot_LN: int32, the slot that serves every task in each layer of the bank; -1 for none.
+      memory: arrays that routing needs, as in `Learner`.
+      missing: tasks that were learned and could not be loaded, so that every answer can name them.
+    """
 
     model: Model
     bank: Bank | None
     slot_LN: Array | None
-    memory: dict[str, Any]
+    memory: Any
     missing: tuple[str, ...] = struct.field(pytree_node=False, default=())
 
 
 @struct.dataclass
 class FrozenFeatures:
-    """What is known of samples without any expert.
+    """Features of samples under the frozen base, without any expert.
 
     Attributes:
       pooled: CLIP's features.
-      state_BD: the frozen base's state that the method's `reading` names, float32; None where it names none.
-      usage: what the method's `usage` counted, summed over a stage; None outside `usage` stages.
+      state_BD: the frozen base's state that the method's traits name (`reads`), float32; None where they name none.
+      usage: what the stage's `usage` counted, summed over its records; None outside `usage` stages.
     """
 
     pooled: Pooled
@@ -107,7 +93,7 @@ class FrozenFeatures:
 
 @struct.dataclass
 class Match:
-    """How sure a gate is of each sample's nearest task, [B].
+    """Nearest task of each sample and how reliable it is, [B].
 
     Attributes:
       nearest_B: int32, the learned task with the best score, and `score_B`, that score, or what is held against the
@@ -129,10 +115,10 @@ class Match:
 
 @struct.dataclass
 class Decision:
-    """Who is heard, per sample and task: weights that enter the gate, scores they come from, float32 [B, N].
+    """Weights of the tasks for each sample and the scores they come from, float32 [B, N].
 
-    A sample whose weights are all zero belongs to no known task and is answered by the base alone, in methods that fuse
-    layers by the base with its fused layers. `certainty` is None where nobody had to look for the task.
+    A sample whose weights are all zero belongs to no known task and is answered by the base alone (with its fused
+    layers, in methods that fuse). `certainty` is None where the task was named or there is nothing to choose.
     """
 
     weight_BN: Array
@@ -141,7 +127,7 @@ class Decision:
 
 
 def trainable(learner: Learner) -> dict:
-    """The float leaves that the optimiser sees, in groups that have a rate of their own: `experts` (factors by family),
+    """The float leaves that the optimiser trains, in groups with a rate of their own: `experts` (factors by family),
     `routers` (by family) and `shared` (by path)."""
     experts = {name: bank.factors for name, bank in learner.live.items()}
     return {"experts": experts, "routers": dict(learner.routers), "shared": dict(learner.tuned)}
@@ -153,15 +139,15 @@ def with_trainable(learner: Learner, leaves: dict) -> Learner:
     return learner.replace(live=live, tuned=dict(leaves["shared"]), routers=dict(leaves["routers"]))
 
 
-def check_finite(memory: dict[str, Any]) -> None:
-    """Refuses to serve what routing would read as NaN or infinity.
+def check_finite(memory: Any) -> None:
+    """Refuses to serve a memory with NaN or infinity, which a softmax or a maximum would pass on.
 
     Raises:
-      NumericsError: names the array (RT7); a softmax or a maximum would pass it on.
+      NumericsError: names the array.
     """
     bad = trees.all_finite(memory)
     if bad is not None:
-        raise NumericsError("what the gate knows is not finite", where=bad, remedy="learn the task again")
+        raise NumericsError("what the gate stores is not finite", where=bad, remedy="learn the task again")
 
 
 def with_leaves(model: Model, leaves: dict[str, Array]) -> Model:
@@ -170,8 +156,13 @@ def with_leaves(model: Model, leaves: dict[str, Array]) -> Model:
 
 
 def with_experts_folded(model: Model, bank: Bank, gain_LS: Array) -> Model:
-    """The model with a bank's experts, as loud as `gain_LS`, added to the decoder's weights, in the base's dtypes."""
+    """The model with a bank's experts, weighted by `gain_LS`, added to the decoder's weights, in the base's dtypes."""
     return with_decoder_layers(model, merge_into_base(decoder_layers(model), bank, gain_LS))
+
+
+def no_parameters() -> dict[str, int]:
+    """Parameters beyond the base by kind, none of any."""
+    return {"experts": 0, "routers": 0, "locator": 0, "projector": 0}
 
 
 @dataclass(frozen=True)
@@ -234,6 +225,10 @@ class Method(Protocol):
         """Whether the gate has tasks to choose from."""
         return self.gate is not None
 
+    def gate_memory(self, learner: Learner) -> dict[str, Array]:
+        """Arrays of the gate, by name; empty where nothing is gated."""
+        return learner.memory.gate if self.gated else {}
+
     @abstractmethod
     def init(self, model: Model, capacity: int) -> Learner:
         """The learner before the first task, with room for `capacity` tasks."""
@@ -242,10 +237,6 @@ class Method(Protocol):
     def stages(self, lesson: int) -> tuple[Stage, ...]:
         """Parts of learning lesson number `lesson`, in order."""
 
-    @abstractmethod
-    def part(self, stage: Stage, count: int, seed: int) -> Array | None:
-        """Numbers of the records, of `count`, that a stage with a `part` of its own reads; None for all."""
-
     def lessons(self, tasks: int) -> tuple[tuple[int, ...], ...]:
         """Which tasks are learned together, in order; one lesson is one commit. By default every task is a lesson."""
         return tuple((task,) for task in range(tasks))
@@ -253,28 +244,6 @@ class Method(Protocol):
     def records(self, stream: Stream, lesson: tuple[int, ...]) -> tuple[Record, ...]:
         """The training records of a lesson. By default those of its tasks."""
         return tuple(record for task in lesson for record in stream.tasks[task].train)
-
-    @abstractmethod
-    def before(self, model: Model, learner: Learner, stage: Stage, lesson: int, key: Array) -> Learner:
-        """Surgery before a training stage: what trains goes to `live` and `tuned`."""
-
-    @abstractmethod
-    def loss(self, model: Model, learner: Learner, stage: Stage, batch: Batch, key: Array) -> Loss:
-        """Training loss of a batch."""
-
-    @abstractmethod
-    def usage(self, model: Model, learner: Learner, stage: Stage, batch: Batch) -> Any:
-        """What a `usage` stage counts on a batch, as arrays that are summed over batches."""
-
-    @abstractmethod
-    def fit(
-        self, model: Model, learner: Learner, stage: Stage, lesson: int, seen: FrozenFeatures, key: Array
-    ) -> Learner:
-        """The learner after a stage that does not train: stores what was measured. Runs on the host."""
-
-    @abstractmethod
-    def after(self, model: Model, learner: Learner, stage: Stage, lesson: int) -> Learner:
-        """Surgery after a stage; leaves nothing in `live` or `tuned`."""
 
     def variants(self) -> dict[str, Method]:
         """Other ways to serve the same archive, by name; the report shows their last row beside the method's own."""
@@ -285,11 +254,11 @@ class Method(Protocol):
         """Numbers of the tasks that can be answered from the learner's experts."""
 
     @abstractmethod
-    def to_archive(self, learner: Learner, lesson: int) -> dict[str, dict[str, Array]]:
+    def to_archive(self, learner: Learner, lesson: int) -> Archive:
         """What the ledger archives of lesson number `lesson`, as groups of flat arrays; never anything of another."""
 
     @abstractmethod
-    def from_archive(self, model: Model, capacity: int, kept: Sequence[dict[str, dict[str, Array]] | None]) -> Learner:
+    def from_archive(self, model: Model, capacity: int, archive: Sequence[Archive | None]) -> Learner:
         """The learner after the lessons that were archived: the inverse of `to_archive`. A lesson that is None could
         not be loaded: it must not contribute and must not be chosen. Only a method that `keeps_old_experts` is asked
         for that."""
@@ -315,7 +284,7 @@ class Method(Protocol):
         """The serving state after the last finished task."""
 
     @abstractmethod
-    def decide(self, serving: Serving, seen: FrozenFeatures, named_B: Array | None) -> Decision:
+    def decide(self, serving: Serving, features: FrozenFeatures, named_B: Array | None) -> Decision:
         """Weights of the tasks for every sample; `named_B` names the true task (upper reference) or is None."""
 
     @abstractmethod

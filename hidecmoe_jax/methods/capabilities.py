@@ -29,6 +29,9 @@ class Editable(Protocol):
     def narrow_edit(self, learner: Learner, edit: Edit, since: int | None) -> Edit | None:
         """The edit restricted to layers in which the learner has something to edit; None where it has nothing."""
 
+    def merged_tasks(self, learner: Learner) -> set[int]:
+        """Tasks that are served from another task's slot."""
+
     def apply_edit(self, learner: Learner, edit: Edit, since: int | None) -> Learner:
         """The learner after the edit.
 
@@ -43,7 +46,7 @@ class AsLora(Protocol):
 
     lora: Lora
 
-    def expanded(self, layers: int, memory: dict[str, Any] | None = None) -> tuple[int, ...]:
+    def expanded(self, layers: int, memory: Any = None) -> tuple[int, ...]:
         """Decoder layers that keep one expert per task, of a decoder with `layers` layers."""
 
     def lora_bank(self, learner: Learner) -> Bank | None:

@@ -42,25 +42,26 @@ def _retired(learner: Learner, edit: Edit, rows: np.ndarray) -> Learner:
     if edit.expert is not None:
         retired_LS &= np.cumsum(retired_LS, axis=1) == edit.expert + 1
     layers, slots = np.nonzero(retired_LS)
-    memory = dict(learner.memory)
-    memory["visible"] = memory["visible"].at[:, layers, slots].set(False)
-    memory["routers"] = memory["routers"].at[:, layers, :, slots].set(0.0)
+    memory = learner.memory.replace(
+        visible=learner.memory.visible.at[:, layers, slots].set(False),
+        routers=learner.memory.routers.at[:, layers, :, slots].set(0.0),
+    )
     return learner.replace(past=learner.past | {POOL: clear(bank, layers, slots)}, memory=memory)
 
 
 def _merged(learner: Learner, edit: Edit, rows: np.ndarray) -> Learner:
     """Merges in every layer a task's experts into those of another task that are most like them."""
-    bank, memory = learner.past[POOL], dict(learner.memory)
+    bank, memory = learner.past[POOL], learner.memory
     owner_LS = np.asarray(bank.owner_LS)
-    router_NLDS = np.array(memory["routers"])
-    visible_NLS = np.array(memory["visible"])
+    router_NLDS = np.array(memory.routers)
+    visible_NLS = np.array(memory.visible)
     for row in rows:
         targets = _most_similar(one_row(bank, row), owner_LS[row], edit)
         for target, merged_slots in targets.items():
             sources = (target, *merged_slots)
             bank = merge_slots(bank, row, sources, edit)
             _merge_columns(router_NLDS[:, row], visible_NLS[:, row], sources)
-    memory |= {"routers": jnp.asarray(router_NLDS), "visible": jnp.asarray(visible_NLS)}
+    memory = memory.replace(routers=jnp.asarray(router_NLDS), visible=jnp.asarray(visible_NLS))
     return learner.replace(past=learner.past | {POOL: bank}, memory=memory)
 
 

@@ -59,7 +59,7 @@ def _separate_layers(method: Routed, learner: Learner, bank: Bank, since: int | 
     memory = learner.memory
     if method.chooses and since is not None:
         # Layers are chosen from the mean over tasks: later tasks had not contributed yet.
-        memory = memory | {"worth": memory["worth"].at[since:].set(0.0)}
+        memory = memory.replace(worth=memory.worth.at[since:].set(0.0))
     return method.expanded(bank.layers, memory)
 
 
@@ -75,7 +75,7 @@ def _merged(method: Routed, learner: Learner, edit: Edit, since: int | None) -> 
     rows = _mergeable_rows(method, learner, bank, edit, since)
     separate = ", ".join(map(str, _separate_layers(method, learner, bank, since))) or "none"
     reasons = [f"layers that keep tasks apart: {separate}; the others are fused, a merge already"]
-    for (task, home), shared_rows in shared_slots.shared(learner.memory).items():
+    for (task, home), shared_rows in shared_slots.redirected(learner.memory.home).items():
         if task in edit.tasks:
             layers = layer_list(bank, shared_rows)
             reasons.append(f"number {task} is served from the slot of number {home} in layers {layers}")
@@ -84,8 +84,8 @@ def _merged(method: Routed, learner: Learner, edit: Edit, since: int | None) -> 
     for row in requested:
         sources = (int(slot_LN[row, edit.into]), int(slot_LN[row, edit.task]))
         bank = merge_slots(bank, row, sources, edit)
-    memory = shared_slots.moved(learner.memory, requested, edit.task, edit.into, shape=slot_LN.shape)
-    return method.with_bank(learner, bank, memory)
+    home_LN = shared_slots.redirect(learner.memory.home, requested, edit.task, edit.into, shape=slot_LN.shape)
+    return method.with_bank(learner, bank, learner.memory.replace(home=home_LN))
 
 
 def _retired(method: Routed, learner: Learner, edit: Edit) -> Learner:
@@ -96,8 +96,8 @@ def _retired(method: Routed, learner: Learner, edit: Edit) -> Learner:
         requested_rows(bank, rows_with_experts(bank, edit), edit)  # raises: the task owns nothing
     if (np.asarray(bank.owner_LS) == edit.task).any():
         bank = surgery.retire(bank, edit.task)
-    memory = shared_slots.left(learner.memory, edit.task)
-    return method.with_bank(learner, bank, memory)
+    home_LN = shared_slots.clear_redirects(learner.memory.home, edit.task)
+    return method.with_bank(learner, bank, learner.memory.replace(home=home_LN))
 
 
 def _require_whole_task(method: Routed, learner: Learner, edit: Edit) -> None:
@@ -108,7 +108,7 @@ def _require_whole_task(method: Routed, learner: Learner, edit: Edit) -> None:
         if field == "layers":
             why = "inputs would be routed to a task that lacks a part of its expert"
         raise ConfigError(f"{method.name} retires whole tasks", where=field, why=why, remedy=f"leave --{field} out")
-    guests = [task for task, home in shared_slots.shared(learner.memory) if home == edit.task]
+    guests = [task for task, home in shared_slots.redirected(learner.memory.home) if home == edit.task]
     if guests:
         raise ConfigError(
             "other tasks are served from the expert of this task", where=f"task number {edit.task}",

@@ -1,4 +1,4 @@
-"""How experts of several tasks become one that always speaks (HiDe-LLaVA, arXiv 2503.12941, section 3).
+"""Fusion: the experts of several tasks become one that is always active (HiDe-LLaVA, arXiv 2503.12941, section 3).
 
 `factor_sum` writes a slot of its own, owned by FUSED; the product rules are gains of the experts themselves. Either
 way the sources stay in the bank, so a fusion can be made anew when a task comes or goes.
@@ -58,32 +58,35 @@ class FusionRule:
         """The bank with a fusion of all its tasks in these decoder layers and in no other.
 
         Args:
-          slot_LN: slot that stands for every task in every row (-1 for none), where that is not its own.
+          slot_LN: slot that serves every task in every row (-1 for none), where that is not its own.
 
         Raises:
           ConfigError: a task has no weight.
         """
-        given = self._given(bank, slot_LN)
-        layers = layers if given["tasks"] else ()
-        there = np.asarray(bank.owner_LS)[:, FUSED_SLOT] == FUSED
-        stale = np.flatnonzero(there & ~np.isin(np.arange(bank.layers) + bank.first_layer, layers))
+        sources = self._sources(bank, slot_LN)
+        layers = layers if sources["tasks"] else ()
+        has_fusion_L = np.asarray(bank.owner_LS)[:, FUSED_SLOT] == FUSED
+        to_fuse_L = np.isin(np.arange(bank.layers) + bank.first_layer, layers)
+        stale = np.flatnonzero(has_fusion_L & ~to_fuse_L)
         if stale.size:
             bank = clear(bank, stale, np.full(stale.size, FUSED_SLOT))
-        return surgery.fuse(bank, mode=self.mode, slot=FUSED_SLOT, layers=layers, **given) if layers else bank
+        if not layers:
+            return bank
+        return surgery.fuse(bank, mode=self.mode, slot=FUSED_SLOT, layers=layers, **sources)
 
     def gains(self, bank: Bank, layers: tuple[int, ...], slot_LN: np.ndarray | None = None) -> Array:
-        """Gains float32 [L, S] with which a bank speaks that `fused` has made of the same; zero outside `layers`."""
-        given = self._given(bank, slot_LN)
-        if not given["tasks"]:
+        """Gains float32 [L, S] of a bank that `fused` has made of the same arguments; zero outside `layers`."""
+        sources = self._sources(bank, slot_LN)
+        if not sources["tasks"]:
             return jnp.zeros(bank.owner_LS.shape)
-        return surgery.fusion_gains(bank, mode=self.mode, layers=layers, **given)
+        return surgery.fusion_gains(bank, mode=self.mode, layers=layers, **sources)
 
     def stored(self, tasks: int) -> int:
         """How many experts serving needs of a fused layer after so many tasks: product sums keep the rank of all."""
         return min(tasks, 1) if self.mode == "factor_sum" else tasks
 
-    def _given(self, bank: Bank, slot_LN: np.ndarray | None) -> dict[str, Any]:
-        """Tasks, their weights and their slots, as surgery takes them."""
+    def _sources(self, bank: Bank, slot_LN: np.ndarray | None) -> dict[str, Any]:
+        """Tasks, their weights and their slots, as `surgery` takes them."""
         slot_LN = own_slots(bank) if slot_LN is None else slot_LN
         tasks = tuple(np.flatnonzero((slot_LN >= 0).any(axis=0)).tolist())
         if self.eps and tasks and len(self.eps) <= max(tasks):

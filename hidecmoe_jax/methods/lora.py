@@ -1,4 +1,4 @@
-"""Shape of the experts that methods hand out."""
+"""Shape of one LoRA expert and the family names of experts in a learner."""
 
 from __future__ import annotations
 
@@ -45,11 +45,13 @@ class Lora:
         return {site: known[site] for site in self.sites}
 
     def blank(self, model: Model, slots: int, layers: range | None = None) -> Bank:
-        """A bank of `slots` such experts, nobody's, in consecutive decoder layers; None for all of them."""
-        layers, scale = range(model.config.layers) if layers is None else layers, self.alpha / self.rank
+        """A bank of `slots` EMPTY slots in consecutive decoder layers; None for all of them."""
+        if layers is None:
+            layers = range(model.config.layers)
         return surgery.blank(
-            self.shapes(model), layers=len(layers), slots=slots, rank=self.rank, scale=scale, first_layer=layers.start
-        )
+            self.shapes(model), layers=len(layers), slots=slots, rank=self.rank, scale=self.alpha / self.rank,
+            first_layer=layers.start,
+        )  # fmt: skip
 
     def size(self, model: Model) -> int:
         """Numbers in one expert of one layer."""

@@ -1,9 +1,10 @@
 """Token-routed mixtures that grow with the stream: LLaVA-CMoE (arXiv 2503.21227) and its relatives.
 
-All tasks share one pool of experts beside the feed-forward block; every task has its own light token router, which sees
-the experts that existed when its task ended and never a later one. A task gets new experts only in layers where a
-probe shows a lack (`growth: probe`), or in all of them (`uniform`). At inference a locator picks the router, so with
-the right router an old task is answered by the very bytes it was answered by before: all forgetting is the locator's.
+All tasks share one pool of experts beside the feed-forward block; every task has its own light token router, which
+reaches the experts that existed when its task ended and never a later one. A task gets new experts only in layers where
+a probe shows that they are needed (`growth: probe`), or in all of them (`uniform`). At inference a locator picks the
+router, so with the right router an old task is answered by the very bytes it was answered by before: all forgetting is
+the locator's.
 """
 
 from __future__ import annotations
@@ -12,42 +13,89 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import struct
 from jax import Array
-from jax.lax import dynamic_update_slice_in_dim
 
 from hidecmoe_jax.core import trees
 from hidecmoe_jax.core.errors import ConfigError
 from hidecmoe_jax.experts import pool
 from hidecmoe_jax.experts.bank import EMPTY, Bank
 from hidecmoe_jax.experts.pool import POOL
-from hidecmoe_jax.experts.routing import Routing, Voice, balance_loss
-from hidecmoe_jax.experts.usage import SILENT, Load
-from hidecmoe_jax.methods import edit_pool
+from hidecmoe_jax.experts.routing import Routing, Voice
+from hidecmoe_jax.methods import edit_pool, mixture_stages
 from hidecmoe_jax.methods.base import (
+    Archive,
     Decision,
     FrozenFeatures,
     Learner,
-    Loss,
     Method,
     Serving,
-    Stage,
     Traits,
     check_finite,
+    no_parameters,
 )
 from hidecmoe_jax.methods.capabilities import ProbeResult
 from hidecmoe_jax.methods.edit import Edit
 from hidecmoe_jax.methods.gates.anchors import AnchorGate, NamedGate
 from hidecmoe_jax.methods.gates.locator import LocatorGate
-from hidecmoe_jax.methods.growth import expert_init, summary
-from hidecmoe_jax.methods.growth.probe import Probe, counted, cut, expands
+from hidecmoe_jax.methods.growth.probe import Probe, tokens_per_slot
+from hidecmoe_jax.methods.growth.summary import PoolSummary, active_slots, probe_frequencies
 from hidecmoe_jax.methods.lora import PARALLEL, Lora
-from hidecmoe_jax.models.llama import KINDS, Tally
-from hidecmoe_jax.models.llava import Batch, Model, answer_loss
+from hidecmoe_jax.methods.stages import Stage
+from hidecmoe_jax.models.llama import KINDS
+from hidecmoe_jax.models.llava import Model
 
-SEEN = ("count", "mass")  # what measuring a probe leaves: tokens that picked each slot, and the weights they gave it
+COUNTS = ("count", "mass")  # of a probe: tokens that chose each slot, and the router weights they gave it
+
+
+@struct.dataclass
+class ProbeState:
+    """A trained probe between its training and the tuning of its task; zeros at other times, so that shapes never
+    change.
+
+    Attributes:
+      factors: of the probe's experts, one slot in every layer.
+      router: float32 [L, D, S + 1], with a column for the probe behind those of the pool.
+    """
+
+    factors: dict[str, dict[str, Array]]
+    router: Array
+
+
+@struct.dataclass
+class Verdict:
+    """What probing found, by task and layer; zeros where nothing was probed.
+
+    Attributes:
+      expand: bool [N, L], layers that get new experts.
+      count: int32 [N, L, S + 1, K], tokens of each kind that chose each slot, the probe last.
+      mass: float32 [N, L, S + 1, K], the router weights they gave it.
+    """
+
+    expand: Array
+    count: Array
+    mass: Array
+
+
+@struct.dataclass
+class MixtureMemory:
+    """What a mixture stores beside its experts.
+
+    Attributes:
+      routers: float32 [N, L, D, S], every task's router over the pool.
+      visible: bool [N, L, S], slots that every task's router reaches.
+      gate: arrays of the gate, by name.
+    """
+
+    routers: Array
+    visible: Array
+    gate: dict[str, Array]
+    probe: ProbeState
+    verdict: Verdict
 
 
 @dataclass(frozen=True)
@@ -59,8 +107,8 @@ class Mixture(Method):
       first, more: experts a layer gets for the first task, and for a later one where it is expanded (CMoE-D4, D16).
       top_k: experts a token is sent to (CMoE-D5).
       balance: weight of the load-balancing loss in the first task; later tasks train without it (CMoE-D7).
-      growth: `probe` expands the layers that a probe finds wanting, `uniform` all.
-      start: what a new expert begins as: a copy of the most used old one (CMoE-D17), the trained probe, or a blank.
+      growth: `probe` expands the layers in which a probe is chosen often, `uniform` all.
+      start: initial weights of a new expert: a copy of the most used old one (CMoE-D17), the trained probe, or a blank.
       gate: how an input finds its router.
       lowest: the lowest decoder layer that has experts.
     """
@@ -85,14 +133,15 @@ class Mixture(Method):
             raise ValueError(f"lowest {self.lowest} must not be negative")
         if self.growth == "probe" and self.first < self.top_k:
             raise ValueError(
-                f"first {self.first} is below top_k {self.top_k}: every probe would be heard and nothing be told by it"
+                f"first {self.first} is below top_k {self.top_k}: every token would choose every probe, which shows "
+                "nothing"
             )
         if self.growth == "uniform" and self.start != "blank":
             raise ValueError("uniform growth does not probe, so new experts start blank: set start to 'blank'")
 
     @property
     def traits(self) -> Traits:
-        """What callers may rely on. A router never sees a later expert, so with a hard gate its answers are final."""
+        """What callers may rely on. A router never reaches a later expert, so with a hard gate answers are final."""
         mixes = self.gate.mixes_tasks
         return Traits(
             needs_task_name=self.gate.kind == "named",
@@ -102,8 +151,13 @@ class Mixture(Method):
             reads=self.gate.reads,
         )
 
+    @property
+    def probes(self) -> bool:
+        """Whether layers are expanded where a probe is chosen often."""
+        return self.growth == "probe"
+
     def slots(self, task: int) -> range:
-        """Where the experts of a task stand in every layer that has them."""
+        """Slots of a task's experts in every layer that has them."""
         start = 0 if task == 0 else self.first + (task - 1) * self.more
         return range(start, start + (self.more if task else self.first))
 
@@ -111,7 +165,8 @@ class Mixture(Method):
         """The decoder layers that have experts."""
         return range(self.lowest, model.config.layers)
 
-    def _blank(self, model: Model, slots: int) -> Bank:
+    def blank_bank(self, model: Model, slots: int) -> Bank:
+        """A bank of `slots` EMPTY slots in the layers that have experts."""
         return self.lora.blank(model, slots, self.layers(model))
 
     def init(self, model: Model, capacity: int) -> Learner:
@@ -128,181 +183,108 @@ class Mixture(Method):
             )  # fmt: skip
         slots = self.slots(capacity - 1).stop
         layers, width = len(self.layers(model)), model.config.width
-        memory = {
-            "routers": jnp.zeros((capacity, layers, width, slots)),
-            "visible": jnp.zeros((capacity, layers, slots), bool),
-            "gate": self.gate.blank(capacity, model),
-            "probe": self._no_probe(model, slots),
-            "verdict": {
-                "expand": jnp.zeros((capacity, layers), bool),
-                "count": jnp.zeros((capacity, layers, slots + 1, KINDS), jnp.int32),
-                "mass": jnp.zeros((capacity, layers, slots + 1, KINDS)),
-            },
-        }
-        return Learner({}, {}, {POOL: self._blank(model, slots)}, {}, memory)
+        probe = ProbeState(self.blank_bank(model, 1).factors, jnp.zeros((layers, width, slots + 1)))
+        verdict = Verdict(
+            expand=jnp.zeros((capacity, layers), bool),
+            count=jnp.zeros((capacity, layers, slots + 1, KINDS), jnp.int32),
+            mass=jnp.zeros((capacity, layers, slots + 1, KINDS)),
+        )
+        memory = MixtureMemory(
+            routers=jnp.zeros((capacity, layers, width, slots)),
+            visible=jnp.zeros((capacity, layers, slots), bool),
+            gate=self.gate.blank(capacity, model),
+            probe=probe,
+            verdict=verdict,
+        )
+        return Learner({}, {}, {POOL: self.blank_bank(model, slots)}, {}, memory)
 
-    def _no_probe(self, model: Model, slots: int) -> dict[str, Any]:
-        """A trained probe waits here for the tuning of its task; zeros at other times, so that shapes never change."""
-        router = jnp.zeros((len(self.layers(model)), model.config.width, slots + 1))
-        return {"factors": self._blank(model, 1).factors, "router": router}
+    def stages(self, lesson: int) -> tuple[Stage, ...]:
+        """Probe, count, tune, fit the gate; the first task has nothing to compare a probe with."""
+        return mixture_stages.stages_of(self, lesson)
 
-    def stages(self, task: int) -> tuple[Stage, ...]:
-        """Probe, count, tune, locate; the first task has nothing to compare a probe with."""
-        tune, locate = Stage("tune", hears_past=True), Stage("locate", source="features")
-        ending = () if self.traits.needs_task_name else (locate,)
-        if task == 0 or self.growth == "uniform":
-            return (tune, *ending)
-        own = {"steps": self.probe.steps, "rate": self.probe.rate, "accumulate": self.probe.accumulate}
-        probe = Stage("probe", hears_past=True, part="probe", **own)
-        weigh = Stage("weigh", source="usage", hears_past=True, part="measure")
-        return (probe, weigh, tune, *ending)
-
-    def part(self, stage: Stage, count: int, seed: int) -> np.ndarray | None:
-        """Records that probes are trained and measured on."""
-        if stage.part == "all":
-            return None
-        return cut(self.probe, count, seed)[stage.part == "measure"]
-
-    def before(self, model: Model, learner: Learner, stage: Stage, task: int, key: Array) -> Learner:
-        """Puts a probe, or the task's new experts, and their router into training."""
-        if not stage.trains:
-            return learner
-        past, memory, new = learner.past[POOL], learner.memory, 1 if stage.kind == "probe" else len(self.slots(task))
-        live = expert_init.blank(self._blank(model, 1), new, task, key)
-        if stage.kind == "probe" or self.growth == "uniform" or task == 0:
-            router = expert_init.blank_router(memory["routers"][max(task - 1, 0)], past, new, key)
-        else:
-            verdict, probe = memory["verdict"], memory["probe"]
-            if self.start == "copy":
-                used_LS = counted(np.asarray(verdict["count"])[task, :, :-1], self.probe)
-                live = expert_init.copied(live, past, used_LS)
-            elif self.start == "probe":
-                live = expert_init.promoted(live, probe["factors"])
-            live = expert_init.only(live, verdict["expand"][task])
-            router = expert_init.promoted_router(probe["router"], new)
-        # Empty slots make up for what a task gets less than another, so that all tasks train by one program.
-        room = 0 if stage.kind == "probe" else max(self.first, self.more) - new
-        live = pool.beside([live, self._blank(model, room)]) if room else live
-        router = jnp.pad(router, ((0, 0), (0, 0), (0, room)))
-        return learner.replace(live={POOL: live}, routers={POOL: router})
-
-    def _pool(self, learner: Learner, key: Array | None) -> tuple[Voice, Voice]:
-        """Old and new experts under one gate, with the router that trains."""
-        past, live, router = learner.past[POOL], learner.live[POOL], learner.routers[POOL][:, None]
-
-        def heard(bank: Bank) -> Array:
-            return (bank.owner_LS != EMPTY).astype(jnp.float32)[:, None]
-
-        old = Routing(heard(past), router[..., : past.slots], self.top_k, gate=POOL)
-        new = Routing(heard(live), router[..., past.slots :], self.top_k, gate=POOL)
-        return Voice(past, old), Voice(live, new, key, dropout=self.lora.dropout)
-
-    def loss(
-        self, model: Model, learner: Learner, stage: Stage, batch: Batch, key: Array, below: tuple[Voice, ...] = ()
-    ) -> Loss:
-        """Answer loss of the whole pool; in the first task and while probing plus load balancing, per answer token.
-
-        Args:
-          below: what is heard in layers below the pool's.
-        """
-        voices = self._pool(learner, key)
-        total, count, tallies = answer_loss(model, batch, (*below, *voices), tally=True)
-        # The first task is known by an empty pool, which is data: a stage of its own would be one more program.
-        first = jnp.all(learner.past[POOL].owner_LS == EMPTY)
-        weight = self.probe.balance if stage.kind == "probe" else jnp.where(first, self.balance, 0.0)
-        heard = jnp.concatenate([voice.routing.gain_LBS[:, 0] > 0 for voice in voices], axis=-1)
-        # The pool reaches up to the top, so its tallies are those of the last segment of layers.
-        used = jax.tree.map(lambda *parts: jnp.sum(jnp.concatenate(parts, axis=1), axis=-1), *tallies[-1])
-        balance = balance_loss(used.count, used.chance, heard) * count.astype(jnp.float32)
-        return Loss(total + weight * balance, count, Load(jnp.where(heard, used.count, SILENT), self.top_k))
-
-    def usage(self, model: Model, learner: Learner, stage: Stage, batch: Batch, below: tuple[Voice, ...] = ()) -> Tally:
-        """What every slot of the pool is picked for with the probe in place; the probe is the last slot."""
-        probe = learner.memory["probe"]
-        bare = self._blank(model, 1)
-        live = bare.with_factors(probe["factors"]).replace(owner_LS=jnp.zeros_like(bare.owner_LS))
-        heard = learner.replace(live={POOL: live}, routers={POOL: probe["router"]})
-        _, _, tallies = answer_loss(model, batch, (*below, *self._pool(heard, None)), tally=True)
-        return jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=1), *tallies[-1])
-
-    def fit(self, model: Model, learner: Learner, stage: Stage, task: int, seen: FrozenFeatures, key: Array) -> Learner:
-        """The probes' verdict, or the task's part of the locator."""
-        memory = dict(learner.memory)
-        if stage.kind == "locate":
-            memory["gate"] = self.gate.fit(memory["gate"], task, seen, key=key)
-            return learner.replace(memory=memory)
-        heard = np.asarray(learner.past[POOL].owner_LS) != EMPTY
-        heard = np.concatenate([heard, np.ones((len(heard), 1), bool)], axis=1)
-        count = counted(seen.usage.count, self.probe)
-        found = {"expand": expands(count, heard, self.probe, fewest=self.top_k)}
-        found |= {"count": seen.usage.count, "mass": seen.usage.mass}
-        memory["verdict"] = {name: leaf.at[task].set(found[name]) for name, leaf in memory["verdict"].items()}
-        return learner.replace(memory=memory)
-
-    def after(self, model: Model, learner: Learner, stage: Stage, task: int) -> Learner:
-        """Keeps a trained probe for the verdict, or plants the new experts and closes the task's router."""
-        if not stage.trains:
-            return learner
-        live, router, memory = learner.live[POOL], learner.routers[POOL], dict(learner.memory)
-        if stage.kind == "probe":
-            memory["probe"] = {"factors": live.factors, "router": router}
-            return learner.replace(live={}, routers={}, memory=memory)
-        own = self.slots(task)
-        past = pool.put(learner.past[POOL], own.start, pool.taken(live, 0, len(own)))
-        visible = past.owner_LS != EMPTY
-        young = router[..., past.slots : past.slots + len(own)]
-        closed = dynamic_update_slice_in_dim(router[..., : past.slots], young, own.start, axis=2)
-        closed = jnp.where(visible[:, None, :], closed, 0.0)
-        memory["routers"] = memory["routers"].at[task].set(closed)
-        memory["visible"] = memory["visible"].at[task].set(visible)
-        memory["probe"] = jax.tree.map(jnp.zeros_like, memory["probe"])
-        return learner.replace(live={}, routers={}, past=learner.past | {POOL: past}, memory=memory)
-
-    def to_archive(self, learner: Learner, task: int) -> dict[str, dict[str, Array]]:
-        """A task's experts, its router over the slots there were, what the locator knows of it, the verdict."""
-        own, memory = self.slots(task), learner.memory
+    def to_archive(self, learner: Learner, lesson: int) -> Archive:
+        """A task's experts, its router over the slots of its time, the gate's part of it, and the verdict."""
+        own, memory = self.slots(lesson), learner.memory
         expert = pool.taken(learner.past[POOL], own.start, own.stop)
         # Cut on the host: these shapes grow with the task, and each would be a program of its own.
-        told = {name: np.asarray(leaf[task]) for name, leaf in memory["verdict"].items()}
-        kept = {"router": np.asarray(memory["routers"][task])[..., : own.stop]}
-        kept |= {"visible": np.asarray(memory["visible"][task])[..., : own.stop], "expand": told["expand"]}
-        kept |= {name: np.concatenate([told[name][:, : own.start], told[name][:, -1:]], axis=1) for name in SEEN}
-        kept |= {f"gate/{name}": leaf for name, leaf in self.gate.to_archive(memory["gate"], task).items()}
-        return {"experts": trees.flatten(expert.factors) | {"owner": expert.owner_LS}, "shared": {}, "memory": kept}
+        verdict = {name: np.asarray(leaf[lesson]) for name, leaf in vars(memory.verdict).items()}
+        stored = {
+            "router": np.asarray(memory.routers[lesson])[..., : own.stop],
+            "visible": np.asarray(memory.visible[lesson])[..., : own.stop],
+            "expand": verdict["expand"],
+        }
+        for name in COUNTS:
+            old, probe = verdict[name][:, : own.start], verdict[name][:, -1:]
+            stored[name] = np.concatenate([old, probe], axis=1)
+        for name, leaf in self.gate.to_archive(memory.gate, lesson).items():
+            stored[f"gate/{name}"] = leaf
+        experts = trees.flatten(expert.factors) | {"owner": expert.owner_LS}
+        return {"experts": experts, "shared": {}, "memory": stored}
 
-    def from_archive(self, model: Model, capacity: int, kept: Sequence[dict[str, dict[str, Array]] | None]) -> Learner:
-        """The inverse of `to_archive`. Of a task that is None no expert is heard, not by a later task's router either,
-        which then shares a token among the experts that are left."""
+    def from_archive(self, model: Model, capacity: int, archive: Sequence[Archive | None]) -> Learner:
+        """The inverse of `to_archive`. Experts of a lesson that is None do not contribute, not under a later task's
+        router either, which then shares a token among the experts that are left."""
         learner = self.init(model, capacity)
-        past, memory = learner.past[POOL], dict(learner.memory)
+        past, memory = learner.past[POOL], learner.memory
         # Filled on the host, as `to_archive` cuts.
-        told = jax.tree.map(np.array, {name: memory[name] for name in ("routers", "visible", "verdict")})
-        for task, groups in enumerate(kept):
+        routers = np.array(memory.routers)
+        visible = np.array(memory.visible)
+        verdict = jax.tree.map(np.array, memory.verdict)
+        gate = memory.gate
+        for task, groups in enumerate(archive):
             if groups is None:
                 continue
-            own, experts = self.slots(task), dict(groups["experts"])
-            owner = jnp.asarray(experts.pop("owner"), jnp.int32)
-            expert = self._blank(model, len(own)).with_factors(trees.unflatten(experts)).replace(owner_LS=owner)
-            past = pool.put(past, own.start, expert)
-            stored = groups["memory"]
-            told["routers"][task, :, :, : own.stop] = stored["router"]
-            told["visible"][task, :, : own.stop] = stored["visible"]
-            told["verdict"]["expand"][task] = stored["expand"]
-            for name in (name for name in SEEN if name in stored):  # early archives have no mass
-                told["verdict"][name][task, :, : own.start] = stored[name][:, :-1]
-                told["verdict"][name][task, :, -1] = stored[name][:, -1]
-            facts = {name.removeprefix("gate/"): leaf for name, leaf in stored.items() if name.startswith("gate/")}
-            memory["gate"] = self.gate.from_archive(memory["gate"], task, facts)
-        told["visible"] &= np.asarray(past.owner_LS) != EMPTY
-        return learner.replace(past={POOL: past}, memory=memory | jax.tree.map(jnp.asarray, told))
+            own, stored = self.slots(task), groups["memory"]
+            past = pool.put(past, own.start, self._archived_experts(model, groups["experts"], len(own)))
+            routers[task, :, :, : own.stop] = stored["router"]
+            visible[task, :, : own.stop] = stored["visible"]
+            verdict.expand[task] = stored["expand"]
+            for name, table in (("count", verdict.count), ("mass", verdict.mass)):
+                if name in stored:  # early archives have no mass
+                    table[task, :, : own.start] = stored[name][:, :-1]
+                    table[task, :, -1] = stored[name][:, -1]
+            of_gate = {path: leaf for path, leaf in stored.items() if self.is_gate_leaf(path)}
+            gate = self.gate.from_archive(gate, task, {path[len("gate/") :]: leaf for path, leaf in of_gate.items()})
+        visible &= np.asarray(past.owner_LS) != EMPTY
+        memory = memory.replace(
+            routers=jnp.asarray(routers),
+            visible=jnp.asarray(visible),
+            verdict=jax.tree.map(jnp.asarray, verdict),
+            gate=gate,
+        )
+        return learner.replace(past={POOL: past}, memory=memory)
+
+    def _archived_experts(self, model: Model, stored: dict[str, Array], slots: int) -> Bank:
+        factors = {path: leaf for path, leaf in stored.items() if path != "owner"}
+        experts = self.blank_bank(model, slots).with_factors(trees.unflatten(factors))
+        return experts.replace(owner_LS=jnp.asarray(stored["owner"], jnp.int32))
 
     def learned(self, learner: Learner) -> tuple[int, ...]:
-        """Numbers of the tasks that have a router."""
-        return tuple(np.flatnonzero(np.asarray(learner.memory["visible"]).any(axis=(1, 2))).tolist())
+        """Numbers of the tasks whose router reaches an expert."""
+        return tuple(np.flatnonzero(np.asarray(learner.memory.visible).any(axis=(1, 2))).tolist())
+
+    def summary(self, model: Model, learner: Learner) -> PoolSummary:
+        """The pool as plain values, from which sizes and growth are reported."""
+        verdict, tasks = learner.memory.verdict, max(self.learned(learner), default=-1) + 1
+        return PoolSummary(
+            bank=learner.past[POOL],
+            visible_NLS=np.asarray(learner.memory.visible),
+            count_NLSK=np.asarray(verdict.count, np.int64),
+            mass_NLSK=np.asarray(verdict.mass, np.float64),
+            learned=self.learned(learner),
+            slots=tuple(self.slots(task) for task in range(tasks)),
+            lowest=self.lowest,
+            top_k=self.top_k,
+            probe=self.probe,
+            copies=self.start == "copy",
+            expert_size=self.lora.size(model),
+            router_width=model.config.width,
+            gate_size=self.gate.size(model),
+        )
 
     def growth_of(self, model: Model, learner: Learner) -> dict[str, Any]:
-        """Where experts were added and why, as `summary.growth_of` says."""
-        return summary.growth_of(self, model, learner)
+        """Where experts were added and why, as `PoolSummary.growth`."""
+        return self.summary(model, learner).growth()
 
     def describe_experts(self) -> str:
         """Where the experts are and what is routed among them, for messages."""
@@ -317,6 +299,10 @@ class Mixture(Method):
         """As `Editable`."""
         return edit_pool.edited(learner, edit)
 
+    def merged_tasks(self, learner: Learner) -> set[int]:
+        """No task is served from another's slots: routers reach merged experts by themselves."""
+        return set()
+
     @property
     def rank(self) -> int:
         """Rank of the experts."""
@@ -325,11 +311,6 @@ class Mixture(Method):
     def with_rank(self, rank: int) -> Mixture:
         """The method with experts of another rank."""
         return replace(self, lora=replace(self.lora, rank=rank))
-
-    @property
-    def probes(self) -> bool:
-        """Whether layers are expanded where a probe is chosen often."""
-        return self.growth == "probe"
 
     @property
     def probe_settings(self) -> Probe:
@@ -342,8 +323,11 @@ class Mixture(Method):
 
     def probe_result(self, learner: Learner, lesson: int) -> ProbeResult:
         """What the probes of a lesson found."""
-        expands = np.asarray(learner.memory["verdict"]["expand"][lesson])
-        return ProbeResult(expands, *summary.probed(self, learner, lesson))
+        verdict = learner.memory.verdict
+        count_LS = tokens_per_slot(np.asarray(verdict.count[lesson]), self.probe)
+        active_LS = active_slots(np.asarray(learner.past[POOL].owner_LS), self.slots(lesson).start)
+        frequency_L, threshold_L = probe_frequencies(count_LS, active_LS, self.probe, self.top_k)
+        return ProbeResult(np.asarray(verdict.expand[lesson]), frequency_L, threshold_L)
 
     def serve(self, model: Model, learner: Learner) -> Serving:
         """The pool as it is; nothing is folded, for every token may go elsewhere.
@@ -354,39 +338,45 @@ class Mixture(Method):
         check_finite(learner.memory)
         return Serving(model, learner.past[POOL], None, learner.memory)
 
-    def decide(self, serving: Serving, seen: FrozenFeatures, named_B: Array | None) -> Decision:
+    def decide(self, serving: Serving, features: FrozenFeatures, named_B: Array | None) -> Decision:
         """One-hot on the task that is named or located (or soft weights); all zero for an input of no known task."""
-        learned_N = jnp.any(serving.memory["visible"], axis=(1, 2))
+        learned_N = jnp.any(serving.memory.visible, axis=(1, 2))
         if named_B is not None:
-            weight = jax.nn.one_hot(named_B, len(learned_N))
-            return Decision(weight, weight)
-        return self.gate.decide(serving.memory["gate"], seen, learned_N)
+            chex.assert_rank(named_B, 1)
+            weight_BN = jax.nn.one_hot(named_B, len(learned_N))
+            return Decision(weight_BN, weight_BN)
+        return self.gate.decide(serving.memory.gate, features, learned_N)
 
     def voices(self, serving: Serving, decision: Decision) -> tuple[Voice, ...]:
         """The pool under the located task's router, gathered per sample; with soft weights one voice a task."""
-        routers, visible = serving.memory["routers"], serving.memory["visible"].astype(jnp.float32)
+        router_NLDS = serving.memory.routers
+        visible_NLS = serving.memory.visible.astype(jnp.float32)
         weight_BN = decision.weight_BN
         if self.gate.mixes_tasks:
-            gains = [visible[task][:, None] * weight_BN[None, :, task, None] for task in range(len(routers))]
-            return tuple(
-                Voice(serving.bank, Routing(gain, routers[task][:, None], self.top_k))
-                for task, gain in enumerate(gains)
-            )
-        choice_B, known_B = jnp.argmax(weight_BN, axis=-1), jnp.max(weight_BN, axis=-1) > 0
-        gain_LBS = jnp.moveaxis(visible[choice_B] * known_B[:, None, None], 0, 1)
-        return (Voice(serving.bank, Routing(gain_LBS, jnp.moveaxis(routers[choice_B], 0, 1), self.top_k)),)
+            voices = []
+            for task in range(len(router_NLDS)):
+                gain_LBS = visible_NLS[task][:, None] * weight_BN[None, :, task, None]
+                voices.append(Voice(serving.bank, Routing(gain_LBS, router_NLDS[task][:, None], self.top_k)))
+            return tuple(voices)
+        choice_B = jnp.argmax(weight_BN, axis=-1)
+        is_known_B = jnp.max(weight_BN, axis=-1) > 0
+        gain_LBS = jnp.moveaxis(visible_NLS[choice_B] * is_known_B[:, None, None], 0, 1)
+        router_LBDS = jnp.moveaxis(router_NLDS[choice_B], 0, 1)
+        return (Voice(serving.bank, Routing(gain_LBS, router_LBDS, self.top_k)),)
 
     def stored_after(self, model: Model, tasks: int) -> dict[str, int]:
-        """Numbers beyond the base that answering is expected to need after `tasks` tasks, by kind."""
-        layers, part = len(self.layers(model)), 1.0 if self.growth == "uniform" else self.probe.expects
-        visible = [layers * (self.first + self.more * part * task) for task in range(tasks)]
-        return {
-            "experts": round(self.lora.size(model) * (visible or [0])[-1]),
+        """Parameters beyond the base that answering is expected to need after `tasks` tasks, by kind."""
+        layers = len(self.layers(model))
+        expanded_share = 1.0 if self.growth == "uniform" else self.probe.expects
+        visible = [layers * (self.first + self.more * expanded_share * task) for task in range(tasks)]
+        owned = visible[-1] if visible else 0
+        return no_parameters() | {
+            "experts": round(self.lora.size(model) * owned),
             "routers": round(model.config.width * sum(visible)),
             "locator": tasks * self.gate.size(model),
-            "projector": 0,
         }
 
     def sizes(self, model: Model, learner: Learner) -> dict[str, dict[str, int]]:
-        """Numbers beyond the base by kind: `stored` to serve, `archived` in the ledger, `trained` for the last task."""
-        return summary.sizes(self, model, learner)
+        """Parameters beyond the base by kind: `stored` to serve, `archived` in the ledger, `trained` for the largest
+        task."""
+        return self.summary(model, learner).sizes()

@@ -2,7 +2,7 @@
 
 Every adapted linear of the decoder has `experts` LoRA experts and a router of its own, which reads what the linear
 reads; a softmax over all experts weighs them token by token. Tasks are learned one after another with everything
-trainable, projector included, so nothing keeps an old task: this is a reference point, and the form in which CoIN's
+trainable, projector included, so old tasks are not protected: this is a reference point, and the form in which CoIN's
 adapters are adopted. Nothing is routed by task, so no task is ever named or located.
 """
 
@@ -15,6 +15,7 @@ from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
+from flax import struct
 from jax import Array
 
 from hidecmoe_jax.core import trees
@@ -22,20 +23,30 @@ from hidecmoe_jax.experts import pool, surgery
 from hidecmoe_jax.experts.bank import Bank
 from hidecmoe_jax.experts.routing import Routing, Voice
 from hidecmoe_jax.methods.base import (
+    Archive,
     Decision,
     FrozenFeatures,
     Learner,
     Loss,
     Method,
     Serving,
-    Stage,
     check_finite,
+    no_parameters,
     with_leaves,
 )
 from hidecmoe_jax.methods.lora import LINEARS, PARALLEL, Lora
+from hidecmoe_jax.methods.routed_stages import tuned_projector
+from hidecmoe_jax.methods.stages import Stage
 from hidecmoe_jax.models.llava import Batch, Model, answer_loss, projector_leaves
 
-TUNE = Stage("tune")
+
+@struct.dataclass
+class MoeLoraMemory:
+    """The routers [L, D, S] that the last task left, by site (empty before the first task); when serving also the bank,
+    because no task owns anything of it."""
+
+    routers: dict[str, Array] = struct.field(default_factory=dict)
+    bank: Bank | None = None
 
 
 @dataclass(frozen=True)
@@ -64,76 +75,48 @@ class MoeLora(Method):
 
     def init(self, model: Model, capacity: int) -> Learner:
         """No experts; the room is the same for any number of tasks."""
-        return Learner({}, {}, {LINEARS: self.blank(model)}, {}, {})
+        return Learner({}, {}, {LINEARS: self.blank(model)}, {}, MoeLoraMemory())
 
-    def stages(self, task: int) -> tuple[Stage, ...]:
+    def stages(self, lesson: int) -> tuple[Stage, ...]:
         """Tuning."""
-        return (TUNE,)
+        return (TuneAll(method=self),)
 
-    def part(self, stage: Stage, count: int, seed: int) -> None:
-        """Every stage reads every record."""
-
-    def before(self, model: Model, learner: Learner, stage: Stage, task: int, key: Array) -> Learner:
-        """Experts and routers as the last task left them go to where they train; before the first they are drawn."""
-        if "routers" in learner.memory:
-            live, routers = learner.past[LINEARS], learner.memory["routers"]
-        else:
-            live, routers = self._drawn(model, task, key)
-        tuned = {}
-        if self.train_projector:
-            base = projector_leaves(model)
-            tuned = {path: leaf.astype(jnp.float32) for path, leaf in base.items()} | learner.shared
-        return learner.replace(live={LINEARS: live}, tuned=tuned, routers=dict(routers))
-
-    def _drawn(self, model: Model, task: int, key: Array) -> tuple[Bank, dict[str, Array]]:
-        """Experts as any LoRA begins, and routers as a torch linear does: uniform within 1 / sqrt(width)."""
-        keys = jax.random.split(key, self.experts + 1)
-        banks = [surgery.sprout(self.lora.blank(model, 1), 0, task, one) for one in keys[1:]]
+    def fresh(self, model: Model, lesson: int, key: Array) -> tuple[Bank, dict[str, Array]]:
+        """Experts initialised as LoRA is, and routers as a torch linear: uniform within 1 / sqrt(width)."""
+        router_key, *expert_keys = jax.random.split(key, self.experts + 1)
+        bare = self.lora.blank(model, 1)
+        banks = [surgery.sprout(bare, 0, lesson, expert_key) for expert_key in expert_keys]
         routers = {}
         for site, (width, _) in self.lora.shapes(model).items():
-            own, shape = jax.random.fold_in(keys[0], zlib.crc32(site.encode())), (banks[0].layers, width, self.experts)
-            routers[site] = jax.random.uniform(own, shape, jnp.float32, -(width**-0.5), width**-0.5)
+            # Keyed by the site's name, so that another choice of sites draws the same routers.
+            site_key = jax.random.fold_in(router_key, zlib.crc32(site.encode()))
+            shape = (bare.layers, width, self.experts)
+            bound = width**-0.5
+            routers[site] = jax.random.uniform(site_key, shape, jnp.float32, -bound, bound)
         return pool.beside(banks), routers
 
-    def loss(self, model: Model, learner: Learner, stage: Stage, batch: Batch, key: Array) -> Loss:
-        """Answer loss with all experts under their routers."""
-        voice = self._voice(learner.live[LINEARS], learner.routers, key)
-        total, count, _ = answer_loss(with_leaves(model, learner.shared | learner.tuned), batch, (voice,))
-        return Loss(total, count)
+    def voice(self, bank: Bank, routers: dict[str, Array], key: Array | None = None) -> Voice:
+        """All experts under the routers of their linears."""
+        gain_L1S = jnp.ones((bank.layers, 1, bank.slots), jnp.float32)
+        return Voice(bank, Routing(gain_L1S, site_routers=routers), key, dropout=self.lora.dropout)
 
-    def _voice(self, bank: Bank, routers: dict[str, Array], key: Array | None = None) -> Voice:
-        heard = jnp.ones((bank.layers, 1, bank.slots), jnp.float32)
-        return Voice(bank, Routing(heard, site_routers=routers), key, dropout=self.lora.dropout)
-
-    def usage(self, model: Model, learner: Learner, stage: Stage, batch: Batch) -> None:
-        """No stage asks for it."""
-
-    def fit(self, model: Model, learner: Learner, stage: Stage, task: int, seen: FrozenFeatures, key: Array) -> Learner:
-        """There is nothing to learn without training."""
-        return learner
-
-    def after(self, model: Model, learner: Learner, stage: Stage, task: int) -> Learner:
-        """Hands everything on to the next task."""
-        memory, shared = learner.memory | {"routers": dict(learner.routers)}, learner.shared | learner.tuned
-        return Learner({}, {}, {LINEARS: learner.live[LINEARS]}, shared, memory)
-
-    def to_archive(self, learner: Learner, task: int) -> dict[str, dict[str, Array]]:
-        """All experts, the projector and all routers, as this task left them."""
-        routers = {f"router/{site}": leaf for site, leaf in learner.memory["routers"].items()}
+    def to_archive(self, learner: Learner, lesson: int) -> Archive:
+        """All experts, the projector and all routers, as this lesson left them."""
+        routers = {f"router/{site}": leaf for site, leaf in learner.memory.routers.items()}
         experts = trees.flatten(learner.past[LINEARS].factors)
         return {"experts": experts, "shared": dict(learner.shared), "memory": routers}
 
-    def from_archive(self, model: Model, capacity: int, kept: Sequence[dict[str, dict[str, Array]] | None]) -> Learner:
-        """The learner after the last lesson that was kept: the inverse of `to_archive`."""
+    def from_archive(self, model: Model, capacity: int, archive: Sequence[Archive | None]) -> Learner:
+        """The learner after the last archived lesson: the inverse of `to_archive`."""
         learner = self.init(model, capacity)
-        if not kept:
+        if not archive:
             return learner
-        last = kept[-1]
+        last = archive[-1]
         bank = self.blank(model).with_factors(trees.unflatten(last["experts"]))
         bank = bank.replace(owner_LS=jnp.zeros_like(bank.owner_LS))
         shared = {path: jnp.asarray(leaf) for path, leaf in last["shared"].items()}
         routers = {path.removeprefix("router/"): jnp.asarray(leaf) for path, leaf in last["memory"].items()}
-        return learner.replace(past={LINEARS: bank}, shared=shared, memory={"routers": routers})
+        return learner.replace(past={LINEARS: bank}, shared=shared, memory=MoeLoraMemory(routers))
 
     def learned(self, learner: Learner) -> tuple[int, ...]:
         """No task owns an expert."""
@@ -144,33 +127,64 @@ class MoeLora(Method):
         return f"every token mixes {self.experts} experts at every linear ({', '.join(self.lora.sites)})"
 
     def serve(self, model: Model, learner: Learner) -> Serving:
-        """Experts and routers as they are. The bank is part of the memory: no task owns anything of it.
+        """Experts and routers as they are.
 
         Raises:
           NumericsError: as `check_finite`.
         """
         check_finite(learner.memory)
-        memory = learner.memory | {"bank": learner.past[LINEARS]} if learner.memory else {}
+        memory = learner.memory
+        if memory.routers:
+            memory = memory.replace(bank=learner.past[LINEARS])
         return Serving(with_leaves(model, learner.shared), None, None, memory)
 
-    def decide(self, serving: Serving, seen: FrozenFeatures, named_B: Array | None) -> Decision:
+    def decide(self, serving: Serving, features: FrozenFeatures, named_B: Array | None) -> Decision:
         """There is no task to choose."""
-        weight = jnp.zeros((seen.pooled.text_BD.shape[0], 0))
-        return Decision(weight, weight)
+        weight_B0 = jnp.zeros((features.pooled.text_BD.shape[0], 0))
+        return Decision(weight_B0, weight_B0)
 
     def voices(self, serving: Serving, decision: Decision) -> tuple[Voice, ...]:
-        """All experts, weighed token by token."""
-        return (self._voice(serving.memory["bank"], serving.memory["routers"]),) if serving.memory else ()
+        """All experts, weighted token by token."""
+        memory = serving.memory
+        return (self.voice(memory.bank, memory.routers),) if memory.routers else ()
 
     def sizes(self, model: Model, learner: Learner) -> dict[str, dict[str, int]]:
-        """Numbers beyond the base by kind: `stored` to serve, `archived` in the ledger, `trained` in one stage."""
-        none = {"experts": 0, "routers": 0, "locator": 0, "projector": 0}
-        if not learner.memory:
-            return {"stored": none, "archived": none, "trained": none}
-        layers, widths = model.config.layers, [width for width, _ in self.lora.shapes(model).values()]
-        stored = none | {
+        """Parameters beyond the base by kind: `stored` to serve, `archived` in the ledger, `trained` in one stage."""
+        if not learner.memory.routers:
+            return {"stored": no_parameters(), "archived": no_parameters(), "trained": no_parameters()}
+        layers = model.config.layers
+        widths = [width for width, _ in self.lora.shapes(model).values()]
+        stored = no_parameters() | {
             "experts": layers * self.experts * self.lora.size(model),
             "routers": layers * self.experts * sum(widths),
             "projector": trees.count(projector_leaves(model)) if self.train_projector else 0,
         }
         return {"stored": stored, "archived": stored, "trained": stored}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuneAll(Stage):
+    """Trains all experts, all routers and the projector."""
+
+    method: MoeLora
+    kind: str = "tune"
+
+    def prepare(self, model: Model, learner: Learner, lesson: int, key: Array) -> Learner:
+        """Puts experts and routers as the last lesson left them into training; before the first they are drawn."""
+        live, routers = learner.past[LINEARS], learner.memory.routers
+        if not routers:
+            live, routers = self.method.fresh(model, lesson, key)
+        tuned = tuned_projector(model, learner) if self.method.train_projector else {}
+        return learner.replace(live={LINEARS: live}, tuned=tuned, routers=dict(routers))
+
+    def loss(self, model: Model, learner: Learner, batch: Batch, key: Array) -> Loss:
+        """Answer loss with all experts under their routers."""
+        voice = self.method.voice(learner.live[LINEARS], learner.routers, key)
+        total, tokens, _ = answer_loss(with_leaves(model, learner.shared | learner.tuned), batch, (voice,))
+        return Loss(total, tokens)
+
+    def finish(self, model: Model, learner: Learner, lesson: int, result: FrozenFeatures | None, key: Array) -> Learner:
+        """Hands everything on to the next task."""
+        memory = MoeLoraMemory(dict(learner.routers))
+        shared = learner.shared | learner.tuned
+        return learner.replace(live={}, tuned={}, routers={}, past=dict(learner.live), shared=shared, memory=memory)

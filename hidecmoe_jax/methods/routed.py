@@ -1,7 +1,7 @@
 """The family of routed expert methods: one class, whose parts say which method it is.
 
 A `Routed` method gives every task one LoRA expert on the chosen linears of every decoder layer (arXiv 2503.12941,
-section 3). At task end, experts of most layers are fused into one, and the *expanded* layers keep one expert per
+section 3). When a task ends, experts of most layers are fused into one, and the *expanded* layers keep one expert per
 task, mixed per sample by a gate. HiDe-LLaVA expands the last layer and gates by anchors; naming the task and
 expanding every layer is the upper reference; one shared expert is sequential LoRA, and shared over the union of all
 tasks it is joint training.
@@ -11,29 +11,31 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import struct
 from jax import Array
 
 from hidecmoe_jax.core import trees
 from hidecmoe_jax.core.errors import ConfigError
 from hidecmoe_jax.experts import surgery
 from hidecmoe_jax.experts.bank import Bank
-from hidecmoe_jax.experts.routing import Routing, Voice, everyone
-from hidecmoe_jax.methods import edit_tasks
+from hidecmoe_jax.experts.routing import Routing, Voice
+from hidecmoe_jax.methods import edit_tasks, routed_stages
 from hidecmoe_jax.methods.base import (
+    Archive,
     Decision,
     FrozenFeatures,
     Learner,
-    Loss,
     Method,
     Serving,
-    Stage,
     Traits,
     check_finite,
+    no_parameters,
     with_experts_folded,
     with_leaves,
 )
@@ -41,12 +43,30 @@ from hidecmoe_jax.methods.edit import Edit
 from hidecmoe_jax.methods.fusion import FusionRule, archived, owners, planted
 from hidecmoe_jax.methods.gates.anchors import AnchorGate, NamedGate
 from hidecmoe_jax.methods.gates.locator import LocatorGate
-from hidecmoe_jax.methods.growth.layer_choice import WEIGH, LayerChoice
+from hidecmoe_jax.methods.growth.layer_choice import LayerChoice, LayerGains
 from hidecmoe_jax.methods.lora import LINEARS, Lora
-from hidecmoe_jax.methods.shared_slots import own_slots, serving_slots, shared
-from hidecmoe_jax.models.llava import Batch, Model, answer_loss, projector_leaves
+from hidecmoe_jax.methods.shared_slots import own_slots, redirected, serving_slots
+from hidecmoe_jax.methods.stages import Stage
+from hidecmoe_jax.models.llava import Model, projector_leaves
 
-TUNE, LOCATE = Stage("tune"), Stage("locate", source="features")
+
+@struct.dataclass
+class RoutedMemory:
+    """What a `Routed` method stores beside its experts; None where its parts need no such thing.
+
+    Attributes:
+      gate: arrays of the gate, by name.
+      worth: float32 [N, L], worth of every layer to every task, from which the expanded layers are chosen.
+      router: float32 [L, D, S], token routers that the probe of layers trains.
+      weighing: gains while layers are weighed; only between `prepare` and `finish` of that stage.
+      home: int32 [L, N], the task in whose slot a task is served (`shared_slots`).
+    """
+
+    gate: dict[str, Array] = struct.field(default_factory=dict)
+    worth: Array | None = None
+    router: Array | None = None
+    weighing: LayerGains | None = None
+    home: Array | None = None
 
 
 @dataclass(frozen=True)
@@ -95,63 +115,71 @@ class Routed(Method):
         """Whether the gate has tasks to choose from."""
         return self.growth == "per_task"
 
+    @property
+    def chooses(self) -> bool:
+        """Whether the expanded layers are chosen by measuring."""
+        return self.gated and isinstance(self.expand, LayerChoice)
+
     def variants(self) -> dict[str, Routed]:
         """The same experts under each fusion rule, by its name; empty where nothing is fused."""
         if self.growth != "per_task" or self.expand == "all":
             return {}
         return {rule: replace(self, fusion=rule) for rule in surgery.FUSIONS}
 
-    @property
-    def chooses(self) -> bool:
-        """Whether the expanded layers are found by measuring."""
-        return self.gated and isinstance(self.expand, LayerChoice)
+    def expanded(self, layers: int, memory: RoutedMemory | None = None) -> tuple[int, ...]:
+        """Numbers of the expanded layers of a decoder with `layers` layers; chosen ones are read from the memory.
 
-    def expanded(self, layers: int, memory: dict[str, Any] | None = None) -> tuple[int, ...]:
-        """Numbers of the expanded layers of a decoder with `layers` layers; chosen ones are read from the memory."""
+        Raises:
+          ConfigError: the decoder has no such layers.
+        """
         if not self.gated:
             return ()
         if isinstance(self.expand, LayerChoice):
-            if self.expand.layers > layers:
-                raise ConfigError(
-                    "cannot expand so many layers", where="method.expand.layers",
-                    why=f"{self.expand.layers} of a decoder with {layers} layers", remedy=f"choose from 1..{layers}",
-                )  # fmt: skip
-            chosen = range(layers - self.expand.layers, layers) if memory is None else self.expand.pick(memory["worth"])
-        else:
+            return self._chosen_layers(self.expand, layers, memory)
+        if isinstance(self.expand, str):
             named = {"last": (layers - 1,), "all": tuple(range(layers)), "none": ()}
-            chosen = named[self.expand] if isinstance(self.expand, str) else sorted(set(self.expand))
-        wrong = [layer for layer in chosen if not 0 <= layer < layers]
+            return named[self.expand]
+        wrong = [layer for layer in sorted(set(self.expand)) if not 0 <= layer < layers]
         if wrong:
             raise ConfigError(
                 "cannot expand these layers", where="method.expand", why=f"{wrong} of a decoder with {layers} layers",
                 remedy=f"choose from 0..{layers - 1}, or last, all, none",
             )  # fmt: skip
-        return tuple(chosen)
+        return tuple(sorted(set(self.expand)))
 
-    def fused(self, layers: int, memory: dict[str, Any] | None = None) -> tuple[int, ...]:
+    def _chosen_layers(self, choice: LayerChoice, layers: int, memory: RoutedMemory | None) -> tuple[int, ...]:
+        if choice.layers > layers:
+            raise ConfigError(
+                "cannot expand so many layers", where="method.expand.layers",
+                why=f"{choice.layers} of a decoder with {layers} layers", remedy=f"choose from 1..{layers}",
+            )  # fmt: skip
+        if memory is None:
+            return tuple(range(layers - choice.layers, layers))
+        return choice.pick(memory.worth)
+
+    def fused(self, layers: int, memory: RoutedMemory | None = None) -> tuple[int, ...]:
         """Numbers of the layers whose experts are fused."""
-        kept = set(self.expanded(layers, memory))
-        return tuple(layer for layer in range(layers) if layer not in kept)
+        expanded = set(self.expanded(layers, memory))
+        return tuple(layer for layer in range(layers) if layer not in expanded)
 
     def init(self, model: Model, capacity: int) -> Learner:
-        """No experts and an ignorant gate, room for `capacity` tasks."""
+        """No experts and an empty gate, room for `capacity` tasks."""
         if self.growth == "none":
-            return Learner({}, {}, {}, {}, {})
+            return Learner({}, {}, {}, {}, RoutedMemory())
+        # One slot more than tasks: slot 0 holds the fusion.
         past = self.lora.blank(model, 1 if self.growth == "shared" else capacity + 1)
-        memory = {"gate": self.gate.blank(capacity, model)} if self.gated else {}
-        self.expanded(past.layers)  # refuses layers that there are not
+        self.expanded(past.layers)  # raises where the decoder has no such layers
+        memory = RoutedMemory()
+        if self.gated:
+            memory = memory.replace(gate=self.gate.blank(capacity, model))
         if self.chooses:
-            memory["worth"] = jnp.zeros((capacity, past.layers))
-            memory |= self.expand.blank(past, model.config.width)
+            worth = jnp.zeros((capacity, past.layers))
+            memory = memory.replace(worth=worth, router=self.expand.blank_router(past, model.config.width))
         return Learner({}, {}, {LINEARS: past}, {}, memory)
 
-    def stages(self, task: int) -> tuple[Stage, ...]:
-        """Tuning, from the second task on weighing layers where they are chosen, then what the gate learns from."""
-        if self.growth == "none":
-            return ()
-        weigh = self.expand.stages() if self.chooses and task else ()
-        locate = (LOCATE,) if self.gated and self.gate.kind != "named" else ()
-        return (TUNE, *weigh, *locate)
+    def stages(self, lesson: int) -> tuple[Stage, ...]:
+        """Tuning; from the second task on weighing layers, where they are chosen; then fitting the gate."""
+        return routed_stages.stages_of(self, lesson)
 
     def lessons(self, tasks: int) -> tuple[tuple[int, ...], ...]:
         """Each task a lesson, all tasks one lesson (joint training), or nothing to learn."""
@@ -159,147 +187,77 @@ class Routed(Method):
             return ()
         return (tuple(range(tasks)),) if self.union else super().lessons(tasks)
 
-    def before(self, model: Model, learner: Learner, stage: Stage, task: int, key: Array) -> Learner:
-        """Puts a fresh expert (or the shared one) into `live`, and the projector into `tuned`."""
-        if stage.kind == WEIGH:
-            return self._weighing(learner, task)
-        if stage.kind == "probe":
-            return learner.replace(routers={LINEARS: learner.memory["router"]})
-        if not stage.trains:
-            return learner
-        if self.growth == "shared" and self.learned(learner):
-            young = surgery.extract(learner.past[LINEARS], 0)
-        else:
-            young = surgery.sprout(self.lora.blank(model, 1), 0, task, key)
-        tuned = {}
-        if self.train_projector:
-            # Float32 whatever the base is stored in: a step of 2e-5 would be lost in bfloat16.
-            base = {path: leaf.astype(jnp.float32) for path, leaf in projector_leaves(model).items()}
-            tuned = base | {path: learner.shared[path] for path in base if path in learner.shared}
-        return learner.replace(live={LINEARS: young}, tuned=tuned)
-
-    def loss(self, model: Model, learner: Learner, stage: Stage, batch: Batch, key: Array) -> Loss:
-        """Answer loss with the live expert alone: HiDe trains every expert as if it were the only one (HiDe-D16)."""
-        if stage.kind == "probe":
-            heard = with_leaves(model, learner.shared)
-            return self.expand.loss(heard, learner.past[LINEARS], learner.routers[LINEARS], batch)
-        live = learner.live[LINEARS]
-        voice = Voice(live, everyone(live), key, dropout=self.lora.dropout)
-        total, count, _ = answer_loss(with_leaves(model, learner.shared | learner.tuned), batch, (voice,))
-        return Loss(total, count)
-
-    def part(self, stage: Stage, count: int, seed: int) -> np.ndarray | None:
-        """Records that layers are weighed on; every other stage reads every record."""
-        return self.expand.part(stage, count, seed) if self.chooses else None
-
-    def _weighing(self, learner: Learner, task: int) -> Learner:
-        """The learner with every layer fused, and the gains of the task's own expert and of the fusion at hand."""
-        layers = tuple(range(learner.past[LINEARS].layers))
-        past, slot_LN = learner.past[LINEARS], serving_slots(learner.past[LINEARS], learner.memory)
-        past = self.fusing.fused(past, layers, slot_LN)
-        own_LS = jnp.broadcast_to(jax.nn.one_hot(1 + task, past.slots), past.owner_LS.shape)
-        gains = {"own": own_LS, "fused": self.fusing.gains(past, layers, slot_LN)}
-        return learner.replace(past={LINEARS: past}, memory=learner.memory | {"weighing": gains})
-
-    def usage(self, model: Model, learner: Learner, stage: Stage, batch: Batch) -> dict[str, Array]:
-        """What the choice of layers is made from."""
-        known = learner.memory | learner.memory["weighing"]
-        return self.expand.measure(with_leaves(model, learner.shared), learner.past[LINEARS], known, batch)
-
-    def fit(self, model: Model, learner: Learner, stage: Stage, task: int, seen: FrozenFeatures, key: Array) -> Learner:
-        """What every layer is worth to the task, or what the gate learns of it."""
-        memory = dict(learner.memory)
-        if stage.kind != WEIGH:
-            return learner.replace(memory=memory | {"gate": self.gate.fit(memory["gate"], task, seen, key=key)})
-        past = learner.past[LINEARS]
-        earlier_S = np.isin(np.asarray(past.owner_LS), [one for one in owners(past) if one != task]).any(axis=0)
-        del memory["weighing"]
-        memory |= self.expand.blank(past, model.config.width)
-        memory["worth"] = memory["worth"].at[task].set(self.expand.worth(seen.usage, earlier_S))
-        return learner.replace(past={LINEARS: self.fused_again(past, memory)}, memory=memory)
-
-    def after(self, model: Model, learner: Learner, stage: Stage, task: int) -> Learner:
-        """Plants the trained expert, fuses the layers that are not expanded, and hands the projector on."""
-        if not stage.trains:
-            return learner
-        if stage.kind == "probe":
-            return learner.replace(routers={}, memory=learner.memory | {"router": learner.routers[LINEARS]})
-        past, young = learner.past[LINEARS], learner.live[LINEARS]
-        if self.growth == "shared":
-            past = surgery.plant(self.lora.blank(model, 1), 0, young, 0)
-        else:
-            past = self.fused_again(surgery.plant(past, 1 + task, young, task), learner.memory)
-        return learner.replace(live={}, tuned={}, past={LINEARS: past}, shared=learner.shared | learner.tuned)
-
-    def to_archive(self, learner: Learner, task: int) -> dict[str, dict[str, Array]]:
-        """What the ledger archives of a task: its own expert, the shared leaves as it left them, the gate's part."""
+    def to_archive(self, learner: Learner, lesson: int) -> Archive:
+        """A task's own expert, the shared leaves as it left them, and the gate's part of it."""
         bank = learner.past[LINEARS]
-        experts = trees.flatten(bank.factors) if self.growth == "shared" else archived(bank, task)
-        memory = self.gate.to_archive(learner.memory["gate"], task) if self.gated else {}
+        experts = trees.flatten(bank.factors) if self.growth == "shared" else archived(bank, lesson)
+        memory = self.gate.to_archive(learner.memory.gate, lesson) if self.gated else {}
         if self.chooses:
-            memory = memory | {"worth": learner.memory["worth"][task]}
+            memory = memory | {"worth": learner.memory.worth[lesson]}
         return {"experts": experts, "shared": dict(learner.shared), "memory": memory}
 
-    def from_archive(self, model: Model, capacity: int, kept: Sequence[dict[str, dict[str, Array]] | None]) -> Learner:
-        """The learner after the tasks that `kept` archived, in order: the inverse of `to_archive`. A task that is None
-        is not fused, and the gate passes over it."""
+    def from_archive(self, model: Model, capacity: int, archive: Sequence[Archive | None]) -> Learner:
+        """The learner after the archived lessons, in order: the inverse of `to_archive`. A lesson that is None is not
+        fused, and the gate does not choose it."""
         learner = self.init(model, capacity)
-        there = {task: groups for task, groups in enumerate(kept) if groups is not None}
-        if not there:
+        loaded = {task: groups for task, groups in enumerate(archive) if groups is not None}
+        if not loaded:
             return learner
-        bare, last = self.lora.blank(model, 1), max(there)
-        shared = {path: jnp.asarray(leaf) for path, leaf in there[last]["shared"].items()}
+        bare, last = self.lora.blank(model, 1), loaded[max(loaded)]
+        shared = {path: jnp.asarray(leaf) for path, leaf in last["shared"].items()}
         if self.growth == "shared":
-            one = bare.with_factors(trees.unflatten(there[last]["experts"]))
-            return learner.replace(
-                past={LINEARS: surgery.plant(bare, 0, one.replace(owner_LS=0 * bare.owner_LS), 0)}, shared=shared
-            )
-        past, memory = learner.past[LINEARS], dict(learner.memory)
-        for task, groups in there.items():
+            expert = bare.with_factors(trees.unflatten(last["experts"]))
+            past = surgery.plant(bare, 0, expert.replace(owner_LS=jnp.zeros_like(bare.owner_LS)), 0)
+            return learner.replace(past={LINEARS: past}, shared=shared)
+        past, memory = learner.past[LINEARS], learner.memory
+        for task, groups in loaded.items():
             past = planted(past, bare, task, groups["experts"])
-            memory["gate"] = self.gate.from_archive(memory["gate"], task, groups["memory"])
+            memory = memory.replace(gate=self.gate.from_archive(memory.gate, task, groups["memory"]))
             if self.chooses:
-                memory["worth"] = memory["worth"].at[task].set(groups["memory"]["worth"])
-        return Learner({}, {}, {LINEARS: self.fused_again(past, memory)}, shared, memory)
+                memory = memory.replace(worth=memory.worth.at[task].set(groups["memory"]["worth"]))
+        return self.with_bank(learner.replace(shared=shared), past, memory)
 
     @property
     def fusing(self) -> FusionRule:
         """How experts become one."""
         return FusionRule(self.fusion, self.eps)
 
-    def fused_again(self, past: Bank, memory: dict[str, Any]) -> Bank:
+    def fused_again(self, past: Bank, memory: RoutedMemory) -> Bank:
         """The bank with its fusion made anew from the experts of all tasks that own one."""
-        return self.fusing.fused(past, self.fused(past.layers, memory), serving_slots(past, memory))
+        return self.fusing.fused(past, self.fused(past.layers, memory), serving_slots(past, memory.home))
 
-    def with_bank(self, learner: Learner, bank: Bank, memory: dict[str, Any]) -> Learner:
+    def with_bank(self, learner: Learner, bank: Bank, memory: RoutedMemory) -> Learner:
         """The learner with another bank and memory, its fusions made anew."""
         return learner.replace(past={LINEARS: self.fused_again(bank, memory)}, memory=memory)
 
     def learned(self, learner: Learner) -> tuple[int, ...]:
         """Numbers of the tasks that have an expert, or were merged into another task's."""
-        merged = {task for task, _ in shared(learner.memory)}
-        return tuple(sorted({*owners(learner.past[LINEARS]), *merged})) if LINEARS in learner.past else ()
+        if LINEARS not in learner.past:
+            return ()
+        return tuple(sorted({*owners(learner.past[LINEARS]), *self.merged_tasks(learner)}))
 
-    def fused_gains(self, bank: Bank, memory: dict[str, Any]) -> np.ndarray:
+    def fused_gains(self, bank: Bank, memory: RoutedMemory) -> np.ndarray:
         """Constant gains [L, S] of the layers that are not expanded; zero elsewhere."""
         if self.growth == "shared":
             return np.ones(bank.owner_LS.shape, np.float32)
-        return np.asarray(self.fusing.gains(bank, self.fused(bank.layers, memory), serving_slots(bank, memory)))
+        layers = self.fused(bank.layers, memory)
+        return np.asarray(self.fusing.gains(bank, layers, serving_slots(bank, memory.home)))
 
     def growth_of(self, model: Model, learner: Learner) -> dict:
-        """Layers chosen to be expanded, and what every layer was worth to each task; empty where they are given."""
+        """Layers chosen to be expanded, and the worth of every layer to each task; empty where they are given."""
         if not self.chooses:
             return {}
-        layers, memory = model.config.layers, learner.memory
-        worth = np.asarray(memory["worth"])[: max(self.learned(learner), default=-1) + 1]
-        return {"expanded": list(self.expanded(layers, memory)), "worth": worth.tolist(), "by": self.expand.by}
+        tasks = max(self.learned(learner), default=-1) + 1
+        worth = np.asarray(learner.memory.worth)[:tasks]
+        expanded = self.expanded(model.config.layers, learner.memory)
+        return {"expanded": list(expanded), "worth": worth.tolist(), "by": self.expand.by}
 
     def is_gate_leaf(self, path: str) -> bool:
-        """Every leaf of an archive's `memory` group but what layers are worth."""
+        """Every leaf of an archive's `memory` group but the worth of layers."""
         return path != "worth"
 
     def lora_bank(self, learner: Learner) -> Bank | None:
-        """The bank of all tasks' experts; None before the first lesson of a method without experts."""
+        """The bank of all tasks' experts; None of a method without experts."""
         return learner.past.get(LINEARS)
 
     def lora_gains(self, learner: Learner, task: int) -> np.ndarray:
@@ -307,7 +265,7 @@ class Routed(Method):
         the slot that serves the task."""
         bank = learner.past[LINEARS]
         gain_LS = np.array(self.fused_gains(bank, learner.memory))
-        slot_LN = serving_slots(bank, learner.memory)
+        slot_LN = serving_slots(bank, learner.memory.home)
         for layer in self.expanded(bank.layers, learner.memory):
             gain_LS[layer] = np.arange(bank.slots) == slot_LN[layer, task]
         return gain_LS
@@ -325,6 +283,10 @@ class Routed(Method):
         """As `Editable`."""
         return edit_tasks.edited(self, learner, edit, since)
 
+    def merged_tasks(self, learner: Learner) -> set[int]:
+        """Tasks that are served from another task's slot in some layer."""
+        return {task for task, _ in redirected(learner.memory.home)}
+
     @property
     def rank(self) -> int:
         """Rank of the experts."""
@@ -341,34 +303,36 @@ class Routed(Method):
           NumericsError: as `check_finite`.
         """
         check_finite(learner.memory)
-        dressed_model, tasks = with_leaves(model, learner.shared), self.learned(learner)
-        if not tasks:
-            return Serving(dressed_model, None, None, learner.memory)
+        model = with_leaves(model, learner.shared)
+        if not self.learned(learner):
+            return Serving(model, None, None, learner.memory)
         bank = learner.past[LINEARS]
-        constant = with_experts_folded(dressed_model, bank, self.fused_gains(bank, learner.memory))
+        folded = with_experts_folded(model, bank, self.fused_gains(bank, learner.memory))
         expanded = self.expanded(bank.layers, learner.memory)
         if not expanded:
-            return Serving(constant, None, None, learner.memory)
+            return Serving(folded, None, None, learner.memory)
+        # The decoder takes one run of layers: fused layers in between have no slot for any task (-1).
         first, last = expanded[0], expanded[-1] + 1
-        kept = np.isin(np.arange(first, last), expanded)[:, None]
-        slot_LN = serving_slots(bank, learner.memory)[first:last]
-        slot_LN = np.where(kept, slot_LN, -1).astype(np.int32)
-        return Serving(constant, surgery.cut(bank, first, last), jnp.asarray(slot_LN), learner.memory)
+        is_expanded_L1 = np.isin(np.arange(first, last), expanded)[:, None]
+        slot_LN = serving_slots(bank, learner.memory.home)[first:last]
+        slot_LN = np.where(is_expanded_L1, slot_LN, -1).astype(np.int32)
+        return Serving(folded, surgery.cut(bank, first, last), jnp.asarray(slot_LN), learner.memory)
 
-    def decide(self, serving: Serving, seen: FrozenFeatures, named_B: Array | None) -> Decision:
-        """One-hot on the named task, or what the gate says."""
+    def decide(self, serving: Serving, features: FrozenFeatures, named_B: Array | None) -> Decision:
+        """One-hot on the named task, or the gate's weights."""
         if serving.slot_LN is None:
-            weight = jnp.zeros((seen.pooled.text_BD.shape[0], 0))
-            return Decision(weight, weight)
+            weight_B0 = jnp.zeros((features.pooled.text_BD.shape[0], 0))
+            return Decision(weight_B0, weight_B0)
         tasks = serving.slot_LN.shape[1]
         learned_N = jnp.any(serving.slot_LN >= 0, axis=0)
         if named_B is not None:
-            weight = jax.nn.one_hot(named_B, tasks)
-            return Decision(weight, weight)
-        return self.gate.decide(serving.memory["gate"], seen, learned_N)
+            chex.assert_rank(named_B, 1)
+            weight_BN = jax.nn.one_hot(named_B, tasks)
+            return Decision(weight_BN, weight_BN)
+        return self.gate.decide(serving.memory.gate, features, learned_N)
 
     def voices(self, serving: Serving, decision: Decision) -> tuple[Voice, ...]:
-        """The expanded layers' bank, every task's slot as loud as its weight."""
+        """The expanded layers' bank, every task's slot weighted by the task's weight."""
         if serving.bank is None:
             return ()
         slots = jnp.arange(serving.bank.slots)
@@ -377,38 +341,39 @@ class Routed(Method):
         return (Voice(serving.bank, Routing(gain_LBS)),)
 
     def stored_after(self, model: Model, tasks: int) -> dict[str, int]:
-        """Numbers beyond the base that answering needs after `tasks` tasks, by kind.
+        """Parameters beyond the base that answering needs after `tasks` tasks, by kind.
 
         Layers fused by `factor_sum` need one expert; product sums keep the rank of all their tasks.
         """
         if not tasks or self.growth == "none":
-            return {"experts": 0, "routers": 0, "locator": 0, "projector": 0}
+            return no_parameters()
         layers = model.config.layers
         expanded = len(self.expanded(layers))
         per_fused = self.fusing.stored(tasks) if self.gated else 1
-        return {
+        return no_parameters() | {
             "experts": self.lora.size(model) * (expanded * tasks + (layers - expanded) * per_fused),
-            "routers": 0,
             "locator": tasks * self.gate.size(model) if self.gated else 0,
             "projector": trees.count(projector_leaves(model)) if self.train_projector else 0,
         }
 
     def sizes(self, model: Model, learner: Learner) -> dict[str, dict[str, int]]:
-        """Numbers beyond the base by kind: `stored` to serve, `archived` in the ledger, `trained` in one stage."""
-        tasks, none = len(self.learned(learner)), self.stored_after(model, 0)
+        """Parameters beyond the base by kind: `stored` to serve, `archived` in the ledger, `trained` in one stage."""
+        tasks = len(self.learned(learner))
         if not tasks:
-            return {"stored": none, "archived": none, "trained": none}
-        stored, expert = self.stored_after(model, tasks), self.lora.size(model) * learner.past[LINEARS].layers
+            return {"stored": no_parameters(), "archived": no_parameters(), "trained": no_parameters()}
+        stored = self.stored_after(model, tasks)
+        expert = self.lora.size(model) * learner.past[LINEARS].layers
         stored |= {"experts": stored["experts"] - self.lora.size(model) * self._merged_away(learner)}
         archived = stored | {"experts": expert * tasks, "projector": stored["projector"] * tasks}
-        return {
-            "stored": stored,
-            "archived": archived,
-            "trained": none | {"experts": expert, "projector": stored["projector"]},
-        }
+        trained = no_parameters() | {"experts": expert, "projector": stored["projector"]}
+        return {"stored": stored, "archived": archived, "trained": trained}
 
     def _merged_away(self, learner: Learner) -> int:
-        """Experts that learned tasks lack in layers of which every task's is stored."""
+        """Experts that learned tasks lack in layers that store one for every task."""
+        if not self.gated:
+            return 0
         past, tasks = learner.past[LINEARS], list(self.learned(learner))
-        apart = self.expanded(past.layers, learner.memory) if self.fusion == "factor_sum" else range(past.layers)
-        return int((own_slots(past)[list(apart)][:, tasks] < 0).sum()) if self.gated else 0
+        stored_layers = range(past.layers)
+        if self.fusion == "factor_sum":
+            stored_layers = self.expanded(past.layers, learner.memory)
+        return int((own_slots(past)[list(stored_layers)][:, tasks] < 0).sum())

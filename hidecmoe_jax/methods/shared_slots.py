@@ -1,64 +1,64 @@
-"""Whose expert serves a task in layers that keep tasks apart: its own, or the one that it was merged into.
+"""Slots that serve several tasks after a merge, in methods with one slot per task.
 
-A home is a fact of a layer: a task may have been merged into one task here and into another there, and have an expert
-of its own in a third layer. Homes are in a learner's memory only as long as some task lives with another, so a learner
-that was never merged carries nothing of this.
+`home_LN` (int32 [L, N]) is the task in whose slot a task is served, in every row of the bank. A task may have been
+merged into one task in one layer and into another task in the next, and own an expert in a third. It is None as long as
+every task is served from its own slot, so that a learner that was never merged carries nothing of this.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from hidecmoe_jax.experts.bank import Bank, owned_slots
 
-HOME = "home"  # int32 [L, N]: the task in whose slot a task lives, in every row of the bank
 
-
-def moved(memory: dict[str, Any], rows: np.ndarray, task: int, into: int, *, shape: tuple[int, int]) -> dict[str, Any]:
-    """The memory after `task`, and whoever lived with it, moved in with `into` in these rows.
+def redirect(home_LN: Array | None, rows: np.ndarray, task: int, into: int, *, shape: tuple[int, int]) -> Array:
+    """Record that `task`, and every task already merged into it, is now served from the slot of `into` in `rows`.
 
     Args:
       shape: rows of the bank and tasks there is room for, (L, N).
     """
-    home_LN = np.array(memory.get(HOME, np.broadcast_to(np.arange(shape[1]), shape)))
-    home_LN[rows] = np.where(home_LN[rows] == task, into, home_LN[rows])
-    return memory | {HOME: jnp.asarray(home_LN, jnp.int32)}
+    unmerged_LN = np.broadcast_to(np.arange(shape[1]), shape)
+    redirected_LN = np.array(unmerged_LN if home_LN is None else home_LN)
+    redirected_LN[rows] = np.where(redirected_LN[rows] == task, into, redirected_LN[rows])
+    return jnp.asarray(redirected_LN, jnp.int32)
 
 
-def left(memory: dict[str, Any], task: int) -> dict[str, Any]:
-    """The memory after `task` lives with nobody any more."""
-    if HOME not in memory:
-        return memory
-    home_LN = np.array(memory[HOME])
-    home_LN[:, task] = task
-    rest = {name: leaf for name, leaf in memory.items() if name != HOME}
-    away = (home_LN != np.arange(home_LN.shape[1])).any()
-    return rest | {HOME: jnp.asarray(home_LN)} if away else rest
+def clear_redirects(home_LN: Array | None, task: int) -> Array | None:
+    """Record that `task` is served from its own slot again; None where no other task is redirected."""
+    if home_LN is None:
+        return None
+    cleared_LN = np.array(home_LN)
+    cleared_LN[:, task] = task
+    is_redirected = (cleared_LN != np.arange(cleared_LN.shape[1])).any()
+    return jnp.asarray(cleared_LN) if is_redirected else None
 
 
-def shared(memory: dict[str, Any]) -> dict[tuple[int, int], np.ndarray]:
+def redirected(home_LN: Array | None) -> dict[tuple[int, int], np.ndarray]:
     """Rows in which a task is served from another's slot, by the two tasks (task, home)."""
-    if HOME not in memory:
+    if home_LN is None:
         return {}
-    home_LN = np.asarray(memory[HOME])
-    rows, tasks = np.nonzero(home_LN != np.arange(home_LN.shape[1]))
-    pairs = sorted(set(zip(tasks.tolist(), home_LN[rows, tasks].tolist(), strict=True)))
-    return {(task, home): np.flatnonzero(home_LN[:, task] == home) for task, home in pairs}
+    table_LN = np.asarray(home_LN)
+    rows, tasks = np.nonzero(table_LN != np.arange(table_LN.shape[1]))
+    homes = table_LN[rows, tasks]
+    pairs = sorted(set(zip(tasks.tolist(), homes.tolist(), strict=True)))
+    return {(task, home): np.flatnonzero(table_LN[:, task] == home) for task, home in pairs}
 
 
 def own_slots(bank: Bank) -> np.ndarray:
-    """The slot that every task owns in every row, int32 [L, N], of a bank with a slot for each beside that of the
+    """The slot that every task owns in every row, int32 [L, N], of a bank with a slot for each task beside that of the
     fusion; -1 where it owns none."""
     tasks = bank.slots - 1
-    return np.array([owned_slots(bank, task) for task in range(tasks)], np.int32).reshape(tasks, bank.layers).T
+    slots = [owned_slots(bank, task) for task in range(tasks)]
+    return np.array(slots, np.int32).reshape(tasks, bank.layers).T
 
 
-def serving_slots(bank: Bank, memory: dict[str, Any]) -> np.ndarray:
+def serving_slots(bank: Bank, home_LN: Array | None) -> np.ndarray:
     """The slot that serves every task in every row, int32 [L, N]: its own, or that of its home; -1 for none."""
     own_LN = own_slots(bank)
-    if HOME not in memory:
+    if home_LN is None:
         return own_LN
-    return np.where(own_LN >= 0, own_LN, np.take_along_axis(own_LN, np.asarray(memory[HOME]), axis=1))
+    home_slot_LN = np.take_along_axis(own_LN, np.asarray(home_LN), axis=1)
+    return np.where(own_LN >= 0, own_LN, home_slot_LN)

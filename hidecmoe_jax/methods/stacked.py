@@ -2,8 +2,8 @@
 
 In the lower layers every task trains an expert alone, on the linears, and the experts of all tasks are fused into the
 base when it ends; in the layers above, a `Mixture` grows by probes and routes tokens, and its locator finds the task.
-What probes are asked with is the model as it answers: the fusion of earlier tasks speaks below them. Later tasks change
-that fusion, so here forgetting is not the locator's alone.
+Probes are trained and measured with the model as it answers, with the fusion of earlier tasks below them. Later tasks
+change that fusion, so here forgetting is not the locator's alone.
 """
 
 from __future__ import annotations
@@ -14,37 +14,35 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
+from flax import struct
 from jax import Array
 
 from hidecmoe_jax.core.errors import ConfigError
 from hidecmoe_jax.experts import surgery
 from hidecmoe_jax.experts.bank import Bank
 from hidecmoe_jax.experts.routing import Routing, Voice, everyone
-from hidecmoe_jax.methods.base import (
-    Decision,
-    FrozenFeatures,
-    Learner,
-    Loss,
-    Method,
-    Serving,
-    Stage,
-    Traits,
-    with_experts_folded,
-)
+from hidecmoe_jax.methods.base import Archive, FrozenFeatures, Learner, Loss, Serving, Traits, with_experts_folded
 from hidecmoe_jax.methods.capabilities import ProbeResult
 from hidecmoe_jax.methods.edit import Edit
 from hidecmoe_jax.methods.fusion import FusionRule, archived, owners, planted
-from hidecmoe_jax.methods.gates.anchors import AnchorGate, NamedGate
-from hidecmoe_jax.methods.gates.locator import LocatorGate
 from hidecmoe_jax.methods.growth.probe import Probe
 from hidecmoe_jax.methods.lora import Lora
-from hidecmoe_jax.methods.mixture import Mixture
+from hidecmoe_jax.methods.mixture import Mixture, MixtureMemory
+from hidecmoe_jax.methods.mixture_stages import CountUsage, TrainProbe, Tune
+from hidecmoe_jax.methods.stages import Stage, WrappedStage
+from hidecmoe_jax.methods.wrapper import Wrapper
 from hidecmoe_jax.models.llama import Tally
 from hidecmoe_jax.models.llava import Batch, Model
 
-LOWER = "lower"  # the family name of the fused experts in a learner
-TUNE = "tune"
+LOWER = "lower"
+"""Family name, in a learner, of the fused experts; paths in their archives begin with it."""
+
+
+@struct.dataclass
+class StackedMemory(MixtureMemory):
+    """The mixture's memory, and `lower`: gains [L, S] of the fusion in the lower layers."""
+
+    lower: Array
 
 
 @dataclass(frozen=True)
@@ -73,7 +71,7 @@ class Lower:
         return range(self.layers)
 
     def blank(self, model: Model, slots: int) -> Bank:
-        """A bank of `slots` experts in these layers, nobody's."""
+        """A bank of `slots` EMPTY slots in these layers."""
         return self.lora.blank(model, slots, self.span)
 
     @property
@@ -81,15 +79,20 @@ class Lower:
         """How experts become one."""
         return FusionRule(self.fusion, self.eps, where="method.below.eps")
 
+    def expert_size(self, model: Model) -> int:
+        """Parameters of one task's expert in all these layers."""
+        return self.lora.size(model) * self.layers
+
 
 @dataclass(frozen=True)
-class Stacked(Method):
-    """A method as a choice of two: what the lower layers do, and the mixture in all layers above them."""
+class Stacked(Wrapper):
+    """A mixture (`above`) with fused layers below it: the wrapper adds the lower layers to the mixture's hooks."""
 
     kind: ClassVar[str] = "stacked"
     name: str = "stacked"
     below: Lower = field(default_factory=Lower)
     above: Mixture = field(default_factory=Mixture)
+    lora: ClassVar[None] = None  # the two parts have shapes of their own
 
     def __post_init__(self):
         if self.above.lowest not in (0, self.below.layers):
@@ -98,14 +101,9 @@ class Stacked(Method):
             )
 
     @property
-    def grown(self) -> Mixture:
+    def inner(self) -> Mixture:
         """The mixture, in its place above the lower layers."""
         return replace(self.above, lowest=self.below.layers)
-
-    @property
-    def gate(self) -> LocatorGate | AnchorGate | NamedGate:
-        """How an input finds its router."""
-        return self.above.gate
 
     @property
     def traits(self) -> Traits:
@@ -116,13 +114,18 @@ class Stacked(Method):
         """The same experts under each fusion rule, by its name."""
         return {rule: replace(self, below=replace(self.below, fusion=rule)) for rule in surgery.FUSIONS}
 
-    def stages(self, task: int) -> tuple[Stage, ...]:
-        """Those of the mixture; the lower expert trains along while it tunes."""
-        return self.above.stages(task)
-
-    def part(self, stage: Stage, count: int, seed: int) -> np.ndarray | None:
-        """Records that probes are trained and measured on."""
-        return self.above.part(stage, count, seed)
+    def stages(self, lesson: int) -> tuple[Stage, ...]:
+        """Those of the mixture, with the lower layers below the pool."""
+        stages: list[Stage] = []
+        for stage in self.inner.stages(lesson):
+            match stage:
+                case Tune():
+                    stages.append(TuneBoth.around(stage, method=self))
+                case TrainProbe() | CountUsage():
+                    stages.append(AboveFusion.around(stage, method=self))
+                case _:
+                    stages.append(stage)
+        return tuple(stages)
 
     def init(self, model: Model, capacity: int) -> Learner:
         """No experts anywhere, room for `capacity` tasks.
@@ -136,92 +139,54 @@ class Stacked(Method):
                 why=f"{self.below.layers} of a decoder with {model.config.layers} layers",
                 remedy=f"choose from 1..{model.config.layers - 1}, or method.kind=routed",
             )  # fmt: skip
-        return self._with(self.grown.init(model, capacity), self.below.blank(model, capacity + 1))
+        return self.with_lower(self.inner.init(model, capacity), self.below.blank(model, capacity + 1))
 
-    def _with(self, learner: Learner, bank: Bank) -> Learner:
-        """The learner with these lower experts, fused, and the gains with which the fusion speaks."""
+    def with_lower(self, learner: Learner, bank: Bank) -> Learner:
+        """The learner with these lower experts, fused, and the gains of their fusion."""
         layers = tuple(self.below.span)
         bank = self.below.fusing.fused(bank, layers)
-        gains = {LOWER: self.below.fusing.gains(bank, layers)}
-        return learner.replace(past=learner.past | {LOWER: bank}, memory=learner.memory | gains)
+        gain_LS = self.below.fusing.gains(bank, layers)
+        of_mixture = {name: getattr(learner.memory, name) for name in MixtureMemory.__dataclass_fields__}
+        return learner.replace(past=learner.past | {LOWER: bank}, memory=StackedMemory(**of_mixture, lower=gain_LS))
 
-    def before(self, model: Model, learner: Learner, stage: Stage, task: int, key: Array) -> Learner:
-        """What the mixture trains, and while it tunes a fresh lower expert."""
-        ready = self.grown.before(model, learner, stage, task, key)
-        if stage.kind != TUNE:
-            return ready
-        young = surgery.sprout(self.below.blank(model, 1), 0, task, jax.random.fold_in(key, self.below.layers))
-        return ready.replace(live=ready.live | {LOWER: young})
+    def to_archive(self, learner: Learner, lesson: int) -> Archive:
+        """What the mixture archives of a task, and its lower expert."""
+        archive = self.inner.to_archive(learner, lesson)
+        lower = archived(learner.past[LOWER], lesson)
+        experts = archive["experts"] | {f"{LOWER}/{path}": leaf for path, leaf in lower.items()}
+        return archive | {"experts": experts}
 
-    def _heard_below(self, learner: Learner, key: Array | None) -> tuple[Voice]:
-        """The lower expert that trains, alone (HiDe-D16); where none trains, the fusion of what was learned."""
-        if LOWER in learner.live:
-            young = learner.live[LOWER]
-            return (Voice(young, everyone(young), key, dropout=self.below.lora.dropout),)
-        return (Voice(learner.past[LOWER], Routing(learner.memory[LOWER][:, None])),)
-
-    def loss(self, model: Model, learner: Learner, stage: Stage, batch: Batch, key: Array) -> Loss:
-        """The mixture's loss above what is heard in the lower layers."""
-        return self.grown.loss(model, learner, stage, batch, key, self._heard_below(learner, key))
-
-    def usage(self, model: Model, learner: Learner, stage: Stage, batch: Batch) -> Tally:
-        """What every slot of the pool is picked for."""
-        return self.grown.usage(model, learner, stage, batch, self._heard_below(learner, None))
-
-    def fit(self, model: Model, learner: Learner, stage: Stage, task: int, seen: FrozenFeatures, key: Array) -> Learner:
-        """The probes' verdict, or the task's part of the locator."""
-        return self.grown.fit(model, learner, stage, task, seen, key)
-
-    def after(self, model: Model, learner: Learner, stage: Stage, task: int) -> Learner:
-        """What the mixture does; after tuning the lower expert is planted and the fusion made anew."""
-        done = self.grown.after(model, learner, stage, task)
-        if stage.kind != TUNE:
-            return done
-        return self._with(done, surgery.plant(done.past[LOWER], 1 + task, learner.live[LOWER], task))
-
-    def to_archive(self, learner: Learner, task: int) -> dict[str, dict[str, Array]]:
-        """What the mixture keeps of a task, and its lower expert."""
-        kept = self.grown.to_archive(learner, task)
-        lower = {f"{LOWER}/{path}": leaf for path, leaf in archived(learner.past[LOWER], task).items()}
-        return kept | {"experts": kept["experts"] | lower}
-
-    def from_archive(self, model: Model, capacity: int, kept: Sequence[dict[str, dict[str, Array]] | None]) -> Learner:
+    def from_archive(self, model: Model, capacity: int, archive: Sequence[Archive | None]) -> Learner:
         """The inverse of `to_archive`; the lower expert of a task that is None is not fused."""
-        above: list[dict[str, dict[str, Array]] | None] = []
+        above: list[Archive | None] = []
         bank, bare = self.below.blank(model, capacity + 1), self.below.blank(model, 1)
-        for task, groups in enumerate(kept):
+        for task, groups in enumerate(archive):
             if groups is None:
                 above.append(None)
                 continue
-            experts, lower = dict(groups["experts"]), {}
-            for path in [path for path in experts if path.startswith(f"{LOWER}/")]:
-                lower[path.removeprefix(f"{LOWER}/")] = jnp.asarray(experts.pop(path))
-            above.append(groups | {"experts": experts})
+            upper, lower = _split_experts(groups["experts"])
+            above.append(groups | {"experts": upper})
             bank = planted(bank, bare, task, lower)
-        return self._with(self.grown.from_archive(model, capacity, above), bank)
-
-    def learned(self, learner: Learner) -> tuple[int, ...]:
-        """Numbers of the tasks that have a router."""
-        return self.grown.learned(learner)
+        return self.with_lower(self.inner.from_archive(model, capacity, above), bank)
 
     def growth_of(self, model: Model, learner: Learner) -> dict[str, Any]:
-        """Where the mixture added experts and why."""
-        found = self.grown.growth_of(model, learner)
-        lower = self.below.lora.size(model) * self.below.layers
-        parameters = [parts | {"experts": parts["experts"] + lower} for parts in found["parameters"]]
-        return found | {"parameters": parameters}
-
-    def describe_experts(self) -> str:
-        """Where the mixture's experts are and what is routed among them, for messages."""
-        return self.grown.describe_experts()
+        """Where the mixture added experts and why; every task also added a lower expert."""
+        growth = self.inner.growth_of(model, learner)
+        lower = self.below.expert_size(model)
+        parameters = [counts | {"experts": counts["experts"] + lower} for counts in growth["parameters"]]
+        return growth | {"parameters": parameters}
 
     def narrow_edit(self, learner: Learner, edit: Edit, since: int | None) -> Edit | None:
         """As `Editable`: edits are made in the mixture's pool."""
-        return self.grown.narrow_edit(learner, edit, since)
+        return self.inner.narrow_edit(learner, edit, since)
 
     def apply_edit(self, learner: Learner, edit: Edit, since: int | None) -> Learner:
         """As `Editable`: edits are made in the mixture's pool."""
-        return self.grown.apply_edit(learner, edit, since)
+        return self.inner.apply_edit(learner, edit, since)
+
+    def merged_tasks(self, learner: Learner) -> set[int]:
+        """As `Editable`."""
+        return self.inner.merged_tasks(learner)
 
     @property
     def rank(self) -> int:
@@ -249,7 +214,7 @@ class Stacked(Method):
 
     def probe_result(self, learner: Learner, lesson: int) -> ProbeResult:
         """What the probes of a lesson found."""
-        return self.grown.probe_result(learner, lesson)
+        return self.inner.probe_result(learner, lesson)
 
     def serve(self, model: Model, learner: Learner) -> Serving:
         """The pool above a base into which the fusion is folded.
@@ -257,28 +222,82 @@ class Stacked(Method):
         Raises:
           NumericsError: as `check_finite`.
         """
-        return self.grown.serve(with_experts_folded(model, learner.past[LOWER], learner.memory[LOWER]), learner)
-
-    def decide(self, serving: Serving, seen: FrozenFeatures, named_B: Array | None) -> Decision:
-        """What the mixture decides."""
-        return self.grown.decide(serving, seen, named_B)
-
-    def voices(self, serving: Serving, decision: Decision) -> tuple[Voice, ...]:
-        """What the mixture lets speak."""
-        return self.grown.voices(serving, decision)
+        folded = with_experts_folded(model, learner.past[LOWER], learner.memory.lower)
+        return self.inner.serve(folded, learner)
 
     def stored_after(self, model: Model, tasks: int) -> dict[str, int]:
-        """Numbers beyond the base that answering is expected to need after `tasks` tasks, by kind."""
-        parts = self.grown.stored_after(model, tasks)
-        return parts | {"experts": parts["experts"] + self._lower_size(model, tasks)}
+        """Parameters beyond the base that answering is expected to need after `tasks` tasks, by kind."""
+        counts = self.inner.stored_after(model, tasks)
+        return counts | {"experts": counts["experts"] + self._fusion_size(model, tasks)}
 
-    def _lower_size(self, model: Model, tasks: int) -> int:
-        """Numbers of the fusion of so many tasks."""
-        return self.below.lora.size(model) * self.below.layers * self.below.fusing.stored(tasks)
+    def _fusion_size(self, model: Model, tasks: int) -> int:
+        """Parameters of the fusion of so many tasks."""
+        return self.below.expert_size(model) * self.below.fusing.stored(tasks)
 
     def sizes(self, model: Model, learner: Learner) -> dict[str, dict[str, int]]:
-        """Numbers beyond the base by kind: `stored` to serve, `archived` in the ledger, `trained` for the last task."""
-        found, tasks = self.grown.sizes(model, learner), len(owners(learner.past[LOWER]))
-        one = self.below.lora.size(model) * self.below.layers
-        more = {"stored": self._lower_size(model, tasks), "archived": one * tasks, "trained": one * min(tasks, 1)}
-        return {name: parts | {"experts": parts["experts"] + more[name]} for name, parts in found.items()}
+        """Parameters beyond the base by kind: `stored` to serve, `archived` in the ledger, `trained` for the largest
+        task."""
+        sizes, tasks = self.inner.sizes(model, learner), len(owners(learner.past[LOWER]))
+        expert = self.below.expert_size(model)
+        lower = {
+            "stored": self._fusion_size(model, tasks),
+            "archived": expert * tasks,
+            "trained": expert * min(tasks, 1),
+        }
+        return {name: counts | {"experts": counts["experts"] + lower[name]} for name, counts in sizes.items()}
+
+
+def _split_experts(stored: dict[str, Array]) -> tuple[dict[str, Array], dict[str, Array]]:
+    """The `experts` group of an archive as that of the mixture and that of the lower expert."""
+    upper: dict[str, Array] = {}
+    lower: dict[str, Array] = {}
+    for path, leaf in stored.items():
+        if path.startswith(f"{LOWER}/"):
+            lower[path.removeprefix(f"{LOWER}/")] = jnp.asarray(leaf)
+        else:
+            upper[path] = leaf
+    return upper, lower
+
+
+@dataclass(frozen=True, kw_only=True)
+class AboveFusion(WrappedStage):
+    """A stage of the mixture's probe, with the fusion of earlier tasks in the lower layers."""
+
+    method: Stacked
+
+    def _fusion(self, learner: Learner) -> tuple[Voice]:
+        return (Voice(learner.past[LOWER], Routing(learner.memory.lower[:, None])),)
+
+    def loss(self, model: Model, learner: Learner, batch: Batch, key: Array) -> Loss:
+        """The mixture's loss above the fusion."""
+        return self.inner.loss(model, learner, batch, key, self._fusion(learner))
+
+    def usage(self, model: Model, learner: Learner, batch: Batch) -> Tally:
+        """How often every slot of the pool is chosen above the fusion."""
+        return self.inner.usage(model, learner, batch, self._fusion(learner))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuneBoth(WrappedStage):
+    """The mixture's tuning, with a lower expert that trains along, alone in its layers."""
+
+    method: Stacked
+
+    def prepare(self, model: Model, learner: Learner, lesson: int, key: Array) -> Learner:
+        """What the mixture trains, and a fresh lower expert."""
+        ready = self.inner.prepare(model, learner, lesson, key)
+        below = self.method.below
+        expert = surgery.sprout(below.blank(model, 1), 0, lesson, jax.random.fold_in(key, below.layers))
+        return ready.replace(live=ready.live | {LOWER: expert})
+
+    def loss(self, model: Model, learner: Learner, batch: Batch, key: Array) -> Loss:
+        """The mixture's loss above the lower expert that trains."""
+        expert = learner.live[LOWER]
+        voice = Voice(expert, everyone(expert), key, dropout=self.method.below.lora.dropout)
+        return self.inner.loss(model, learner, batch, key, (voice,))
+
+    def finish(self, model: Model, learner: Learner, lesson: int, result: FrozenFeatures | None, key: Array) -> Learner:
+        """What the mixture does; then the lower expert is planted and the fusion made anew."""
+        done = self.inner.finish(model, learner, lesson, result, key)
+        planted_bank = surgery.plant(done.past[LOWER], 1 + lesson, learner.live[LOWER], lesson)
+        return self.method.with_lower(done, planted_bank)

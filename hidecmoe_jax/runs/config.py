@@ -30,6 +30,7 @@ from hidecmoe_jax.methods.stacked import Stacked
 from hidecmoe_jax.runs.folder import RunFolder
 from hidecmoe_jax.train.optim import TrainConfig
 
+YOUNGER_TUNE_FIELDS = {"optimizer": "adamw", "clip": None}
 METHODS = {"routed": Routed, "mixture": Mixture, "stacked": Stacked, "moelora": MoeLora}
 
 
@@ -195,6 +196,10 @@ def to_mapping(config: RunConfig) -> dict[str, Any]:
     kind = next((name for name, known in METHODS.items() if known is cls), f"{cls.__module__}:{cls.__qualname__}")
     # The kind last: a class that inherits a shipped method inherits its kind as well.
     plain["method"] = {"kind": kind} | strict.plain(config.method) | {"kind": kind}
+    # Younger than the first runs: left out at their defaults, so that files of such runs keep every byte.
+    for name, default in YOUNGER_TUNE_FIELDS.items():
+        if plain["tune"][name] == default:
+            del plain["tune"][name]
     return plain
 
 

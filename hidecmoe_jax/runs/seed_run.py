@@ -17,9 +17,8 @@ import numpy as np
 
 from hidecmoe_jax.core import trees
 from hidecmoe_jax.core.errors import CheckpointError
-from hidecmoe_jax.core.keys import key_for
 from hidecmoe_jax.data.stream import Stream
-from hidecmoe_jax.methods.base import Learner, Serving, Stage
+from hidecmoe_jax.methods.base import Learner, Serving
 from hidecmoe_jax.runs.dead_experts import experts_of, sentence
 from hidecmoe_jax.runs.edits import read
 from hidecmoe_jax.runs.evaluation import evaluate_cell
@@ -30,8 +29,8 @@ from hidecmoe_jax.runs.scores import Curve
 from hidecmoe_jax.runs.session import Session, say
 from hidecmoe_jax.runs.watching import StageMonitor
 from hidecmoe_jax.storage.signals import Stop
+from hidecmoe_jax.train.lesson import LessonSetup, run_lesson
 from hidecmoe_jax.train.optim import TrainConfig
-from hidecmoe_jax.train.stage import StageData, run_stage, tuned_for
 
 JOINT = "joint"
 
@@ -124,66 +123,57 @@ class SeedRun:
         """
         session, method = self.session, self.session.config.method
         name, start = lesson_name([task.name for task in session.stream.tasks], lesson), time.monotonic()
-        learner, tune = self.learner_after(kept), tune_of(session.config.tune, session.stream, lesson)
+        learner = self.learner_after(kept)
         # An edit changes what was archived; what has to keep its bytes is then the edited learner that is gone on from.
         held = [method.to_archive(learner, task) for task in range(len(kept))] if read(self.folder.run.path) else kept
-        material = session.material(method.records(session.stream, lesson), lesson, name)
-        data, stages = data_of(session.stream, lesson), method.stages(number)
+        setup, data = self._setup(number, lesson, name), data_of(session.stream, lesson)
+        stages = method.stages(number)
         learner, done, took = self._entered(learner, number, name, data)
-        for place, stage in list(enumerate(stages))[done:]:
-            since = time.monotonic()
-            learner = jax.block_until_ready(self._staged(learner, stage, material, tune, name, at=(number, place)))
+        walk = run_lesson(
+            stages, session.model, learner, setup, first=done,
+            observer_of=lambda place, stage, tune: self._monitor(setup, data, place, tune),
+        )  # fmt: skip
+        since = time.monotonic()
+        for place, stage, trained in walk:
+            learner = jax.block_until_ready(trained)
             took[stage.kind] = round(time.monotonic() - since, 3)
             if any(later.trains for later in stages[place + 1 :]):
                 about = {"lesson": number, "data": data, "stages": took}
                 stage_checkpoints(self.folder).save(place, trees.flatten(learner), meta=about)
+            since = time.monotonic()
         self._verify(learner, held, name)
         facts = {
             "tasks": [session.stream.tasks[task].name for task in lesson],
             "method": method.name,
             "seed": self.seed,
         }
-        facts |= {"base": session.base_digest, "samples": len(material.encoded), "epochs": tune.epochs}
+        facts |= {"base": session.base_digest, "samples": len(setup.data.encoded), "epochs": setup.tune.epochs}
         facts |= {"seconds": round(time.monotonic() - start, 3), "stages": took}
         facts["experts"] = experts_of(method, learner, number, Curve(self.folder.metrics).read())
         self.ledger.commit(number, name, method.to_archive(learner, number), meta=facts)
-        say(f"learned {name}: {facts['samples']} records, {tune.epochs} epochs, {facts['seconds']:.1f} s")
+        say(f"learned {name}: {facts['samples']} records, {setup.tune.epochs} epochs, {facts['seconds']:.1f} s")
         if sentence(facts["experts"]):
             say(f"warning: {name} has {sentence(facts['experts'])}")
 
-    def _staged(
-        self, learner: Learner, stage: Stage, material: StageData, tune: TrainConfig, name: str, *, at: tuple[int, int]
-    ) -> Learner:
-        """The learner after one stage of a lesson, with the surgery around it."""
-        (number, _), session, method = at, self.session, self.session.config.method
-        key = key_for(self.seed, "lesson", number, stage.kind)
-        learner = method.before(session.model, learner, stage, number, key)
-        part = material.only(method.part(stage, len(material.encoded), self._order(number, 0)))
-        if stage.trains:
-            learner = self._trained(learner, stage, part, tune, name, at=at, key=key)
-        else:
-            seen = session.seen(learner, stage, part, f"{name} train")
-            learner = method.fit(session.model, learner, stage, number, seen, key)
-        return method.after(session.model, learner, stage, number)
-
-    def _trained(
-        self,
-        learner: Learner,
-        stage: Stage,
-        material: StageData,
-        tune: TrainConfig,
-        name: str,
-        *,
-        at: tuple[int, int],
-        key,
-    ) -> Learner:
-        progress, curve = step_checkpoints(self.folder), Curve(self.folder.metrics)
-        own, data = tuned_for(stage, tune, len(material.encoded)), data_of(self.session.stream, self.lessons[at[0]])
-        watch = StageMonitor(progress, curve, self.stop, own, name, at, data, self.options.on_corrupt)
-        method, model = self.session.config.method, self.session.model
-        return run_stage(
-            method, model, learner, stage, material, tune=own, key=key, seed=self._order(*at), watch=watch, task=name
+    def _setup(self, number: int, lesson: tuple[int, ...], name: str) -> LessonSetup:
+        """What a lesson is trained with."""
+        session = self.session
+        records = session.config.method.records(session.stream, lesson)
+        return LessonSetup(
+            number=number,
+            name=name,
+            data=session.material(records, lesson, name),
+            tune=tune_of(session.config.tune, session.stream, lesson),
+            key_parts=(self.seed, "lesson", number),
+            seed_at=lambda place: self._order(number, place),
+            features=lambda data: session.frozen_features(data, f"{name} train"),
         )
+
+    def _monitor(self, setup: LessonSetup, data: list[list[str]], place: int, tune: TrainConfig) -> StageMonitor:
+        """The observer of the training stage at a place of a lesson."""
+        progress, curve = step_checkpoints(self.folder), Curve(self.folder.metrics)
+        at = (setup.number, place)
+        return StageMonitor(progress, curve, self.stop, tune, setup.name, at, data, self.options.on_corrupt)
 
     def _order(self, number: int, place: int) -> int:
         """Seed of what a stage draws: it depends on the run's seed, the lesson and the place, not on the way there."""

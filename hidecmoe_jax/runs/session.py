@@ -30,14 +30,14 @@ from hidecmoe_jax.data.records import Record
 from hidecmoe_jax.data.stream import Stream, Task, TaskSpec, open_stream
 from hidecmoe_jax.data.tokenizer import Tokenizer
 from hidecmoe_jax.evaluate.engine import Cache, Engine, Inputs
-from hidecmoe_jax.methods.base import FrozenFeatures, Learner, Stage
+from hidecmoe_jax.methods.base import FrozenFeatures, Learner
 from hidecmoe_jax.models.llava import Model
 from hidecmoe_jax.models.store import base_folder, load_model
 from hidecmoe_jax.runs.config import RunConfig, StreamConfig, to_mapping
 from hidecmoe_jax.runs.edits import learner_after
 from hidecmoe_jax.scoring.score import SCORERS
 from hidecmoe_jax.storage.arrays import Groups
-from hidecmoe_jax.train.stage import StageData, count_usage
+from hidecmoe_jax.train.stage import StageData
 
 ANSWER_BUCKET = 16
 
@@ -137,16 +137,11 @@ class Session:
         vocabulary = self.model.config.vocabulary
         return StageData(records, encoded, features, (length, answers), self.tokenizer.pad, vocabulary)
 
-    def seen(self, learner: Learner, stage: Stage, material: StageData, label: str) -> FrozenFeatures:
-        """What a stage that does not train looks at."""
-        config, method = self.config, self.config.method
-        pooled = material.features.pooled(np.arange(len(material.encoded)))
-        if stage.source == "usage":
-            return FrozenFeatures(
-                pooled, usage=count_usage(method, self.model, learner, stage, material, config.tune.batch)
-            )
-        reading = method.traits.reads
-        state_ND = None if reading is None else self.engine.states(material.records, reading, label)
+    def frozen_features(self, data: StageData, label: str) -> FrozenFeatures:
+        """Features of a stage's records, as the method's gate reads them."""
+        pooled = data.features.pooled(np.arange(len(data.encoded)))
+        reads = self.config.method.traits.reads
+        state_ND = None if reads is None else self.engine.states(data.records, reads, label)
         return FrozenFeatures(pooled, state_ND)
 
     def learner_after(self, archive: Sequence[Groups | None], run: Path | None) -> Learner:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from hidecmoe_jax.methods.base import Stage
+from hidecmoe_jax.methods.stages import Stage
 from hidecmoe_jax.runs.progress import Progress
 from hidecmoe_jax.runs.scores import Curve
 from hidecmoe_jax.runs.session import bar, say

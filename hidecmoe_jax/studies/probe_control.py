@@ -14,12 +14,11 @@ from typing import Any
 import numpy as np
 
 from hidecmoe_jax.core.errors import ConfigError
-from hidecmoe_jax.core.keys import key_for
 from hidecmoe_jax.methods.capabilities import ProbeResult, Probes
 from hidecmoe_jax.runs.finished import RunWithData, open_with_data
 from hidecmoe_jax.runs.session import bar, say
 from hidecmoe_jax.storage.files import write_json
-from hidecmoe_jax.train.stage import run_stage, tuned_for
+from hidecmoe_jax.train.lesson import LessonSetup, run_lesson
 
 
 @dataclass(frozen=True)
@@ -77,19 +76,17 @@ def probe_control(run: str | Path, *, task: int = 0, repeats: int = 3) -> dict[s
 def _play(run: RunWithData, kept: list, task: int, seed: int) -> ProbeResult:
     """Probing for a next task with records of `task`: layers expanded, the probe's frequency, its threshold."""
     session, method, number = run.session, run.config.method, task + 1
-    model, learner = session.model, run.learner(kept, slots=number + 1)
-    material = session.material(session.stream.tasks[task].train, (task,), session.stream.tasks[task].name)
-    for stage in method.stages(number)[:2]:
-        key = key_for(seed, "control", stage.kind)
-        learner = method.before(model, learner, stage, number, key)
-        part = material.only(method.part(stage, len(material.encoded), seed))
-        if stage.trains:
-            tune = tuned_for(stage, session.config.tune, len(part.encoded))
-            learner = run_stage(
-                method, model, learner, stage, part, tune=tune, key=key, seed=seed, watch=Unwatched(), task="control"
-            )
-        else:
-            seen = session.seen(learner, stage, part, "control")
-            learner = method.fit(model, learner, stage, number, seen, key)
-        learner = method.after(model, learner, stage, number)
+    learner, spec = run.learner(kept, slots=number + 1), session.stream.tasks[task]
+    setup = LessonSetup(
+        number=number,
+        name="control",
+        data=session.material(spec.train, (task,), spec.name),
+        tune=session.config.tune,
+        key_parts=(seed, "control"),
+        seed_at=lambda place: seed,
+        features=lambda data: session.frozen_features(data, "control"),
+    )
+    probing = method.stages(number)[:2]  # train the probe, count how often it is chosen
+    for _, _, trained in run_lesson(probing, session.model, learner, setup, observer_of=lambda *_: Unwatched()):
+        learner = trained
     return method.probe_result(learner, number)

@@ -21,7 +21,6 @@ from hidecmoe_jax.experts.combine import closeness
 from hidecmoe_jax.methods.base import Learner
 from hidecmoe_jax.methods.capabilities import Editable
 from hidecmoe_jax.methods.edit import Edit, narrowed
-from hidecmoe_jax.methods.shared_slots import shared
 from hidecmoe_jax.runs.finished import open_with_data
 from hidecmoe_jax.runs.session import Session
 from hidecmoe_jax.storage.files import write_json
@@ -54,7 +53,7 @@ def overlap(
             why=f"{method.name} has learned {len(kept)} lessons", remedy="give a run with experts for every task",
         )  # fmt: skip
     learner = finished.learner(kept)
-    learned, merged = method.learned(learner), {task for task, _ in shared(learner.memory)}
+    learned, merged = method.learned(learner), method.merged_tasks(learner)
     room = finished.config.slots_for(len(finished.tasks))
     told = None if method.traits.needs_task_name else _mixed(session, learner, learned, room, count=count)
     pairs = []
@@ -79,7 +78,7 @@ def _mixed(
     session: Session, learner: Learner, learned: tuple[int, ...], room: int, *, count: int | None
 ) -> dict[tuple[int, int], float]:
     """`mixed_up` of the held-out inputs of all learned tasks."""
-    method, memory, tables = session.config.method, learner.memory["gate"], {}
+    method, memory, tables = session.config.method, session.config.method.gate_memory(learner), {}
     learned_N = jnp.isin(jnp.arange(room), jnp.asarray(learned))
     for task in learned:
         seen = session.engine.inputs(*held_out(session.stream.tasks[task], count)).frozen()

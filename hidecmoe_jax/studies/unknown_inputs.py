@@ -50,7 +50,7 @@ def foreign_study(run: str | Path, *, count: int = 100) -> dict[str, Any]:
     finished = open_with_data(run)
     session, method = finished.session, finished.config.method
     learner = finished.learner(finished.ledger().archive())
-    memory = learner.memory.get("gate", {})
+    memory = method.gate_memory(learner)
     everyone = method.learned(learner) if "threshold_N" in memory else ()
     blind = [session.stream.tasks[task].name for task in everyone if memory["threshold_N"][task] <= LOWEST]
     if len(everyone) < 2 or blind:

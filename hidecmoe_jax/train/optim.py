@@ -1,19 +1,20 @@
-"""AdamW whose learning rates are arrays, so that a schedule or another task's rate never compiles anything.
+"""The optimiser: an optax chain built from the settings, with learning rates that are arguments of the step.
 
-The moments come from optax; the schedule is worked out on the host from the step number, which makes it a pure
-function of what is saved in a checkpoint.
+A schedule or another task's rate therefore never compiles anything. The schedule is evaluated on the host, from the
+step number alone, so a resumed stage takes the very rates it would have taken.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
+from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
 
 @dataclass(frozen=True)
@@ -26,10 +27,13 @@ class TrainConfig:
       rate, projector_rate: peak learning rates of experts and of the projector (a stream entry may set its own
         `rate`; the projector's keeps its ratio).
       warmup: part of the steps in which the rate rises linearly, after which it falls as a cosine to zero.
-      decay: AdamW's decoupled weight decay.
+      decay: decoupled weight decay.
+      beta1, beta2, epsilon: of Adam; Lion takes the betas.
       max_length: longest sequence, image tokens included; longer records are refused, or dropped up to `max_dropped`.
       bucket: sequence lengths are rounded up to a multiple of it.
       save_every: steps between checkpoints within a task.
+      optimizer: `adamw`, `lion`, or `muon` for the experts' matrices with Adam for all else.
+      clip: largest global norm of the gradient; None leaves it as it is.
     """
 
     epochs: int = 1
@@ -46,12 +50,16 @@ class TrainConfig:
     max_dropped: float = 0.0
     bucket: int = 32
     save_every: int = 200
+    optimizer: Literal["adamw", "lion", "muon"] = "adamw"
+    clip: float | None = None
 
     def __post_init__(self):
         if min(self.epochs, self.batch, self.accumulate, self.bucket, self.save_every) < 1:
             raise ValueError("epochs, batch, accumulate, bucket and save_every must be at least 1")
         if not 0 <= self.warmup < 1 or min(self.rate, self.projector_rate) < 0:
             raise ValueError(f"warmup {self.warmup} must be in [0, 1) and rates at least 0")
+        if self.clip is not None and self.clip <= 0:
+            raise ValueError(f"clip {self.clip} must be above 0, or None")
 
 
 def shape_of_rate(step: int, steps: int, warmup: float) -> float:
@@ -62,18 +70,50 @@ def shape_of_rate(step: int, steps: int, warmup: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, steps - rising)))
 
 
-def moments(tune: TrainConfig) -> optax.GradientTransformation:
-    """Adam's direction, without a rate."""
-    return optax.scale_by_adam(b1=tune.beta1, b2=tune.beta2, eps=tune.epsilon)
+def optimizer(tune: TrainConfig) -> optax.GradientTransformationExtraArgs:
+    """The transformation from gradients to updates: clipping, direction, weight decay, learning rates.
+
+    Its `update` takes `rates`, one learning rate for each top-level group of the leaves.
+    """
+    steps = [] if tune.clip is None else [optax.clip_by_global_norm(tune.clip)]
+    steps += [_direction(tune), optax.add_decayed_weights(tune.decay), scale_by_group_rates()]
+    return optax.chain(*steps)
 
 
-def descend(leaves: Any, direction: Any, rates: dict[str, Array], decay: float) -> Any:
-    """`leaf - rate * (direction + decay * leaf)`, with one rate for each top-level group of `leaves`."""
+def scale_by_group_rates() -> optax.GradientTransformationExtraArgs:
+    """Multiplies every top-level group of the updates by minus its learning rate, given as `rates` at each update."""
 
-    def moved(rate: Array, group: Any, towards: Any) -> Any:
-        def one(leaf: Array, d: Array) -> Array:
-            return leaf - (rate * (d.astype(jnp.float32) + decay * leaf.astype(jnp.float32))).astype(leaf.dtype)
+    def update(updates: Any, state: Any, params: Any = None, *, rates: dict[str, Array], **_: Any) -> tuple[Any, Any]:
+        del params
+        scaled = {}
+        for group, leaves in updates.items():
+            rate = rates[group]
+            scaled[group] = jax.tree.map(lambda leaf, rate=rate: -(rate * leaf.astype(jnp.float32)), leaves)
+        return scaled, state
 
-        return jax.tree.map(one, group, towards)
+    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
 
-    return {name: moved(rates[name], leaves[name], direction[name]) for name in leaves}
+
+def _direction(tune: TrainConfig) -> optax.GradientTransformation:
+    """The direction of a step, without a rate."""
+    adam = optax.scale_by_adam(b1=tune.beta1, b2=tune.beta2, eps=tune.epsilon)
+    match tune.optimizer:
+        case "adamw":
+            return adam
+        case "lion":
+            return optax.scale_by_lion(b1=tune.beta1, b2=tune.beta2)
+        case "muon":
+            muon = scale_by_muon(weight_dimension_numbers=_matrix_axes)
+            # Muon needs matrices; routers and the projector's biases are left to Adam.
+            labels = {"experts": "muon", "routers": "adam", "shared": "adam"}
+            return optax.partition({"muon": muon, "adam": adam}, labels)
+
+
+def _matrix_axes(experts: Any) -> Any:
+    """Axes of the matrices in factors a [L, D, S, R] and b [L, S, R, F]: every layer and slot has one of its own."""
+
+    def axes(path: tuple, leaf: Array) -> MuonDimensionNumbers:
+        factor = path[-2].key
+        return MuonDimensionNumbers(reduction_axis=1 if factor == "a" else 2, output_axis=3)
+
+    return jax.tree_util.tree_map_with_path(axes, experts)

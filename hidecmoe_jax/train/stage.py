@@ -16,17 +16,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hidecmoe_jax.core import trees
 from hidecmoe_jax.core.errors import NumericsError
 from hidecmoe_jax.data.features import Features
 from hidecmoe_jax.data.loader import Plan, collate
 from hidecmoe_jax.data.prompts import Encoded
 from hidecmoe_jax.data.records import Record
 from hidecmoe_jax.experts.usage import Load, evenness
-from hidecmoe_jax.methods.base import Learner, Method, Stage, with_trainable
+from hidecmoe_jax.methods.base import Learner, with_trainable
+from hidecmoe_jax.methods.stages import Stage
 from hidecmoe_jax.models.llava import Batch, Model
 from hidecmoe_jax.train.optim import TrainConfig, shape_of_rate
-from hidecmoe_jax.train.step import Metrics, begin, take_step
+from hidecmoe_jax.train.step import Metrics, begin, from_checkpoint, take_step, to_checkpoint
 
 STILL_WARN, STILL_STOP = 10, 50  # steps without any gradient (TR4)
 # A router has collapsed where one of these holds for so many steps in a row (TR6).
@@ -105,16 +105,15 @@ def _check(metrics: Metrics, where: str, ids: Callable[[], list[str]]) -> dict[s
 
 
 def run_stage(
-    method: Method,
     model: Model,
     learner: Learner,
     stage: Stage,
-    material: StageData,
+    data: StageData,
     *,
     tune: TrainConfig,
     key: jax.Array,
     seed: int,
-    watch: StageObserver,
+    observer: StageObserver,
     task: str,
 ) -> Learner:
     """Trains what is live in `learner` and returns it trained.
@@ -122,15 +121,15 @@ def run_stage(
     Raises:
       NumericsError: loss, gradient, update or parameters not finite (TR1), or no gradient for 50 steps (TR4).
     """
-    plan = Plan(len(material.encoded), tune.batch * tune.accumulate, tune.epochs, seed)
+    plan = Plan(len(data.encoded), tune.batch * tune.accumulate, tune.epochs, seed)
     state, start = begin(learner, tune), 0
-    found = watch.resume(stage)
+    found = observer.resume(stage)
     if found is not None:
         start, flat = found
-        state = jax.tree.map(jnp.asarray, trees.restore_into(state, flat))
+        state = from_checkpoint(state, flat)
     # What trains along replaces what was tuned before, so the first task and later ones share one program.
     heard = learner.replace(shared={path: leaf for path, leaf in learner.shared.items() if path not in learner.tuned})
-    heard = heard if stage.hears_past else heard.replace(past={}, memory={})
+    heard = heard if stage.uses_past else heard.replace(past={}, memory=None)
     streak, pending = Streak(), None
     traced = replace(tune, epochs=1, rate=0.0, projector_rate=0.0, save_every=1)  # what the compiled step may depend on
     for step in range(start, plan.steps):
@@ -138,13 +137,13 @@ def run_stage(
         factor = shape_of_rate(step, plan.steps, tune.warmup)
         peaks = {"experts": tune.rate, "routers": tune.rate, "shared": tune.projector_rate}
         rates = {name: jnp.float32(peak * factor) for name, peak in peaks.items()}
-        batches = jax.tree.map(lambda *leaves: np.stack(leaves), *(material.batch(part) for part in rows))
+        batches = jax.tree.map(lambda *leaves: np.stack(leaves), *(data.batch(part) for part in rows))
         state, metrics = take_step(
-            state, model, heard, batches, rates, jax.random.fold_in(key, step), method=method, stage=stage, tune=traced
+            state, model, heard, batches, rates, jax.random.fold_in(key, step), stage=stage, tune=traced
         )
-        streak = _report(pending, watch, stage, plan.steps, task, streak)
-        pending = (step, metrics, state, [material.encoded[row].id for row in rows.ravel() if row >= 0])
-    _report(pending, watch, stage, plan.steps, task, streak)
+        streak = _report(pending, observer, stage, plan.steps, task, streak)
+        pending = (step, metrics, state, [data.encoded[row].id for row in rows.ravel() if row >= 0])
+    _report(pending, observer, stage, plan.steps, task, streak)
     return with_trainable(learner, state.leaves)
 
 
@@ -158,18 +157,18 @@ def tuned_for(stage: Stage, tune: TrainConfig, count: int) -> TrainConfig:
     return replace(tune, epochs=passes)
 
 
-_usage = partial(jax.jit, static_argnames=("method", "stage"))(
-    lambda method, stage, model, learner, batch: method.usage(model, learner, stage, batch)
+_usage = partial(jax.jit, static_argnames=("stage",))(
+    lambda stage, model, learner, batch: stage.usage(model, learner, batch)
 )
 
 
-def count_usage(method: Method, model: Model, learner: Learner, stage: Stage, material: StageData, batch: int) -> Any:
+def count_usage(model: Model, learner: Learner, stage: Stage, data: StageData, batch: int) -> Any:
     """Sums over all records of what the stage counts; integers are added on the host and cannot overflow."""
     total = None
-    for start in range(0, len(material.encoded), batch):
+    for start in range(0, len(data.encoded), batch):
         rows = np.arange(start, start + batch, dtype=np.int32)
-        rows = np.where(rows < len(material.encoded), rows, -1)
-        found = jax.device_get(_usage(method, stage, model, learner, material.batch(rows)))
+        rows = np.where(rows < len(data.encoded), rows, -1)
+        found = jax.device_get(_usage(stage, model, learner, data.batch(rows)))
         found = jax.tree.map(lambda leaf: leaf.astype(np.int64 if leaf.dtype == np.int32 else np.float64), found)
         total = found if total is None else jax.tree.map(np.add, total, found)
     return total
@@ -191,7 +190,7 @@ def _collapsed(facts: dict[str, Any]) -> bool:
     return facts["share"] > SHARE_ALARM or facts["entropy"] < ENTROPY_ALARM
 
 
-def _report(pending, watch: StageObserver, stage: Stage, steps: int, task: str, streak: Streak) -> Streak:
+def _report(pending, observer: StageObserver, stage: Stage, steps: int, task: str, streak: Streak) -> Streak:
     """Reads a finished step's metrics, hands them on, and counts steps in which nothing can have been learned, and
     those in which a router sent everything to the same experts."""
     if pending is None:
@@ -200,16 +199,16 @@ def _report(pending, watch: StageObserver, stage: Stage, steps: int, task: str, 
     facts = _check(metrics, f"task {task}, stage {stage.kind}, step {step} of {steps}", lambda: ids)
     facts |= _loads(metrics.load)
     # A probe has no gradient where no earlier expert is left to be compared with, and is right then.
-    learns_nothing = stage.part == "all" and (facts["gradient"] == 0.0 or facts["tokens"] == 0)
+    learns_nothing = stage.subset_name == "all" and (facts["gradient"] == 0.0 or facts["tokens"] == 0)
     still = streak.still + 1 if learns_nothing else 0
     collapsed = streak.collapsed + 1 if _collapsed(facts) else 0
     if collapsed == COLLAPSED:
-        watch.warn(
+        observer.warn(
             f"task {task}, stage {stage.kind}: for {collapsed} steps a router has sent nearly everything to the same "
             f"experts (share {facts['share']:.3f}, entropy {facts['entropy']:.3f}, in the most uneven layer)"
         )
     if still == STILL_WARN:
-        watch.warn(f"task {task}: no gradient for {still} steps (loss {facts['loss']:.4f})")
+        observer.warn(f"task {task}: no gradient for {still} steps (loss {facts['loss']:.4f})")
     if still >= STILL_STOP:
         raise NumericsError(
             "nothing is being learned",
@@ -217,5 +216,5 @@ def _report(pending, watch: StageObserver, stage: Stage, steps: int, task: str, 
             why=f"the gradient has been exactly 0 for {still} steps, loss {facts['loss']}",
             remedy="check that answers are not empty and that the experts' sites are among those of the model",
         )
-    watch.step(stage, step, steps, facts, lambda: trees.flatten(state))
+    observer.step(stage, step, steps, facts, lambda: to_checkpoint(state))
     return Streak(still, collapsed)

@@ -1,12 +1,13 @@
 """One optimiser step, the only place where anything is trained.
 
 Gradients are those of the summed answer loss over all micro-batches, divided once by the number of answer tokens,
-so accumulation equals a big batch however the tokens are spread. Method, stage and optimiser settings are static;
+so accumulation equals a big batch however the tokens are spread. Stage and optimiser settings are static;
 everything that changes from task to task is an array, so a second task of the same kind compiles nothing.
 """
 
 from __future__ import annotations
 
+import re
 from functools import partial
 from typing import Any
 
@@ -16,15 +17,18 @@ import optax
 from flax import struct
 from jax import Array
 
+from hidecmoe_jax.core import trees
 from hidecmoe_jax.experts.usage import Load, together
-from hidecmoe_jax.methods.base import Learner, Method, Stage, trainable, with_trainable
+from hidecmoe_jax.methods.base import Learner, trainable, with_trainable
+from hidecmoe_jax.methods.stages import Stage
 from hidecmoe_jax.models.llava import Batch, Model
-from hidecmoe_jax.train.optim import TrainConfig, descend, moments
+from hidecmoe_jax.train.optim import TrainConfig, optimizer
 
 
 @struct.dataclass
 class State:
-    """What moves during a stage; a checkpoint holds exactly this (and the step number)."""
+    """What changes during a stage: trainable leaves, and the optimiser's state (`moments`). A checkpoint holds exactly
+    this and the step number."""
 
     leaves: Any
     moments: Any
@@ -32,8 +36,8 @@ class State:
 
 @struct.dataclass
 class Metrics:
-    """Of one step, float32: mean loss per answer token, norms of gradient, update and leaves; tokens int32; `load` says
-    which experts tokens chose, None where none chooses."""
+    """Of one step, float32: mean loss per answer token, norms of gradient, update and leaves; `tokens` int32; `load` is
+    which experts the tokens chose, None where no token chooses."""
 
     loss: Array
     gradient: Array
@@ -44,32 +48,55 @@ class Metrics:
 
 
 def begin(learner: Learner, tune: TrainConfig) -> State:
-    """Fresh moments on what trains, and on nothing else."""
+    """A fresh optimiser state for what trains, and for nothing else."""
     leaves = trainable(learner)
-    return State(leaves, moments(tune).init(leaves))
+    return State(leaves, optimizer(tune).init(leaves))
 
 
-def _summed(method: Method, stage: Stage, model: Model, learner: Learner, leaves: Any, batches: Batch, key: Array):
+def to_checkpoint(state: State) -> dict[str, Any]:
+    """The state as flat arrays. Paths leave out the place of a transformation in the chain (`moments/mu/...`), so a
+    checkpoint does not depend on whether gradients are clipped."""
+    return {_checkpoint_path(path): leaf for path, leaf in trees.flatten(state).items()}
+
+
+def from_checkpoint(template: State, flat: dict[str, Any]) -> State:
+    """The inverse of `to_checkpoint`.
+
+    Raises:
+      CheckpointError: the paths, shapes or dtypes are not those of the template.
+    """
+    chain_paths = {_checkpoint_path(path): path for path in trees.flatten(template)}
+    renamed = {chain_paths.get(path, path): leaf for path, leaf in flat.items()}
+    return jax.tree.map(jnp.asarray, trees.restore_into(template, renamed))
+
+
+def _checkpoint_path(path: str) -> str:
+    return re.sub(r"^moments/\d+/", "moments/", path)
+
+
+def _summed(
+    stage: Stage, model: Model, learner: Learner, leaves: Any, batches: Batch, key: Array
+) -> tuple[Array, Array, Any, Load | None]:
     """Loss sum, token count, gradient sum and loads over the leading micro-batch axis."""
 
-    def loss(leaves, batch, key):
-        result = method.loss(model, with_trainable(learner, leaves), stage, batch, key)
+    def loss(leaves: Any, batch: Batch, key: Array) -> tuple[Array, tuple[Array, Load | None]]:
+        result = stage.loss(model, with_trainable(learner, leaves), batch, key)
         return result.total, (result.tokens, result.load)
 
-    def add(carry, inputs):
-        total, count, gradient = carry
+    def add(carry: tuple, inputs: tuple) -> tuple[tuple, Load | None]:
+        total, tokens, gradient = carry
         batch, index = inputs
-        grad = jax.value_and_grad(loss, has_aux=True)
-        (nll, (tokens, load)), g = grad(leaves, batch, jax.random.fold_in(key, index))
-        return (total + nll, count + tokens, jax.tree.map(jnp.add, gradient, g)), load
+        value_and_grad = jax.value_and_grad(loss, has_aux=True)
+        (micro_total, (micro_tokens, load)), grad = value_and_grad(leaves, batch, jax.random.fold_in(key, index))
+        return (total + micro_total, tokens + micro_tokens, jax.tree.map(jnp.add, gradient, grad)), load
 
     micro = jax.tree.leaves(batches)[0].shape[0]
     zero = (jnp.zeros(()), jnp.zeros((), jnp.int32), jax.tree.map(jnp.zeros_like, leaves))
-    (total, count, gradient), loads = jax.lax.scan(add, zero, (batches, jnp.arange(micro)))
-    return total, count, gradient, None if loads is None else together(loads)
+    (total, tokens, gradient), loads = jax.lax.scan(add, zero, (batches, jnp.arange(micro)))
+    return total, tokens, gradient, None if loads is None else together(loads)
 
 
-@partial(jax.jit, static_argnames=("method", "stage", "tune"))
+@partial(jax.jit, static_argnames=("stage", "tune"))
 def take_step(
     state: State,
     model: Model,
@@ -78,23 +105,23 @@ def take_step(
     rates: dict[str, Array],
     key: Array,
     *,
-    method: Method,
     stage: Stage,
     tune: TrainConfig,
 ) -> tuple[State, Metrics]:
-    """One step of AdamW on `state.leaves`.
+    """One optimiser step on `state.leaves`.
 
     Args:
-      learner: everything the loss hears; its trainable leaves are replaced by those of `state`.
+      learner: everything the loss reads; its trainable leaves are replaced by those of `state`.
       batches: micro-batches stacked on a leading axis.
-      rates: {"experts", "shared"}: learning rates of this step.
+      rates: learning rates of this step, by group of the leaves: experts, routers, shared.
     """
-    total, count, gradient, load = _summed(method, stage, model, learner, state.leaves, batches, key)
-    share = 1.0 / jnp.maximum(count, 1).astype(jnp.float32)
+    total, tokens, gradient, load = _summed(stage, model, learner, state.leaves, batches, key)
+    share = 1.0 / jnp.maximum(tokens, 1).astype(jnp.float32)
     gradient = jax.tree.map(lambda g: g * share.astype(g.dtype), gradient)
-    direction, moved = moments(tune).update(gradient, state.moments, state.leaves)
-    leaves = descend(state.leaves, direction, rates, tune.decay)
+    updates, moments = optimizer(tune).update(gradient, state.moments, state.leaves, rates=rates)
+    leaves = optax.apply_updates(state.leaves, updates)
+    # The update as it was rounded into the leaves: too small a rate shows as 0.
     update = jax.tree.map(lambda new, old: new - old, leaves, state.leaves)
     norm = optax.tree.norm
-    metrics = Metrics(total * share, norm(gradient), norm(update), norm(leaves), count, load)
-    return State(leaves, moved), metrics
+    metrics = Metrics(total * share, norm(gradient), norm(update), norm(leaves), tokens, load)
+    return State(leaves, moments), metrics

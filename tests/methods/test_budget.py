@@ -10,6 +10,7 @@ from tiny import TINY
 
 from hidecmoe_jax.core.errors import ConfigError
 from hidecmoe_jax.experts import pool
+from hidecmoe_jax.experts.pool import POOL
 from hidecmoe_jax.locators.gaussian import NearestMean
 from hidecmoe_jax.methods.budget import WITHIN, at_budget, forecast, rank_of
 from hidecmoe_jax.methods.gates.anchors import NamedGate
@@ -17,7 +18,7 @@ from hidecmoe_jax.methods.gates.locator import LocatorGate
 from hidecmoe_jax.methods.growth.layer_choice import LayerChoice
 from hidecmoe_jax.methods.growth.probe import Probe
 from hidecmoe_jax.methods.lora import PARALLEL, Lora
-from hidecmoe_jax.methods.mixture import POOL, Mixture
+from hidecmoe_jax.methods.mixture import Mixture
 from hidecmoe_jax.methods.routed import Routed
 from hidecmoe_jax.methods.stacked import Lower, Stacked
 from hidecmoe_jax.models.llava import init_model
@@ -58,12 +59,12 @@ def bare(method):
 def test_a_forecast_of_uniform_growth_is_what_is_counted_afterwards(model):
     method, tasks = METHODS["cmoe_uniform"], 3
     learner = method.init(model, 4)
-    past, memory = learner.past[POOL], dict(learner.memory)
+    past, memory = learner.past[POOL], learner.memory
     for task in range(tasks):
         own = method.slots(task)
         young = method.lora.blank(model, len(own))
         past = pool.put(past, own.start, young.replace(owner_LS=jnp.full_like(young.owner_LS, task)))
-        memory["visible"] = memory["visible"].at[task].set(past.owner_LS >= 0)
+        memory = memory.replace(visible=memory.visible.at[task].set(past.owner_LS >= 0))
     grown = learner.replace(past={POOL: past}, memory=memory)
     assert method.stored_after(model, tasks) == method.sizes(model, grown)["stored"]
     assert method.stored_after(model, 0) == method.sizes(model, learner)["stored"]

@@ -1,6 +1,8 @@
 """Laws every method keeps, over a table of methods: recall undoes keep, old experts stay, serving tells the truth."""
 
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -47,16 +49,18 @@ METHODS = {
         "above": {key: value for key, value in MIXTURE.items() if key != "kind"},
     },
     "moelora": {"kind": "moelora", "lora": {"rank": 2, "alpha": 4, "dropout": 0.1}, "experts": 3},
+    "ewc": {"kind": "ewc:Ewc", "inner": {"growth": "shared", "lora": {"rank": 2, "alpha": 4, "dropout": 0}}},
 }
 
 # The others train as `hide` does and differ in what they make of it, which saves a compilation each.
 TRAINED = ("hide", "hide_frozen_projector", "chosen_by_probe", "sequential", "joint", "zero_shot")
 POOLED = tuple(name for name, method in METHODS.items() if method.get("kind", "routed") != "routed")
-SHARED = ("sequential", "joint", "moelora")  # one set of experts for all tasks
+SHARED = ("sequential", "joint", "moelora", "ewc")  # one set of experts for all tasks
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
+    sys.path.insert(0, str(Path(__file__).parents[2] / "docs" / "examples"))  # where the `ewc` module is
     root = tmp_path_factory.mktemp("contract")
     base, tasks = write_base(root / "base"), write_stream(root)
     return open_session(run_config(base, "hide", tasks=tasks, tune={"bucket": 32}, rank=2))

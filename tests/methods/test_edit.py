@@ -13,6 +13,7 @@ from hidecmoe_jax.core.errors import ConfigError
 from hidecmoe_jax.experts import combine, pool, surgery
 from hidecmoe_jax.experts.bank import EMPTY, FUSED
 from hidecmoe_jax.experts.combine import closeness
+from hidecmoe_jax.experts.pool import POOL
 from hidecmoe_jax.experts.slots import clear
 from hidecmoe_jax.locators.gaussian import NearestMean
 from hidecmoe_jax.methods.edit import Edit, edited, even_weights, narrowed
@@ -20,7 +21,7 @@ from hidecmoe_jax.methods.fusion import FUSED_SLOT
 from hidecmoe_jax.methods.gates.anchors import NamedGate
 from hidecmoe_jax.methods.gates.locator import LocatorGate
 from hidecmoe_jax.methods.lora import LINEARS, Lora
-from hidecmoe_jax.methods.mixture import POOL, Mixture
+from hidecmoe_jax.methods.mixture import Mixture
 from hidecmoe_jax.methods.routed import Routed
 from hidecmoe_jax.models.llava import Prompt, init_model, logits
 
@@ -50,9 +51,9 @@ def mixed():
     visible = np.zeros((4, 3, 5), bool)
     for task in range(3):
         visible[task] = (owner <= task) & (owner != EMPTY)
-    routers = jax.random.normal(jax.random.key(2), learner.memory["routers"].shape)
-    memory = learner.memory | {"visible": jnp.asarray(visible)}
-    memory["routers"] = jnp.where(memory["visible"][:, :, None], routers, 0.0)
+    routers = jax.random.normal(jax.random.key(2), learner.memory.routers.shape)
+    routers = jnp.where(jnp.asarray(visible)[:, :, None], routers, 0.0)
+    memory = learner.memory.replace(visible=jnp.asarray(visible), routers=routers)
     return learner.replace(past={POOL: past}, memory=memory)
 
 
@@ -81,11 +82,11 @@ def test_a_retired_expert_is_gone_from_every_router_and_all_others_keep_their_by
     for rest in ((0, 2), (3, 5)):
         old, new = pool.taken(mixed.past[POOL], *rest), pool.taken(bank, *rest)
         assert trees.digests(trees.flatten(old.factors)) == trees.digests(trees.flatten(new.factors))
-    visible, routers = np.asarray(after.memory["visible"]), np.asarray(after.memory["routers"])
+    visible, routers = np.asarray(after.memory.visible), np.asarray(after.memory.routers)
     assert not visible[:, :, 2].any() and not routers[..., 2].any()
     others = [0, 1, 3, 4]
-    np.testing.assert_array_equal(visible[..., others], np.asarray(mixed.memory["visible"])[..., others])
-    np.testing.assert_array_equal(routers[..., others], np.asarray(mixed.memory["routers"])[..., others])
+    np.testing.assert_array_equal(visible[..., others], np.asarray(mixed.memory.visible)[..., others])
+    np.testing.assert_array_equal(routers[..., others], np.asarray(mixed.memory.routers)[..., others])
     # The first task's router never saw it.
     np.testing.assert_array_equal(answered(after, 0, prompt), answered(mixed, 0, prompt))
     assert not np.array_equal(answered(after, 1, prompt), answered(mixed, 1, prompt))
@@ -96,7 +97,7 @@ def test_layers_that_are_not_named_are_left_alone(mixed):
     after = edited(MIXTURE, mixed, Edit("retire", 2, layers=(2,)))
     owner = np.asarray(after.past[POOL].owner_LS)
     np.testing.assert_array_equal(owner[:, 3], [2, EMPTY, EMPTY])
-    np.testing.assert_array_equal(after.memory["visible"][:, :2], mixed.memory["visible"][:, :2])
+    np.testing.assert_array_equal(after.memory.visible[:, :2], mixed.memory.visible[:, :2])
 
 
 def test_one_of_the_experts_of_a_task_is_retired_by_its_number(mixed):
@@ -111,7 +112,7 @@ def test_one_of_the_experts_of_a_task_is_retired_by_its_number(mixed):
         np.testing.assert_array_equal(
             np.moveaxis(bank.a[site], 2, 1), np.where(gone, 0, np.moveaxis(was.a[site], 2, 1))
         )
-    np.testing.assert_array_equal(after.memory["visible"], mixed.memory["visible"] & (wanted != EMPTY))
+    np.testing.assert_array_equal(after.memory.visible, mixed.memory.visible & (wanted != EMPTY))
     # What is left is counted anew, and a layer with too few experts is passed over unless it is named.
     again = edited(MIXTURE, after, Edit("retire", 0, expert=1))
     np.testing.assert_array_equal(np.flatnonzero(np.asarray(again.past[POOL].owner_LS)[:, 1] == 0), [])
@@ -129,14 +130,14 @@ def test_a_task_that_sees_no_expert_any_more_is_not_learned(mixed):
 @pytest.mark.parametrize("mode", combine.FACTOR_MODES[:2] + ("svd", "ties_svd"))
 def test_merging_an_expert_with_its_copy_changes_no_answer(mixed, prompt, mode):
     """Two copies under equal columns are one expert: the merged one gets the gates of both."""
-    bank, memory = mixed.past[POOL], dict(mixed.memory)
+    bank, memory = mixed.past[POOL], mixed.memory
     bank = clear(bank, np.arange(3), np.full(3, 1))  # the first task with one expert, so that top-k drops nobody
     copied = {s: a.at[:, :, 2].set(a[:, :, 0]) for s, a in bank.a.items()}
     bank = bank.replace(a=copied, b={s: b.at[:, 2].set(b[:, 0]) for s, b in bank.b.items()})
-    visible = memory["visible"].at[:, :, 1].set(False)
-    routers = memory["routers"].at[..., 1].set(0.0)
+    visible = memory.visible.at[:, :, 1].set(False)
+    routers = memory.routers.at[..., 1].set(0.0)
     routers = routers.at[1:, :, :, 2].set(routers[1:, :, :, 0])
-    before = mixed.replace(past={POOL: bank}, memory=memory | {"visible": visible, "routers": routers})
+    before = mixed.replace(past={POOL: bank}, memory=memory.replace(visible=visible, routers=routers))
     density = 1.0 if "ties" in mode else 0.5
     after = edited(MIXTURE, before, Edit("merge", 1, into=0, mode=mode, density=density))
     for task in (0, 1):
@@ -161,8 +162,8 @@ def test_a_merge_goes_into_the_most_alike_and_routers_see_the_mean_of_what_they_
         np.testing.assert_allclose(update, 1.05 * np.asarray(was.a[site][0, :, 1] @ was.b[site][0, 1]), atol=1e-5)
         np.testing.assert_array_equal(bank.a[site][0, :, 0], was.a[site][0, :, 0])
         np.testing.assert_array_equal(bank.a[site][1:], was.a[site][1:])
-    seen, columns = np.asarray(before.memory["visible"]), np.asarray(before.memory["routers"])
-    now, merged = np.asarray(after.memory["visible"]), np.asarray(after.memory["routers"])
+    seen, columns = np.asarray(before.memory.visible), np.asarray(before.memory.routers)
+    now, merged = np.asarray(after.memory.visible), np.asarray(after.memory.routers)
     assert not now[:, 0, 2].any() and not merged[:, 0, :, 2].any()
     np.testing.assert_array_equal(now[:, 0, 1], seen[:, 0, 1])
     np.testing.assert_array_equal(merged[0, 0, :, 1], columns[0, 0, :, 1])  # saw one of the two

@@ -84,7 +84,7 @@ def test_only_the_chosen_layer_keeps_its_tasks_apart(taught):
     method, learner = taught.method, taught.learners[-1]
     assert [stage.kind for stage in method.stages(0)] == ["tune", "locate"]
     assert [stage.kind for stage in method.stages(1)] == ["tune", "weigh", "locate"]
-    worth = np.asarray(learner.memory["worth"])
+    worth = np.asarray(learner.memory.worth)
     assert not worth[0].any() and worth[1].any() and worth[2].any() and not worth[3].any()
     (chosen,) = method.expanded(3, learner.memory)
     assert chosen == int(worth.sum(axis=0).argmax())
@@ -113,7 +113,7 @@ def test_worth_by_loss_is_what_one_expert_of_ones_own_saves(taught):
         return float(total / count)
 
     expected = [loss(None) - loss(layer) for layer in range(3)]
-    np.testing.assert_allclose(learner.memory["worth"][1], expected, atol=2e-6)
+    np.testing.assert_allclose(learner.memory.worth[1], expected, atol=2e-6)
     assert np.abs(expected).max() > 1e-4
 
 
@@ -127,9 +127,9 @@ def test_worth_by_cka_is_the_unlikeness_of_paired_features(taught):
         with_leaves(session.model, learner.shared),
     )
     method = Routed(taught.method.name, taught.method.lora, expand=choice)
-    (weigh,) = method.expand.stages()
-    weighing = method.before(session.model, learner, weigh, 1, jax.random.key(0))
-    sums = jax.device_get(method.usage(session.model, weighing, weigh, batch))
+    weigh = method.stages(1)[1]
+    weighing = weigh.prepare(session.model, learner, 1, jax.random.key(0))
+    sums = jax.device_get(weigh.usage(session.model, weighing, batch))
     features = []
     for task in (0, 1):
         expert = surgery.extract(learner.past[LINEARS], task)
@@ -143,20 +143,22 @@ def probing(taught, learner, choice: LayerChoice):
     """Worth of the layers to task 1 by a probe, from a learner that has tuned it, and the learner afterwards."""
     session, method = taught.session, Routed(taught.method.name, taught.method.lora, expand=choice)
     material = session.material(method.records(session.stream, (1,)), (1,), "(1,)")
-    learner = learner.replace(memory=learner.memory | choice.blank(learner.past[LINEARS], 16))
-    for stage in choice.stages():
-        learner = method.before(session.model, learner, stage, 1, jax.random.key(0))
+    router = choice.blank_router(learner.past[LINEARS], 16)
+    learner = learner.replace(memory=learner.memory.replace(router=router))
+    for stage in method.stages(1)[1:3]:
+        result = None
+        learner = stage.prepare(session.model, learner, 1, jax.random.key(0))
         if stage.trains:
             tune = tuned_for(stage, session.config.tune, len(material.encoded))
             learner = run_stage(
-                method, session.model, learner, stage, material,
-                tune=tune, key=jax.random.key(1), seed=0, watch=Silent(), task="probe",
+                session.model, learner, stage, material,
+                tune=tune, key=jax.random.key(1), seed=0, observer=Silent(), task="probe",
             )  # fmt: skip
         else:
-            sums = count_usage(method, session.model, learner, stage, material, 4)
-            learner = method.fit(session.model, learner, stage, 1, FrozenFeatures(None, usage=sums), jax.random.key(0))
-        learner = method.after(session.model, learner, stage, 1)
-    return np.asarray(learner.memory["worth"][1]), sums, learner
+            sums = count_usage(session.model, learner, stage, material, 4)
+            result = FrozenFeatures(None, usage=sums)
+        learner = stage.finish(session.model, learner, 1, result, jax.random.key(0))
+    return np.asarray(learner.memory.worth[1]), sums, learner
 
 
 def test_worth_by_probe_is_where_tokens_prefer_the_newest_expert(taught):
@@ -176,7 +178,7 @@ def test_worth_by_probe_is_where_tokens_prefer_the_newest_expert(taught):
     own, all_tokens = sums["count_LS"][:, 2], sums["count_LS"].sum(axis=1)
     np.testing.assert_allclose(worth, own / all_tokens, rtol=1e-6)
     assert (all_tokens == all_tokens[0]).all() and not sums["count_LS"][:, [0, 3]].any(), "fusion and empty slots"
-    assert not np.asarray(after.memory["router"]).any() and after.routers == {} and "weighing" not in after.memory
+    assert not np.asarray(after.memory.router).any() and after.routers == {} and after.memory.weighing is None
     for site, leaf in b.items():
         np.testing.assert_array_equal(after.past[LINEARS].b[site][:, 1:3], leaf[:, 1:3], err_msg="experts are frozen")
 
@@ -191,8 +193,9 @@ def test_a_probe_without_anyone_to_compare_with_is_right_everywhere(taught):
 
 def test_a_probe_trains_and_measures_on_different_records():
     choice = LayerChoice(by="probe", share=0.5)
-    train, measure = (choice.part(stage, 40, 3) for stage in choice.stages())
+    stages = Routed(expand=choice).stages(1)[1:3]
+    train, measure = (stage.subset(40, 3) for stage in stages)
     assert len(train) == 16 and len(measure) == 4 and not set(train) & set(measure)
-    assert [stage.kind for stage in choice.stages()] == ["probe", "weigh"] and choice.stages()[0].steps == 40
+    assert [stage.kind for stage in stages] == ["probe", "weigh"] and stages[0].steps == 40
     with pytest.raises(DataError, match=r"(?s)too few records.*set method.expand.by=loss"):
-        choice.part(choice.stages()[0], 1, 0)
+        stages[0].subset(1, 0)

@@ -110,7 +110,7 @@ def test_layers_are_merged_one_by_one_and_every_layer_remembers_who_lives_where(
     three = edited(ALL, two, Edit("merge", 0, into=2, layers=(0,)))
     assert ALL.serve(MODEL, three).slot_LN[:, :3].tolist() == [[3, 3, 3], [1, 3, 3], [1, 2, 3]]
     np.testing.assert_array_equal(three.past[LINEARS].owner_LS[:, 1:4], [[EMPTY, EMPTY, 2], [0, EMPTY, 2], [0, 1, 2]])
-    assert {pair: rows.tolist() for pair, rows in shared_slots.shared(three.memory).items()} == {
+    assert {pair: rows.tolist() for pair, rows in shared_slots.redirected(three.memory.home).items()} == {
         (0, 2): [0],
         (1, 2): [0, 1],
     }
@@ -130,7 +130,7 @@ def test_a_task_that_lives_with_another_can_be_retired_and_then_that_one_too(pro
         merged = edited(method, routed(method, (0, 1, 2)), Edit("merge", 1, into=0))
         assert narrowed(method, merged, Edit("retire", 1)) == Edit("retire", 1)
         after = edited(method, merged, Edit("retire", 1))
-        assert method.learned(after) == (0, 2) and shared_slots.HOME not in after.memory
+        assert method.learned(after) == (0, 2) and after.memory.home is None
         assert (np.asarray(method.serve(MODEL, after).slot_LN)[:, 1] == -1).all()
         assert not (np.asarray(after.past[LINEARS].owner_LS) == 1).any()
         with pytest.raises(ConfigError, match="no expert to edit"):
@@ -147,8 +147,7 @@ def test_a_merge_stays_in_the_layers_that_were_chosen_when_it_was_made(prompt): 
     asked = Edit("merge", 1, into=0)
 
     def at(worth):
-        past = method.fused_again(learner.past[LINEARS], learner.memory | {"worth": worth})
-        return learner.replace(past={LINEARS: past}, memory=learner.memory | {"worth": worth})
+        return method.with_bank(learner, learner.past[LINEARS], learner.memory.replace(worth=worth))
 
     fresh, later = edited(method, at(then), asked), edited(method, at(now), asked, 2)
     for found in (fresh, later):
@@ -185,12 +184,13 @@ def test_what_cannot_be_merged_is_refused(method, edit, says):
         edited(method, routed(method, (0, 1, 2)), edit)
 
 
-def test_homes_are_told_layer_by_layer_and_forgotten_when_nobody_lives_with_another():
-    memory = shared_slots.moved({"gate": {}}, np.array([0, 2]), 1, 0, shape=(3, 4))
-    assert memory[shared_slots.HOME].tolist() == [[0, 0, 2, 3], [0, 1, 2, 3], [0, 0, 2, 3]]
-    memory = shared_slots.moved(memory, np.array([2]), 0, 3, shape=(3, 4))
-    assert memory[shared_slots.HOME].tolist() == [[0, 0, 2, 3], [0, 1, 2, 3], [3, 3, 2, 3]]
-    assert shared_slots.left(shared_slots.left(memory, 0), 1) == {"gate": {}} == shared_slots.left({"gate": {}}, 1)
+def test_redirects_are_stored_by_layer_and_gone_when_no_task_is_redirected():
+    home_LN = shared_slots.redirect(None, np.array([0, 2]), 1, 0, shape=(3, 4))
+    assert home_LN.tolist() == [[0, 0, 2, 3], [0, 1, 2, 3], [0, 0, 2, 3]]
+    home_LN = shared_slots.redirect(home_LN, np.array([2]), 0, 3, shape=(3, 4))
+    assert home_LN.tolist() == [[0, 0, 2, 3], [0, 1, 2, 3], [3, 3, 2, 3]]
+    assert shared_slots.clear_redirects(shared_slots.clear_redirects(home_LN, 0), 1) is None
+    assert shared_slots.clear_redirects(None, 1) is None
 
 
 @pytest.mark.parametrize("fusion", surgery.FUSIONS)

@@ -15,14 +15,16 @@ from hidecmoe_jax.core.errors import ConfigError
 from hidecmoe_jax.core.strict import build
 from hidecmoe_jax.experts import pool, surgery
 from hidecmoe_jax.experts.bank import EMPTY
+from hidecmoe_jax.experts.pool import POOL
 from hidecmoe_jax.experts.routing import Routing, Voice
 from hidecmoe_jax.locators.anchors import ClipAnchors
 from hidecmoe_jax.methods.base import Decision, FrozenFeatures
 from hidecmoe_jax.methods.gates.anchors import NamedGate
 from hidecmoe_jax.methods.gates.locator import LocatorGate
-from hidecmoe_jax.methods.growth.probe import Probe, cut, expands, most_used
+from hidecmoe_jax.methods.growth.probe import Probe, layers_to_expand, most_used, split_records
 from hidecmoe_jax.methods.lora import Lora
-from hidecmoe_jax.methods.mixture import POOL, Mixture
+from hidecmoe_jax.methods.mixture import Mixture
+from hidecmoe_jax.methods.mixture_stages import pool_voices
 from hidecmoe_jax.models.llava import hidden, logits
 from hidecmoe_jax.runs.dead_experts import experts_of, sentence
 from hidecmoe_jax.runs.session import open_session
@@ -77,7 +79,7 @@ def named(done, learner, task: int, prompt, method=None):
 def test_cmoe_1_a_probe_that_is_not_heard_changes_no_bit(done):
     batch, _ = asked(done)
     method, model, learner = done.method, done.session.model, done.learners[1]
-    ready = method.before(model, learner, method.stages(1)[0], 1, jax.random.key(0))
+    ready = method.stages(1)[0].prepare(model, learner, 1, jax.random.key(0))
     old, new = method._pool(ready, None)
     masked = new.routing.replace(gain_LBS=jnp.zeros_like(new.routing.gain_LBS))
     with_probe = LISTEN(model, batch.prompt, (old, Voice(new.bank, masked)))
@@ -99,10 +101,10 @@ def test_cmoe_2_named_answers_to_an_old_task_keep_every_bit(done):
 def test_cmoe_3_padding_is_not_counted_and_every_token_picks_k(done):
     method, model = done.method, done.session.model
     _, material = asked(done)
-    learner = method.before(model, done.learners[1], method.stages(1)[0], 1, jax.random.key(0))
-    learner = method.after(model, learner, method.stages(1)[0], 1)
+    learner = method.stages(1)[0].prepare(model, done.learners[1], 1, jax.random.key(0))
+    learner = method.stages(1)[0].finish(model, learner, 1, None, jax.random.key(0))
     batch = material.batch(np.array([0, 1, -1, -1]))
-    tally = method.usage(model, learner, method.stages(1)[1], batch)
+    tally = method.stages(1)[1].usage(model, learner, batch)
     tokens = int(batch.prompt.mask_BT.sum())
     assert tally.count.shape[1] == learner.past[POOL].slots + 1
     assert (np.asarray(tally.count).sum((1, 2)) == method.top_k * tokens).all()
@@ -114,19 +116,20 @@ def test_cmoe_3_padding_is_not_counted_and_every_token_picks_k(done):
 def test_cmoe_4_threshold_rules_on_numbers_made_by_hand():
     count = np.array([[4, 4, 4], [3, 4, 5], [5, 4, 3], [0, 6, 6], [9, 2, 1]])
     heard = np.ones_like(count, bool)
-    within = expands(count, heard, Probe())
+    within = layers_to_expand(count, heard, Probe())
     np.testing.assert_array_equal(within, [False, True, False, True, False])
     f = count / 12
     mild = f[:, -1] > f.mean(1) - 1.0 * f.std(1)
-    np.testing.assert_array_equal(expands(count, heard, Probe(slack=1.0)), mild)
+    np.testing.assert_array_equal(layers_to_expand(count, heard, Probe(slack=1.0)), mild)
     across = f[:, -1] > f[:, -1].mean() - 0.5 * f[:, -1].std()
-    np.testing.assert_array_equal(expands(count, heard, Probe(rule="across", slack=0.5)), across)
-    assert not expands(np.full((3, 4), 7), np.ones((3, 4), bool), Probe()).any()
-    assert not expands(np.full((3, 4), 7), np.ones((3, 4), bool), Probe(rule="across")).any()
+    np.testing.assert_array_equal(layers_to_expand(count, heard, Probe(rule="across", slack=0.5)), across)
+    assert not layers_to_expand(np.full((3, 4), 7), np.ones((3, 4), bool), Probe()).any()
+    assert not layers_to_expand(np.full((3, 4), 7), np.ones((3, 4), bool), Probe(rule="across")).any()
     # A silent slot counts for nothing: the mean is over two experts here.
-    np.testing.assert_array_equal(expands(np.array([[99, 5, 6]]), np.array([[False, True, True]]), Probe()), [True])
+    silent_slot = np.array([[False, True, True]])
+    np.testing.assert_array_equal(layers_to_expand(np.array([[99, 5, 6]]), silent_slot, Probe()), [True])
     with pytest.raises(ValueError, match="probe"):
-        expands(count, np.array([[True, True, False]] * 5), Probe())
+        layers_to_expand(count, np.array([[True, True, False]] * 5), Probe())
 
 
 def test_most_used_experts_are_ranked_and_repeated():
@@ -136,34 +139,34 @@ def test_most_used_experts_are_ranked_and_repeated():
 
 
 def test_probe_records_are_cut_without_overlap():
-    train, measure = cut(Probe(share=0.1, measured=0.2), 1000, 3)
+    train, measure = split_records(Probe(share=0.1, measured=0.2), 1000, 3)
     assert len(train) == 80 and len(measure) == 20 and not set(train) & set(measure)
-    again = cut(Probe(share=0.1, measured=0.2), 1000, 3)
+    again = split_records(Probe(share=0.1, measured=0.2), 1000, 3)
     np.testing.assert_array_equal(train, again[0])
-    assert all(len(part) == 1 for part in cut(Probe(), 4, 0))
+    assert all(len(part) == 1 for part in split_records(Probe(), 4, 0))
 
 
 def test_growth_follows_the_verdict(done):
     for task in (1, 2):
         learner = done.learners[task + 1]
-        verdict = np.asarray(learner.memory["verdict"]["expand"][task])
+        verdict = np.asarray(learner.memory.verdict.expand[task])
         owner = np.asarray(learner.past[POOL].owner_LS)
         np.testing.assert_array_equal((owner == task).any(1), verdict)
-        count = np.asarray(learner.memory["verdict"]["count"][task])
+        count = np.asarray(learner.memory.verdict.count[task])
         heard = np.concatenate([np.asarray(done.learners[task].past[POOL].owner_LS) != EMPTY, np.ones((3, 1), bool)], 1)
-        np.testing.assert_array_equal(expands(count.sum(-1), heard, done.method.probe), verdict)
+        np.testing.assert_array_equal(layers_to_expand(count.sum(-1), heard, done.method.probe), verdict)
         assert trees.all_finite(learner.memory) is None
-        assert not any(np.asarray(leaf).any() for leaf in jax.tree.leaves(learner.memory["probe"]))
+        assert not any(np.asarray(leaf).any() for leaf in jax.tree.leaves(learner.memory.probe))
 
 
 def test_a_task_may_expand_no_layer_and_still_gets_a_router(session):
     """No probe is ever two thousand deviations above the mean."""
     done = taught(session, 2, probe=PROBE | {"slack": -2000.0})
     learner = done.learners[2]
-    owner, visible = np.asarray(learner.past[POOL].owner_LS), np.asarray(learner.memory["visible"])
-    assert not (owner == 1).any() and not np.asarray(done.learners[2].memory["verdict"]["expand"][1]).any()
+    owner, visible = np.asarray(learner.past[POOL].owner_LS), np.asarray(learner.memory.visible)
+    assert not (owner == 1).any() and not np.asarray(done.learners[2].memory.verdict.expand[1]).any()
     np.testing.assert_array_equal(visible[1], owner != EMPTY)
-    routers = np.asarray(done.learners[2].memory["routers"])
+    routers = np.asarray(done.learners[2].memory.routers)
     assert done.method.learned(done.learners[2]) == (0, 1) and not np.array_equal(routers[0], routers[1])
     assert done.method.sizes(done.session.model, done.learners[2])["stored"]["experts"] == 3 * 2 * 2 * (16 + 16)
     told = done.method.growth_of(done.session.model, done.learners[2])
@@ -177,14 +180,14 @@ def test_new_experts_begin_as_asked_and_a_layer_may_get_two(session, start):
     method, model, learner = done.method, done.session.model, done.learners[1]
     assert (np.asarray(done.learners[2].past[POOL].owner_LS) == 1).sum(1).tolist() == [2, 2, 2]
     stages = method.stages(1)
-    probing = method.before(model, learner, stages[0], 1, jax.random.key(3))
+    probing = stages[0].prepare(model, learner, 1, jax.random.key(3))
     b = {site: jnp.ones_like(leaf) for site, leaf in probing.live[POOL].b.items()}
     probing = probing.replace(live={POOL: probing.live[POOL].replace(b=b)})
-    ready = method.after(model, probing, stages[0], 1)
-    count = jnp.zeros_like(ready.memory["verdict"]["count"]).at[1, :, 1].set(9).at[1, :, 0].set(4)
-    verdict = {"expand": ready.memory["verdict"]["expand"].at[1].set(True), "count": count}
-    ready = ready.replace(memory=ready.memory | {"verdict": ready.memory["verdict"] | verdict})
-    live = method.before(model, ready, stages[2], 1, jax.random.key(4)).live[POOL]
+    ready = stages[0].finish(model, probing, 1, None, jax.random.key(0))
+    count = jnp.zeros_like(ready.memory.verdict.count).at[1, :, 1].set(9).at[1, :, 0].set(4)
+    verdict = ready.memory.verdict.replace(expand=ready.memory.verdict.expand.at[1].set(True), count=count)
+    ready = ready.replace(memory=ready.memory.replace(verdict=verdict))
+    live = stages[2].prepare(model, ready, 1, jax.random.key(4)).live[POOL]
     old, site = learner.past[POOL], "ffn"
     wanted = {
         "copy": (np.asarray(old.a[site])[:, :, [1, 0]], np.asarray(old.b[site])[:, [1, 0]]),
@@ -197,7 +200,7 @@ def test_new_experts_begin_as_asked_and_a_layer_may_get_two(session, start):
     drift = method.growth_of(model, done.learners[2])["drift"][1]
     assert (drift is None) is (start != "copy")
     if start == "copy":
-        bank, used = done.learners[2].past[POOL], np.asarray(done.learners[2].memory["verdict"]["count"])[1].sum(-1)
+        bank, used = done.learners[2].past[POOL], np.asarray(done.learners[2].memory.verdict.count)[1].sum(-1)
         for layer, told in enumerate(drift):
             a, b = np.asarray(bank.a[site][layer], np.float64), np.asarray(bank.b[site][layer], np.float64)
             source, new = (a[:, slot] @ b[slot] for slot in (int(used[layer, :2].argmax()), 2))
@@ -210,8 +213,8 @@ def test_a_layer_that_lost_its_experts_grows_again():
     """With no more slots than a token picks, a probe is always picked and counts tell nothing."""
     heard = np.array([[False, False, True], [True, False, True], [True, True, True]])
     count = np.array([[0, 0, 12], [12, 0, 12], [8, 8, 8]])
-    np.testing.assert_array_equal(expands(count, heard, Probe()), [False, False, False])
-    np.testing.assert_array_equal(expands(count, heard, Probe(), fewest=2), [True, True, False])
+    np.testing.assert_array_equal(layers_to_expand(count, heard, Probe()), [False, False, False])
+    np.testing.assert_array_equal(layers_to_expand(count, heard, Probe(), fewest=2), [True, True, False])
 
 
 def test_experts_on_the_three_linears_are_routed_together(session):
@@ -235,7 +238,7 @@ def test_tuning_ends_where_serving_begins(done):
     """The forward that trained the last task and the one that serves it are the same function."""
     batch, _ = asked(done)
     method, model = done.method, done.session.model
-    training = LISTEN(model, batch.prompt, method._pool(done.trained[-1], None))
+    training = LISTEN(model, batch.prompt, pool_voices(method, done.trained[-1], None))
     np.testing.assert_allclose(named(done, done.learners[3], 2, batch.prompt), training, atol=1e-5)
 
 
@@ -246,8 +249,8 @@ def test_old_experts_and_routers_receive_nothing(done):
         np.testing.assert_array_equal(
             np.moveaxis(np.asarray(a), 2, 1)[old], np.moveaxis(np.asarray(after.past[POOL].a[site]), 2, 1)[old]
         )
-    np.testing.assert_array_equal(before.memory["routers"][0], after.memory["routers"][0])
-    assert not np.asarray(after.memory["visible"][0])[:, done.method.first :].any()
+    np.testing.assert_array_equal(before.memory.routers[0], after.memory.routers[0])
+    assert not np.asarray(after.memory.visible[0])[:, done.method.first :].any()
 
 
 def test_cmoe_7_the_matrix_is_rebuilt_from_scores_and_routers(done):
@@ -289,9 +292,8 @@ def test_soft_weights_mix_what_the_tasks_routers_say(done):
     batch, _ = asked(done)
     method, model, learner = replace(done.method, gate=LocatorGate(soft=True)), done.session.model, done.learners[3]
     serving = method.serve(model, learner)
-    quiet = serving.replace(
-        memory=serving.memory | {"visible": serving.memory["visible"].at[:, :-1].set(False)}
-    )  # fmt: skip
+    visible = serving.memory.visible.at[:, :-1].set(False)
+    quiet = serving.replace(memory=serving.memory.replace(visible=visible))
 
     def states(*weights):
         decision = Decision(jnp.tile(jnp.array([[*weights, 0.0, 0.0]]), (2, 1)), jnp.zeros((2, 4)))
@@ -343,7 +345,7 @@ def test_rt6_ck24_a_missing_task_is_heard_by_no_router_and_never_chosen(done):
     owner = np.asarray(learner.past[POOL].owner_LS)
     assert set(np.unique(owner)) <= {EMPTY, 0, 2} and (owner == 0).any()
     assert tuple(method.learned(learner)) == (0, 2)
-    visible = np.asarray(learner.memory["visible"])
+    visible = np.asarray(learner.memory.visible)
     assert not visible[:, owner == EMPTY].any(), "no router may see a slot in which nobody stands"
     batch, _ = asked(done)
     np.testing.assert_array_equal(named(done, learner, 0, batch.prompt), named(done, done.learners[3], 0, batch.prompt))
@@ -399,7 +401,7 @@ def test_sizes_count_what_is_owned(done):
     sizes = done.method.sizes(model, learner)
     owned = int((np.asarray(learner.past[POOL].owner_LS) != EMPTY).sum())
     assert sizes["stored"]["experts"] == owned * 2 * (16 + 16)
-    assert sizes["stored"]["routers"] == 16 * int(np.asarray(learner.memory["visible"]).sum())
+    assert sizes["stored"]["routers"] == 16 * int(np.asarray(learner.memory.visible).sum())
     assert sizes["stored"]["locator"] == 3 * done.method.gate.by.size(16)
 
 
@@ -417,9 +419,9 @@ def test_surgery_of_a_later_task_compiles_nothing(done):
     def surgery(task):
         learner = method.from_archive(model, 4, done.kept[:task])
         stage = method.stages(task)[-2]
-        ready = method.before(model, learner, stage, task, jax.random.key(task))
+        ready = stage.prepare(model, learner, task, jax.random.key(task))
         assert stage.kind == "tune" and ready.live[POOL].owner_LS.shape == done.trained[-1].live[POOL].owner_LS.shape
-        method.to_archive(method.after(model, ready, stage, task), task)
+        method.to_archive(stage.finish(model, ready, task, None, jax.random.key(0)), task)
 
     surgery(1)
     counting[0] = True

@@ -10,11 +10,12 @@ from hidecmoe_jax.core import trees
 from hidecmoe_jax.experts.surgery import merge_into_base
 from hidecmoe_jax.methods.base import trainable, with_trainable
 from hidecmoe_jax.methods.lora import LINEARS, PARALLEL, Lora
-from hidecmoe_jax.methods.moelora import TUNE, MoeLora
+from hidecmoe_jax.methods.moelora import MoeLora
 from hidecmoe_jax.models.llama import LayerVoice, site_shapes, speak
 from hidecmoe_jax.models.llava import Batch, Prompt, init_model, logits
 
 METHOD = MoeLora(lora=Lora(rank=2, alpha=4.0, dropout=0.0), experts=3, train_projector=False)
+TUNE = METHOD.stages(0)[0]
 
 
 @pytest.fixture(scope="module")
@@ -25,9 +26,9 @@ def model():
 @pytest.fixture(scope="module")
 def learner(model):
     """After one task, with loud experts."""
-    live = METHOD.before(model, METHOD.init(model, 1), TUNE, 0, jax.random.key(1))
+    live = TUNE.prepare(model, METHOD.init(model, 1), 0, jax.random.key(1))
     loud = jax.tree.map(lambda leaf: leaf + 0.2 * jnp.sin(jnp.arange(leaf.size)).reshape(leaf.shape), trainable(live))
-    return METHOD.after(model, with_trainable(live, loud), TUNE, 0)
+    return TUNE.finish(model, with_trainable(live, loud), 0, None, jax.random.key(1))
 
 
 def prompt() -> Prompt:
@@ -52,7 +53,7 @@ def test_a_linear_weighs_its_experts_by_what_it_reads_itself(site):
 
 
 def test_routers_that_say_nothing_are_a_mean_of_the_experts_in_the_whole_model(model, learner):
-    even = learner.replace(memory={"routers": jax.tree.map(jnp.zeros_like, learner.memory["routers"])})
+    even = learner.replace(memory=jax.tree.map(jnp.zeros_like, learner.memory))
     serving = METHOD.serve(model, even)
     found = logits(serving.model, prompt(), METHOD.voices(serving, None))
     bank = learner.past[LINEARS]
@@ -71,12 +72,12 @@ def test_recall_undoes_keep(model, learner):
 
 
 def test_every_expert_and_every_router_gets_a_gradient(model, learner):
-    live = METHOD.before(model, learner, TUNE, 1, jax.random.key(2))
+    live = TUNE.prepare(model, learner, 1, jax.random.key(2))
     ones = jnp.ones((2, 1), jnp.int32)
     batch = Batch(prompt(), 5 * ones, 7 * ones, ones.astype(bool))
 
     def loss(leaves):
-        return METHOD.loss(model, with_trainable(live, leaves), TUNE, batch, jax.random.key(3)).total
+        return TUNE.loss(model, with_trainable(live, leaves), batch, jax.random.key(3)).total
 
     gradient = trees.flatten(jax.grad(loss)(trainable(live)))
     assert len(gradient) == 3 * 7 and all(np.abs(leaf).max() > 0 for leaf in gradient.values())

@@ -15,7 +15,7 @@ from hidecmoe_jax.methods.base import Learner
 from hidecmoe_jax.methods.fusion import FusionRule
 from hidecmoe_jax.methods.gates.anchors import AnchorGate, NamedGate
 from hidecmoe_jax.methods.lora import LINEARS, Lora
-from hidecmoe_jax.methods.routed import Routed
+from hidecmoe_jax.methods.routed import Routed, RoutedMemory
 from hidecmoe_jax.models.config import llava_7b
 from hidecmoe_jax.models.llava import init_model, model_sites
 
@@ -34,8 +34,7 @@ def sizes_at_7b(method: Routed, tasks: int) -> dict[str, dict[str, int]]:
         owner_LS=owner_LS,
         scale=2.0,
     )
-    memory = {"gate": {}} if method.growth == "per_task" else {}
-    return method.sizes(model, Learner({}, {}, {LINEARS: bank}, {}, memory))
+    return method.sizes(model, Learner({}, {}, {LINEARS: bank}, {}, RoutedMemory()))
 
 
 def test_sizes_are_the_published_ones():
@@ -103,10 +102,11 @@ def test_a_missing_fusion_weight_is_named():
 def test_the_projector_trains_in_float32_whatever_the_base_is_stored_in():
     shapes = jax.eval_shape(lambda: init_model(TINY, jax.random.key(0)))
     half = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.bfloat16), shapes)
-    learner = Routed().before(half, Routed().init(half, 2), Routed().stages(0)[0], 0, jax.random.key(0))
+    learner = Routed().stages(0)[0].prepare(half, Routed().init(half, 2), 0, jax.random.key(0))
     assert {leaf.dtype.name for leaf in learner.tuned.values()} == {"float32"}
     assert sorted(learner.tuned) == [f"projector/linear{n}/{part}" for n in (1, 2) for part in ("bias", "kernel")]
-    assert Routed(train_projector=False).before(half, learner, Routed().stages(0)[0], 0, jax.random.key(0)).tuned == {}
+    frozen = Routed(train_projector=False).stages(0)[0]
+    assert frozen.prepare(half, learner, 0, jax.random.key(0)).tuned == {}
 
 
 def test_defaults_are_the_official_values():

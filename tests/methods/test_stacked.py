@@ -12,9 +12,12 @@ from tiny import run_config, write_base, write_stream
 from hidecmoe_jax.core import trees
 from hidecmoe_jax.core.errors import ConfigError
 from hidecmoe_jax.experts.bank import FUSED
+from hidecmoe_jax.experts.pool import POOL
+from hidecmoe_jax.experts.routing import Voice, everyone
 from hidecmoe_jax.methods.edit import Edit, edited, narrowed
 from hidecmoe_jax.methods.lora import Lora
-from hidecmoe_jax.methods.mixture import POOL, Mixture
+from hidecmoe_jax.methods.mixture import Mixture
+from hidecmoe_jax.methods.mixture_stages import pool_voices
 from hidecmoe_jax.methods.stacked import LOWER, Lower, Stacked
 from hidecmoe_jax.models.llava import logits
 from hidecmoe_jax.runs.config import from_mapping, to_mapping
@@ -77,9 +80,9 @@ def test_it_answers_as_the_pool_above_a_base_with_the_fusion_in_it(done, fusion)
     learner = method.from_archive(done.session.model, 4, done.kept)
     for task in range(3):
         found = said(method, done.session.model, learner, task, prompt)
-        alone = said(done.method.grown, by_hand(done, fusion), done.learners[-1], task, prompt)
+        alone = said(done.method.inner, by_hand(done, fusion), done.learners[-1], task, prompt)
         np.testing.assert_allclose(found, alone, atol=2e-5)
-    bare = said(done.method.grown, done.session.model, done.learners[-1], 0, prompt)
+    bare = said(done.method.inner, done.session.model, done.learners[-1], 0, prompt)
     assert not np.allclose(said(method, done.session.model, learner, 0, prompt), bare, atol=1e-3)
 
 
@@ -95,7 +98,8 @@ def test_tuning_the_first_task_ends_where_serving_begins(done):
     method, model, prompt = done.method, done.session.model, prompt_of(done)
     trained = done.trained[0]
     assert set(trained.live) == {LOWER, POOL}
-    voices = (*method._heard_below(trained, None), *method.grown._pool(trained, None))
+    lower = trained.live[LOWER]
+    voices = (Voice(lower, everyone(lower)), *pool_voices(method.inner, trained, None))
     np.testing.assert_allclose(
         said(method, model, done.learners[1], 0, prompt), LISTEN(model, prompt, voices), atol=2e-5
     )
@@ -106,14 +110,14 @@ def test_probes_stand_above_the_fusion_of_earlier_tasks(done):
     method, session = done.method, done.session
     batch = session.material(session.stream.tasks[1].train, (1,), "probe").batch(np.arange(4))
     stage, learner = method.stages(1)[0], done.learners[1]
-    ready = method.before(session.model, learner, stage, 1, jax.random.key(0))
+    ready = stage.prepare(session.model, learner, 1, jax.random.key(0))
     assert stage.kind == "probe" and set(ready.live) == {POOL}
-    found = method.loss(session.model, ready, stage, batch, jax.random.key(1))
+    found = stage.loss(session.model, ready, batch, jax.random.key(1))
     with_experts_folded = method.serve(session.model, learner).model
-    alone = method.grown.loss(with_experts_folded, ready, stage, batch, jax.random.key(1))
+    alone = stage.inner.loss(with_experts_folded, ready, batch, jax.random.key(1))
     np.testing.assert_allclose(found.total, alone.total, rtol=1e-4)
     np.testing.assert_array_equal(found.load.count_LS, alone.load.count_LS)
-    unfolded = method.grown.loss(session.model, ready, stage, batch, jax.random.key(1))
+    unfolded = stage.inner.loss(session.model, ready, batch, jax.random.key(1))
     assert abs(float(unfolded.total - found.total)) > 1e-2
 
 
@@ -135,7 +139,7 @@ def test_numbers_are_those_of_the_arrays(done):
     upper = int(upper) * method.above.lora.size(model)
     assert sizes["archived"]["experts"] == sum(lower) + upper and len(set(lower)) == 1
     assert sizes["stored"]["experts"] == lower[0] + upper
-    assert sizes["stored"] | {"experts": 0} == method.grown.sizes(model, learner)["stored"] | {"experts": 0}
+    assert sizes["stored"] | {"experts": 0} == method.inner.sizes(model, learner)["stored"] | {"experts": 0}
     added = [parts["experts"] for parts in method.growth_of(model, learner)["parameters"]]
     assert sum(added) == sizes["archived"]["experts"]
     everywhere = replace(method, above=replace(method.above, probe=replace(method.above.probe, expects=1.0)))
@@ -152,7 +156,7 @@ def test_growth_is_told_by_layer_of_the_decoder(done):
 
 
 def test_a_pool_may_begin_further_up_by_itself(done):
-    method = replace(done.method.grown, lowest=1)
+    method = replace(done.method.inner, lowest=1)
     learner = teach(
         replace(done.session, config=replace(done.session.config, method=method), stream=replace(
             done.session.stream, tasks=done.session.stream.tasks[:2]))
@@ -192,7 +196,7 @@ def test_experts_of_its_pool_can_be_retired_and_merged(done):
     owner = np.asarray(gone.past[POOL].owner_LS)[0]
     assert (owner == 0).sum() == 1 and method.sizes(model, gone)["stored"] != method.sizes(model, learner)["stored"]
     assert trees.digests(gone.past[LOWER].factors) == trees.digests(learner.past[LOWER].factors)
-    alone = edited(method.grown, learner, Edit("retire", 0, expert=1))
+    alone = edited(method.inner, learner, Edit("retire", 0, expert=1))
     assert trees.digests(alone.past[POOL].factors) == trees.digests(gone.past[POOL].factors)
     one = edited(method, learner, Edit("merge", 1, into=0))
     assert not (np.asarray(one.past[POOL].owner_LS) == 1).any() and LOWER in one.past

@@ -19,7 +19,7 @@ from hidecmoe_jax.experts.routing import Routing, Voice, slot_gates
 from hidecmoe_jax.locators.anchors import Anchors, Pooled, gate
 from hidecmoe_jax.methods.base import Decision, Learner
 from hidecmoe_jax.methods.lora import LINEARS, Lora
-from hidecmoe_jax.methods.routed import Routed
+from hidecmoe_jax.methods.routed import Routed, RoutedMemory
 from hidecmoe_jax.models.llava import Prompt, head, hidden, logits
 from hidecmoe_jax.port.checkpoints import check
 
@@ -114,7 +114,7 @@ def served(reading: str, weight_BN: np.ndarray, *, whole: Bank | None = None) ->
     experts = bank() if whole is None else whole
     if reading == "factor_sum":
         experts = surgery.fuse(experts, range(TASKS), mode=reading, layers=range(LAYERS - 1), slot=0)
-    serving = method.serve(cases.by_hand("plain"), Learner({}, {}, {LINEARS: experts}, {}, {}))
+    serving = method.serve(cases.by_hand("plain"), Learner({}, {}, {LINEARS: experts}, {}, RoutedMemory()))
     decision = Decision(jnp.asarray(weight_BN), jnp.asarray(weight_BN))
     state = _state(serving.model, prompt(), method.voices(serving, decision))
     inputs = cases.inputs("plain")

@@ -150,9 +150,9 @@ def test_a_mixture_goes_to_a_hub_and_back(tmp_path):
     config, model = run_config(base, "cmoe", **plain), load_model(base)
     method, random = config.method, np.random.default_rng(0)
     learner = method.init(model, 4)
-    visible = np.array(learner.memory["visible"])
+    visible = np.array(learner.memory.visible)
     visible[0, :, :2] = True
-    kept = method.to_archive(learner.replace(memory=learner.memory | {"visible": visible}), 0)
+    kept = method.to_archive(learner.replace(memory=learner.memory.replace(visible=visible)), 0)
     experts = {p: random.normal(size=x.shape).astype(x.dtype) for p, x in kept["experts"].items() if p != "owner"}
     experts["owner"] = np.zeros(kept["experts"]["owner"].shape, np.int32)
     lesson = {"experts": experts, "shared": {}, "memory": {p: np.asarray(x) for p, x in kept["memory"].items()}}

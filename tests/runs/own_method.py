@@ -4,8 +4,26 @@ from dataclasses import dataclass
 
 import jax
 
-from hidecmoe_jax.methods.base import Learner
 from hidecmoe_jax.methods.routed import Routed
+from hidecmoe_jax.methods.stages import WrappedStage
+
+
+def with_training_stage(stages, wrapped):
+    """The stages with every training one in a wrapper."""
+    return tuple(wrapped(stage) if stage.trains else stage for stage in stages)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Halving(WrappedStage):
+    """Scales the new expert before it is planted."""
+
+    share: float
+
+    def finish(self, model, learner, lesson, result, key):
+        live = {
+            name: bank.replace(b=jax.tree.map(lambda b: b * self.share, bank.b)) for name, bank in learner.live.items()
+        }
+        return self.inner.finish(model, learner.replace(live=live), lesson, result, key)
 
 
 @dataclass(frozen=True)
@@ -14,24 +32,26 @@ class Gentle(Routed):
 
     share: float = 0.5
 
-    def after(self, model, learner, stage, task) -> Learner:
-        if stage.trains:
-            live = {
-                name: bank.replace(b=jax.tree.map(lambda b: b * self.share, bank.b))
-                for name, bank in learner.live.items()
-            }
-            learner = learner.replace(live=live)
-        return super().after(model, learner, stage, task)
+    def stages(self, lesson):
+        return with_training_stage(super().stages(lesson), lambda stage: Halving.around(stage, share=self.share))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Touching(WrappedStage):
+    """Changes the expert of task 0 by one part in a million."""
+
+    def finish(self, model, learner, lesson, result, key):
+        done = self.inner.finish(model, learner, lesson, result, key)
+        if lesson == 0:
+            return done
+        bank = done.past["linears"]
+        touched = bank.replace(b=bank.b | {"up_proj": bank.b["up_proj"].at[:, 1].multiply(1 + 1e-6)})
+        return done.replace(past={"linears": touched})
 
 
 @dataclass(frozen=True)
 class Careless(Routed):
     """Touches the expert of task 0 by one part in a million while task 1 is learned."""
 
-    def after(self, model, learner, stage, task) -> Learner:
-        done = super().after(model, learner, stage, task)
-        if task == 0 or not stage.trains:
-            return done
-        bank = done.past["linears"]
-        touched = bank.replace(b=bank.b | {"up_proj": bank.b["up_proj"].at[:, 1].multiply(1 + 1e-6)})
-        return done.replace(past={"linears": touched})
+    def stages(self, lesson):
+        return with_training_stage(super().stages(lesson), Touching.around)

@@ -157,11 +157,11 @@ def test_ck20_a_run_is_not_opened_on_another_base(world):
 
 
 def test_rt7_an_anchor_that_is_not_finite_is_not_served(run):
-    method, memory = run.run.method, dict(run.serving.memory)
+    method, gate = run.run.method, run.serving.memory.gate
     learner = method.init(run.base, 2)
-    broken = memory["gate"] | {"image_NE": memory["gate"]["image_NE"].at[1, 0].set(np.nan)}
-    with pytest.raises(Exception, match="what the gate knows is not finite") as refused:
-        method.serve(run.base, learner.replace(memory={"gate": broken}))
+    broken = gate | {"image_NE": gate["image_NE"].at[1, 0].set(np.nan)}
+    with pytest.raises(Exception, match="what the gate stores is not finite") as refused:
+        method.serve(run.base, learner.replace(memory=learner.memory.replace(gate=broken)))
     assert refused.value.exit_code == 5 and "gate/image_NE" in refused.value.where
 
 

@@ -105,7 +105,7 @@ def test_a_commit_serves_and_is_measured_and_is_taken_back(world):
     add(run, root / "trees")
     now = owners(run)
     assert (now[:, 2] == EMPTY).all() and (now[:, 3] == 2).all()
-    assert not np.asarray(load(run).serving.memory["visible"])[:, :, 2].any()
+    assert not np.asarray(load(run).serving.memory.visible)[:, :, 2].any()
     with pytest.raises(ConfigError, match="learned on top"):
         restore(run)
     retire(run, "trees", commit=True, allowed=100.0)

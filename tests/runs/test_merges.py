@@ -14,7 +14,6 @@ import hidecmoe_jax as hj
 from hidecmoe_jax.core import trees
 from hidecmoe_jax.core.errors import ConfigError
 from hidecmoe_jax.experts.bank import EMPTY
-from hidecmoe_jax.methods import shared_slots
 from hidecmoe_jax.methods.lora import LINEARS
 from hidecmoe_jax.runs import edits
 from hidecmoe_jax.runs.assistant import load
@@ -84,7 +83,7 @@ def test_a_merge_serves_is_learned_on_top_of_and_taken_back(world, merged):
         then, later = (method.to_archive(found, task)["experts"] for found in (was.learner, learner))
         assert trees.digests(then) == trees.digests(later)
     assert trees.digests(method.to_archive(learner, 2)["experts"]) == trees.digests(archive[2]["experts"])
-    np.testing.assert_array_equal(learner.memory[shared_slots.HOME], was.learner.memory[shared_slots.HOME])
+    np.testing.assert_array_equal(learner.memory.home, was.learner.memory.home)
     if method.chooses:
         choosing(run / "seed_0", 2, "trees", (rows[0] + 1) % 3)
         learner = load_run(run).learner
@@ -99,7 +98,7 @@ def test_a_merge_serves_is_learned_on_top_of_and_taken_back(world, merged):
     rollback(run, 2)
     assert outcome(run) == after
     restore(run)
-    assert outcome(run) == before and shared_slots.HOME not in load_run(run).learner.memory
+    assert outcome(run) == before and load_run(run).learner.memory.home is None
 
 
 def test_only_what_stays_can_be_edited_further(merged):

@@ -96,10 +96,10 @@ def test_ck24_eval_measures_what_is_left_beside_the_run(world, maimed, capsys):
 
 def test_rt1_an_unknown_input_is_refused_or_answered_by_the_base_and_says_why(world):
     run = load(world[2])
-    gate = dict(run.serving.memory["gate"])
+    gate = dict(run.serving.memory.gate)
     for name in ("threshold_N", "threshold_seen_N", "threshold_read_N"):
         gate[name] = jnp.full_like(gate[name], 2.0)  # no cosine reaches it
-    strict = replace(run, serving=run.serving.replace(memory=run.serving.memory | {"gate": gate}))
+    strict = replace(run, serving=run.serving.replace(memory=run.serving.memory.replace(gate=gate)))
     images, question = asked(world)
     given = strict.generate([images[0]], [question])[0]
     nobody = strict.serving.replace(memory=strict.serving.memory)

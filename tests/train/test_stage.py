@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,14 +17,15 @@ from hidecmoe_jax.experts.usage import Load
 from hidecmoe_jax.methods.growth.probe import Probe
 from hidecmoe_jax.methods.lora import Lora
 from hidecmoe_jax.methods.mixture import Mixture
-from hidecmoe_jax.methods.routed import TUNE, Routed
+from hidecmoe_jax.methods.routed import Routed
 from hidecmoe_jax.models.llava import answer_loss
 from hidecmoe_jax.runs.session import open_session
 from hidecmoe_jax.train.optim import TrainConfig
 from hidecmoe_jax.train.stage import StageData, Streak, _report, run_stage, tuned_for
-from hidecmoe_jax.train.step import Metrics, begin, take_step
+from hidecmoe_jax.train.step import Metrics, begin, from_checkpoint, take_step, to_checkpoint
 
 QUIET = Routed(lora=Lora(rank=2, dropout=0.0))
+TUNE = QUIET.stages(0)[0]
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +48,7 @@ def material(session) -> StageData:
 @pytest.fixture(scope="module")
 def ready(session):
     """A learner whose expert is no longer silent, so that every leaf has a gradient."""
-    learner = QUIET.before(session.model, QUIET.init(session.model, 2), TUNE, 0, jax.random.key(1))
+    learner = TUNE.prepare(session.model, QUIET.init(session.model, 2), 0, jax.random.key(1))
     loud = jax.tree.map(lambda b: b + 0.02, learner.live["linears"].b)
     return learner.replace(live={"linears": learner.live["linears"].replace(b=loud)})
 
@@ -66,10 +68,10 @@ class Recorder(Silent):
         self.states = (self.states or {}) | {step: jax.device_get(state())}
 
 
-def train(session, material, learner, *, watch=None, method=QUIET, **tune):
+def train(session, material, learner, *, watch=None, **tune):
     return run_stage(
-        method, session.model, learner, TUNE, material, tune=replace(session.config.tune, **tune),
-        key=jax.random.key(0), seed=5, watch=watch or Silent(), task="birds",
+        session.model, learner, TUNE, material, tune=replace(session.config.tune, **tune),
+        key=jax.random.key(0), seed=5, observer=watch or Silent(), task="birds",
     )  # fmt: skip
 
 
@@ -99,8 +101,7 @@ def one_step(session, learner, batches, *, method=QUIET, key=0):
         batches,
         rates,
         jax.random.key(key),
-        method=method,
-        stage=TUNE,
+        stage=method.stages(0)[0],
         tune=tune,
     )
 
@@ -213,3 +214,15 @@ def test_a_probe_has_steps_of_its_own_size_and_at_least_so_many():
     assert tuned_for(Mixture().stages(0)[0], tune, 80) == tune
     with pytest.raises(ValueError, match="accumulate 0"):
         Probe(accumulate=0)
+
+
+def test_checkpoints_keep_their_paths_whatever_is_in_the_chain(session, ready):
+    """A checkpoint written before gradients could be clipped restores, and one of a clipped run looks the same."""
+    plain = begin(ready, session.config.tune)
+    flat = to_checkpoint(plain)
+    assert {path.split("/")[0] for path in flat} == {"leaves", "moments"}
+    assert {path.split("/")[1] for path in flat if path.startswith("moments/")} == {"count", "mu", "nu"}
+    clipped = begin(ready, replace(session.config.tune, clip=1.0))
+    assert list(to_checkpoint(clipped)) == list(flat)
+    for state in (plain, clipped):
+        chex.assert_trees_all_equal(from_checkpoint(state, flat), state)

@@ -8,7 +8,7 @@ may get weights of several tasks. `locator.LocatorGate` is the third of this kin
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 import jax.numpy as jnp
 from jax import Array
@@ -18,9 +18,47 @@ from hidecmoe_jax.locators import anchors as anchor
 from hidecmoe_jax.locators.anchors import ClipAnchors, anchors_of
 from hidecmoe_jax.methods.base import Decision, FrozenFeatures
 from hidecmoe_jax.methods.gates.unknown import THRESHOLDS, UNREACHED, blank_thresholds, certainty, fit_apart, limits_of
-from hidecmoe_jax.models.llava import Model
+from hidecmoe_jax.models.llava import Model, Reading
 
 Memory = dict[str, Array]
+
+
+class Gate(Protocol):
+    """Chooses a task for an input. A frozen dataclass; its memory holds arrays by name.
+
+    Attributes:
+      kind: name of the gate in configs.
+      reads: state of the frozen base that it scores; None where it scores CLIP's features or nothing.
+      mixes_tasks: one sample may get weights of several tasks.
+      stores: what it stores of a task, `prototypes` or `vae`; exports name a file by it.
+      foreign: part of a task's own inputs that may be taken for unknown; None calls nothing unknown.
+      unknown_settings: settings of unknown-input detection, for exports.
+    """
+
+    kind: ClassVar[str]
+    reads: Reading | None
+    mixes_tasks: bool
+    stores: str
+    foreign: float | None
+    unknown_settings: dict[str, float | None]
+
+    def blank(self, capacity: int, model: Model) -> Memory:
+        """Memory with room for `capacity` tasks."""
+
+    def fit(self, memory: Memory, task: int, features: FrozenFeatures, *, key: Array) -> Memory:
+        """The memory with a task, from the features of its records."""
+
+    def decide(self, memory: Memory, features: FrozenFeatures, learned_N: Array) -> Decision:
+        """Weights of the tasks, zero for those not in `learned_N` (bool)."""
+
+    def to_archive(self, memory: Memory, task: int) -> Memory:
+        """What it stores of one task."""
+
+    def from_archive(self, memory: Memory, task: int, archive: Memory) -> Memory:
+        """The memory with an archived task: the inverse of `to_archive`."""
+
+    def size(self, model: Model) -> int:
+        """Parameters stored per task."""
 
 
 @dataclass(frozen=True)

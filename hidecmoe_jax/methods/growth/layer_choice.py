@@ -1,37 +1,47 @@
-"""Which layers keep their tasks apart: measured after every task, instead of named in advance.
+"""Choice of the expanded layers (those that keep one expert per task) by measuring after every task.
 
 HiDe-LLaVA expands the last layer, because features of differently tuned models agree below it (arXiv 2503.12941,
-section 3). Where that does not hold, a small part of a task's own records can tell. `loss` is a probe in the spirit of
-LLaVA-CMoE's (arXiv 2503.21227): all layers are fused, one at a time is given the task's own expert back, and the fall
-of the answer loss is what that layer is worth. `cka` repeats HiDe's study on the way: a layer is worth the
-dissimilarity of its features under the task's own expert and under every earlier task's. `probe` is LLaVA-CMoE's own
-question (section 3.2): every layer gets a token router over the experts of all tasks, the newest among them, is trained
-for a few steps with all experts frozen, and a layer is worth the part of held-out tokens whose first choice is the
-newest. All three look at the present task's records alone, so nothing is replayed.
+section 3). Where that does not hold, every layer's worth to a task is measured on a small part of the task's records:
+
+* `loss`: all layers are fused, one at a time gets the task's own expert back; its worth is the fall of the answer loss
+  (in the spirit of LLaVA-CMoE's probes, arXiv 2503.21227).
+* `cka`: the dissimilarity of the layer's features under the task's own expert and under every earlier task's (HiDe's
+  study, repeated while learning).
+* `probe`: every layer gets a token router over the experts of all tasks, which trains for a few steps with all experts
+  frozen; the worth is the part of held-out tokens whose first choice is the newest expert (LLaVA-CMoE, section 3.2).
+
+All three read the present task's records alone, so nothing is replayed.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import struct
 from jax import Array
 
 from hidecmoe_jax.experts.bank import Bank
 from hidecmoe_jax.experts.routing import Routing, Voice
-from hidecmoe_jax.methods.base import Loss, Stage
-from hidecmoe_jax.methods.growth.probe import Probe, cut
+from hidecmoe_jax.methods.base import Loss
+from hidecmoe_jax.methods.growth.probe import Probe, split_records
 from hidecmoe_jax.models.llava import Batch, Model, answer_loss, layer_features
 
-WEIGH = "weigh"
+
+@struct.dataclass
+class LayerGains:
+    """Gains [L, S] of the task's own expert alone (`own`), and of the fusion of all tasks (`fused`), in every layer."""
+
+    own: Array
+    fused: Array
 
 
 @dataclass(frozen=True)
 class LayerChoice:
-    """Layers to expand, chosen from what every layer was found to be worth.
+    """How the layers to expand are chosen from the measured worth of every layer.
 
     Attributes:
       layers: how many; the choice is made anew after every task, from the mean over tasks.
@@ -52,87 +62,88 @@ class LayerChoice:
             )
 
     def pick(self, worth_NL: Array) -> tuple[int, ...]:
-        """The layers of most worth, ascending; of equals the upper ones, so `last` as long as nothing is measured."""
+        """The layers of most worth over all tasks, ascending; of equals the upper ones, so it is `last` as long as
+        nothing is measured."""
         total_L = np.asarray(worth_NL, np.float64).sum(axis=0)
         best = sorted(range(len(total_L)), key=lambda layer: (total_L[layer], layer), reverse=True)
         return tuple(sorted(best[: self.layers]))
 
-    def stages(self) -> tuple[Stage, ...]:
-        """What a task has to go through for its layers to be weighed."""
-        probe = Stage("probe", hears_past=True, part="probe", steps=self.steps)
-        weigh = Stage(WEIGH, source="usage", hears_past=True, part="measure")
-        return (probe, weigh) if self.by == "probe" else (weigh,)
-
-    def part(self, stage: Stage, count: int, seed: int) -> np.ndarray | None:
-        """Numbers of the records, of `count`, that a stage reads; None for all.
+    def subset(self, name: str, count: int, seed: int) -> np.ndarray:
+        """Numbers of the records, of `count`, that routers are trained on (`probe`) or layers measured on (`measure`).
 
         Raises:
           DataError: a single record cannot both train and be measured on.
         """
-        if stage.part == "all":
-            return None
         if self.by == "probe":
             probe = Probe(share=self.share, measured=0.2)
-            return cut(probe, count, seed, otherwise="set method.expand.by=loss")[stage.part == "measure"]
-        return np.random.default_rng([seed, 2]).permutation(count)[: max(4, round(self.share * count))]
+            trained, measured = split_records(probe, count, seed, otherwise="set method.expand.by=loss")
+            return trained if name == "probe" else measured
+        order = np.random.default_rng([seed, 2]).permutation(count)
+        return order[: max(4, round(self.share * count))]
 
-    def blank(self, bank: Bank, width: int) -> dict[str, Array]:
-        """What is remembered between two stages, of the shape it always has: the routers [L, D, S] of a `probe`."""
-        return {"router": jnp.zeros((bank.layers, width, bank.slots))} if self.by == "probe" else {}
+    def blank_router(self, bank: Bank, width: int) -> Array | None:
+        """Zero token routers [L, D, S] of a `probe`; None for the other measures."""
+        return jnp.zeros((bank.layers, width, bank.slots)) if self.by == "probe" else None
 
     def loss(self, model: Model, bank: Bank, router_LDS: Array, batch: Batch) -> Loss:
         """Answer loss with every token mixing all tasks' experts; the routers alone train."""
-        total, count, _ = answer_loss(model, batch, (_choice(bank, router_LDS, bank.slots),))
-        return Loss(total, count)
+        voice = _every_task(bank, router_LDS, bank.slots)
+        total, tokens, _ = answer_loss(model, batch, (voice,))
+        return Loss(total, tokens)
 
-    def measure(self, model: Model, bank: Bank, known: dict[str, Any], batch: Batch) -> dict[str, Array]:
-        """Sums of one batch that `worth` reads.
-
-        Args:
-          known: the `router` of a `probe`; of the others the gains [L, S] with which the task's `own` expert, and the
-            fusion of all tasks (`fused`), speak in every layer.
-        """
+    def measure(
+        self, model: Model, bank: Bank, gains: LayerGains, router_LDS: Array | None, batch: Batch
+    ) -> dict[str, Array]:
+        """Sums of one batch that `worth` reads."""
         if self.by == "loss":
-            return _losses(model, bank, known["own"], known["fused"], batch)
+            return _losses(model, bank, gains, batch)
         if self.by == "cka":
-            return _likeness(model, bank, known["own"], batch)
-        _, _, tallies = answer_loss(model, batch, (_choice(bank, known["router"], 1),), tally=True)
+            return _similarities(model, bank, gains.own, batch)
+        _, _, tallies = answer_loss(model, batch, (_every_task(bank, router_LDS, 1),), tally=True)
         return {"count_LS": tallies[0][0].count.sum(axis=-1)}
 
-    def worth(self, found: dict[str, np.ndarray], earlier_S: np.ndarray) -> np.ndarray:
-        """Worth of every layer, float32 [L], from the sums over all batches; `earlier_S` marks earlier tasks' slots."""
+    def worth(self, sums: dict[str, np.ndarray], earlier_S: np.ndarray) -> np.ndarray:
+        """Worth of every layer, float32 [L].
+
+        Args:
+          sums: of `measure`, over all batches.
+          earlier_S: bool, slots of earlier tasks' experts.
+        """
         if self.by == "loss":
-            fall_L = found["nll_V"][0] - found["nll_V"][1:]
-            return (fall_L / max(int(found["tokens"]), 1)).astype(np.float32)
+            fall_L = sums["nll_V"][0] - sums["nll_V"][1:]
+            return (fall_L / max(int(sums["tokens"]), 1)).astype(np.float32)
         if self.by == "probe":
-            count_LS = found["count_LS"]
-            return (count_LS[:, ~earlier_S].sum(axis=1) / np.maximum(count_LS.sum(axis=1), 1)).astype(np.float32)
-        own, both, other = np.moveaxis(found["hsic_SL3"][earlier_S], -1, 0)
+            newest_L = sums["count_LS"][:, ~earlier_S].sum(axis=1)
+            tokens_L = np.maximum(sums["count_LS"].sum(axis=1), 1)
+            return (newest_L / tokens_L).astype(np.float32)
+        own, cross, other = np.moveaxis(sums["hsic_SL3"][earlier_S], -1, 0)
         power = own * other
-        alike = np.where(power > 0, both / np.sqrt(np.where(power > 0, power, 1.0)), 1.0)
-        return (1.0 - alike).mean(axis=0).astype(np.float32)
+        # Features that do not vary have no CKA: they count as alike, so the layer is worth nothing.
+        cka = np.where(power > 0, cross / np.sqrt(np.where(power > 0, power, 1.0)), 1.0)
+        return (1.0 - cka).mean(axis=0).astype(np.float32)
 
 
-def _choice(bank: Bank, router_LDS: Array, top_k: int) -> Voice:
-    """The experts of all tasks under a token router; a fusion and empty slots are not to be chosen."""
-    heard_LS = (bank.owner_LS >= 0).astype(jnp.float32)
-    return Voice(bank, Routing(heard_LS[:, None], router_LDS[:, None], top_k))
+def _every_task(bank: Bank, router_LDS: Array, top_k: int) -> Voice:
+    """The experts of all tasks under a token router; the fusion and EMPTY slots cannot be chosen."""
+    active_LS = (bank.owner_LS >= 0).astype(jnp.float32)
+    return Voice(bank, Routing(active_LS[:, None], router_LDS[:, None], top_k))
 
 
-def _losses(model: Model, bank: Bank, own_LS: Array, fused_LS: Array, batch: Batch) -> dict[str, Array]:
+def _losses(model: Model, bank: Bank, gains: LayerGains, batch: Batch) -> dict[str, Array]:
     """Summed answer loss with all layers fused, then with each layer's own expert: [1 + L], and answer tokens."""
     layers = jnp.arange(bank.layers)
 
     def loss(layer: Array) -> tuple[Array, Array]:
-        gain_LS = jnp.where((layers == layer)[:, None], own_LS, fused_LS)
-        total, count, _ = answer_loss(model, batch, (Voice(bank, Routing(gain_LS[:, None])),))
-        return total, count
+        gain_LS = jnp.where((layers == layer)[:, None], gains.own, gains.fused)
+        total, tokens, _ = answer_loss(model, batch, (Voice(bank, Routing(gain_LS[:, None])),))
+        return total, tokens
 
-    nll_V, count_V = jax.lax.map(loss, jnp.arange(-1, bank.layers))
-    return {"nll_V": nll_V, "tokens": count_V[0]}
+    # Layer -1 matches no layer: the loss with all of them fused.
+    nll_V, tokens_V = jax.lax.map(loss, jnp.arange(-1, bank.layers))
+    return {"nll_V": nll_V, "tokens": tokens_V[0]}
 
 
-def _likeness(model: Model, bank: Bank, own_LS: Array, batch: Batch) -> dict[str, Array]:
+def _similarities(model: Model, bank: Bank, own_LS: Array, batch: Batch) -> dict[str, Array]:
     """Debiased Hilbert-Schmidt sums (own with own, own with other, other with other) of every slot and layer.
 
     Estimates of batches add up to one of the whole set (arXiv 2010.15327), so no features are kept.

@@ -1,8 +1,8 @@
-"""Where does a task need new experts? Probes answer by how often routers pick them (arXiv 2503.21227, section 3.2).
+"""Probe-guided expansion: layers get new experts where a trained probe is chosen often (arXiv 2503.21227, section 3.2).
 
 A probe is an expert that every layer gets for a short while, trained on a part of the task's records beside frozen old
-experts. On records that were kept apart, a layer whose router picks the probe more often than it picks an average
-expert lacks something, and is expanded. The paper's rule can be read in two ways; both are here (CMoE-D14).
+experts. On held-out records, a layer whose router chooses the probe more often than an average expert is expanded. The
+paper's rule can be read in two ways; both are here (CMoE-D14).
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ class Probe:
 
     Attributes:
       share: part of a task's records that probing uses (CMoE-D11).
-      measured: part of these that is kept apart to measure on.
+      measured: part of these that is held out to measure on.
       steps: least number of optimiser steps (CMoE-D12).
       accumulate: micro-batches of a step: probing needs smaller steps than tuning (CMoE-D12); None takes the task's.
       rate: learning rate; None takes the task's.
       balance: weight of the load-balancing loss while probing (CMoE-D7).
       rule: `within` a layer, against the mean over its experts; or `across` layers, against the mean over probes.
-      slack: how many standard deviations below the mean still count (the paper's alpha).
+      slack: how many standard deviations below the mean still expand (the paper's alpha).
       tokens: kinds of tokens that are counted.
       expects: part of the layers that a later task is expected to expand; only an equal budget reckons with it.
     """
@@ -54,7 +54,7 @@ class Probe:
             raise ValueError("tokens must name at least one kind")
 
 
-def cut(
+def split_records(
     probe: Probe,
     count: int,
     seed: int,
@@ -80,48 +80,54 @@ def cut(
     return chosen[measured:], chosen[:measured]
 
 
-def counted(count_LSK: np.ndarray, probe: Probe) -> np.ndarray:
-    """Tokens that picked each slot, int64 [L, S], over the kinds of tokens that count."""
+def tokens_per_slot(count_LSK: np.ndarray, probe: Probe) -> np.ndarray:
+    """Tokens that chose each slot, int64 [L, S], over the kinds of tokens that count."""
     kinds = [("image", "text", "answer").index(name) for name in probe.tokens]
     return np.asarray(count_LSK, np.int64)[:, :, kinds].sum(axis=-1)
 
 
-def limits(count_LS: np.ndarray, heard_LS: np.ndarray, probe: Probe) -> np.ndarray:
-    """Tokens above which a probe shows a lack, float64 [L]; arguments as of `expands`."""
-    count, heard = np.where(heard_LS, count_LS, 0).astype(np.int64), np.asarray(heard_LS, bool)
+def thresholds(count_LS: np.ndarray, active_LS: np.ndarray, probe: Probe) -> np.ndarray:
+    """Number of tokens above which a probe expands its layer, float64 [L]; arguments as of `layers_to_expand`."""
+    count_LS = np.where(active_LS, count_LS, 0).astype(np.int64)
+    active_LS = np.asarray(active_LS, bool)
     if probe.rule == "across":
-        own = count[:, -1]
-        return np.full(len(own), own.mean() - probe.slack * own.std())
-    experts = heard.sum(axis=1)
-    mean = count.sum(axis=1) / experts
-    spread = np.sqrt(np.where(heard, (count - mean[:, None]) ** 2, 0.0).sum(axis=1) / experts)
-    return mean - probe.slack * spread
+        probe_L = count_LS[:, -1]
+        return np.full(len(probe_L), probe_L.mean() - probe.slack * probe_L.std())
+    experts_L = active_LS.sum(axis=1)
+    mean_L = count_LS.sum(axis=1) / experts_L
+    deviation_LS = np.where(active_LS, (count_LS - mean_L[:, None]) ** 2, 0.0)
+    spread_L = np.sqrt(deviation_LS.sum(axis=1) / experts_L)
+    return mean_L - probe.slack * spread_L
 
 
-def expands(count_LS: np.ndarray, heard_LS: np.ndarray, probe: Probe, fewest: int = 0) -> np.ndarray:
+def layers_to_expand(count_LS: np.ndarray, active_LS: np.ndarray, probe: Probe, fewest: int = 0) -> np.ndarray:
     """Layers that need an expert, bool [L]; the probe is the last slot.
 
     Args:
-      count_LS: int, tokens that picked each slot.
-      heard_LS: bool, slots that could be picked; the last column must be True.
-      fewest: a layer with fewer other experts is expanded whatever was counted: with no more slots than a token picks,
-        every count is the same. Only retired experts leave such a layer.
+      count_LS: int, tokens that chose each slot.
+      active_LS: bool, slots that could be chosen; the last column must be True.
+      fewest: a layer with fewer other experts is expanded whatever was counted: with no more slots than a token
+        chooses, every count is the same. Only retired experts leave such a layer.
 
     Raises:
-      ValueError: a probe that could not be picked.
+      ValueError: a probe that could not be chosen.
     """
-    heard = np.asarray(heard_LS, bool)
-    if not heard[:, -1].all():
-        raise ValueError("every layer needs its probe among the heard slots")
-    own = np.asarray(count_LS, np.int64)[:, -1]
+    active_LS = np.asarray(active_LS, bool)
+    if not active_LS[:, -1].all():
+        raise ValueError("every layer needs its probe among the active slots")
+    probe_L = np.asarray(count_LS, np.int64)[:, -1]
     # Whole numbers stand on both sides of an even load, and their quotient is exact then: it expands nothing.
-    return (own > limits(count_LS, heard, probe)) | (heard[:, :-1].sum(axis=1) < fewest)
+    is_chosen_L = probe_L > thresholds(count_LS, active_LS, probe)
+    return is_chosen_L | (active_LS[:, :-1].sum(axis=1) < fewest)
 
 
-def most_used(count_LS: np.ndarray, heard_LS: np.ndarray, number: int) -> np.ndarray:
-    """The `number` most used heard slots of every layer, most used first, int32 [L, number]; repeated where there are
+def most_used(count_LS: np.ndarray, active_LS: np.ndarray, number: int) -> np.ndarray:
+    """The `number` most used active slots of every layer, most used first, int32 [L, number]; repeated where there are
     fewer, -1 where there is none. Of equals the first."""
-    ranked = np.argsort(np.where(heard_LS, -np.asarray(count_LS, np.int64), 1), axis=1, kind="stable")
-    there = np.asarray(heard_LS, bool).sum(axis=1)
-    place = np.arange(number)[None] % np.maximum(there, 1)[:, None]
-    return np.where(there[:, None] > 0, np.take_along_axis(ranked, place, axis=1), -1).astype(np.int32)
+    # Inactive slots get the key 1, behind every count, which are negated.
+    key_LS = np.where(active_LS, -np.asarray(count_LS, np.int64), 1)
+    ranked_LS = np.argsort(key_LS, axis=1, kind="stable")
+    active_L = np.asarray(active_LS, bool).sum(axis=1)
+    place_LM = np.arange(number)[None] % np.maximum(active_L, 1)[:, None]
+    best_LM = np.take_along_axis(ranked_LS, place_LM, axis=1)
+    return np.where(active_L[:, None] > 0, best_LM, -1).astype(np.int32)

@@ -1,128 +1,167 @@
-"""What a mixture's growth looked like: what probes saw, what was added where, and who is used, as plain values."""
+"""Report of a pool's growth and size, as plain values: what probes found, what was added where, which experts are used.
+
+Everything is computed from arrays and numbers (`PoolSummary`), so it depends on no method.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from hidecmoe_jax.experts.bank import EMPTY
+from hidecmoe_jax.experts.bank import EMPTY, Bank
 from hidecmoe_jax.experts.combine import closeness, distance
-from hidecmoe_jax.experts.pool import POOL
-from hidecmoe_jax.methods.base import Learner
-from hidecmoe_jax.methods.growth.probe import counted, limits, most_used
-from hidecmoe_jax.models.llava import Model
+from hidecmoe_jax.methods.base import no_parameters
+from hidecmoe_jax.methods.growth.probe import Probe, most_used, thresholds, tokens_per_slot
 
-if TYPE_CHECKING:
-    from hidecmoe_jax.methods.mixture import Mixture
+GROWTH = ("experts", "frequency", "threshold", "by_kind", "mass", "used", "drift", "parameters")
 
 
-def growth_of(method: Mixture, model: Model, learner: Learner) -> dict[str, Any]:
-    """By task, and within it by layer of the decoder; None for tasks and layers that were not probed.
+def probe_frequencies(
+    count_LS: np.ndarray, active_LS: np.ndarray, probe: Probe, top_k: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """How often tokens chose the probe, the last slot, and above which frequency a layer is expanded, float64 [L] each.
 
-    Returns:
-      experts: how many the task added.
-      frequency, threshold: how often its probe was picked on the measuring records, as a part of all tokens that count,
-        and above which frequency the layer was expanded (CMoE-D14).
-      by_kind: the frequency among image, text and answer tokens; mass: the probe's part of the gates' weights (D13).
-      used: [task of the expert][layer], the part of tokens that picked experts of each task.
-      drift: of new experts that began as copies, {cosine, distance} to what they were copied from, after tuning (D17).
-      parameters: numbers the task added, by kind.
+    Args:
+      count_LS: int64, tokens that chose each slot.
+      active_LS: bool, slots that could be chosen.
     """
-    keys = ("experts", "frequency", "threshold", "by_kind", "mass", "used", "drift", "parameters")
-    found: dict[str, list] = {key: [] for key in keys}
-    owner_LS = np.asarray(learner.past[POOL].owner_LS)
-    for task in range(max(method.learned(learner), default=-1) + 1):
-        probed = np.asarray(learner.memory["verdict"]["count"][task]).any()
-        told = _told(method, learner, task) if probed else {}
-        told["experts"] = (owner_LS == task).sum(axis=1).tolist()
-        told = {name: _from_the_bottom(method, name, rows) for name, rows in told.items()}
-        told["parameters"] = added(method, model, learner, task)
-        for key in keys:
-            found[key].append(told.get(key))
-    return found
+    scale_L = top_k / np.maximum(count_LS.sum(axis=1), 1)
+    return count_LS[:, -1] * scale_L, thresholds(count_LS, active_LS, probe) * scale_L
 
 
-def _from_the_bottom(method: Mixture, name: str, rows: list | None) -> list | None:
-    """Rows of all layers, of those of a pool that may begin further up; `used` has such rows by task."""
-    if name == "used":
-        return [[0.0] * method.lowest + row for row in rows]
-    return None if rows is None else [0 if name == "experts" else None] * method.lowest + rows
+def active_slots(owner_LS: np.ndarray, first_new: int) -> np.ndarray:
+    """Slots that could be chosen while a task was probed, bool [L, S + 1]: owned ones before the task's own slots, and
+    the probe as the last one."""
+    active_LS = np.asarray(owner_LS) != EMPTY
+    active_LS[:, first_new:] = False
+    return np.concatenate([active_LS, np.ones((len(active_LS), 1), bool)], axis=1)
 
 
-def added(method: Mixture, model: Model, learner: Learner, task: int) -> dict[str, int]:
-    """Numbers that one task added, by kind."""
-    owned = np.asarray(learner.past[POOL].owner_LS) == task
-    seen = np.asarray(learner.memory["visible"][task])
-    return {
-        "experts": method.lora.size(model) * int(owned.sum()),
-        "routers": model.config.width * int(seen.sum()),
-        "locator": method.gate.size(model),
-    }
+@dataclass(frozen=True)
+class PoolSummary:
+    """A pool after some tasks.
 
+    Attributes:
+      bank: the pool.
+      visible_NLS: bool, slots that every task's router reaches.
+      count_NLSK, mass_NLSK: tokens of each kind that chose each slot while a task was probed, and the router weights
+        they gave it; the probe is the last slot.
+      learned: numbers of the learned tasks.
+      slots: slots of every task up to the last learned one.
+      lowest: the lowest decoder layer that has experts.
+      top_k: experts a token is sent to.
+      probe: how probes were judged.
+      copies: whether new experts began as copies.
+      expert_size, router_width, gate_size: parameters of one expert of one layer, of one router column, and of the
+        gate for one task.
+    """
 
-def sizes(method: Mixture, model: Model, learner: Learner) -> dict[str, dict[str, int]]:
-    """Numbers beyond the base by kind, as a method's `sizes`."""
-    none = {"experts": 0, "routers": 0, "locator": 0, "projector": 0}
-    visible, tasks = np.asarray(learner.memory["visible"]), method.learned(learner)
-    if not tasks:
-        return {"stored": none, "archived": none, "trained": none}
-    owned = int((np.asarray(learner.past[POOL].owner_LS) != EMPTY).sum())
-    stored = none | {
-        "experts": method.lora.size(model) * owned,
-        "routers": model.config.width * int(visible.sum()),
-        "locator": len(tasks) * method.gate.size(model),
-    }
-    parts = [added(method, model, learner, task) for task in tasks]
-    return {"stored": stored, "archived": stored, "trained": none | max(parts, key=lambda part: sum(part.values()))}
+    bank: Bank
+    visible_NLS: np.ndarray
+    count_NLSK: np.ndarray
+    mass_NLSK: np.ndarray
+    learned: tuple[int, ...]
+    slots: tuple[range, ...]
+    lowest: int
+    top_k: int
+    probe: Probe
+    copies: bool
+    expert_size: int
+    router_width: int
+    gate_size: int
 
+    @property
+    def owner_LS(self) -> np.ndarray:
+        """Owners of the slots."""
+        return np.asarray(self.bank.owner_LS)
 
-def probed(method: Mixture, learner: Learner, task: int) -> tuple[np.ndarray, np.ndarray]:
-    """How often a task's probe was picked in every layer, and above which frequency that expands it, [L] each."""
-    return _frequencies(method, *_picked(method, learner, task))
+    def growth(self) -> dict[str, list]:
+        """By task, and within it by layer of the decoder; None for tasks and layers that were not probed.
 
+        Returns:
+          experts: how many the task added.
+          frequency, threshold: how often its probe was chosen on the measuring records, as a part of all tokens that
+            count, and above which frequency the layer was expanded (CMoE-D14).
+          by_kind: the frequency among image, text and answer tokens; mass: the probe's part of the router weights
+            (CMoE-D13).
+          used: [task of the expert][layer], the part of tokens that chose experts of each task.
+          drift: of new experts that began as copies, {cosine, distance} to what they were copied from, after tuning
+            (CMoE-D17).
+          parameters: numbers the task added, by kind.
+        """
+        growth: dict[str, list] = {key: [] for key in GROWTH}
+        for task in range(len(self.slots)):
+            facts: dict[str, Any] = self._probing(task) if self.count_NLSK[task].any() else {}
+            facts["experts"] = (self.owner_LS == task).sum(axis=1).tolist()
+            facts = {name: self._from_the_bottom(name, rows) for name, rows in facts.items()}
+            facts["parameters"] = self.added(task)
+            for key in GROWTH:
+                growth[key].append(facts.get(key))
+        return growth
 
-def _picked(method: Mixture, learner: Learner, task: int) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens that picked each slot while a task was probed, [L, S + 1], and which slots there were; last the probe."""
-    chosen = counted(np.asarray(learner.memory["verdict"]["count"][task]), method.probe)
-    heard = np.asarray(learner.past[POOL].owner_LS) != EMPTY
-    heard[:, method.slots(task).start :] = False
-    return chosen, np.concatenate([heard, np.ones((len(heard), 1), bool)], axis=1)
+    def _from_the_bottom(self, name: str, rows: list | None) -> list | None:
+        """Rows of all decoder layers, from those of a pool that may begin further up; `used` has such rows by task."""
+        if rows is None:
+            return None
+        if name == "used":
+            return [[0.0] * self.lowest + row for row in rows]
+        missing = 0 if name == "experts" else None
+        return [missing] * self.lowest + rows
 
+    def added(self, task: int) -> dict[str, int]:
+        """Parameters that one task added, by kind."""
+        return {
+            "experts": self.expert_size * int((self.owner_LS == task).sum()),
+            "routers": self.router_width * int(self.visible_NLS[task].sum()),
+            "locator": self.gate_size,
+        }
 
-def _frequencies(method: Mixture, chosen: np.ndarray, heard: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    scale = method.top_k / np.maximum(chosen.sum(axis=1), 1)
-    return chosen[:, -1] * scale, limits(chosen, heard, method.probe) * scale
+    def sizes(self) -> dict[str, dict[str, int]]:
+        """Parameters beyond the base by kind, as a method's `sizes`."""
+        if not self.learned:
+            return {"stored": no_parameters(), "archived": no_parameters(), "trained": no_parameters()}
+        stored = no_parameters() | {
+            "experts": self.expert_size * int((self.owner_LS != EMPTY).sum()),
+            "routers": self.router_width * int(self.visible_NLS.sum()),
+            "locator": len(self.learned) * self.gate_size,
+        }
+        largest = max((self.added(task) for task in self.learned), key=lambda counts: sum(counts.values()))
+        return {"stored": stored, "archived": stored, "trained": no_parameters() | largest}
 
+    def _probing(self, task: int) -> dict[str, Any]:
+        """What probing a task has shown."""
+        count_LSK, mass_LSK = self.count_NLSK[task], self.mass_NLSK[task]
+        count_LS = tokens_per_slot(count_LSK, self.probe)
+        active_LS = active_slots(self.owner_LS, self.slots[task].start)
+        frequency_L, threshold_L = probe_frequencies(count_LS, active_LS, self.probe, self.top_k)
+        tokens_L = np.maximum(count_LS.sum(axis=1), 1) / self.top_k
+        used = []
+        for other in range(task):
+            chosen_L = np.where(self.owner_LS == other, count_LS[:, :-1], 0).sum(axis=1)
+            used.append((chosen_L / tokens_L).tolist())
+        by_kind_LK = count_LSK[:, -1] * self.top_k / np.maximum(count_LSK.sum(axis=1), 1)
+        mass_L = mass_LSK[:, -1].sum(-1) / np.maximum(mass_LSK.sum((1, 2)), 1e-9)
+        source_L = most_used(count_LS[:, :-1], active_LS[:, :-1], 1)[:, 0]
+        return {
+            "frequency": frequency_L.tolist(),
+            "threshold": threshold_L.tolist(),
+            "by_kind": by_kind_LK.tolist(),
+            "mass": mass_L.tolist(),
+            "used": used,
+            "drift": self._drift(task, source_L) if self.copies else None,
+        }
 
-def _told(method: Mixture, learner: Learner, task: int) -> dict[str, Any]:
-    """What probing a task has shown."""
-    verdict, owner_LS = learner.memory["verdict"], np.asarray(learner.past[POOL].owner_LS)
-    count, mass = np.asarray(verdict["count"][task], np.int64), np.asarray(verdict["mass"][task], np.float64)
-    chosen, heard = _picked(method, learner, task)
-    tokens = np.maximum(chosen.sum(axis=1), 1) / method.top_k
-    owners = [np.where(owner_LS == other, chosen[:, :-1], 0).sum(axis=1) / tokens for other in range(task)]
-    frequency, threshold = _frequencies(method, chosen, heard)
-    return {
-        "frequency": frequency.tolist(),
-        "threshold": threshold.tolist(),
-        "by_kind": (count[:, -1] * method.top_k / np.maximum(count.sum(axis=1), 1)).tolist(),
-        "mass": (mass[:, -1].sum(-1) / np.maximum(mass.sum((1, 2)), 1e-9)).tolist(),
-        "used": [part.tolist() for part in owners],
-        "drift": _drift(method, learner, task, most_used(chosen[:, :-1], heard[:, :-1], 1)[:, 0]),
-    }
-
-
-def _drift(method: Mixture, learner: Learner, task: int, source_L: np.ndarray) -> list[dict[str, float] | None] | None:
-    """By layer, how far the task's first new expert has gone from the slot it was copied from; None where nothing was
-    added or where the source is gone since."""
-    if method.start != "copy":
-        return None
-    bank, own = learner.past[POOL], method.slots(task).start
-    mine_L = np.asarray(bank.owner_LS)[:, own] == task
-    found: list[dict[str, float] | None] = [None] * len(source_L)
-    for slot in sorted({int(slot) for slot in source_L if slot >= 0}):
-        apart, angle = np.mean(list(distance(bank, slot, own).values()), axis=0), closeness(bank, slot, own)
-        for layer in np.flatnonzero((source_L == slot) & mine_L):
-            found[layer] = {"cosine": float(angle[layer]), "distance": float(apart[layer])}
-    return found
+    def _drift(self, task: int, source_L: np.ndarray) -> list[dict[str, float] | None]:
+        """By layer, how far the task's first new expert has gone from the slot it was copied from; None where nothing
+        was added or where the source is gone since."""
+        own = self.slots[task].start
+        added_L = self.owner_LS[:, own] == task
+        drift: list[dict[str, float] | None] = [None] * len(source_L)
+        for slot in sorted({int(slot) for slot in source_L if slot >= 0}):
+            distance_L = np.mean(list(distance(self.bank, slot, own).values()), axis=0)
+            cosine_L = closeness(self.bank, slot, own)
+            for layer in np.flatnonzero((source_L == slot) & added_L):
+                drift[layer] = {"cosine": float(cosine_L[layer]), "distance": float(distance_L[layer])}
+        return drift

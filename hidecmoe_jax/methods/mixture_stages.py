@@ -1,0 +1,203 @@
+"""Stages of a mixture: train a probe, count how often it is chosen, tune the new experts, fit the gate."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.lax import dynamic_update_slice_in_dim
+
+from hidecmoe_jax.experts import pool
+from hidecmoe_jax.experts.bank import EMPTY, Bank
+from hidecmoe_jax.experts.pool import POOL
+from hidecmoe_jax.experts.routing import Routing, Voice, balance_loss
+from hidecmoe_jax.experts.usage import SILENT, Load
+from hidecmoe_jax.methods.base import FrozenFeatures, Learner, Loss
+from hidecmoe_jax.methods.growth import expert_init
+from hidecmoe_jax.methods.growth.probe import layers_to_expand, split_records, tokens_per_slot
+from hidecmoe_jax.methods.stages import FitGate, Stage
+from hidecmoe_jax.models.llama import Tally
+from hidecmoe_jax.models.llava import Batch, Model, answer_loss
+
+if TYPE_CHECKING:
+    from hidecmoe_jax.methods.mixture import Mixture
+
+
+def stages_of(method: Mixture, lesson: int) -> tuple[Stage, ...]:
+    """The stages of a lesson. The first one has no old experts to compare a probe with."""
+    stages: list[Stage] = []
+    if lesson and method.probes:
+        probe = method.probe
+        stages.append(TrainProbe(method=method, steps=probe.steps, rate=probe.rate, accumulate=probe.accumulate))
+        stages.append(CountUsage(method=method))
+    stages.append(Tune(method=method))
+    if method.gate.kind != "named":
+        stages.append(FitGate(gate=method.gate))
+    return tuple(stages)
+
+
+def pool_voices(method: Mixture, learner: Learner, key: Array | None) -> tuple[Voice, Voice]:
+    """Old and new experts under the router that trains: one softmax over both."""
+    past, live = learner.past[POOL], learner.live[POOL]
+    router_L1DS = learner.routers[POOL][:, None]
+    old = Routing(_owned(past), router_L1DS[..., : past.slots], method.top_k, gate=POOL)
+    new = Routing(_owned(live), router_L1DS[..., past.slots :], method.top_k, gate=POOL)
+    return Voice(past, old), Voice(live, new, key, dropout=method.lora.dropout)
+
+
+def _owned(bank: Bank) -> Array:
+    """Gain 1 for owned slots and 0 for EMPTY ones, float32 [L, 1, S]."""
+    return (bank.owner_LS != EMPTY).astype(jnp.float32)[:, None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoolStage(Stage):
+    """A stage that runs the whole pool, old experts included."""
+
+    method: Mixture
+    uses_past: bool = True
+
+    def subset(self, count: int, seed: int) -> np.ndarray | None:
+        """Records that probes are trained (`probe`) and measured on (`measure`)."""
+        if self.subset_name == "all":
+            return None
+        trained, measured = split_records(self.method.probe, count, seed)
+        return trained if self.subset_name == "probe" else measured
+
+    def balance(self, learner: Learner) -> Array | float:
+        """Weight of the load-balancing loss."""
+        raise NotImplementedError
+
+    def loss(self, model: Model, learner: Learner, batch: Batch, key: Array, below: tuple[Voice, ...] = ()) -> Loss:
+        """Answer loss of the whole pool, plus load balancing per answer token.
+
+        Args:
+          below: voices of layers below the pool's.
+        """
+        voices = pool_voices(self.method, learner, key)
+        total, tokens, tallies = answer_loss(model, batch, (*below, *voices), tally=True)
+        weight = self.balance(learner)
+        active_LS = jnp.concatenate([voice.routing.gain_LBS[:, 0] > 0 for voice in voices], axis=-1)
+        # The pool reaches up to the top, so its tallies are those of the last segment of layers.
+        used = jax.tree.map(lambda *parts: jnp.sum(jnp.concatenate(parts, axis=1), axis=-1), *tallies[-1])
+        balance = balance_loss(used.count, used.chance, active_LS) * tokens.astype(jnp.float32)
+        load = Load(jnp.where(active_LS, used.count, SILENT), self.method.top_k)
+        return Loss(total + weight * balance, tokens, load)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainProbe(PoolStage):
+    """Trains one new expert in every layer for a short while, beside frozen old ones."""
+
+    kind: str = "probe"
+    subset_name: str = "probe"
+
+    def balance(self, learner: Learner) -> float:
+        """The probe's own weight."""
+        return self.method.probe.balance
+
+    def prepare(self, model: Model, learner: Learner, lesson: int, key: Array) -> Learner:
+        """Puts a blank expert and a router with a column for it into training."""
+        live = expert_init.blank(self.method.blank_bank(model, 1), 1, lesson, key)
+        last_router = learner.memory.routers[max(lesson - 1, 0)]
+        router = expert_init.blank_router(last_router, learner.past[POOL], 1, key)
+        return learner.replace(live={POOL: live}, routers={POOL: router})
+
+    def finish(self, model: Model, learner: Learner, lesson: int, result: FrozenFeatures | None, key: Array) -> Learner:
+        """Stores the trained probe for the measurement."""
+        probe = learner.memory.probe.replace(factors=learner.live[POOL].factors, router=learner.routers[POOL])
+        return learner.replace(live={}, routers={}, memory=learner.memory.replace(probe=probe))
+
+
+@dataclass(frozen=True, kw_only=True)
+class CountUsage(PoolStage):
+    """Counts on other records how often the probe is chosen, and decides which layers are expanded."""
+
+    kind: str = "weigh"
+    source: str = "usage"
+    subset_name: str = "measure"
+
+    def usage(self, model: Model, learner: Learner, batch: Batch, below: tuple[Voice, ...] = ()) -> Tally:
+        """How often every slot of the pool is chosen with the probe in place; the probe is the last slot."""
+        probe = learner.memory.probe
+        bare = self.method.blank_bank(model, 1)
+        live = bare.with_factors(probe.factors).replace(owner_LS=jnp.zeros_like(bare.owner_LS))
+        probing = learner.replace(live={POOL: live}, routers={POOL: probe.router})
+        voices = pool_voices(self.method, probing, None)
+        _, _, tallies = answer_loss(model, batch, (*below, *voices), tally=True)
+        return jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=1), *tallies[-1])
+
+    def finish(self, model: Model, learner: Learner, lesson: int, result: FrozenFeatures | None, key: Array) -> Learner:
+        """Stores the verdict: which layers are expanded, and the counts it was read from."""
+        active_LS = np.asarray(learner.past[POOL].owner_LS) != EMPTY
+        probe_L1 = np.ones((len(active_LS), 1), bool)
+        active_LS = np.concatenate([active_LS, probe_L1], axis=1)
+        count_LS = tokens_per_slot(result.usage.count, self.method.probe)
+        expand_L = layers_to_expand(count_LS, active_LS, self.method.probe, fewest=self.method.top_k)
+        verdict = learner.memory.verdict
+        verdict = verdict.replace(
+            expand=verdict.expand.at[lesson].set(expand_L),
+            count=verdict.count.at[lesson].set(result.usage.count),
+            mass=verdict.mass.at[lesson].set(result.usage.mass),
+        )
+        return learner.replace(memory=learner.memory.replace(verdict=verdict))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tune(PoolStage):
+    """Trains the task's new experts, in the layers that are expanded, and its router."""
+
+    kind: str = "tune"
+
+    def balance(self, learner: Learner) -> Array:
+        """The method's weight in the first task, which an empty pool tells; 0 in later ones. It is data, because a
+        stage of its own would be one more program."""
+        first = jnp.all(learner.past[POOL].owner_LS == EMPTY)
+        return jnp.where(first, self.method.balance, 0.0)
+
+    def prepare(self, model: Model, learner: Learner, lesson: int, key: Array) -> Learner:
+        """Puts the task's new experts and their router into training."""
+        method, past, memory = self.method, learner.past[POOL], learner.memory
+        new = len(method.slots(lesson))
+        live = expert_init.blank(method.blank_bank(model, 1), new, lesson, key)
+        if method.probes and lesson:
+            live = self._initial_experts(live, learner, lesson)
+            router = expert_init.probe_router(memory.probe.router, new)
+        else:
+            router = expert_init.blank_router(memory.routers[max(lesson - 1, 0)], past, new, key)
+        # Empty slots make up for what a task gets less than another, so that all tasks train by one program.
+        padding = max(method.first, method.more) - new
+        if padding:
+            live = pool.beside([live, method.blank_bank(model, padding)])
+        router = jnp.pad(router, ((0, 0), (0, 0), (0, padding)))
+        return learner.replace(live={POOL: live}, routers={POOL: router})
+
+    def _initial_experts(self, live: Bank, learner: Learner, lesson: int) -> Bank:
+        """New experts as `start` says, in the layers that the probe found to need them."""
+        method, memory, past = self.method, learner.memory, learner.past[POOL]
+        if method.start == "copy":
+            count_LSK = np.asarray(memory.verdict.count)[lesson, :, :-1]
+            live = expert_init.init_from_copy(live, past, tokens_per_slot(count_LSK, method.probe))
+        elif method.start == "probe":
+            live = expert_init.init_from_probe(live, memory.probe.factors)
+        return expert_init.keep_only_layers(live, memory.verdict.expand[lesson])
+
+    def finish(self, model: Model, learner: Learner, lesson: int, result: FrozenFeatures | None, key: Array) -> Learner:
+        """Writes the new experts into the pool and closes the task's router over the experts of its time."""
+        live, router, memory = learner.live[POOL], learner.routers[POOL], learner.memory
+        own = self.method.slots(lesson)
+        past = pool.put(learner.past[POOL], own.start, pool.taken(live, 0, len(own)))
+        visible_LS = past.owner_LS != EMPTY
+        new_columns = router[..., past.slots : past.slots + len(own)]
+        closed = dynamic_update_slice_in_dim(router[..., : past.slots], new_columns, own.start, axis=2)
+        closed = jnp.where(visible_LS[:, None, :], closed, 0.0)
+        memory = memory.replace(
+            routers=memory.routers.at[lesson].set(closed),
+            visible=memory.visible.at[lesson].set(visible_LS),
+            probe=jax.tree.map(jnp.zeros_like, memory.probe),
+        )
+        return learner.replace(live={}, routers={}, past=learner.past | {POOL: past}, memory=memory)

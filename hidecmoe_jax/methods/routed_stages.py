@@ -1,0 +1,157 @@
+"""Stages of the `Routed` family: tuning an expert, measuring which layers to expand, fitting the gate."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from hidecmoe_jax.experts import surgery
+from hidecmoe_jax.experts.bank import Bank
+from hidecmoe_jax.experts.routing import Voice, everyone
+from hidecmoe_jax.methods.base import FrozenFeatures, Learner, Loss, with_leaves
+from hidecmoe_jax.methods.fusion import owners
+from hidecmoe_jax.methods.growth.layer_choice import LayerGains
+from hidecmoe_jax.methods.lora import LINEARS
+from hidecmoe_jax.methods.shared_slots import serving_slots
+from hidecmoe_jax.methods.stages import FitGate, Stage
+from hidecmoe_jax.models.llava import Batch, Model, answer_loss, projector_leaves
+
+if TYPE_CHECKING:
+    from hidecmoe_jax.methods.routed import Routed
+
+
+def stages_of(method: Routed, lesson: int) -> tuple[Stage, ...]:
+    """The stages of a lesson: tuning; from the second lesson on weighing layers, where they are chosen; the gate."""
+    if method.growth == "none":
+        return ()
+    stages: list[Stage] = [Tune(method=method)]
+    if method.chooses and lesson:
+        choice = method.expand
+        if choice.by == "probe":
+            stages.append(ProbeLayers(method=method, steps=choice.steps))
+        stages.append(WeighLayers(method=method))
+    if method.gated and method.gate.kind != "named":
+        stages.append(FitGate(gate=method.gate))
+    return tuple(stages)
+
+
+def tuned_projector(model: Model, learner: Learner) -> dict[str, Array]:
+    """The projector's leaves as last tuned, ready to train: float32 whatever the base is stored in, because a step of
+    2e-5 would be lost in bfloat16."""
+    tuned = {}
+    for path, leaf in projector_leaves(model).items():
+        tuned[path] = learner.shared.get(path, leaf.astype(jnp.float32))
+    return tuned
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tune(Stage):
+    """Trains the task's own expert alone (or the shared one), and the projector along with it."""
+
+    method: Routed
+    kind: str = "tune"
+
+    def prepare(self, model: Model, learner: Learner, lesson: int, key: Array) -> Learner:
+        """Puts a fresh expert (or the shared one) into `live`, and the projector into `tuned`."""
+        method = self.method
+        if method.growth == "shared" and method.learned(learner):
+            expert = surgery.extract(learner.past[LINEARS], 0)
+        else:
+            expert = surgery.sprout(method.lora.blank(model, 1), 0, lesson, key)
+        tuned = tuned_projector(model, learner) if method.train_projector else {}
+        return learner.replace(live={LINEARS: expert}, tuned=tuned)
+
+    def loss(self, model: Model, learner: Learner, batch: Batch, key: Array) -> Loss:
+        """Answer loss with the live expert alone: HiDe trains every expert as if it were the only one."""
+        live = learner.live[LINEARS]
+        voice = Voice(live, everyone(live), key, dropout=self.method.lora.dropout)
+        total, tokens, _ = answer_loss(with_leaves(model, learner.shared | learner.tuned), batch, (voice,))
+        return Loss(total, tokens)
+
+    def finish(self, model: Model, learner: Learner, lesson: int, result: FrozenFeatures | None, key: Array) -> Learner:
+        """Plants the trained expert, fuses the layers that are not expanded, and stores the tuned projector."""
+        past, expert = learner.past[LINEARS], learner.live[LINEARS]
+        if self.method.growth == "shared":
+            past = surgery.plant(self.method.lora.blank(model, 1), 0, expert, 0)
+        else:
+            past = self.method.fused_again(surgery.plant(past, 1 + lesson, expert, lesson), learner.memory)
+        return learner.replace(live={}, tuned={}, past={LINEARS: past}, shared=learner.shared | learner.tuned)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _LayerStage(Stage):
+    """A stage that measures which layers to expand, on a subset of the task's records."""
+
+    method: Routed
+    uses_past: bool = True
+
+    def subset(self, count: int, seed: int) -> np.ndarray:
+        """As `LayerChoice.subset`."""
+        return self.method.expand.subset(self.subset_name, count, seed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeLayers(_LayerStage):
+    """Trains a token router in every layer over the experts of all tasks, which stay frozen."""
+
+    kind: str = "probe"
+    subset_name: str = "probe"
+
+    def prepare(self, model: Model, learner: Learner, lesson: int, key: Array) -> Learner:
+        """Puts the routers into training."""
+        return learner.replace(routers={LINEARS: learner.memory.router})
+
+    def loss(self, model: Model, learner: Learner, batch: Batch, key: Array) -> Loss:
+        """Answer loss with every token mixing all tasks' experts."""
+        tuned_model = with_leaves(model, learner.shared)
+        return self.method.expand.loss(tuned_model, learner.past[LINEARS], learner.routers[LINEARS], batch)
+
+    def finish(self, model: Model, learner: Learner, lesson: int, result: FrozenFeatures | None, key: Array) -> Learner:
+        """Stores the routers for the measurement."""
+        return learner.replace(routers={}, memory=learner.memory.replace(router=learner.routers[LINEARS]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeighLayers(_LayerStage):
+    """Measures the worth of every layer to the task and chooses the expanded layers anew."""
+
+    kind: str = "weigh"
+    source: str = "usage"
+    subset_name: str = "measure"
+
+    def prepare(self, model: Model, learner: Learner, lesson: int, key: Array) -> Learner:
+        """The learner with every layer fused, and the gains of the task's own expert and of the fusion stored."""
+        past, rule = learner.past[LINEARS], self.method.fusing
+        layers = tuple(range(past.layers))
+        slot_LN = serving_slots(past, learner.memory.home)
+        past = rule.fused(past, layers, slot_LN)
+        own_LS = jnp.broadcast_to(jax.nn.one_hot(1 + lesson, past.slots), past.owner_LS.shape)
+        gains = LayerGains(own_LS, rule.gains(past, layers, slot_LN))
+        return learner.replace(past={LINEARS: past}, memory=learner.memory.replace(weighing=gains))
+
+    def usage(self, model: Model, learner: Learner, batch: Batch) -> dict[str, Array]:
+        """Sums from which the worth of layers is computed."""
+        past, memory = learner.past[LINEARS], learner.memory
+        tuned_model = with_leaves(model, learner.shared)
+        return self.method.expand.measure(tuned_model, past, memory.weighing, memory.router, batch)
+
+    def finish(self, model: Model, learner: Learner, lesson: int, result: FrozenFeatures | None, key: Array) -> Learner:
+        """Stores the worth of the layers and makes the fusions anew in those that are not chosen."""
+        past, memory, choice = learner.past[LINEARS], learner.memory, self.method.expand
+        worth_L = choice.worth(result.usage, _earlier_slots(past, lesson))
+        worth_NL = memory.worth.at[lesson].set(worth_L)
+        # Routers go back to zero, so that the memory is the same whether or not layers were probed.
+        router = choice.blank_router(past, model.config.width)
+        memory = memory.replace(weighing=None, router=router, worth=worth_NL)
+        return self.method.with_bank(learner, past, memory)
+
+
+def _earlier_slots(bank: Bank, lesson: int) -> np.ndarray:
+    """Slots that hold an expert of another task than the lesson's, bool [S]."""
+    earlier = [task for task in owners(bank) if task != lesson]
+    return np.isin(np.asarray(bank.owner_LS), earlier).any(axis=0)

@@ -1,0 +1,120 @@
+"""Stages: the parts of learning a lesson, each with its own hooks.
+
+A stage is a frozen dataclass and a static argument of the jitted training step. Stages of one kind must compare equal
+across lessons, otherwise every lesson would compile its own program: a stage holds settings, never a lesson's number.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from jax import Array
+
+from hidecmoe_jax.methods.base import FrozenFeatures, Learner, Loss
+from hidecmoe_jax.models.llava import Batch, Model
+
+if TYPE_CHECKING:
+    from hidecmoe_jax.methods.gates.anchors import Gate
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One part of learning a lesson. The hooks have bodies that change nothing.
+
+    Attributes:
+      kind: name of the stage in random keys, files and metrics.
+      source: what the stage reads. `answers` trains on batches; `usage` counts on batches without training; `features`
+        reads the frozen model's features of every record.
+      uses_past: whether old experts contribute while it trains (if not, the loss never sees them and pays for one
+        expert).
+      subset_name: which records of the lesson it reads: `all`, or a name that its `subset` draws.
+      steps: at least so many optimiser steps, in whole passes over the subset; 0 leaves it to the task's epochs.
+      rate: peak learning rate of experts and routers, where it is not the task's.
+      accumulate: micro-batches of a step, where they are not the task's.
+    """
+
+    kind: str
+    source: Literal["answers", "usage", "features"] = "answers"
+    uses_past: bool = False
+    subset_name: str = "all"
+    steps: int = 0
+    rate: float | None = None
+    accumulate: int | None = None
+
+    @property
+    def trains(self) -> bool:
+        """Whether the optimiser runs."""
+        return self.source == "answers"
+
+    def subset(self, count: int, seed: int) -> np.ndarray | None:
+        """Numbers of the records, of `count`, that it reads; None for all."""
+        return None
+
+    def prepare(self, model: Model, learner: Learner, lesson: int, key: Array) -> Learner:
+        """Surgery before the stage: what trains goes to `live`, `tuned` and `routers`."""
+        return learner
+
+    def loss(self, model: Model, learner: Learner, batch: Batch, key: Array) -> Loss:
+        """Training loss of a batch; of stages that train."""
+        raise NotImplementedError(f"stage {self.kind} does not train")
+
+    def usage(self, model: Model, learner: Learner, batch: Batch) -> Any:
+        """What is counted on a batch, as arrays that are summed over batches; of stages with source `usage`."""
+        raise NotImplementedError(f"stage {self.kind} does not count")
+
+    def finish(self, model: Model, learner: Learner, lesson: int, result: FrozenFeatures | None, key: Array) -> Learner:
+        """The learner after the stage, with nothing left in `live`, `tuned` and `routers`. Runs on the host.
+
+        Args:
+          result: features and counts of the subset; None after training.
+        """
+        return learner
+
+
+@dataclass(frozen=True, kw_only=True)
+class WrappedStage(Stage):
+    """A stage around another one: every hook is forwarded, a subclass overrides what it changes."""
+
+    inner: Stage
+
+    @classmethod
+    def around(cls, inner: Stage, **changes: Any) -> WrappedStage:
+        """The wrapper with the settings of `inner`, but for the `changes`."""
+        settings = {field.name: getattr(inner, field.name) for field in fields(Stage)}
+        return cls(inner=inner, **settings | changes)
+
+    def subset(self, count: int, seed: int) -> np.ndarray | None:
+        """As the inner stage."""
+        return self.inner.subset(count, seed)
+
+    def prepare(self, model: Model, learner: Learner, lesson: int, key: Array) -> Learner:
+        """As the inner stage."""
+        return self.inner.prepare(model, learner, lesson, key)
+
+    def loss(self, model: Model, learner: Learner, batch: Batch, key: Array) -> Loss:
+        """As the inner stage."""
+        return self.inner.loss(model, learner, batch, key)
+
+    def usage(self, model: Model, learner: Learner, batch: Batch) -> Any:
+        """As the inner stage."""
+        return self.inner.usage(model, learner, batch)
+
+    def finish(self, model: Model, learner: Learner, lesson: int, result: FrozenFeatures | None, key: Array) -> Learner:
+        """As the inner stage."""
+        return self.inner.finish(model, learner, lesson, result, key)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitGate(Stage):
+    """Fits the gate to the features of the lesson's records; nothing trains in the decoder."""
+
+    gate: Gate
+    kind: str = "locate"
+    source: str = "features"
+
+    def finish(self, model: Model, learner: Learner, lesson: int, result: FrozenFeatures | None, key: Array) -> Learner:
+        """Stores what the gate has learned of the task."""
+        fitted = self.gate.fit(learner.memory.gate, lesson, result, key=key)
+        return learner.replace(memory=learner.memory.replace(gate=fitted))
