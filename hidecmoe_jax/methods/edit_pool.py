@@ -51,7 +51,8 @@ def _retired(learner: Learner, edit: Edit, rows: np.ndarray) -> Learner:
 
 def _merged(learner: Learner, edit: Edit, rows: np.ndarray) -> Learner:
     """Merges in every layer a task's experts into those of another task that are most like them."""
-    bank, memory = learner.past[POOL], learner.memory
+    bank = learner.past[POOL]
+    memory = learner.memory
     owner_LS = np.asarray(bank.owner_LS)
     router_NLDS = np.array(memory.routers)
     visible_NLS = np.array(memory.visible)

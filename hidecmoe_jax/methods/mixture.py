@@ -182,7 +182,8 @@ class Mixture(Method):
                 remedy=f"choose from 0..{model.config.layers - 1}",
             )  # fmt: skip
         slots = self.slots(capacity - 1).stop
-        layers, width = len(self.layers(model)), model.config.width
+        layers = len(self.layers(model))
+        width = model.config.width
         probe = ProbeState(self.blank_bank(model, 1).factors, jnp.zeros((layers, width, slots + 1)))
         verdict = Verdict(
             expand=jnp.zeros((capacity, layers), bool),
@@ -204,7 +205,8 @@ class Mixture(Method):
 
     def to_archive(self, learner: Learner, lesson: int) -> Archive:
         """A task's experts, its router over the slots of its time, the gate's part of it, and the verdict."""
-        own, memory = self.slots(lesson), learner.memory
+        own = self.slots(lesson)
+        memory = learner.memory
         expert = pool.taken(learner.past[POOL], own.start, own.stop)
         # Cut on the host: these shapes grow with the task, and each would be a program of its own.
         verdict = {name: np.asarray(leaf[lesson]) for name, leaf in vars(memory.verdict).items()}
@@ -214,7 +216,8 @@ class Mixture(Method):
             "expand": verdict["expand"],
         }
         for name in COUNTS:
-            old, probe = verdict[name][:, : own.start], verdict[name][:, -1:]
+            old = verdict[name][:, : own.start]
+            probe = verdict[name][:, -1:]
             stored[name] = np.concatenate([old, probe], axis=1)
         for name, leaf in self.gate.to_archive(memory.gate, lesson).items():
             stored[f"gate/{name}"] = leaf
@@ -225,7 +228,8 @@ class Mixture(Method):
         """The inverse of `to_archive`. Experts of a lesson that is None do not contribute, not under a later task's
         router either, which then shares a token among the experts that are left."""
         learner = self.init(model, capacity)
-        past, memory = learner.past[POOL], learner.memory
+        past = learner.past[POOL]
+        memory = learner.memory
         # Filled on the host, as `to_archive` cuts.
         routers = np.array(memory.routers)
         visible = np.array(memory.visible)
@@ -234,7 +238,8 @@ class Mixture(Method):
         for task, groups in enumerate(archive):
             if groups is None:
                 continue
-            own, stored = self.slots(task), groups["memory"]
+            own = self.slots(task)
+            stored = groups["memory"]
             past = pool.put(past, own.start, self._archived_experts(model, groups["experts"], len(own)))
             routers[task, :, :, : own.stop] = stored["router"]
             visible[task, :, : own.stop] = stored["visible"]
@@ -265,7 +270,8 @@ class Mixture(Method):
 
     def summary(self, model: Model, learner: Learner) -> PoolSummary:
         """The pool as plain values, from which sizes and growth are reported."""
-        verdict, tasks = learner.memory.verdict, max(self.learned(learner), default=-1) + 1
+        verdict = learner.memory.verdict
+        tasks = max(self.learned(learner), default=-1) + 1
         return PoolSummary(
             bank=learner.past[POOL],
             visible_NLS=np.asarray(learner.memory.visible),

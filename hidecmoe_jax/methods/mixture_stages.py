@@ -42,7 +42,8 @@ def stages_of(method: Mixture, lesson: int) -> tuple[Stage, ...]:
 
 def pool_voices(method: Mixture, learner: Learner, key: Array | None) -> tuple[Voice, Voice]:
     """Old and new experts under the router that trains: one softmax over both."""
-    past, live = learner.past[POOL], learner.live[POOL]
+    past = learner.past[POOL]
+    live = learner.live[POOL]
     router_L1DS = learner.routers[POOL][:, None]
     old = Routing(_owned(past), router_L1DS[..., : past.slots], method.top_k, gate=POOL)
     new = Routing(_owned(live), router_L1DS[..., past.slots :], method.top_k, gate=POOL)
@@ -161,7 +162,9 @@ class Tune(PoolStage):
 
     def prepare(self, model: Model, learner: Learner, lesson: int, key: Array) -> Learner:
         """Puts the task's new experts and their router into training."""
-        method, past, memory = self.method, learner.past[POOL], learner.memory
+        method = self.method
+        past = learner.past[POOL]
+        memory = learner.memory
         new = len(method.slots(lesson))
         live = expert_init.blank(method.blank_bank(model, 1), new, lesson, key)
         if method.probes and lesson:
@@ -178,7 +181,9 @@ class Tune(PoolStage):
 
     def _initial_experts(self, live: Bank, learner: Learner, lesson: int) -> Bank:
         """New experts as `start` says, in the layers that the probe found to need them."""
-        method, memory, past = self.method, learner.memory, learner.past[POOL]
+        method = self.method
+        memory = learner.memory
+        past = learner.past[POOL]
         if method.start == "copy":
             count_LSK = np.asarray(memory.verdict.count)[lesson, :, :-1]
             live = expert_init.init_from_copy(live, past, tokens_per_slot(count_LSK, method.probe))
@@ -188,7 +193,9 @@ class Tune(PoolStage):
 
     def finish(self, model: Model, learner: Learner, lesson: int, result: FrozenFeatures | None, key: Array) -> Learner:
         """Writes the new experts into the pool and closes the task's router over the experts of its time."""
-        live, router, memory = learner.live[POOL], learner.routers[POOL], learner.memory
+        live = learner.live[POOL]
+        router = learner.routers[POOL]
+        memory = learner.memory
         own = self.method.slots(lesson)
         past = pool.put(learner.past[POOL], own.start, pool.taken(live, 0, len(own)))
         visible_LS = past.owner_LS != EMPTY

@@ -171,7 +171,8 @@ class TuneAll(Stage):
 
     def prepare(self, model: Model, learner: Learner, lesson: int, key: Array) -> Learner:
         """Puts experts and routers as the last lesson left them into training; before the first they are drawn."""
-        live, routers = learner.past[LINEARS], learner.memory.routers
+        live = learner.past[LINEARS]
+        routers = learner.memory.routers
         if not routers:
             live, routers = self.method.fresh(model, lesson, key)
         tuned = tuned_projector(model, learner) if self.method.train_projector else {}

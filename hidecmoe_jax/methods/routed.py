@@ -203,13 +203,15 @@ class Routed(Method):
         loaded = {task: groups for task, groups in enumerate(archive) if groups is not None}
         if not loaded:
             return learner
-        bare, last = self.lora.blank(model, 1), loaded[max(loaded)]
+        bare = self.lora.blank(model, 1)
+        last = loaded[max(loaded)]
         shared = {path: jnp.asarray(leaf) for path, leaf in last["shared"].items()}
         if self.growth == "shared":
             expert = bare.with_factors(trees.unflatten(last["experts"]))
             past = surgery.plant(bare, 0, expert.replace(owner_LS=jnp.zeros_like(bare.owner_LS)), 0)
             return learner.replace(past={LINEARS: past}, shared=shared)
-        past, memory = learner.past[LINEARS], learner.memory
+        past = learner.past[LINEARS]
+        memory = learner.memory
         for task, groups in loaded.items():
             past = planted(past, bare, task, groups["experts"])
             memory = memory.replace(gate=self.gate.from_archive(memory.gate, task, groups["memory"]))
@@ -312,7 +314,8 @@ class Routed(Method):
         if not expanded:
             return Serving(folded, None, None, learner.memory)
         # The decoder takes one run of layers: fused layers in between have no slot for any task (-1).
-        first, last = expanded[0], expanded[-1] + 1
+        first = expanded[0]
+        last = expanded[-1] + 1
         is_expanded_L1 = np.isin(np.arange(first, last), expanded)[:, None]
         slot_LN = serving_slots(bank, learner.memory.home)[first:last]
         slot_LN = np.where(is_expanded_L1, slot_LN, -1).astype(np.int32)
@@ -372,7 +375,8 @@ class Routed(Method):
         """Experts that learned tasks lack in layers that store one for every task."""
         if not self.gated:
             return 0
-        past, tasks = learner.past[LINEARS], list(self.learned(learner))
+        past = learner.past[LINEARS]
+        tasks = list(self.learned(learner))
         stored_layers = range(past.layers)
         if self.fusion == "factor_sum":
             stored_layers = self.expanded(past.layers, learner.memory)

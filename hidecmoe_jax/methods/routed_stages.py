@@ -75,7 +75,8 @@ class Tune(Stage):
 
     def finish(self, model: Model, learner: Learner, lesson: int, result: FrozenFeatures | None, key: Array) -> Learner:
         """Plants the trained expert, fuses the layers that are not expanded, and stores the tuned projector."""
-        past, expert = learner.past[LINEARS], learner.live[LINEARS]
+        past = learner.past[LINEARS]
+        expert = learner.live[LINEARS]
         if self.method.growth == "shared":
             past = surgery.plant(self.method.lora.blank(model, 1), 0, expert, 0)
         else:
@@ -126,7 +127,8 @@ class WeighLayers(_LayerStage):
 
     def prepare(self, model: Model, learner: Learner, lesson: int, key: Array) -> Learner:
         """The learner with every layer fused, and the gains of the task's own expert and of the fusion stored."""
-        past, rule = learner.past[LINEARS], self.method.fusing
+        past = learner.past[LINEARS]
+        rule = self.method.fusing
         layers = tuple(range(past.layers))
         slot_LN = serving_slots(past, learner.memory.home)
         past = rule.fused(past, layers, slot_LN)
@@ -136,13 +138,16 @@ class WeighLayers(_LayerStage):
 
     def usage(self, model: Model, learner: Learner, batch: Batch) -> dict[str, Array]:
         """Sums from which the worth of layers is computed."""
-        past, memory = learner.past[LINEARS], learner.memory
+        past = learner.past[LINEARS]
+        memory = learner.memory
         tuned_model = with_leaves(model, learner.shared)
         return self.method.expand.measure(tuned_model, past, memory.weighing, memory.router, batch)
 
     def finish(self, model: Model, learner: Learner, lesson: int, result: FrozenFeatures | None, key: Array) -> Learner:
         """Stores the worth of the layers and makes the fusions anew in those that are not chosen."""
-        past, memory, choice = learner.past[LINEARS], learner.memory, self.method.expand
+        past = learner.past[LINEARS]
+        memory = learner.memory
+        choice = self.method.expand
         worth_L = choice.worth(result.usage, _earlier_slots(past, lesson))
         worth_NL = memory.worth.at[lesson].set(worth_L)
         # Routers go back to zero, so that the memory is the same whether or not layers were probed.

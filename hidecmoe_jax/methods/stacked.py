@@ -159,7 +159,8 @@ class Stacked(Wrapper):
     def from_archive(self, model: Model, capacity: int, archive: Sequence[Archive | None]) -> Learner:
         """The inverse of `to_archive`; the lower expert of a task that is None is not fused."""
         above: list[Archive | None] = []
-        bank, bare = self.below.blank(model, capacity + 1), self.below.blank(model, 1)
+        bank = self.below.blank(model, capacity + 1)
+        bare = self.below.blank(model, 1)
         for task, groups in enumerate(archive):
             if groups is None:
                 above.append(None)
@@ -237,7 +238,8 @@ class Stacked(Wrapper):
     def sizes(self, model: Model, learner: Learner) -> dict[str, dict[str, int]]:
         """Parameters beyond the base by kind: `stored` to serve, `archived` in the ledger, `trained` for the largest
         task."""
-        sizes, tasks = self.inner.sizes(model, learner), len(owners(learner.past[LOWER]))
+        sizes = self.inner.sizes(model, learner)
+        tasks = len(owners(learner.past[LOWER]))
         expert = self.below.expert_size(model)
         lower = {
             "stored": self._fusion_size(model, tasks),

@@ -28,9 +28,12 @@ from hidecmoe_jax.models.llava import Batch, Model
 from hidecmoe_jax.train.optim import TrainConfig, shape_of_rate
 from hidecmoe_jax.train.step import Metrics, begin, from_checkpoint, take_step, to_checkpoint
 
-STILL_WARN, STILL_STOP = 10, 50  # steps without any gradient (TR4)
+STILL_WARN = 10
+STILL_STOP = 50
 # A router has collapsed where one of these holds for so many steps in a row (TR6).
-SHARE_ALARM, ENTROPY_ALARM, COLLAPSED = 0.9, 0.1, 10
+SHARE_ALARM = 0.9
+ENTROPY_ALARM = 0.1
+COLLAPSED = 10
 
 
 @dataclass(frozen=True)
@@ -122,7 +125,8 @@ def run_stage(
       NumericsError: loss, gradient, update or parameters not finite (TR1), or no gradient for 50 steps (TR4).
     """
     plan = Plan(len(data.encoded), tune.batch * tune.accumulate, tune.epochs, seed)
-    state, start = begin(learner, tune), 0
+    state = begin(learner, tune)
+    start = 0
     found = observer.resume(stage)
     if found is not None:
         start, flat = found
@@ -130,7 +134,8 @@ def run_stage(
     # What trains along replaces what was tuned before, so the first task and later ones share one program.
     heard = learner.replace(shared={path: leaf for path, leaf in learner.shared.items() if path not in learner.tuned})
     heard = heard if stage.uses_past else heard.replace(past={}, memory=None)
-    streak, pending = Streak(), None
+    streak = Streak()
+    pending = None
     traced = replace(tune, epochs=1, rate=0.0, projector_rate=0.0, save_every=1)  # what the compiled step may depend on
     for step in range(start, plan.steps):
         rows = plan.indices(step).reshape(tune.accumulate, tune.batch)

@@ -116,9 +116,12 @@ class LocatorGate:
 
     def decide(self, memory: dict[str, Array], seen: FrozenFeatures, learned_N: Array) -> Decision:
         """One-hot on the nearest task, or soft weights; all zero where the nearest is too far to be believed."""
-        score_BN, limits, typical = self.scores(memory, seen, learned_N), None, None
+        score_BN = self.scores(memory, seen, learned_N)
+        limits = None
+        typical = None
         if self.foreign is not None:
-            limits, typical = limits_of(memory, seen.pooled), self._typical(memory, seen, score_BN)
+            limits = limits_of(memory, seen.pooled)
+            typical = self._typical(memory, seen, score_BN)
         tie = self.tie or 0.0
         sure = certainty(score_BN, learned_N, typical_BN=typical, limits=limits, foreign=self.foreign, tie=tie)
         hard = jax.nn.one_hot(jnp.argmax(score_BN, axis=-1), score_BN.shape[-1])

@@ -25,7 +25,9 @@ from hidecmoe_jax.methods.base import Match
 
 # A threshold that no score reaches: an input for which nothing could be calibrated is unknown, never near.
 UNREACHED = -LOWEST
-BOTH, SEEN_ALONE, READ_ALONE = "threshold_N", "threshold_seen_N", "threshold_read_N"
+BOTH = "threshold_N"
+SEEN_ALONE = "threshold_seen_N"
+READ_ALONE = "threshold_read_N"
 THRESHOLDS = (BOTH, SEEN_ALONE, READ_ALONE)
 
 
@@ -76,7 +78,8 @@ def fit_apart(
 
 def _sides(held: Pooled) -> dict[str, Pooled]:
     """The held records that have a picture without their text, and those that have a text without their picture."""
-    seen, read = np.asarray(held.has_image_B), np.asarray(held.has_text_B)
+    seen = np.asarray(held.has_image_B)
+    read = np.asarray(held.has_text_B)
     blind = {"has_image_B": jnp.zeros(int(read.sum()), bool)}
     deaf = {"has_text_B": jnp.zeros(int(seen.sum()), bool)}
     return {
@@ -87,7 +90,8 @@ def _sides(held: Pooled) -> dict[str, Pooled]:
 
 def _kinds(held: Array, pooled: Pooled) -> dict[str, Array]:
     """The held records by what they have."""
-    seen, read = np.asarray(pooled.has_image_B), np.asarray(pooled.has_text_B)
+    seen = np.asarray(pooled.has_image_B)
+    read = np.asarray(pooled.has_text_B)
     return {BOTH: held[seen & read], SEEN_ALONE: held[seen & ~read], READ_ALONE: held[read & ~seen]}
 
 
@@ -98,7 +102,8 @@ def limits_of(memory: dict[str, Array], pooled: Pooled) -> Array:
     """
     if SEEN_ALONE not in memory:
         return memory[BOTH]
-    seen_B1, read_B1 = pooled.has_image_B[:, None], pooled.has_text_B[:, None]
+    seen_B1 = pooled.has_image_B[:, None]
+    read_B1 = pooled.has_text_B[:, None]
     alone = jnp.where(seen_B1, memory[SEEN_ALONE], jnp.where(read_B1, memory[READ_ALONE], UNREACHED))
     return jnp.where(seen_B1 & read_B1, memory[BOTH], alone)
 
@@ -121,14 +126,16 @@ def certainty(
     """
     among = jnp.where(learned_N[None], score_BN, -jnp.inf)
     nearest_B = jnp.argmax(among, axis=-1).astype(jnp.int32)
-    best_B, chosen_BN = jnp.max(among, axis=-1), jnp.arange(among.shape[-1]) == nearest_B[:, None]
+    best_B = jnp.max(among, axis=-1)
+    chosen_BN = jnp.arange(among.shape[-1]) == nearest_B[:, None]
     second_B = jnp.max(jnp.where(chosen_BN, -jnp.inf, among), axis=-1)
     ahead_B = jnp.where(jnp.sum(learned_N) > 1, best_B - second_B, jnp.inf)
     if typical_BN is not None:
         among = jnp.where(chosen_BN & learned_N[None], typical_BN, -jnp.inf)
         best_B = jnp.max(among, axis=-1)
     if limits is None:
-        limit_B, unknown_B = jnp.full_like(best_B, -jnp.inf), jnp.zeros_like(best_B, bool)
+        limit_B = jnp.full_like(best_B, -jnp.inf)
+        unknown_B = jnp.zeros_like(best_B, bool)
     else:
         limit_B = jnp.take_along_axis(jnp.broadcast_to(limits, among.shape), nearest_B[:, None], axis=-1)[:, 0]
         unknown_B = jnp.any(learned_N) & unknown(among, limits)

@@ -69,5 +69,6 @@ def blank_router(old_LDS: Array, past: Bank, new: int, key: Array) -> Array:
 
 def probe_router(router_LDS: Array, new: int) -> Array:
     """The probe's router, whose last column is the probe's, with that column for each of `new` experts (CMoE-D18)."""
-    old, probe = router_LDS[..., :-1], router_LDS[..., -1:]
+    old = router_LDS[..., :-1]
+    probe = router_LDS[..., -1:]
     return jnp.concatenate([old, jnp.repeat(probe, new, axis=-1)], axis=-1)

@@ -173,6 +173,7 @@ def hsic(x_BD: Array, y_BD: Array, real_B: Array) -> Array:
         centred = z_BD - mean_D
         return jnp.matmul(centred, centred.T, precision=jax.lax.Precision.HIGHEST) * pair_BB
 
-    k, m = kernel(x_BD), kernel(y_BD)
+    k = kernel(x_BD)
+    m = kernel(y_BD)
     cross = k.sum() * m.sum() / ((n - 1) * (n - 2)) - 2.0 / (n - 2) * jnp.dot(k.sum(0), m.sum(0))
     return jnp.where(count >= 4, ((k * m).sum() + cross) / (n * (n - 3)), 0.0)

@@ -132,7 +132,8 @@ class PoolSummary:
 
     def _probing(self, task: int) -> dict[str, Any]:
         """What probing a task has shown."""
-        count_LSK, mass_LSK = self.count_NLSK[task], self.mass_NLSK[task]
+        count_LSK = self.count_NLSK[task]
+        mass_LSK = self.mass_NLSK[task]
         count_LS = tokens_per_slot(count_LSK, self.probe)
         active_LS = active_slots(self.owner_LS, self.slots[task].start)
         frequency_L, threshold_L = probe_frequencies(count_LS, active_LS, self.probe, self.top_k)
