@@ -1,12 +1,13 @@
 """The loop over the steps of one stage.
 
 Batches, rates and random keys are pure functions of the step number, so a stage goes on from a checkpoint as if it
-had never stopped. The loop saves through a callback and knows nothing of folders. Metrics of a step are read after
-the next one has been dispatched, so the device never waits for the host.
+had never stopped. The loop saves through a callback and reads or writes no folder itself. Metrics of a step are read
+after the next one has been dispatched, so the device never waits for the host.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -28,9 +29,10 @@ from hidecmoe_jax.models.llava import Batch, Model
 from hidecmoe_jax.train.optim import TrainConfig, shape_of_rate
 from hidecmoe_jax.train.step import Metrics, begin, from_checkpoint, take_step, to_checkpoint
 
+# Steps in a row without any gradient after which the user is warned, and after which training stops.
 STILL_WARN = 10
 STILL_STOP = 50
-# A router has collapsed where one of these holds for so many steps in a row (TR6).
+# A router has collapsed if `evenness` gives a share above, or an entropy below, for so many steps in a row.
 SHARE_ALARM = 0.9
 ENTROPY_ALARM = 0.1
 COLLAPSED = 10
@@ -46,7 +48,14 @@ class Streak:
 
 @dataclass(frozen=True)
 class StageData:
-    """What a stage reads: records, encoded, with tower features; (length, answers) of a batch, padding, vocabulary."""
+    """Training data of a stage.
+
+    Attributes:
+      records, encoded, features: the records, their token ids and labels, and their tower features, in one order.
+      shape: (length, answers) of a batch: positions of a sequence, and of its answer tokens.
+      pad: id of the padding token.
+      vocabulary: size of the token table.
+    """
 
     records: tuple[Record, ...]
     encoded: Sequence[Encoded]
@@ -59,7 +68,8 @@ class StageData:
         """Some of the records, in batches of the same shape; None for all."""
         if rows is None:
             return self
-        records, encoded = zip(*((self.records[row], self.encoded[row]) for row in rows), strict=True)
+        records = tuple(self.records[row] for row in rows)
+        encoded = tuple(self.encoded[row] for row in rows)
         return replace(self, records=records, encoded=encoded, features=self.features.only(np.asarray(rows)))
 
     def batch(self, rows: np.ndarray) -> Batch:
@@ -77,7 +87,7 @@ class StageData:
 
 
 class StageObserver(Protocol):
-    """What the loop tells the outside."""
+    """Callbacks of the training loop: resuming, saving, metrics, warnings."""
 
     def resume(self, stage: Stage) -> tuple[int, dict[str, np.ndarray]] | None:
         """Step and flat state to go on from, if any."""
@@ -90,7 +100,7 @@ class StageObserver(Protocol):
         """
 
     def warn(self, text: str) -> None:
-        """Something a user should read."""
+        """Shows the user a warning."""
 
 
 def _check(metrics: Metrics, where: str, ids: Callable[[], list[str]]) -> dict[str, Any]:
@@ -122,7 +132,7 @@ def run_stage(
     """Trains what is live in `learner` and returns it trained.
 
     Raises:
-      NumericsError: loss, gradient, update or parameters not finite (TR1), or no gradient for 50 steps (TR4).
+      NumericsError: loss, gradient, update or parameters not finite, or no gradient for 50 steps.
     """
     plan = Plan(len(data.encoded), tune.batch * tune.accumulate, tune.epochs, seed)
     state = begin(learner, tune)
@@ -131,20 +141,24 @@ def run_stage(
     if found is not None:
         start, flat = found
         state = from_checkpoint(state, flat)
-    # What trains along replaces what was tuned before, so the first task and later ones share one program.
-    heard = learner.replace(shared={path: leaf for path, leaf in learner.shared.items() if path not in learner.tuned})
-    heard = heard if stage.uses_past else heard.replace(past={}, memory=None)
+    # Leaves that train now are left out of `shared`, so the first task and later ones have one tree and one program.
+    shared = {path: leaf for path, leaf in learner.shared.items() if path not in learner.tuned}
+    context = learner.replace(shared=shared)
+    if not stage.uses_past:
+        context = context.replace(past={}, memory=None)
     streak = Streak()
     pending = None
-    traced = replace(tune, epochs=1, rate=0.0, projector_rate=0.0, save_every=1)  # what the compiled step may depend on
+    # Settings that the compiled step does not depend on are set to constants, so that they compile nothing anew.
+    traced = replace(tune, epochs=1, rate=0.0, projector_rate=0.0, save_every=1)
     for step in range(start, plan.steps):
         rows = plan.indices(step).reshape(tune.accumulate, tune.batch)
         factor = shape_of_rate(step, plan.steps, tune.warmup)
         peaks = {"experts": tune.rate, "routers": tune.rate, "shared": tune.projector_rate}
         rates = {name: jnp.float32(peak * factor) for name, peak in peaks.items()}
-        batches = jax.tree.map(lambda *leaves: np.stack(leaves), *(data.batch(part) for part in rows))
+        micro_batches = [data.batch(micro_rows) for micro_rows in rows]
+        batches = jax.tree.map(lambda *leaves: np.stack(leaves), *micro_batches)
         state, metrics = take_step(
-            state, model, heard, batches, rates, jax.random.fold_in(key, step), stage=stage, tune=traced
+            state, model, context, batches, rates, jax.random.fold_in(key, step), stage=stage, tune=traced
         )
         streak = _report(pending, observer, stage, plan.steps, task, streak)
         pending = (step, metrics, state, [data.encoded[row].id for row in rows.ravel() if row >= 0])
@@ -153,13 +167,15 @@ def run_stage(
 
 
 def tuned_for(stage: Stage, tune: TrainConfig, count: int) -> TrainConfig:
-    """The tuning of a stage over `count` records: it may have its own rate and size of a step, and a least number."""
-    own = {name: getattr(stage, name) for name in ("rate", "accumulate") if getattr(stage, name) is not None}
-    tune = replace(tune, **own)
+    """The optimiser settings of a stage over `count` records, with those that it overrides."""
+    if stage.rate is not None:
+        tune = replace(tune, rate=stage.rate)
+    if stage.accumulate is not None:
+        tune = replace(tune, accumulate=stage.accumulate)
     if not stage.steps:
         return tune
-    passes = -(-stage.steps // Plan(count, tune.batch * tune.accumulate, 1, 0).epoch_steps)
-    return replace(tune, epochs=passes)
+    steps_per_pass = Plan(count, tune.batch * tune.accumulate, 1, 0).epoch_steps
+    return replace(tune, epochs=math.ceil(stage.steps / steps_per_pass))
 
 
 _usage = partial(jax.jit, static_argnames=("stage",))(
@@ -173,37 +189,44 @@ def count_usage(model: Model, learner: Learner, stage: Stage, data: StageData, b
     for start in range(0, len(data.encoded), batch):
         rows = np.arange(start, start + batch, dtype=np.int32)
         rows = np.where(rows < len(data.encoded), rows, -1)
-        found = jax.device_get(_usage(stage, model, learner, data.batch(rows)))
-        found = jax.tree.map(lambda leaf: leaf.astype(np.int64 if leaf.dtype == np.int32 else np.float64), found)
-        total = found if total is None else jax.tree.map(np.add, total, found)
+        counts = jax.device_get(_usage(stage, model, learner, data.batch(rows)))
+        counts = jax.tree.map(_widened, counts)
+        total = counts if total is None else jax.tree.map(np.add, total, counts)
     return total
 
 
+def _widened(leaf: np.ndarray) -> np.ndarray:
+    return leaf.astype(np.int64 if leaf.dtype == np.int32 else np.float64)
+
+
 def _loads(load: Load | None) -> dict[str, Any]:
-    """A step's choices as plain values; nothing where no token chooses."""
+    """A step's load as plain values; empty where no token chooses."""
     if load is None:
         return {}
-    even = evenness(load)
-    share, entropy = even if even is not None else (None, None)
+    share, entropy = evenness(load) or (None, None)
     return {"load": np.asarray(load.count_LS).tolist(), "share": share, "entropy": entropy}
 
 
 def _collapsed(facts: dict[str, Any]) -> bool:
-    """Whether some layer's tokens nearly all go to the same experts."""
+    """Whether nearly all tokens of some layer go to the same experts."""
     if facts.get("share") is None:
         return False
     return facts["share"] > SHARE_ALARM or facts["entropy"] < ENTROPY_ALARM
 
 
 def _report(pending, observer: StageObserver, stage: Stage, steps: int, task: str, streak: Streak) -> Streak:
-    """Reads a finished step's metrics, hands them on, and counts steps in which nothing can have been learned, and
-    those in which a router sent everything to the same experts."""
+    """Reads a finished step's metrics, reports them, and counts steps in a row without a gradient and with a collapsed
+    router.
+
+    Raises:
+      NumericsError: a metric is not finite, or the gradient has been zero for too many steps.
+    """
     if pending is None:
         return streak
     step, metrics, state, ids = pending
     facts = _check(metrics, f"task {task}, stage {stage.kind}, step {step} of {steps}", lambda: ids)
     facts |= _loads(metrics.load)
-    # A probe has no gradient where no earlier expert is left to be compared with, and is right then.
+    # A probe has no gradient where no earlier expert is left to compare it with, and that is no failure.
     learns_nothing = stage.subset_name == "all" and (facts["gradient"] == 0.0 or facts["tokens"] == 0)
     still = streak.still + 1 if learns_nothing else 0
     collapsed = streak.collapsed + 1 if _collapsed(facts) else 0

@@ -80,7 +80,7 @@ def test_cmoe_1_a_probe_that_is_not_heard_changes_no_bit(done):
     batch, _ = asked(done)
     method, model, learner = done.method, done.session.model, done.learners[1]
     ready = method.stages(1)[0].prepare(model, learner, 1, jax.random.key(0))
-    old, new = method._pool(ready, None)
+    old, new = pool_voices(method, ready, None)
     masked = new.routing.replace(gain_LBS=jnp.zeros_like(new.routing.gain_LBS))
     with_probe = LISTEN(model, batch.prompt, (old, Voice(new.bank, masked)))
     without = LISTEN(model, batch.prompt, (Voice(old.bank, old.routing.replace(gate="")),))
