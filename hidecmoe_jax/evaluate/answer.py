@@ -103,17 +103,17 @@ def unwritten(records: Sequence[Record], decision: Decision, writing: Writing) -
 
 def _finding(decision: Decision, row: int) -> Finding | None:
     """How the gate matched the record of a row; None where it compared the record with no task."""
-    match = decision.certainty
+    match = decision.match
     if match is None or not decision.weight_BN.shape[1] or not np.isfinite(match.score_B[row]):
         return None
     return Finding(
         nearest=int(match.nearest_B[row]),
         score=float(match.score_B[row]),
-        threshold=_finite(match.limit_B[row]),
-        foreign=match.foreign,
-        ahead=_finite(match.ahead_B[row]),
-        unknown=bool(match.unknown_B[row]),
-        tied=bool(match.tied_B[row]),
+        threshold=_finite(match.threshold_B[row]),
+        foreign=match.unknown_share,
+        ahead=_finite(match.margin_B[row]),
+        unknown=bool(match.is_unknown_B[row]),
+        tied=bool(match.is_tied_B[row]),
     )
 
 

@@ -245,7 +245,7 @@ class Engine:
             prompt = self.prompt(prompts, inputs.features, filled, length)
             routed = jax.tree.map(itemgetter(filled), decision)
             # The match changes no text, and would be a second program where the task is named.
-            weights = routed.replace(certainty=None)
+            weights = routed.replace(match=None)
             written = _write(self.method, serving, prompt, weights, key, filled, sampling=self.sampling)
             tokens_BN, lengths_B, ended_B = jax.device_get((written.tokens_BN, written.lengths_B, written.ended_B))
             answers = []

@@ -96,21 +96,22 @@ class Match:
     """Nearest task of each sample and how reliable it is, [B].
 
     Attributes:
-      nearest_B: int32, the learned task with the best score, and `score_B`, that score, or what is held against the
-        limit in its place.
-      limit_B: the score below which the sample belongs to no task; -inf where the gate has no thresholds.
-      ahead_B: how far the best score is above the second best; inf where there is only one task.
-      unknown_B, tied_B: bool, the score is below its limit; `ahead_B` is below the gate's `tie`.
-      foreign: part of a task's own inputs that the limits were calibrated to call unknown; None without limits.
+      nearest_B: int32, the learned task with the best score.
+      score_B: that score, or what is compared with the threshold in its place.
+      threshold_B: score below which the sample belongs to no task; -inf where the gate has no thresholds.
+      margin_B: how far the best score is above the second best; inf where there is only one task.
+      is_unknown_B: bool, the score is below its threshold.
+      is_tied_B: bool, the margin is below the gate's `tie`.
+      unknown_share: part of a task's own inputs that the thresholds were calibrated to call unknown; None without any.
     """
 
     nearest_B: Array
     score_B: Array
-    limit_B: Array
-    ahead_B: Array
-    unknown_B: Array
-    tied_B: Array
-    foreign: float | None = struct.field(pytree_node=False, default=None)
+    threshold_B: Array
+    margin_B: Array
+    is_unknown_B: Array
+    is_tied_B: Array
+    unknown_share: float | None = struct.field(pytree_node=False, default=None)
 
 
 @struct.dataclass
@@ -118,12 +119,12 @@ class Decision:
     """Weights of the tasks for each sample and the scores they come from, float32 [B, N].
 
     A sample whose weights are all zero belongs to no known task and is answered by the base alone (with its fused
-    layers, in methods that fuse). `certainty` is None where the task was named or there is nothing to choose.
+    layers, in methods that fuse). `match` is None where the task was named or there is nothing to choose.
     """
 
     weight_BN: Array
     score_BN: Array
-    certainty: Match | None = None
+    match: Match | None = None
 
 
 def trainable(learner: Learner) -> dict:

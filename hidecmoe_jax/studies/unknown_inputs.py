@@ -96,8 +96,8 @@ def margins_of(gate: LocatorGate | AnchorGate) -> Callable[[Memory, FrozenFeatur
 
     @jax.jit
     def margins(memory: Memory, seen: FrozenFeatures, learned_N: Array) -> Array:
-        sure = strict.decide(memory, seen, learned_N).certainty
-        return sure.score_B - sure.limit_B
+        sure = strict.decide(memory, seen, learned_N).match
+        return sure.score_B - sure.threshold_B
 
     return margins
 

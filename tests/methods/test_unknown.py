@@ -54,13 +54,13 @@ def test_rt1_an_input_unlike_every_task_is_unknown_and_says_by_which_threshold(m
     memory = learned(method, model)
     near, far = samples(1, seed=1), samples(5, seed=1)
     known, unknown = (method.decide(memory, FrozenFeatures(pooled), LEARNED) for pooled in (near, far))
-    assert not np.asarray(unknown.weight_BN).any() and np.asarray(unknown.certainty.unknown_B).all()
-    assert np.asarray(known.certainty.unknown_B).mean() < 0.3
-    accepted = ~np.asarray(known.certainty.unknown_B)
+    assert not np.asarray(unknown.weight_BN).any() and np.asarray(unknown.match.is_unknown_B).all()
+    assert np.asarray(known.match.is_unknown_B).mean() < 0.3
+    accepted = ~np.asarray(known.match.is_unknown_B)
     np.testing.assert_allclose(np.asarray(known.weight_BN).sum(1), accepted, atol=1e-6)
-    sure = known.certainty
-    assert (np.asarray(sure.nearest_B) == 1).all() and sure.foreign == 0.1
-    np.testing.assert_array_equal(np.asarray(sure.score_B) < np.asarray(sure.limit_B), ~accepted)
+    sure = known.match
+    assert (np.asarray(sure.nearest_B) == 1).all() and sure.unknown_share == 0.1
+    np.testing.assert_array_equal(np.asarray(sure.score_B) < np.asarray(sure.threshold_B), ~accepted)
 
 
 @pytest.mark.parametrize("method", GATES, ids=lambda method: method.kind)
@@ -81,9 +81,9 @@ def test_rt1_a_gate_without_thresholds_keeps_every_bit(model):
     far = samples(5)
     decision = AnchorGate().decide(memory, FrozenFeatures(far), LEARNED)
     np.testing.assert_array_equal(decision.weight_BN, gate(anchors_of(memory), far, LEARNED).weight_BN)
-    assert not np.asarray(decision.certainty.unknown_B).any()
+    assert not np.asarray(decision.match.is_unknown_B).any()
     nothing = GATES[0].decide(GATES[0].blank(3, model), FrozenFeatures(far), jnp.zeros(3, bool))
-    assert not np.asarray(nothing.certainty.unknown_B).any(), "nothing is learned: nothing is unknown"
+    assert not np.asarray(nothing.match.is_unknown_B).any(), "nothing is learned: nothing is unknown"
 
 
 def test_rt1_thresholds_are_archived_with_their_task_and_rt16_without_them_all_is_unknown(model):
@@ -96,7 +96,7 @@ def test_rt1_thresholds_are_archived_with_their_task_and_rt16_without_them_all_i
     old = learned(AnchorGate(), model)
     for task in range(2):
         back = method.from_archive(back, task, AnchorGate().to_archive(old, task))
-    assert np.asarray(method.decide(back, FrozenFeatures(samples(1)), LEARNED).certainty.unknown_B).all()
+    assert np.asarray(method.decide(back, FrozenFeatures(samples(1)), LEARNED).match.is_unknown_B).all()
 
 
 def test_rt1_thresholds_that_make_no_sense_are_refused():
@@ -124,13 +124,13 @@ def between(method, model):
 def test_rt2_two_tasks_nearly_tied_are_blended_or_left_to_the_base(model):
     hard = LocatorGate(by=NearestMean(), temperature=50.0)
     plain = between(hard, model)
-    scores, ahead = np.asarray(plain.score_BN)[:, :2], np.asarray(plain.certainty.ahead_B)
+    scores, ahead = np.asarray(plain.score_BN)[:, :2], np.asarray(plain.match.margin_B)
     np.testing.assert_allclose(ahead, abs(scores[:, 0] - scores[:, 1]), rtol=1e-5)
-    assert ahead[1] < 0.5 * min(ahead[0], ahead[2]) and not np.asarray(plain.certainty.tied_B).any()
+    assert ahead[1] < 0.5 * min(ahead[0], ahead[2]) and not np.asarray(plain.match.is_tied_B).any()
     tie = float(min(ahead[0], ahead[2])) / 2
     found = {policy: between(replace(hard, tie=tie, tied=policy), model) for policy in ("best", "blend", "base")}
     for decision in found.values():
-        np.testing.assert_array_equal(decision.certainty.tied_B, [False, True, False])
+        np.testing.assert_array_equal(decision.match.is_tied_B, [False, True, False])
         np.testing.assert_array_equal(decision.weight_BN[::2], [[1, 0, 0], [0, 1, 0]])
     np.testing.assert_array_equal(found["best"].weight_BN, plain.weight_BN)
     assert not np.asarray(found["base"].weight_BN[1]).any()
@@ -145,8 +145,8 @@ def test_rt2_two_tasks_nearly_tied_are_blended_or_left_to_the_base(model):
 
 def test_rt2_a_single_task_is_never_tied(model):
     method = GATES[0]
-    sure = method.decide(learned(method, model), FrozenFeatures(samples(0)), jnp.array([True, False, False])).certainty
-    assert np.isinf(sure.ahead_B).all() and not np.asarray(sure.tied_B).any()
+    sure = method.decide(learned(method, model), FrozenFeatures(samples(0)), jnp.array([True, False, False])).match
+    assert np.isinf(sure.margin_B).all() and not np.asarray(sure.is_tied_B).any()
 
 
 @pytest.mark.parametrize("method", GATES, ids=lambda method: method.kind)
@@ -154,22 +154,22 @@ def test_rt3_a_missing_picture_or_text_is_judged_by_a_threshold_of_its_own(metho
     memory = learned(method, model)
     blind, deaf = samples(1, seed=1, image=False), samples(1, seed=1, text=False)
     for lone, name in ((blind, READ_ALONE), (deaf, SEEN_ALONE)):
-        sure = method.decide(memory, FrozenFeatures(lone), LEARNED).certainty
-        np.testing.assert_array_equal(sure.limit_B, np.asarray(memory[name])[np.asarray(sure.nearest_B)])
-        assert np.asarray(sure.unknown_B).mean() < 0.4, name
+        sure = method.decide(memory, FrozenFeatures(lone), LEARNED).match
+        np.testing.assert_array_equal(sure.threshold_B, np.asarray(memory[name])[np.asarray(sure.nearest_B)])
+        assert np.asarray(sure.is_unknown_B).mean() < 0.4, name
         far = replace(lone, image_BE=samples(5).image_BE, text_BD=samples(5).text_BD)
-        assert np.asarray(method.decide(memory, FrozenFeatures(far), LEARNED).certainty.unknown_B).mean() > 0.6, name
+        assert np.asarray(method.decide(memory, FrozenFeatures(far), LEARNED).match.is_unknown_B).mean() > 0.6, name
     # The common threshold would have refused more of its own: pictures alone score lower.
-    sure = method.decide(memory, FrozenFeatures(deaf), LEARNED).certainty
+    sure = method.decide(memory, FrozenFeatures(deaf), LEARNED).match
     common = np.asarray(sure.score_B) < np.asarray(memory["threshold_N"])[1]
-    assert common.mean() > np.asarray(sure.unknown_B).mean() + 0.2
+    assert common.mean() > np.asarray(sure.is_unknown_B).mean() + 0.2
 
 
 @pytest.mark.parametrize("method", GATES, ids=lambda method: method.kind)
 def test_rt3_with_neither_picture_nor_text_an_input_is_unknown(method, model):
     nothing = samples(1, image=False, text=False)
     decision = method.decide(learned(method, model), FrozenFeatures(nothing), LEARNED)
-    assert np.asarray(decision.certainty.unknown_B).all() and not np.asarray(decision.weight_BN).any()
+    assert np.asarray(decision.match.is_unknown_B).all() and not np.asarray(decision.weight_BN).any()
 
 
 def test_rt3_a_task_without_pictures_has_no_threshold_for_pictures_alone(model):
@@ -177,9 +177,9 @@ def test_rt3_a_task_without_pictures_has_no_threshold_for_pictures_alone(model):
     memory = method.fit(method.blank(3, model), 0, FrozenFeatures(samples(0, image=False)), key=jax.random.key(0))
     assert memory[SEEN_ALONE][0] == UNREACHED and memory[READ_ALONE][0] < 1.001
     alone = jnp.array([True, False, False])
-    assert np.asarray(method.decide(memory, FrozenFeatures(samples(0, text=False)), alone).certainty.unknown_B).all()
-    told = method.decide(memory, FrozenFeatures(samples(0, image=False, seed=1)), alone).certainty
-    assert np.asarray(told.unknown_B).mean() < 0.4
+    assert np.asarray(method.decide(memory, FrozenFeatures(samples(0, text=False)), alone).match.is_unknown_B).all()
+    told = method.decide(memory, FrozenFeatures(samples(0, image=False, seed=1)), alone).match
+    assert np.asarray(told.is_unknown_B).mean() < 0.4
 
 
 @pytest.mark.parametrize("directions", [0, 4])
@@ -190,13 +190,13 @@ def test_rt1_what_fits_the_covariance_in_common_but_not_the_tasks_own_is_unknown
     for task, rows in enumerate((wide, narrow)):
         memory = method.fit(memory, task, FrozenFeatures(samples(0, 80), jnp.float32(rows)), key=jax.random.key(task))
     asked = FrozenFeatures(samples(0, 2), jnp.float32(np.stack([np.full(width, 2.0), np.full(width, 2.4)])))
-    sure = method.decide(memory, asked, LEARNED).certainty
+    sure = method.decide(memory, asked, LEARNED).match
     np.testing.assert_array_equal(sure.nearest_B, [1, 1])
-    np.testing.assert_array_equal(sure.unknown_B, [False, True])
+    np.testing.assert_array_equal(sure.is_unknown_B, [False, True])
     alone = method.by.scores(memory, asked.state_BD, jnp.array([False, True, False]))[:, 1]
     np.testing.assert_allclose(sure.score_B, alone, rtol=1e-6)
     in_common = method.by.scores(memory, asked.state_BD, LEARNED)[:, 1]
-    assert (np.asarray(in_common) > np.asarray(sure.limit_B)).all()
+    assert (np.asarray(in_common) > np.asarray(sure.threshold_B)).all()
 
 
 def test_rt3_a_state_of_the_base_is_judged_among_records_that_have_as_much(model):
@@ -216,7 +216,7 @@ def test_rt3_a_state_of_the_base_is_judged_among_records_that_have_as_much(model
     alone, states = jnp.array([True, False, False]), jnp.float32(rng.normal(0, 1, (120, width)))
 
     def refused(memory, pooled):
-        return np.asarray(method.decide(memory, FrozenFeatures(pooled, states), alone).certainty.unknown_B).mean()
+        return np.asarray(method.decide(memory, FrozenFeatures(pooled, states), alone).match.is_unknown_B).mean()
 
     assert refused(mixed, bare) < 0.3 and refused(mixed, both) > 0.9
     assert refused(pictured, bare) == 1.0, "no record of the task came without a picture"

@@ -17,7 +17,7 @@ from hidecmoe_jax.core.errors import ConfigError
 from hidecmoe_jax.locators import anchors as anchor
 from hidecmoe_jax.locators.anchors import ClipAnchors, anchors_of
 from hidecmoe_jax.methods.base import Decision, FrozenFeatures
-from hidecmoe_jax.methods.gates.unknown import THRESHOLDS, UNREACHED, blank_thresholds, certainty, fit_apart, limits_of
+from hidecmoe_jax.methods.gates.unknown import THRESHOLDS, UNREACHED, blank_thresholds, fit_apart, limits_of, match_of
 from hidecmoe_jax.models.llava import Model, Reading
 
 Memory = dict[str, Array]
@@ -111,8 +111,8 @@ class AnchorGate:
             mixing=self.mixing, temperature=self.temperature, legacy=self.legacy,
         )  # fmt: skip
         limits = None if self.foreign is None else limits_of(memory, seen.pooled)
-        sure = certainty(found.mixed_BN, learned_N, limits=limits, foreign=self.foreign)
-        return Decision(jnp.where(sure.unknown_B[:, None], 0.0, found.weight_BN), found.mixed_BN, sure)
+        sure = match_of(found.mixed_BN, learned_N, limits=limits, unknown_share=self.foreign)
+        return Decision(jnp.where(sure.is_unknown_B[:, None], 0.0, found.weight_BN), found.mixed_BN, sure)
 
     def to_archive(self, memory: Memory, task: int) -> Memory:
         """What is known of one task."""

@@ -19,7 +19,7 @@ from hidecmoe_jax.locators.neighbours import Neighbours
 from hidecmoe_jax.locators.vae import Vae
 from hidecmoe_jax.methods.base import Decision, FrozenFeatures
 from hidecmoe_jax.methods.gates.anchors import clip_widths, stored
-from hidecmoe_jax.methods.gates.unknown import blank_thresholds, certainty, fit_apart, limits_of
+from hidecmoe_jax.methods.gates.unknown import blank_thresholds, fit_apart, limits_of, match_of
 from hidecmoe_jax.models.llava import Model, Reading
 
 FIXED = ("mean_D", "std_D")  # a locator's standardisation: taken from the first task, the same for all
@@ -123,15 +123,15 @@ class LocatorGate:
             limits = limits_of(memory, seen.pooled)
             typical = self._typical(memory, seen, score_BN)
         tie = self.tie or 0.0
-        sure = certainty(score_BN, learned_N, typical_BN=typical, limits=limits, foreign=self.foreign, tie=tie)
+        sure = match_of(score_BN, learned_N, typical_BN=typical, limits=limits, unknown_share=self.foreign, tie=tie)
         hard = jax.nn.one_hot(jnp.argmax(score_BN, axis=-1), score_BN.shape[-1])
         weight = soft = jax.nn.softmax(jnp.where(learned_N[None], score_BN / self.temperature, -jnp.inf), axis=-1)
         if not self.soft:
             weight = hard
         if self.tie is not None:
             instead = {"blend": soft, "best": hard, "base": jnp.zeros_like(hard)}[self.tied]
-            weight = jnp.where(sure.tied_B[:, None], instead, weight)
-        weight = jnp.where(jnp.any(learned_N) & ~sure.unknown_B[:, None], weight, 0.0)
+            weight = jnp.where(sure.is_tied_B[:, None], instead, weight)
+        weight = jnp.where(jnp.any(learned_N) & ~sure.is_unknown_B[:, None], weight, 0.0)
         return Decision(weight, jnp.where(learned_N[None], score_BN, 0.0), sure)
 
     def to_archive(self, memory: dict[str, Array], task: int) -> dict[str, Array]:

@@ -1,11 +1,10 @@
-"""When not to believe a gate: thresholds from records it did not learn from, and how far the best task is ahead.
+"""Unknown-input detection: each task holds out a share of its records; a quantile of their scores is its threshold.
 
-Every gate has a nearest task, also for an input of none. A part of every task's records is kept apart from learning;
-what these score tells below which score an input is unknown. There are two more thresholds for inputs that have only a
-picture or only a text: scores of one modality alone have another level, and the common threshold would refuse or accept
-nearly all of them. A gate that looks at CLIP's features reads them from the same records with one of the two hidden;
-one that looks at a state of the base, which cannot be hidden in parts, from those records that lack one. What no
-record of a task was like is unknown to it.
+An input that scores below the threshold of its nearest task belongs to no known task. Inputs with only an image or only
+text have thresholds of their own: scores of one modality alone are on another level, and the common threshold would
+refuse or accept nearly all of them. A gate that scores CLIP's features calibrates these on the held-out records with
+one modality hidden; one that scores a state of the base, which cannot be hidden in parts, on the held-out records that
+lack one. Where no held-out record is of a kind, every input of that kind is unknown.
 """
 
 from __future__ import annotations
@@ -23,8 +22,10 @@ from hidecmoe_jax.locators.calibrate import threshold, unknown
 from hidecmoe_jax.locators.standard import LOWEST
 from hidecmoe_jax.methods.base import Match
 
-# A threshold that no score reaches: an input for which nothing could be calibrated is unknown, never near.
 UNREACHED = -LOWEST
+"""A threshold that no score reaches: an input for which nothing could be calibrated is unknown."""
+
+# Names of the thresholds in a gate's memory: of inputs with both modalities, with an image alone, with text alone.
 BOTH = "threshold_N"
 SEEN_ALONE = "threshold_seen_N"
 READ_ALONE = "threshold_read_N"
@@ -32,111 +33,126 @@ THRESHOLDS = (BOTH, SEEN_ALONE, READ_ALONE)
 
 
 def blank_thresholds(capacity: int, *, sides: bool) -> dict[str, Array]:
-    """Thresholds of no task; `sides` with those for inputs that lack a picture or a text."""
-    return {name: jnp.full((capacity,), LOWEST) for name in (THRESHOLDS if sides else (BOTH,))}
+    """Thresholds of no task; `sides` with those for inputs that lack an image or text."""
+    names = THRESHOLDS if sides else (BOTH,)
+    return {name: jnp.full((capacity,), LOWEST) for name in names}
 
 
 def fit_apart(
     by: Any,
     memory: dict[str, Array],
     task: int,
-    shown: Any,
+    features: Any,
     *,
     pooled: Pooled | None,
     foreign: float | None,
     share: float,
     key: Array,
 ) -> dict[str, Array]:
-    """Fits locator `by` to a task and writes the task's thresholds.
+    """Fits locator `by` to a task without a share of its records, and writes the task's thresholds from these.
 
     Args:
-      shown: what the locator looks at, a row per record.
-      pooled: of the same records, for what they have; the very `shown` of a gate that looks at it.
-      foreign: part of the held records that may lie below the thresholds; None as 0.
-      share: part of the records that are held: not learned from, and scored.
+      features: what the locator scores, a row per record.
+      pooled: CLIP's features of the same records, for the modalities they have; `features` itself where the gate scores
+        these.
+      foreign: part of the held-out records that may lie below the thresholds; None as 0.
+      share: part of the records that is held out.
     """
-    own_key, order_key = jax.random.split(key)
-    count = jax.tree.leaves(shown)[0].shape[0]
+    fit_key, order_key = jax.random.split(key)
+    count = jax.tree.leaves(features)[0].shape[0]
     order = np.asarray(jax.random.permutation(order_key, count))
-    apart = min(round(share * count), count - 1)
-    held, kept = (jax.tree.map(itemgetter(rows), shown) for rows in (order[:apart], order[apart:]))
-    fitted = by.fit(memory, task, kept, key=own_key)
-    if not apart:
+    held_out = min(round(share * count), count - 1)
+    held_rows = order[:held_out]
+    held = jax.tree.map(itemgetter(held_rows), features)
+    fitted_features = jax.tree.map(itemgetter(order[held_out:]), features)
+    fitted = by.fit(memory, task, fitted_features, key=fit_key)
+    if not held_out:
         return fitted
-    alone = jnp.arange(len(fitted[BOTH])) == task
     views = {BOTH: held}
-    if SEEN_ALONE in fitted and shown is pooled:
-        views |= _sides(held)
+    if SEEN_ALONE in fitted and features is pooled:
+        views |= _one_modality_hidden(held)
     elif SEEN_ALONE in fitted:
-        views = _kinds(held, jax.tree.map(itemgetter(order[:apart]), pooled))
-    limits = {name: UNREACHED for name in views}
+        views = _by_modality(held, jax.tree.map(itemgetter(held_rows), pooled))
+    # Scored as if the task were the only one, so that a threshold does not depend on the order of tasks.
+    only_task_N = jnp.arange(len(fitted[BOTH])) == task
     for name, view in views.items():
+        limit = UNREACHED
         if jax.tree.leaves(view)[0].shape[0]:
-            limits[name] = threshold(np.asarray(by.scores(fitted, view, alone))[:, task], foreign or 0.0)
-    return fitted | {name: fitted[name].at[task].set(limit) for name, limit in limits.items()}
+            scores_B = np.asarray(by.scores(fitted, view, only_task_N))[:, task]
+            limit = threshold(scores_B, foreign or 0.0)
+        fitted = fitted | {name: fitted[name].at[task].set(limit)}
+    return fitted
 
 
-def _sides(held: Pooled) -> dict[str, Pooled]:
-    """The held records that have a picture without their text, and those that have a text without their picture."""
-    seen = np.asarray(held.has_image_B)
-    read = np.asarray(held.has_text_B)
-    blind = {"has_image_B": jnp.zeros(int(read.sum()), bool)}
-    deaf = {"has_text_B": jnp.zeros(int(seen.sum()), bool)}
+def _one_modality_hidden(held: Pooled) -> dict[str, Pooled]:
+    """The held-out records that have an image without their text, and those that have text without their image."""
+    has_image = np.asarray(held.has_image_B)
+    has_text = np.asarray(held.has_text_B)
+    images = jax.tree.map(itemgetter(has_image), held)
+    texts = jax.tree.map(itemgetter(has_text), held)
     return {
-        SEEN_ALONE: jax.tree.map(itemgetter(seen), held).replace(**deaf),
-        READ_ALONE: jax.tree.map(itemgetter(read), held).replace(**blind),
+        SEEN_ALONE: images.replace(has_text_B=jnp.zeros(int(has_image.sum()), bool)),
+        READ_ALONE: texts.replace(has_image_B=jnp.zeros(int(has_text.sum()), bool)),
     }
 
 
-def _kinds(held: Array, pooled: Pooled) -> dict[str, Array]:
-    """The held records by what they have."""
-    seen = np.asarray(pooled.has_image_B)
-    read = np.asarray(pooled.has_text_B)
-    return {BOTH: held[seen & read], SEEN_ALONE: held[seen & ~read], READ_ALONE: held[read & ~seen]}
+def _by_modality(held: Array, pooled: Pooled) -> dict[str, Array]:
+    """The held-out records by the modalities they have."""
+    has_image = np.asarray(pooled.has_image_B)
+    has_text = np.asarray(pooled.has_text_B)
+    return {
+        BOTH: held[has_image & has_text],
+        SEEN_ALONE: held[has_image & ~has_text],
+        READ_ALONE: held[has_text & ~has_image],
+    }
 
 
 def limits_of(memory: dict[str, Array], pooled: Pooled) -> Array:
     """The threshold that every sample has to reach for every task, float32, [N] or [B, N].
 
-    A sample with neither picture nor text reaches none, where a gate looks at these.
+    A sample with neither image nor text reaches none, where the gate has thresholds for one modality.
     """
     if SEEN_ALONE not in memory:
         return memory[BOTH]
-    seen_B1 = pooled.has_image_B[:, None]
-    read_B1 = pooled.has_text_B[:, None]
-    alone = jnp.where(seen_B1, memory[SEEN_ALONE], jnp.where(read_B1, memory[READ_ALONE], UNREACHED))
-    return jnp.where(seen_B1 & read_B1, memory[BOTH], alone)
+    has_image_B1 = pooled.has_image_B[:, None]
+    has_text_B1 = pooled.has_text_B[:, None]
+    text_alone_BN = jnp.where(has_text_B1, memory[READ_ALONE], UNREACHED)
+    one_modality_BN = jnp.where(has_image_B1, memory[SEEN_ALONE], text_alone_BN)
+    return jnp.where(has_image_B1 & has_text_B1, memory[BOTH], one_modality_BN)
 
 
-def certainty(
+def match_of(
     score_BN: Array,
     learned_N: Array,
     *,
     typical_BN: Array | None = None,
     limits: Array | None = None,
-    foreign: float | None = None,
+    unknown_share: float | None = None,
     tie: float = 0.0,
 ) -> Match:
-    """How sure scores are; with nothing learned nothing is unknown, for there is nothing to be unlike to.
+    """The nearest task of each sample and how reliable it is. While nothing is learned, nothing is unknown.
 
     Args:
-      typical_BN: what is held against the limits, where that is not the score which tells tasks apart.
+      typical_BN: scores that are compared with the limits, where those are not `score_BN`.
       limits: as from `limits_of`; None calls nothing unknown.
-      tie: the best score must be so far above the second best.
+      unknown_share: part of a task's own inputs that the limits were calibrated to call unknown.
+      tie: the best score is nearly tied with the second best where it is less than this above it.
     """
-    among = jnp.where(learned_N[None], score_BN, -jnp.inf)
-    nearest_B = jnp.argmax(among, axis=-1).astype(jnp.int32)
-    best_B = jnp.max(among, axis=-1)
-    chosen_BN = jnp.arange(among.shape[-1]) == nearest_B[:, None]
-    second_B = jnp.max(jnp.where(chosen_BN, -jnp.inf, among), axis=-1)
-    ahead_B = jnp.where(jnp.sum(learned_N) > 1, best_B - second_B, jnp.inf)
+    among_BN = jnp.where(learned_N[None], score_BN, -jnp.inf)
+    nearest_B = jnp.argmax(among_BN, axis=-1).astype(jnp.int32)
+    best_B = jnp.max(among_BN, axis=-1)
+    is_nearest_BN = jnp.arange(among_BN.shape[-1]) == nearest_B[:, None]
+    second_B = jnp.max(jnp.where(is_nearest_BN, -jnp.inf, among_BN), axis=-1)
+    # With one task there is no second best: the difference would be infinite or NaN.
+    margin_B = jnp.where(jnp.sum(learned_N) > 1, best_B - second_B, jnp.inf)
     if typical_BN is not None:
-        among = jnp.where(chosen_BN & learned_N[None], typical_BN, -jnp.inf)
-        best_B = jnp.max(among, axis=-1)
+        among_BN = jnp.where(is_nearest_BN & learned_N[None], typical_BN, -jnp.inf)
+        best_B = jnp.max(among_BN, axis=-1)
     if limits is None:
-        limit_B = jnp.full_like(best_B, -jnp.inf)
-        unknown_B = jnp.zeros_like(best_B, bool)
+        threshold_B = jnp.full_like(best_B, -jnp.inf)
+        is_unknown_B = jnp.zeros_like(best_B, bool)
     else:
-        limit_B = jnp.take_along_axis(jnp.broadcast_to(limits, among.shape), nearest_B[:, None], axis=-1)[:, 0]
-        unknown_B = jnp.any(learned_N) & unknown(among, limits)
-    return Match(nearest_B, best_B, limit_B, ahead_B, unknown_B, ahead_B < tie, foreign)
+        limits_BN = jnp.broadcast_to(limits, among_BN.shape)
+        threshold_B = jnp.take_along_axis(limits_BN, nearest_B[:, None], axis=-1)[:, 0]
+        is_unknown_B = jnp.any(learned_N) & unknown(among_BN, limits)
+    return Match(nearest_B, best_B, threshold_B, margin_B, is_unknown_B, margin_B < tie, unknown_share)
