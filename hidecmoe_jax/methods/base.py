@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
 from flax import struct
 from jax import Array
 
@@ -264,13 +265,17 @@ class Method(Protocol):
         not be loaded: it must not contribute and must not be chosen. Only a method that `keeps_old_experts` is asked
         for that."""
 
+    def redirects(self, learner: Learner) -> dict[tuple[int, int], np.ndarray]:
+        """Rows of the bank in which a task is served from another task's slot, by (task, the other); by default none."""
+        return {}
+
     def is_gate_leaf(self, path: str) -> bool:
         """Whether a leaf of an archive's `memory` group belongs to the gate. By default those below `gate/`."""
         return path.startswith("gate/")
 
     def describe_experts(self) -> str:
         """Where the experts are and what is routed among them, for messages."""
-        return "only the method itself knows how its experts are routed"
+        return "its experts are of a kind of the method's own"
 
     @abstractmethod
     def sizes(self, model: Model, learner: Learner) -> dict[str, dict[str, int]]:

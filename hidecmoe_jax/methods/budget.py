@@ -1,9 +1,9 @@
-"""One budget for methods of different kinds: the rank at which their serving states are equally large.
+"""Equal budgets: the rank at which the serving states of different methods are equally large.
 
-What counts is everything beyond the base that answering needs: experts in owned slots, routers, what the locator
-knows, the tuned projector. All but the experts is given by the method, so the rank is the free knob; `alpha` stays, so
-that experts of any rank learn in steps of one size (arXiv 2106.09685, section 4.1; docs/crossings.md has the numbers).
-A mixture that grows by probes cannot know how much it will grow: its `probe.expects` says what to reckon with, and the
+Everything beyond the base that answering needs is counted: experts in owned slots, routers, the gate's arrays, the
+tuned projector. All but the experts follows from the method, so the rank is the free parameter; `alpha` stays, so that
+experts of any rank learn in steps of one size (arXiv 2106.09685, section 4.1; docs/crossings.md has the numbers).
+The growth of a mixture that probes is not known beforehand: `probe.expects` is the share that is reckoned with, and the
 report holds the forecast against what was stored in the end.
 """
 

@@ -29,9 +29,6 @@ class Editable(Protocol):
     def narrow_edit(self, learner: Learner, edit: Edit, since: int | None) -> Edit | None:
         """The edit restricted to layers in which the learner has something to edit; None where it has nothing."""
 
-    def merged_tasks(self, learner: Learner) -> set[int]:
-        """Tasks that are served from another task's slot."""
-
     def apply_edit(self, learner: Learner, edit: Edit, since: int | None) -> Learner:
         """The learner after the edit.
 

@@ -1,4 +1,4 @@
-"""Edits of a pool of experts that token routers choose from (`edit` says what they change)."""
+"""Edits of a pool of experts that token routers choose from (`edit` lists what they change)."""
 
 from __future__ import annotations
 

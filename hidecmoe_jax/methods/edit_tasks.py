@@ -1,4 +1,4 @@
-"""Edits of a method with one expert per task (`edit` says what they change)."""
+"""Edits of a method with one expert per task (`edit` lists what they change)."""
 
 from __future__ import annotations
 

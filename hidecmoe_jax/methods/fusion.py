@@ -29,7 +29,7 @@ def owners(bank: Bank) -> tuple[int, ...]:
 
 
 def archived(bank: Bank, task: int) -> dict[str, Array]:
-    """The factors of a task's own expert, flat, by place: a retired task owns nothing."""
+    """The factors of a task's own expert, flat. They are found by slot, so those of a retired task are zero."""
     return trees.flatten(pool.taken(bank, 1 + task, 2 + task).factors)
 
 
@@ -45,7 +45,7 @@ def planted(bank: Bank, bare: Bank, task: int, factors: dict[str, Array]) -> Ban
 
 @dataclass(frozen=True)
 class FusionRule:
-    """A fusion rule (HiDe-D1) and the weight of every task in it; no weights mean 1.0 each (HiDe-D2).
+    """A fusion rule and the weight of every task in it; no weights mean 1.0 each.
 
     `where` is the field that gives the weights, for errors.
     """

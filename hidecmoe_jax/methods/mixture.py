@@ -305,10 +305,6 @@ class Mixture(Method):
         """As `Editable`."""
         return edit_pool.edited(learner, edit)
 
-    def merged_tasks(self, learner: Learner) -> set[int]:
-        """No task is served from another's slots: routers reach merged experts by themselves."""
-        return set()
-
     @property
     def rank(self) -> int:
         """Rank of the experts."""

@@ -180,7 +180,7 @@ class Tune(PoolStage):
         return learner.replace(live={POOL: live}, routers={POOL: router})
 
     def _initial_experts(self, live: Bank, learner: Learner, lesson: int) -> Bank:
-        """New experts as `start` says, in the layers that the probe found to need them."""
+        """New experts initialised by the rule of `start`, in the layers that the probe expanded."""
         method = self.method
         memory = learner.memory
         past = learner.past[POOL]

@@ -76,10 +76,10 @@ class Routed(Method):
     Attributes:
       growth: an expert per task, one shared by all, or none (the base as it is).
       expand: layers that keep one expert per task: `last`, `all`, `none`, decoder layer numbers, or how to choose them.
-      fusion: how experts of the other layers become one (HiDe-D1).
-      eps: weight of every task in the fusion, in task order; empty means 1.0 each (HiDe-D2).
+      fusion: how experts of the other layers become one.
+      eps: weight of every task in the fusion, in task order; empty means 1.0 each.
       gate: how an input finds its experts in the expanded layers.
-      train_projector: whether the projector is tuned along, shared by all tasks (HiDe-D15).
+      train_projector: whether the projector is tuned along, shared by all tasks.
       union: learn all tasks of the stream at once.
     """
 
@@ -236,7 +236,8 @@ class Routed(Method):
         """Numbers of the tasks that have an expert, or were merged into another task's."""
         if LINEARS not in learner.past:
             return ()
-        return tuple(sorted({*owners(learner.past[LINEARS]), *self.merged_tasks(learner)}))
+        merged = {task for task, _ in self.redirects(learner)}
+        return tuple(sorted({*owners(learner.past[LINEARS]), *merged}))
 
     def fused_gains(self, bank: Bank, memory: RoutedMemory) -> np.ndarray:
         """Constant gains [L, S] of the layers that are not expanded; zero elsewhere."""
@@ -285,9 +286,9 @@ class Routed(Method):
         """As `Editable`."""
         return edit_tasks.edited(self, learner, edit, since)
 
-    def merged_tasks(self, learner: Learner) -> set[int]:
-        """Tasks that are served from another task's slot in some layer."""
-        return {task for task, _ in redirected(learner.memory.home)}
+    def redirects(self, learner: Learner) -> dict[tuple[int, int], np.ndarray]:
+        """Rows in which a task is served from another task's slot, after a merge."""
+        return redirected(learner.memory.home)
 
     @property
     def rank(self) -> int:

@@ -185,10 +185,6 @@ class Stacked(Wrapper):
         """As `Editable`: edits are made in the mixture's pool."""
         return self.inner.apply_edit(learner, edit, since)
 
-    def merged_tasks(self, learner: Learner) -> set[int]:
-        """As `Editable`."""
-        return self.inner.merged_tasks(learner)
-
     @property
     def rank(self) -> int:
         """Rank of the experts; an equal budget chooses the same for both parts."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from jax import Array
 
 from hidecmoe_jax.data.records import Record
@@ -80,6 +81,10 @@ class Wrapper(Method):
     def from_archive(self, model: Model, capacity: int, archive: Sequence[Archive | None]) -> Learner:
         """As the inner method."""
         return self.inner.from_archive(model, capacity, archive)
+
+    def redirects(self, learner: Learner) -> dict[tuple[int, int], np.ndarray]:
+        """As the inner method."""
+        return self.inner.redirects(learner)
 
     def is_gate_leaf(self, path: str) -> bool:
         """As the inner method."""

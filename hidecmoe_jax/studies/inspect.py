@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 
 from hidecmoe_jax.core import trees
-from hidecmoe_jax.methods.shared_slots import shared
 from hidecmoe_jax.runs.dead_experts import sentence
 from hidecmoe_jax.runs.edits import read
 from hidecmoe_jax.runs.finished import open_finished
@@ -51,7 +50,7 @@ def describe(run: str | Path) -> str:
         lines += [
             f"  task {task} is answered from the expert of task {home} in layers "
             + ", ".join(str(row + bank.first_layer) for row in rows)
-            for (task, home), rows in shared(learner.memory).items()
+            for (task, home), rows in config.method.redirects(learner).items()
         ]
     sizes = config.method.sizes(model, learner)
     lines += ["", f"base: {trees.count(model.params):,} parameters"]

@@ -53,7 +53,7 @@ def overlap(
             why=f"{method.name} has learned {len(kept)} lessons", remedy="give a run with experts for every task",
         )  # fmt: skip
     learner = finished.learner(kept)
-    learned, merged = method.learned(learner), method.merged_tasks(learner)
+    learned, merged = method.learned(learner), {task for task, _ in method.redirects(learner)}
     room = finished.config.slots_for(len(finished.tasks))
     told = None if method.traits.needs_task_name else _mixed(session, learner, learned, room, count=count)
     pairs = []

@@ -63,10 +63,13 @@ class Gate(Protocol):
 
 @dataclass(frozen=True)
 class AnchorGate:
-    """HiDe's gate: `mixing` weighs the image cosine, the rest is text. Defaults are the official values.
+    """HiDe's gate: cosines to the mean CLIP features of every task. Defaults are the official values.
 
     Attributes:
-      foreign: part of a task's own inputs that may be taken for unknown; None never calls anything unknown.
+      mixing: weight of the image cosine; the rest is that of the text cosine.
+      temperature: of the softmax over tasks.
+      legacy: the official code's gate, with one weight per batch.
+      foreign: part of a task's own inputs that may be taken for unknown; None calls nothing unknown.
       kept_apart: with `foreign`, part of a task's records that anchors leave out and thresholds are read from.
     """
 
@@ -91,36 +94,44 @@ class AnchorGate:
         room = ClipAnchors().blank(capacity, clip_widths(model))
         return room if self.foreign is None else room | blank_thresholds(capacity, sides=True)
 
-    def fit(self, memory: Memory, task: int, seen: FrozenFeatures, *, key: Array) -> Memory:
+    def fit(self, memory: Memory, task: int, features: FrozenFeatures, *, key: Array) -> Memory:
         """Adds the task's anchors; with `foreign`, which records are left out for the thresholds is random."""
         by = ClipAnchors(self.mixing)
         if self.foreign is None:
-            return by.fit(memory, task, seen.pooled, key=key)
+            return by.fit(memory, task, features.pooled, key=key)
         return fit_apart(
-            by, memory, task, seen.pooled, pooled=seen.pooled, foreign=self.foreign, share=self.kept_apart, key=key
+            by,
+            memory,
+            task,
+            features.pooled,
+            pooled=features.pooled,
+            foreign=self.foreign,
+            share=self.kept_apart,
+            key=key,
         )
 
-    def scores(self, memory: Memory, seen: FrozenFeatures, learned_N: Array) -> Array:
+    def scores(self, memory: Memory, features: FrozenFeatures, learned_N: Array) -> Array:
         """Mixed cosines, float32 [B, N]; -inf for tasks that are not learned."""
-        return ClipAnchors(self.mixing).scores(memory, seen.pooled, learned_N)
+        return ClipAnchors(self.mixing).scores(memory, features.pooled, learned_N)
 
-    def decide(self, memory: Memory, seen: FrozenFeatures, learned_N: Array) -> Decision:
+    def decide(self, memory: Memory, features: FrozenFeatures, learned_N: Array) -> Decision:
         """The softmax over learned tasks, and the mixed cosine it comes from; all zero for an unknown input."""
-        found = anchor.gate(
-            anchors_of(memory), seen.pooled, learned_N,
+        gated = anchor.gate(
+            anchors_of(memory), features.pooled, learned_N,
             mixing=self.mixing, temperature=self.temperature, legacy=self.legacy,
         )  # fmt: skip
-        limits = None if self.foreign is None else limits_of(memory, seen.pooled)
-        sure = match_of(found.mixed_BN, learned_N, limits=limits, unknown_share=self.foreign)
-        return Decision(jnp.where(sure.is_unknown_B[:, None], 0.0, found.weight_BN), found.mixed_BN, sure)
+        limits = None if self.foreign is None else limits_of(memory, features.pooled)
+        match = match_of(gated.mixed_BN, learned_N, limits=limits, unknown_share=self.foreign)
+        weight_BN = jnp.where(match.is_unknown_B[:, None], 0.0, gated.weight_BN)
+        return Decision(weight_BN, gated.mixed_BN, match)
 
     def to_archive(self, memory: Memory, task: int) -> Memory:
-        """What is known of one task."""
+        """Rows of one task."""
         return {name: leaf[task] for name, leaf in memory.items()}
 
-    def from_archive(self, memory: Memory, task: int, kept: Memory) -> Memory:
+    def from_archive(self, memory: Memory, task: int, archive: Memory) -> Memory:
         """The inverse of `to_archive`."""
-        return {name: leaf.at[task].set(stored(kept, name)) for name, leaf in memory.items()}
+        return {name: leaf.at[task].set(stored(archive, name)) for name, leaf in memory.items()}
 
     def size(self, model: Model) -> int:
         """Numbers stored per task."""
@@ -144,15 +155,15 @@ class NamedGate:
     unknown_settings: ClassVar[dict[str, float]] = {}
 
     def blank(self, capacity: int, model: Model) -> Memory:
-        """There is nothing to know."""
+        """Nothing is stored."""
         return {}
 
-    def fit(self, memory: Memory, task: int, seen: FrozenFeatures, *, key: Array) -> Memory:
-        """There is nothing to learn."""
+    def fit(self, memory: Memory, task: int, features: FrozenFeatures, *, key: Array) -> Memory:
+        """Nothing is stored."""
         return memory
 
-    def decide(self, memory: Memory, seen: FrozenFeatures, learned_N: Array) -> Decision:
-        """Raises ConfigError: nobody named the task."""
+    def decide(self, memory: Memory, features: FrozenFeatures, learned_N: Array) -> Decision:
+        """Raises ConfigError: the task was not named."""
         raise ConfigError(
             "this method needs the task's name", where="method", why="its gate is 'named'",
             remedy="evaluate it with the task named, or choose a gate that finds it, such as 'anchors'",
@@ -162,7 +173,7 @@ class NamedGate:
         """Nothing."""
         return {}
 
-    def from_archive(self, memory: Memory, task: int, kept: Memory) -> Memory:
+    def from_archive(self, memory: Memory, task: int, archive: Memory) -> Memory:
         """Nothing."""
         return memory
 
@@ -171,9 +182,9 @@ class NamedGate:
         return 0
 
 
-def stored(kept: Memory, name: str) -> Array | float:
-    """What was archived of a task; every input is unknown to a task that was archived without thresholds (RT16)."""
-    return kept.get(name, UNREACHED) if name in THRESHOLDS else kept[name]
+def stored(archive: Memory, name: str) -> Array | float:
+    """What was archived of a task; a threshold that was not archived is one that no score reaches."""
+    return archive.get(name, UNREACHED) if name in THRESHOLDS else archive[name]
 
 
 def clip_widths(model: Model) -> tuple[int, int]:

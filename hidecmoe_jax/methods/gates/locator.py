@@ -1,7 +1,7 @@
-"""How a method finds the task of an input: which locator, hard or soft, and when it says that it knows none.
+"""Gate by a locator: scores of the tasks, turned into hard or soft weights, and unknown-input detection.
 
-Locators look at a state of the frozen base (or at CLIP's features, for anchors); this part hands them what they need,
-keeps a few of every task's records apart to learn what scores its own inputs get, and turns scores into weights.
+A locator scores a state of the frozen base (or CLIP's features, for anchors). The gate selects those features, holds
+out a share of every task's records to calibrate its thresholds, and turns scores into weights.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ Locator = Vae | NearestMean | SharedGaussian | ClassGaussian | Neighbours | Clip
 
 @dataclass(frozen=True)
 class LocatorGate:
-    """A locator and what is made of its scores.
+    """A locator and the rule that turns its scores into weights.
 
     Attributes:
       by: the locator.
-      state: what it reads of the frozen base (anchors read CLIP instead).
+      state: the state of the frozen base that it scores (anchors score CLIP's features instead).
       soft: weigh all tasks by a softmax of their scores over `temperature`, instead of choosing one (CMoE-D26).
-      foreign: part of a task's own inputs that may be taken for unknown; None never calls anything unknown.
-      kept_apart: part of a task's records that the locator does not learn from and the threshold is read from.
-      tie: two tasks are nearly tied where the best score is less than this above the second; None never looks.
-      tied: who then answers: a `blend` of the tasks as with `soft`, the `best` all the same, or the `base` alone.
+      foreign: part of a task's own inputs that may be taken for unknown; None calls nothing unknown.
+      kept_apart: share of a task's records that is held out, to calibrate its threshold.
+      tie: two tasks are nearly tied where the best score is less than this above the second; None for no ties.
+      tied: the answer to a tied input: by a `blend` of the tasks as with `soft`, by the `best` one, or by the `base`.
     """
 
     kind: ClassVar[str] = "locator"
@@ -62,12 +62,12 @@ class LocatorGate:
 
     @property
     def mixes_tasks(self) -> bool:
-        """Whether several tasks may be heard at once."""
+        """Whether one sample may get weights of several tasks."""
         return self.soft or (self.tie is not None and self.tied == "blend")
 
     @property
     def reads(self) -> Reading | None:
-        """The state of the base that is looked at; anchors look at CLIP."""
+        """The state of the base that is scored; None for anchors, which score CLIP's features."""
         return None if self.by.kind == ClipAnchors.kind else self.state
 
     @property
@@ -80,68 +80,68 @@ class LocatorGate:
         """Settings of unknown-input detection, for exports."""
         return {"foreign": self.foreign, "kept_apart": self.kept_apart}
 
-    def _shown(self, seen: FrozenFeatures) -> Any:
-        return seen.pooled if self.reads is None else seen.state_BD
+    def _scored(self, features: FrozenFeatures) -> Any:
+        return features.pooled if self.reads is None else features.state_BD
 
     def _width(self, model: Model) -> Any:
         return clip_widths(model) if self.reads is None else model.config.width
 
     def blank(self, capacity: int, model: Model) -> dict[str, Array]:
-        """What is known of no task."""
+        """Memory with room for `capacity` tasks."""
         room = self.by.blank(capacity, self._width(model))
         # One-sided thresholds only where something is refused: archives of other runs keep their bytes.
         return room | blank_thresholds(capacity, sides=self.foreign is not None)
 
-    def fit(self, memory: dict[str, Array], task: int, seen: FrozenFeatures, *, key: Array) -> dict[str, Array]:
-        """Learns a task from what was seen of its records, and the score below which an input is foreign to it."""
+    def fit(self, memory: dict[str, Array], task: int, features: FrozenFeatures, *, key: Array) -> dict[str, Array]:
+        """Fits the locator to a task, and the score below which an input is unknown to the task."""
         return fit_apart(
-            self.by, memory, task, self._shown(seen),
-            pooled=seen.pooled, foreign=self.foreign, share=self.kept_apart, key=key,
+            self.by, memory, task, self._scored(features),
+            pooled=features.pooled, foreign=self.foreign, share=self.kept_apart, key=key,
         )  # fmt: skip
 
-    def scores(self, memory: dict[str, Array], seen: FrozenFeatures, learned_N: Array) -> Array:
-        """How near every task is, float32 [B, N]; -inf for tasks that are not learned."""
-        return self.by.scores(memory, self._shown(seen), learned_N)
+    def scores(self, memory: dict[str, Array], features: FrozenFeatures, learned_N: Array) -> Array:
+        """The locator's scores, float32 [B, N]; -inf for tasks that are not learned."""
+        return self.by.scores(memory, self._scored(features), learned_N)
 
-    def _typical(self, memory: dict[str, Array], seen: FrozenFeatures, score_BN: Array) -> Array:
-        """How near every task would be if nothing else were learned, float32 [B, N]: what thresholds are read from.
+    def _typical(self, memory: dict[str, Array], features: FrozenFeatures, score_BN: Array) -> Array:
+        """Scores of every task as if nothing else were learned, float32 [B, N], for the comparison with thresholds.
 
-        A covariance in common tells tasks apart, but is too wide or too narrow for each of them; by its own one, what
-        is like none of them is found far better (docs/unknown.md).
+        A covariance in common separates tasks, but is too wide or too narrow for each of them; with a task's own one,
+        unknown inputs are found far better (docs/unknown.md).
         """
         if not isinstance(self.by, SharedGaussian):
             return score_BN
         tasks = jnp.arange(score_BN.shape[-1])
-        return jax.lax.map(lambda task: self.scores(memory, seen, tasks == task)[:, task], tasks).T
+        return jax.lax.map(lambda task: self.scores(memory, features, tasks == task)[:, task], tasks).T
 
-    def decide(self, memory: dict[str, Array], seen: FrozenFeatures, learned_N: Array) -> Decision:
-        """One-hot on the nearest task, or soft weights; all zero where the nearest is too far to be believed."""
-        score_BN = self.scores(memory, seen, learned_N)
+    def decide(self, memory: dict[str, Array], features: FrozenFeatures, learned_N: Array) -> Decision:
+        """One-hot on the nearest task, or soft weights; all zero for an unknown input."""
+        score_BN = self.scores(memory, features, learned_N)
         limits = None
-        typical = None
+        typical_BN = None
         if self.foreign is not None:
-            limits = limits_of(memory, seen.pooled)
-            typical = self._typical(memory, seen, score_BN)
-        tie = self.tie or 0.0
-        sure = match_of(score_BN, learned_N, typical_BN=typical, limits=limits, unknown_share=self.foreign, tie=tie)
-        hard = jax.nn.one_hot(jnp.argmax(score_BN, axis=-1), score_BN.shape[-1])
-        weight = soft = jax.nn.softmax(jnp.where(learned_N[None], score_BN / self.temperature, -jnp.inf), axis=-1)
-        if not self.soft:
-            weight = hard
+            limits = limits_of(memory, features.pooled)
+            typical_BN = self._typical(memory, features, score_BN)
+        match = match_of(
+            score_BN, learned_N, typical_BN=typical_BN, limits=limits, unknown_share=self.foreign, tie=self.tie or 0.0
+        )
+        hard_BN = jax.nn.one_hot(jnp.argmax(score_BN, axis=-1), score_BN.shape[-1])
+        soft_BN = jax.nn.softmax(jnp.where(learned_N[None], score_BN / self.temperature, -jnp.inf), axis=-1)
+        weight_BN = soft_BN if self.soft else hard_BN
         if self.tie is not None:
-            instead = {"blend": soft, "best": hard, "base": jnp.zeros_like(hard)}[self.tied]
-            weight = jnp.where(sure.is_tied_B[:, None], instead, weight)
-        weight = jnp.where(jnp.any(learned_N) & ~sure.is_unknown_B[:, None], weight, 0.0)
-        return Decision(weight, jnp.where(learned_N[None], score_BN, 0.0), sure)
+            instead_BN = {"blend": soft_BN, "best": hard_BN, "base": jnp.zeros_like(hard_BN)}[self.tied]
+            weight_BN = jnp.where(match.is_tied_B[:, None], instead_BN, weight_BN)
+        weight_BN = jnp.where(jnp.any(learned_N) & ~match.is_unknown_B[:, None], weight_BN, 0.0)
+        return Decision(weight_BN, jnp.where(learned_N[None], score_BN, 0.0), match)
 
     def to_archive(self, memory: dict[str, Array], task: int) -> dict[str, Array]:
-        """What is known of one task, with the standardisation that all tasks share."""
+        """Rows of one task, with the standardisation that all tasks share."""
         return {name: leaf if name in FIXED else leaf[task] for name, leaf in memory.items()}
 
-    def from_archive(self, memory: dict[str, Array], task: int, kept: dict[str, Array]) -> dict[str, Array]:
+    def from_archive(self, memory: dict[str, Array], task: int, archive: dict[str, Array]) -> dict[str, Array]:
         """The inverse of `to_archive`."""
         return {
-            name: jnp.asarray(kept[name]) if name in FIXED else leaf.at[task].set(stored(kept, name))
+            name: jnp.asarray(archive[name]) if name in FIXED else leaf.at[task].set(stored(archive, name))
             for name, leaf in memory.items()
         }
 
