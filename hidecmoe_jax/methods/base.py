@@ -266,7 +266,7 @@ class Method(Protocol):
         for that."""
 
     def redirects(self, learner: Learner) -> dict[tuple[int, int], np.ndarray]:
-        """Rows of the bank in which a task is served from another task's slot, by (task, the other); by default none."""
+        """Rows in which a task is served from another task's slot, by (task, the other); by default none."""
         return {}
 
     def is_gate_leaf(self, path: str) -> bool:
