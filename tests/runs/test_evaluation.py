@@ -25,7 +25,7 @@ def world(request, tmp_path_factory):
     write = Engine.answer
 
     def counted(self, serving, inputs, decision, **given):
-        named = decision.certainty is None and decision.weight_BN.any()  # a task is chosen, and no gate has chosen it
+        named = decision.match is None and decision.weight_BN.any()  # a task is chosen, and no gate has chosen it
         asked.extend([record.id for record in inputs.records] if named else ())
         return write(self, serving, inputs, decision, **given)
 
