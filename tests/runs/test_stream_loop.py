@@ -154,7 +154,7 @@ def test_a_method_of_ones_own_is_named_in_the_config(world):
         "own_method:Gentel": "cannot import",
         "rooted": "unknown kind",
         "none_such:Gentle": "cannot import",
-        "collections:OrderedDict": "OrderedDict has no lora, gate, traits, gated, init",
+        "collections:OrderedDict": "OrderedDict has no lora, gate, traits, gated, gate_memory, init",
     }.items():
         with pytest.raises(ConfigError, match=message):
             from_mapping(mapping | {"method": {"kind": kind}})
