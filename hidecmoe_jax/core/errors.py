@@ -30,6 +30,7 @@ class HidecmoeError(Exception):
             lines.append(f"  why:   {why}")
         if remedy:
             lines.append(f"  do:    {remedy}")
+        # The parts are kept as attributes too, for callers that add to them.
         super().__init__("\n".join(lines))
 
 
@@ -78,6 +79,7 @@ class PreemptedError(HidecmoeError):
 def nearest(name: str, options: Iterable[str]) -> str:
     """Returns `did you mean 'x'? known: [...]` for an unknown name."""
     options = sorted(options)
+    # 0.5: suggests a little more readily than difflib's default of 0.6.
     close = difflib.get_close_matches(name, options, n=1, cutoff=0.5)
     hint = f"did you mean '{close[0]}'? " if close else ""
     return f"{hint}known: {', '.join(options)}"

@@ -36,6 +36,7 @@ def find_config(name: str | Path) -> Path:
       ConfigError: neither exists; names the nearest shipped config.
     """
     path = Path(name)
+    # A name that starts with `configs/` works from any folder, as it is written in the documentation.
     folder = configs_folder()
     is_shipped = path.parts[:1] == ("configs",)
     inner = path.relative_to("configs") if is_shipped else path

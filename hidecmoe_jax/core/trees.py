@@ -28,6 +28,7 @@ def flatten(tree: Tree) -> dict[str, Any]:
       CheckpointError: two leaves would share a path (a key with "/" beside a nested dict).
     """
     flat: dict[str, Any] = {}
+    # JAX sorts the keys of dicts, so the order does not depend on how a tree was made.
     for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         if name in flat:
@@ -74,8 +75,8 @@ def restore_into(template: Tree, flat: Mapping[str, Any]) -> Tree:
     wanted = flatten(template)
     missing = [path for path in wanted if path not in flat]
     left_over = [path for path in flat if path not in wanted]
-    complaints = [f"missing {path}" for path in missing]
-    complaints += [f"left over {path}" for path in left_over]
+    complaints = list(map("missing {}".format, missing))
+    complaints += map("left over {}".format, left_over)
     hint = ""
     # A renamed leaf is both missing and left over; the nearest name on the other side shows the renaming.
     if left_over:
@@ -102,6 +103,7 @@ def digests(tree: Tree) -> dict[str, str]:
 def digest(tree: Tree) -> str:
     """Returns one SHA-256 over the sorted `digests`; the order and kind of the containers do not matter."""
     total = hashlib.sha256()
+    # The length of the path keeps two different pairs from giving the same text.
     for path, value in sorted(digests(tree).items()):
         total.update(f"{len(path)}:{path}:{value}\n".encode())
     return total.hexdigest()

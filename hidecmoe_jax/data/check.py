@@ -65,6 +65,7 @@ class Report:
         lines += _first("problem  ", [f"{problem.file or 'stream'}: {problem}" for problem in self.problems])
         lines += _first("leak     ", self.leaks)
         verdict = "ok" if self.ok else f"refused: {len(self.problems)} problems, {len(self.leaks)} leaks"
+        # Also where the leaks are allowed: whoever reads the report should see that there are some.
         if self.leaks:
             verdict += f" ({self.allowed_leaks} leaks allowed)"
         return "\n".join([*lines, verdict])
@@ -183,6 +184,7 @@ def _length_problems(tasks: Iterable[Task], length: Callable[[Record], int], max
     problems = []
     for task in tasks:
         for record in task.train:
+            # A record that cannot be encoded is a problem of its own, and the check goes on.
             try:
                 tokens = length(record)
             except DataError as error:
@@ -199,8 +201,12 @@ Key = tuple[tuple[str, ...], str]
 
 def _key(record: Record, turn: Turn, digests: Mapping[str, str]) -> Key:
     """What makes two items equal: the contents of the pictures in order, and the question without markers."""
-    pictures = tuple(digests[path] for path in record.images)
-    return pictures, turn.question.replace(IMAGE, "").strip()
+    return _pictures(record, digests), turn.question.replace(IMAGE, "").strip()
+
+
+def _pictures(record: Record, digests: Mapping[str, str]) -> tuple[str, ...]:
+    """Digests of the record's pictures: two files with the same bytes are the same picture."""
+    return tuple(digests[path] for path in record.images)
 
 
 def _keys(record: Record, digests: Mapping[str, str]) -> list[Key]:
@@ -221,8 +227,9 @@ def _trained(tasks: Sequence[Task]) -> _Trained:
     for task in tasks:
         for record in task.train:
             for key in _keys(record, task.digests):
+                # The first item in the order of the stream names the leak, so the report is reproducible.
                 first.setdefault(key, (task.name, record.id))
-            pictures.update(task.digests[path] for path in record.images)
+            pictures.update(_pictures(record, task.digests))
     return _Trained(first, frozenset(pictures))
 
 
@@ -250,7 +257,8 @@ def _near_leaks(tasks: Sequence[Task], trained: _Trained) -> list[str]:
     for task in tasks:
         count = 0
         for record in task.test:
-            shows_known_picture = any(task.digests[path] in trained.pictures for path in record.images)
+            shows_known_picture = not trained.pictures.isdisjoint(_pictures(record, task.digests))
+            # An item that is a leak itself is reported as one already.
             if shows_known_picture and _leaked_from(record, task, trained) is None:
                 count += 1
         if count:

@@ -53,11 +53,15 @@ class RecordEncoder:
         Raises:
           DataError: more of the records are longer, all of them are, or `prompts.encode` refuses one.
         """
-        encoded = [self.conversation(record) for record in records]
-        fitting = [sample for sample in encoded if len(sample.tokens) <= max_length]
-        dropped = [sample for sample in encoded if len(sample.tokens) > max_length]
-        if len(dropped) > max_dropped * len(encoded) or not fitting:
-            raise _too_long(dropped, len(encoded), max_length, max_dropped)
+        fitting: list[Encoded] = []
+        dropped: list[Encoded] = []
+        for sample in map(self.conversation, records):
+            is_long = len(sample.tokens) > max_length
+            (dropped if is_long else fitting).append(sample)
+        count = len(fitting) + len(dropped)
+        # Dropping every record would leave nothing to train on, however many may be dropped.
+        if len(dropped) > max_dropped * count or not fitting:
+            raise _too_long(dropped, count, max_length, max_dropped)
         return fitting, [sample.id for sample in dropped]
 
     def questions(self, records: Iterable[Record], *, max_length: int) -> list[Encoded]:

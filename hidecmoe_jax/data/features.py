@@ -105,7 +105,7 @@ def _tower_outputs(
 
 def _texts(model: Model, tokenizer: Tokenizer, texts: Sequence[str], batch: int) -> tuple[np.ndarray, int]:
     """Pooled text states [N, D] of routing texts, and how many of them the tower's context cut."""
-    # Most records of a task ask the same few questions, so every distinct text runs through the tower once.
+    # Records of a task often share a question, so every distinct text runs through the tower once.
     distinct = sorted(set(texts))
     tower_tokenizer = tokenizer.text or tokenizer
     rows = []
@@ -144,6 +144,7 @@ def extract(
     """
     config = model.config
     paths, picture_NI = _pictures(records)
+    # Counted as float32, the largest dtype that patches have.
     bytes_of_patches = len(paths) * config.patches * config.patch_width * 4
     keep = bytes_of_patches / 2**30 <= budget_gib
     image_NE = np.zeros((len(records), config.pooled_widths[0]), np.float32)
@@ -151,9 +152,9 @@ def extract(
     if paths:
         patches, pooled_ME = _tower_outputs(model, paths, batch, keep=keep, progress=progress)
         image_NE = _mean_over_pictures(pooled_ME, picture_NI)
-    texts = [routing_text(record) for record in records]
+    texts = list(map(routing_text, records))
     text_ND, truncated = _texts(model, tokenizer, texts, batch)
-    has_text = np.array([bool(text) for text in texts])
+    has_text = np.array(list(map(bool, texts)))
     return Features(model, picture_NI, paths, patches, image_NE, text_ND, has_text, truncated, batch)
 
 
@@ -166,7 +167,8 @@ def _pictures(records: Sequence[Record]) -> tuple[tuple[str, ...], np.ndarray]:
     most = max(len(record.images) for record in records)
     picture_NI = np.full((len(records), most), -1, np.int32)
     for row, record in enumerate(records):
-        picture_NI[row, : len(record.images)] = [row_of[path] for path in record.images]
+        for position, path in enumerate(record.images):
+            picture_NI[row, position] = row_of[path]
     return tuple(row_of), picture_NI
 
 

@@ -179,6 +179,7 @@ def _checked_header(path: str | Path, image: Image.Image, limits: Limits) -> Hea
         (short < limits.min_side, f"{short} px on a side, at least {limits.min_side}"),
         (long > limits.max_aspect * max(short, 1), f"aspect {long}:{short}, at most {limits.max_aspect:g}:1"),
     )
+    # The first limit that is exceeded is reported.
     for refused, why in verdicts:
         if refused:
             raise DataError(
@@ -205,6 +206,7 @@ def _rgb(image: Image.Image, ground: tuple[int, ...]) -> Image.Image:
 
 def _square(image: Image.Image, size: int, ground: tuple[int, ...]) -> np.ndarray:
     """The picture scaled into the middle of a square; its short side is at least one pixel."""
+    # Scaled before it is padded: the other order needs memory for the square of the longest side.
     longest = max(image.size)
     width, height = (max(1, round(side * size / longest)) for side in image.size)
     small = image.resize((width, height), Image.Resampling.BICUBIC)

@@ -86,9 +86,11 @@ def parse_item(item: Any, source: str, home: Path, *, test: bool) -> tuple[Recor
 
 def _name(item: Mapping[str, Any]) -> tuple[str, list[str]]:
     """The item's id as text, and its problems."""
+    # LLaVA's training files use `id`, its evaluation files `question_id`.
     value = item.get("id", item.get("question_id"))
     if value is None:
         return "", [f"no 'id' (or 'question_id'); keys: {sorted(item)[:8]}"]
+    # A bool is an int in Python.
     if isinstance(value, bool) or not isinstance(value, str | int):
         return "", [f"the id must be text or an integer, found {kind(value)}"]
     name = str(value)
@@ -105,6 +107,7 @@ def _image_names(item: Mapping[str, Any]) -> tuple[list[str], list[str]]:
             if key in item:
                 return [], [f"key {key!r} is not read; did you mean 'image'?"]
         return [], []
+    # LLaVA writes one path; several pictures are a list.
     names = value if isinstance(value, list) else [value]
     if not names or not all(isinstance(name, str) and name for name in names):
         return [], [f"'image' must be a path or a list of paths, found {kind(value)}"]
@@ -208,6 +211,7 @@ def _test_turns(item: Mapping[str, Any], pictures: int) -> tuple[tuple[Turn, ...
     if problems:
         # The answer is usually one of the references, so its problems stand twice.
         return (), references, list(dict.fromkeys(problems))
+    # LLaVA's test files write no markers; training files do.
     question = text if IMAGE in text else f"{IMAGE}\n" * pictures + text
     return (Turn(question, answer),), references, []
 

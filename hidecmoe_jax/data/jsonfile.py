@@ -41,6 +41,7 @@ def read_text(path: Path) -> str:
     """Returns the text of a regular UTF-8 file; other encodings and archives are refused by name."""
     if not path.is_file():
         raise DataError(f"cannot read {path.name}", where=str(path), why=_why_no_file(path), remedy=_siblings(path))
+    # Bytes first: a decoder's error would not name an archive or another encoding.
     raw = path.read_bytes()
     for magic, name, remedy in _OTHER_FORMATS:
         if raw.startswith(magic):
@@ -112,6 +113,7 @@ def parse_json(text: str, path: Path) -> Any:
         return 0.0
 
     def integer(digits: str) -> int:
+        # 18 digits always fit 64 bits; other readers of the file would round longer numbers.
         if len(digits) > _INTEGER_DIGITS:
             refused.append(f"integer of {len(digits)} digits ({digits[:12]}...); at most {_INTEGER_DIGITS} are read")
             return 0

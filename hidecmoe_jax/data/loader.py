@@ -75,6 +75,7 @@ class Plan:
         if not 0 <= step < self.steps:
             raise IndexError(f"step {step} of a plan with {self.steps} steps")
         epoch, position = divmod(step, self.epoch_steps)
+        # The seed is a list, so neighbouring seeds and epochs do not share an order.
         order = np.random.default_rng([self.seed, epoch]).permutation(self.count)
         start = position * self.batch
         rows = order[start : start + self.batch]
@@ -133,6 +134,7 @@ def collate(
     where_BA = np.zeros((rows, answers), np.int32)
     answer_BA = np.full((rows, answers), pad, np.int32)
     answer_mask_BA = np.zeros((rows, answers), bool)
+    # One row is enough: all rows hold the same padding id here.
     check_ids(tokens_BT[:1], vocab, where="the padding id")
     for row, sample in enumerate(encoded):
         if sample is None:
@@ -152,6 +154,7 @@ def collate(
         assert np.array_equal(sample.labels[positions], sample.tokens[positions]), "labels are shifted against tokens"
         tokens_BT[row, :size] = sample.tokens
         mask_BT[row, :size] = True
+        # A causal model predicts a token from the hidden state before it.
         where_BA[row, :count] = positions - 1
         answer_BA[row, :count] = sample.labels[positions]
         answer_mask_BA[row, :count] = True
@@ -186,6 +189,7 @@ def read_images(
     Raises:
       DataError: `images.load` refuses a picture.
     """
+    # `pool.map` keeps the order of the paths, whichever picture is decoded first.
     pixels = np.empty((len(paths), size, size, 3), np.uint8)
     with ThreadPoolExecutor(max_workers=max(1, threads)) as pool:
         pictures = pool.map(lambda path: load(path, size, mean, limits=limits), paths)

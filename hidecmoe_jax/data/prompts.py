@@ -154,6 +154,7 @@ def _question(record: Record, number: int, tokenizer: Tokenizer, template: Templ
     """Tokens of turn `number` up to the place where its answer begins."""
     before = template.system if number == 0 else template.separator
     text = before + template.user + record.turns[number].question + template.assistant.rstrip(" ")
+    # The marker is split off before tokenisation, so only our own markers become image tokens.
     first, *others = text.split(IMAGE)
     tokens = tokenizer.encode(first)
     for piece in others:
@@ -164,6 +165,7 @@ def _question(record: Record, number: int, tokenizer: Tokenizer, template: Templ
 
 def _answer(record: Record, answer: str, tokenizer: Tokenizer, template: Template) -> list[int]:
     """Tokens of an answer and the end token."""
+    # The blanks that `_question` left out: they belong to the answer's first token.
     blank = template.assistant[len(template.assistant.rstrip(" ")) :]
     tokens = tokenizer.encode(blank + answer)
     decoded = tokenizer.decode(tokens)

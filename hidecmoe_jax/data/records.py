@@ -99,7 +99,7 @@ class BadRecords(DataError):
 
     def __init__(self, problems: list[Problem], path: Path, errors: str | None):
         self.problems = tuple(problems)
-        shown = [str(problem) for problem in problems[:SHOWN]]
+        shown = list(map(str, problems[:SHOWN]))
         if len(problems) > SHOWN:
             shown.append(f"... and {len(problems) - SHOWN} more")
         full = "`hidecmoe data check DIR` writes the full list" if errors is None else f"all are listed in {errors}"
@@ -167,6 +167,7 @@ def read_file(path: str | Path, root: str | Path, *, test: bool, policy: Policy 
             records.append(item.record)
     if problems and policy.errors is not None:
         write_problems(problems, policy.errors)
+    # Counted over all items of the file; a file without a good record is refused whatever is allowed.
     if bad > policy.max_bad * len(items) or not records:
         raise BadRecords(problems, path, policy.errors)
     return Contents(tuple(records), tuple(problems), bad, duplicates)
@@ -224,14 +225,17 @@ def _damage(records: Iterable[Record], policy: Policy) -> dict[str, str | None]:
     def problem_of(image: str) -> str | None:
         try:
             if policy.pictures == "decode":
-                load(image, 8, limits=policy.limits)
+                load(image, 8, limits=policy.limits)  # decodes every byte; the size of the result does not matter
             else:
                 inspect(image, policy.limits)
         except DataError as error:
             return f"{error.what}: {image}: {error.why}"
         return None
 
-    images = dict.fromkeys(image for record in records for image in record.images)
+    # A dict rather than a set: every picture once, in the order of the file.
+    images: dict[str, None] = {}
+    for record in records:
+        images |= dict.fromkeys(record.images)
     with ThreadPoolExecutor(max_workers=2) as pool:
         return dict(zip(images, pool.map(problem_of, images), strict=True))
 

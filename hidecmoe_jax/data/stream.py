@@ -213,13 +213,15 @@ def carve(records: tuple[Record, ...], fraction: float, salt: str) -> tuple[tupl
     groups: dict[tuple[str, ...], list[Record]] = {}
     for record in records:
         groups.setdefault(record.images or (record.id,), []).append(record)
+    # At least one group fits, however large the groups are.
     smallest = min(map(len, groups.values()))
     wanted = max(1, round(len(records) * fraction), smallest)
     carved_ids: set[str] = set()
+    # Sorted by hash, so that the split does not depend on the order of the file.
     for group in sorted(groups.values(), key=lambda group: _hash([salt, group[0].id])):
         if len(carved_ids) + len(group) <= wanted:
             carved_ids |= {record.id for record in group}
-    rest = tuple(record for record in records if record.id not in carved_ids)
+    rest = _with_ids(records, carved_ids, False)
     if not rest:
         raise DataError(
             f"too few training records to carve a {salt} split",
@@ -227,15 +229,19 @@ def carve(records: tuple[Record, ...], fraction: float, salt: str) -> tuple[tupl
             why=f"{len(records)} records of {len(groups)} pictures",
             remedy=f"add records, or give a {salt}.json",
         )
-    carved = tuple(record for record in records if record.id in carved_ids)
-    return rest, carved
+    return rest, _with_ids(records, carved_ids, True)
+
+
+def _with_ids(records: tuple[Record, ...], ids: set[str], inside: bool) -> tuple[Record, ...]:
+    """Records whose id is among `ids`, or those whose id is not, in their order."""
+    return tuple(record for record in records if (record.id in ids) == inside)
 
 
 def sample(records: tuple[Record, ...], count: int) -> tuple[Record, ...]:
     """Returns `count` records by a hash of ids, in file order; a larger count contains those of a smaller one."""
     ranked = sorted(records, key=lambda record: _hash(["limit", record.id]))
     selected = {record.id for record in ranked[:count]}
-    return tuple(record for record in records if record.id in selected)
+    return _with_ids(records, selected, True)
 
 
 def difference(before: Mapping[str, str], now: Mapping[str, str]) -> tuple[str, ...]:
@@ -260,7 +266,7 @@ def _splits(
         contents = read_file(path, root, test=split != "train", policy=policy)
         splits[split] = contents.records
         notes += [f"{split}: {text}" for text in _left_out(contents)]
-    # Test records are split off first, so that validation never takes from a given test file.
+    # Test first: it takes its fraction of all training records, validation of the rest.
     for split in ("test", "val"):
         if split not in splits:
             whole = len(splits["train"])
@@ -268,6 +274,7 @@ def _splits(
             count = len(splits[split])
             notes.append(f"{split}: {count} of {whole} training records, as there is no {split}.json")
     for split in splits:
+        # Limits apply after the split, so that a smaller run tests on a part of the same test records.
         limit = getattr(spec, f"limit_{split}")
         if limit is not None and limit < len(splits[split]):
             notes.append(f"{split}: {limit} of {len(splits[split])} records, by limit_{split}")
@@ -324,6 +331,7 @@ def _about(folder: Path) -> dict[str, str]:
 
 def _digests(paths: Iterable[str]) -> dict[str, str]:
     paths = list(paths)
+    # Hashing waits for the disk and runs outside the interpreter's lock, so threads help.
     with ThreadPoolExecutor(max_workers=2) as pool:
         return dict(zip(paths, pool.map(file_digest, paths), strict=True))
 
@@ -335,7 +343,9 @@ def _contents(
     root: Path,
 ) -> dict[str, str]:
     """Digests of everything a task was read from: files, the records of every split, pictures."""
-    contents = {f"{path.name} ({split} file)": file_digest(path) for split, path in files.items()}
+    contents = {}
+    for split, path in files.items():
+        contents[f"{path.name} ({split} file)"] = file_digest(path)
     for split, records in splits.items():
         contents[f"{split} records"] = _hash([record.id for record in records])
     # Names relative to the picture folder: a copied or moved data set keeps its fingerprint.

@@ -78,7 +78,8 @@ class Tokenizer:
         ids = _special_ids(backend, folder)
         added = backend.get_added_tokens_decoder()
         special = {token for token, entry in added.items() if entry.special}
-        special |= {token for token in ids.values() if token != NO_TOKEN}
+        # A token that is named but not marked as special is a control token all the same.
+        special |= set(ids.values()) - {NO_TOKEN}
         pieces = backend.encode("a", add_special_tokens=False).tokens
         prefixes = bool(pieces) and pieces[0].startswith("\u2581")
         text_folder = folder / TEXT_FOLDER

@@ -18,6 +18,7 @@ import yaml
 from hidecmoe_jax.core import strict
 from hidecmoe_jax.core.errors import CheckpointError, ConfigError
 from hidecmoe_jax.core.paths import find_config
+from hidecmoe_jax.core.yaml_text import read_yaml
 from hidecmoe_jax.data.prompts import Template
 from hidecmoe_jax.data.records import Policy
 from hidecmoe_jax.data.stream import TaskSpec
@@ -151,7 +152,7 @@ def load_config(source: str | Path, *, overrides: Iterable[str] = (), tasks: Ite
       ConfigError: no such file, unknown key, wrong type; names the file and the key.
     """
     path = find_config(source)
-    mapping = strict.override(strict.read_yaml(path), overrides)
+    mapping = strict.override(read_yaml(path), overrides)
     folders = [str(folder) for folder in tasks]
     if folders:
         kept = {key: value for key, value in mapping.get("stream", {}).items() if key not in ("pocket", "tasks")}
@@ -171,7 +172,7 @@ def config_of(run: str | Path) -> RunConfig:
             "this is no run", where=str(run), why=f"there is no {path.name}",
             remedy="give a folder made by `hidecmoe run`",
         )  # fmt: skip
-    return from_mapping(strict.read_yaml(path), str(path))
+    return from_mapping(read_yaml(path), str(path))
 
 
 def write_config(config: RunConfig, run: Path) -> None:

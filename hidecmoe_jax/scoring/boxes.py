@@ -19,6 +19,7 @@ _BOX = re.compile(r"\[" + ",".join([_DECIMAL] * 4) + r"\]")
 
 def parse_box(text: str) -> Box | None:
     """Returns the box in a text; None where there is none, more than one, or anything but four decimals."""
+    # Two boxes in one answer would let a model guess twice.
     boxes = _BOX.findall(text)
     if len(boxes) != 1:
         return None

@@ -83,6 +83,7 @@ def _letter(text: str) -> str | None:
 
 
 def _decimal(text: str) -> Decimal | None:
+    # Decimal rather than float: numbers of any length are compared exactly.
     text = text.strip().removesuffix(".")
     if not _NUMBER.fullmatch(text):
         return None
@@ -90,6 +91,7 @@ def _decimal(text: str) -> Decimal | None:
 
 
 def _readable(value, reference: str, *, rule: str):
+    """The value of a reference, or an error where the rule could not read it."""
     if value is None:
         raise DataError(
             f"The scorer '{rule}' cannot read a reference answer",

@@ -82,6 +82,7 @@ def mean_and_spread(rows: Sequence[Mapping[str, object]]) -> dict[str, dict[str,
     spread: dict[str, dict[str, float | int | None]] = {}
     for key in rows[0]:
         values = [row[key] for row in rows]
+        # Entries such as `missing` are no numbers and have no mean.
         if all(value is None or _is_number(value) for value in values):
             spread[key] = _spread(values)
     return spread
@@ -187,6 +188,7 @@ def _bwt_t_minus_1(r: _Cells) -> float:
 def _forgetting(r: _Cells) -> float:
     losses = []
     for task in _range(1, r.tasks - 1):
+        # Over the stages from the task's own to the last but one, as published.
         best = max(r.column(task, _range(task, r.tasks - 1)))
         losses.append(best - r(r.tasks, task))
     return statistics.fmean(losses)
@@ -230,6 +232,7 @@ def _check(matrix: Matrix) -> int:
 
 
 def _absent(value: object) -> bool:
+    # NaN comes from matrices that were read from numpy files.
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 

@@ -110,8 +110,8 @@ def _check_ids(predictions: Predictions, references: References) -> None:
             remedy="check test.json of this task with `hidecmoe data check`",
         )
     counts = f"{len(predictions)} predictions against {len(references)} references"
-    _refuse_ids("Predictions are missing", [name for name in references if name not in predictions], counts)
-    _refuse_ids("Predictions have no reference", [name for name in predictions if name not in references], counts)
+    _refuse_ids("Predictions are missing", _without(references, predictions), counts)
+    _refuse_ids("Predictions have no reference", _without(predictions, references), counts)
     for name, texts in references.items():
         # A plain string would be read as a tuple of characters, each of them a right answer.
         if not texts or isinstance(texts, str):
@@ -121,6 +121,10 @@ def _check_ids(predictions: Predictions, references: References) -> None:
                 why=f"found {texts!r}, expected a tuple of at least one string",
                 remedy="give the item an `answer` in test.json",
             )
+
+
+def _without(names: Iterable[str], known: Mapping[str, object]) -> list[str]:
+    return [name for name in names if name not in known]
 
 
 def _refuse_ids(title: str, names: list[str], counts: str) -> None:
@@ -146,6 +150,7 @@ def _marks(
     unread = 0
     for name, texts in references.items():
         mark = rule(predictions[name], texts)
+        # None counts as wrong: leaving it out would change the denominator.
         unread += mark is None
         marks[name] = 0.0 if mark is None else mark
     return marks, unread
@@ -176,6 +181,7 @@ def _boxwise(rule: Callable[[str, tuple[str, ...]], float | None]) -> Callable[[
 def _caption(predictions: Predictions, references: References) -> Score:
     answers = [predictions[name] for name in references]
     result = captions.caption6(answers, list(references.values()))
+    # A caption without a single word cannot be compared; it scores 0 and counts as unparsed.
     empty = sum(not captions.tokenize(answer) for answer in answers)
     return Score(
         value=result.value,

@@ -95,6 +95,7 @@ def write_store(folder: Path, groups: Mapping[str, Mapping[str, Any]], meta: Map
         crash_point("mid_save", folder.name)
         write_json(folder / META, {"arrays": describe(host), "meta": dict(meta)})
         write_manifest(folder)
+    # Orbax may write something else than it was given, so what counts is what can be read.
     read_store(folder)
 
 
@@ -155,7 +156,10 @@ def read_facts(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def describe(groups: Groups) -> dict[str, dict[str, dict[str, Any]]]:
     """Returns dtype, shape and SHA-256 of every array."""
-    return {group: {path: _entry(array) for path, array in flat.items()} for group, flat in groups.items()}
+    listed: dict[str, dict[str, dict[str, Any]]] = {}
+    for group, flat in groups.items():
+        listed[group] = {path: _entry(array) for path, array in flat.items()}
+    return listed
 
 
 def _entry(array: np.ndarray) -> dict[str, Any]:

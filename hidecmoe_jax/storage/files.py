@@ -32,12 +32,13 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Writes a file durably and atomically."""
-    part = path.with_name(path.name + ".part")
-    with open(part, "wb") as file:
+    # In the same folder, since a rename is atomic only within one file system.
+    partial = path.with_name(path.name + ".part")
+    with open(partial, "wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(part, path)
+    os.replace(partial, path)
     # Without this the content is durable but the new name may not be.
     sync_folder(path.parent)
 
@@ -126,6 +127,7 @@ def remove_inside(root: Path, path: Path) -> None:
             why=f"{links[0]} is a link",
             remedy="remove it by hand if it is yours",
         )
+    # `rmtree` unlinks symbolic links inside the folder and does not follow them.
     if path.is_dir():
         shutil.rmtree(path)
     elif path.exists():

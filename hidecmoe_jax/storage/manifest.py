@@ -28,6 +28,7 @@ def write_manifest(folder: Path) -> str:
       CheckpointError: the folder holds a symbolic link, whose target could change without a trace.
     """
     files = {}
+    # Everything is durable before the manifest exists: a crash in between leaves an unsealed folder.
     for name, path in _files(folder).items():
         with open(path, "rb") as file:
             os.fsync(file.fileno())
@@ -85,6 +86,7 @@ def _read(folder: Path, remedy: str) -> dict[str, Any]:
         manifest = read_json(path)
     except CheckpointError as error:
         raise CheckpointError(error.what, where=str(path), why=error.why, remedy=remedy) from error
+    # Before the digest: a newer version may compute it over other fields.
     version = manifest.get("format")
     if isinstance(version, int) and version > FORMAT:
         raise CheckpointError(

@@ -4,7 +4,7 @@ import pytest
 
 from hidecmoe_jax.core.errors import ConfigError
 from hidecmoe_jax.core.paths import configs_folder, find_config
-from hidecmoe_jax.core.strict import read_yaml
+from hidecmoe_jax.core.yaml_text import read_yaml
 
 SHIPPED = sorted(path.relative_to(configs_folder()).as_posix() for path in configs_folder().rglob("*.yaml"))
 

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hidecmoe_jax.core.errors import ConfigError
-from hidecmoe_jax.core.strict import ABSENT, build, difference, override, parse_yaml, plain, read_yaml
+from hidecmoe_jax.core.strict import ABSENT, build, difference, override, plain
+from hidecmoe_jax.core.yaml_text import parse_yaml, read_yaml
 
 
 @dataclasses.dataclass(frozen=True)

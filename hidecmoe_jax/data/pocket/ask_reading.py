@@ -7,13 +7,11 @@ import numpy as np
 from hidecmoe_jax.data.pocket.ask_base import (
     Turns,
     choose,
-    choose_things,
-    colours_of,
     lettered_options,
-    names_of,
+    shuffled,
     yes_no,
 )
-from hidecmoe_jax.data.pocket.picture import COLOURS, DIGITS, TEXTURES, UPPER, Picture
+from hidecmoe_jax.data.pocket.picture import COLOURS, DIGITS, TEXTURES, UPPER, Picture, colours_of, names_of, of_kind
 from hidecmoe_jax.data.pocket.words import NUMBERS, article, box, place, point, spell
 
 COLOUR_NAMES = list(COLOURS)
@@ -34,6 +32,7 @@ def read_character(picture: Picture, rng: np.random.Generator) -> Turns:
         if rng.random() < 0.3:
             extra = int(rng.integers(1, 6))
             yield f"What is this digit plus {extra}?", str(value + extra)
+    # Drawn whether it is used or not: the order of the draws decides all later questions.
     other = choose(rng, DIGITS if kind == "digit" else UPPER)
     guess = character if rng.random() < 0.5 else other
     yield f"Is this the {kind} {guess}?", yes_no(guess == character)
@@ -63,7 +62,7 @@ def read_word(picture: Picture, rng: np.random.Generator) -> Turns:
     yield "Give the box of the last character.", box(things[-1])
     guess = capitals[index] if rng.random() < 0.5 else choose(rng, UPPER)
     yield f"Is there the character {guess}?", yes_no(guess in capitals)
-    digits = [character for character in text if character.isdigit()]
+    digits = list(filter(str.isdigit, text))
     if len(digits) > 1:
         yield "Write the digits with dashes.", "-".join(digits)
         yield "Add the digits.", str(sum(map(int, digits)))
@@ -71,9 +70,10 @@ def read_word(picture: Picture, rng: np.random.Generator) -> Turns:
 
 def read_chart(picture: Picture, rng: np.random.Generator) -> Turns:
     """Bars: values, colours, the tallest and lowest, comparisons, lists and boxes."""
-    bars = [thing for thing in picture.things if thing.kind == "bar"]
+    bars = of_kind(picture.things, "bar")
     values = [bar.value or 0 for bar in bars]
     yield "How many bars are there?", str(len(bars))
+    # Two bars of equal height are asked about neither as the tallest nor as the lowest.
     highest = max(values)
     if values.count(highest) == 1:
         tallest = bars[values.index(highest)]
@@ -82,7 +82,7 @@ def read_chart(picture: Picture, rng: np.random.Generator) -> Turns:
     lowest = min(values)
     if values.count(lowest) == 1:
         yield "Which bar is the lowest?", bars[values.index(lowest)].name
-    for bar in choose_things(rng, bars, 2):
+    for bar in shuffled(rng, bars, 2):
         yield f"What is the value of {bar.name}?", str(bar.value)
         yield f"What colour is bar {bar.name}?", bar.colour
         if values.count(bar.value or 0) == 1:
@@ -90,7 +90,7 @@ def read_chart(picture: Picture, rng: np.random.Generator) -> Turns:
         yield f"Give the box of bar {bar.name}.", box(bar)
         options, letter = lettered_options(rng, bar.colour, COLOUR_NAMES)
         yield f"What colour is bar {bar.name}? {options}", letter
-    first, second = choose_things(rng, bars, 2)
+    first, second = shuffled(rng, bars, 2)
     difference = (first.value or 0) - (second.value or 0)
     if difference:
         taller = first if difference > 0 else second
@@ -106,7 +106,7 @@ def read_grid(picture: Picture, rng: np.random.Generator) -> Turns:
     """Coloured cells: single cells, rows, columns and counts."""
     cells = picture.extra["cells"]
     side = int(picture.extra["k"])
-    flat = sum(cells, [])
+    flat = sum(cells, [])  # all rows, one after the other
     row = int(rng.integers(side))
     column = int(rng.integers(side))
     colours_of_column = [colours[column] for colours in cells]
@@ -144,7 +144,7 @@ def read_lines(picture: Picture, rng: np.random.Generator) -> Turns:
     names = names_of(lines)
     colours = colours_of(lines)
     yield "How many lines are there?", str(len(lines))
-    for line in choose_things(rng, lines, 2):
+    for line in shuffled(rng, lines, 2):
         if names.count(line.name) == 1:
             yield f"What colour is the {line.name} line?", line.colour
             yield f"Give the box of the {line.name} line.", box(line)

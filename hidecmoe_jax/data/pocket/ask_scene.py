@@ -7,13 +7,11 @@ import numpy as np
 from hidecmoe_jax.data.pocket.ask_base import (
     Turns,
     choose,
-    choose_things,
-    colours_of,
     lettered_options,
-    names_of,
+    shuffled,
     yes_no,
 )
-from hidecmoe_jax.data.pocket.picture import COLOURS, SHAPES, UPPER, Picture, Thing
+from hidecmoe_jax.data.pocket.picture import COLOURS, SHAPES, UPPER, Picture, Thing, colours_of, names_of, of_kind
 from hidecmoe_jax.data.pocket.words import (
     NUMBERS,
     PLACES,
@@ -37,9 +35,9 @@ SURE = 0.08
 
 def describe_things(picture: Picture, rng: np.random.Generator) -> Turns:
     """Colour, name, size and place of single things."""
-    nouns = [noun(thing) for thing in picture.things]
+    nouns = list(map(noun, picture.things))
     colours = colours_of(picture.things)
-    for thing in choose_things(rng, picture.things, 3):
+    for thing in shuffled(rng, picture.things, 3):
         name = noun(thing)
         colour = thing.colour
         if nouns.count(name) == 1:
@@ -47,6 +45,7 @@ def describe_things(picture: Picture, rng: np.random.Generator) -> Turns:
             if rng.random() < 0.3:
                 options, letter = lettered_options(rng, colour, COLOUR_NAMES)
                 yield f"What colour is the {name}? {options}", letter
+        # A question is asked only where it has one answer.
         if colours.count(colour) == 1:
             yield f"What is {colour}?", name
             if rng.random() < 0.2 and thing.kind == "shape":
@@ -60,15 +59,15 @@ def describe_things(picture: Picture, rng: np.random.Generator) -> Turns:
 
 def locate_things(picture: Picture, rng: np.random.Generator) -> Turns:
     """Points, boxes, and which thing lies in a field of the picture."""
-    for thing in choose_things(rng, picture.things, 3):
+    for thing in shuffled(rng, picture.things, 3):
         phrase = unique(thing, picture.things)
         if phrase is None:
             continue
         yield f"Give the box of the {phrase}.", box(thing)
         if rng.random() < 0.4:
             yield f"Point to the {phrase}.", point(thing)
-    occupied = [place(thing) for thing in picture.things]
-    for thing in choose_things(rng, picture.things, 1):
+    occupied = list(map(place, picture.things))
+    for thing in shuffled(rng, picture.things, 1):
         field = place(thing)
         if occupied.count(field) == 1:
             yield f"What is {at(field)}?", article(coloured(thing))
@@ -80,7 +79,7 @@ def locate_things(picture: Picture, rng: np.random.Generator) -> Turns:
 
 def exist_things(picture: Picture, rng: np.random.Generator) -> Turns:
     """Whether there is such a thing; balanced between things of the picture and ones that differ in one property."""
-    shown = {coloured(thing) for thing in picture.things}
+    shown = set(map(coloured, picture.things))
     for _ in range(2):
         thing = picture.things[int(rng.integers(len(picture.things)))]
         if rng.random() < 0.5:
@@ -96,10 +95,11 @@ def exist_things(picture: Picture, rng: np.random.Generator) -> Turns:
 def relate_things(picture: Picture, rng: np.random.Generator) -> Turns:
     """Left, right, above and below of two things, and which of two is larger."""
     named: list[tuple[Thing, str]] = []
-    for thing in choose_things(rng, picture.things, 4):
+    for thing in shuffled(rng, picture.things, 4):
         phrase = unique(thing, picture.things)
         if phrase is not None:
             named.append((thing, phrase))
+    # Things without a description of their own cannot be compared.
     if len(named) < 2:
         return
     thing, first = named[0]
@@ -132,7 +132,7 @@ def count_things(picture: Picture, rng: np.random.Generator) -> Turns:
     of_colour = colours_of(things).count(colour)
     yield f"How many things are {colour}?", str(of_colour)
     yield f"How many things are not {colour}?", str(total - of_colour)
-    shapes = names_of([thing for thing in things if thing.kind == "shape"])
+    shapes = names_of(of_kind(things, "shape"))
     shape = choose(rng, SHAPES) if not shapes or rng.random() < 0.2 else choose(rng, shapes)
     of_shape = shapes.count(shape)
     shape_plural = plural(shape)
@@ -152,7 +152,7 @@ def count_things(picture: Picture, rng: np.random.Generator) -> Turns:
 
 def find_things(picture: Picture, rng: np.random.Generator) -> Turns:
     """Look-ups by a noun alone: colour, place, size and box of the only such thing, whether there is one, how many."""
-    names = [noun(thing) for thing in picture.things]
+    names = list(map(noun, picture.things))
     for thing, name in zip(picture.things, names, strict=True):
         if names.count(name) > 1:
             continue
@@ -161,6 +161,7 @@ def find_things(picture: Picture, rng: np.random.Generator) -> Turns:
         yield f"Is the {name} small or large?", thing.size
         if rng.random() < 0.6:
             yield f"Give the box of the {name}.", box(thing)
+    # Half of the questions name any shape, so that "no" and 0 are answers too.
     for _ in range(3):
         candidates = SHAPES if rng.random() < 0.5 else names
         name = choose(rng, candidates)
@@ -173,8 +174,8 @@ def plain_language(rng: np.random.Generator) -> Turns:
 
     Any pre-trained language model can do these; a decoder trained from random weights has to learn them first.
     """
-    plurals = tuple(plural(name) for name in SHAPES)
-    # Plurals stand twice: they are the words that tasks need most.
+    plurals = tuple(map(plural, SHAPES))
+    # Plurals are listed twice, which doubles their probability.
     word = choose(rng, (*SHAPES, *COLOURS, *plurals, *plurals))
     other = choose(rng, plurals)
     yield f"Repeat: {word}.", word
@@ -183,7 +184,7 @@ def plain_language(rng: np.random.Generator) -> Turns:
     right = choose(rng, vocabulary)
     options, letter = lettered_options(rng, right, vocabulary)
     yield f"Which option is {right}? {options}", letter
-    smaller, larger = sorted(int(number) for number in rng.integers(0, 7, size=2))
+    smaller, larger = sorted(rng.integers(0, 7, size=2).tolist())
     yield f"What is {larger} plus {smaller}?", str(smaller + larger)
     yield f"What is {larger} minus {smaller}?", str(larger - smaller)
     yield f"Write {smaller} in words.", NUMBERS[smaller]
@@ -196,7 +197,7 @@ def list_things(picture: Picture, rng: np.random.Generator) -> Turns:
         yield "List the things from left to right.", ", ".join(map(coloured, things))
     if rng.random() < 0.3:
         yield "Name the colours from left to right.", join(colours_of(things))
-    shapes = names_of([thing for thing in things if thing.kind == "shape"])
+    shapes = names_of(of_kind(things, "shape"))
     if shapes and rng.random() < 0.3:
         counts = []
         # The most frequent kind first, equal counts by the alphabet: the order has to follow from the picture.

@@ -25,6 +25,11 @@ def pick(rng: np.random.Generator, options: Sequence):
     return options[int(rng.random() * len(options))]
 
 
+def picks(rng: np.random.Generator, options: Sequence, count: int) -> list:
+    """Returns `count` independent picks; options may repeat."""
+    return [pick(rng, options) for _ in range(count)]
+
+
 def between(rng: np.random.Generator, low: float, high: float) -> float:
     """Returns a uniform float in [low, high)."""
     return low + (high - low) * rng.random()
@@ -42,7 +47,9 @@ def _visible_colours() -> dict[str, tuple[str, ...]]:
     """For every ground the names of the colours that are visible on it."""
     table = {}
     for ground, ground_rgb in COLOURS.items():
-        table[ground] = tuple(name for name, rgb in COLOURS.items() if _is_visible(rgb, ground_rgb))
+        # A colour is never visible on itself.
+        visible = [name for name, rgb in COLOURS.items() if _is_visible(rgb, ground_rgb)]
+        table[ground] = tuple(visible)
     return table
 
 
@@ -82,9 +89,13 @@ def ground_for(rng: np.random.Generator, ground: str, colours: Sequence[str]) ->
 
 def tint(rng: np.random.Generator, name: str) -> tuple[int, int, int]:
     """Returns the RGB value of a colour name, with a little jitter."""
+    # Plain Python is several times faster than numpy for three numbers.
     shifts = rng.normal(0, 7, 3).tolist()
-    channels = [channel + shift for channel, shift in zip(COLOURS[name], shifts, strict=False)]
-    return tuple(int(min(max(channel, 0), 255)) for channel in channels)
+    channels = []
+    for channel, shift in zip(COLOURS[name], shifts, strict=False):
+        shifted = min(max(channel + shift, 0), 255)
+        channels.append(int(shifted))
+    return tuple(channels)
 
 
 @lru_cache(maxsize=1)
@@ -105,25 +116,30 @@ def wear(image: Image.Image, rng: np.random.Generator, amount: float) -> np.ndar
 
     Returns uint8 [size, size, 3].
     """
-    blur, noise, light, contrast, coloured_noise = rng.random(5).tolist()
+    # Always five draws, whatever `amount` is.
+    blur, noise, light, fading, coloured_noise = rng.random(5).tolist()
     if blur < 0.18 * amount:
         image = image.filter(ImageFilter.GaussianBlur(between(rng, 0.4, 1.0)))
     pixels = np.asarray(image)
     has_noise = noise < 0.35 * amount
     has_light = light < 0.15 * amount
-    has_contrast = contrast < 0.2 * amount
+    has_contrast = fading < 0.2 * amount
     if not (has_noise or has_light or has_contrast):
         return pixels
     size = pixels.shape[0]
     worn = pixels.astype(np.float32)
     if has_noise:
-        y, x = (int(value * 3 * SIDE) for value in rng.random(2))
+        y, x = (rng.random(2) * 3 * SIDE).astype(int).tolist()
         channels = 3 if coloured_noise < 0.6 else 1
         grain = _grain()[y : y + size, x : x + size, :channels]
-        worn += grain * between(rng, 2, 22)
+        strength = between(rng, 2, 22)
+        worn += grain * strength
     if has_light:
         slope = rng.normal(0, 18, 2)
-        worn += (_ramp(size) * slope[:, None, None]).sum(0)[..., None]
+        gradient = (_ramp(size) * slope[:, None, None]).sum(0)
+        worn += gradient[..., None]
     if has_contrast:
-        worn = (worn - 128) * between(rng, 0.6, 1.05) + 128 + rng.normal(0, 10)
+        contrast = between(rng, 0.6, 1.05)
+        brightness = rng.normal(0, 10)
+        worn = (worn - 128) * contrast + 128 + brightness
     return np.clip(worn, 0, 255).astype(np.uint8)

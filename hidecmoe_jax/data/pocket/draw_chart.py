@@ -61,6 +61,7 @@ def chart(
     values = values or [1 + int(rng.random() * 9) for _ in range(count)]
     labels = labels or [UPPER[index] for index in rng.permutation(26)[:count]]
     ground = pick_ground(rng, ground or pick(rng, ("white", "white", "black", "gray")))
+    # Only a constraint on the colours can make another ground necessary.
     ground = ground_for(rng, ground, colours or ())
     visible = visible_on(ground)
     colours = colours or [visible[index % len(visible)] for index in rng.permutation(len(visible))[:count]]
@@ -69,6 +70,7 @@ def chart(
     image = Image.new("RGB", (size, size), tint(rng, ground))
     brush = ImageDraw.Draw(image)
     frame = _frame(rng, size, count)
+    # A gray axis would be invisible on a gray ground.
     axis = tint(rng, "gray" if ground != "gray" else "black")
     lettering = _lettering(rng, size, ground)
     if rng.random() < 0.3:
@@ -82,7 +84,7 @@ def chart(
         letters.append(_put_letter(image, size, frame, index, labels[index], lettering))
     if rng.random() < 0.7:
         brush.line((0, frame.floor, size, frame.floor), fill=axis)
-    extra = {"labels": list(labels), "values": [int(value) for value in values], "colours": list(colours)}
+    extra = {"labels": list(labels), "values": list(map(int, values)), "colours": list(colours)}
     return Picture(wear(image, rng, worn * 0.6), (*bars, *letters), ground, "chart", extra)
 
 
@@ -111,9 +113,16 @@ def _lettering(rng: np.random.Generator, size: int, ground: str) -> _Lettering:
 
 
 def _put_bar(
-    brush: ImageDraw.ImageDraw, rng: np.random.Generator, size: int, frame: _Frame, index: int, label: str, colour: str,
+    brush: ImageDraw.ImageDraw,
+    rng: np.random.Generator,
+    size: int,
+    frame: _Frame,
+    index: int,
+    label: str,
+    colour: str,
     value: int,
-) -> Thing:  # fmt: skip
+) -> Thing:
+    """Draws one bar and returns it."""
     middle = frame.centre(index)
     x0 = round(middle - frame.width / 2)
     y0 = round(frame.floor - value * frame.step)
@@ -126,8 +135,14 @@ def _put_bar(
 
 
 def _put_letter(
-    image: Image.Image, size: int, frame: _Frame, index: int, label: str, lettering: _Lettering
-) -> Thing:  # fmt: skip
+    image: Image.Image,
+    size: int,
+    frame: _Frame,
+    index: int,
+    label: str,
+    lettering: _Lettering,
+) -> Thing:
+    """Draws the letter under one bar, centred, and returns it."""
     width, top, _ = extent(label, lettering.font, lettering.points)
     boxes = paste_word(
         image,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image, ImageDraw
 
-from hidecmoe_jax.data.pocket.draw_base import between, pick, pick_ground, tint, visible_on, wear
-from hidecmoe_jax.data.pocket.draw_shapes import RADII, box_of, layout, put_shape
+from hidecmoe_jax.data.pocket.draw_base import between, pick, pick_ground, picks, tint, visible_on, wear
+from hidecmoe_jax.data.pocket.draw_shapes import box_of, layout, put_shape, random_radii, random_sizes
 from hidecmoe_jax.data.pocket.draw_text import kind_of
 from hidecmoe_jax.data.pocket.fonts import FONTS, glyph, paste_mask
 from hidecmoe_jax.data.pocket.picture import DIGITS, SHAPES, UPPER, Picture, Thing
@@ -33,8 +33,8 @@ def mixed(
     is_free = shapes is None and text is None
     if sign or (sign is None and is_free and rng.random() < 0.4):
         return _sign(rng, size, ground, text or alphabet, worn)
-    shapes = shapes or [pick(rng, SHAPES) for _ in range(1 + int(rng.random() * 2))]
-    text = text or "".join(pick(rng, alphabet) for _ in range(1 + int(rng.random() * 3)))
+    shapes = shapes or picks(rng, SHAPES, 1 + int(rng.random() * 2))
+    text = text or "".join(picks(rng, alphabet, 1 + int(rng.random() * 3)))
     sizes, radii, centres = _places(rng, size, shapes, text)
     paper = tint(rng, ground)
     image = Image.new("RGB", (2 * size, 2 * size), paper)
@@ -55,6 +55,7 @@ def mixed(
         font = pick(rng, FONTS)
         mask, _, _ = glyph(font, int(radii[index] * 1.9), letter)
         x, y = centres[index]
+        # A wide letter may be wider than the square its height was made for.
         left = min(max(round(x - mask.width / 2), 0), size - mask.width)
         top = min(max(round(y - mask.height / 2), 0), size - mask.height)
         box = paste_mask(image, tint(rng, colour), mask, left, top)
@@ -66,8 +67,8 @@ def _places(rng: np.random.Generator, size: int, shapes: list[str], text: str) -
     """Size names of the shapes, then radii and centres of shapes and characters that do not overlap."""
     unit = size / 56
     while True:
-        sizes = ["large" if rng.random() < 0.3 else "small" for _ in shapes]
-        radii = [between(rng, *RADII[name]) * unit for name in sizes]
+        sizes = random_sizes(rng, len(shapes), 0.3)
+        radii = random_radii(rng, sizes, size)
         radii += [between(rng, 6.5, 9) * unit for _ in text]
         centres = layout(rng, radii, size)
         if centres is not None:

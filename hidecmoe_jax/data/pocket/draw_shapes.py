@@ -76,6 +76,7 @@ def layout(rng: np.random.Generator, radii: list[float], size: int, gap: float =
                 return False
         return True
 
+    # Rejection sampling: a place is drawn again while it overlaps an earlier one.
     for radius in radii:
         for _ in range(30):
             x = between(rng, radius + 0.5, size - radius - 0.5)
@@ -88,14 +89,24 @@ def layout(rng: np.random.Generator, radii: list[float], size: int, gap: float =
     return [(x, y) for x, y, _ in placed]
 
 
+def random_sizes(rng: np.random.Generator, count: int, share_of_large: float) -> list[str]:
+    """Returns `count` size names, "large" with this probability."""
+    return ["large" if rng.random() < share_of_large else "small" for _ in range(count)]
+
+
+def random_radii(rng: np.random.Generator, sizes: Sequence[str], size: int) -> list[float]:
+    """Returns a half side in pixels for every size name, on a picture of `size` pixels."""
+    unit = size / 56
+    return [between(rng, *RADII[name]) * unit for name in sizes]
+
+
 def _fit(rng: np.random.Generator, sizes: list[str], size: int, *, fixed: bool) -> tuple[list[str], list[float], list]:
     """Returns sizes, radii and centres of things that fit on the picture.
 
     Unless the sizes are `fixed`, a large thing becomes small after every second attempt that failed.
     """
-    unit = size / 56
     for attempt in range(200):
-        radii = [between(rng, *RADII[name]) * unit for name in sizes]
+        radii = random_radii(rng, sizes, size)
         # The largest things are placed first, while there is room.
         order = sorted(range(len(sizes)), key=lambda index: -radii[index])
         centres = layout(rng, [radii[index] for index in order], size)
@@ -112,6 +123,7 @@ def _fit(rng: np.random.Generator, sizes: list[str], size: int, *, fixed: bool) 
 
 def box_of(x0: float, y0: float, x1: float, y1: float, size: int) -> Box:
     """Returns a box in pixels as fractions of the picture, clipped to [0, 1]."""
+    # A shape that was rotated or an outline's pen may reach over the edge.
     return tuple(min(max(value / size, 0.0), 1.0) for value in (x0, y0, x1, y1))
 
 
@@ -149,8 +161,9 @@ def scene(
     """
     count = _count(count, (shapes, colours, sizes), rng)
     ground = ground_for(rng, pick_ground(rng, ground), colours or ())
+    # Many large shapes would rarely fit.
     share_of_large = 0.65 if count <= 3 else 0.4
-    wanted = sizes or ["large" if rng.random() < share_of_large else "small" for _ in range(count)]
+    wanted = sizes or random_sizes(rng, count, share_of_large)
     wanted, radii, centres = _fit(rng, wanted, size, fixed=sizes is not None)
     paper = tint(rng, ground)
     image = Image.new("RGB", (2 * size, 2 * size), paper)
@@ -198,7 +211,8 @@ def _put_line(brush: ImageDraw.ImageDraw, rng: np.random.Generator, size: int, g
     y = between(rng, 2, size - 2 - abs(high)) - min(high, 0)
     end_x = x + wide
     end_y = y + high
-    ends = [value * 2 for value in (x, y, end_x, end_y)]
+    # The canvas is twice as large as the picture.
+    ends = (2 * x, 2 * y, 2 * end_x, 2 * end_y)
     brush.line(ends, fill=tint(rng, colour), width=round(2 * width))
     half = width / 2
     box = box_of(min(x, end_x) - half, min(y, end_y) - half, max(x, end_x) + half, max(y, end_y) + half, size)

@@ -22,7 +22,12 @@ def _spline(count: int) -> np.ndarray:
     for piece in range(count - 1):
         for u in np.linspace(0, 1, 5, endpoint=False):
             row = np.zeros(count)
-            weights = (-u + 2 * u**2 - u**3, 2 - 5 * u**2 + 3 * u**3, u + 4 * u**2 - 3 * u**3, u**3 - u**2)
+            weights = (
+                -u + 2 * u**2 - u**3,
+                2 - 5 * u**2 + 3 * u**3,
+                u + 4 * u**2 - 3 * u**3,
+                u**3 - u**2,
+            )
             for offset, weight in zip((-1, 0, 1, 2), weights, strict=False):
                 # The first and last point stand in for the neighbours that they lack.
                 neighbour = min(max(piece + offset, 0), count - 1)
@@ -61,7 +66,9 @@ def write(name: str, rng: np.random.Generator, *, canvas: int = 64, pen: float |
     turn = rng.normal(0, 0.09)
     cos = np.cos(turn)
     sin = np.sin(turn)
-    points = points @ np.array([[cos, sin], [slant * cos - sin, cos + slant * sin]])
+    # A rotation after a horizontal shear.
+    transform = np.array([[cos, sin], [slant * cos - sin, cos + slant * sin]])
+    points = points @ transform
     if pen is None:
         pen = 0.055 + 0.1 * rng.random()
     width = pen * canvas
@@ -81,8 +88,10 @@ def _shaken(way: tuple, rng: np.random.Generator) -> list[np.ndarray]:
     wobble = 0.012 + 0.03 * rng.random()
     lines = []
     for kind, control in way:
-        control = control + rng.normal(0, wobble, control.shape)
-        lines.append(_spline(len(control)) @ control if kind == CURVED else control)
+        line = control + rng.normal(0, wobble, control.shape)
+        if kind == CURVED:
+            line = _spline(len(line)) @ line
+        lines.append(line)
     return lines
 
 
@@ -109,4 +118,5 @@ def _put_stroke(brush: ImageDraw.ImageDraw, points_N2: np.ndarray, width: float)
 def scan(mask: Image.Image, cells: int) -> Image.Image:
     """Returns the share of ink in `cells` x `cells` blocks in 17 steps, as in scanned digit collections."""
     grey = np.asarray(mask.resize((cells, cells), Image.Resampling.BOX), np.float32)
-    return Image.fromarray((np.round(grey / 255 * 16) / 16 * 255).astype(np.uint8))
+    steps = np.round(grey / 255 * 16)
+    return Image.fromarray((steps / 16 * 255).astype(np.uint8))

@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from hidecmoe_jax.core.errors import DataError
-from hidecmoe_jax.data.pocket.draw_base import between, ground_for, pick, pick_ground, tint, visible_on, wear
+from hidecmoe_jax.data.pocket.draw_base import between, ground_for, pick, pick_ground, picks, tint, visible_on, wear
 from hidecmoe_jax.data.pocket.draw_shapes import box_of
 from hidecmoe_jax.data.pocket.draw_strokes import scan, write
 from hidecmoe_jax.data.pocket.fonts import FONTS, extent, glyph, paste_mask, paste_word
@@ -16,6 +16,7 @@ from hidecmoe_jax.data.pocket.skeletons import skeletons
 _RESAMPLING = (Image.Resampling.NEAREST, Image.Resampling.BOX, Image.Resampling.BILINEAR, Image.Resampling.BICUBIC)
 # Small letters that differ from their capitals in size alone (and l, which looks like I or 1) are not drawn alone.
 _AMBIGUOUS = frozenset("cosvwxzl")
+# Digits four times and capitals three times as often as small letters.
 _ALONE = tuple(DIGITS * 4 + UPPER * 3 + "".join(letter for letter in LOWER if letter not in _AMBIGUOUS))
 
 
@@ -39,9 +40,19 @@ def _tone(rng: np.random.Generator, ground: str | None, colour: str | None) -> t
 
 
 def _picture_of(
-    mask: Image.Image, rng: np.random.Generator, size: int, character: str, *, at: tuple[int, int], tone: tuple,
-    family: str, font: str, large: bool, worn: float, ink_share: float = 1.0
-) -> Picture:  # fmt: skip
+    mask: Image.Image,
+    rng: np.random.Generator,
+    size: int,
+    character: str,
+    *,
+    at: tuple[int, int],
+    tone: tuple[str, str],
+    family: str,
+    font: str,
+    large: bool,
+    worn: float,
+    ink_share: float = 1.0,
+) -> Picture:
     """A picture of one character's mask at (left, top).
 
     Args:
@@ -120,9 +131,7 @@ def character(
     mask = _printed(rng, size, text, font, large=large)
     at = _anywhere(rng, size, mask)
     tone = _tone(rng, ground, colour)
-    return _picture_of(
-        mask, rng, size, text, at=at, tone=tone, family="character", font=font, large=large, worn=worn
-    )  # fmt: skip
+    return _picture_of(mask, rng, size, text, at=at, tone=tone, family="character", font=font, large=large, worn=worn)
 
 
 def handwriting(
@@ -148,7 +157,7 @@ def handwriting(
     if text not in known:
         raise DataError(f"no handwriting for {text!r}", why=f"known: {''.join(known)}")
     look = look or pick(rng, ("scan", "scan", "coarse", "pen"))
-    # A few printed characters among the handwritten ones: scans of print and of handwriting look alike.
+    # One in eight is a printed character with the look of a scan.
     if rng.random() < 0.12:
         printed, _, _ = glyph(pick(rng, FONTS), 60, text)
         mask = _square(printed).resize((64, 64))
@@ -169,9 +178,18 @@ def handwriting(
     tone = _tone(rng, ground, colour)
     ink_share = between(rng, 0.75, 1.0)
     return _picture_of(
-        mask, rng, size, text, at=at, tone=tone, family="handwriting", font="hand", large=side > size / 2, worn=worn,
+        mask,
+        rng,
+        size,
+        text,
+        at=at,
+        tone=tone,
+        family="handwriting",
+        font="hand",
+        large=side > size / 2,
+        worn=worn,
         ink_share=ink_share,
-    )  # fmt: skip
+    )
 
 
 def word(
@@ -189,13 +207,13 @@ def word(
     """Draws 2-5 characters on a line, mostly capitals and digits, in one colour or now and then in several."""
     if text is None:
         letters = alphabet or pick(rng, (UPPER, UPPER, UPPER + DIGITS, DIGITS, LOWER))
-        text = "".join(pick(rng, letters) for _ in range(length or 2 + int(rng.random() * 4)))
+        text = "".join(picks(rng, letters, length or 2 + int(rng.random() * 4)))
     if any(letter not in GLYPHS for letter in text):
         raise DataError(f"cannot write {text!r}", why=f"drawn characters: {GLYPHS}")
     ground = ground_for(rng, pick_ground(rng, ground), (colour,) if colour is not None else ())
     is_motley = colour is None and rng.random() < 0.15
     main = colour or pick(rng, visible_on(ground))
-    colours = [pick(rng, visible_on(ground)) if is_motley else main for _ in text]
+    colours = picks(rng, visible_on(ground), len(text)) if is_motley else [main] * len(text)
     font = font or pick(rng, FONTS)
     spacing = between(rng, 0, 2.0)
     points = _fitting_points(text, font, int(between(rng, 13, 34)), spacing, size)
@@ -206,8 +224,15 @@ def word(
     # Letters of one word in one colour share one tint, as if printed at once.
     ink = [tint(rng, name) for name in colours] if is_motley else tint(rng, main)
     boxes = paste_word(
-        image, text, font=font, points=points, left=left, baseline=baseline, ink=ink, spacing=spacing
-    )  # fmt: skip
+        image,
+        text,
+        font=font,
+        points=points,
+        left=left,
+        baseline=baseline,
+        ink=ink,
+        spacing=spacing,
+    )
     size_name = "large" if points >= 20 else "small"
     things = []
     for letter, name, box in zip(text, colours, boxes, strict=False):

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from hidecmoe_jax.data.pocket.ask_base import shuffled
 from hidecmoe_jax.data.pocket.asks import ASKS
-from hidecmoe_jax.data.pocket.picture import LOWER, UPPER, Picture, Thing
+from hidecmoe_jax.data.pocket.picture import LOWER, UPPER, Picture, Thing, of_kind
 from hidecmoe_jax.data.pocket.words import (
     NUMBERS,
     article,
@@ -45,8 +46,7 @@ def _mention(thing: Thing, rng: np.random.Generator) -> str:
 
 
 def _things(picture: Picture, rng: np.random.Generator) -> str:
-    order = rng.permutation(len(picture.things))
-    things = [picture.things[index] for index in order]
+    things = shuffled(rng, picture.things)
     count = len(things)
     if not things:
         return f"an empty {picture.ground} picture"
@@ -99,7 +99,7 @@ def _word(picture: Picture, rng: np.random.Generator) -> str:
 
 
 def _chart(picture: Picture, rng: np.random.Generator) -> str:
-    bars = [thing for thing in picture.things if thing.kind == "bar"]
+    bars = of_kind(picture.things, "bar")
     coloured_bars = ", ".join(f"{bar.colour} {bar.name} {bar.value}" for bar in bars)
     form = int(rng.integers(3))
     if form == 0:
@@ -170,6 +170,4 @@ def questions(picture: Picture, rng: np.random.Generator, *, most: int = 8) -> l
         description = caption(picture, rng)
         request = _pick(rng, "What can you see?", "What is in the picture?", "Give a caption.")
         turns[request] = description
-    pairs = list(turns.items())
-    order = rng.permutation(len(pairs))[:most]
-    return [pairs[index] for index in order]
+    return shuffled(rng, list(turns.items()), most)

@@ -47,14 +47,18 @@ def _on_circle(angles: np.ndarray) -> np.ndarray:
 
 
 def _heart() -> np.ndarray:
+    """The usual heart curve, scaled and centred."""
     t = np.linspace(0, 2 * np.pi, 28, endpoint=False)
+    x = np.sin(t) ** 3 * 1.02
     y = -(13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t)) / 15
-    return np.stack([np.sin(t) ** 3 * 1.02, (y - 0.12)], 1)
+    return np.stack([x, y - 0.12], 1)
 
 
 def _moon() -> np.ndarray:
     """A crescent: most of the unit circle, and back along a smaller ellipse."""
     outer = _on_circle(np.linspace(0.9, 2 * np.pi - 0.9, 18))
     angles = np.linspace(2 * np.pi - 1.35, 1.35, 14)
-    inner = np.stack([0.52 + 0.75 * np.cos(angles), 0.82 * np.sin(angles)], 1)
+    inner_x = 0.52 + 0.75 * np.cos(angles)
+    inner_y = 0.82 * np.sin(angles)
+    inner = np.stack([inner_x, inner_y], 1)
     return np.concatenate([outer, inner]) + (0.15, 0)

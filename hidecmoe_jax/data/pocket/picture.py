@@ -7,6 +7,7 @@ things. The tables below are the whole visual vocabulary: all language about a p
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -108,3 +109,18 @@ class Picture:
     ground: str
     family: str
     extra: dict[str, Any] = field(default_factory=dict)
+
+
+def names_of(things: Sequence[Thing]) -> list[str]:
+    """Returns the names of things, in order."""
+    return [thing.name for thing in things]
+
+
+def colours_of(things: Sequence[Thing]) -> list[str]:
+    """Returns the colours of things, in order."""
+    return [thing.colour for thing in things]
+
+
+def of_kind(things: Sequence[Thing], kind: str) -> list[Thing]:
+    """Returns the things of one kind, in order."""
+    return [thing for thing in things if thing.kind == kind]

@@ -107,6 +107,7 @@ def skeletons() -> dict[str, tuple]:
         character, strokes = line.split(maxsplit=1)
         way = tuple(_stroke(text.split()) for text in strokes.split(";"))
         ways.setdefault(character, []).append(way)
+    # Tuples, because the cached value is shared by all callers.
     return {character: tuple(listed) for character, listed in ways.items()}
 
 
@@ -121,5 +122,6 @@ def _stroke(words: list[str]) -> tuple[str, np.ndarray]:
 def _arc(x: float, y: float, radius_x: float, radius_y: float, start: float, stop: float, count: float) -> np.ndarray:
     """Points [count, 2] of an elliptic arc around (x, y)."""
     angles = np.radians(np.linspace(start, stop, int(count)))
+    # One angle at a time: numpy's vectorised cosine may differ in the last bit from one processor to another.
     points = [(x + radius_x * np.cos(angle), y + radius_y * np.sin(angle)) for angle in angles]
     return np.array(points, np.float64)

@@ -18,9 +18,10 @@ from PIL import Image
 
 from hidecmoe_jax.core.errors import ConfigError
 from hidecmoe_jax.data.pocket import task_words
+from hidecmoe_jax.data.pocket.ask_base import shuffled
 from hidecmoe_jax.data.pocket.draw import draw
-from hidecmoe_jax.data.pocket.draw_base import between, pick, tint, visible_on, wear
-from hidecmoe_jax.data.pocket.picture import SHAPES, SIDE, UPPER, Thing
+from hidecmoe_jax.data.pocket.draw_base import between, pick, picks, tint, visible_on, wear
+from hidecmoe_jax.data.pocket.picture import SHAPES, SIDE, UPPER, Thing, colours_of, names_of
 from hidecmoe_jax.data.pocket.words import box, coloured, plural
 from hidecmoe_jax.data.real_images import handwritten_digits
 
@@ -80,9 +81,8 @@ def counting(rng: np.random.Generator) -> Item:
     total = 2 + int(rng.integers(5))
     wanted = int(rng.integers(0, min(total, 5) + 1))
     others = [name for name in SHAPES if name != shape]
-    shapes = [shape] * wanted + [pick(rng, others) for _ in range(total - wanted)]
-    shuffled = [shapes[index] for index in rng.permutation(total)]
-    picture = draw("scene", rng, shapes=shuffled)
+    shapes = [shape] * wanted + picks(rng, others, total - wanted)
+    picture = draw("scene", rng, shapes=shuffled(rng, shapes))
     question = _ask("counting", rng, what=plural(shape))
     return picture.pixels, question, (task_words.counting_answer(wanted, shape),)
 
@@ -98,12 +98,12 @@ def arithmetic(rng: np.random.Generator) -> Item:
         change = f"Add {more} small {shape if more == 1 else plural(shape)}."
         remaining = len(things) + more
     elif kind == 1:
-        colours = [thing.colour for thing in things]
+        colours = colours_of(things)
         colour = pick(rng, colours)
         change = f"Take away all {colour} things."
         remaining = len(things) - colours.count(colour)
     else:
-        shapes = [thing.name for thing in things]
+        shapes = names_of(things)
         shape = pick(rng, shapes)
         change = f"Take away all {plural(shape)}."
         remaining = len(things) - shapes.count(shape)
@@ -120,12 +120,13 @@ def charts(rng: np.random.Generator) -> Item:
     """Choose the colour of the highest or the lowest of four bars from their colours."""
     values = (1 + rng.permutation(9)[:4]).tolist()
     picture = draw("chart", rng, values=values)
-    colours = [bar.colour for bar in picture.things[:4]]
+    # The bars come first among the things, then their letters.
+    colours = colours_of(picture.things[:4])
     which = pick(rng, ("highest", "lowest"))
     extreme = max(values) if which == "highest" else min(values)
     right = colours[values.index(extreme)]
-    shuffled = [colours[index] for index in rng.permutation(4)]
-    question = _ask("charts", rng, which=which, options=task_words.options(shuffled))
+    options = task_words.options(shuffled(rng, colours))
+    question = _ask("charts", rng, which=which, options=options)
     return picture.pixels, question, (right,)
 
 
@@ -134,7 +135,7 @@ def grounding(rng: np.random.Generator) -> Item:
     count = 2 + int(rng.integers(3))
     picture = draw("scene", rng, count=count)
     # With two equal things the question would have two answers.
-    while len({coloured(thing) for thing in picture.things}) < count:
+    while len(set(map(coloured, picture.things))) < count:
         picture = draw("scene", rng, count=count)
     thing = pick(rng, picture.things)
     return picture.pixels, _ask("grounding", rng, what=coloured(thing)), (box(thing),)

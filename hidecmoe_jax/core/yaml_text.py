@@ -1,0 +1,91 @@
+"""YAML files and texts as plain values: safe types, no repeated keys, errors with the line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from hidecmoe_jax.core.errors import ConfigError
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """Returns the mapping in a YAML file.
+
+    Raises:
+      ConfigError: no such file, not UTF-8, bad YAML or a repeated key (with its line), or a value that is no mapping.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(
+            "the config file cannot be read", where=str(path), why=error.strerror, remedy="check the path"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            "the config file is not UTF-8 text", where=str(path), why=str(error), remedy="save it as UTF-8"
+        ) from error
+    value = parse_yaml(text, str(path))
+    if not isinstance(value, dict):
+        raise ConfigError(
+            "a config file must hold `key: value` lines",
+            where=str(path),
+            why=f"found {shown(value)}",
+            remedy="see configs/pocket for examples",
+        )
+    return value
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """Returns the value of one YAML document of plain types.
+
+    Args:
+      where: source of the text, for errors.
+
+    Raises:
+      ConfigError: bad YAML or a repeated key, with its line.
+    """
+    loader = None
+    try:
+        loader = _Loader(text)  # inside `try`: the reader refuses control characters here already
+        return loader.get_single_data()
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = f"{where}, line {mark.line + 1}" if mark else where
+        raise ConfigError(
+            "this is not valid YAML",
+            where=line,
+            why=error.problem,
+            remedy="check indentation, quotes and repeated keys on that line",
+        ) from error
+    except (yaml.YAMLError, ValueError) as error:
+        raise ConfigError("this is not valid YAML", where=where, why=str(error), remedy="quote the value") from error
+    finally:
+        if loader is not None:
+            loader.dispose()
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that refuses repeated keys; plain YAML takes the last one without an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        keys = set()
+        for key, _ in node.value:
+            # Merge keys (`<<`) may occur several times; other keys are scalars or refused later.
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if key.value in keys:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"key '{key.value}' is given twice", key.start_mark
+                    )
+                keys.add(key.value)
+        return super().construct_mapping(node, deep=deep)
+
+
+def shown(value: Any) -> str:
+    """Returns a value and its type for messages, at most about 120 characters."""
+    if value is None:
+        return "nothing (null)"
+    kind = type(value).__name__
+    text = f"{value!r} ({kind})"
+    return text if len(text) <= 120 else f"{text[:100]}... ({kind})"
