@@ -1,7 +1,7 @@
-"""Which experts of a lesson came to nothing: their update is zero after training, or no token chose them (TR7).
+"""Dead experts of a lesson: their update is zero after training, or no token chose them.
 
-Who was chosen is read from the training curve, so it costs nothing, and a lesson that was interrupted tells the same as
-one that was not. Only the second half of the steps counts: whom a young router tries out says little.
+Which experts were chosen is read from the training curve, so it costs nothing, and an interrupted lesson gives the same
+result as one that was not. Only the second half of the steps counts: an untrained router tries experts at random.
 """
 
 from __future__ import annotations
@@ -16,9 +16,11 @@ from hidecmoe_jax.experts.pool import POOL
 from hidecmoe_jax.experts.usage import dead, loudness
 from hidecmoe_jax.methods.base import Learner, Method
 
+SHOWN = 8  # dead experts that a message names
+
 
 def experts_of(method: Method, learner: Learner, number: int, lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The experts that lesson `number` has just planted, as facts for the ledger.
+    """The experts that lesson `number` has just added, as facts for the ledger.
 
     Args:
       learner: after the lesson.
@@ -28,36 +30,53 @@ def experts_of(method: Method, learner: Learner, number: int, lines: Sequence[di
       By family of experts: `norm` of the update and, where tokens choose, the number that `chose` each expert, by layer
       and expert (None where a layer has none), and `dead` as [layer, expert, why].
     """
-    trained = [stage.kind for stage in method.stages(number) if stage.trains]
-    own = [line for line in lines if line["at"][0] == number and line["stage"] == trained[-1]] if trained else []
-    loads = [line["load"] for line in own[len(own) // 2 :] if "load" in line]
-    found = {}
+    counts = _late_loads(method, number, lines)
+    isolated = method.traits.keeps_old_experts
+    # Beside a pool only its own experts are chosen by tokens.
+    routed_families = {POOL} if POOL in learner.past else set(learner.past)
+    facts = {}
     for family, bank in learner.past.items():
         owner_LS = np.asarray(bank.owner_LS)
-        mine_LS = owner_LS == number if method.traits.keeps_old_experts else owner_LS != EMPTY
+        mine_LS = owner_LS == number if isolated else owner_LS != EMPTY
         slots = np.flatnonzero(mine_LS.any(axis=0))
         if not len(slots):
             continue
         mine_LE = mine_LS[:, slots]
         norm_LE = np.where(mine_LE, loudness(bank)[:, slots], np.nan)
-        # Experts that train stand behind all places for old ones; what one method trains is the bank itself.
-        start = bank.slots if method.traits.keeps_old_experts else 0
-        chosen = loads and family == (POOL if POOL in learner.past else family)  # beside a pool nothing else is chosen
-        chose_LE = np.asarray(loads, np.int64)[:, :, start : start + len(slots)].sum(axis=0) if chosen else None
+        chose_LE = None
+        if counts and family in routed_families:
+            # Experts in training are counted behind all slots of old ones; what one method trains is the bank itself.
+            start = bank.slots if isolated else 0
+            chose_LE = np.asarray(counts, np.int64)[:, :, start : start + len(slots)].sum(axis=0)
         idle = [[layer + bank.first_layer, expert, why] for layer, expert, why in dead(norm_LE, chose_LE)]
-        found[family] = {"norm": _told(norm_LE.round(6), mine_LE), "dead": idle}
+        facts[family] = {"norm": _table(norm_LE.round(6), mine_LE), "dead": idle}
         if chose_LE is not None:
-            found[family]["chose"] = _told(chose_LE, mine_LE)
-    return found
+            facts[family]["chose"] = _table(chose_LE, mine_LE)
+    return facts
+
+
+def _late_loads(method: Method, number: int, lines: Sequence[dict[str, Any]]) -> list[Any]:
+    """Token counts by layer and slot of the second half of a lesson's last training stage."""
+    trained = [stage.kind for stage in method.stages(number) if stage.trains]
+    if not trained:
+        return []
+    steps = [line for line in lines if line["at"][0] == number and line["stage"] == trained[-1]]
+    return [line["load"] for line in steps[len(steps) // 2 :] if "load" in line]
 
 
 def sentence(experts: dict[str, Any]) -> str:
-    """The dead experts among the facts of a lesson in words; empty where all are alive."""
-    idle = [one for family in experts.values() for one in family["dead"]]
-    shown = ", ".join(f"layer {layer} expert {expert} ({why})" for layer, expert, why in idle[:8])
-    return f"{len(idle)} dead experts: {shown}{', ...' if len(idle) > 8 else ''}" if idle else ""
+    """The dead experts among the facts of a lesson in words; empty where there are none."""
+    idle = []
+    for family in experts.values():
+        idle += family["dead"]
+    if not idle:
+        return ""
+    shown = [f"layer {layer} expert {expert} ({why})" for layer, expert, why in idle[:SHOWN]]
+    if len(idle) > SHOWN:
+        shown.append("...")
+    return f"{len(idle)} dead experts: {', '.join(shown)}"
 
 
-def _told(values_LE: np.ndarray, there_LE: np.ndarray) -> list[list[float | int | None]]:
-    rows = zip(values_LE.tolist(), there_LE, strict=True)
-    return [[value if there else None for value, there in zip(*row, strict=True)] for row in rows]
+def _table(values_LE: np.ndarray, present_LE: np.ndarray) -> list[list[float | int | None]]:
+    """Values as plain numbers, None where a layer lacks the expert."""
+    return np.where(present_LE, values_LE.astype(object), None).tolist()

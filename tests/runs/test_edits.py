@@ -17,6 +17,7 @@ from hidecmoe_jax.experts.bank import EMPTY
 from hidecmoe_jax.runs import edits
 from hidecmoe_jax.runs.assistant import load
 from hidecmoe_jax.runs.config import config_of
+from hidecmoe_jax.runs.folder import RunFolder
 from hidecmoe_jax.runs.ledger import Ledger
 from hidecmoe_jax.runs.session import open_session
 from hidecmoe_jax.runs.stream_loop import add, learn, rollback
@@ -63,7 +64,7 @@ def test_a_trial_measures_every_task_and_leaves_the_seed_alone(world):
     run = copied(world, "trial")
     before = bytes_of(run / "seed_0")
     found = retire(run, "fish")
-    assert bytes_of(run / "seed_0") == before and not (run / edits.FILE).exists()
+    assert bytes_of(run / "seed_0") == before and not RunFolder(run).edits.exists()
     assert [(line["task"], line["count"]) for line in found["tasks"]] == [("birds", 1), ("fish", 1)]
     assert all(line["change"] == line["after"] - line["before"] for line in found["tasks"])
     assert found["stored"]["0"]["after"] < found["stored"]["0"]["before"]
@@ -82,7 +83,7 @@ def test_rt11_a_merge_that_hurts_is_a_candidate_and_not_committed(world):
     with pytest.raises(ConfigError, match="fish would fall by") as refused:
         merge(run, "birds", "fish", commit=True)
     assert refused.value.exit_code == 2 and "--allowed 100" in str(refused.value)
-    assert bytes_of(run / "seed_0") == before and not (run / edits.FILE).exists()
+    assert bytes_of(run / "seed_0") == before and not RunFolder(run).edits.exists()
     archived = outcome(run)["lessons"]
     assert merge(run, "birds", "fish", commit=True, allowed=100.0)["committed"]
     assert outcome(run)["lessons"] == archived, "the old experts are kept"
@@ -115,7 +116,7 @@ def test_a_commit_serves_and_is_measured_and_is_taken_back(world):
     assert outcome(run) == after
 
     restore(run)
-    assert outcome(run) == before and (owners(run) == old).all() and not (run / edits.FILE).exists()
+    assert outcome(run) == before and (owners(run) == old).all() and not RunFolder(run).edits.exists()
     with pytest.raises(ConfigError, match="no edit to take back"):
         restore(run)
 
@@ -131,9 +132,9 @@ def test_one_expert_of_a_task_is_retired_and_lists_of_before_are_still_read(worl
         retire(run, "birds", expert=2)
     with pytest.raises(ConfigError, match="by its number, from 0"):
         retire(run, "birds", expert=-1)
-    listed = json.loads((run / edits.FILE).read_text())
+    listed = json.loads(RunFolder(run).edits.read_text())
     assert listed["edits"][0]["edit"].pop("expert") == 1  # as versions wrote it that knew of whole tasks alone
-    (run / edits.FILE).write_text(json.dumps(listed))
+    RunFolder(run).edits.write_text(json.dumps(listed))
     (one,) = edits.read(run)
     assert one.edit == edits.Edit("retire", 0, layers=(0, 2))
     assert not (owners(run)[[0, 2]] == 0).any()

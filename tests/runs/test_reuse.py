@@ -12,6 +12,7 @@ from tiny import write_task
 
 from hidecmoe_jax.core.errors import CheckpointError
 from hidecmoe_jax.evaluate.answer import Answer
+from hidecmoe_jax.evaluate.engine import Engine
 from hidecmoe_jax.locators.gaussian import NearestMean
 from hidecmoe_jax.methods.gates.anchors import AnchorGate, NamedGate
 from hidecmoe_jax.methods.gates.locator import LocatorGate
@@ -21,9 +22,9 @@ from hidecmoe_jax.methods.routed import Routed
 from hidecmoe_jax.runs import evaluation
 from hidecmoe_jax.runs.folder import SeedFolder
 from hidecmoe_jax.runs.ledger import Ledger
-from hidecmoe_jax.runs.reuse import basis_of, choice, facts, taken
+from hidecmoe_jax.runs.reuse import cache_key, choice, known_answers, reusable_answers
 from hidecmoe_jax.runs.scores import Cells
-from hidecmoe_jax.runs.session import Session, open_session
+from hidecmoe_jax.runs.session import open_session
 from hidecmoe_jax.runs.stream_loop import add, learn
 from hidecmoe_jax.studies.edit_trial import restore, retire
 
@@ -85,18 +86,18 @@ def without_reuse(found):
 def worlds(tmp_path_factory):
     """`worlds(name)`: a config; its run with what it ended with; the same measured in full; ids that the first one
     wrote answers to."""
-    known, write = {}, Session.answers
+    known, write = {}, Engine.answer
 
     def made(name):
         root, written = tmp_path_factory.mktemp(name), []
         config = set_up(root, **LASTING[name])
 
-        def counted(self, serving, records, label, *, rows=None, **given):
-            written.extend(records[row].id for row in rows)
-            return write(self, serving, records, label, rows=rows, **given)
+        def counted(self, serving, inputs, decision, **given):
+            written.extend(record.id for record in inputs.records)
+            return write(self, serving, inputs, decision, **given)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(Session, "answers", counted)
+            patch.setattr(Engine, "answer", counted)
             run = learn(config, root / "run")
         full = measured(in_full(config), unmeasured(run, root / "full"))
         return config, run, outcome(run), full, written
@@ -284,14 +285,14 @@ def test_the_basis_tells_questions_settings_and_programs_apart(cmoe):
     wider = method.serve(session.model, method.init(session.model, 8))
     louder = replace(config, method=replace(method, lora=replace(method.lora, alpha=1.0)))
     found = [
-        basis_of(session, serving, task),
-        basis_of(session, wider, task),
-        basis_of(session, serving, replace(task, contents=dict(task.contents) | {"test": "other"})),
-        basis_of(replace(session, config=louder), serving, task),
-        basis_of(session, serving, session.stream.tasks[1]),
+        cache_key(session, serving, task),
+        cache_key(session, wider, task),
+        cache_key(session, serving, replace(task, contents=dict(task.contents) | {"test": "other"})),
+        cache_key(replace(session, config=louder), serving, task),
+        cache_key(session, serving, session.stream.tasks[1]),
     ]
-    assert len(set(found)) == len(found) and basis_of(session, serving, task) == found[0]
-    assert basis_of(replace(session, config=in_full(config)), serving, task) == found[0]
+    assert len(set(found)) == len(found) and cache_key(session, serving, task) == found[0]
+    assert cache_key(replace(session, config=in_full(config)), serving, task) == found[0]
 
 
 def test_a_method_whose_answers_change_takes_nothing_from_earlier_rows(tmp_path):
@@ -312,13 +313,13 @@ def test_an_answer_of_the_base_is_worth_more_than_a_refusal():
     kept = {"question_id": "q", "text": "an oak", "ended": True, "weights": {"a": 0.0}}
     refused = kept | {"text": "", "finding": {"refused": True}}
     for lines in ([kept, refused], [refused, kept]):
-        assert facts([(lines, {"a"})]) == {("q", ""): kept}
-    told = {line["text"]: facts([([line], {"a"})]) for line in (kept, refused)}
+        assert known_answers([(lines, {"a"})]) == {("q", ""): kept}
+    told = {line["text"]: known_answers([([line], {"a"})]) for line in (kept, refused)}
     tied = Answer("q", "", (0.0,), (0.0,), ended=False)
-    assert [one.text for one in taken([tied], told["an oak"], ["a"], {"a"})] == ["an oak"]
-    assert taken([tied], told[""], ["a"], {"a"}) == []
+    assert [one.text for one in reusable_answers([tied], told["an oak"], ["a"], {"a"})] == ["an oak"]
+    assert reusable_answers([tied], told[""], ["a"], {"a"}) == []
     for known in told.values():
-        again = taken([replace(tied, refused=True)], known, ["a"], {"a"})
+        again = reusable_answers([replace(tied, refused=True)], known, ["a"], {"a"})
         assert [(one.text, one.ended) for one in again] == [("", True)]
 
 
