@@ -1,8 +1,7 @@
-"""One seed of a run: learn what is not learned, evaluate what is not evaluated.
+"""One seed of a run: learn the lessons that are missing in the ledger, measure the rows that are missing.
 
-A lesson is learned from what the ledger holds of the earlier ones and from nothing else, so going on after a crash
-and going on after a finished lesson are the same path. Nothing here knows a method; everything done to experts is
-done by its hooks.
+A lesson starts from what the ledger holds of the earlier ones and from nothing else, so resuming after a crash and
+continuing after a finished lesson are one path. Everything that happens to experts is done by hooks of the method.
 """
 
 from __future__ import annotations
@@ -18,13 +17,13 @@ import numpy as np
 from hidecmoe_jax.core import trees
 from hidecmoe_jax.core.errors import CheckpointError
 from hidecmoe_jax.data.stream import Stream
-from hidecmoe_jax.methods.base import Learner, Serving
+from hidecmoe_jax.methods.base import Learner
 from hidecmoe_jax.runs.dead_experts import experts_of, sentence
 from hidecmoe_jax.runs.edits import read
-from hidecmoe_jax.runs.evaluation import evaluate_cell
-from hidecmoe_jax.runs.folder import CellsFolder, SeedFolder
+from hidecmoe_jax.runs.folder import SeedFolder
 from hidecmoe_jax.runs.ledger import Ledger
 from hidecmoe_jax.runs.progress import clear_checkpoints, stage_checkpoints, step_checkpoints
+from hidecmoe_jax.runs.rows import Rows
 from hidecmoe_jax.runs.scores import Curve
 from hidecmoe_jax.runs.session import Session, say
 from hidecmoe_jax.runs.watching import StageMonitor
@@ -74,7 +73,7 @@ def tune_of(tune: TrainConfig, stream: Stream, lesson: tuple[int, ...]) -> Train
 
 @dataclass(frozen=True)
 class SeedRun:
-    """One seed of an opened setting in its folder (which its run has locked)."""
+    """One seed of an opened run; its folder is locked by the run."""
 
     session: Session
     folder: SeedFolder
@@ -101,19 +100,20 @@ class SeedRun:
             say(f"capacity grows from {config.capacity} to {slots} experts; programs compile once more")
         self.ledger.clean()
         kept = self.ledger.archive()
-        self.evaluate(0, kept)
+        self.rows.evaluate(0, kept)
         for number, lesson in enumerate(self.lessons):
             if number >= len(kept):
                 self.learn(number, lesson, kept)
                 kept.append(self.ledger.load(number)[0])
                 clear_checkpoints(self.folder)
-            self.evaluate(number + 1, kept)
+            self.rows.evaluate(number + 1, kept)
         if config.evaluate.variants and self.seed == config.seeds[0]:
-            self.evaluate_variants(kept)
+            self.rows.evaluate_variants(kept)
 
-    def learner_after(self, archive: list) -> Learner:
-        """The learner after the archived lessons, with the run's edits."""
-        return self.session.learner_after(archive, self.folder.run.path)
+    @property
+    def rows(self) -> Rows:
+        """Measures rows of this seed."""
+        return Rows(self.session, self.folder, self.seed, self.stop, self.options.full_matrix)
 
     def learn(self, number: int, lesson: tuple[int, ...], kept: list) -> None:
         """Trains one lesson and commits it.
@@ -123,7 +123,7 @@ class SeedRun:
         """
         session, method = self.session, self.session.config.method
         name, start = lesson_name([task.name for task in session.stream.tasks], lesson), time.monotonic()
-        learner = self.learner_after(kept)
+        learner = self.rows.learner_after(kept)
         # An edit changes what was archived; what has to keep its bytes is then the edited learner that is gone on from.
         held = [method.to_archive(learner, task) for task in range(len(kept))] if read(self.folder.run.path) else kept
         setup, data = self._setup(number, lesson, name), data_of(session.stream, lesson)
@@ -208,83 +208,3 @@ class SeedRun:
                 why="the SHA-256 of its bytes is another one than before",
                 remedy="nothing was committed; mend the method",
             )  # fmt: skip
-
-    def wanted(self, row: int) -> tuple[int, ...]:
-        """Tasks a row is measured on: all in row 0, in the last, and on request; else as `evaluate.between` says."""
-        tasks, evaluate = tuple(range(len(self.session.stream.tasks))), self.session.config.evaluate
-        if row == 0:
-            return tasks if evaluate.zero_shot else ()
-        if self.options.full_matrix or row == len(self.lessons):
-            return tasks
-        if evaluate.between != "seen":
-            return self.lessons[row - 1] if evaluate.between == "own" else ()
-        seen = {task for lesson in self.lessons[:row] for task in lesson}
-        return tuple(task for task in tasks if task in seen or task == max(seen) + 1)
-
-    def evaluate(self, row: int, kept: list) -> None:
-        """Measures the missing cells of a row; learned tasks also with the task named, as `evaluate.named` says.
-
-        Raises:
-          PreemptedError: after a signal, between two cells.
-        """
-        method = self.session.config.method
-        serving = method.serve(self.session.model, self.learner_after(kept[:row]))
-        rows = {"none": (), "last": (len(self.lessons),), "all": range(1, len(self.lessons) + 1)}
-        reference = row in rows[self.session.config.evaluate.named] and row > 0
-        reference = reference and serving.bank is not None and not method.traits.needs_task_name
-        # An edit changes what a task's experts say, and with it what earlier rows were told.
-        edited = any(one.tasks <= row for one in read(self.folder.run.path))
-        reuse = self.session.config.evaluate.reuse and method.traits.answers_are_final and not edited
-        seen = {task for lesson in self.lessons[:row] for task in lesson}
-        for index in self.wanted(row):
-            self._cell(serving, row, index, named=method.traits.needs_task_name, reference=False, reuse=reuse)
-            if reference and index in seen:
-                self._cell(serving, row, index, named=True, reference=True, reuse=reuse)
-
-    def evaluate_without(self, row: int, kept: list, lost: tuple[str, ...]) -> CellsFolder:
-        """Measures a row without the lessons that were lost (None in `kept`), in a folder of its own; returns that."""
-        method = self.session.config.method
-        serving = method.serve(self.session.model, self.learner_after(kept[:row])).replace(missing=lost)
-        aside = self.folder.without(lost)
-        for index in self.wanted(row):
-            self._cell(serving, row, index, named=method.traits.needs_task_name, reference=False, folder=aside)
-        return aside
-
-    def evaluate_variants(self, kept: list) -> None:
-        """Measures the last row under every variant of the method, in folders of their own."""
-        config, own = self.session.config, self.session.config.method
-        for name, method in own.variants().items():
-            if method == own or not kept:
-                continue
-            session, aside = replace(self.session, config=replace(config, method=method)), self.folder.variant(name)
-            other = replace(self, session=session)
-            serving = method.serve(session.model, other.learner_after(kept))
-            for index in range(len(session.stream.tasks)):
-                other._cell(
-                    serving,
-                    len(self.lessons),
-                    index,
-                    named=method.traits.needs_task_name,
-                    reference=False,
-                    folder=aside,
-                )
-
-    def _cell(
-        self,
-        serving: Serving,
-        row: int,
-        index: int,
-        *,
-        named: bool,
-        reference: bool,
-        reuse: bool = False,
-        folder: CellsFolder | None = None,
-    ) -> None:
-        """Measures one cell, in `folder` where that is not the seed's own."""
-        task = self.session.stream.tasks[index]
-        evaluate_cell(
-            self.session, serving, folder or self.folder, row, task,
-            seed=self.seed, named=named, reference=reference, stop=self.stop, reuse=reuse,
-        )  # fmt: skip
-        if self.stop.requested:
-            self.stop.leave(f"row {row}, task {task.name}")

@@ -205,11 +205,11 @@ def evaluate_run(
             found = found.first(task)
             found.require(config.method, skip_missing=skip_missing)
             if found.lost:
-                aside = part.evaluate_without(len(found.kept), found.kept, tuple(found.lost))
+                aside = part.rows.evaluate_without(len(found.kept), found.kept, tuple(found.lost))
                 say(f"measured without {', '.join(found.lost)}: {aside.path}")
                 continue
             for row in range(len(found.kept) + 1) if task is None else (task,):
-                part.evaluate(row, found.kept)
+                part.rows.evaluate(row, found.kept)
         if lost:
             say(f"the report stays as it is, for tasks cannot be loaded: {'; '.join(lost.values())}")
         else:

@@ -75,6 +75,6 @@ def test_a_named_cell_that_was_cut_off_ends_with_the_same_bytes(world):
                     cells.write(row, name, cell)
         session = open_session(config)
         run = seed_run.SeedRun(session, SeedFolder(out / "seed_0"), 0, Options(resume=True), Stop())
-        run.evaluate(2, Ledger(out / "seed_0").archive())
+        run.rows.evaluate(2, Ledger(out / "seed_0").archive())
         assert path.read_bytes() == whole
         assert cells.read()[2]["birds (named)"] | {"seconds": 0} == before | {"seconds": 0}

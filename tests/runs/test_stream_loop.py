@@ -80,10 +80,10 @@ def test_ev8_a_cell_that_is_missing_is_null_and_no_headline_is_made_of_the_rest(
 def test_rows_between_the_first_and_the_last_are_measured_as_asked(world, between, measured):
     _, config, run = world
     session = open_session(replace(config, evaluate=replace(config.evaluate, between=between)))
-    rows = [SeedRun(session, SeedFolder(run / "seed_0"), 0, Options(), Stop()).wanted(row) for row in (0, 1, 2)]
+    rows = [SeedRun(session, SeedFolder(run / "seed_0"), 0, Options(), Stop()).rows.wanted(row) for row in (0, 1, 2)]
     assert rows == [(0, 1), measured, (0, 1)]
     whole = SeedRun(session, SeedFolder(run / "seed_0"), 0, Options(full_matrix=True), Stop())
-    assert whole.wanted(1) == (0, 1)
+    assert whole.rows.wanted(1) == (0, 1)
 
 
 def test_evaluating_again_measures_only_what_is_missing(world):

@@ -135,7 +135,7 @@ def serve(run: SeedRun, kept: list, size: Size, decide: Callable) -> dict[str, f
     """Seconds to find one sample's task and to answer one batch, always the first task's questions."""
     session, task = run.session, run.session.stream.tasks[0]
     records, label = session.test(task)[: size.asked], f"{task.name} asked"
-    serving = session.config.method.serve(session.model, run.learner_after(kept))
+    serving = session.config.method.serve(session.model, run.rows.learner_after(kept))
     engine, inputs = session.engine, session.engine.inputs(records, label)
     seen = inputs.frozen()
 
@@ -164,7 +164,7 @@ def learned(run: SeedRun, number: int, kept: list, size: Size, decide: Callable)
     kept.append(groups)
     lines = Curve(run.folder.metrics).read()
     steps = [line["seconds"] for line in lines if line["at"][0] == number and line["stage"] == "tune"]
-    stored = method.sizes(session.model, run.learner_after(kept))["stored"]
+    stored = method.sizes(session.model, run.rows.learner_after(kept))["stored"]
     return {
         "task": record.name,
         "shape": list(session.shapes[number]),

@@ -1,0 +1,130 @@
+"""Rows of the accuracy matrix of one seed: which cells a row has, and how each of them is measured.
+
+Row 0 is the base model, row k the run after k lessons. A row of a finished run can be measured at any time, because the
+learner is rebuilt from the archive.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import partial
+
+from hidecmoe_jax.methods.base import Learner, Serving
+from hidecmoe_jax.runs.edits import read
+from hidecmoe_jax.runs.evaluation import evaluate_cell
+from hidecmoe_jax.runs.folder import CellsFolder, SeedFolder
+from hidecmoe_jax.runs.session import Session
+from hidecmoe_jax.storage.arrays import Groups
+from hidecmoe_jax.storage.signals import Stop
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Measures rows of one seed.
+
+    Attributes:
+      full_matrix: every row is measured on every task.
+      stop: checked between two cells.
+    """
+
+    session: Session
+    folder: SeedFolder
+    seed: int
+    stop: Stop
+    full_matrix: bool = False
+
+    def learner_after(self, archive: list[Groups | None]) -> Learner:
+        """The learner after the archived lessons, with the run's edits."""
+        return self.session.learner_after(archive, self.folder.run.path)
+
+    def wanted(self, row: int) -> tuple[int, ...]:
+        """Tasks a row is measured on: all in row 0, in the last, and on request; else as `evaluate.between` says."""
+        evaluate, lessons = self.session.config.evaluate, self.session.lessons
+        tasks = tuple(range(len(self.session.stream.tasks)))
+        if row == 0:
+            return tasks if evaluate.zero_shot else ()
+        if self.full_matrix or row == len(lessons):
+            return tasks
+        if evaluate.between == "own":
+            return lessons[row - 1]
+        if evaluate.between == "none":
+            return ()
+        learned = self._learned(row)
+        # The next task shows what the run does with a task before it is learned (forward transfer).
+        return tuple(task for task in tasks if task in learned or task == max(learned) + 1)
+
+    def _learned(self, row: int) -> set[int]:
+        """Numbers of the tasks that are learned in a row."""
+        learned: set[int] = set()
+        for lesson in self.session.lessons[:row]:
+            learned.update(lesson)
+        return learned
+
+    def evaluate(self, row: int, archive: list[Groups | None]) -> None:
+        """Measures the missing cells of a row; learned tasks also with the task named, as `evaluate.named` says.
+
+        Raises:
+          PreemptedError: after a signal, between two cells.
+        """
+        evaluate, method = self.session.config.evaluate, self.session.config.method
+        serving = method.serve(self.session.model, self.learner_after(archive[:row]))
+        named = method.traits.needs_task_name
+        reference = serving.bank is not None and not named and self._has_reference(row)
+        # An edit changes the experts of a task, so answers of earlier rows no longer hold.
+        edited = any(committed.tasks <= row for committed in read(self.folder.run.path))
+        reuse = evaluate.reuse and method.traits.answers_are_final and not edited
+        learned = self._learned(row)
+        cell = partial(self._cell, serving, row, folder=self.folder, reuse=reuse)
+        for task in self.wanted(row):
+            cell(task, named=named, reference=False)
+            if reference and task in learned:
+                cell(task, named=True, reference=True)
+
+    def _has_reference(self, row: int) -> bool:
+        """Whether a row is also measured with the task named."""
+        named = self.session.config.evaluate.named
+        return row > 0 and (named == "all" or (named == "last" and row == len(self.session.lessons)))
+
+    def evaluate_without(self, row: int, archive: list[Groups | None], lost: tuple[str, ...]) -> CellsFolder:
+        """Measures a row without the lessons that were lost (None in the archive); returns its own folder."""
+        method, aside = self.session.config.method, self.folder.without(lost)
+        serving = method.serve(self.session.model, self.learner_after(archive[:row])).replace(missing=lost)
+        for task in self.wanted(row):
+            self._cell(serving, row, task, folder=aside, named=method.traits.needs_task_name)
+        return aside
+
+    def evaluate_variants(self, archive: list[Groups | None]) -> None:
+        """Measures the last row under every variant of the method, each in a folder of its own."""
+        config = self.session.config
+        if not archive:
+            return
+        for name, method in config.method.variants().items():
+            if method == config.method:
+                continue
+            rows = replace(self, session=replace(self.session, config=replace(config, method=method)))
+            serving = method.serve(self.session.model, rows.learner_after(archive))
+            for task in range(len(self.session.stream.tasks)):
+                rows._cell(
+                    serving, len(self.session.lessons), task,
+                    folder=self.folder.variant(name), named=method.traits.needs_task_name,
+                )  # fmt: skip
+
+    def _cell(
+        self,
+        serving: Serving,
+        row: int,
+        task: int,
+        *,
+        folder: CellsFolder,
+        named: bool,
+        reference: bool = False,
+        reuse: bool = False,
+    ) -> None:
+        """Measures one cell, as `evaluate_cell`."""
+        target = self.session.stream.tasks[task]
+        evaluate_cell(
+            self.session, serving, folder, row, target,
+            seed=self.seed, named=named, reference=reference, stop=self.stop, reuse=reuse,
+        )  # fmt: skip
+        if self.stop.requested:
+            self.stop.leave(f"row {row}, task {target.name}")
