@@ -1,7 +1,8 @@
-"""What a query costs under a method, from what the opened run serves: the shapes of its voices and what its gate reads.
+"""Floating-point operations of one query, from the shapes of the voices and from what the gate reads.
 
-A gate either is told the task, or reads a state of the frozen base, which is a second prefill (arXiv 2503.21227), or
-reads CLIP's pooled features, which LLaVA alone would not compute. That tells the three apart for any method.
+Three kinds of gates cost differently: one that is given the task costs nothing; one that reads a state of the frozen
+base needs a second prefill (arXiv 2503.21227); one that reads CLIP's pooled features needs CLIP's text tower and
+projections, which LLaVA alone does not compute.
 """
 
 from __future__ import annotations
@@ -31,29 +32,30 @@ def flops_per_query(
       locator_prefill: the frozen base's own pass over the prompt for the locator (towers shared), 0 without one.
       total and ratio (total / forward_base), tokens and pictures.
     """
-    serving, config = method.serve(model, learner), model.config
-    voices, tasks = _heard(method, serving)
-    found = tasks > 0 and not method.traits.needs_task_name
+    config, reading = model.config, method.traits.reads
+    voices, tasks = _served_shapes(method, method.serve(model, learner))
+    routed = tasks > 0 and not method.traits.needs_task_name
+    experts = [_added(voice) for voice in voices]
     base = flops.forward(config, tokens, pictures=pictures)
-    own = flops.forward(
-        config, tokens, pictures=pictures, clip=found and method.traits.reads is None, added=[_added(v) for v in voices]
-    )
-    gate = _finding(method, model, learner, tasks) if found else 0
-    second = 0
-    if found and method.traits.reads is not None:
-        layers = method.traits.reads.layer if method.traits.reads.layer >= 0 else None
-        second = flops.prefill(config, tokens, pictures=pictures, layers=layers)
-    total = own + gate + second
+    forward = flops.forward(config, tokens, pictures=pictures, clip=routed and reading is None, added=experts)
+    if routed:
+        forward += _scoring(method, model, learner, tasks)
+    prefill = 0
+    if routed and reading is not None:
+        layers = reading.layer if reading.layer >= 0 else None
+        prefill = flops.prefill(config, tokens, pictures=pictures, layers=layers)
+    total = forward + prefill
     return {
-        "tokens": tokens, "pictures": pictures, "forward_base": base, "forward_method": own + gate,
-        "locator_prefill": second, "total": total, "ratio": total / base,
+        "tokens": tokens, "pictures": pictures, "forward_base": base, "forward_method": forward,
+        "locator_prefill": prefill, "total": total, "ratio": total / base,
     }  # fmt: skip
 
 
-def _finding(method: Method, model: Model, learner: Learner, tasks: int) -> int:
-    """Operations of scoring one query: every number a gate stores (weights, means, covariances, kept features) meets it
-    once. A covariance in common is factored and inverted for every call, which a batch shares, and whitens every task's
-    deviation."""
+def _scoring(method: Method, model: Model, learner: Learner, tasks: int) -> int:
+    """Operations of scoring one query: one multiplication and addition with every number the gate stores.
+
+    A shared covariance is factored and inverted in every call, whatever the batch, and whitens every task's deviation.
+    """
     stored = 2 * method.sizes(model, learner)["stored"]["locator"]
     if not isinstance(getattr(method.gate, "by", None), SharedGaussian):
         return stored
@@ -61,27 +63,31 @@ def _finding(method: Method, model: Model, learner: Learner, tasks: int) -> int:
     return stored + 4 * width**3 // 3 + 2 * tasks * width**2
 
 
-def _heard(method: Method, serving: Serving) -> tuple[tuple[Voice, ...], int]:
-    """Shapes of what the decoder hears for one sample, and how many tasks a decision weighs; nothing is computed."""
+def _served_shapes(method: Method, serving: Serving) -> tuple[tuple[Voice, ...], int]:
+    """Shapes of the voices for one sample, and over how many tasks a decision distributes weight; nothing is computed."""
     config = serving.model.config
     image_width, text_width = config.pooled_widths
-    one = jax.ShapeDtypeStruct((1,), jnp.bool_)
+    present = jax.ShapeDtypeStruct((1,), jnp.bool_)
     image = jax.ShapeDtypeStruct((1, image_width), jnp.float32)
     text = jax.ShapeDtypeStruct((1, text_width), jnp.float32)
     state = jax.ShapeDtypeStruct((1, config.width), jnp.float32)
-    named = jax.ShapeDtypeStruct((1,), jnp.int32) if method.traits.needs_task_name else None
+    frozen = FrozenFeatures(Pooled(image, present, text, present), state)
+    task = jax.ShapeDtypeStruct((1,), jnp.int32) if method.traits.needs_task_name else None
 
-    def hear(serving, seen, named):
-        decision = method.decide(serving, seen, named)
+    def serve(serving, frozen, task):
+        decision = method.decide(serving, frozen, task)
         return method.voices(serving, decision), decision.weight_BN
 
-    voices, weight_BN = jax.eval_shape(hear, serving, FrozenFeatures(Pooled(image, one, text, one), state), named)
+    voices, weight_BN = jax.eval_shape(serve, serving, frozen, task)
     return voices, weight_BN.shape[1]
 
 
 def _added(voice: Voice) -> flops.Experts:
-    bank = voice.bank
-    sites = {site: (leaf.shape[1], bank.b[site].shape[-1]) for site, leaf in bank.a.items()}
-    routing = voice.routing
-    by_block, by_site = routing.router_LBDS is not None, routing.site_routers is not None
+    """The experts of a voice as the formulas count them."""
+    bank, routing = voice.bank, voice.routing
+    sites = {}
+    for site, a_LDSR in bank.a.items():
+        sites[site] = (a_LDSR.shape[1], bank.b[site].shape[-1])
+    by_block = routing.router_LBDS is not None
+    by_site = routing.site_routers is not None
     return flops.Experts(bank.layers, bank.slots, bank.rank, sites, by_block, by_site)

@@ -21,7 +21,7 @@ from hidecmoe_jax.runs.edits import learner_after
 from hidecmoe_jax.runs.folder import RunFolder, SeedFolder
 from hidecmoe_jax.runs.identity import changes_of, read_run, task_names
 from hidecmoe_jax.runs.ledger import Ledger
-from hidecmoe_jax.runs.missing import gather
+from hidecmoe_jax.runs.missing import load_archive
 from hidecmoe_jax.runs.session import Session, open_base, open_session
 from hidecmoe_jax.storage.arrays import Groups
 
@@ -145,9 +145,9 @@ def load_run(run: str | Path, *, task: int | None = None, skip_missing: bool = F
             why=f"the SHA-256 of {config.base.path} is not the one in run.json",
             remedy="put the original base model back",
         )  # fmt: skip
-    loaded = gather(finished.seed(), config.method, finished.tasks, count=task)
+    loaded = load_archive(finished.seed(), config.method, finished.tasks, count=task)
     loaded.require(config.method, skip_missing=skip_missing)
     return LoadedRun(
-        finished.folder, config, model, finished.tokenizer, finished.learner(loaded.kept), loaded.kept,
+        finished.folder, config, model, finished.tokenizer, finished.learner(loaded.archive), loaded.archive,
         loaded.names, tuple(loaded.lost), base,
     )  # fmt: skip

@@ -141,7 +141,7 @@ class Ledger:
         """
         return [self.load(record.index)[0] for record in self.tasks()[:count]]
 
-    def gather(self, names: Sequence[str]) -> tuple[list[Groups | None], dict[str, str]]:
+    def load_all(self, names: Sequence[str]) -> tuple[list[Groups | None], dict[str, str]]:
         """Groups of the tasks that are expected, in order, None for those that cannot be loaded; and why, by name.
 
         Args:

@@ -1,12 +1,13 @@
-"""What of a run can be loaded: experts that should be there and are not, and how to answer without them (CK24).
+"""Loading a run of which some lessons are missing or damaged.
 
-A run names its tasks in run.json, and cells.json tells how many of them were learned and measured; together with the
-folders that are there they say which folders must be. If one is gone or damaged, nothing is served, unless the user
-asks to leave its task out. Then its experts are heard by nobody, the gate cannot choose it, and every answer names it.
+run.json names the tasks, and cells.json shows how many lessons were learned and measured; together with the folders on
+disk they define which lessons must exist. If one is missing or damaged, the run is not served, unless the user asks to
+leave its task out (`--skip-missing`). Then its experts contribute nothing, the gate cannot choose it, and every answer
+names it.
 
 That is not the run as if the task had never been learned. Where experts are fused, the task is not in the fusion. In a
-pool, routers of later tasks lose those of its experts that they saw, and share a token among the others: their answers
-may change too. The projector is as the last task that is left has tuned it.
+pool, routers of later tasks lose the columns of its experts and distribute a token over the others, so their answers
+may change too. The projector is as the last remaining task tuned it.
 """
 
 from __future__ import annotations
@@ -23,60 +24,69 @@ from hidecmoe_jax.runs.scores import Cells
 from hidecmoe_jax.runs.seed_run import lesson_name
 from hidecmoe_jax.storage.arrays import Groups
 
-_PLACE = re.compile(r"(\d{3,})_.+")
+_NUMBERED = re.compile(r"(\d{3,})_.+")
 
 
 @dataclass(frozen=True)
 class LoadedArchive:
-    """What could be loaded of a seed: its folder, the expected lessons, their groups (None: lost), and why by name."""
+    """Lessons of a seed, as far as they could be loaded.
+
+    Attributes:
+      names: of the expected lessons.
+      archive: their groups; None where a lesson is lost.
+      lost: why each lost lesson could not be loaded, by name.
+    """
 
     folder: SeedFolder
     names: tuple[str, ...]
-    kept: list[Groups | None]
+    archive: list[Groups | None]
     lost: dict[str, str]
 
     def first(self, count: int | None) -> LoadedArchive:
         """The same for the first lessons; None for all."""
         names = self.names[:count]
-        return LoadedArchive(self.folder, names, self.kept[:count], {n: self.lost[n] for n in names if n in self.lost})
+        lost = {name: why for name, why in self.lost.items() if name in names}
+        return LoadedArchive(self.folder, names, self.archive[:count], lost)
 
     def require(self, method: Method, *, skip_missing: bool) -> None:
-        """Refuses to go on without a lesson, unless asked to and the method keeps its lessons apart.
+        """Refuses an archive with lost lessons, unless asked to skip them and the method keeps its lessons apart.
 
         Raises:
           CheckpointError: names every lesson that is missing or damaged.
         """
-        if not self.lost or (skip_missing and method.traits.keeps_old_experts):
+        apart = method.traits.keeps_old_experts
+        if not self.lost or (skip_missing and apart):
             return
-        whole = self.kept.index(None)
-        apart = (
-            "or leave them out of every answer with --skip-missing"
-            if method.traits.keeps_old_experts
-            else "one expert serves all"
-        )
+        whole = self.archive.index(None)
+        choice = "or leave them out of every answer with --skip-missing" if apart else "one expert serves all"
         raise CheckpointError(
             f"{len(self.lost)} of {len(self.names)} tasks cannot be loaded", where=str(self.folder.tasks),
             why="\n         ".join(self.lost.values()),
-            remedy=f"restore these folders from a copy; --task {whole} goes back to before them; {apart}",
+            remedy=f"restore these folders from a copy; --task {whole} goes back to before them; {choice}",
         )  # fmt: skip
 
 
 def expected(folder: SeedFolder, names: Sequence[str]) -> tuple[str, ...]:
     """The lessons that a seed must hold: up to the last one that has a folder or was measured."""
-    root = folder.tasks
-    found = [_PLACE.fullmatch(path.name) for path in root.iterdir()] if root.is_dir() else []
-    places = [int(match[1]) + 1 for match in found if match is not None]
-    return tuple(names[: max([0, *places, *Cells(folder.cells).read()])])
+    counts = [0, *Cells(folder.cells).read()]
+    if folder.tasks.is_dir():
+        for path in folder.tasks.iterdir():
+            match = _NUMBERED.fullmatch(path.name)
+            if match is not None:
+                counts.append(int(match[1]) + 1)
+    return tuple(names[: max(counts)])
 
 
-def gather(folder: SeedFolder, method: Method, tasks: Sequence[str], *, count: int | None = None) -> LoadedArchive:
+def load_archive(
+    folder: SeedFolder, method: Method, tasks: Sequence[str], *, count: int | None = None
+) -> LoadedArchive:
     """Loads the lessons of a seed, or the first `count` of them, as far as they can be loaded.
 
     Args:
       tasks: names of the run's tasks.
 
     Raises:
-      CheckpointError: there are fewer lessons, or a folder among them is none of ours.
+      CheckpointError: there are fewer lessons, or a folder among them is not one of a lesson.
     """
     names = expected(folder, [lesson_name(tasks, lesson) for lesson in method.lessons(len(tasks))])
     if count is not None and not 0 <= count <= len(names):
@@ -84,7 +94,7 @@ def gather(folder: SeedFolder, method: Method, tasks: Sequence[str], *, count: i
             "no such task in the run", where=str(folder.path), why=f"asked for {count}, learned are {len(names)}"
         )
     ledger = Ledger(folder.path)
-    kept, lost = ledger.gather(names[:count])
+    archive, lost = ledger.load_all(names[:count])
     if not lost and count is None:
-        ledger.tasks()
-    return LoadedArchive(folder, names[:count], kept, lost)
+        ledger.tasks()  # refuses folders that do not belong there
+    return LoadedArchive(folder, names[:count], archive, lost)

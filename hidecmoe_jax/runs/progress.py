@@ -1,10 +1,9 @@
-"""Checkpoints in the middle of a task: optimiser, parameters in training and the position in the data, newest
-two kept.
+"""Checkpoints in the middle of a task: optimiser state, parameters in training and the position in the data.
 
-They are sealed like tasks, but they are scaffolding: once a task is committed they are worth nothing, and
-rotation throws them away. It can reach nothing outside its own folder, so no finished task can ever be
-rotated out. Steps count from 0 in every stage, so a checkpoint's age is its serial number, and what it
-belongs to stands in its `meta`: lesson, stage, and the data. A checkpoint of anything else is not gone on from.
+They are sealed like tasks, but temporary: only the newest two are kept, and all are deleted once their task is
+committed. Rotation deletes nothing outside its own folder, so it can never reach a finished task. Steps count from 0 in
+every stage, so a serial number gives a checkpoint's age; its `meta` names the lesson, the stage and the data that it
+belongs to, and it is resumed for nothing else.
 """
 
 from __future__ import annotations
@@ -30,6 +29,11 @@ _FOLDER = re.compile(r"(\d{6,})_step_(\d+)")
 _CHOICES = ("refuse", "previous")
 
 
+def _serial(folder: Path) -> int:
+    """Serial number of a checkpoint, in its folder's name."""
+    return int(_FOLDER.fullmatch(folder.name)[1])
+
+
 @dataclasses.dataclass(frozen=True)
 class Progress:
     """The mid-task checkpoints of one seed of a run.
@@ -47,8 +51,8 @@ class Progress:
 
         Args:
           step: of the stage, counted from 0.
-          state: everything that training goes on from.
-          meta: JSON facts; name the stage and the data, for a checkpoint may outlive its task by a crash.
+          state: everything that training resumes from.
+          meta: JSON facts; name the stage and the data, because after a crash a checkpoint may outlive its task.
 
         Raises:
           NumericsError, ResourceError, CheckpointError: as `write_store`; the earlier checkpoints are intact.
@@ -57,7 +61,7 @@ class Progress:
             self.folder.mkdir(parents=True, exist_ok=True)
         self._drop([path for path in self.folder.iterdir() if path.name.startswith(".half_")])
         old = self._saved()
-        serial = int(_FOLDER.fullmatch(old[-1].name)[1]) + 1 if old else 0
+        serial = _serial(old[-1]) + 1 if old else 0
         folder = self.folder / f"{serial:06d}_step_{step}"
         aside = self.folder / f".half_{folder.name}"
         write_store(aside, {"state": state}, {"step": step, "facts": dict(meta)})
@@ -106,16 +110,20 @@ class Progress:
 
     def _saved(self) -> list[Path]:
         """Sealed checkpoints, oldest first."""
-        found = [p for p in self.folder.iterdir() if _FOLDER.fullmatch(p.name)] if self.folder.is_dir() else []
-        return sorted(found, key=lambda path: int(_FOLDER.fullmatch(path.name)[1]))
+        if not self.folder.is_dir():
+            return []
+        folders = [path for path in self.folder.iterdir() if _FOLDER.fullmatch(path.name)]
+        return sorted(folders, key=_serial)
 
     def _drop(self, folders: list[Path]) -> None:
         """Deletes checkpoints, renamed first, so that a crash leaves no half-deleted one in sight."""
         for folder in folders:
-            aside = folder if folder.name.startswith(".half_") else self.folder / f".half_{folder.name}"
-            if aside != folder and not folder.is_symlink():
+            aside = folder
+            # A link is removed as it is: renaming it would not protect what it points to.
+            if not folder.name.startswith(".half_") and not folder.is_symlink():
+                aside = self.folder / f".half_{folder.name}"
                 os.rename(folder, aside)
-            remove_inside(self.folder, aside if aside.exists() else folder)
+            remove_inside(self.folder, aside)
 
     def _remedy(self, older: list[Path]) -> str:
         for folder in reversed(older):

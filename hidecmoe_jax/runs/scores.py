@@ -1,8 +1,8 @@
 """Scores by row and task, and the training curve, as files that survive a kill at any moment.
 
-`cells.json` is rewritten whole after every cell. `metrics.jsonl` grows by a line a step; when a stage goes on from a
-checkpoint, lines of steps after it are taken back first, so that a resumed run leaves the same file as one that never
-stopped (but for wall-clock fields).
+`cells.json` is rewritten after every cell. `metrics.jsonl` grows by a line a step; when a stage resumes from a
+checkpoint, lines of later steps are dropped first, so that a resumed run leaves the same file as one that was never
+interrupted (but for wall-clock fields).
 """
 
 from __future__ import annotations
@@ -35,15 +35,14 @@ class Cells:
         write_json(self.path, {str(number): cells[number] for number in sorted(cells)})
 
     def forget(self, row: int, task: str | None = None) -> None:
-        """Drops a row, and the column of a task: its lesson is learned again, perhaps from other data under the same
+        """Drops a row, and the column of a task whose lesson is learned again, perhaps from other data under the same
         name."""
         columns = () if task is None else (task, f"{task} (named)")
-        cells = {
-            number: {name: cell for name, cell in tasks.items() if name not in columns}
-            for number, tasks in self.read().items()
-            if number != row
-        }
-        write_json(self.path, {str(number): cells[number] for number in sorted(cells)})
+        remaining = {}
+        for number, tasks in sorted(self.read().items()):
+            if number != row:
+                remaining[str(number)] = {name: cell for name, cell in tasks.items() if name not in columns}
+        write_json(self.path, remaining)
 
 
 @dataclass
@@ -54,7 +53,7 @@ class Curve:
     pending: list[str] = field(default_factory=list)
 
     def add(self, line: dict[str, Any]) -> None:
-        """Keeps a line for the next `flush`."""
+        """Queues a line for the next `flush`."""
         self.pending.append(json.dumps(line))
 
     def flush(self) -> None:
@@ -68,7 +67,7 @@ class Curve:
         self.pending.clear()
 
     def read(self) -> list[dict[str, Any]]:
-        """All whole lines; a line torn by a crash is left out."""
+        """All complete lines; a line torn by a crash is left out."""
         if not self.path.is_file():
             return []
         lines = []
@@ -80,7 +79,8 @@ class Curve:
         return lines
 
     def rewind(self, at: tuple[int, int, int]) -> None:
-        """Takes back lines from (lesson, stage, step) `at` on."""
+        """Drops the lines from (lesson, stage, step) `at` on."""
         self.pending.clear()
-        kept = [line for line in self.read() if tuple(line["at"]) < at]
-        write_bytes(self.path, "".join(json.dumps(line) + "\n" for line in kept).encode())
+        earlier = [line for line in self.read() if tuple(line["at"]) < at]
+        text = "".join(json.dumps(line) + "\n" for line in earlier)
+        write_bytes(self.path, text.encode())

@@ -1,12 +1,12 @@
-"""From a configuration to a run folder: learn a stream, add a task, evaluate again.
+"""From a configuration to a run folder: learn a stream, add a task, roll back, evaluate again.
 
-This is the top of the library: it opens what a run needs, holds the lock, walks the seeds and writes the report.
+Every function here opens the run, holds its lock, walks the seeds and writes the report.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,11 @@ from hidecmoe_jax.data.stream import TaskSpec
 from hidecmoe_jax.methods.base import Method
 from hidecmoe_jax.runs import edits, results
 from hidecmoe_jax.runs.config import RunConfig, StreamConfig, config_of, write_config
-from hidecmoe_jax.runs.folder import RunFolder
+from hidecmoe_jax.runs.folder import RunFolder, SeedFolder
 from hidecmoe_jax.runs.identity import changes_of, check_run, open_run, task_names
 from hidecmoe_jax.runs.ledger import Ledger
-from hidecmoe_jax.runs.missing import gather
+from hidecmoe_jax.runs.missing import load_archive
+from hidecmoe_jax.runs.rows import Rows
 from hidecmoe_jax.runs.scores import Curve
 from hidecmoe_jax.runs.seed_run import Options, SeedRun
 from hidecmoe_jax.runs.session import Session, open_session, say, session_facts
@@ -45,7 +46,8 @@ def learn(
     if out is None:
         out = stream
     else:
-        tasks = tuple(TaskSpec(str(folder)) for folder in ([stream] if isinstance(stream, str | Path) else stream))
+        folders = [stream] if isinstance(stream, str | Path) else stream
+        tasks = tuple(TaskSpec(str(folder)) for folder in folders)
         config = dataclasses.replace(config, stream=StreamConfig(None, tasks))
     chosen, folder = Options(**options), Path(out)
     check_run(folder, resume=chosen.resume, overwrite=chosen.overwrite)
@@ -83,46 +85,61 @@ def add(
 ) -> Path:
     """Teaches a finished run one more task, or the last one again (`redo`); earlier experts keep every byte.
 
-    The same call goes on with a task whose learning was interrupted.
+    The same call resumes a task whose learning was interrupted.
 
     Raises:
-      ConfigError: the method learns no tasks one by one, or the run is not finished.
+      ConfigError: the method does not learn task by task, or the run is not finished.
       CheckpointError: something else than the new task differs from what the run was learned with.
     """
-    folder = Path(run)
-    config = config_of(folder)
-    with writer_lock(folder), graceful_stop() as stop:
-        names = task_names(folder)
+    folder = RunFolder(Path(run))
+    config = config_of(run)
+    with writer_lock(folder.path), graceful_stop() as stop:
+        names = task_names(folder.path)
         if not config.method.traits.one_task_per_lesson:
             raise ConfigError(
-                "this method cannot add a task",
-                where=str(folder),
+                "this method cannot add a task", where=str(folder.path),
                 why=f"{config.method.name} does not learn one by one",
-            )
-        spec = TaskSpec(str(Path(task).resolve()), epochs=epochs, rate=rate)
-        finished = [len(Ledger(RunFolder(folder).seed(seed).path).tasks()) == len(names) for seed in config.seeds]
-        going_on = not all(finished) and config.stream.tasks[-1:] == (spec,)
-        if not all(finished) and not going_on:
-            raise ConfigError(
-                "the run is not finished", where=str(folder), why=f"some of its {len(names)} tasks are not learned",
-                remedy=f"finish it first: hidecmoe run {RunFolder(folder).config} --out {folder} --resume",
             )  # fmt: skip
-        if not going_on:
+        spec = TaskSpec(str(Path(task).resolve()), epochs=epochs, rate=rate)
+        finished = min(_learned(folder, config)) == len(names)
+        resuming = not finished and config.stream.tasks[-1:] == (spec,)
+        if not finished and not resuming:
+            raise ConfigError(
+                "the run is not finished", where=str(folder.path),
+                why=f"some of its {len(names)} tasks are not learned",
+                remedy=f"finish it first: hidecmoe run {folder.config} --out {folder.path} --resume",
+            )  # fmt: skip
+        if not resuming:
             stream = without_last(config.stream, names) if redo else config.stream
             stream = dataclasses.replace(stream, tasks=(*stream.tasks, spec))
             config = dataclasses.replace(config, stream=stream)
-        session = open_session(config, errors=str(RunFolder(folder).errors))
-        changing = {session.stream.tasks[-1].name} | ({names[-1]} if redo else set())
-        allow = ("tasks", *(f"{part}.{name}" for part in ("data", "own") for name in changing))
-        options = Options(resume=True, allow=allow)
-        if redo and not going_on:
-            changes_of(folder, session.identity(), allow)  # refuses before anything is moved
+        session = open_session(config, errors=str(folder.errors))
+        changing = {session.stream.tasks[-1].name}
+        if redo:
+            changing.add(names[-1])
+        options = Options(resume=True, allow=_fields_of(changing))
+        if redo and not resuming:
+            # Refuses another run before anything is moved.
+            changes_of(folder.path, session.identity(), options.allow)
             for seed in config.seeds:
-                withdraw_last(RunFolder(folder).seed(seed), len(names), names[-1])
-            edits.keep_until(folder, len(names) - 1)
-        enter(session, folder, options)
-        walk(session, folder, options, stop)
-    return folder
+                withdraw_last(folder.seed(seed), len(names), names[-1])
+            edits.keep_until(folder.path, len(names) - 1)
+        enter(session, folder.path, options)
+        walk(session, folder.path, options, stop)
+    return folder.path
+
+
+def _learned(folder: RunFolder, config: RunConfig) -> list[int]:
+    """How many lessons each seed has learned."""
+    return [len(Ledger(folder.seed(seed).path).tasks()) for seed in config.seeds]
+
+
+def _fields_of(tasks: Iterable[str]) -> tuple[str, ...]:
+    """Fields of a run's identity that change with these tasks."""
+    fields = ["tasks"]
+    for name in tasks:
+        fields += [f"data.{name}", f"own.{name}"]
+    return tuple(fields)
 
 
 def rollback(run: str | Path, tasks: int) -> Path:
@@ -131,46 +148,50 @@ def rollback(run: str | Path, tasks: int) -> Path:
     Edits that were committed when more tasks were there are dropped; the others stay.
 
     Raises:
-      ConfigError: no such point to go back to, or the method learns no tasks one by one.
+      ConfigError: no such point to go back to, or the method does not learn task by task.
     """
-    folder = Path(run)
-    config = config_of(folder)
-    with writer_lock(folder), graceful_stop() as stop:
-        names = task_names(folder)
-        least = min(len(Ledger(RunFolder(folder).seed(seed).path).tasks()) for seed in config.seeds)
+    folder = RunFolder(Path(run))
+    config = config_of(run)
+    with writer_lock(folder.path), graceful_stop() as stop:
+        names = task_names(folder.path)
+        least = min(_learned(folder, config))
         if not config.method.traits.one_task_per_lesson or not 1 <= tasks <= least or tasks == len(names):
             raise ConfigError(
-                "there is no such point to go back to", where=str(folder),
+                "there is no such point to go back to", where=str(folder.path),
                 why=f"asked for {tasks}; {config.method.name} has learned {least} of {len(names)} tasks",
                 remedy=f"give a number from 1 to {min(least, len(names) - 1)}",
             )  # fmt: skip
         stream = config.stream
         for known in range(len(names), tasks, -1):
             stream = without_last(stream, names[:known])
-        session = open_session(dataclasses.replace(config, stream=stream), errors=str(RunFolder(folder).errors))
-        gone = names[tasks:]
-        options = Options(
-            resume=True, allow=("tasks", *(f"{part}.{name}" for part in ("data", "own") for name in gone))
-        )
-        changes_of(folder, session.identity(), options.allow)  # refuses before anything is moved
+        session = open_session(dataclasses.replace(config, stream=stream), errors=str(folder.errors))
+        options = Options(resume=True, allow=_fields_of(names[tasks:]))
+        # Refuses another run before anything is moved.
+        changes_of(folder.path, session.identity(), options.allow)
         for seed in config.seeds:
-            home = RunFolder(folder).seed(seed)
-            for row in range(len(names), tasks, -1):
-                learned = row <= len(Ledger(home.path).tasks())
-                (withdraw_last if learned else withdraw_begun)(home, row, names[row - 1])
-            Curve(home.metrics).rewind((tasks, 0, 0))
-        edits.keep_until(folder, tasks)
-        enter(session, folder, options)
-        walk(session, folder, options, stop)
-    return folder
+            _withdraw_from(folder.seed(seed), names, tasks)
+        edits.keep_until(folder.path, tasks)
+        enter(session, folder.path, options)
+        walk(session, folder.path, options, stop)
+    return folder.path
+
+
+def _withdraw_from(seed: SeedFolder, names: Sequence[str], tasks: int) -> None:
+    """Takes all lessons of a seed out but the first `tasks`, the last one first."""
+    for row in range(len(names), tasks, -1):
+        learned = row <= len(Ledger(seed.path).tasks())
+        withdraw = withdraw_last if learned else withdraw_begun
+        withdraw(seed, row, names[row - 1])
+    Curve(seed.metrics).rewind((tasks, 0, 0))
 
 
 def without_last(stream: StreamConfig, names: Sequence[str]) -> StreamConfig:
-    """The stream less its last task, which may be one of the pocket stream; `names` are those of all tasks."""
+    """The stream without its last task, which may be one of the pocket stream; `names` are those of all tasks."""
     if stream.tasks:
         return dataclasses.replace(stream, tasks=stream.tasks[:-1])
     rest = tuple(names[:-1])
-    return dataclasses.replace(stream, pocket=dataclasses.replace(stream.pocket, tasks=rest) if rest else None)
+    pocket = dataclasses.replace(stream.pocket, tasks=rest) if rest else None
+    return dataclasses.replace(stream, pocket=pocket)
 
 
 def evaluate_run(
@@ -186,32 +207,37 @@ def evaluate_run(
       ConfigError: no such row.
       CheckpointError: names every task of the row that cannot be loaded.
     """
-    folder = Path(run)
-    config = config_of(folder)
-    with writer_lock(folder), graceful_stop() as stop:
+    folder = RunFolder(Path(run))
+    config = config_of(run)
+    with writer_lock(folder.path), graceful_stop() as stop:
         session = open_session(config)
-        open_run(folder, session.identity(), resume=True, overwrite=False, session=session_facts())
+        open_run(folder.path, session.identity(), resume=True, overwrite=False, session=session_facts())
         lost: dict[str, str] = {}
         for seed in config.seeds:
-            options = Options(resume=True, full_matrix=full_matrix)
-            part = SeedRun(session, RunFolder(folder).seed(seed), seed, options, stop)
-            found = gather(part.folder, config.method, [one.name for one in session.stream.tasks])
-            if task is not None and not 0 <= task <= len(found.names):
-                raise ConfigError(
-                    "no such row", where=f"{folder}, seed {seed}",
-                    why=f"asked for {task}, learned are {len(found.names)}",
-                )  # fmt: skip
-            lost |= found.lost
-            found = found.first(task)
-            found.require(config.method, skip_missing=skip_missing)
-            if found.lost:
-                aside = part.rows.evaluate_without(len(found.kept), found.kept, tuple(found.lost))
-                say(f"measured without {', '.join(found.lost)}: {aside.path}")
-                continue
-            for row in range(len(found.kept) + 1) if task is None else (task,):
-                part.rows.evaluate(row, found.kept)
+            rows = Rows(session, folder.seed(seed), seed, stop, full_matrix)
+            lost |= _evaluate_rows(rows, task, skip_missing=skip_missing)
         if lost:
             say(f"the report stays as it is, for tasks cannot be loaded: {'; '.join(lost.values())}")
         else:
-            results.write(session, folder)
-    return folder
+            results.write(session, folder.path)
+    return folder.path
+
+
+def _evaluate_rows(rows: Rows, task: int | None, *, skip_missing: bool) -> dict[str, str]:
+    """Measures one row of a seed, or all of them; returns the lost lessons of the whole seed: why, by name."""
+    method, names = rows.session.config.method, [spec.name for spec in rows.session.stream.tasks]
+    whole = load_archive(rows.folder, method, names)
+    if task is not None and not 0 <= task <= len(whole.names):
+        raise ConfigError(
+            "no such row", where=f"{rows.folder.run.path}, seed {rows.seed}",
+            why=f"asked for {task}, learned are {len(whole.names)}",
+        )  # fmt: skip
+    loaded = whole.first(task)
+    loaded.require(method, skip_missing=skip_missing)
+    if loaded.lost:
+        aside = rows.evaluate_without(len(loaded.archive), loaded.archive, tuple(loaded.lost))
+        say(f"measured without {', '.join(loaded.lost)}: {aside.path}")
+        return whole.lost
+    for row in range(len(loaded.archive) + 1) if task is None else (task,):
+        rows.evaluate(row, loaded.archive)
+    return whole.lost
