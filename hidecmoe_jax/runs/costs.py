@@ -64,7 +64,7 @@ def _scoring(method: Method, model: Model, learner: Learner, tasks: int) -> int:
 
 
 def _served_shapes(method: Method, serving: Serving) -> tuple[tuple[Voice, ...], int]:
-    """Shapes of the voices for one sample, and over how many tasks a decision distributes weight; nothing is computed."""
+    """Shapes of the voices for one sample, and the number of tasks that a decision weighs; nothing is computed."""
     config = serving.model.config
     image_width, text_width = config.pooled_widths
     present = jax.ShapeDtypeStruct((1,), jnp.bool_)
