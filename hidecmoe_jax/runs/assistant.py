@@ -19,7 +19,7 @@ from hidecmoe_jax.core.errors import CheckpointError, DataError
 from hidecmoe_jax.data.items import IMAGE
 from hidecmoe_jax.data.records import Record, Turn
 from hidecmoe_jax.data.tokenizer import Tokenizer
-from hidecmoe_jax.evaluate.answer import Answer
+from hidecmoe_jax.evaluate.answer import Answer, Finding
 from hidecmoe_jax.evaluate.engine import Engine
 from hidecmoe_jax.methods.base import Serving
 from hidecmoe_jax.methods.gates.unknown import UNREACHED
@@ -37,10 +37,10 @@ _see = jax.jit(vision_features)
 
 @dataclass(frozen=True)
 class Reply:
-    """An answer with the tasks that were heard, loudest first, and a sentence about the decision.
+    """An answer with the weights of the tasks, largest first, and a sentence about the decision.
 
     Attributes:
-      answer: the same with the numbers behind the decision: score, threshold, how far the task was ahead.
+      answer: the same with the numbers behind the decision: score, threshold, margin.
     """
 
     text: str
@@ -80,33 +80,52 @@ class Assistant:
         Raises:
           DataError: image tokens and pictures do not match, or an id is outside the vocabulary.
         """
-        ids, mask = np.asarray(input_ids, np.int32), np.asarray(attention_mask).astype(bool)
-        vocabulary, patches = self.config.vocabulary, self.config.patches
-        if ids.ndim != 2 or ids.shape != mask.shape:
-            raise DataError("ids and mask do not fit", why=f"shapes {ids.shape} and {mask.shape}, both must be [B, T]")
-        shown = ids == self.config.image_token  # may lie one past the table (original LLaVA-1.5): never looked up
-        if (((ids < 0) | (ids >= vocabulary)) & ~shown).any():
+        ids_BT = np.asarray(input_ids, np.int32)
+        mask_BT = np.asarray(attention_mask).astype(bool)
+        vocabulary = self.config.vocabulary
+        if ids_BT.ndim != 2 or ids_BT.shape != mask_BT.shape:
             raise DataError(
-                "token ids outside the vocabulary", why=f"range {ids.min()}..{ids.max()}, allowed 0..{vocabulary - 1}"
+                "ids and mask do not fit", why=f"shapes {ids_BT.shape} and {mask_BT.shape}, both must be [B, T]"
             )
-        counts = shown.sum(axis=1)
+        # The image token may lie one past the table (original LLaVA-1.5): it is never looked up.
+        is_image_BT = ids_BT == self.config.image_token
+        outside_BT = (ids_BT < 0) | (ids_BT >= vocabulary)
+        if (outside_BT & ~is_image_BT).any():
+            raise DataError(
+                "token ids outside the vocabulary",
+                why=f"range {ids_BT.min()}..{ids_BT.max()}, allowed 0..{vocabulary - 1}",
+            )
+        patches_BIPD = self._patches(is_image_BT.sum(axis=1), pixel_values)
+        prompt = Prompt(jnp.asarray(ids_BT), jnp.asarray(mask_BT), patches_BIPD)
+        return np.asarray(_logits(self.serving.model, prompt))
+
+    def _patches(self, image_tokens_B: np.ndarray, pixel_values: Any) -> np.ndarray | None:
+        """Patch tokens [B, I, P, D] of the pictures of every sample, zeros where it has fewer; None without any.
+
+        Args:
+          image_tokens_B: number of image tokens of every sample.
+        """
+        patches = self.config.patches
         pictures = 0 if pixel_values is None else len(pixel_values)
-        if (counts % patches).any() or counts.sum() != pictures * patches:
+        if (image_tokens_B % patches).any() or image_tokens_B.sum() != pictures * patches:
             raise DataError(
                 "image tokens and pictures do not match",
-                why=f"{counts.tolist()} image tokens, {pictures} pictures of {patches} patches",
+                why=f"{image_tokens_B.tolist()} image tokens, {pictures} pictures of {patches} patches",
             )
-        seen = None
-        if pictures:
-            pixels = np.asarray(pixel_values, np.float32).transpose(0, 2, 3, 1)
-            flat, _ = _see(self.serving.model, pixels)
-            each = counts // patches
-            seen = np.zeros((len(ids), int(each.max()), *flat.shape[1:]), np.float32)
-            for row, (start, number) in enumerate(zip(np.cumsum(each) - each, each, strict=True)):
-                seen[row, :number] = flat[start : start + number]
-        return np.asarray(_logits(self.serving.model, Prompt(jnp.asarray(ids), jnp.asarray(mask), seen)))
+        if not pictures:
+            return None
+        pixels = np.asarray(pixel_values, np.float32).transpose(0, 2, 3, 1)
+        patches_MPD = np.asarray(_see(self.serving.model, pixels)[0])
+        pictures_B = image_tokens_B // patches
+        patches_BIPD = np.zeros((len(pictures_B), int(pictures_B.max()), *patches_MPD.shape[1:]), np.float32)
+        start = 0
+        for row, count in enumerate(pictures_B):
+            patches_BIPD[row, :count] = patches_MPD[start : start + count]
+            start += count
+        return patches_BIPD
 
     def _records(self, images: Sequence[Any], prompts: Sequence[str]) -> tuple[Record, ...]:
+        """Prompts with their pictures as records without an answer."""
         if len(images) != len(prompts):
             raise DataError(
                 "one entry of `images` per prompt",
@@ -114,8 +133,9 @@ class Assistant:
                 remedy="use [] for no picture",
             )
         records = []
-        for number, (shown, text) in enumerate(zip(images, prompts, strict=True)):
-            paths = [shown] if isinstance(shown, str | Path) else list(shown or [])
+        for number, text in enumerate(prompts):
+            pictures = images[number]
+            paths = [pictures] if isinstance(pictures, str | Path) else list(pictures or [])
             question = text if IMAGE in text else f"{IMAGE}\n" * len(paths) + text
             if question.count(IMAGE) != len(paths):
                 raise DataError(
@@ -128,7 +148,7 @@ class Assistant:
         return tuple(records)
 
     def engine(self, records: Sequence[Record], **writing: Any) -> Engine:
-        """An engine for some records, with a cache of its own: what was asked once is not kept.
+        """An engine for some records, with a cache of its own, which is freed after the call.
 
         Args:
           writing: fields of `Writing` that differ from the run's.
@@ -144,7 +164,7 @@ class Assistant:
         """Answers prompts; `images` holds a file, a list of files or None for each.
 
         Args:
-          named: task to answer with, instead of letting the model find it.
+          named: task to answer with, instead of the one the gate chooses.
           writing: fields of `Writing`, such as `max_new_tokens=8, temperature=0.7`.
         """
         records = self._records(images, prompts)
@@ -160,12 +180,13 @@ class Assistant:
 
     @property
     def _fallback(self) -> str:
-        """Who answers where no task does."""
+        """What answers where no task is chosen, as the end of a sentence."""
         if self.serving.model is self.base:
             return "answered by the base model alone"
         return "answered by the base model with what all tasks share"
 
     def _number(self, named: str | None) -> int | None:
+        """Number of a task that can answer."""
         if named is None:
             return None
         if named not in self.tasks:
@@ -188,37 +209,50 @@ class Assistant:
 
     def answer(self, images: Sequence[str | Path], question: str, *, named: str | None = None) -> Reply:
         """Answers one question about any number of pictures."""
-        given = self.generate([list(images)], [question], named=named)[0]
-        weights = dict(sorted(zip(self.tasks, given.weights, strict=False), key=lambda item: -item[1]))
+        answer = self.generate([list(images)], [question], named=named)[0]
+        by_task = zip(self.tasks, answer.weights, strict=False)
+        weights = dict(sorted(by_task, key=lambda item: -item[1]))
         if not weights:
-            return Reply(given.text, {}, "no routed experts: one model for everything", given)
-        told = f"answered as {named}, which was named"
+            return Reply(answer.text, {}, "no routed experts: one model for everything", answer)
+        sentence = f"answered as {named}, which was named"
         if named is None:
-            told = _decided(self.tasks, given, weights, self._fallback)
-        lost = f"; left out because they could not be loaded: {', '.join(given.missing)}" if given.missing else ""
-        return Reply(given.text, weights, told + lost, given)
+            sentence = _explain(self.tasks, answer, weights, self._fallback)
+        if answer.missing:
+            sentence += f"; left out because they could not be loaded: {', '.join(answer.missing)}"
+        return Reply(answer.text, weights, sentence, answer)
 
 
-def _decided(tasks: tuple[str, ...], given: Answer, weights: dict[str, float], fallback: str) -> str:
-    """One sentence about a routing decision; `weights` come loudest first."""
-    (first, top), sure = next(iter(weights.items())), given.finding
-    if sure is not None and sure.unknown:
-        limit = f"below its threshold {sure.threshold:.3f} (which loses {100 * sure.foreign:g} % of the task's own)"
-        if sure.threshold >= UNREACHED:
-            limit = "but it has no threshold for such an input"
-        end = "refused" if given.refused else fallback
-        near = f"{tasks[sure.nearest]} is nearest with score {sure.score:.3f}"
-        return f"belongs to no known task: {near}, {limit}; {end}"
-    if sure is not None and sure.tied and top < 1:
-        end = "blended" if top > 0 else fallback
-        return f"two tasks are nearly tied, {tasks[sure.nearest]} is only {sure.ahead:.3f} ahead; {end}"
+def _explain(tasks: tuple[str, ...], answer: Answer, weights: dict[str, float], fallback: str) -> str:
+    """One sentence about a routing decision.
+
+    Args:
+      weights: by task, the largest first.
+      fallback: what answers where no task is chosen.
+    """
+    first, *others = weights
+    top, finding = weights[first], answer.finding
+    if finding is not None and finding.unknown:
+        outcome = "refused" if answer.refused else fallback
+        return f"belongs to no known task: {_unknown(tasks, finding)}; {outcome}"
+    if finding is not None and finding.tied and top < 1:
+        outcome = "blended" if top > 0 else fallback
+        nearest = tasks[finding.nearest]
+        return f"two tasks are nearly tied, {nearest} is only {finding.ahead:.3f} ahead; {outcome}"
     if top == 0:
         return f"belongs to no known task: {fallback}"
-    others = [weight for name, weight in weights.items() if name != first]
-    ahead = top - max(others) if others else None
-    if top == 1 and sure is not None:  # one-hot weights say nothing about how near it was; the scores do
-        ahead = sure.ahead
-    return f"routed to {first}" + ("" if ahead is None else f", {ahead:.3f} ahead of the next task")
+    margin = top - weights[others[0]] if others else None
+    if top == 1 and finding is not None:
+        margin = finding.ahead  # one-hot weights hide how close the choice was; the scores do not
+    return f"routed to {first}" + ("" if margin is None else f", {margin:.3f} ahead of the next task")
+
+
+def _unknown(tasks: tuple[str, ...], finding: Finding) -> str:
+    """Why an input is unknown."""
+    nearest = f"{tasks[finding.nearest]} is nearest with score {finding.score:.3f}"
+    if finding.threshold >= UNREACHED:
+        return f"{nearest}, but it has no threshold for such an input"
+    lost = f"which loses {100 * finding.foreign:g} % of the task's own"
+    return f"{nearest}, below its threshold {finding.threshold:.3f} ({lost})"
 
 
 def load(path: str | Path, *, task: int | None = None, skip_missing: bool = False) -> Assistant:
@@ -234,7 +268,8 @@ def load(path: str | Path, *, task: int | None = None, skip_missing: bool = Fals
     if not RunFolder(Path(path)).config.is_file():
         config = RunConfig(method=Routed(name="base", growth="none"), base=Base(path=str(path)))
         model, tokenizer = open_base(config)
-        return Assistant(config, model, config.method.serve(model, config.method.init(model, 1)), tokenizer, ())
-    found = load_run(path, task=task, skip_missing=skip_missing)
-    serving = found.config.method.serve(found.model, found.learner).replace(missing=found.missing)
-    return Assistant(found.config, found.model, serving, found.tokenizer, found.tasks)
+        serving = config.method.serve(model, config.method.init(model, 1))
+        return Assistant(config, model, serving, tokenizer, ())
+    run = load_run(path, task=task, skip_missing=skip_missing)
+    serving = run.config.method.serve(run.model, run.learner).replace(missing=run.missing)
+    return Assistant(run.config, run.model, serving, run.tokenizer, run.tasks)
