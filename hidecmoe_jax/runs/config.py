@@ -1,8 +1,8 @@
 """The configuration of a run: one frozen dataclass, read strictly from YAML.
 
-A config says which base, which stream, which method, how each task is tuned and how answers are written and judged. A
-method is chosen by its `kind`: `routed` for the family that ships, or `package.module:Class` for a user's own frozen
-dataclass with the hooks of `methods.base.Method`.
+It holds the base, the stream, the method, how each task is tuned and how answers are generated and scored. A method is
+chosen by its `kind`: a key of `METHODS`, or `package.module:Class` for a user's own frozen dataclass with the hooks of
+`methods.base.Method`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ METHODS = {"routed": Routed, "mixture": Mixture, "stacked": Stacked, "moelora": 
 
 @dataclass(frozen=True)
 class PocketStream:
-    """The pocket stream, drawn once into a cache folder: which tasks in which order, and how many items of each."""
+    """The pocket stream, generated once into a cache folder: its tasks in order, and the number of items of each."""
 
     tasks: tuple[str, ...] = ()
     seed: int = 0
@@ -65,7 +65,7 @@ class StreamConfig:
 
 @dataclass(frozen=True)
 class Base:
-    """The frozen model: `pocket` or a folder; how it computes and how much memory its cached features may take."""
+    """The frozen model: `pocket` or a folder, its dtypes, and the memory that its cached features may take."""
 
     path: str = "pocket"
     dtype: str | None = None
@@ -83,10 +83,10 @@ class Judging:
       split: `test`, or `val` while choices are made.
       named: measure what naming the task would give: after the `last` task, after `all` of them, or never (`none`).
       zero_shot: measure the base before the first task.
-      between: what is measured after every lesson but the last: all tasks `seen` so far and the next one, only the
-        lesson's `own`, or `none`. The last row is always whole; metrics that lack a cell are left empty.
-      reuse: take answers that an earlier row has given under the same choice of task from there, where a method says
-        that they never change; if not, no row takes anything from another. Scores are the same.
+      between: tasks that are measured after every lesson but the last: all that were `seen` so far and the next one,
+        the lesson's `own`, or `none`. The last row is always complete; metrics that lack a cell are left empty.
+      reuse: copy an answer that an earlier row has for the same choice of task, where the method's answers are final;
+        without it every row generates all of its answers. Scores are the same.
       variants: measure the last row of the first seed under the method's other fusion rules too.
       writing: how answers are written.
     """
@@ -109,7 +109,7 @@ class RunConfig:
     """Everything a run depends on.
 
     Attributes:
-      capacity: tasks there is room for before programs compile anew (it doubles when full).
+      capacity: task slots of the compiled programs; doubled, with one more compilation, where a run has more lessons.
       verify_base: hash the base's weights before and after every task as well.
     """
 
@@ -142,7 +142,7 @@ class RunConfig:
 
 
 def load_config(source: str | Path, *, overrides: Iterable[str] = (), tasks: Iterable[str | Path] = ()) -> RunConfig:
-    """Reads a config file (or a shipped one by name, as `pocket/hide`) and lays overrides over it.
+    """Reads a config file (or a shipped one by name, as `pocket/hide`) and applies overrides to it.
 
     Args:
       overrides: assignments such as `tune.epochs=2`.
@@ -155,8 +155,8 @@ def load_config(source: str | Path, *, overrides: Iterable[str] = (), tasks: Ite
     mapping = strict.override(read_yaml(path), overrides)
     folders = [str(folder) for folder in tasks]
     if folders:
-        kept = {key: value for key, value in mapping.get("stream", {}).items() if key not in ("pocket", "tasks")}
-        mapping["stream"] = kept | {"pocket": None, "tasks": [{"folder": folder} for folder in folders]}
+        tasks_of_stream = [{"folder": folder} for folder in folders]
+        mapping["stream"] = dict(mapping.get("stream", {})) | {"pocket": None, "tasks": tasks_of_stream}
     return from_mapping(mapping, str(path))
 
 
@@ -194,7 +194,8 @@ def to_mapping(config: RunConfig) -> dict[str, Any]:
     """Plain values that `from_mapping` reads back."""
     plain = strict.plain(config)
     cls = type(config.method)
-    kind = next((name for name, known in METHODS.items() if known is cls), f"{cls.__module__}:{cls.__qualname__}")
+    shipped = {known: name for name, known in METHODS.items()}
+    kind = shipped.get(cls, f"{cls.__module__}:{cls.__qualname__}")
     # The kind last: a class that inherits a shipped method inherits its kind as well.
     plain["method"] = {"kind": kind} | strict.plain(config.method) | {"kind": kind}
     # Younger than the first runs: left out at their defaults, so that files of such runs keep every byte.
@@ -230,6 +231,6 @@ def build_method(mapping: Mapping[str, Any], where: str) -> Method:
     if missing:
         raise ConfigError(
             "this class is no method", where=where, why=f"{kind} has no {', '.join(missing)}",
-            remedy="hidecmoe_jax/methods/base.py says what each hook of a Method has to do",
+            remedy="hidecmoe_jax/methods/base.py documents every hook of a Method",
         )  # fmt: skip
     return strict.build(cls, fields, where)

@@ -1,8 +1,8 @@
-"""Edits that a run was given after learning: RUN/edits.json, a short list beside an archive that nobody touches.
+"""Edits of a run after learning: edits.json, a short list beside an archive that never changes.
 
-What serves, and what the next task is learned from, is the archive of the first n tasks with those edits on top that
-were committed when at most n tasks were there. Take the list away and the run is what it was. One file serves all
-seeds, so a commit is one rename; a seed in which there is nothing to edit stays as it is.
+The learner after n tasks, for serving and for the next task, is the archive of the first n tasks with those edits
+applied that were committed when at most n tasks were learned. Without the list the run is as it was trained. One file
+holds the edits of all seeds, so a commit is one rename; a seed in which there is nothing to edit is left alone.
 """
 
 from __future__ import annotations
@@ -43,28 +43,28 @@ def read(run: Path) -> tuple[Committed, ...]:
     path = RunFolder(run).edits
     if not path.is_file():
         return ()
-    found = read_json(path).get("edits")
-    if not isinstance(found, list):
+    entries = read_json(path).get("edits")
+    if not isinstance(entries, list):
         raise CheckpointError("a file of the run is damaged", where=str(path), why="it holds no list `edits`")
-    return tuple(strict.build(Committed, one, str(path)) for one in found)
+    return tuple(strict.build(Committed, entry, str(path)) for entry in entries)
 
 
 def write(run: Path, edits: Sequence[Committed]) -> None:
     """Replaces the edits of a run, durably and at once; without any the file goes."""
     path = RunFolder(run).edits
     if edits:
-        write_json(path, {"edits": [strict.plain(one) for one in edits]})
+        write_json(path, {"edits": [strict.plain(edit) for edit in edits]})
     elif path.is_file():
         path.unlink()
         sync_folder(run)
 
 
 def keep_until(run: Path, tasks: int) -> None:
-    """Drops the edits that were committed when more than `tasks` tasks were there."""
+    """Drops the edits that were committed when more than `tasks` tasks were learned."""
     edits = read(run)
-    kept = [one for one in edits if one.tasks <= tasks]
-    if len(kept) < len(edits):
-        write(run, kept)
+    remaining = [edit for edit in edits if edit.tasks <= tasks]
+    if len(remaining) < len(edits):
+        write(run, remaining)
 
 
 def learner_after(

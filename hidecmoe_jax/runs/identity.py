@@ -1,8 +1,8 @@
-"""Who a run is: RUN/run.json, and the rule that a run never turns into another one unnoticed.
+"""Identity of a run: run.json, and the rule that a run never turns into another one unnoticed.
 
-The identity (method, seed, base digest, configuration, order of tasks, fingerprints of the data) is written
-when a run starts and compared field by field when it goes on. A difference stops the run with both values
-named, except for fields that the user allows to change; what was allowed is kept in the file.
+The identity (base digest, configuration, order of tasks, fingerprints of the data) is written when a run starts and
+compared field by field when it is resumed. A difference stops the run and both values are named, except for fields that
+the user allows to change; allowed changes are recorded in the file.
 """
 
 from __future__ import annotations
@@ -50,7 +50,9 @@ def check_run(folder: Path, *, resume: bool, overwrite: bool) -> bool:
             remedy="use --overwrite to start afresh (the old run is moved aside) or --resume to go on",
         )
     # The list of bad records may be there before a run is: it says why the run did not start.
-    strangers = [p.name for p in folder.iterdir() if p.name not in (LOCK, NOTE, ERRORS)] if folder.is_dir() else []
+    strangers = []
+    if folder.is_dir():
+        strangers = [path.name for path in folder.iterdir() if path.name not in (LOCK, NOTE, ERRORS)]
     if not there and strangers:
         raise ConfigError(
             "the folder is not empty and holds no run",
@@ -70,14 +72,14 @@ def open_run(
     allow: Sequence[str] = (),
     session: Mapping[str, Any] | None = None,
 ) -> bool:
-    """Starts a run or goes on with the same one, under the lock; returns whether it goes on.
+    """Starts a run or resumes the same one, under the lock; returns whether it resumes.
 
     Args:
       folder: the run.
       identity: facts that may not change, JSON values, nested.
-      resume: go on with what is there.
-      overwrite: move what is there into `replaced_000` and start afresh.
-      allow: fields (`config.tune.rate`, or `config.tune` for all below) that may differ; it is recorded.
+      resume: continue the run in the folder.
+      overwrite: move the run in the folder into `replaced_000` and start afresh.
+      allow: fields (`config.tune.rate`, or `config.tune` for all below it) that may differ; it is recorded.
       session: facts of this process that are recorded and never compared (versions, devices).
 
     Raises:
@@ -108,7 +110,7 @@ def changes_of(folder: Path, identity: Mapping[str, Any], allow: Sequence[str] =
     """
     fresh = json.loads(json.dumps(dict(identity), allow_nan=False))
     changes = difference(_filled(read_run(folder)["identity"]), _filled(fresh))
-    refused = [c for c in changes if not any(c[0] == a or c[0].startswith(a + ".") for a in allow)]
+    refused = [change for change in changes if not _allowed(change[0], allow)]
     if refused:
         raise CheckpointError(
             f"this is another run: {len(refused)} fields differ",
@@ -120,12 +122,18 @@ def changes_of(folder: Path, identity: Mapping[str, Any], allow: Sequence[str] =
     return changes
 
 
+def _allowed(field: str, allow: Sequence[str]) -> bool:
+    """Whether a field, or one above it, is allowed to change."""
+    return any(field == allowed or field.startswith(f"{allowed}.") for allowed in allow)
+
+
 def _filled(identity: Mapping[str, Any]) -> dict[str, Any]:
-    """The identity with settings that are younger than the run at their defaults, for so it was learned."""
+    """The identity with settings that were added after the run was made, at the defaults it was learned with."""
     try:
         config = to_mapping(from_mapping(identity["config"]))
     except (KeyError, ConfigError):
-        return dict(identity)  # none of ours, or of a version whose settings are gone: compared as it stands
+        # Not one of this package, or of a version whose settings are gone: compared as it stands.
+        return dict(identity)
     del config["stream"]
     return dict(identity) | {"config": json.loads(json.dumps(config))}
 
@@ -165,7 +173,7 @@ def task_names(folder: Path) -> list[str]:
 
 
 def replace(folder: Path) -> Path:
-    """Moves the files of a run into a new `replaced_NNN` inside it; strangers stay, links move as links.
+    """Moves the files of a run into a new `replaced_NNN` inside it; other files stay, links move as links.
 
     Raises:
       CheckpointError: the run folder itself is a symbolic link.

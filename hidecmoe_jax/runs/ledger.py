@@ -1,9 +1,9 @@
-"""The ledger of a run: who it is, and one sealed folder per finished task.
+"""The ledger of one seed: one sealed folder per finished task.
 
-A task is written aside (`.incoming/`), sealed, opened again and compared, and becomes visible by one rename
-to `tasks/000_digits`. There is no second record that could disagree: a task is done exactly when its folder
-has its name. A crash before the rename leaves the earlier tasks untouched, and committing again is free to
-start over; a crash after it finds the task done. Nothing in here ever deletes a finished task.
+A task is written to `.incoming/`, sealed, read back and compared, and becomes visible by one rename to
+`tasks/000_digits`. No second record could disagree: a task is finished exactly when its folder has its name. A crash
+before the rename leaves the earlier tasks untouched, and committing again starts over; after a crash behind it the task
+is finished. No function here deletes a finished task.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Ledger:
         Args:
           index: place in the stream, counted from 0; the next free one.
           name: `[a-z0-9][a-z0-9_-]{0,63}`.
-          groups: `{"experts": {path: array}, ...}`; only what this task owns.
+          groups: `{"experts": {path: array}, ...}`; only leaves of this task.
           meta: facts about the task that fit into JSON.
 
         Raises:
@@ -97,10 +97,11 @@ class Ledger:
         """Returns the committed tasks in order; they are numbered 0, 1, 2, ... without a gap.
 
         Raises:
-          CheckpointError: a task is missing in the middle, two share a number, or a folder is none of ours.
+          CheckpointError: a task is missing in the middle, two share a number, or a folder is not one of a task.
         """
-        root = self.place.tasks
-        names = sorted(path.name for path in root.iterdir() if not path.name.startswith(".")) if root.is_dir() else []
+        root, names = self.place.tasks, []
+        if root.is_dir():
+            names = sorted(path.name for path in root.iterdir() if not path.name.startswith("."))
         records = []
         for place, name in enumerate(names):
             match = _FOLDER.fullmatch(name)
@@ -128,9 +129,9 @@ class Ledger:
           CheckpointError: no such task, a damaged one (the newest good one is named), or it does not fit.
         """
         record = self._record(index)
-        with self._pointing_back(index):
+        with self._naming_good_task(index):
             groups, meta = read_store(record.folder)
-        self._is(record, meta)
+        self._check_name(record, meta)
         return (groups if like is None else _fitted(groups, like, cast=cast)), meta["facts"]
 
     def archive(self, count: int | None = None) -> list[Groups]:
@@ -152,23 +153,25 @@ class Ledger:
         for index, name in enumerate(names):
             record = TaskRecord(index, name, self.place.task(index, name))
             try:
-                found, meta = read_store(record.folder)
-                self._is(record, meta)
+                stored, meta = read_store(record.folder)
+                self._check_name(record, meta)
             except CheckpointError as error:
-                found, lost[name] = None, f"{record.folder.name}: {error.why or error.what}"
-            groups.append(found)
+                groups.append(None)
+                lost[name] = f"{record.folder.name}: {error.why or error.what}"
+            else:
+                groups.append(stored)
         return groups, lost
 
     def meta(self, index: int) -> dict[str, Any]:
         """Returns the facts of a committed task without its arrays; the folder is checked all the same."""
         record = self._record(index)
-        with self._pointing_back(index):
+        with self._naming_good_task(index):
             meta = read_facts(record.folder)[1]
-        self._is(record, meta)
+        self._check_name(record, meta)
         return meta["facts"]
 
     def withdraw(self, index: int) -> Path:
-        """Moves the last task to `withdrawn/`, so that it can be learned again; returns where it lies now.
+        """Moves the last task to `withdrawn/`, so that it can be learned again; returns its new path.
 
         Raises:
           CheckpointError: the task is not the last one; later tasks build on it.
@@ -187,13 +190,14 @@ class Ledger:
 
     def clean(self) -> tuple[str, ...]:
         """Removes what a crash left half-written in `.incoming/`, under the lock; returns the names."""
-        aside = self.place.incoming
-        left = sorted(aside.iterdir()) if aside.is_dir() else []
-        for path in left:
+        incoming = self.place.incoming
+        unfinished = sorted(incoming.iterdir()) if incoming.is_dir() else []
+        for path in unfinished:
             remove_inside(self.folder, path)
-        return tuple(path.name for path in left)
+        return tuple(path.name for path in unfinished)
 
     def _record(self, index: int) -> TaskRecord:
+        """The record of a committed task."""
         done = self.tasks()
         if not 0 <= index < len(done):
             known = ", ".join(record.folder.name for record in done) or "none"
@@ -203,8 +207,8 @@ class Ledger:
         return done[index]
 
     def _same(self, record: TaskRecord, folder: Path, groups: Mapping[str, Mapping[str, Any]]) -> TaskRecord:
-        """The record of a task that is there already, provided that it is this one."""
-        with self._pointing_back(record.index):
+        """The record of a task that is committed already, if its arrays are the same."""
+        with self._naming_good_task(record.index):
             old = read_facts(record.folder)[0]
         new = describe(on_host(groups))
         if record.folder != folder or trees.flatten(old) != trees.flatten(new):
@@ -217,7 +221,8 @@ class Ledger:
         return record
 
     @staticmethod
-    def _is(record: TaskRecord, meta: Mapping[str, Any]) -> None:
+    def _check_name(record: TaskRecord, meta: Mapping[str, Any]) -> None:
+        """Refuses a folder whose name is not the one it was committed with."""
         if (meta["index"], meta["name"]) != (record.index, record.name):
             raise CheckpointError(
                 "a task folder was renamed",
@@ -227,8 +232,8 @@ class Ledger:
             )
 
     @contextlib.contextmanager
-    def _pointing_back(self, index: int) -> Iterator[None]:
-        """Adds to an error about a damaged task which earlier one is whole, and how to go on from it."""
+    def _naming_good_task(self, index: int) -> Iterator[None]:
+        """Adds to an error about a damaged task which earlier one is intact, and how to continue from it."""
         try:
             yield
         except CheckpointError as error:
@@ -237,6 +242,7 @@ class Ledger:
             ) from error
 
     def _newest_good(self, index: int) -> str:
+        """How to continue from the newest intact task before a damaged one."""
         for record in reversed(self.tasks()[:index]):
             try:
                 verify(record.folder)
@@ -252,7 +258,8 @@ class Ledger:
 
 def _fitted(groups: Groups, like: Mapping[str, Mapping[str, Any]], *, cast: bool) -> Groups:
     """`groups` where they fit `like` in every path and shape, and in every dtype unless `cast`."""
-    saved, wanted = trees.flatten(groups), trees.flatten({group: dict(flat) for group, flat in like.items()})
+    saved = trees.flatten(groups)
+    wanted = trees.flatten({group: dict(flat) for group, flat in like.items()})
     other = [path for path in wanted if path in saved and wanted[path].dtype != saved[path].dtype]
     if other and not cast:
         shown = "; ".join(f"{path}: saved {saved[path].dtype}, wanted {wanted[path].dtype}" for path in other[:8])
@@ -261,9 +268,11 @@ def _fitted(groups: Groups, like: Mapping[str, Mapping[str, Any]], *, cast: bool
             why=shown,
             remedy="load them in the dtype they were saved in, or convert them with Ledger.load(..., cast=True)",
         )
-    cast_groups = {
-        group: {p: a.astype(wanted[f"{group}/{p}"].dtype) if f"{group}/{p}" in other else a for p, a in flat.items()}
-        for group, flat in groups.items()
-    }
-    trees.restore_into(wanted, trees.flatten(cast_groups))
-    return cast_groups
+    converted: Groups = {}
+    for group, flat in groups.items():
+        converted[group] = dict(flat)
+        for path, array in flat.items():
+            if f"{group}/{path}" in other:
+                converted[group][path] = array.astype(wanted[f"{group}/{path}"].dtype)
+    trees.restore_into(wanted, trees.flatten(converted))  # refuses other paths and shapes
+    return converted

@@ -1,4 +1,4 @@
-"""What a run works with, opened once: base model, tokenizer, stream, and the features of every split.
+"""An opened configuration: base model, tokenizer, stream and cached features.
 
 Opening checks everything that can be wrong before any training starts: data, scorers, lengths, the base's weights.
 """
@@ -43,20 +43,20 @@ ANSWER_BUCKET = 16
 
 
 def bar(label: str, *, initial: int = 0):
-    """A progress bar factory with ETA on stderr; silent where nobody watches."""
+    """A factory of progress bars with ETA on stderr; silent where that is no terminal."""
     return lambda items: tqdm(
         items, desc=label, initial=initial, leave=False, disable=None, file=sys.stderr, dynamic_ncols=True
     )
 
 
 def say(text: str) -> None:
-    """One line for the user, clear of any progress bar."""
+    """Prints one line for the user above any progress bar."""
     tqdm.write(text, file=sys.stderr)
 
 
 @dataclass(frozen=True)
 class Session:
-    """An opened configuration; features are computed when first asked for and kept."""
+    """An opened configuration; features are computed at their first use and cached."""
 
     config: RunConfig
     model: Model
@@ -80,7 +80,7 @@ class Session:
         )  # fmt: skip
 
     def inputs(self, task: Task) -> Inputs:
-        """The records a task is judged on, with all that routing and answering read of them."""
+        """The records a task is evaluated on, with all that routing and answering read of them."""
         return self.engine.inputs(self.test(task), self.label(task))
 
     def answer_key(self, task: Task, seed: int) -> jax.Array:
@@ -88,11 +88,11 @@ class Session:
         return key_for(seed, "answer", task.name)
 
     def test(self, task: Task) -> tuple[Record, ...]:
-        """The records a task is judged on."""
+        """The records a task is evaluated on."""
         return task.val if self.config.evaluate.split == "val" else task.test
 
     def label(self, task: Task) -> str:
-        """What the records a task is judged on are called."""
+        """Label of the records a task is evaluated on, for progress bars."""
         return f"{task.name} {self.config.evaluate.split}"
 
     def encode(self, records: tuple[Record, ...], label: str) -> tuple[tuple[Record, ...], list[Encoded]]:
@@ -114,15 +114,18 @@ class Session:
     def shapes(self) -> tuple[tuple[int, int], ...]:
         """(length, answers) of every task's batches; tasks that agree in them share one compiled program.
 
-        Looks at the whole stream, so that too long a record of a late task is refused before the first one trains.
+        Covers the whole stream, so that too long a record of a late task is refused before the first one trains.
         """
         multiple = self.config.tune.bucket
-        encoded = (self.encode(task.train, task.name)[1] for task in self.stream.tasks)
-        return tuple(shapes(one, multiple=multiple, answers=ANSWER_BUCKET) for one in encoded)
+        sizes = []
+        for task in self.stream.tasks:
+            _, encoded = self.encode(task.train, task.name)
+            sizes.append(shapes(encoded, multiple=multiple, answers=ANSWER_BUCKET))
+        return tuple(sizes)
 
     @cached_property
     def prompt_length(self) -> int:
-        """Length that holds every test prompt of the stream."""
+        """Padded length that holds every test prompt of the stream."""
         writing = self.config.evaluate.writing
         lengths: list[int] = []
         for task in self.stream.tasks:
@@ -154,12 +157,12 @@ class Session:
         return self.config.method.lessons(len(self.stream.tasks))
 
     def identity(self) -> dict[str, Any]:
-        """What may not change between stop and resume."""
+        """Values that may not change between stop and resume."""
         return identity_of(self.config, self.stream, self.base_digest)
 
 
 def identity_of(config: RunConfig, stream: Stream, base: str) -> dict[str, Any]:
-    """What may not change of a run between stop and resume; `base` is the SHA-256 of its base model."""
+    """Values of a run that may not change between stop and resume; `base` is the SHA-256 of its base model."""
     plain = to_mapping(config)
     return {
         "base": base,
@@ -172,11 +175,14 @@ def identity_of(config: RunConfig, stream: Stream, base: str) -> dict[str, Any]:
 
 
 def stream_specs(stream: StreamConfig) -> tuple[TaskSpec, ...]:
-    """Folders of all tasks; the pocket stream is drawn into its cache folder if it is not there."""
+    """Folders of all tasks; the pocket stream is generated into its cache folder where it is missing."""
     specs = []
     if stream.pocket is not None:
-        p = stream.pocket
-        folders = pocket_tasks(tasks=p.tasks, seed=p.seed, train=p.train, val=p.val, test=p.test, folder=p.folder)
+        pocket = stream.pocket
+        folders = pocket_tasks(
+            tasks=pocket.tasks, seed=pocket.seed, train=pocket.train, val=pocket.val, test=pocket.test,
+            folder=pocket.folder,
+        )  # fmt: skip
         specs = [TaskSpec(str(folder)) for folder in folders]
     return (*specs, *stream.tasks)
 
