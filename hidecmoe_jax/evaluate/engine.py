@@ -66,16 +66,17 @@ class Inputs:
 
     def rows(self, rows: Sequence[int]) -> Inputs:
         """Some of the records, in the order of `rows`."""
-        index = np.asarray(rows, np.int64)
+        index_M = np.asarray(rows, np.int64)
         records = tuple(self.records[row] for row in rows)
-        state_ND = None if self.state_ND is None else self.state_ND[index]
-        return Inputs(records, self.features.only(index), state_ND)
+        state_MD = None if self.state_ND is None else self.state_ND[index_M]
+        return Inputs(records, self.features.only(index_M), state_MD)
 
     def frozen(self, rows: np.ndarray | None = None) -> FrozenFeatures:
         """What a gate reads of the records, or of some of them."""
-        rows = np.arange(len(self.records)) if rows is None else rows
-        state_ND = None if self.state_ND is None else self.state_ND[rows]
-        return FrozenFeatures(self.features.pooled(rows), state_ND)
+        if rows is None:
+            rows = np.arange(len(self.records))
+        state_BD = None if self.state_ND is None else self.state_ND[rows]
+        return FrozenFeatures(self.features.pooled(rows), state_BD)
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,10 @@ class Cache:
 
 
 class _Identity:
-    """An object as a part of a key: equal to itself alone. The key keeps it alive, so its id is never used again."""
+    """An object as a part of a key, equal to itself alone.
+
+    A model cannot be hashed by value cheaply. The key keeps the object alive, so its id is not used for another one.
+    """
 
     def __init__(self, value: object):
         self.value = value
@@ -155,8 +159,7 @@ class Engine:
 
     def features(self, records: Sequence[Record], label: str = "records") -> Features:
         """Outputs of the frozen towers."""
-        records = tuple(records)
-        settings = (self.feature_batch, self.feature_gib)
+        key = ("features", *self._source, self.feature_batch, self.feature_gib, tuple(records))
 
         def compute() -> Features:
             return extract(
@@ -164,27 +167,32 @@ class Engine:
                 progress=self.progress(f"features of {label}"),
             )  # fmt: skip
 
-        return self.cache.get(("features", *self._source, settings, records), compute)
+        return self.cache.get(key, compute)
 
     def states(self, records: Sequence[Record], reading: Reading, label: str = "records") -> np.ndarray:
         """The frozen base's state of every prompt, float32 [N, D]: one prefill without any expert.
 
         Of several turns the last question counts.
         """
-        records = tuple(records)
-        # The padded length changes how sums are rounded, so the bucket belongs to the key.
-        settings = (self.feature_batch, self.feature_gib, self.template, self.writing.bucket, self.writing.max_length)
+        # The padded length changes how sums are rounded, so the bucket is a part of the key.
+        writing = (self.writing.bucket, self.writing.max_length)
+        settings = (self.feature_batch, self.feature_gib, self.template, writing)
+        key = ("states", *self._source, settings, reading, tuple(records))
+        return self.cache.get(key, lambda: self._states(records, reading, label))
 
-        def compute() -> np.ndarray:
-            prompts, features = self.prompts(records), self.features(records, label)
-            length, parts = self.prompt_length(prompts), []
-            for start in self.progress(f"states of {label}")(range(0, len(prompts), self.feature_batch)):
-                rows, filled = batch_rows(len(prompts), start, self.feature_batch)
-                prompt = self.prompt(prompts, features, filled, length)
-                parts.append(np.asarray(_state(self.base, prompt, reading))[: len(rows)])
-            return np.concatenate(parts)
-
-        return self.cache.get(("states", *self._source, settings, reading, records), compute)
+    def _states(self, records: Sequence[Record], reading: Reading, label: str) -> np.ndarray:
+        """The same, computed."""
+        prompts = self.prompts(records)
+        features = self.features(records, label)
+        length = self.prompt_length(prompts)
+        steps = range(0, len(prompts), self.feature_batch)
+        parts = []
+        for start in self.progress(f"states of {label}")(steps):
+            rows, filled = batch_rows(len(prompts), start, self.feature_batch)
+            prompt = self.prompt(prompts, features, filled, length)
+            state_BD = np.asarray(_state(self.base, prompt, reading))
+            parts.append(state_BD[: len(rows)])
+        return np.concatenate(parts)
 
     def inputs(self, records: Sequence[Record], label: str = "records") -> Inputs:
         """Records with all that routing and answering read of them."""
@@ -194,10 +202,11 @@ class Engine:
 
     def prompt(self, prompts: Sequence[Encoded], features: Features, rows: np.ndarray, length: int) -> Prompt:
         """The prompts of some rows as one batch of `length` tokens, with the patch tokens of their pictures."""
-        vocabulary, pad = self.base.config.vocabulary, self.tokenizer.pad
-        encoded = [prompts[row] for row in rows]
-        patches_BIPD = features.patches(rows)
-        return collate(encoded, length=length, answers=1, pad=pad, vocab=vocabulary, patches_BIPD=patches_BIPD).prompt
+        batch = collate(
+            [prompts[row] for row in rows], length=length, answers=1, pad=self.tokenizer.pad,
+            vocab=self.base.config.vocabulary, patches_BIPD=features.patches(rows),
+        )  # fmt: skip
+        return batch.prompt
 
     def decide(self, serving: Serving, inputs: Inputs, task: int | None = None) -> Decision:
         """The tasks that every record is routed to, as host arrays with one row a record.
@@ -205,12 +214,13 @@ class Engine:
         Args:
           task: number of the true task, to measure what naming it would give; None lets the gate choose.
         """
-        size, parts = self.writing.batch, []
+        count, size = len(inputs.records), self.writing.batch
         task_B = None if task is None else jnp.full((size,), task, jnp.int32)
-        for start in range(0, len(inputs.records), size):
-            rows, filled = batch_rows(len(inputs.records), start, size)
+        parts = []
+        for start in range(0, count, size):
+            rows, filled = batch_rows(count, start, size)
             decision = jax.device_get(_decide(self.method, serving, inputs.frozen(filled), task_B))
-            parts.append(jax.tree.map(itemgetter(slice(len(rows))), decision))
+            parts.append(rows_of(decision, slice(len(rows))))
         return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
 
     def answer(
@@ -234,8 +244,10 @@ class Engine:
           length: prompts are padded to it; by default to what these records need.
           skip: ids that are answered already.
         """
-        prompts, size = self.prompts(inputs.records), self.writing.batch
-        length = length or self.prompt_length(prompts)
+        size = self.writing.batch
+        prompts = self.prompts(inputs.records)
+        if length is None:
+            length = self.prompt_length(prompts)
         for start in range(0, len(prompts), size):
             records = inputs.records[start : start + size]
             # Whole batches are done again or not at all, so that an interrupted cell ends with the same bytes.
@@ -243,10 +255,11 @@ class Engine:
                 continue
             _, filled = batch_rows(len(prompts), start, size)
             prompt = self.prompt(prompts, inputs.features, filled, length)
-            routed = jax.tree.map(itemgetter(filled), decision)
+            routed = rows_of(decision, filled)
             # The match changes no text, and would be a second program where the task is named.
             weights = routed.replace(match=None)
             written = _write(self.method, serving, prompt, weights, key, filled, sampling=self.sampling)
+            # One transfer for the batch; indexing device arrays record by record would compile slices.
             tokens_BN, lengths_B, ended_B = jax.device_get((written.tokens_BN, written.lengths_B, written.ended_B))
             answers = []
             for row, answer in enumerate(unwritten(records, routed, self.writing)):
@@ -262,6 +275,11 @@ class Engine:
         return Sampling(
             writing.max_new_tokens, writing.temperature, writing.top_p, tokenizer.eos, tokenizer.pad, ids=tokenizer.size
         )
+
+
+def rows_of(decision: Decision, rows: np.ndarray | slice | list[int]) -> Decision:
+    """The decision for some rows."""
+    return jax.tree.map(itemgetter(rows), decision)
 
 
 def batch_rows(count: int, start: int, batch: int) -> tuple[np.ndarray, np.ndarray]:

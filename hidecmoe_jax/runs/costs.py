@@ -32,7 +32,8 @@ def flops_per_query(
       locator_prefill: the frozen base's own pass over the prompt for the locator (towers shared), 0 without one.
       total and ratio (total / forward_base), tokens and pictures.
     """
-    config, reading = model.config, method.traits.reads
+    config = model.config
+    reading = method.traits.reads
     voices, tasks = _served_shapes(method, method.serve(model, learner))
     routed = tasks > 0 and not method.traits.needs_task_name
     experts = [_added(voice) for voice in voices]

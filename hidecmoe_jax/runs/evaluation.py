@@ -10,17 +10,16 @@ import json
 import os
 import time
 from collections.abc import Iterable, Sequence
-from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from hidecmoe_jax.core.strict import plain
 from hidecmoe_jax.data.records import Record
 from hidecmoe_jax.data.stream import Task
 from hidecmoe_jax.evaluate.answer import Answer, unwritten
+from hidecmoe_jax.evaluate.engine import rows_of
 from hidecmoe_jax.methods.base import Decision, Serving
 from hidecmoe_jax.runs.folder import CellsFolder
 from hidecmoe_jax.runs.reuse import KnownAnswers, cache_key, known_answers, learned_names, reusable_answers
@@ -80,7 +79,8 @@ def _known(
     # A sampled text depends on its place among the records.
     if session.config.method.traits.mixes_tasks or session.config.evaluate.writing.temperature > 0:
         return {}
-    cells, sources = Cells(folder.cells).read(), []
+    cells = Cells(folder.cells).read()
+    sources = []
     for earlier in range(row if reuse else 0):
         sources += [(earlier, False), (earlier, True)]
     if reference:
@@ -124,7 +124,8 @@ def write_answers(
     Raises:
       PreemptedError: after a signal, once the batch at hand is on disk.
     """
-    records, names = session.test(task), _task_names(session)
+    records = session.test(task)
+    names = _task_names(session)
     done = read_answers(path)
     known = {answer.id: json.loads(_line(answer, names)) for answer in copied}
     lines = _by_question(done) | known
@@ -134,9 +135,10 @@ def write_answers(
         inputs = session.inputs(task)
         if decision is None:
             decision = session.engine.decide(serving, inputs, task.index if named else None)
+        # Sampling keys count these rows. Known answers exist only under greedy decoding, which draws nothing.
         open_rows = [row for row, record in enumerate(records) if record.id not in known]
         batches = session.engine.answer(
-            serving, inputs.rows(open_rows), jax.tree.map(itemgetter(open_rows), decision),
+            serving, inputs.rows(open_rows), rows_of(decision, open_rows),
             key=session.answer_key(task, seed), length=session.prompt_length, skip=frozenset(_by_question(done)),
         )  # fmt: skip
         _append(path, batches, task, names, stop)
@@ -187,7 +189,8 @@ def judge(task: Task, records: Sequence[Record], lines: list[dict], names: Seque
 def _routed_task(line: dict[str, Any]) -> str | None:
     """The task an answer was routed to; None for an unknown input. A tie that the base answered counts as the nearest
     task."""
-    weights, finding = line["weights"], line.get("finding")
+    weights = line["weights"]
+    finding = line.get("finding")
     if any(weights.values()):
         return max(weights, key=weights.get)
     return None if finding is None or finding["unknown"] else finding["nearest"]
@@ -218,7 +221,8 @@ def evaluate_cell(
     if label in cells.read().get(row, {}):
         return
     start = time.monotonic()
-    names, basis = _task_names(session), cache_key(session, serving, task)
+    names = _task_names(session)
+    basis = cache_key(session, serving, task)
     known = _known(session, folder, row, task, basis, reference=reference, reuse=reuse)
     decision, copied = None, []
     if known:

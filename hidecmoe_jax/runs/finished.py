@@ -61,8 +61,8 @@ class FinishedRun:
           edits: apply the run's edits; without them it is the learner as it was trained.
           slots: task slots that are needed, where these are more than the run has tasks.
         """
-        run, tasks = self.folder.path if edits else None, max(len(self.tasks), slots)
-        return learner_after(archive, run, self.config, self.model, tasks=tasks)
+        run = self.folder.path if edits else None
+        return learner_after(archive, run, self.config, self.model, tasks=max(len(self.tasks), slots))
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,8 @@ def open_finished(run: str | Path) -> FinishedRun:
     Raises:
       CheckpointError: the folder holds no run.
     """
-    folder, config = RunFolder(Path(run)), config_of(run)
+    folder = RunFolder(Path(run))
+    config = config_of(run)
     model, tokenizer = open_base(config)
     return FinishedRun(folder, config, model, tokenizer, tuple(task_names(folder.path)))
 
@@ -98,7 +99,8 @@ def open_with_data(run: str | Path) -> RunWithData:
       CheckpointError: the folder holds no run.
       DataError, ConfigError: the data cannot be read.
     """
-    folder, config = RunFolder(Path(run)), config_of(run)
+    folder = RunFolder(Path(run))
+    config = config_of(run)
     session = open_session(config)
     tasks = tuple(task_names(folder.path))
     return RunWithData(folder, config, session.model, session.tokenizer, tasks, session)

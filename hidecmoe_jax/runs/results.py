@@ -40,11 +40,15 @@ SAMPLES = 4
 
 def write(session: Session, folder: Path) -> None:
     """Writes what takes an opened run (sizes, costs, sample questions) to facts.json, then the report."""
-    method, model, run = session.config.method, session.model, RunFolder(folder)
+    method = session.config.method
+    model = session.model
+    run = RunFolder(folder)
     archive = Ledger(run.seed(session.config.seeds[0]).path).archive()
     trained = session.learner_after(archive, None)
     learner = with_edits(trained, folder, method, archive)
-    tasks, pictures, sample_questions = session.stream.tasks, 0, {}
+    tasks = session.stream.tasks
+    pictures = 0
+    sample_questions = {}
     for task in tasks:
         records = session.test(task)
         pictures = max([pictures, *(len(record.images) for record in records)])
@@ -118,8 +122,11 @@ def document_of(folder: Path) -> dict[str, Any]:
             "no report can be written", where=str(folder), why=f"{FACTS} is missing: the run is not finished",
             remedy="finish it with the command it was started with, and --resume",
         )  # fmt: skip
-    facts, tasks, config = read_json(run.facts), tuple(task_names(folder)), config_of(folder)
-    traits, lessons = config.method.traits, facts["lessons"]
+    facts = read_json(run.facts)
+    lessons = facts["lessons"]
+    tasks = tuple(task_names(folder))
+    config = config_of(folder)
+    traits = config.method.traits
     seeds = []
     for seed in config.seeds:
         seeds.append(seed_result(run.seed(seed), seed, tasks, lessons, named=traits.needs_task_name))

@@ -39,7 +39,8 @@ class Rows:
 
     def wanted(self, row: int) -> tuple[int, ...]:
         """Tasks a row is measured on: all in row 0, in the last, and on request; else as `evaluate.between` says."""
-        evaluate, lessons = self.session.config.evaluate, self.session.lessons
+        evaluate = self.session.config.evaluate
+        lessons = self.session.lessons
         tasks = tuple(range(len(self.session.stream.tasks)))
         if row == 0:
             return tasks if evaluate.zero_shot else ()
@@ -66,7 +67,8 @@ class Rows:
         Raises:
           PreemptedError: after a signal, between two cells.
         """
-        evaluate, method = self.session.config.evaluate, self.session.config.method
+        evaluate = self.session.config.evaluate
+        method = self.session.config.method
         serving = method.serve(self.session.model, self.learner_after(archive[:row]))
         named = method.traits.needs_task_name
         reference = serving.bank is not None and not named and self._has_reference(row)
@@ -87,7 +89,8 @@ class Rows:
 
     def evaluate_without(self, row: int, archive: list[Groups | None], lost: tuple[str, ...]) -> CellsFolder:
         """Measures a row without the lessons that were lost (None in the archive); returns its own folder."""
-        method, aside = self.session.config.method, self.folder.without(lost)
+        method = self.session.config.method
+        aside = self.folder.without(lost)
         serving = method.serve(self.session.model, self.learner_after(archive[:row])).replace(missing=lost)
         for task in self.wanted(row):
             self._cell(serving, row, task, folder=aside, named=method.traits.needs_task_name)
