@@ -136,6 +136,7 @@ class Assistant:
         for number, text in enumerate(prompts):
             pictures = images[number]
             paths = [pictures] if isinstance(pictures, str | Path) else list(pictures or [])
+            # Pictures come before a question that does not place them itself.
             question = text if IMAGE in text else f"{IMAGE}\n" * len(paths) + text
             if question.count(IMAGE) != len(paths):
                 raise DataError(
@@ -155,6 +156,7 @@ class Assistant:
         """
         run = self.run
         style = replace(run.evaluate.writing, batch=min(len(records), run.evaluate.writing.batch), **writing)
+        # Padding one question to the batch of an evaluation would multiply its cost.
         feature_batch = min(len(records), run.base.feature_batch)
         return Engine(run.method, self.base, self.tokenizer, run.template, style, feature_batch=feature_batch)
 

@@ -178,6 +178,7 @@ def config_of(run: str | Path) -> RunConfig:
 def write_config(config: RunConfig, run: Path) -> None:
     """The resolved configuration, as YAML that `load_config` reads back."""
     path = RunFolder(run).config
+    # Renamed into place: a crash leaves the old file or the new one, never half of one.
     part = path.with_name(f"{path.name}.part")
     part.write_text(yaml.safe_dump(to_mapping(config), sort_keys=False), encoding="utf-8")
     part.replace(path)
@@ -185,6 +186,7 @@ def write_config(config: RunConfig, run: Path) -> None:
 
 def from_mapping(mapping: Mapping[str, Any], where: str = "config") -> RunConfig:
     """Builds a config from plain values; the inverse of `to_mapping`."""
+    # The method is built by its kind, everything else by the types of the fields.
     rest = dict(mapping)
     method = build_method(rest.pop("method", {}), f"{where}: method")
     return replace(strict.build(RunConfig, rest, where), method=method)
@@ -227,6 +229,7 @@ def build_method(mapping: Mapping[str, Any], where: str) -> Method:
         raise ConfigError(
             "cannot import the method", where=where, why=str(error), remedy="check that the package is installed"
         ) from error
+    # Refused here, or the run would fail with an AttributeError hours later.
     missing = [hook for hook in vars(Method) if not hook.startswith("_") and hook not in dir(cls)]
     if missing:
         raise ConfigError(

@@ -79,6 +79,7 @@ def _served_shapes(method: Method, serving: Serving) -> tuple[tuple[Voice, ...],
         decision = method.decide(serving, frozen, task)
         return method.voices(serving, decision), decision.weight_BN
 
+    # Shapes alone: at 7B nothing may be allocated to count operations.
     voices, weight_BN = jax.eval_shape(serve, serving, frozen, task)
     return voices, weight_BN.shape[1]
 

@@ -45,7 +45,7 @@ def read_answers(path: Path) -> list[dict[str, Any]]:
         try:
             lines.append(json.loads(text))
         except json.JSONDecodeError:
-            break
+            break  # only the last line can be torn, since lines are appended in order
     return lines
 
 
@@ -143,6 +143,7 @@ def write_answers(
         )  # fmt: skip
         _append(path, batches, task, names, stop)
         lines = _by_question(read_answers(path)) | known
+    # Copied answers were not appended above; here they take their places between the generated ones.
     whole = [lines[record.id] for record in records]
     _replace_lines(path, whole)
     return whole
@@ -162,7 +163,7 @@ def _append(path: Path, batches: Iterable[list[Answer]], task: Task, names: Sequ
         for number, batch in enumerate(bar(f"answers to {task.name}")(batches)):
             file.write("".join(_line(answer, names) + "\n" for answer in batch))
             file.flush()
-            os.fsync(file.fileno())
+            os.fsync(file.fileno())  # answers of finished batches survive a power failure
             crash_point("mid_evaluate", f"{task.name}:{number}")
             if stop.requested:
                 stop.leave(f"answers to {task.name}, batch {number}")
@@ -218,6 +219,7 @@ def evaluate_cell(
       reuse: copy answers of earlier rows where they hold in this one.
     """
     cells, label = Cells(folder.cells), label_of(task.name, reference)
+    # A measured cell is final: evaluating again measures only what is missing.
     if label in cells.read().get(row, {}):
         return
     start = time.monotonic()

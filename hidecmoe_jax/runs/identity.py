@@ -88,6 +88,7 @@ def open_run(
     """
     there = check_run(folder, resume=resume, overwrite=overwrite)
     now = {"started": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **(session or {})}
+    # As JSON gives it back, so that tuples compare equal to the lists of the file.
     fresh = json.loads(json.dumps(dict(identity), allow_nan=False))
     if there and overwrite:
         replace(folder)
@@ -150,6 +151,7 @@ def read_run(folder: Path) -> dict[str, Any]:
             "this is no run", where=str(folder), why=f"there is no {IDENTITY}", remedy="check the path"
         )
     run = read_json(path)
+    # A newer format is told apart from damage, because the remedies differ.
     version = run.get("format")
     if isinstance(version, int) and version > FORMAT:
         raise CheckpointError(
@@ -188,6 +190,7 @@ def replace(folder: Path) -> Path:
     run = RunFolder(folder)
     aside = run.next_replaced()
     aside.mkdir()
+    # The identity moves last: an interrupted overwrite leaves something that still is a run.
     for path in run.written():
         os.rename(path, aside / path.name)
     sync_folder(folder)

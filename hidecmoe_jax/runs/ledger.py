@@ -85,6 +85,7 @@ class Ledger:
         with disk_errors("could not make the run folder", aside, needed=0):
             aside.parent.mkdir(parents=True, exist_ok=True)
             folder.parent.mkdir(parents=True, exist_ok=True)
+        # Another disk could not take the rename, so the folder is written inside the seed.
         write_store(aside, groups, {"index": index, "name": name, "facts": dict(meta)})
         crash_point("before_rename", name)
         with disk_errors("could not commit a task", folder, needed=0):
@@ -105,6 +106,7 @@ class Ledger:
         records = []
         for place, name in enumerate(names):
             match = _FOLDER.fullmatch(name)
+            # A gap means that later lessons were learned on top of one that is gone.
             if match is None or int(match[1]) != place:
                 raise CheckpointError(
                     "the tasks of a run are not in order",
@@ -177,6 +179,7 @@ class Ledger:
           CheckpointError: the task is not the last one; later tasks build on it.
         """
         done, record = self.tasks(), self._record(index)
+        # Later lessons were trained beside the experts of this one.
         if index != len(done) - 1:
             raise CheckpointError(
                 "only the last task can be taken out",
@@ -210,6 +213,7 @@ class Ledger:
         """The record of a task that is committed already, if its arrays are the same."""
         with self._naming_good_task(record.index):
             old = read_facts(record.folder)[0]
+        # Digests are compared, not arrays: nothing has to be loaded.
         new = describe(on_host(groups))
         if record.folder != folder or trees.flatten(old) != trees.flatten(new):
             raise CheckpointError(

@@ -57,7 +57,7 @@ class LoadedArchive:
         apart = method.traits.keeps_old_experts
         if not self.lost or (skip_missing and apart):
             return
-        whole = self.archive.index(None)
+        whole = self.archive.index(None)  # lessons before the first lost one
         choice = "or leave them out of every answer with --skip-missing" if apart else "one expert serves all"
         raise CheckpointError(
             f"{len(self.lost)} of {len(self.names)} tasks cannot be loaded", where=str(self.folder.tasks),

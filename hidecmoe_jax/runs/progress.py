@@ -59,6 +59,7 @@ class Progress:
         """
         with disk_errors("could not make the folder for checkpoints", self.folder, needed=0):
             self.folder.mkdir(parents=True, exist_ok=True)
+        # Leftovers of a crash while a checkpoint was written or deleted.
         self._drop([path for path in self.folder.iterdir() if path.name.startswith(".half_")])
         old = self._saved()
         serial = _serial(old[-1]) + 1 if old else 0
@@ -70,6 +71,7 @@ class Progress:
             os.rename(aside, folder)
             sync_folder(self.folder)
         crash_point("after_progress_save", str(step))
+        # Only after the new one is durable: at every moment one checkpoint is intact.
         self._drop([*old, folder][: -self.keep])
         return folder
 

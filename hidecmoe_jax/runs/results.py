@@ -84,6 +84,7 @@ def _growth(session: Session, folder: Path, archive: list[Groups], trained: Lear
     growth = method.growth_of(session.model, trained)
     if not isinstance(method, Probes):
         return growth
+    # An edit changes the experts that later tasks were probed beside, so their part is taken with it applied.
     for count in sorted({committed.tasks for committed in read(folder)}):
         edited = with_edits(trained, folder, method, archive[:count])
         later = method.growth_of(session.model, edited)

@@ -31,7 +31,7 @@ def cache_key(session: Session, serving: Serving, task: Task) -> str:
     """Digest of what the texts of a cell depend on, beside the choice of a task and what was learned of that task."""
     config = to_mapping(session.config)
     judged = {name: config["evaluate"][name] for name in ("split", "writing")}
-    routed = serving.replace(model=None)
+    routed = serving.replace(model=None)  # the base is in the digest already
     # Other shapes are another compiled program, which may round differently: more task slots, a longer prompt.
     shapes: list[Any] = [[str(leaf.dtype), leaf.shape] for leaf in jax.tree.leaves(routed)]
     shapes.append(session.prompt_length)

@@ -102,6 +102,7 @@ class Session:
         if dropped:
             say(f"{label}: dropped {len(dropped)} records longer than {tune.max_length} tokens, first {dropped[0]!r}")
             records = tuple(record for record in records if record.id not in set(dropped))
+        # Records are dropped by id, so a shared id drops one too many.
         if len(records) != len(encoded):
             raise DataError(
                 "tasks share the id of a dropped record",
@@ -190,6 +191,7 @@ def stream_specs(stream: StreamConfig) -> tuple[TaskSpec, ...]:
 def open_base(config: RunConfig) -> tuple[Model, Tokenizer]:
     """The frozen model and its tokenizer."""
     folder = base_folder(config.base.path)
+    # What the config leaves open stays as the checkpoint has it.
     changes = {name: getattr(config.base, name) for name in ("dtype", "param_dtype", "remat")}
     model = load_model(folder, **{name: value for name, value in changes.items() if value is not None})
     tokenizer = Tokenizer.load(folder)
@@ -232,6 +234,7 @@ def checked_stream(config: RunConfig, *, errors: str | None = None) -> Stream:
         stream_specs(config.stream), policy=replace(config.stream.policy, errors=errors),
         val_fraction=config.stream.val_fraction,
     )  # fmt: skip
+    # Test items among training items of any task would make scores too high.
     examine(stream.tasks, allowed_leaks=config.stream.allowed_leaks).require()
     for task in stream.tasks:
         if task.scorer not in SCORERS:

@@ -65,6 +65,7 @@ def enter(session: Session, folder: Path, options: Options) -> None:
     Raises:
       ConfigError: the method does not fit the base; nothing is written then.
     """
+    # Sites or layers that the base lacks are refused before a file is written.
     session.config.method.init(session.model, 1)
     open_run(
         folder, session.identity(), resume=options.resume, overwrite=options.overwrite, allow=options.allow,
@@ -161,6 +162,7 @@ def rollback(run: str | Path, tasks: int) -> Path:
                 why=f"asked for {tasks}; {config.method.name} has learned {least} of {len(names)} tasks",
                 remedy=f"give a number from 1 to {min(least, len(names) - 1)}",
             )  # fmt: skip
+        # Tasks are removed from the end, because a pocket stream precedes folders of the user.
         stream = config.stream
         for known in range(len(names), tasks, -1):
             stream = without_last(stream, names[:known])

@@ -36,7 +36,7 @@ def withdraw_row(seed: SeedFolder, row: int) -> None:
 
 def _row(seed: SeedFolder, row: int) -> list[Path]:
     """Answers of a seed's last row, and those of the variants."""
-    return [seed.row(row), seed.variants]
+    return [seed.row(row), seed.variants]  # variants exist for the last row alone
 
 
 def _move(paths: list[Path], aside: Path) -> None:
