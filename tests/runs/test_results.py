@@ -12,6 +12,7 @@ from hidecmoe_jax.methods.gates.anchors import NamedGate
 from hidecmoe_jax.methods.routed import Routed
 from hidecmoe_jax.runs.costs import flops_per_query
 from hidecmoe_jax.runs.evaluation import confusion
+from hidecmoe_jax.runs.folder import RunFolder
 from hidecmoe_jax.runs.ledger import Ledger
 from hidecmoe_jax.runs.results import seed_result
 from hidecmoe_jax.runs.scores import Cells
@@ -53,8 +54,8 @@ def test_locator_confusion_counts_the_last_row_s_answers(run):
 def test_locator_confusion_is_null_for_a_method_that_is_told_the_task(run):
     _, folder, _, _ = run
     lessons = [[task] for task in TASKS]
-    assert seed_result(folder / "seed_0", 0, TASKS, lessons).locator_confusion is not None
-    assert seed_result(folder / "seed_0", 0, TASKS, lessons, told=True).locator_confusion is None
+    assert seed_result(RunFolder(folder).seed(0), 0, TASKS, lessons).locator_confusion is not None
+    assert seed_result(RunFolder(folder).seed(0), 0, TASKS, lessons, named=True).locator_confusion is None
 
 
 def test_a_gate_that_knows_nobody_is_not_a_method_without_gate():
