@@ -29,7 +29,7 @@ from hidecmoe_jax.port.checkpoints import names
 Tree = Literal["since5", "before5"]
 DECODER = {"since5": "model.language_model", "before5": "language_model.model"}
 PROJECTOR = {"since5": "model.multi_modal_projector", "before5": "multi_modal_projector"}
-PART = {rule.leaf.split("/")[2]: key[9:-7] for key, rule in names.DECODER.items() if rule.turn == "linear"}
+PART = {rule.leaf.split("/")[2]: key[9:-7] for key, rule in names.DECODER.items() if rule.transform == "linear"}
 """Site -> module below `layers.#.`: q_proj -> self_attn.q_proj."""
 PROJECTOR_LEAVES = {rule.leaf: key for key, rule in names.PROJECTOR.items()}
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)

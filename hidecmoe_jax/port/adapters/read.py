@@ -149,7 +149,7 @@ def _sorted(folder: Path, tensors: Mapping[str, Any]) -> _Sorted:
             remedy="merge the adapter into its base with its own tool, and convert the merged model",
         )  # fmt: skip
     told = tuple(f"{count} tensors left out: {why}" for why, count in notes.items())
-    ours = {rule.leaf: names.turned(leaf, rule.turn) for rule, leaf in projector.items()}
+    ours = {rule.leaf: names.transformed(leaf, rule.transform) for rule, leaf in projector.items()}
     return _Sorted(factors, modules, routers, anchors, ours, told)
 
 

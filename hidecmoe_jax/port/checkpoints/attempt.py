@@ -1,8 +1,8 @@
-"""One attempt at a conversion: the lock beside the target, the folder of unfinished work, and the rename at its end.
+"""One conversion on disk: the lock beside the target, the folder of unfinished work, and the final rename.
 
-`NAME.partial` holds the mark `partial.json` (what is made of which files), the journal, and in `model` what becomes
-`NAME`. The mark is written first and removed last, so unfinished work can be told from a folder of the user's, which is
-never touched. The lock is held from the first look at the folder until after the rename.
+`NAME.partial` holds `partial.json` (the plan and the source files it was made from), the journal, and in `model` the
+folder that becomes `NAME`. `partial.json` is written first and removed last, so unfinished work can be distinguished
+from a folder of the user's, which is never touched. The lock is held from the first check until after the rename.
 """
 
 from __future__ import annotations
@@ -18,21 +18,26 @@ from hidecmoe_jax.storage.crash_points import crash_point
 from hidecmoe_jax.storage.files import read_json, remove_inside, sync_folder, write_json
 from hidecmoe_jax.storage.manifest import write_manifest
 
-PARTIAL, STATE, MODEL = ".partial", "partial.json", "model"
+PARTIAL = ".partial"
+STATE = "partial.json"
+MODEL = "model"
 
 
 @contextlib.contextmanager
 def locked(target: Path) -> Iterator[Path]:
-    """Holds the only right to make `target`; gives the folder of unfinished work, made or not.
+    """Lock `target` exclusively; yields the path of its `.partial` folder (which may not exist yet).
 
     Raises:
-      BusyError: another process is making it.
-      CheckpointError: something is there, or nothing can be made there.
+      BusyError: another process holds the lock.
+      CheckpointError: `target` exists, or cannot be created.
     """
-    above = next(path for path in target.absolute().parents if path.exists())
-    if not above.is_dir():
+    ancestor = next(path for path in target.absolute().parents if path.exists())
+    if not ancestor.is_dir():
         raise CheckpointError(
-            "the target cannot be made", where=str(target), why=f"{above} is no folder", remedy="give another target"
+            "the target cannot be made",
+            where=str(target),
+            why=f"{ancestor} is not a folder",
+            remedy="give another target",
         )
     with only_writer(target.absolute()):
         if target.exists() or target.is_symlink():
@@ -43,47 +48,62 @@ def locked(target: Path) -> Iterator[Path]:
 
 
 def is_begun(partial: Path, *, resume: bool) -> bool:
-    """Whether unfinished work is there, which only `resume` goes on with; raises CheckpointError for all else."""
+    """True if `partial` holds unfinished work and `resume` is given.
+
+    Raises:
+      CheckpointError: unfinished work without `resume`, or a folder that no conversion made.
+    """
     if not partial.exists() and not partial.is_symlink():
         return False
-    ours = partial.is_dir() and not partial.is_symlink()
-    names = {entry.name for entry in partial.iterdir()} - {f"{STATE}.part"} if ours else {partial.name}
+    names = {partial.name}
+    if partial.is_dir() and not partial.is_symlink():
+        names = {entry.name for entry in partial.iterdir()}
+        # A crash while `partial.json` was written leaves only its temporary file: nothing was begun then.
+        names.discard(f"{STATE}.part")
     if names and STATE not in names:
         raise CheckpointError(
-            "a folder stands where unfinished work would go",
+            "the folder for unfinished work exists already",
             where=str(partial),
             why=f"it holds {', '.join(sorted(names)[:4])} and no {STATE}: no conversion made it, so it is left alone",
             remedy="move it away, or give another target",
         )
     if names and not resume:
         raise CheckpointError(
-            "an unfinished conversion is there",
+            "an unfinished conversion exists",
             where=str(partial),
             why="an earlier attempt was stopped",
-            remedy="go on with --resume, or delete that folder",
+            remedy="continue it with --resume, or delete that folder",
         )
     return bool(names)
 
 
 def begin(partial: Path, state: dict[str, Any]) -> Path:
-    """Marks `partial` with what is made of which files, which unfinished work must agree with; gives its `model`."""
-    there = partial / STATE
-    if there.exists() and (before := read_json(there)) != state:
-        changed = [key for key in state if before.get(key) != state[key]]
+    """Creates `partial` with its state file and returns its `model` folder.
+
+    Args:
+      state: plan digest, layout and source files; unfinished work must have been made with the same.
+
+    Raises:
+      CheckpointError: the folder was made with another state.
+    """
+    file = partial / STATE
+    recorded = read_json(file) if file.exists() else state
+    if recorded != state:
+        changed = [key for key in state if recorded.get(key) != state[key]]
         raise CheckpointError(
-            "the unfinished conversion is of something else",
+            "the unfinished conversion is of other sources",
             where=str(partial),
             why=f"source files, dtype or layout have changed since ({', '.join(changed)})",
             remedy="delete that folder and begin again",
         )
     partial.mkdir(parents=True, exist_ok=True)
-    write_json(there, state)
+    write_json(file, state)
     (partial / MODEL).mkdir(exist_ok=True)
     return partial / MODEL
 
 
 def commit(partial: Path, target: Path) -> None:
-    """Seals the model and gives it its name; the mark goes last."""
+    """Writes the manifest, renames the model folder to `target`, and removes the rest of `partial`."""
     write_manifest(partial / MODEL)
     crash_point("convert_rename")
     (partial / MODEL).rename(target)

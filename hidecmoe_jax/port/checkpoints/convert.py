@@ -1,10 +1,10 @@
-"""Foreign checkpoints become the folder of a base model.
+"""Conversion of a LLaVA-1.5 checkpoint of another tool into the folder of a base model.
 
     report = convert(Path("llava-1.5-7b-hf"), Path("bases/llava-7b"), dtype="bfloat16", clip=Path("clip-vit-l-14-336"))
 
-Everything that headers can tell is settled and refused first (`plan.py`); then leaves stream through one staged file
-(`staging.py`), large models on into Orbax pieces, and the finished folder is sealed and gets its name in one rename.
-Until then it lies in `NAME.partial` (`attempt.py`), and `resume` goes on with it.
+Everything that follows from headers is decided and refused first (`plan.py`). Then leaves stream through one staged file
+(`staging.py`), large models further into Orbax pieces, and the finished folder gets a manifest and its name in one
+rename. Until then it is `NAME.partial` (`attempt.py`), which `resume` continues.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -29,12 +30,13 @@ from hidecmoe_jax.port.checkpoints.attempt import MODEL, PARTIAL, begin, commit,
 from hidecmoe_jax.port.checkpoints.check import Row
 from hidecmoe_jax.port.checkpoints.names import place
 from hidecmoe_jax.port.checkpoints.origin import Stamps, record, refuse_changed, stamps
+from hidecmoe_jax.port.checkpoints.pictures import picture_settings
 from hidecmoe_jax.port.checkpoints.plan import ClassifiedSource, Plan, choose_dtype, make_plan
 from hidecmoe_jax.port.checkpoints.recognise import NAMES, recognise
 from hidecmoe_jax.port.checkpoints.settings import llava_config
-from hidecmoe_jax.port.checkpoints.source import Source, open_source, open_words, separate_projector
-from hidecmoe_jax.port.checkpoints.staging import JOURNAL, Found, compare_spare, open_leaves, write_leaves
-from hidecmoe_jax.port.checkpoints.tokenizers import Words, language_words, picture_settings, text_words
+from hidecmoe_jax.port.checkpoints.source import Source, open_source, open_tokenizer, separate_projector
+from hidecmoe_jax.port.checkpoints.staging import JOURNAL, Findings, compare_duplicate, open_leaves, write_leaves
+from hidecmoe_jax.port.checkpoints.tokenizers import TokenizerFiles, language_tokenizer, text_tokenizer
 from hidecmoe_jax.storage.crash_points import crash_point
 from hidecmoe_jax.storage.files import disk_errors, read_json, remove_inside, write_json
 
@@ -48,18 +50,18 @@ _SPARE = 64 * 2**20  # disk for tokenizers, manifests and headers
 
 @dataclass(frozen=True)
 class Report:
-    """What a conversion did, or with `dry_run` would do.
+    """Result of a conversion, or of its dry run.
 
     Attributes:
       target: the base model's folder.
       config: shapes of the converted model.
       layout: "file" (model.safetensors) or "sharded" (Orbax pieces).
-      tensors: source tensors that were consumed; `leaves` of ours that they fill.
-      dropped: named pattern -> tensors left out under it.
-      nbytes: bytes of weights; `disk`, bytes needed on the way.
-      notes: everything else that a reader should know, one sentence each.
+      tensors: number of source tensors used; `leaves`, number of leaves that they fill.
+      dropped: number of tensors left out, by pattern.
+      nbytes: bytes of weights; `disk`, bytes needed during the conversion.
+      notes: everything else that matters, one sentence each.
       seconds: spent on the weights; 0 for a dry run.
-      checked: whether the model was held against its source.
+      checked: result of the comparison with the source's own answers.
     """
 
     target: Path
@@ -76,20 +78,25 @@ class Report:
 
     def lines(self) -> list[str]:
         """The report as it is printed."""
-        speed = f", {self.nbytes / 2**20 / self.seconds:.0f} MB/s" if self.seconds else ""
-        numbers = [f"{self.tensors} tensors -> {self.leaves} leaves, {self.nbytes / 2**30:.2f} GiB{speed}"]
-        numbers += [f"left out: {count} x {pattern}" for pattern, count in sorted(self.dropped.items())]
-        unchecked = "not checked against the source's own answers: --check does it (needs the extra `oracle`)"
-        checked = unchecked if self.checked == "not checked" else f"check {self.checked}: the source's own answers"
         kind = "one file" if self.layout == "file" else "Orbax pieces that any mesh reads"
-        return [f"{self.target} ({kind})", *numbers, f"disk needed: {self.disk / 2**30:.2f} GiB", *self.notes, checked]
+        speed = f", {self.nbytes / 2**20 / self.seconds:.0f} MB/s" if self.seconds else ""
+        lines = [f"{self.target} ({kind})"]
+        lines.append(f"{self.tensors} tensors -> {self.leaves} leaves, {self.nbytes / 2**30:.2f} GiB{speed}")
+        lines += [f"left out: {count} x {pattern}" for pattern, count in sorted(self.dropped.items())]
+        lines.append(f"disk needed: {self.disk / 2**30:.2f} GiB")
+        lines += self.notes
+        if self.checked == "not checked":
+            lines.append("not checked against the source's own answers: --check does it (needs the extra `oracle`)")
+        else:
+            lines.append(f"check {self.checked}: the source's own answers")
+        return lines
 
 
 @dataclass(frozen=True)
 class _Job:
-    """All that is settled before a weight is read."""
+    """Everything that is decided before a weight is read; `files` are those beside the weights."""
 
-    given: tuple[ClassifiedSource, ...]
+    classified: tuple[ClassifiedSource, ...]
     sources: tuple[Source, ...]
     stamps: Stamps
     plan: Plan
@@ -116,16 +123,16 @@ def convert(
 
     Args:
       source: Hugging Face LLaVA in any of its key layouts, original LLaVA-1.5, or a LLaMA language model.
-      dtype: of the target; None keeps bfloat16 where all is bfloat16 and takes float32, which is exact, elsewhere.
-      clip: the CLIPModel folder that brings text tower and projections; several folders where they lie apart.
-      vision: the vision tower, where the checkpoint has none and `clip` is not to give it.
+      dtype: of the target; None keeps bfloat16 if all tensors have it, and else takes float32, which is exact.
+      clip: the CLIPModel folder with text tower and projections; several folders if they are separate.
+      vision: folder of the vision tower, if the checkpoint has none and `clip` is another one.
       projector: a stage-1 projector, for a language model without one.
       tokenizer: a folder with another tokenizer than the checkpoint's.
-      layout: one safetensors file, or pieces; "auto" cuts what is larger than 2 GiB.
-      dry_run: settles everything from headers and writes nothing.
-      resume: goes on with an unfinished conversion of the same sources.
+      layout: one safetensors file, or pieces; "auto" takes pieces above 2 GiB.
+      dry_run: decides everything from headers and writes nothing.
+      resume: continues an unfinished conversion of the same sources.
       allow_nonfinite: writes NaN and infinity too (`load_model` refuses them).
-      check: holds the written model against its source before it gets its name (`check.check`, the folder given).
+      check: compares the written folder with its source before it gets its name (`conversion_check`).
 
     Raises:
       CheckpointError: anything about the sources; names tensor, expected, found and the config field. Or a row of
@@ -133,14 +140,21 @@ def convert(
       ResourceError: the disk is too small.
       BusyError: another process converts to the same target.
     """
-    source, target = Path(source), Path(target)
-    job = _prepare(source, target, dtype, clip, vision, projector, tokenizer, layout)
+    source = Path(source)
+    target = Path(target)
+    if target.suffix == PARTIAL or not target.name:
+        raise ConfigError("the target needs a name of its own", where=str(target), why=f"not ending in {PARTIAL}")
+    clips = [clip] if isinstance(clip, str | Path) else list(clip or ())
+    parts = [(projector, "--projector"), (vision, "--vision"), *((folder, "--clip") for folder in clips)]
+    sources = _open_sources(source, parts)
+    job = _prepare(sources, target, dtype, tokenizer, layout)
     if dry_run:
         return job.report
     return _carry_out(job, target, resume=resume, allow_nonfinite=allow_nonfinite, check=check)
 
 
 def _carry_out(job: _Job, target: Path, *, resume: bool, allow_nonfinite: bool, check: Check | None) -> Report:
+    """Writes, compares if `check` is given, and renames."""
     with locked(target) as partial:
         _require_space(job, target, partial)
         failed = is_begun(partial, resume=resume) and _has_failed(partial / MODEL / RECORD)
@@ -148,7 +162,7 @@ def _carry_out(job: _Job, target: Path, *, resume: bool, allow_nonfinite: bool, 
             raise CheckpointError(
                 "the unfinished conversion has failed its comparison",
                 where=str(partial),
-                why="it does not answer as its source",
+                why="its answers differ from its source's",
                 remedy="compare again with --resume --check, or delete that folder",
             )
         with disk_errors("could not convert", target, needed=job.report.disk):
@@ -159,12 +173,14 @@ def _carry_out(job: _Job, target: Path, *, resume: bool, allow_nonfinite: bool, 
                 notes, sums = _write(job, partial, allow_nonfinite)
                 refuse_changed(job.stamps)
             except CheckpointError:
-                remove_inside(target.parent, partial)  # sources have to change, so nothing in it can be gone on with
+                # The sources have to change, so nothing in the folder can be continued.
+                remove_inside(target.parent, partial)
                 raise
             seconds = time.monotonic() - began
             report = replace(job.report, notes=job.report.notes + notes, seconds=seconds)
             _describe(job, model)
-        report = report if check is None else replace(report, checked=_verdict(check(model)))
+        if check is not None:
+            report = replace(report, checked=_verdict(check(model)))
         with disk_errors("could not convert", target, needed=job.report.disk):
             write_json(model / RECORD, _record(job, report, sources, sums))
             _refuse_failed(report, partial)
@@ -196,141 +212,168 @@ def _refuse_failed(report: Report, partial: Path) -> None:
         raise CheckpointError(
             "the converted model does not answer as its source",
             where=str(partial),
-            why="the comparison failed; the folder has no seal and did not get its name",
+            why="the comparison failed; the folder has no manifest and did not get its name",
             remedy="compare again with --resume --check, or delete that folder and report the checkpoint",
         )
 
 
-def _prepare(source, target, dtype, clip, vision, projector, tokenizer, layout: Layout) -> _Job:
-    if target.suffix == PARTIAL or not target.name:
-        raise ConfigError("the target needs a name of its own", where=str(target), why=f"not ending in {PARTIAL}")
-    main = open_source(source, "checkpoint")
+def _open_sources(source: Path, parts: Sequence[tuple[Path | None, str]]) -> list[Source]:
+    """The checkpoint and the parts given by flags, in the order in which the plan takes them."""
+    sources = [open_source(source, "checkpoint")]
     beside = separate_projector(source) if source.is_dir() else None
-    clips = [clip] if isinstance(clip, str | Path) else list(clip or ())
-    parts = [(projector, "--projector"), (vision, "--vision"), *((folder, "--clip") for folder in clips)]
-    sources = [main, *([beside] if beside else [])]
+    if beside is not None:
+        sources.append(beside)
     sources += [_open_part(path, role) for path, role in parts if path is not None]
-    worded = open_words(tokenizer) if tokenizer is not None else None
-    read = (*sources, *([worded] if worded else []))
-    before = stamps(read)
-    given = tuple(ClassifiedSource(one, recognise(one)) for one in sources)
-    dtype, said = choose_dtype(given, dtype)
-    config, words = _shapes(given, dtype, worded)
-    plan = make_plan(given, config)
-    files, notes = _texts(given, config, words)
-    kind = layout if layout != "auto" else "sharded" if plan.nbytes > LARGE else "file"
-    used = sum(len(leaf.tensors) for leaf in plan.leaves)
-    origin = [f"{one.source.role}: {NAMES[one.layout]}, {len(one.source.tensors)} tensors" for one in given]
-    report = Report(
-        target=target, config=config, layout=kind, tensors=used, leaves=len(plan.leaves), dropped=plan.dropped,
-        nbytes=plan.nbytes, disk=plan.nbytes * (2 if kind == "sharded" else 1) + _SPARE,
-        notes=(*origin, f"dtype: {said}", *_tied(given, config), *plan.notes, *notes),
-    )  # fmt: skip
-    return _Job(given, read, before, plan, files, report)
+    return sources
 
 
 def _open_part(path: Path, role: str) -> Source:
     """A part named by a flag; a folder that holds only a projector file stands for that file."""
     path = Path(path)
-    if role == "--projector" and path.is_dir() and (found := separate_projector(path)) is not None:
-        return Source(found.path, role, {}, found.tensors, found.files)
-    return open_source(path, role)
+    projector = separate_projector(path) if role == "--projector" and path.is_dir() else None
+    if projector is None:
+        return open_source(path, role)
+    return Source(projector.path, role, {}, projector.tensors, projector.files)
 
 
-def _shapes(given: Sequence[ClassifiedSource], dtype: str, worded: Source | None) -> tuple[LlavaConfig, Words]:
-    main = given[0]
-    tower, projection = _provider(given, "vision/stem/class"), _provider(given, "vision/head/projection/kernel")
+def _prepare(
+    sources: Sequence[Source], target: Path, dtype: str | None, tokenizer: Path | None, layout: Layout
+) -> _Job:
+    """Decides everything from headers and settings; raises CheckpointError for whatever does not fit."""
+    tokenizer_source = open_tokenizer(tokenizer) if tokenizer is not None else None
+    all_sources = (*sources, *([tokenizer_source] if tokenizer_source else []))
+    stamped = stamps(all_sources)
+    classified = tuple(ClassifiedSource(source, recognise(source)) for source in sources)
+    dtype, dtype_note = choose_dtype(classified, dtype)
+    config, language = _shapes(classified, dtype, tokenizer_source)
+    plan = make_plan(classified, config)
+    files, file_notes = _files(classified, config, language)
+    kind = layout if layout != "auto" else "sharded" if plan.nbytes > LARGE else "file"
+    origins = [f"{part.source.role}: {NAMES[part.layout]}, {len(part.source.tensors)} tensors" for part in classified]
+    report = Report(
+        target=target, config=config, layout=kind, tensors=sum(len(leaf.tensors) for leaf in plan.leaves),
+        leaves=len(plan.leaves), dropped=plan.dropped, nbytes=plan.nbytes,
+        # The staged file and the pieces cut from it exist at the same time.
+        disk=plan.nbytes * (2 if kind == "sharded" else 1) + _SPARE,
+        notes=(*origins, f"dtype: {dtype_note}", *_tied(classified, config), *plan.notes, *file_notes),
+    )  # fmt: skip
+    return _Job(classified, all_sources, stamped, plan, files, report)
+
+
+def _shapes(
+    classified: Sequence[ClassifiedSource], dtype: str, tokenizer: Source | None
+) -> tuple[LlavaConfig, TokenizerFiles]:
+    """The model's config, and the language model's tokenizer, which determines the image token."""
+    main = classified[0].source
     config = llava_config(
-        main.layout,
-        main.source,
-        tower=tower,
-        projection=projection,
-        text=_provider(given, "text/stem/token"),
+        classified[0].layout,
+        main,
+        tower=_provider(classified, "vision/stem/class"),
+        projection=_provider(classified, "vision/head/projection/kernel"),
+        text=_provider(classified, "text/stem/token"),
         dtype=dtype,
     )
-    named = main.source.config.get("image_token_index", main.source.config.get("image_token_id"))
-    if type(named) not in (int, type(None)):
+    image_token = main.config.get("image_token_index", main.config.get("image_token_id"))
+    if type(image_token) not in (int, type(None)):
         raise CheckpointError(
             "a setting of the checkpoint is not supported",
-            where=f"{main.source.path}: image_token_index",
-            why=f"found {named!r}, expected a whole number",
+            where=f"{main.path}: image_token_index",
+            why=f"found {image_token!r}, expected a whole number",
             remedy="correct config.json",
         )
-    folder = (worded or main.source).path
-    words = language_words(folder, vocabulary=config.decoder.vocabulary, image=named)
-    image = named if words.image is None else words.image
-    return replace(config, image_token=config.decoder.vocabulary if image is None else image), words
+    rows = config.decoder.vocabulary
+    language = language_tokenizer((tokenizer or main).path, vocabulary=rows, image=image_token)
+    if language.image is not None:
+        image_token = language.image
+    # Without any id, the image token is one past the table: its row is never looked up.
+    return replace(config, image_token=rows if image_token is None else image_token), language
 
 
-def _provider(given: Sequence[ClassifiedSource], leaf: str) -> Source | None:
+def _provider(classified: Sequence[ClassifiedSource], leaf: str) -> Source | None:
     """The first source that has a tensor for `leaf`."""
-    for one in given:
-        if any((at := place(key, one.layout)) is not None and at.rule.leaf == leaf for key in one.source.tensors):
-            return one.source
+    for part in classified:
+        for key in part.source.tensors:
+            target = place(key, part.layout)
+            if target is not None and target.rule.leaf == leaf:
+                return part.source
     return None
 
 
-def _texts(given: Sequence[ClassifiedSource], config: LlavaConfig, words: Words) -> tuple[dict[str, bytes], list[str]]:
-    """Everything written beside the weights, and notes on it."""
-    notes = list(words.notes)
-    text = _provider(given, "text/stem/token")
-    read = text_words(text.path, config, words.reader) if text is not None and text.path.is_dir() else Words()
-    folders = [one.source.path for one in given if one.source.path.is_dir()]
-    pictures, said = picture_settings(folders, config)
-    notes += [*read.notes, *said]
-    return words.files | read.files | pictures, notes
+def _files(
+    classified: Sequence[ClassifiedSource], config: LlavaConfig, language: TokenizerFiles
+) -> tuple[dict[str, bytes], list[str]]:
+    """Name -> content of everything written beside the weights, and notes on it."""
+    text = TokenizerFiles()
+    source = _provider(classified, "text/stem/token")
+    if source is not None and source.path.is_dir():
+        text = text_tokenizer(source.path, config, language.reader)
+    folders = [part.source.path for part in classified if part.source.path.is_dir()]
+    pictures, picture_notes = picture_settings(folders, config)
+    return language.files | text.files | pictures, [*language.notes, *text.notes, *picture_notes]
 
 
-def _tied(given: Sequence[ClassifiedSource], config: LlavaConfig) -> list[str]:
+def _tied(classified: Sequence[ClassifiedSource], config: LlavaConfig) -> list[str]:
+    """A note on tied embeddings."""
     if not config.decoder.tied:
         return []
-    stored = any(key.endswith("lm_head.weight") for key in given[0].source.tensors)
+    stored = any(key.endswith("lm_head.weight") for key in classified[0].source.tensors)
     end = "; the stored lm_head must equal it and is left out" if stored else "; no lm_head is stored"
     return [f"embeddings are tied: the head reads the token table{end}"]
 
 
 def _write(job: _Job, partial: Path, allow_nonfinite: bool) -> tuple[tuple[str, ...], dict[str, str]]:
-    """Weights into the model of `partial`; notes on what came to light, and the leaves' digests."""
-    notes = _compare(job.plan)
+    """Writes the weights; returns notes on them and the SHA-256 of every leaf."""
+    notes = _compare_duplicates(job.plan)
     pieces = job.report.layout == "sharded"
+    # A single file is staged in its final place; for pieces it is only the intermediate step.
     staged = partial / WEIGHTS if pieces else partial / MODEL / WEIGHTS
     with tqdm(
         total=job.plan.nbytes, unit="B", unit_scale=True, unit_divisor=1024, desc="weights", leave=False, disable=None
     ) as bar:
-        sums, found = write_leaves(
+        sums, findings = write_leaves(
             job.plan, staged, partial / JOURNAL, allow_nonfinite=allow_nonfinite, done=bar.update
         )
-    notes += _noticed(found)
+    notes += _finding_notes(findings)
     if pieces:
         _shard(job.plan, staged, partial / MODEL / sharded.FOLDER)
     return tuple(notes), sums
 
 
-def _compare(plan: Plan) -> list[str]:
-    """Copies that another source already provides: told when they differ, refused when they must not."""
+def _compare_duplicates(plan: Plan) -> list[str]:
+    """Notes on tensors that another source already provides; raises CheckpointError if they differ and must not."""
     differing: dict[str, list[str]] = {}
-    counted: dict[str, int] = {}
-    for spare in plan.spares:
-        apart = compare_spare(spare)
-        counted[spare.role] = counted.get(spare.role, 0) + 1
-        differing.setdefault(spare.role, []).extend([f"{spare.again.key} ({apart})"] if apart else [])
+    counts: Counter[str] = Counter()
+    for duplicate in plan.duplicates:
+        counts[duplicate.role] += 1
+        differences = differing.setdefault(duplicate.role, [])
+        apart = compare_duplicate(duplicate)
+        if apart:
+            differences.append(f"{duplicate.again.key} ({apart})")
     notes = []
-    for role, wrong in differing.items():
-        said = f"{len(wrong)} of {counted[role]} differ: {', '.join(wrong[:3])}" if wrong else "all equal"
-        notes.append(f"{role}: {counted[role]} tensors that the checkpoint already has, not used; {said}")
+    for role, differences in differing.items():
+        result = "all equal"
+        if differences:
+            result = f"{len(differences)} of {counts[role]} differ: {', '.join(differences[:3])}"
+        notes.append(f"{role}: {counts[role]} tensors that the checkpoint already has, not used; {result}")
     return notes
 
 
-def _noticed(found: Found) -> list[str]:
-    notes = [f"{found.rounded} tensors were rounded to the target's dtype"] if found.rounded else []
-    notes += [f"warning: all zero: {', '.join(found.zero[:8])} ({len(found.zero)})"] if found.zero else []
-    said = f"warning: NaN or infinity in {', '.join(found.nonfinite[:8])}: load_model refuses this model"
-    return [*notes, *([said] if found.nonfinite else [])]
+def _finding_notes(findings: Findings) -> list[str]:
+    notes = []
+    if findings.rounded:
+        notes.append(f"{findings.rounded} tensors were rounded to the target's dtype")
+    if findings.zero:
+        notes.append(f"warning: all zero: {', '.join(findings.zero[:8])} ({len(findings.zero)})")
+    if findings.nonfinite:
+        keys = ", ".join(findings.nonfinite[:8])
+        notes.append(f"warning: NaN or infinity in {keys}: load_model refuses this model")
+    return notes
 
 
 def _shard(plan: Plan, staged: Path, folder: Path) -> None:
-    """The staged leaves as Orbax pieces; leaves that a former attempt finished are written again, one by one."""
+    """Writes the staged leaves as Orbax pieces, one leaf at a time."""
     folder.mkdir(exist_ok=True)
+    # Pieces of an earlier attempt may be incomplete, so all are written again.
     for entry in list(folder.iterdir()):
         remove_inside(folder, entry)
     for path, array in tqdm(open_leaves(plan, staged).items(), desc="pieces", leave=False, disable=None):
@@ -339,7 +382,7 @@ def _shard(plan: Plan, staged: Path, folder: Path) -> None:
 
 
 def _describe(job: _Job, model: Path) -> None:
-    """Config and words beside the weights."""
+    """Writes config, tokenizers and picture settings beside the weights."""
     for name, content in job.files.items():
         (model / name).parent.mkdir(exist_ok=True)
         (model / name).write_bytes(content)
@@ -347,19 +390,20 @@ def _describe(job: _Job, model: Path) -> None:
 
 
 def _record(job: _Job, report: Report, sources: list[dict[str, Any]], sums: dict[str, str]) -> dict[str, Any]:
-    """Where all of it came from, and whether it was held against it."""
+    """Content of conversion.json: provenance of the model, its digests and the report."""
     return {
         "format": 2,
         "version": VERSION,
-        "layout": job.given[0].layout,
+        "layout": job.classified[0].layout,
         "checked": report.checked,
         "sources": sources,
-        "source_config": job.given[0].source.config,
+        "source_config": job.classified[0].source.config,
         "leaves": sums,
         "report": {**asdict(report), "config": plain(report.config), "target": report.target.name},
     }
 
 
 def _used(folder: Path) -> int:
+    """Bytes that an unfinished conversion occupies already."""
     files: Iterable[Path] = folder.rglob("*") if folder.exists() else ()
     return sum(file.stat().st_size for file in files if file.is_file())

@@ -1,9 +1,9 @@
-"""Which foreign tensor becomes which leaf of ours: one table for each part of a model, one prefix for each layout.
+"""Tensor names and axis orders of foreign checkpoints: one table a part of the model, one prefix list a layout.
 
 The same four parts (decoder, projector, vision tower, text tower) appear under different prefixes in every layout that
-is in circulation, so a layout is a list of (prefix, part). A linear's weight is [out, in] there and [in, out] here, a
-patch convolution is [D, 3, p, p] there and [p * p * 3, D] here; nothing else changes, rotary pairing included (half
-split on both sides).
+is in circulation, so a layout is a list of (prefix, part). A linear's weight is [out, in] in checkpoints and [in, out]
+here, a patch convolution is [D, 3, p, p] there and [p * p * 3, D] here. Nothing else changes; rotary pairing is half
+split on both sides.
 """
 
 from __future__ import annotations
@@ -16,49 +16,56 @@ from typing import Literal
 
 import numpy as np
 
-Turn = Literal["same", "linear", "patch"]
+Transform = Literal["same", "linear", "patch"]
 
 
 @dataclass(frozen=True)
 class Rule:
-    """One tensor: our leaf, how it is turned, and the config fields that its source axes come from."""
+    """One tensor: the leaf it becomes, the change of axes, and the config fields that give the source axes their size."""
 
     leaf: str
-    turn: Turn
+    transform: Transform
     fields: str
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a source tensor goes: `rule.leaf`, at `layer` of its leading axis where it is one of a stack."""
+    """Destination of a source tensor: `rule.leaf`, at `layer` of its leading axis if the leaf is a stack of layers."""
 
     rule: Rule
     layer: int | None
 
 
-def _block(home: str, table: Mapping[str, tuple[str, Turn, str]], stack: str) -> dict[str, Rule]:
-    return {f"{stack}.#.{key}": Rule(f"{home}/layers/{leaf}", turn, f) for key, (leaf, turn, f) in table.items()}
+def _block(root: str, table: Mapping[str, tuple[str, Transform, str]], stack: str) -> dict[str, Rule]:
+    """Rules of one decoder or encoder block; `#` stands for the layer's number."""
+    rules = {}
+    for key, (leaf, transform, fields) in table.items():
+        rules[f"{stack}.#.{key}"] = Rule(f"{root}/layers/{leaf}", transform, fields)
+    return rules
 
 
-def _tower(home: str) -> dict[str, Rule]:
-    width, hidden = "hidden_size", "intermediate_size"
-    block: dict[str, tuple[str, Turn, str]] = {}
-    for ours, theirs in (("norm1", "layer_norm1"), ("norm2", "layer_norm2")):
-        block |= {f"{theirs}.weight": (f"{ours}/scale", "same", width)}
-        block |= {f"{theirs}.bias": (f"{ours}/bias", "same", width)}
+def _tower(root: str) -> dict[str, Rule]:
+    """Rules of the blocks of a CLIP tower."""
+    width = "hidden_size"
+    hidden = "intermediate_size"
+    block: dict[str, tuple[str, Transform, str]] = {}
+    for leaf, key in (("norm1", "layer_norm1"), ("norm2", "layer_norm2")):
+        block[f"{key}.weight"] = (f"{leaf}/scale", "same", width)
+        block[f"{key}.bias"] = (f"{leaf}/bias", "same", width)
     for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
-        block |= {f"self_attn.{name}.weight": (f"{name}/kernel", "linear", f"{width}, {width}")}
-        block |= {f"self_attn.{name}.bias": (f"{name}/bias", "same", width)}
-    for name, (out, into) in {"fc1": (hidden, width), "fc2": (width, hidden)}.items():
-        block |= {f"mlp.{name}.weight": (f"{name}/kernel", "linear", f"{out}, {into}")}
-        block |= {f"mlp.{name}.bias": (f"{name}/bias", "same", out)}
-    return _block(home, block, "encoder.layers")
+        block[f"self_attn.{name}.weight"] = (f"{name}/kernel", "linear", f"{width}, {width}")
+        block[f"self_attn.{name}.bias"] = (f"{name}/bias", "same", width)
+    for name, out_size, in_size in (("fc1", hidden, width), ("fc2", width, hidden)):
+        block[f"mlp.{name}.weight"] = (f"{name}/kernel", "linear", f"{out_size}, {in_size}")
+        block[f"mlp.{name}.bias"] = (f"{name}/bias", "same", out_size)
+    return _block(root, block, "encoder.layers")
 
 
-def _norm(theirs: str, ours: str) -> dict[str, Rule]:
+def _norm(key: str, leaf: str) -> dict[str, Rule]:
+    """Rules of a LayerNorm."""
     return {
-        f"{theirs}.weight": Rule(f"{ours}/scale", "same", "hidden_size"),
-        f"{theirs}.bias": Rule(f"{ours}/bias", "same", "hidden_size"),
+        f"{key}.weight": Rule(f"{leaf}/scale", "same", "hidden_size"),
+        f"{key}.bias": Rule(f"{leaf}/bias", "same", "hidden_size"),
     }
 
 
@@ -100,7 +107,7 @@ DECODER = {
     "norm.weight": Rule("decoder/norm/scale", "same", "hidden_size"),
     **_block(
         "decoder",
-        {f"{theirs}.weight": (f"{ours}/kernel", "linear", fields) for theirs, (ours, fields) in _SITES.items()}
+        {f"{module}.weight": (f"{site}/kernel", "linear", fields) for module, (site, fields) in _SITES.items()}
         | {"input_layernorm.weight": ("norm1/scale", "same", "hidden_size")}
         | {"post_attention_layernorm.weight": ("norm2/scale", "same", "hidden_size")},
         "layers",
@@ -110,6 +117,7 @@ HEAD = {"lm_head.weight": Rule("decoder/head/kernel", "linear", "vocab_size, hid
 
 
 def _projector(first: str, second: str) -> dict[str, Rule]:
+    """Rules of the projector's two linears, whose names differ between layouts."""
     out = "text_config.hidden_size"
     return {
         f"{first}.weight": Rule("projector/linear1/kernel", "linear", f"{out}, vision_config.hidden_size"),
@@ -119,7 +127,8 @@ def _projector(first: str, second: str) -> dict[str, Rule]:
     }
 
 
-PROJECTOR, MM_PROJECTOR = _projector("linear_1", "linear_2"), _projector("0", "2")
+PROJECTOR = _projector("linear_1", "linear_2")
+MM_PROJECTOR = _projector("0", "2")
 
 # layout -> (prefix pattern, part)...; what transformers 5 writes has no `vision_model.`, what it holds in memory (and
 # versions 4.52-4.57 wrote at times) has `model.` in front of everything but the head.
@@ -150,12 +159,13 @@ LAYOUTS: dict[str, tuple[tuple[str, Mapping[str, Rule]], ...]] = {
         (r"(?:model\.)?multi_modal_projector\.", PROJECTOR),
     ),
 }
-# Buffers that can be worked out again and CLIP's training temperature; everything else must be consumed.
+# Buffers that can be recomputed and CLIP's training temperature; every other tensor must be used.
 IGNORABLE = (r"(?:.*\.)?rotary_emb\.inv_freq", r"(?:.*\.)?embeddings\.position_ids", r"logit_scale")
 
 
 def place(key: str, layout: str) -> Place | None:
-    """Where `key` of a checkpoint in `layout` goes; None where no rule knows it."""
+    """Destination of tensor `key` of a checkpoint in `layout`; None if no rule matches."""
+    # Every layer shares one rule, so its number is cut out of the name first.
     number = re.search(r"(?<=\blayers\.)\d+(?=\.)", key)
     plain = key if number is None else f"{key[: number.start()]}#{key[number.end() :]}"
     for prefix, part in LAYOUTS[layout]:
@@ -166,34 +176,34 @@ def place(key: str, layout: str) -> Place | None:
 
 
 def ignorable(key: str) -> str | None:
-    """The named pattern that lets a source tensor be left out, or None."""
+    """The pattern of `IGNORABLE` under which a source tensor may be left out, or None."""
     return next((pattern for pattern in IGNORABLE if re.fullmatch(pattern, key)), None)
 
 
-def turned(array: np.ndarray, turn: Turn) -> np.ndarray:
-    """A source tensor as ours, a view of the same numbers where numpy allows it."""
-    if turn == "linear":
+def transformed(array: np.ndarray, transform: Transform) -> np.ndarray:
+    """A source tensor in our axis order, a view of the same numbers where numpy allows it."""
+    if transform == "linear":
         return array.T
-    if turn == "patch":
+    if transform == "patch":
         return array.transpose(2, 3, 1, 0).reshape(-1, array.shape[0])
     return array
 
 
-def returned(array: np.ndarray, turn: Turn) -> np.ndarray:
-    """The inverse of `turned`."""
-    if turn == "linear":
+def restored(array: np.ndarray, transform: Transform) -> np.ndarray:
+    """The inverse of `transformed`."""
+    if transform == "linear":
         return array.T
-    if turn == "patch":
-        _, _, side, _ = source_shape(array.shape, turn)
+    if transform == "patch":
+        _, _, side, _ = source_shape(array.shape, transform)
         return array.reshape(side, side, 3, -1).transpose(3, 2, 0, 1)
     return array
 
 
-def source_shape(shape: tuple[int, ...], turn: Turn) -> tuple[int, ...]:
-    """Shape that a source tensor must have to become `shape` (one layer's)."""
-    if turn == "linear":
+def source_shape(shape: tuple[int, ...], transform: Transform) -> tuple[int, ...]:
+    """Shape of the source tensor that `transformed` turns into `shape` (of one layer)."""
+    if transform == "linear":
         return shape[::-1]
-    if turn == "patch":
+    if transform == "patch":
         side = math.isqrt(shape[0] // 3)
         return (shape[1], 3, side, side)
     return shape

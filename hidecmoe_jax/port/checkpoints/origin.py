@@ -1,7 +1,7 @@
-"""Where a base model came from: every file of every source, weights and settings alike, by size and SHA-256.
+"""Provenance of a base model: size and SHA-256 of every source file, weights and settings alike.
 
-Files are hashed once, before the first weight is read, and must be the very same files at the end: a base is never made
-of two states of one source, and its record never names another file than the one that was read.
+Files are hashed once, before the first weight is read, and must be unchanged at the end. So a base is never made from
+two states of one source, and its record never names another file than the one that was read.
 """
 
 from __future__ import annotations
@@ -20,33 +20,48 @@ Stamps = Mapping[Path, tuple[int, ...]]
 
 
 def files_of(source: Source) -> tuple[Path, ...]:
-    """Everything that is read of a source: its weights, then its settings."""
+    """Every file that is read of a source: its weights, then its settings."""
     return (*source.files, *settings_files(source.path))
 
 
 def stamps(sources: Sequence[Source]) -> Stamps:
-    """Size, times and inode of every file; the time of a file's change cannot be set back by its owner."""
-    found = {file: file.stat() for source in sources for file in files_of(source)}
-    return {file: (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino) for file, stat in found.items()}
+    """Size, times and inode of every file of the sources."""
+    table = {}
+    for source in sources:
+        for file in files_of(source):
+            table[file] = _stamp(file)
+    return table
+
+
+def _stamp(file: Path) -> tuple[int, ...]:
+    stat = file.stat()
+    # ctime is compared as well, because an owner can set mtime back but not ctime.
+    return (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
 
 
 def refuse_changed(before: Stamps) -> None:
-    """Raises CheckpointError where a file is not the one that was stamped."""
+    """Raises CheckpointError if a file is missing or no longer has its stamp."""
     for file, stamp in before.items():
-        stat = file.stat() if file.exists() else None
-        if stat is None or stamp != (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino):
-            raise CheckpointError(
-                "a source changed while it was converted",
-                where=str(file),
-                why="it is gone" if stat is None else "size, time or inode differ from those at the beginning",
-                remedy="begin again when nothing else writes there; what was written so far was a mixture",
-            )
+        if file.exists() and stamp == _stamp(file):
+            continue
+        raise CheckpointError(
+            "a source changed while it was converted",
+            where=str(file),
+            why="size, time or inode differ from those at the beginning" if file.exists() else "it is gone",
+            remedy="begin again when nothing else writes there; what was written so far was a mixture",
+        )
 
 
 def record(sources: Sequence[Source]) -> list[dict[str, Any]]:
-    """One entry a source, in their order: role, folder, the hub's commit, and name -> size and SHA-256 of its files."""
-    entries = [{"role": one.role, "folder": one.path.name, "revision": one.revision, "files": {}} for one in sources]
-    pairs = [(entry, file) for entry, one in zip(entries, sources, strict=True) for file in files_of(one)]
-    for entry, file in tqdm(pairs, desc="source digests", leave=False, disable=None):
-        entry["files"][file.name] = {"size": file.stat().st_size, "sha256": file_digest(file)}
+    """One entry a source, in order: role, folder, the hub's commit, and size and SHA-256 of each file by name."""
+    entries: list[dict[str, Any]] = []
+    pending: list[tuple[dict[str, Any], Path]] = []
+    for source in sources:
+        files: dict[str, Any] = {}
+        entry = {"role": source.role, "folder": source.path.name, "revision": source.revision, "files": files}
+        entries.append(entry)
+        pending += [(files, file) for file in files_of(source)]
+    # Hashing takes minutes at 7B, so one progress bar counts the files of all sources.
+    for files, file in tqdm(pending, desc="source digests", leave=False, disable=None):
+        files[file.name] = {"size": file.stat().st_size, "sha256": file_digest(file)}
     return entries

@@ -1,7 +1,7 @@
-"""Pickled weights: which files of a folder they are, what their safe twin is called, and how they are refused.
+"""Pickled weight files: recognised by name, refused, and named as safetensors.
 
-A pickle is a program that its reader runs, so nothing here opens one. A trainer leaves pickles beside its weights that
-are no weights (its optimizer, its random state); they are left alone and need no twin.
+A pickle is a program that its reader runs, so nothing here opens one. Trainers also leave pickles that hold no weights
+(optimizer, random state); those are ignored and need no safetensors file.
 """
 
 from __future__ import annotations
@@ -17,31 +17,33 @@ _TRAINERS = re.compile(r"training_args|optimizer|scheduler|scaler|rng_state(_\d+
 
 
 def holds_weights(name: str) -> bool:
-    """Whether a file of this name is a pickle of weights."""
+    """True if a file of this name is a pickle of weights."""
     return Path(name).suffix in PICKLES and not of_trainer(name)
 
 
 def of_trainer(name: str) -> bool:
-    """Whether a file of this name is a pickle in which a trainer keeps its own state."""
+    """True if a file of this name is a pickle of a trainer's own state."""
     return Path(name).suffix in PICKLES and _TRAINERS.fullmatch(Path(name).stem) is not None
 
 
 def safe_name(name: str) -> str:
-    """The safetensors file that stands for a pickled one; other names stay as they are."""
+    """Name of the safetensors file that replaces a pickled one; other names are returned unchanged."""
     path = Path(name)
-    return path.with_suffix(".safetensors").name.replace("pytorch_model", "model") if path.suffix in PICKLES else name
+    if path.suffix not in PICKLES:
+        return name
+    return path.with_suffix(".safetensors").name.replace("pytorch_model", "model")
 
 
-def refuse_pickles(files: Iterable[Path], given: Path) -> None:
-    """Refuses pickled weights among `files` of `given`, the path that the user gave.
+def refuse_pickles(files: Iterable[Path], source: Path) -> None:
+    """Refuses pickled weights among `files`, which lie in (or are) `source`, the path that the user gave.
 
     Raises:
-      CheckpointError: names them, and the command that converts them.
+      CheckpointError: some are pickled; names them and the command that converts them.
     """
-    found = sorted(file.name for file in files if holds_weights(file.name))
-    if found:
+    pickled = sorted(file.name for file in files if holds_weights(file.name))
+    if pickled:
         raise CheckpointError(
-            "weights are pickled", where=f"{given}: {', '.join(found[:4])}",
+            "weights are pickled", where=f"{source}: {', '.join(pickled[:4])}",
             why="a pickle runs whatever its author wrote into it; only safetensors is read",
-            remedy=f"convert it in a process of its own (needs torch >= 2.6): hidecmoe unpickle {given} NEW",
+            remedy=f"convert it in a process of its own (needs torch >= 2.6): hidecmoe unpickle {source} NEW",
         )  # fmt: skip

@@ -1,9 +1,8 @@
-"""Settles, from headers alone, which source tensor becomes which part of which leaf.
+"""Assignment of source tensors to the leaves of the target, from file headers alone.
 
-Every source tensor is consumed exactly once or left out under a named pattern, and every leaf of the target is filled
-exactly once; whatever breaks this is an error before a single weight is read. Sources stand in order (checkpoint,
-projector, vision, CLIP): the first that has a part provides it, and a later copy of the same part is compared with
-the first instead of being used.
+Every source tensor is used exactly once or left out under a named pattern, and every leaf is filled exactly once;
+anything else is an error before a single weight is read. Sources are ordered (checkpoint, projector, vision, CLIP): the
+first that has a part provides it, and a later copy of the same part is compared with the first instead of being used.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from hidecmoe_jax.core.errors import CheckpointError, ConfigError
 from hidecmoe_jax.core.strict import plain
 from hidecmoe_jax.models.config import LlavaConfig
 from hidecmoe_jax.models.llava import init_model
-from hidecmoe_jax.port.checkpoints.names import Place, Turn, ignorable, place, source_shape
+from hidecmoe_jax.port.checkpoints.names import Place, Transform, ignorable, place, source_shape
 from hidecmoe_jax.port.checkpoints.source import DTYPES, Source, Tensor
 
 TARGETS = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
@@ -36,12 +35,12 @@ _SHOWN = 8
 
 @dataclass(frozen=True)
 class Leaf:
-    """One leaf of ours and the tensors that fill it, in order of layers (one where it is no stack)."""
+    """One leaf of the target and the tensors that fill it, one a layer (a single one if it is not a stack)."""
 
     path: str
     shape: tuple[int, ...]
     dtype: np.dtype
-    turn: Turn
+    transform: Transform
     tensors: tuple[Tensor, ...]
 
     @property
@@ -51,8 +50,11 @@ class Leaf:
 
 
 @dataclass(frozen=True)
-class Spare:
-    """A tensor that another one already provides: `again` must hold (or is told whether it holds) the same numbers."""
+class Duplicate:
+    """A tensor whose destination is already filled by `first`.
+
+    `must_agree`: different numbers are an error; otherwise they are only reported.
+    """
 
     again: Tensor
     first: Tensor
@@ -62,11 +64,11 @@ class Spare:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a conversion will do; `dropped` counts tensors left out by pattern."""
+    """Everything that a conversion will do; `dropped` counts the tensors left out by pattern."""
 
     config: LlavaConfig
     leaves: tuple[Leaf, ...]
-    spares: tuple[Spare, ...]
+    duplicates: tuple[Duplicate, ...]
     dropped: dict[str, int]
     notes: tuple[str, ...]
 
@@ -76,11 +78,11 @@ class Plan:
         return sum(leaf.nbytes for leaf in self.leaves)
 
     def digest(self) -> str:
-        """Changes when the sources' headers change, or what is made of them."""
-        leaves = [
-            (leaf.path, leaf.shape, leaf.dtype.name, leaf.turn, [(t.key, t.start, t.spelled) for t in leaf.tensors])
-            for leaf in self.leaves
-        ]
+        """SHA-256 that changes when the sources' headers, the config or the assignment change."""
+        leaves = []
+        for leaf in self.leaves:
+            tensors = [(tensor.key, tensor.start, tensor.spelled) for tensor in leaf.tensors]
+            leaves.append((leaf.path, leaf.shape, leaf.dtype.name, leaf.transform, tensors))
         return hashlib.sha256(json.dumps([leaves, plain(self.config)]).encode()).hexdigest()
 
 
@@ -92,53 +94,71 @@ class ClassifiedSource:
     layout: str
 
 
-def choose_dtype(given: Sequence[ClassifiedSource], dtype: str | None) -> tuple[str, str]:
-    """The target's dtype and a sentence on it: as asked, else bfloat16 where all is, else float32, which is exact."""
+# Where a tensor goes: leaf, and layer of a stack.
+Destination = tuple[str, int | None]
+# What fills a destination: the tensor, the rule that matched it, and the source it lies in.
+Filling = tuple[Tensor, Place, ClassifiedSource]
+
+
+def choose_dtype(sources: Sequence[ClassifiedSource], dtype: str | None) -> tuple[str, str]:
+    """The target's dtype and a sentence for the report.
+
+    As requested; without a request bfloat16 if every used tensor is bfloat16, else float32, which is exact.
+    """
     if dtype is not None and dtype not in TARGETS:
         raise ConfigError("unknown dtype", where=f"--dtype {dtype}", remedy=f"one of {', '.join(TARGETS)}")
-    used = (t for g in given for t in g.source.tensors.values() if place(t.key, g.layout) and t.dtype.kind != "i")
-    names = Counter(tensor.dtype.name for tensor in used)
+    names: Counter[str] = Counter()
+    for classified in sources:
+        for tensor in classified.source.tensors.values():
+            # Integers are buffers such as position ids, which no leaf is made from.
+            if tensor.dtype.kind != "i" and place(tensor.key, classified.layout):
+                names[tensor.dtype.name] += 1
     chosen = dtype or ("bfloat16" if set(names) == {"bfloat16"} else "float32")
-    narrower = [name for name in names if name != chosen and chosen == "bfloat16"]
-    said = f"{chosen}, from {', '.join(f'{count} {name}' for name, count in sorted(names.items()))}"
-    return chosen, said + (f"; {', '.join(narrower)} is rounded, as --dtype asks" if narrower else "; exact")
+    counts = ", ".join(f"{count} {name}" for name, count in sorted(names.items()))
+    rounded = [name for name in names if name != chosen and chosen == "bfloat16"]
+    effect = f"{', '.join(rounded)} is rounded, as --dtype asks" if rounded else "exact"
+    return chosen, f"{chosen}, from {counts}; {effect}"
 
 
-def make_plan(given: Sequence[ClassifiedSource], config: LlavaConfig) -> Plan:
+def make_plan(sources: Sequence[ClassifiedSource], config: LlavaConfig) -> Plan:
     """Assigns all tensors of all sources.
 
     Raises:
-      CheckpointError: tensors that no rule knows, leaves that nothing fills, wrong shapes or dtypes, or two tensors for
-        one place; names the tensor, what was expected and found, and the config field behind it.
+      CheckpointError: tensors that no rule matches, leaves that nothing fills, wrong shapes or dtypes, or two tensors
+        of one source for one leaf; names the tensor, expected and found values, and the config field behind them.
     """
     template = _template(config)
-    taken: dict[tuple[str, int | None], tuple[Tensor, Place, ClassifiedSource]] = {}
-    spares: list[Spare] = []
+    filled: dict[Destination, Filling] = {}
+    duplicates: list[Duplicate] = []
     dropped: Counter[str] = Counter()
-    unknown, misfits = [], []
-    for one in given:
-        for key, tensor in one.source.tensors.items():
-            found = place(key, one.layout)
-            if found is None:
+    unknown: list[str] = []
+    misfits: list[str] = []
+    notes: list[str] = []
+    for classified in sources:
+        source = classified.source
+        notes += [f"{source.role}: {note}" for note in source.notes]
+        for key, tensor in source.tensors.items():
+            target = place(key, classified.layout)
+            if target is None:
                 pattern = ignorable(key)
-                dropped.update([pattern] if pattern else [])
-                unknown += [] if pattern else [f"{one.source.role}: {key} {tensor.spelled}"]
+                if pattern:
+                    dropped[pattern] += 1
+                else:
+                    unknown.append(f"{source.role}: {key} {tensor.spelled}")
                 continue
-            spot = (found.rule.leaf, found.layer)
-            if spot in taken:
-                spares.append(_spare(one, tensor, taken[spot]))
-                continue
-            if spot[0] == HEAD and config.decoder.tied:
-                spares.append(_tied_head(one, tensor, taken))
-                continue
-            misfits += _misfit(one, tensor, found, template)
-            taken[spot] = (tensor, found, one)
+            destination = (target.rule.leaf, target.layer)
+            if destination in filled:
+                duplicates.append(_duplicate(classified, tensor, filled[destination]))
+            elif target.rule.leaf == HEAD and config.decoder.tied:
+                duplicates.append(_tied_head(classified, tensor, filled))
+            else:
+                misfits += _misfit(source, tensor, target, template)
+                filled[destination] = (tensor, target, classified)
     _refuse_unknown(unknown)
-    # Where a part is absent its config is a guess, so what is missing is said before what does not fit.
-    leaves = _leaves(template, taken, config, given)
+    # Where a part is absent its config is a guess, so missing leaves are reported before misfits.
+    leaves = _leaves(template, filled, config, sources)
     _refuse_misfits(misfits)
-    notes = tuple(f"{one.source.role}: {note}" for one in given for note in one.source.notes)
-    return Plan(config, leaves, tuple(spares), dict(dropped), notes)
+    return Plan(config, leaves, tuple(duplicates), dict(dropped), tuple(notes))
 
 
 @functools.lru_cache(maxsize=4)
@@ -147,49 +167,56 @@ def _template(config: LlavaConfig) -> dict[str, jax.ShapeDtypeStruct]:
     return trees.flatten(jax.eval_shape(lambda: init_model(config, jax.random.key(0))).params)
 
 
-def _spare(one: ClassifiedSource, tensor: Tensor, before: tuple[Tensor, Place, ClassifiedSource]) -> Spare:
-    first, found, provider = before
-    if provider is one:
+def _duplicate(classified: ClassifiedSource, tensor: Tensor, filling: Filling) -> Duplicate:
+    """A later copy of a part; refused where the user's flags cannot have meant it."""
+    first, target, provider = filling
+    source = classified.source
+    if provider is classified:
         raise CheckpointError(
             "two tensors of the checkpoint become one leaf",
-            where=f"{found.rule.leaf}, layer {found.layer}",
+            where=f"{target.rule.leaf}, layer {target.layer}",
             why=f"both {first.key} and {tensor.key}",
             remedy="the folder mixes two saves; remove the files of one of them",
         )
-    if one.source.role in ("--projector", "--vision"):
+    if source.role in ("--projector", "--vision"):
         raise CheckpointError(
-            f"{one.source.role} brings what the checkpoint already has",
-            where=f"{one.source.path}: {tensor.key}",
+            f"{source.role} brings what the checkpoint already has",
+            where=f"{source.path}: {tensor.key}",
             why=f"{provider.source.role} has {first.key}",
-            remedy=f"leave out {one.source.role}",
+            remedy=f"leave out {source.role}",
         )
-    return Spare(tensor, first, one.source.role, must_agree=one.source.role == "separate projector")
+    return Duplicate(tensor, first, source.role, must_agree=source.role == "separate projector")
 
 
-def _tied_head(one: ClassifiedSource, tensor: Tensor, taken: dict) -> Spare:
-    """With tied embeddings a stored head may only repeat the embedding (WT16)."""
-    table = taken.get((EMBEDDING, None))
-    if table is None:  # the head may stand before the embedding in a file
-        keys = [key for key in one.source.tensors if (at := place(key, one.layout)) and at.rule.leaf == EMBEDDING]
-        if not keys:
-            raise CheckpointError("no token embedding", where=f"{one.source.path}: {tensor.key}")
-        return Spare(tensor, one.source.tensors[keys[0]], "tied lm_head", must_agree=True)
-    return Spare(tensor, table[0], "tied lm_head", must_agree=True)
+def _tied_head(classified: ClassifiedSource, tensor: Tensor, filled: dict[Destination, Filling]) -> Duplicate:
+    """A stored head of a model with tied embeddings, which may only repeat the embedding."""
+    if (EMBEDDING, None) in filled:
+        table = filled[EMBEDDING, None][0]
+        return Duplicate(tensor, table, "tied lm_head", must_agree=True)
+    # The head may precede the embedding in a file, which then is not assigned yet.
+    for key, candidate in classified.source.tensors.items():
+        target = place(key, classified.layout)
+        if target is not None and target.rule.leaf == EMBEDDING:
+            return Duplicate(tensor, candidate, "tied lm_head", must_agree=True)
+    raise CheckpointError("no token embedding", where=f"{classified.source.path}: {tensor.key}")
 
 
-def _misfit(one: ClassifiedSource, tensor: Tensor, found: Place, template: dict) -> list[str]:
-    path, where = found.rule.leaf, f"{one.source.role}: {tensor.key}"
+def _misfit(source: Source, tensor: Tensor, target: Place, template: dict) -> list[str]:
+    """What does not fit the config in layer, shape or dtype; at most one line."""
+    path = target.rule.leaf
+    where = f"{source.role}: {tensor.key}"
     if path not in template:
         return [f"{where}: found {tensor.spelled}, the config has no such part ({path})"]
     shape = template[path].shape
-    if found.layer is not None and found.layer >= shape[0]:
-        return [f"{where}: layer {found.layer}, expected layers 0 to {shape[0] - 1} (num_hidden_layers)"]
-    wanted = source_shape(shape if found.layer is None else shape[1:], found.rule.turn)
+    if target.layer is not None and target.layer >= shape[0]:
+        return [f"{where}: layer {target.layer}, expected layers 0 to {shape[0] - 1} (num_hidden_layers)"]
+    expected = source_shape(shape if target.layer is None else shape[1:], target.rule.transform)
     if tensor.dtype not in DTYPES.values():
-        return [f"{where}: found {tensor.spelled}, expected one of {', '.join(d.name for d in DTYPES.values())}"]
-    if tensor.shape != wanted:
-        hint = "; it looks transposed" if tensor.shape == wanted[::-1] else ""
-        return [f"{where}: found {list(tensor.shape)}, expected {list(wanted)} ({found.rule.fields}){hint}"]
+        allowed = ", ".join(dtype.name for dtype in DTYPES.values())
+        return [f"{where}: found {tensor.spelled}, expected one of {allowed}"]
+    if tensor.shape != expected:
+        hint = "; it looks transposed" if tensor.shape == expected[::-1] else ""
+        return [f"{where}: found {list(tensor.shape)}, expected {list(expected)} ({target.rule.fields}){hint}"]
     return []
 
 
@@ -198,7 +225,7 @@ def _refuse_unknown(unknown: list[str]) -> None:
         raise CheckpointError(
             f"{len(unknown)} tensors of the source have no place in the model",
             why=_some(unknown),
-            remedy="nothing is left out in silence; if the model is a variant of LLaVA-1.5 it is not supported",
+            remedy="no tensor is left out silently; if the model is a variant of LLaVA-1.5 it is not supported",
         )
 
 
@@ -211,46 +238,53 @@ def _refuse_misfits(misfits: list[str]) -> None:
         )
 
 
-def _leaves(template: dict, taken: dict, config: LlavaConfig, given: Sequence[ClassifiedSource]) -> tuple[Leaf, ...]:
-    missing, leaves = [], []
-    most = sum(len(one.source.tensors) for one in given)
+def _leaves(
+    template: dict, filled: dict[Destination, Filling], config: LlavaConfig, sources: Sequence[ClassifiedSource]
+) -> tuple[Leaf, ...]:
+    """All leaves with their tensors; raises CheckpointError for leaves without."""
+    missing: dict[str, list[int]] = {}
+    leaves: list[Leaf] = []
+    tensor_count = sum(len(classified.source.tensors) for classified in sources)
     for path, abstract in template.items():
         stacked = "/layers/" in path
-        if stacked and abstract.shape[0] > most:
+        # A wrong layer count could otherwise make the list of missing layers arbitrarily long.
+        if stacked and abstract.shape[0] > tensor_count:
             raise CheckpointError(
                 "the config counts more layers than there are tensors",
-                where=f"{given[0].source.path}: num_hidden_layers",
-                why=f"{path} would have {abstract.shape[0]:,} layers, all sources together hold {most:,} tensors",
+                where=f"{sources[0].source.path}: num_hidden_layers",
+                why=f"{path} would have {abstract.shape[0]:,} layers, all sources together hold {tensor_count:,} tensors",
                 remedy="config.json and weights do not belong together, or the copy is not whole",
             )
         layers = range(abstract.shape[0]) if stacked else (None,)
-        lost = [layer for layer in layers if (path, layer) not in taken]
-        if lost:
-            missing.append((path, lost if stacked else []))
+        unfilled = [layer for layer in layers if (path, layer) not in filled]
+        if unfilled:
+            missing[path] = unfilled if stacked else []
             continue
-        parts = [taken[path, layer] for layer in layers]
-        tensors = tuple(part[0] for part in parts)
-        leaves.append(Leaf(path, abstract.shape, TARGETS[config.param_dtype], parts[0][1].rule.turn, tensors))
+        fillings = [filled[path, layer] for layer in layers]
+        tensors = tuple(tensor for tensor, _, _ in fillings)
+        transform = fillings[0][1].rule.transform
+        leaves.append(Leaf(path, abstract.shape, TARGETS[config.param_dtype], transform, tensors))
     if missing:
+        lines = [f"{path}, layers {layers}" if layers else path for path, layers in missing.items()]
         raise CheckpointError(
             f"{len(missing)} leaves of the model are filled by nothing",
-            why=_some([path + (f", layers {lost}" if lost else "") for path, lost in missing]),
-            remedy=_bring([path for path, _ in missing], given),
+            why=_some(lines),
+            remedy=_flags_for(list(missing), sources),
         )
     return tuple(leaves)
 
 
-def _bring(missing: list[str], given: Sequence[ClassifiedSource]) -> str:
-    """Which flags bring what is missing."""
+def _flags_for(missing: list[str], sources: Sequence[ClassifiedSource]) -> str:
+    """The flags that bring the missing leaves, as a sentence."""
     tower = [path for path in missing if path.startswith("vision/") and path != PROJECTION]
     words = []
     if tower:
-        named = given[0].source.config.get("mm_vision_tower")
-        said = f" (config.json calls it {named!r})" if named else ""
-        words.append(f"the vision tower: --vision DIR (CLIPVisionModel) or --clip DIR (CLIPModel){said}")
+        tower_name = sources[0].source.config.get("mm_vision_tower")
+        hint = f" (config.json calls it {tower_name!r})" if tower_name else ""
+        words.append(f"the vision tower: --vision DIR (CLIPVisionModel) or --clip DIR (CLIPModel){hint}")
     if any(path.startswith("text/") or path == PROJECTION for path in missing):
         words.append(
-            "CLIP's text tower and projections, which tasks are told apart by and no LLaVA checkpoint has: --clip with "
+            "CLIP's text tower and projections, which task anchors need and no LLaVA checkpoint has: --clip with "
             "the CLIPModel folder that the vision tower came from (openai/clip-vit-large-patch14-336)"
         )
     if any(path.startswith("projector/") for path in missing):
@@ -261,5 +295,6 @@ def _bring(missing: list[str], given: Sequence[ClassifiedSource]) -> str:
 
 
 def _some(lines: list[str]) -> str:
+    """The first lines, and how many more there are."""
     more = [f"... and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
     return "\n         ".join(lines[:_SHOWN] + more)

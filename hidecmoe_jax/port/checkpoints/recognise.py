@@ -1,7 +1,7 @@
-"""Tells what a folder of weights is by the names of its tensors, never by the folder's name.
+"""Layout of a checkpoint, recognised from the names of its tensors and never from the folder's name.
 
-The config is asked second: to refuse by name what looks alike but computes something else (LLaVA-NeXT, other language
-models), before a thousand tensor names are complained about.
+The config is read only to refuse models with similar names but other arithmetic (LLaVA-NeXT, other language models),
+before a thousand tensor names are reported as unknown.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from hidecmoe_jax.core.errors import CheckpointError
 from hidecmoe_jax.port.checkpoints.source import Source
 
-# layout -> what it is called in reports
+# layout -> its name in reports
 NAMES = {
     "hf-llava": "Hugging Face LLaVA (LlavaForConditionalGeneration)",
     "llava": "original LLaVA-1.5 (language model with mm_projector)",
@@ -51,14 +51,14 @@ def recognise(source: Source) -> str:
         raise CheckpointError(
             f"{source.role} got a {NAMES[layout]}",
             where=str(source.path),
-            why=f"expected one of: {'; '.join(NAMES[kind] for kind in ALLOWED[source.role])}",
+            why=f"expected one of: {'; '.join(map(NAMES.__getitem__, ALLOWED[source.role]))}",
             remedy=_redirect(layout, source.role),
         )
     return layout
 
 
 def _layout(source: Source) -> str | None:
-    """The first sign that is found decides; signs go from the specific to the general."""
+    """The layout of the first sign that is present; specific signs come before general ones."""
     keys = source.tensors
     signs = (
         ("hf-llava", lambda key: "multi_modal_projector." in key and _has(keys, "language_model.")),
@@ -69,9 +69,10 @@ def _layout(source: Source) -> str | None:
     for layout, sign in signs:
         if any(sign(key) for key in keys):
             return layout
-    sees = any(key.endswith("embeddings.class_embedding") for key in keys)
-    reads = any(key.endswith("embeddings.token_embedding.weight") for key in keys)
-    return {(True, True): "clip", (True, False): "clip-vision", (False, True): "clip-text"}.get((sees, reads))
+    has_vision = any(key.endswith("embeddings.class_embedding") for key in keys)
+    has_text = any(key.endswith("embeddings.token_embedding.weight") for key in keys)
+    towers = {(True, True): "clip", (True, False): "clip-vision", (False, True): "clip-text"}
+    return towers.get((has_vision, has_text))
 
 
 def _has(keys, start: str) -> bool:
@@ -79,7 +80,8 @@ def _has(keys, start: str) -> bool:
 
 
 def _refuse_next(source: Source) -> None:
-    kind, tiles = str(source.config.get("model_type", "")), source.config.get("image_grid_pinpoints")
+    kind = str(source.config.get("model_type", ""))
+    tiles = source.config.get("image_grid_pinpoints")
     newline = next((key for key in source.tensors if key.endswith("image_newline")), None)
     if kind.startswith("llava_next") or tiles or newline:
         sign = newline or ("image_grid_pinpoints" if tiles else f"model_type {kind!r}")
@@ -95,7 +97,11 @@ def _refuse_next(source: Source) -> None:
 
 
 def _redirect(layout: str, role: str) -> str:
-    flags = {kind: flag for flag, kinds in reversed(ALLOWED.items()) for kind in kinds}
+    """The flag that a misplaced source belongs to, as a sentence."""
+    flags: dict[str, str] = {}
+    # Reversed, so that the first flag that may bring a layout is the one that is recommended.
+    for flag, layouts in reversed(ALLOWED.items()):
+        flags |= dict.fromkeys(layouts, flag)
     if role == "checkpoint":
         return f"give it with {flags[layout]} beside a LLaVA or Vicuna checkpoint: it is only a part of a base model"
     return "give that folder as SRC" if layout in BASES else f"give it with {flags[layout]}"

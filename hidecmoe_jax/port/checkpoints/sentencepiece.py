@@ -1,7 +1,7 @@
-"""A LLaMA tokenizer built from sentencepiece's own pieces, and the check that it says what sentencepiece says.
+"""A LLaMA tokenizer built from sentencepiece's own pieces, and a comparison of its ids with sentencepiece's.
 
-Sentencepiece joins the neighbours whose union has the best score; a merge list ranks pairs. The two are the same when
-pairs are ranked by the score of what they make, so the list is written from the scores: every way to cut a piece into
+Sentencepiece joins the neighbours whose union has the best score; a BPE merge list ranks pairs. Both give the same ids
+if pairs are ranked by the score of their union, so the list is written from the scores: every way to cut a piece into
 two pieces, best first.
 """
 
@@ -16,7 +16,11 @@ from sentencepiece import sentencepiece_model_pb2
 from hidecmoe_jax.core.errors import CheckpointError
 
 _BPE = 2
-_NORMAL, _UNKNOWN, _CONTROL, _OWN = 1, 2, 3, 4
+# Types of pieces in sentencepiece's protobuf.
+_NORMAL = 1
+_UNKNOWN = 2
+_CONTROL = 3
+_USER_DEFINED = 4
 SPACE = "\u2581"
 PROBES = (
     "USER: What is shown in the picture? Answer with a single word. ASSISTANT: a red bird",
@@ -28,77 +32,96 @@ PROBES = (
     "\u0420\u0443\u0441\u0441\u043a\u0438\u0439 \u05e2\u05d1\u05e8 \U0001f600\U0001f3fd \u2581 \ufb01",
     "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa             ........",
 )
+"""Texts on which wrong readings of a sentencepiece model usually differ."""
 
 
 def from_sentencepiece(model: Path) -> Any:
     """A `tokenizers.Tokenizer` with the ids of `model`.
 
     Raises:
-      CheckpointError: the file is damaged, or its model is no BPE without normalisation, as LLaMA's are.
+      CheckpointError: the file is damaged, or its model is not BPE without normalisation, as LLaMA's are.
     """
     import tokenizers
     from tokenizers import AddedToken, decoders, models, normalizers
 
-    proto = _proto(model)
-    kinds = {piece.piece: piece.type for piece in proto.pieces}
-    ids = {piece.piece: place for place, piece in enumerate(proto.pieces)}
-    scores = {piece.piece: piece.score for piece in proto.pieces if piece.type in (_NORMAL, _OWN)}
-    merges = [
-        (-score, ids[word[:cut]], ids[word[cut:]], word[:cut], word[cut:])
-        for word, score in scores.items()
-        for cut in range(1, len(word))
-        if word[:cut] in scores and word[cut:] in scores
-    ]
-    unknown = next(word for word, kind in kinds.items() if kind == _UNKNOWN)
+    proto = _read_model(model)
+    ids = {piece.piece: number for number, piece in enumerate(proto.pieces)}
+    types = {piece.piece: piece.type for piece in proto.pieces}
+    unknown = next(piece for piece, kind in types.items() if kind == _UNKNOWN)
     bpe = models.BPE(
-        ids, [(left, right) for *_, left, right in sorted(merges)], unk_token=unknown, fuse_unk=True,
-        byte_fallback=proto.trainer_spec.byte_fallback,
-    )  # fmt: skip
+        ids, _merges(proto, ids), unk_token=unknown, fuse_unk=True, byte_fallback=proto.trainer_spec.byte_fallback
+    )
     backend = tokenizers.Tokenizer(bpe)
-    steps = [normalizers.Prepend(SPACE)] if proto.normalizer_spec.add_dummy_prefix else []
-    backend.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", SPACE)])
-    ends = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
-    backend.decoder = decoders.Sequence([*ends, *([decoders.Strip(" ", 1, 0)] if steps else [])])
-    special = [
-        AddedToken(word, normalized=False, special=True) for word in kinds if kinds[word] in (_UNKNOWN, _CONTROL)
-    ]
-    backend.add_special_tokens(special)
-    backend.add_tokens([AddedToken(word, normalized=False) for word in kinds if kinds[word] == _OWN])
+    spaces = normalizers.Replace(" ", SPACE)
+    decoding = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    if proto.normalizer_spec.add_dummy_prefix:
+        # Sentencepiece puts a space before the text and takes it away when it decodes.
+        backend.normalizer = normalizers.Sequence([normalizers.Prepend(SPACE), spaces])
+        decoding.append(decoders.Strip(" ", 1, 0))
+    else:
+        backend.normalizer = normalizers.Sequence([spaces])
+    backend.decoder = decoders.Sequence(decoding)
+    special = [piece for piece, kind in types.items() if kind in (_UNKNOWN, _CONTROL)]
+    defined = [piece for piece, kind in types.items() if kind == _USER_DEFINED]
+    backend.add_special_tokens([AddedToken(piece, normalized=False, special=True) for piece in special])
+    backend.add_tokens([AddedToken(piece, normalized=False) for piece in defined])
     return backend
 
 
+def _merges(proto: Any, ids: dict[str, int]) -> list[tuple[str, str]]:
+    """Pairs of pieces whose union is a piece, best score first; ties in the order of ids."""
+    scores = {piece.piece: piece.score for piece in proto.pieces if piece.type in (_NORMAL, _USER_DEFINED)}
+    ranked = []
+    for piece, score in scores.items():
+        for cut in range(1, len(piece)):
+            left = piece[:cut]
+            right = piece[cut:]
+            if left in scores and right in scores:
+                ranked.append((-score, ids[left], ids[right], left, right))
+    return [(left, right) for *_, left, right in sorted(ranked)]
+
+
 def wrong_ids(backend: Any, model: Path) -> str:
-    """The first probe on which `backend` and sentencepiece disagree, with both ids; "" where they never do."""
-    judge = sentencepiece.SentencePieceProcessor(model_proto=_bytes(model))
-    plain, backend.encode_special_tokens = backend.encode_special_tokens, True
+    """The first probe on which `backend` and sentencepiece differ, with the ids of both; "" if they agree on all."""
+    judge = sentencepiece.SentencePieceProcessor(model_proto=model.read_bytes())
+    before = backend.encode_special_tokens
+    backend.encode_special_tokens = True  # sentencepiece reads special tokens in a text as plain characters
     try:
         for probe in PROBES:
-            ours, theirs = backend.encode(probe, add_special_tokens=False).ids, judge.encode(probe)
-            if ours != theirs:
-                place = next((n for n, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), len(theirs))
-                return f"{probe[:30]!r}, token {place}: {ours[place : place + 4]} against {theirs[place : place + 4]}"
+            actual = backend.encode(probe, add_special_tokens=False).ids
+            expected = judge.encode(probe)
+            if actual != expected:
+                position = _first_difference(actual, expected)
+                shown = slice(position, position + 4)
+                return f"{probe[:30]!r}, token {position}: {actual[shown]} against {expected[shown]}"
     finally:
-        backend.encode_special_tokens = plain
+        backend.encode_special_tokens = before
     return ""
 
 
-def _bytes(model: Path) -> bytes:
-    return model.read_bytes()
+def _first_difference(actual: list[int], expected: list[int]) -> int:
+    for position, (a, b) in enumerate(zip(actual, expected, strict=False)):
+        if a != b:
+            return position
+    return len(expected)
 
 
-def _proto(model: Path) -> Any:
+def _read_model(model: Path) -> Any:
+    """The protobuf of a sentencepiece model, checked to be of LLaMA's kind."""
     proto = sentencepiece_model_pb2.ModelProto()
+    content = model.read_bytes()
     try:
-        sentencepiece.SentencePieceProcessor(model_proto=_bytes(model))
-        proto.ParseFromString(_bytes(model))
+        sentencepiece.SentencePieceProcessor(model_proto=content)
+        proto.ParseFromString(content)
     except (RuntimeError, ValueError) as error:
         raise CheckpointError("a sentencepiece model is damaged", where=str(model), why=str(error)[:200]) from error
-    norm = proto.normalizer_spec
-    if proto.trainer_spec.model_type != _BPE or norm.precompiled_charsmap or norm.remove_extra_whitespaces:
+    normalizer = proto.normalizer_spec
+    other_kind = proto.trainer_spec.model_type != _BPE
+    if other_kind or normalizer.precompiled_charsmap or normalizer.remove_extra_whitespaces:
         raise CheckpointError(
             "a sentencepiece model of another kind than LLaMA's",
             where=str(model),
-            why=f"model type {proto.trainer_spec.model_type} (BPE is {_BPE}), normalisation {norm.name!r}",
+            why=f"model type {proto.trainer_spec.model_type} (BPE is {_BPE}), normalisation {normalizer.name!r}",
             remedy="give a tokenizer.json beside it, without tokenizer.model",
         )
     return proto

@@ -1,8 +1,8 @@
-"""Foreign config.json files become a `LlavaConfig`; what would change the arithmetic is refused by field name.
+"""Reads `LlavaConfig` from config.json of other tools; refuses, by field name, settings that change the arithmetic.
 
-Configs on the hub leave out whatever equals the default of the library that wrote them, so the defaults of
-LlamaConfig and the two CLIP configs are part of the format and stand here as tables. Fields that only matter for
-training or for caches are passed over.
+Configs on the hub omit whatever equals the default of the library that wrote them, so the defaults of LlamaConfig and
+of the two CLIP configs are part of the format; they are the tables below. Fields that only matter for training or for
+caches are ignored.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _ORIGINAL_ONLY = {
     "mm_use_im_start_end": (False, None), "mm_use_im_patch_token": (False, None),
     "mm_patch_merge_type": ("flat", None),
 }  # fmt: skip
-# What every other module may rely on: sizes are whole numbers from 1, the rest is positive.
+# Checked here once, so that no other module has to: sizes are whole numbers from 1, the rest is positive.
 _SIZES = (
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
     "num_key_value_heads", "head_dim", "image_size", "patch_size", "max_position_embeddings", "projection_dim",
@@ -57,176 +57,186 @@ _POSITIVE = ("rms_norm_eps", "layer_norm_eps", "rope_theta")
 _LARGEST = 2**31 - 1
 _ACTIVATIONS = ("quick_gelu", "gelu")
 _REMAT_BYTES = 2 * 2**30
-OLD_EOS = 2  # what old CLIP text configs say while pooling at the highest id
-END_TOKEN = "end_token"  # our own word for an end token that is 2 in truth
+OLD_EOS = 2  # old CLIP text configs have this end token, but pool at the highest id
+END_TOKEN = "end_token"  # our own field, for an end token that really is 2
 
 
 def llava_config(
     layout: str, main: Source, *, tower: Source | None, projection: Source | None, text: Source | None, dtype: str
 ) -> LlavaConfig:
-    """Shapes of the converted model; the image token is settled by the tokenizer.
+    """Shapes of the converted model; the image token is set later, from the tokenizer.
 
     Args:
       layout: of `main` ("hf-llava", "llava", "llama").
-      tower: the source of the vision tower; `projection`, of its projection; `text`, of the text tower. None where
-        no source has it, which the plan then refuses by name.
-      dtype: of parameters and of what towers and decoder compute in.
+      tower: the source of the vision tower; `projection`, of its projection; `text`, of the text tower. None if no
+        source has it, which the plan then refuses by name.
+      dtype: of the parameters, and of the computation in towers and decoder.
 
     Raises:
-      CheckpointError: a field asks for something else than LLaVA-1.5's arithmetic.
+      CheckpointError: a field requires other arithmetic than LLaVA-1.5's.
     """
     config = main.config
-    _only(config, {"hf-llava": _LLAVA_ONLY, "llava": _ORIGINAL_ONLY}.get(layout, {}), main)
+    only = {"hf-llava": _LLAVA_ONLY, "llava": _ORIGINAL_ONLY}.get(layout, {})
+    _require_values(config, only, main)
     decoder = decoder_config(config, layout, main)
-    seen = vision_config(layout, main, tower, projection)
-    layer = config.get("vision_feature_layer" if layout == "hf-llava" else "mm_vision_select_layer", -2)
-    if type(layer) is not int or not -seen.layers <= layer <= seen.layers:
-        _refuse(main, "vision_feature_layer", layer, f"one layer from -{seen.layers} to {seen.layers}")
+    vision = vision_config(layout, main, tower, projection)
+    layer_field = "vision_feature_layer" if layout == "hf-llava" else "mm_vision_select_layer"
+    layer = config.get(layer_field, -2)
+    if type(layer) is not int or not -vision.layers <= layer <= vision.layers:
+        _refuse(main, "vision_feature_layer", layer, f"one layer from -{vision.layers} to {vision.layers}")
+    # Bytes of the decoder's feed-forward kernels in bfloat16: above this, activations are recomputed.
     large = decoder.layers * decoder.width * decoder.hidden * 3 * 2 > _REMAT_BYTES
     return LlavaConfig(
-        seen, text_config(text), decoder, feature_layer=layer, dtype=dtype, param_dtype=dtype, remat=large
+        vision, text_config(text), decoder, feature_layer=layer, dtype=dtype, param_dtype=dtype, remat=large
     )
 
 
 def decoder_config(config: Mapping[str, Any], layout: str, source: Source) -> DecoderConfig:
-    """The LLaMA part: `text_config` of a Hugging Face LLaVA, the top level elsewhere."""
-    own = _object(config, "text_config", source) if layout == "hf-llava" else config
-    if layout != "hf-llava" and not own:
+    """The LLaMA part: `text_config` of a Hugging Face LLaVA, the top level in other layouts."""
+    settings = _object(config, "text_config", source) if layout == "hf-llava" else config
+    if layout != "hf-llava" and not settings:
         raise CheckpointError("a checkpoint without config.json", where=str(source.path), why="its shapes are unknown")
-    _only(own, _LLAMA_ONLY, source)
-    if layout == "hf-llava":
-        tied = own.get("tie_word_embeddings", config.get("tie_word_embeddings", False))
-    else:
-        tied = own.get("tie_word_embeddings", False)
+    _require_values(settings, _LLAMA_ONLY, source)
+    # Hugging Face LLaVA writes it at either level; in the other layouts both levels are the same object.
+    tied = settings.get("tie_word_embeddings", config.get("tie_word_embeddings", False))
     if type(tied) not in (bool, type(None)):
         _refuse(source, "tie_word_embeddings", tied, "true or false")
-    given = _typed(_LLAMA, own, source)
-    heads, width = given["num_attention_heads"], given["hidden_size"]
-    kv_heads = given.get("num_key_value_heads", heads)
+    fields = _typed(_LLAMA, settings, source)
+    heads = fields["num_attention_heads"]
+    width = fields["hidden_size"]
+    kv_heads = fields.get("num_key_value_heads", heads)
     if heads % kv_heads:
         _refuse(source, "num_key_value_heads", kv_heads, f"a divisor of num_attention_heads ({heads})")
-    if "head_dim" not in given:
-        _require_heads(given, source)
+    if "head_dim" not in fields:
+        _require_heads(fields, source)
     return DecoderConfig(
-        vocabulary=given["vocab_size"], width=width, hidden=given["intermediate_size"],
-        layers=given["num_hidden_layers"], heads=heads, kv_heads=kv_heads,
-        head_width=given.get("head_dim", width // heads), rope_theta=_theta(given, source),
-        epsilon=given["rms_norm_eps"], tied=bool(tied),
+        vocabulary=fields["vocab_size"], width=width, hidden=fields["intermediate_size"],
+        layers=fields["num_hidden_layers"], heads=heads, kv_heads=kv_heads,
+        head_width=fields.get("head_dim", width // heads), rope_theta=_theta(fields, source),
+        epsilon=fields["rms_norm_eps"], tied=bool(tied),
     )  # fmt: skip
 
 
 def vision_config(layout: str, main: Source, tower: Source | None, projection: Source | None) -> VisionConfig:
-    """The vision tower: the LLaVA's own config where it has one; the projection's width is told by who brings it."""
+    """The vision tower, from the LLaVA's own config if it has one; the projection's width, from the projection's source."""
     if layout == "hf-llava":
-        own = _object(main.config, "vision_config", main) if "vision_config" in main.config else _LLAVA_VISION
+        settings = _object(main.config, "vision_config", main) if "vision_config" in main.config else _LLAVA_VISION
     else:
-        beside = tower if tower is not None and tower is not main else projection
-        own = {} if beside is None else _nested(beside, "vision_config")
-    given = _typed(_VISION, own, main)
-    _require_heads(given, main)
-    if given["patch_size"] > given["image_size"]:
-        _refuse(main, "patch_size", given["patch_size"], f"at most image_size ({given['image_size']})")
-    _only(given, {"model_type": ("clip_vision_model", "clip", None), "num_channels": (3, None)}, main)
+        # Original LLaVA has no config of its tower, even where it stores the tower's weights.
+        described_by = tower if tower is not None and tower is not main else projection
+        settings = {} if described_by is None else _nested(described_by, "vision_config")
+    fields = _typed(_VISION, settings, main)
+    _require_heads(fields, main)
+    if fields["patch_size"] > fields["image_size"]:
+        _refuse(main, "patch_size", fields["patch_size"], f"at most image_size ({fields['image_size']})")
+    _require_values(fields, {"model_type": ("clip_vision_model", "clip", None), "num_channels": (3, None)}, main)
     return VisionConfig(
-        image_size=given["image_size"], patch_size=given["patch_size"], width=given["hidden_size"],
-        layers=given["num_hidden_layers"], heads=given["num_attention_heads"], hidden=given["intermediate_size"],
-        projection=_projection_width(projection, "vision_config"), activation=_activation(given, main),
-        epsilon=given["layer_norm_eps"],
+        image_size=fields["image_size"], patch_size=fields["patch_size"], width=fields["hidden_size"],
+        layers=fields["num_hidden_layers"], heads=fields["num_attention_heads"], hidden=fields["intermediate_size"],
+        projection=_projection_width(projection, "vision_config"), activation=_activation(fields, main),
+        epsilon=fields["layer_norm_eps"],
     )  # fmt: skip
 
 
 def text_config(source: Source | None) -> TextConfig:
-    """CLIP's text tower; `eos_token_id` 2 is how old configs spell "the highest id", which is where they pool, unless
-    our own export says that it is meant."""
+    """CLIP's text tower.
+
+    `eos_token_id` 2 means "the highest id" in old configs, which is where they pool; our own export marks a real 2 by
+    the field `END_TOKEN`.
+    """
     if source is None:
         return TextConfig()
-    given = _typed(_TEXT, _nested(source, "text_config"), source)
-    _require_heads(given, source)
-    eos = given["eos_token_id"]
+    fields = _typed(_TEXT, _nested(source, "text_config"), source)
+    _require_heads(fields, source)
+    eos = fields["eos_token_id"]
     for field in ("eos_token_id", END_TOKEN):
-        if type(given.get(field, 0)) is not int or not 0 <= given.get(field, 0) < given["vocab_size"]:
-            _refuse(source, field, given[field], f"a whole number below vocab_size ({given['vocab_size']})")
-    end = given.get(END_TOKEN, given["vocab_size"] - 1 if eos == OLD_EOS else eos)
+        token = fields.get(field, 0)
+        if type(token) is not int or not 0 <= token < fields["vocab_size"]:
+            _refuse(source, field, token, f"a whole number below vocab_size ({fields['vocab_size']})")
+    highest = fields["vocab_size"] - 1
+    end = fields.get(END_TOKEN, highest if eos == OLD_EOS else eos)
     return TextConfig(
-        vocabulary=given["vocab_size"], context=given["max_position_embeddings"], width=given["hidden_size"],
-        layers=given["num_hidden_layers"], heads=given["num_attention_heads"], hidden=given["intermediate_size"],
+        vocabulary=fields["vocab_size"], context=fields["max_position_embeddings"], width=fields["hidden_size"],
+        layers=fields["num_hidden_layers"], heads=fields["num_attention_heads"], hidden=fields["intermediate_size"],
         projection=_projection_width(source, "text_config"), eos_token=end,
-        activation=_activation(given, source), epsilon=given["layer_norm_eps"],
+        activation=_activation(fields, source), epsilon=fields["layer_norm_eps"],
     )  # fmt: skip
 
 
 def _projection_width(source: Source | None, name: str) -> int:
-    """A CLIPModel says it at its top level (what its towers' configs say there is stale), a lone tower in its own."""
+    """Width of the CLIP embedding: a CLIPModel's top level, or a single tower's own config."""
     if source is None:
         return 512
-    given = {"projection_dim": 512} | _nested(source, name)
-    top = {key: value for key, value in source.config.items() if key == "projection_dim"}
-    return _typed(given, top, source)["projection_dim"]
+    tower_fields = {"projection_dim": 512} | _nested(source, name)
+    # The towers' configs inside a CLIPModel hold a stale value, so the top level overrides them.
+    top_level = {key: value for key, value in source.config.items() if key == "projection_dim"}
+    return _typed(tower_fields, top_level, source)["projection_dim"]
 
 
 def _nested(source: Source, name: str) -> dict[str, Any]:
-    """A tower's own settings; very old CLIP configs keep them under `<name>_dict`."""
+    """A tower's own settings without nulls; very old CLIP configs keep them under `<name>_dict`."""
     config = source.config
-    found = _object(config, name, source) or _object(config, f"{name}_dict", source)
-    if not found and "vision_config" not in config and "text_config" not in config:
-        found = config
-    return {key: value for key, value in found.items() if value is not None}
+    settings = _object(config, name, source) or _object(config, f"{name}_dict", source)
+    if not settings and "vision_config" not in config and "text_config" not in config:
+        settings = config  # a single tower's folder
+    return {key: value for key, value in settings.items() if value is not None}
 
 
 def _object(config: Mapping[str, Any], field: str, source: Source) -> Mapping[str, Any]:
-    """A nested part of the settings; empty where it is absent or null."""
-    found = config.get(field)
-    if found is not None and not isinstance(found, Mapping):
-        _refuse(source, field, found, "an object")
-    return found or {}
+    """A nested object of the settings; empty if it is absent or null."""
+    value = config.get(field)
+    if value is not None and not isinstance(value, Mapping):
+        _refuse(source, field, value, "an object")
+    return value or {}
 
 
-def _typed(defaults: Mapping[str, Any], own: Mapping[str, Any], source: Source) -> dict[str, Any]:
-    """Defaults overlaid with what a file says, every number of the kind and range that its field has."""
-    given = {**defaults, **{key: value for key, value in own.items() if value is not None}}
-    for field in _SIZES:
-        if field in given and (type(given[field]) is not int or not 1 <= given[field] <= _LARGEST):
-            _refuse(source, field, given[field], f"a whole number from 1 to {_LARGEST}")
-    for field in _POSITIVE:
-        if field in given and (type(given[field]) not in (int, float) or not given[field] > 0):
-            _refuse(source, field, given[field], "a number above 0")
-    return given
+def _typed(defaults: Mapping[str, Any], settings: Mapping[str, Any], source: Source) -> dict[str, Any]:
+    """Defaults overlaid with a file's settings; raises CheckpointError for a number of a wrong type or range."""
+    fields = dict(defaults)
+    fields |= {key: value for key, value in settings.items() if value is not None}
+    for field, value in fields.items():
+        if field in _SIZES and (type(value) is not int or not 1 <= value <= _LARGEST):
+            _refuse(source, field, value, f"a whole number from 1 to {_LARGEST}")
+        if field in _POSITIVE and (type(value) not in (int, float) or not value > 0):
+            _refuse(source, field, value, "a number above 0")
+    return fields
 
 
-def _require_heads(given: Mapping[str, Any], source: Source) -> None:
-    if given["hidden_size"] % given["num_attention_heads"]:
-        heads = given["num_attention_heads"]
-        _refuse(source, "num_attention_heads", heads, f"a divisor of hidden_size ({given['hidden_size']})")
+def _require_heads(fields: Mapping[str, Any], source: Source) -> None:
+    """Heads must divide the width, because their own width is not in the config."""
+    if fields["hidden_size"] % fields["num_attention_heads"]:
+        heads = fields["num_attention_heads"]
+        _refuse(source, "num_attention_heads", heads, f"a divisor of hidden_size ({fields['hidden_size']})")
 
 
-def _theta(given: Mapping[str, Any], source: Source) -> float:
-    """RoPE's base, which transformers 5 moved into `rope_parameters`; scaled positions are refused."""
-    nested = _typed({}, _object(given, "rope_parameters", source), source)
-    scaling = _object(given, "rope_scaling", source) or nested
+def _theta(fields: Mapping[str, Any], source: Source) -> float:
+    """Base of the rotary angles, which transformers 5 moved into `rope_parameters`; scaled positions are refused."""
+    nested = _typed({}, _object(fields, "rope_parameters", source), source)
+    scaling = _object(fields, "rope_scaling", source) or nested
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     if kind != "default" or "factor" in scaling:
         _refuse(source, "rope_scaling", scaling, "none: scaled rotary positions are not built in")
-    return float(nested.get("rope_theta", given.get("rope_theta", 10000.0)))
+    return float(nested.get("rope_theta", fields.get("rope_theta", 10000.0)))
 
 
-def _activation(given: Mapping[str, Any], source: Source) -> str:
-    if given["hidden_act"] not in _ACTIVATIONS:
-        _refuse(source, "hidden_act", given["hidden_act"], " or ".join(_ACTIVATIONS))
-    return given["hidden_act"]
+def _activation(fields: Mapping[str, Any], source: Source) -> str:
+    if fields["hidden_act"] not in _ACTIVATIONS:
+        _refuse(source, "hidden_act", fields["hidden_act"], " or ".join(_ACTIVATIONS))
+    return fields["hidden_act"]
 
 
-def _only(config: Mapping[str, Any], allowed: Mapping[str, tuple], source: Source) -> None:
+def _require_values(config: Mapping[str, Any], allowed: Mapping[str, tuple], source: Source) -> None:
+    """Refuses fields whose value is not among those allowed; None stands for an absent field."""
     for field, values in allowed.items():
         if config.get(field) not in values:
-            _refuse(
-                source, field, config.get(field), " or ".join(repr(v) for v in values if v is not None) or "nothing"
-            )
+            expected = " or ".join(repr(value) for value in values if value is not None)
+            _refuse(source, field, config.get(field), expected or "nothing")
 
 
-def _refuse(source: Source, field: str, found: Any, expected: str) -> None:
+def _refuse(source: Source, field: str, value: Any, expected: str) -> None:
     raise CheckpointError(
         "a setting of the checkpoint is not supported",
         where=f"{source.path}: {field}",
-        why=f"found {found!r}, expected {expected}",
+        why=f"found {value!r}, expected {expected}",
         remedy="this library computes LLaVA-1.5 (CLIP ViT, two-layer GELU projector, LLaMA); convert such a checkpoint",
     )

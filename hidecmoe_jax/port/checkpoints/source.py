@@ -1,9 +1,9 @@
-"""Reads foreign weights without trusting them.
+"""Untrusted weight files: safetensors headers, shard indexes and settings, all validated before use.
 
 A safetensors file is eight bytes of length, a JSON header, and raw numbers. The header is parsed here and not by a
-library, because libraries accept a name twice and keep the last; names of shards come from a text file somebody else
-wrote, so they must be plain names of regular files inside the folder. Nothing is read but headers until an array is
-asked for, and arrays are views of the file: the page cache holds the weights, not this process.
+library, because libraries accept a repeated name and keep the last. Shard names come from a file of unknown origin, so
+they must be plain names of regular files inside the folder. Only headers are read until `Tensor.read`, which returns a
+view of the file: the page cache holds the weights, not this process.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from hidecmoe_jax.data.jsonfile import parse_json, read_json
 from hidecmoe_jax.port.checkpoints.pickled import refuse_pickles
 
 DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
-# Buffers that checkpoints carry along (position ids); read only to be compared or left out by name.
-_COUNTED = {"I64": np.dtype(np.int64), "I32": np.dtype(np.int32)}
+# Buffers of checkpoints (position ids), which are left out by name and never converted.
+_INTEGERS = {"I64": np.dtype(np.int64), "I32": np.dtype(np.int32)}
 MAX_HEADER = 100_000_000
 PROJECTOR_FILE = "mm_projector.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -35,13 +35,14 @@ SETTINGS = (
     "chat_template.jinja", "chat_template.json", INDEX,
 )  # fmt: skip
 """Every file beside the weights that is ever read."""
+# Settings that must be JSON objects and are searched for requests to run code.
 _OBJECTS = SETTINGS[:6]
 _SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.safetensors")
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """Where one tensor lies: bytes [start, stop) of `file`, row-major, little-endian."""
+    """Location of one tensor: `nbytes` bytes of `file` from `start`, row-major, little-endian."""
 
     key: str
     dtype: np.dtype
@@ -56,7 +57,7 @@ class Tensor:
 
     @property
     def spelled(self) -> str:
-        """`float16[32, 8]`, as errors show it."""
+        """Dtype and shape for errors: `float16[32, 8]`."""
         return f"{self.dtype.name}{list(self.shape)}"
 
     def read(self) -> np.ndarray:
@@ -69,15 +70,15 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Source:
-    """A folder (or one file) of weights, headers read.
+    """A folder (or one file) of weights whose headers were read.
 
     Attributes:
-      role: the words for it on the command line: "checkpoint", "--clip", "--vision", "--projector".
-      config: its config.json; empty where it has none.
-      tensors: by source name, over all shards.
-      files: weight files that were read, in order.
-      notes: what was left alone, for the report.
-      revision: the hub's commit, where the folder lies in a hub cache.
+      role: its name on the command line: "checkpoint", "--clip", "--vision", "--projector".
+      config: its config.json; empty if it has none.
+      tensors: by name, over all shards.
+      files: weight files, in order.
+      notes: files that were ignored, for the report.
+      revision: the hub's commit, if the folder lies in a hub cache.
     """
 
     path: Path
@@ -94,7 +95,7 @@ def open_source(path: Path, role: str) -> Source:
 
     Raises:
       CheckpointError: no such path (nothing is looked up on a network), pickled weights, no weights, code of its own,
-        a damaged or dishonest file.
+        or a file whose header contradicts its content.
     """
     path = Path(path)
     if not path.exists():
@@ -113,35 +114,45 @@ def open_source(path: Path, role: str) -> Source:
     for file in files:
         for key, tensor in read_header(file).items():
             if key in tensors:
-                _twice(key, f"{tensors[key].file.name} and {file.name}")
+                raise CheckpointError(
+                    "a tensor's name occurs in two files",
+                    where=f"{tensors[key].file.name} and {file.name}: {key}",
+                    remedy="remove the file that does not belong",
+                )
             tensors[key] = tensor
     _check_index(path, tensors)
     return Source(path, role, config, tensors, tuple(files), tuple(notes), _revision(path))
 
 
-def open_words(path: Path) -> Source:
-    """The folder of --tokenizer, as a source without weights; raises CheckpointError as `open_source`."""
+def open_tokenizer(path: Path) -> Source:
+    """The folder of --tokenizer, as a source without weights; raises CheckpointError like `open_source`."""
     path = Path(path)
     if not path.is_dir():
         raise CheckpointError(
             "no such directory",
             where=str(path),
-            why="--tokenizer wants a folder; a name is never looked up on a network",
+            why="--tokenizer takes a folder; a name is never looked up on a network",
             remedy="check the spelling, or give the folder that holds tokenizer.model or tokenizer.json",
         )
-    words = Source(path, "--tokenizer", _config(path), {}, ())
-    if not {"tokenizer.json", "tokenizer.model"} & {file.name for file in settings_files(path)}:
+    source = Source(path, "--tokenizer", _config(path), {}, ())
+    names = {file.name for file in settings_files(path)}
+    if not names & {"tokenizer.json", "tokenizer.model"}:
         raise CheckpointError(
-            "no tokenizer there",
+            "no tokenizer in the folder",
             where=str(path),
-            why=f"neither tokenizer.json nor tokenizer.model among {sorted(p.name for p in path.iterdir())[:8]}",
+            why=f"neither tokenizer.json nor tokenizer.model among {_listed(path)}",
             remedy="give the folder that holds one of them, or leave out --tokenizer",
         )
-    return words
+    return source
+
+
+def _listed(folder: Path) -> list[str]:
+    """The first names in a folder, for errors."""
+    return sorted(path.name for path in folder.iterdir())[:8]
 
 
 def separate_projector(path: Path) -> Source | None:
-    """The projector that original LLaVA folders keep beside the shards, where there is one."""
+    """The projector file that original LLaVA folders may keep beside the shards, or None."""
     file = path / PROJECTOR_FILE
     if not file.is_file():
         return None
@@ -153,6 +164,7 @@ def read_header(file: Path) -> dict[str, Tensor]:
     """The tensors of one safetensors file, checked against its size; raises CheckpointError."""
     size = file.stat().st_size
     with open(file, "rb") as stream:
+        # -1 for a file that is too short even for the length of its header.
         length = int.from_bytes(stream.read(8), "little") if size >= 8 else -1
         if not 2 <= length <= min(MAX_HEADER, size - 8):
             _damaged(
@@ -166,14 +178,15 @@ def read_header(file: Path) -> dict[str, Tensor]:
     except DataError as error:
         if "more than once" in str(error.why):
             raise CheckpointError(
-                "a tensor's name stands twice in one file", where=str(file), why=error.why, remedy=_AGAIN
+                "a tensor's name occurs twice in one file", where=str(file), why=error.why, remedy=_AGAIN
             ) from error
         _damaged(file, f"its header is no JSON: {error.why}", "no safetensors file")
     if not isinstance(header, dict):
         _damaged(file, "its header is no JSON object", "no safetensors file")
     header.pop("__metadata__", None)
-    tensors = {key: _tensor(file, key, entry, 8 + length) for key, entry in header.items()}
-    _check_layout(file, tensors, 8 + length, size)
+    data_start = 8 + length
+    tensors = {key: _tensor(file, key, entry, data_start) for key, entry in header.items()}
+    _check_layout(file, tensors, data_start, size)
     return tensors
 
 
@@ -183,26 +196,32 @@ _AGAIN = "download the file again and compare its SHA-256 with the publisher's"
 def header_bytes(
     entries: Iterable[tuple[str, np.dtype, tuple[int, ...]]], metadata: Mapping[str, str] | None = None
 ) -> tuple[bytes, dict[str, int]]:
-    """First bytes of a safetensors file whose tensors follow in this order, and where in the file each one lies."""
+    """Header of a safetensors file whose tensors follow in this order, and the file offset of each tensor by name."""
     spelled = {dtype: name for name, dtype in DTYPES.items()}
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
-    offsets, place = {}, 0
+    starts: dict[str, int] = {}
+    position = 0
     for name, dtype, shape in entries:
-        stop = place + math.prod(shape) * dtype.itemsize
-        header[name] = {"dtype": spelled[dtype], "shape": list(shape), "data_offsets": [place, stop]}
-        offsets[name], place = place, stop
+        stop = position + math.prod(shape) * dtype.itemsize
+        header[name] = {"dtype": spelled[dtype], "shape": list(shape), "data_offsets": [position, stop]}
+        starts[name] = position
+        position = stop
     text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    base = 8 + len(text)
-    return len(text).to_bytes(8, "little") + text, {name: base + offset for name, offset in offsets.items()}
+    text += b" " * (-len(text) % 8)  # the format aligns the numbers to 8 bytes
+    data_start = 8 + len(text)
+    offsets = {name: data_start + start for name, start in starts.items()}
+    return len(text).to_bytes(8, "little") + text, offsets
 
 
 def _tensor(file: Path, key: str, entry: Any, base: int) -> Tensor:
+    """One entry of a header, checked; `base` is the file offset of the numbers."""
     try:
-        name, shape, (start, stop) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
+        name = entry["dtype"]
+        shape = tuple(entry["shape"])
+        start, stop = entry["data_offsets"]
     except (TypeError, KeyError, ValueError):
         _damaged(file, f"{key}: dtype, shape or data_offsets are missing", "the header was written by hand")
-    dtype = DTYPES.get(name) or _COUNTED.get(name)
+    dtype = DTYPES.get(name) or _INTEGERS.get(name)
     if dtype is None:
         raise CheckpointError(
             "a tensor's dtype is not supported",
@@ -211,6 +230,7 @@ def _tensor(file: Path, key: str, entry: Any, base: int) -> Tensor:
             remedy="give the checkpoint before quantisation",
         )
     numbers = (*shape, start, stop)
+    # isinstance would accept true and false, which are integers in Python.
     if not all(type(number) is int and number >= 0 for number in numbers):
         _damaged(file, f"{key}: shape {list(shape)}, offsets {[start, stop]}", "they must be whole numbers >= 0")
     tensor = Tensor(key, dtype, shape, file, base + start)
@@ -222,35 +242,35 @@ def _tensor(file: Path, key: str, entry: Any, base: int) -> Tensor:
 
 def _check_layout(file: Path, tensors: dict[str, Tensor], base: int, size: int) -> None:
     """Tensors must fill the rest of the file without a gap or an overlap."""
-    place = base
+    position = base
     for tensor in sorted(tensors.values(), key=lambda tensor: (tensor.start, tensor.nbytes)):
-        if tensor.start != place:
-            word = "overlaps what stands before it" if tensor.start < place else "leaves a gap before it"
-            _damaged(file, f"{tensor.key} {word} (offset {tensor.start - base}, expected {place - base})", "not honest")
-        place += tensor.nbytes
-    if place != size:
-        word = "truncated" if size < place else "followed by other bytes"
-        _damaged(file, f"it is {word}: {size} bytes, its header describes {place}", "the copy is not whole")
+        if tensor.start != position:
+            fault = "overlaps the tensor before it" if tensor.start < position else "leaves a gap before it"
+            offsets = f"offset {tensor.start - base}, expected {position - base}"
+            _damaged(file, f"{tensor.key} {fault} ({offsets})", "the header is wrong")
+        position += tensor.nbytes
+    if position != size:
+        fault = "truncated" if size < position else "followed by other bytes"
+        _damaged(file, f"it is {fault}: {size} bytes, its header describes {position}", "the copy is not whole")
 
 
 def _damaged(file: Path, why: str, guess: str) -> None:
     raise CheckpointError("a weight file is damaged", where=str(file), why=f"{why} ({guess})", remedy=_AGAIN)
 
 
-def _twice(key: str, where: str) -> None:
-    raise CheckpointError(
-        "a tensor's name stands in two files", where=f"{where}: {key}", remedy="remove the file that does not belong"
-    )
-
-
 def settings_files(folder: Path) -> tuple[Path, ...]:
     """The files of `SETTINGS` in a folder, each truly inside it (a hub cache's blobs count as inside)."""
-    return tuple(_inside(folder, name) for name in SETTINGS if (folder / name).exists() or (folder / name).is_symlink())
+    files = []
+    for name in SETTINGS:
+        file = folder / name
+        if file.exists() or file.is_symlink():  # a dangling link does not exist, and is refused below
+            files.append(_inside(folder, name))
+    return tuple(files)
 
 
 def _config(folder: Path) -> dict[str, Any]:
-    """config.json, refused where it asks for code of its own, as are the other settings."""
-    found: dict[str, Any] = {}
+    """config.json; it and the other settings are refused if they request code of their own."""
+    config: dict[str, Any] = {}
     for file in settings_files(folder):
         if file.name not in _OBJECTS:
             continue
@@ -263,14 +283,16 @@ def _config(folder: Path) -> dict[str, Any]:
                 remedy=_AGAIN,
             )
         _refuse_code(content, file)
-        found = content if file.name == "config.json" else found
-    return found
+        if file.name == "config.json":
+            config = content
+    return config
 
 
 def _refuse_code(config: dict[str, Any], file: Path) -> None:
+    """Refuses fields, at any depth, that make other tools download and run code."""
     if config.get("auto_map") or config.get("trust_remote_code"):
         raise CheckpointError(
-            "a checkpoint wants to run code of its own",
+            "a checkpoint requires code of its own",
             where=str(file),
             why=f"auto_map: {config.get('auto_map')}; remote code is never executed",
             remedy="only architectures that are built in here can be converted (LLaVA-1.5 with LLaMA and CLIP)",
@@ -281,7 +303,7 @@ def _refuse_code(config: dict[str, Any], file: Path) -> None:
 
 
 def _weight_files(folder: Path) -> tuple[list[Path], list[str]]:
-    """Weight files in order, and notes on those left alone."""
+    """Weight files in order, and notes on those that are ignored."""
     present = sorted(p.name for p in folder.glob("*.safetensors") if p.name != PROJECTOR_FILE)
     index = folder / INDEX
     if index.is_file():
@@ -292,23 +314,30 @@ def _weight_files(folder: Path) -> tuple[list[Path], list[str]]:
     if not present:
         refuse_pickles(folder.iterdir(), folder)
         raise CheckpointError(
-            "no weights there",
+            "no weights in the folder",
             where=str(folder),
-            why=f"no *.safetensors among {sorted(p.name for p in folder.iterdir())[:8]}",
+            why=f"no *.safetensors among {_listed(folder)}",
             remedy="give the folder of a Hugging Face or LLaVA checkpoint",
         )
-    for name in present:
-        part = _SHARD.fullmatch(name)
-        lost = [] if part is None else [
-            shard for n in range(1, int(part[3]) + 1)
-            if (shard := f"{part[1]}-{n:05d}-of-{part[3]}.safetensors") not in present
-        ]  # fmt: skip
-        if lost:
-            raise CheckpointError("a shard is missing", where=str(folder / lost[0]), why=f"{name} counts {part[3]}")
+    _require_all_shards(folder, present)
     return [_inside(folder, name) for name in present], []
 
 
+def _require_all_shards(folder: Path, present: list[str]) -> None:
+    """Without an index, the number of shards is known from their names alone."""
+    for name in present:
+        shard = _SHARD.fullmatch(name)
+        if shard is None:
+            continue
+        stem, _, total = shard.groups()
+        for number in range(1, int(total) + 1):
+            expected = f"{stem}-{number:05d}-of-{total}.safetensors"
+            if expected not in present:
+                raise CheckpointError("a shard is missing", where=str(folder / expected), why=f"{name} counts {total}")
+
+
 def _weight_map(index: Path) -> dict[str, str]:
+    """Tensor name -> file name, as the index lists them."""
     content = read_json(index)
     listed = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(listed, dict) or not all(isinstance(name, str) for name in listed.values()):
@@ -317,25 +346,27 @@ def _weight_map(index: Path) -> dict[str, str]:
 
 
 def _check_index(folder: Path, tensors: dict[str, Tensor]) -> None:
-    """Every tensor lies in the shard that the index names, and the other way round."""
+    """The index must list exactly the tensors of the shards, each in its own shard."""
     index = folder / INDEX
     if not index.is_file():
         return
     listed = _weight_map(index)
     for key in sorted({*listed, *tensors}):
-        found, wanted = tensors[key].file.name if key in tensors else None, listed.get(key)
-        if found != wanted:
+        actual = tensors[key].file.name if key in tensors else None
+        expected = listed.get(key)
+        if actual != expected:
             raise CheckpointError(
                 "index and shards disagree",
                 where=f"{index}: {key}",
-                why=f"the index names {wanted or 'no shard'}, the tensor is in {found or 'no shard'}",
-                remedy=f"download {wanted or index.name} again and compare its SHA-256 with the publisher's",
+                why=f"the index names {expected or 'no shard'}, the tensor is in {actual or 'no shard'}",
+                remedy=f"download {expected or index.name} again and compare its SHA-256 with the publisher's",
             )
 
 
 def _inside(folder: Path, name: str, *, listed_by: str = "") -> Path:
-    """The regular file `name` in `folder`; a link may lead within the folder or to a hub cache's own blobs."""
-    file, where = folder / name, f"{listed_by or folder}: {name!r}"
+    """The regular file `name` in `folder`; a link may point into the folder or to a hub cache's own blobs."""
+    file = folder / name
+    where = f"{listed_by or folder}: {name!r}"
     if name != Path(name).name or name in ("", ".", "..") or "\\" in name or "\0" in name:
         raise CheckpointError(
             "a shard's name leads out of the folder", where=where, why="only plain file names are followed"
@@ -344,9 +375,13 @@ def _inside(folder: Path, name: str, *, listed_by: str = "") -> Path:
         raise CheckpointError(
             "a file of the checkpoint is missing", where=where, why="no such file", remedy="download it again"
         )
-    home, target = folder.resolve(), file.resolve()
-    allowed = [home, home.parents[1] / "blobs"] if home.parent.name == "snapshots" else [home]
-    if not any(above in target.parents for above in allowed) or not target.is_file():
+    real_folder = folder.resolve()
+    target = file.resolve()
+    allowed = [real_folder]
+    if real_folder.parent.name == "snapshots":  # the layout of the Hugging Face cache: snapshots link to blobs
+        allowed.append(real_folder.parents[1] / "blobs")
+    inside = any(parent in target.parents for parent in allowed)
+    if not inside or not target.is_file():
         raise CheckpointError(
             "a file of the checkpoint is a link out of its folder",
             where=where,
@@ -357,5 +392,7 @@ def _inside(folder: Path, name: str, *, listed_by: str = "") -> Path:
 
 
 def _revision(folder: Path) -> str | None:
-    home = folder.resolve()
-    return home.name if home.parent.name == "snapshots" and re.fullmatch(r"[0-9a-f]{40}", home.name) else None
+    """The hub's commit, which names the folder in a Hugging Face cache; None elsewhere."""
+    real_folder = folder.resolve()
+    in_cache = real_folder.parent.name == "snapshots" and re.fullmatch(r"[0-9a-f]{40}", real_folder.name)
+    return real_folder.name if in_cache else None

@@ -37,12 +37,13 @@ from hidecmoe_jax.port.checkpoints.names import (
     VISION,
     VISION_PROJECTION,
     Rule,
-    returned,
+    restored,
     source_shape,
 )
 from hidecmoe_jax.port.checkpoints.settings import END_TOKEN, OLD_EOS
 from hidecmoe_jax.port.checkpoints.source import header_bytes
-from hidecmoe_jax.port.checkpoints.tokenizers import IMAGE, PICTURES
+from hidecmoe_jax.port.checkpoints.pictures import PICTURES
+from hidecmoe_jax.port.checkpoints.tokenizers import IMAGE
 from hidecmoe_jax.runs.session import say
 from hidecmoe_jax.storage.files import check_space, disk_errors, read_json, write_json
 from hidecmoe_jax.storage.manifest import NAME as MANIFEST
@@ -82,7 +83,7 @@ class Out:
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape in the file."""
-        first, *rest = source_shape(self.leaf.shape if self.layer is None else self.leaf.shape[1:], self.rule.turn)
+        first, *rest = source_shape(self.leaf.shape if self.layer is None else self.leaf.shape[1:], self.rule.transform)
         return (first + self.more, *rest)
 
     @property
@@ -98,7 +99,7 @@ class Out:
     def read(self) -> np.ndarray:
         """The numbers, in the file's order."""
         array = np.asarray(self.leaf if self.layer is None else self.leaf[self.layer])
-        array = returned(array, self.rule.turn)
+        array = restored(array, self.rule.transform)
         if self.more:
             mean = array.mean(axis=0, dtype=np.float64).astype(array.dtype)
             array = np.concatenate([array, np.broadcast_to(mean, (self.more, *mean.shape))])
