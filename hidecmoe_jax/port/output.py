@@ -1,9 +1,8 @@
-"""A folder that is there whole or not at all: it is written beside its place and takes it by one rename.
+"""Atomic output folders: written beside the target, renamed when complete.
 
-What stands there already is never mixed with what is new. With `overwrite` the old folder is moved aside first and
-deleted after the new one has its name, so a crash in between loses neither. One process at a time does this to one
-place: the others meet a lock beside it, whose file is never deleted, because two processes could then hold two files of
-one name.
+Old and new content are never mixed. With `overwrite` the old folder is moved aside first and deleted after the new one
+has its name, so a crash in between loses neither. One process at a time writes a target: a lock file beside it excludes
+others, and is never deleted, because two processes could then hold two files of one name.
 """
 
 from __future__ import annotations
@@ -19,14 +18,15 @@ from hidecmoe_jax.storage.lock import lock_file
 
 
 def check_target(target: Path, *, overwrite: bool, sources: Iterable[Path] = ()) -> None:
-    """Refuses a place that something occupies, and one that holds what is read.
+    """Refuses a target that is occupied, or that contains what is read.
 
     Raises:
-      ConfigError: there is something and `overwrite` is not given, it is a file or a link, or one of `sources` lies
-        there or below, so that overwriting would delete it.
+      ConfigError: the target is a folder that is not empty and `overwrite` is not given, it is a file or a link, or one
+        of `sources` is the target or below it, so that overwriting would delete it.
     """
+    resolved = target.resolve()
     for source in sources:
-        if target.resolve() in (source.resolve(), *source.resolve().parents):
+        if resolved == source.resolve() or resolved in source.resolve().parents:
             raise ConfigError(
                 "the output would take the place of what is read", where=str(target), why=f"{source} lies there",
                 remedy="give another folder",
@@ -46,27 +46,28 @@ def check_target(target: Path, *, overwrite: bool, sources: Iterable[Path] = ())
 
 @contextlib.contextmanager
 def only_writer(target: Path) -> Iterator[None]:
-    """Holds the only right to make `target`, and what stands beside it under its name, for the length of the block.
+    """Locks `target`, and the temporary folders beside it, for the length of the block.
 
     Args:
-      target: an absolute path; the folder above it is made.
+      target: an absolute path; its parent folder is made.
 
     Raises:
-      BusyError: another process holds it.
-      CheckpointError, ResourceError: there can be no such folder.
+      BusyError: another process holds the lock.
+      CheckpointError, ResourceError: the parent folder cannot be made.
     """
-    with contextlib.ExitStack() as held:
+    with contextlib.ExitStack() as locks:
         with disk_errors("could not make the output folder; give another one", target, needed=0):
             target.parent.mkdir(parents=True, exist_ok=True)
             what = "another process is writing this folder"
             remedy = "wait for it, end it, or give another folder; a network disk may keep a dead host's lock"
-            held.enter_context(lock_file(target.with_name(f".{target.name}.lock"), what, where=target, remedy=remedy))
+            file = target.with_name(f".{target.name}.lock")
+            locks.enter_context(lock_file(file, what, where=target, remedy=remedy))
         yield
 
 
 @contextlib.contextmanager
 def fresh_folder(target: Path, *, overwrite: bool) -> Iterator[Path]:
-    """An empty folder to write into, which becomes `target` when the block ends well and vanishes when it does not.
+    """An empty folder to write into; it is renamed to `target` when the block succeeds, and deleted when it does not.
 
     Raises:
       ConfigError: as `check_target`.
@@ -74,30 +75,31 @@ def fresh_folder(target: Path, *, overwrite: bool) -> Iterator[Path]:
       ResourceError: the disk ran full.
     """
     target = Path(os.path.abspath(target))
-    aside, old = target.with_name(f".{target.name}.part"), target.with_name(f".{target.name}.old")
+    unfinished = target.with_name(f".{target.name}.part")
+    old = target.with_name(f".{target.name}.old")
     with only_writer(target):
         with disk_errors("could not make the output folder", target, needed=0):
             if old.is_dir() and not target.exists():
-                os.rename(old, target)  # a crash came between the two renames of `_place`
+                os.rename(old, target)  # an earlier process crashed between the two renames of `_place`
             check_target(target, overwrite=overwrite)
-            for left in (aside, old):
-                if left.exists():
-                    remove_inside(target.parent, left)
-            aside.mkdir()
+            for leftover in (unfinished, old):
+                if leftover.exists():
+                    remove_inside(target.parent, leftover)
+            unfinished.mkdir()
         try:
-            yield aside
+            yield unfinished
         except BaseException:
-            remove_inside(target.parent, aside)
+            remove_inside(target.parent, unfinished)
             raise
         with disk_errors("could not put the output in place", target, needed=0):
-            _place(aside, target, old)
+            _place(unfinished, target, old)
 
 
-def _place(aside: Path, target: Path, old: Path) -> None:
-    """Gives what was written the target's name, and deletes what had it before."""
+def _place(unfinished: Path, target: Path, old: Path) -> None:
+    """Renames the new folder to the target, and deletes the one that had the name before."""
     if target.is_dir():
         os.rename(target, old)
-    os.rename(aside, target)
+    os.rename(unfinished, target)
     sync_folder(target.parent)
     if old.exists():
         remove_inside(target.parent, old)

@@ -101,7 +101,7 @@ def bank(*, scale: float = given.SCALE) -> Bank:
 def prompt() -> Prompt:
     """The probe's right-padded prompts."""
     model, inputs = cases.by_hand("plain"), cases.inputs("plain")
-    patches = check.patches_of(check.understood(model, inputs)["vision_features"], inputs["pictures"])
+    patches = check.patches_of(check.features_and_states(model, inputs)["vision_features"], inputs["pictures"])
     return Prompt(jnp.asarray(inputs["tokens"]), jnp.asarray(inputs["mask"]), patches)
 
 

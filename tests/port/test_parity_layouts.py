@@ -58,7 +58,7 @@ def test_wt11_a_layout_becomes_the_same_leaves_and_answers(layout, tmp_path):
     if layout == "hub":  # the whole gate; the others have the same leaves, which say the rest
         rows = check.compared(check.ours(model, cases.inputs(case)), cases.truth(case))
     else:
-        found = jax.tree.map(check.as_numpy, check.understood(model, cases.inputs(case)))
+        found = jax.tree.map(check.as_numpy, check.features_and_states(model, cases.inputs(case)))
         rows = check.compared(found, {name: cases.truth(case)[name] for name in found}, written=False)
     assert not [row for row in rows if not row.passed], "\n" + check.table(rows)
 

@@ -28,7 +28,7 @@ def test_wt11_everything_a_probe_reaches_agrees_in_float32(name):
 def test_wt11_bfloat16_stays_within_the_divergence(name):
     model = cases.by_hand(name)
     half = model.replace(config=replace(model.config, dtype="bfloat16"))
-    logits = check.as_numpy(check.understood(half, cases.inputs(name))["logits"])
+    logits = check.as_numpy(check.features_and_states(half, cases.inputs(name))["logits"])
     truth = cases.truth(name)
     rows = check.compared({"logits": logits}, {"logits": truth["logits"]}, dtype="bfloat16")
     assert [row.passed for row in rows] == [True]
@@ -47,8 +47,8 @@ def test_planted_error_is_noticed(plant):
 def test_padding_that_is_read_is_noticed():
     """Left-padded prompts whose padding is not masked: only the comparison of left padding can see it."""
     model, inputs = cases.by_hand("plain"), cases.inputs("plain")
-    tokens, mask, where = check.turned(inputs)
-    features = check.understood(model, inputs)["vision_features"]
+    tokens, mask, where = check.left_padded(inputs)
+    features = check.features_and_states(model, inputs)["vision_features"]
     patches = check.patches_of(features, inputs["pictures"])
     expected = cases.truth("plain")["logits_left"]
     for seen, wrong in ((mask, False), (np.ones_like(mask), True)):
@@ -61,7 +61,7 @@ def test_pictures_in_another_order_are_noticed():
     inputs = cases.inputs("plain")
     assert (inputs["pictures"] >= 0).sum(axis=1).tolist() == [1, 2, 0, 1]
     wrong = inputs | {"pictures": inputs["pictures"][:, ::-1].copy()}
-    logits = check.as_numpy(check.understood(cases.by_hand("plain"), wrong)["logits"])
+    logits = check.as_numpy(check.features_and_states(cases.by_hand("plain"), wrong)["logits"])
     assert np.abs(logits - cases.truth("plain")["logits"]).max() > 1e-2
 
 

@@ -29,13 +29,16 @@ _OLD = {"_name_or_path": "", "torch_dtype": "float32", "transformers_version": "
 
 def save_tensors(path: Path, state: State, *, bfloat16: bool = False) -> None:
     """One safetensors file, written by hand; as bfloat16 the values must be exact in it already."""
-    header, parts, at = {"__metadata__": {"format": "pt"}}, [], 0
+    header = {"__metadata__": {"format": "pt"}}
+    parts = []
+    at = 0
     for name, value in state.items():
         value = np.ascontiguousarray(value)
         data = ((value.view(np.uint32) >> 16).astype(np.uint16) if bfloat16 else value).tobytes()
         kind = "BF16" if bfloat16 else "F32"
         header[name] = {"dtype": kind, "shape": list(np.shape(state[name])), "data_offsets": [at, at + len(data)]}
-        parts, at = [*parts, data], at + len(data)
+        parts.append(data)
+        at += len(data)
     head = json.dumps(header).encode()
     head += b" " * (-len(head) % 8)
     path.write_bytes(len(head).to_bytes(8, "little") + head + b"".join(parts))
@@ -43,7 +46,8 @@ def save_tensors(path: Path, state: State, *, bfloat16: bool = False) -> None:
 
 def save_shards(folder: Path, state: State, *, count: int, bfloat16: bool = False) -> None:
     """Shards of about equal numbers of tensors and their index."""
-    names, weight_map = sorted(state), {}
+    names = sorted(state)
+    weight_map = {}
     for number in range(count):
         shard = f"model-{number + 1:05d}-of-{count:05d}.safetensors"
         part = names[number::count]

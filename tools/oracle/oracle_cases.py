@@ -133,7 +133,8 @@ def _stack(prefix: str, count: int, block: dict[str, tuple[int, ...]]) -> dict[s
 
 def vision_shapes(config: dict, prefix: str) -> dict[str, tuple[int, ...]]:
     """CLIP's vision tower below `prefix` (its own spelling of `layrnorm` included)."""
-    width, patch = config["hidden_size"], config["patch_size"]
+    width = config["hidden_size"]
+    patch = config["patch_size"]
     places = (config["image_size"] // patch) ** 2 + 1
     shapes = {
         f"{prefix}embeddings.class_embedding": (width,),
@@ -168,8 +169,11 @@ def head_width(config: dict) -> int:
 
 def decoder_shapes(config: dict, prefix: str) -> dict[str, tuple[int, ...]]:
     """LLaMA below `prefix`, without the head."""
-    width, hidden, head = config["hidden_size"], config["intermediate_size"], head_width(config)
-    queries, keys = config["num_attention_heads"] * head, config["num_key_value_heads"] * head
+    width = config["hidden_size"]
+    hidden = config["intermediate_size"]
+    head = head_width(config)
+    queries = config["num_attention_heads"] * head
+    keys = config["num_key_value_heads"] * head
     block = {
         "input_layernorm.weight": (width,), "post_attention_layernorm.weight": (width,),
         "self_attn.q_proj.weight": (queries, width), "self_attn.k_proj.weight": (keys, width),

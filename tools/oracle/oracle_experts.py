@@ -24,8 +24,11 @@ def case() -> Case:
 
 def site_widths(config: dict) -> dict[str, tuple[int, int]]:
     """Input and output width of the seven linears of a block."""
-    d, f, head = config["hidden_size"], config["intermediate_size"], head_width(config)
-    queries, keys = config["num_attention_heads"] * head, config["num_key_value_heads"] * head
+    d = config["hidden_size"]
+    f = config["intermediate_size"]
+    head = head_width(config)
+    queries = config["num_attention_heads"] * head
+    keys = config["num_key_value_heads"] * head
     widths = {"q_proj": (d, queries), "k_proj": (d, keys), "v_proj": (d, keys), "o_proj": (queries, d)}
     return widths | {"gate_proj": (d, f), "up_proj": (d, f), "down_proj": (f, d)}
 
@@ -45,13 +48,15 @@ def router(layer: int, site: str) -> np.ndarray:
 
 def pooled(samples: int = 4) -> tuple[np.ndarray, np.ndarray]:
     """CLIP features of a batch, not normalised: image [B, E], text [B, D]."""
-    image, text = case().vision["projection_dim"], case().clip_text["hidden_size"]
+    image = case().vision["projection_dim"]
+    text = case().clip_text["hidden_size"]
     return drawn("features.image", (samples, image), 7, 3.0), drawn("features.text", (samples, text), 7, 5.0)
 
 
 def anchors() -> tuple[np.ndarray, np.ndarray]:
     """Means of `SLOTS` tasks: image [N, E], text [N, D]; only the first `TASKS` belong to tasks."""
-    image, text = case().vision["projection_dim"], case().clip_text["hidden_size"]
+    image = case().vision["projection_dim"]
+    text = case().clip_text["hidden_size"]
     return drawn("anchors.image", (SLOTS, image), 7, 1.0), drawn("anchors.text", (SLOTS, text), 7, 1.0)
 
 

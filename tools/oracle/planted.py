@@ -161,6 +161,7 @@ def planted_code(plant: Plant):
 def sizes(plant: Plant, model: Model, inputs: Mapping, truth: Mapping) -> dict[str, float]:
     """How far every comparison exceeds what it allows (1 is the limit) with the error planted."""
     with planted_code(plant):
-        mine = {name: check.as_numpy(value) for name, value in check.understood(plant.change(model), inputs).items()}
+        outputs = check.features_and_states(plant.change(model), inputs)
+        mine = {name: check.as_numpy(value) for name, value in outputs.items()}
     rows = check.compared(mine, {name: truth[name] for name in mine}, written=False)
     return {row.what: row.measured / row.allowed for row in rows}

@@ -43,10 +43,11 @@ def measured() -> dict[str, dict[str, check.Row]]:
     table: dict[str, dict[str, check.Row]] = {}
     for name in cases.CASES:
         print(name, file=sys.stderr)
-        model, truth = cases.by_hand(name), cases.truth(name)
+        model = cases.by_hand(name)
+        truth = cases.truth(name)
         rows = check.compared(check.ours(model, cases.inputs(name)), truth)
         half = model.replace(config=replace(model.config, dtype="bfloat16"))
-        logits = check.as_numpy(check.understood(half, cases.inputs(name))["logits"])
+        logits = check.as_numpy(check.features_and_states(half, cases.inputs(name))["logits"])
         rows += check.compared({"logits": logits}, {"logits": truth["logits"]}, dtype="bfloat16")
         for row in rows:
             table.setdefault(row.what, {})[name] = row
@@ -62,7 +63,8 @@ def meaning(what: str) -> str:
 
 def comparison_lines() -> Iterator[str]:
     """The table of comparisons."""
-    names, table = list(cases.CASES), measured()
+    names = list(cases.CASES)
+    table = measured()
     yield "| comparison | allowed | " + " | ".join(names) + " |"
     yield "|---|---|" + "---|" * len(names)
     for what, by_case in table.items():
@@ -73,7 +75,8 @@ def comparison_lines() -> Iterator[str]:
 
 def expert_lines() -> Iterator[str]:
     """The table of the experts' arithmetic."""
-    linear, model = experts.moelora_linear(), experts.moelora_model()
+    linear = experts.moelora_linear()
+    model = experts.moelora_model()
     rows = [(f"HiDe served in the whole model, {reading}", 1e-4, experts.worst(reading)) for reading in given.READINGS]
     rows.append(("HiDe with the official gate, factor_sum", 1e-4, experts.worst("factor_sum", "_legacy")))
     for temperature in given.TEMPERATURES:

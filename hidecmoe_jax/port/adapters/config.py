@@ -1,8 +1,8 @@
-"""What `adapter_config.json` says, read by name and by type: rank, scale, and whether A and B are the whole update.
+"""Settings of `adapter_config.json`: rank, scale, dropout, and whether A and B are the whole update.
 
-Some ways to start LoRA (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA) also change the base they train on: from W to W - s B0 A0.
-Their factors added to the unchanged W are another model, and nothing in the tensors tells. So only those settings pass
-whose update is known to be `scale * B A` on the base as it is published; every other is refused by its field.
+Some initialisations of LoRA (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA) also change the base from W to W - s B0 A0. Their
+factors on the unchanged W are another model, and nothing in the tensors shows it. So only settings are accepted whose
+update is known to be `scale * B A` on the published base; all others are refused by field name.
 """
 
 from __future__ import annotations
@@ -17,35 +17,35 @@ from hidecmoe_jax.core.errors import CheckpointError, ConfigError
 from hidecmoe_jax.data.jsonfile import read_json
 from hidecmoe_jax.port.adapters.peft import CONFIG
 
-_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
+_INITIALISATIONS = (True, False, None, "gaussian", "eva", "orthogonal")
 WHOLE: dict[str, tuple] = {
-    "init_lora_weights": _STARTS, "use_dora": (False, None), "bias": ("none", None), "fan_in_fan_out": (False, None),
-    "lora_bias": (False, None), "use_qalora": (False, None), "target_parameters": (None, [], {}),
-    "trainable_token_indices": (None, [], {}), "layer_replication": (None, [], {}), "megatron_config": (None, {}),
-    "alora_invocation_tokens": (None, []), "use_bdlora": (False, None), "arrow_config": (None,),
-    "kasa_config": (None,), "monteclora_config": (None,),
+    "init_lora_weights": _INITIALISATIONS, "use_dora": (False, None), "bias": ("none", None),
+    "fan_in_fan_out": (False, None), "lora_bias": (False, None), "use_qalora": (False, None),
+    "target_parameters": (None, [], {}), "trainable_token_indices": (None, [], {}), "layer_replication": (None, [], {}),
+    "megatron_config": (None, {}), "alora_invocation_tokens": (None, []), "use_bdlora": (False, None),
+    "arrow_config": (None,), "kasa_config": (None,), "monteclora_config": (None,),
 }  # fmt: skip
-"""Settings under which A and B are the whole update, and what they may be."""
+"""Fields and the values under which A and B are the whole update."""
 ONE_SCALE: dict[str, tuple] = {"use_rslora": (False, None), "rank_pattern": ({}, None), "alpha_pattern": ({}, None)}
-"""What HiDe's and CoIN's tools do not know: one scale, alpha / r, holds everywhere."""
+"""Fields that HiDe's and CoIN's tools ignore: they use one scale, alpha / r, for every module."""
 
 
 def read_config(folder: Path) -> dict[str, Any]:
     """The config of an adapter folder.
 
     Raises:
-      CheckpointError: there is none, or it is no JSON object.
-      ConfigError: a kind of adapter that is no plain pair of factors (DoRA, biases, a changed base).
+      CheckpointError: it is missing, or not a JSON object.
+      ConfigError: the adapter is more than a pair of factors (DoRA, biases, a changed base).
     """
     if not (folder / CONFIG).is_file():
         raise CheckpointError(
-            "no adapter there", where=str(folder / CONFIG), why="the file is missing: it says rank and scale",
+            "no adapter there", where=str(folder / CONFIG), why="the file with its rank and scale is missing",
             remedy="give the folder that the adapter was saved to, with its adapter_config.json",
         )  # fmt: skip
     config = read_json(folder / CONFIG)
     if not isinstance(config, dict):
         raise CheckpointError(
-            "the adapter's config is no JSON object", where=str(folder / CONFIG), why=f"it holds {config!r:.60}",
+            "the adapter's config is not a JSON object", where=str(folder / CONFIG), why=f"it holds {config!r:.60}",
             remedy="get the adapter_config.json it was saved with",
         )  # fmt: skip
     kind = config.get("peft_type")
@@ -56,38 +56,44 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def require(config: Mapping[str, Any], allowed: Mapping[str, tuple], folder: Path) -> None:
-    """Refuses settings other than those allowed, by the first one's field; one that is absent is allowed."""
+    """Refuses the first field with another value than those allowed; absent fields are allowed."""
     for key, values in allowed.items():
-        # 1 == True, and a config that says 1 means something else.
-        if key in config and not any(config[key] == value and type(config[key]) is type(value) for value in values):
-            _refuse(key, config[key], " or ".join(map(repr, values)), folder)
+        if key not in config:
+            continue
+        value = config[key]
+        # Types are compared as well: 1 == True in Python, but 1 is another setting.
+        same = [option for option in values if type(value) is type(option) and value == option]
+        if not same:
+            _refuse(key, value, " or ".join(map(repr, values)), folder)
 
 
-def _refuse(key: str, found: Any, wanted: str, folder: Path) -> None:
+def _refuse(key: str, value: Any, expected: str, folder: Path) -> None:
     raise ConfigError(
         "this adapter is more than LoRA on linears", where=f"{folder / CONFIG}: {key}",
-        why=f"found {found!r}, expected {wanted}: with anything else, A and B are not all that it adds to its base",
+        why=f"found {value!r}, expected {expected}: with anything else, A and B are not all that it adds to its base",
         remedy="merge it into its base with its own tool, and convert the merged model with `hidecmoe convert`",
     )  # fmt: skip
 
 
 def above_zero(config: Mapping[str, Any], key: str, where: str) -> float:
-    """A number above zero that must be there."""
+    """The field's value, a finite number above zero; raises ConfigError for any other."""
     what = "the adapter does not say how it is scaled"
     return _number(config.get(key), lambda value: 0 < value < math.inf, what, f"{where}: {key}", "a number above zero")
 
 
 def dropout(config: Mapping[str, Any], folder: Path) -> float:
-    """The dropout that the adapter was trained with; none where it says none."""
-    what, where = "the adapter's dropout is no share", f"{folder / CONFIG}: lora_dropout"
+    """Dropout during training; 0 if the field is absent."""
+    what = "the adapter's dropout is no share"
+    where = f"{folder / CONFIG}: lora_dropout"
     value = config.get("lora_dropout") or 0.0
     return _number(value, lambda value: 0 <= value < 1, what, where, "a number from 0 to below 1")
 
 
-def _number(value: Any, fits: Callable[[float], bool], what: str, where: str, wanted: str) -> float:
+def _number(value: Any, fits: Callable[[float], bool], what: str, where: str, expected: str) -> float:
+    # bool is a subclass of int.
     if isinstance(value, bool) or not isinstance(value, int | float) or not fits(value):
         raise ConfigError(
-            what, where=where, why=f"found {value!r}, expected {wanted}",
+            what, where=where, why=f"found {value!r}, expected {expected}",
             remedy="get the adapter_config.json it was saved with",
         )  # fmt: skip
     return float(value)
@@ -105,10 +111,12 @@ def of_modules(config: Mapping[str, Any], key: str, modules: Mapping[Any, str], 
     Raises:
       ConfigError: no object, no regular expression, no number above zero, or a pattern that matches no module.
     """
-    patterns, where = config.get(key) or {}, f"{folder / CONFIG}: {key}"
+    patterns = config.get(key) or {}
+    where = f"{folder / CONFIG}: {key}"
     if not isinstance(patterns, dict):
-        raise ConfigError("a pattern is no JSON object", where=where, why=f"found {patterns!r:.60}")
-    own: dict[Any, float] = {}
+        raise ConfigError("a pattern is not a JSON object", where=where, why=f"found {patterns!r:.60}")
+    numbers: dict[Any, float] = {}
+    # Reversed, so that an earlier pattern overwrites a later one.
     for pattern in reversed(patterns):
         try:
             matcher = re.compile(rf"(.*\.)?({pattern})$")
@@ -116,12 +124,12 @@ def of_modules(config: Mapping[str, Any], key: str, modules: Mapping[Any, str], 
             raise ConfigError(
                 "a pattern is no regular expression", where=f"{where}: {pattern}", why=str(error)
             ) from error
-        matched = [place for place, name in modules.items() if matcher.match(name)]
+        matched = [module for module, name in modules.items() if matcher.match(name)]
         if not matched:
             raise ConfigError(
                 "a pattern of the adapter matches none of its modules", where=f"{where}: {pattern}",
                 why=f"a module is called {next(iter(modules.values()), None)}",
-                remedy="write it as the module is called in the adapter's tensors, or take it out",
+                remedy="write the module's name as in the adapter's tensors, or remove the pattern",
             )  # fmt: skip
-        own |= dict.fromkeys(matched, above_zero(patterns, pattern, where))
-    return own
+        numbers |= dict.fromkeys(matched, above_zero(patterns, pattern, where))
+    return numbers

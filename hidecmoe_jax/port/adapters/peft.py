@@ -1,12 +1,12 @@
 """LoRA folders as PEFT writes and reads them: `adapter_config.json` and `adapter_model.safetensors`.
 
-A LoRA holds for every site of every decoder layer a pair of factors, here in our orientation: a [D, R] reads and
-b [R, F] writes, and `scale * a b` is added to the kernel [D, F]. PEFT stores both transposed and keeps the scale as
-`lora_alpha / r`. vLLM serves a fixed set of ranks only; a rank between them is filled up with zeros, and alpha grows
-along, so that scale and update stay what they were. LLaVA's module names changed within transformers: the decoder was
-`language_model.model` and is `model.language_model` now, so a folder is written for one of the two trees.
+A LoRA has a pair of factors for every site of every decoder layer, here in our orientation: a [D, R] and b [R, F], and
+`scale * a b` is added to the kernel [D, F]. PEFT stores both transposed and the scale as `lora_alpha / r`. vLLM serves
+a fixed set of ranks; a rank between them is padded with zeros, and alpha grows with it, so that scale and update do not
+change. LLaVA's module names changed within transformers: the decoder was `language_model.model` and is now
+`model.language_model`, so a folder is written for one of the two trees.
 
-Every number of a LoRA is float32 in here; nothing of this module knows a run or a method.
+Every number of a LoRA is float32 in here; this module depends on neither runs nor methods.
 """
 
 from __future__ import annotations
@@ -32,9 +32,14 @@ PROJECTOR = {"since5": "model.multi_modal_projector", "before5": "multi_modal_pr
 PART = {rule.leaf.split("/")[2]: key[9:-7] for key, rule in names.DECODER.items() if rule.transform == "linear"}
 """Site -> module below `layers.#.`: q_proj -> self_attn.q_proj."""
 PROJECTOR_LEAVES = {rule.leaf: key for key, rule in names.PROJECTOR.items()}
+# Ranks that vLLM serves.
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-BASE_KEY, RANK_KEY, TASK_KEY = "hidecmoe_base", "hidecmoe_rank", "hidecmoe_task"
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+# Fields of our own in the header of the weights file.
+BASE_KEY = "hidecmoe_base"
+RANK_KEY = "hidecmoe_rank"
+TASK_KEY = "hidecmoe_task"
 
 
 @dataclass(frozen=True)
@@ -43,8 +48,8 @@ class LoraWeights:
 
     Attributes:
       a, b: site -> one array a layer, float32 [D, R] and [R, F]; R is the same everywhere.
-      scale: what the product is multiplied by (alpha / rank; arXiv 2106.09685).
-      projector: leaves of the projector by our path, where it was trained along; kernels [D, F].
+      scale: factor of the product (alpha / rank; arXiv 2106.09685).
+      projector: leaves of the projector by path, if it was trained as well; kernels [D, F].
     """
 
     a: dict[str, list[np.ndarray]]
@@ -54,26 +59,28 @@ class LoraWeights:
 
     @property
     def sites(self) -> tuple[str, ...]:
-        """The sites, in the decoder's order."""
+        """Sites, in the decoder's order."""
         return tuple(site for site in SITES if site in self.a)
 
     @property
     def layers(self) -> int:
-        """How many decoder layers."""
+        """Number of decoder layers."""
         return len(self.a[self.sites[0]])
 
     @property
     def rank(self) -> int:
-        """R."""
+        """Rank R."""
         return self.a[self.sites[0]][0].shape[1]
 
     def delta(self, site: str, layer: int) -> np.ndarray:
-        """What is added to a kernel, float64 [D, F]."""
-        return self.scale * (self.a[site][layer].astype(np.float64) @ self.b[site][layer].astype(np.float64))
+        """The update of a kernel, float64 [D, F]."""
+        a_DR = self.a[site][layer].astype(np.float64)
+        b_RF = self.b[site][layer].astype(np.float64)
+        return self.scale * (a_DR @ b_RF)
 
 
 def served_rank(rank: int) -> int:
-    """The smallest rank that vLLM serves and that holds `rank`.
+    """The smallest rank that vLLM serves and that is at least `rank`.
 
     Raises:
       ConfigError: there is none.
@@ -89,55 +96,61 @@ def served_rank(rank: int) -> int:
 
 
 def with_rank(lora: LoraWeights, rank: int) -> LoraWeights:
-    """The same update at a larger rank, filled up with zeros, or at a smaller one, where what is cut off is zero.
+    """The same update at a larger rank, padded with zeros, or at a smaller one, if only zeros are cut off.
 
     Raises:
-      ValueError: the cut would lose something.
+      ValueError: the cut would change the update.
     """
-    more = rank - lora.rank
-    if more < 0 and any(np.any(a[:, rank:]) or np.any(b[rank:]) for a, b in _pairs(lora)):
-        raise ValueError(f"the update needs more than rank {rank}")
-
-    def fitted(leaf: np.ndarray, axis: int) -> np.ndarray:
-        if more <= 0:
-            return leaf[:, :rank] if axis else leaf[:rank]
-        return np.pad(leaf, ((0, 0), (0, more)) if axis else ((0, more), (0, 0)))
-
-    a = {site: [fitted(leaf, 1) for leaf in layers] for site, layers in lora.a.items()}
-    b = {site: [fitted(leaf, 0) for leaf in layers] for site, layers in lora.b.items()}
+    a: dict[str, list[np.ndarray]] = {}
+    b: dict[str, list[np.ndarray]] = {}
+    for site in lora.a:
+        a[site] = [_resized(a_DR, rank, 1) for a_DR in lora.a[site]]
+        b[site] = [_resized(b_RF, rank, 0) for b_RF in lora.b[site]]
     return LoraWeights(a, b, lora.scale, lora.projector)
 
 
-def _pairs(lora: LoraWeights):
-    return ((a, b) for site in lora.sites for a, b in zip(lora.a[site], lora.b[site], strict=True))
+def _resized(factor: np.ndarray, rank: int, axis: int) -> np.ndarray:
+    """A factor with its rank axis padded or cut."""
+    more = rank - factor.shape[axis]
+    if more <= 0:
+        first, rest = np.split(factor, [rank], axis)
+        if np.any(rest):
+            raise ValueError(f"the update needs more than rank {rank}")
+        return first
+    padding = [(0, 0), (0, 0)]
+    padding[axis] = (0, more)
+    return np.pad(factor, padding)
 
 
 def tensors_of(lora: LoraWeights, tree: Tree) -> dict[str, np.ndarray]:
     """PEFT's tensors by name: `base_model.model.<module>.lora_A.weight` [R, D] and `lora_B.weight` [F, R]."""
-    found = {}
+    tensors = {}
     for site in lora.sites:
         for layer, (a_DR, b_RF) in enumerate(zip(lora.a[site], lora.b[site], strict=True)):
             module = f"base_model.model.{DECODER[tree]}.layers.{layer}.{PART[site]}"
-            found[f"{module}.lora_A.weight"] = np.ascontiguousarray(a_DR.T)
-            found[f"{module}.lora_B.weight"] = np.ascontiguousarray(b_RF.T)
+            tensors[f"{module}.lora_A.weight"] = np.ascontiguousarray(a_DR.T)
+            tensors[f"{module}.lora_B.weight"] = np.ascontiguousarray(b_RF.T)
     for path, leaf in lora.projector.items():
         name = f"base_model.model.{PROJECTOR[tree]}.{PROJECTOR_LEAVES[path]}"
-        found[name] = np.ascontiguousarray(leaf.T)
-    return found
+        tensors[name] = np.ascontiguousarray(leaf.T)
+    return tensors
 
 
 def alpha_of(scale: float, rank: int) -> int | float:
-    """`lora_alpha` that gives `scale` at `rank`; an integer where it is one, as PEFT declares it."""
+    """`lora_alpha` that gives `scale` at `rank`; an int if it is whole, because PEFT declares it as one."""
     alpha = scale * rank
-    return round(alpha) if math.isclose(alpha, round(alpha), rel_tol=1e-12) else alpha
+    whole = round(alpha)
+    return whole if math.isclose(alpha, whole, rel_tol=1e-12) else alpha
 
 
 def config_of(lora: LoraWeights, base: str, *, dropout: float = 0.0) -> dict[str, Any]:
-    """`adapter_config.json`. The pattern names decoder linears only: CLIP's tower has a `q_proj` as well."""
+    """Content of `adapter_config.json`."""
+    # The pattern must exclude CLIP's tower, which has a `q_proj` as well.
+    sites = "|".join(re.escape(site) for site in lora.sites)
     return {
         "peft_type": "LORA", "task_type": None, "base_model_name_or_path": base, "inference_mode": True,
         "r": lora.rank, "lora_alpha": alpha_of(lora.scale, lora.rank), "lora_dropout": dropout, "bias": "none",
-        "target_modules": rf".*language_model.*\.({'|'.join(re.escape(site) for site in lora.sites)})",
+        "target_modules": rf".*language_model.*\.({sites})",
         "modules_to_save": ["multi_modal_projector"] if lora.projector else None,
         "fan_in_fan_out": False, "init_lora_weights": True, "use_rslora": False, "use_dora": False,
         "rank_pattern": {}, "alpha_pattern": {}, "layers_to_transform": None, "layers_pattern": None, "revision": None,
@@ -157,12 +170,12 @@ def write_peft(
     """Writes a LoRA folder; returns its config.
 
     Args:
-      base: what `base_model_name_or_path` says.
-      notes: goes into the header of the safetensors file: the base's SHA-256 under `BASE_KEY`, and what else is known.
-      pad: `vllm` fills up to a rank that vLLM serves, `fitting` as well where there is one, `none` never.
+      base: value of `base_model_name_or_path`.
+      notes: header fields of the safetensors file, such as the base's SHA-256 under `BASE_KEY`.
+      pad: `vllm` pads to a rank that vLLM serves, `fitting` too if there is one, `none` never.
 
     Raises:
-      ConfigError: as `served_rank`, for `vllm` alone.
+      ConfigError: as `served_rank`, for `vllm` only.
     """
     notes = {"format": "pt", RANK_KEY: str(lora.rank)} | dict(notes)
     if pad == "vllm" or (pad == "fitting" and lora.rank <= RANKS[-1]):

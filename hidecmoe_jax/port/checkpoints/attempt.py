@@ -91,7 +91,7 @@ def begin(partial: Path, state: dict[str, Any]) -> Path:
     if recorded != state:
         changed = [key for key in state if recorded.get(key) != state[key]]
         raise CheckpointError(
-            "the unfinished conversion is of other sources",
+            "the unfinished conversion is of something else",
             where=str(partial),
             why=f"source files, dtype or layout have changed since ({', '.join(changed)})",
             remedy="delete that folder and begin again",

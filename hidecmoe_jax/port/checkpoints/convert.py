@@ -2,8 +2,8 @@
 
     report = convert(Path("llava-1.5-7b-hf"), Path("bases/llava-7b"), dtype="bfloat16", clip=Path("clip-vit-l-14-336"))
 
-Everything that follows from headers is decided and refused first (`plan.py`). Then leaves stream through one staged file
-(`staging.py`), large models further into Orbax pieces, and the finished folder gets a manifest and its name in one
+Everything that follows from headers is decided and refused first (`plan.py`). Then leaves stream through one staged
+file (`staging.py`), large models further into Orbax pieces, and the finished folder gets a manifest and its name in one
 rename. Until then it is `NAME.partial` (`attempt.py`), which `resume` continues.
 """
 
@@ -33,9 +33,10 @@ from hidecmoe_jax.port.checkpoints.origin import Stamps, record, refuse_changed,
 from hidecmoe_jax.port.checkpoints.pictures import picture_settings
 from hidecmoe_jax.port.checkpoints.plan import ClassifiedSource, Plan, choose_dtype, make_plan
 from hidecmoe_jax.port.checkpoints.recognise import NAMES, recognise
+from hidecmoe_jax.port.checkpoints.report import Report, Verdict, finding_notes
 from hidecmoe_jax.port.checkpoints.settings import llava_config
 from hidecmoe_jax.port.checkpoints.source import Source, open_source, open_tokenizer, separate_projector
-from hidecmoe_jax.port.checkpoints.staging import JOURNAL, Findings, compare_duplicate, open_leaves, write_leaves
+from hidecmoe_jax.port.checkpoints.staging import JOURNAL, compare_duplicate, open_leaves, write_leaves
 from hidecmoe_jax.port.checkpoints.tokenizers import TokenizerFiles, language_tokenizer, text_tokenizer
 from hidecmoe_jax.storage.crash_points import crash_point
 from hidecmoe_jax.storage.files import disk_errors, read_json, remove_inside, write_json
@@ -43,53 +44,8 @@ from hidecmoe_jax.storage.files import disk_errors, read_json, remove_inside, wr
 RECORD = "conversion.json"
 LARGE = 2 * 2**30
 Layout = Literal["auto", "file", "sharded"]
-Verdict = Literal["not checked", "passed", "failed"]
 Check = Callable[[Path], Sequence[Row]]
 _SPARE = 64 * 2**20  # disk for tokenizers, manifests and headers
-
-
-@dataclass(frozen=True)
-class Report:
-    """Result of a conversion, or of its dry run.
-
-    Attributes:
-      target: the base model's folder.
-      config: shapes of the converted model.
-      layout: "file" (model.safetensors) or "sharded" (Orbax pieces).
-      tensors: number of source tensors used; `leaves`, number of leaves that they fill.
-      dropped: number of tensors left out, by pattern.
-      nbytes: bytes of weights; `disk`, bytes needed during the conversion.
-      notes: everything else that matters, one sentence each.
-      seconds: spent on the weights; 0 for a dry run.
-      checked: result of the comparison with the source's own answers.
-    """
-
-    target: Path
-    config: LlavaConfig
-    layout: str
-    tensors: int
-    leaves: int
-    dropped: dict[str, int]
-    nbytes: int
-    disk: int
-    notes: tuple[str, ...]
-    seconds: float = 0.0
-    checked: Verdict = "not checked"
-
-    def lines(self) -> list[str]:
-        """The report as it is printed."""
-        kind = "one file" if self.layout == "file" else "Orbax pieces that any mesh reads"
-        speed = f", {self.nbytes / 2**20 / self.seconds:.0f} MB/s" if self.seconds else ""
-        lines = [f"{self.target} ({kind})"]
-        lines.append(f"{self.tensors} tensors -> {self.leaves} leaves, {self.nbytes / 2**30:.2f} GiB{speed}")
-        lines += [f"left out: {count} x {pattern}" for pattern, count in sorted(self.dropped.items())]
-        lines.append(f"disk needed: {self.disk / 2**30:.2f} GiB")
-        lines += self.notes
-        if self.checked == "not checked":
-            lines.append("not checked against the source's own answers: --check does it (needs the extra `oracle`)")
-        else:
-            lines.append(f"check {self.checked}: the source's own answers")
-        return lines
 
 
 @dataclass(frozen=True)
@@ -333,7 +289,7 @@ def _write(job: _Job, partial: Path, allow_nonfinite: bool) -> tuple[tuple[str, 
         sums, findings = write_leaves(
             job.plan, staged, partial / JOURNAL, allow_nonfinite=allow_nonfinite, done=bar.update
         )
-    notes += _finding_notes(findings)
+    notes += finding_notes(findings)
     if pieces:
         _shard(job.plan, staged, partial / MODEL / sharded.FOLDER)
     return tuple(notes), sums
@@ -355,18 +311,6 @@ def _compare_duplicates(plan: Plan) -> list[str]:
         if differences:
             result = f"{len(differences)} of {counts[role]} differ: {', '.join(differences[:3])}"
         notes.append(f"{role}: {counts[role]} tensors that the checkpoint already has, not used; {result}")
-    return notes
-
-
-def _finding_notes(findings: Findings) -> list[str]:
-    notes = []
-    if findings.rounded:
-        notes.append(f"{findings.rounded} tensors were rounded to the target's dtype")
-    if findings.zero:
-        notes.append(f"warning: all zero: {', '.join(findings.zero[:8])} ({len(findings.zero)})")
-    if findings.nonfinite:
-        keys = ", ".join(findings.nonfinite[:8])
-        notes.append(f"warning: NaN or infinity in {keys}: load_model refuses this model")
     return notes
 
 

@@ -21,7 +21,7 @@ Transform = Literal["same", "linear", "patch"]
 
 @dataclass(frozen=True)
 class Rule:
-    """One tensor: the leaf it becomes, the change of axes, and the config fields that give the source axes their size."""
+    """One tensor: the leaf it becomes, the change of axes, and the config fields that its source axes come from."""
 
     leaf: str
     transform: Transform

@@ -128,6 +128,7 @@ def make_plan(sources: Sequence[ClassifiedSource], config: LlavaConfig) -> Plan:
         of one source for one leaf; names the tensor, expected and found values, and the config field behind them.
     """
     template = _template(config)
+    # Sources come in order of precedence, so whoever fills a destination first provides it.
     filled: dict[Destination, Filling] = {}
     duplicates: list[Duplicate] = []
     dropped: Counter[str] = Counter()
@@ -252,7 +253,7 @@ def _leaves(
             raise CheckpointError(
                 "the config counts more layers than there are tensors",
                 where=f"{sources[0].source.path}: num_hidden_layers",
-                why=f"{path} would have {abstract.shape[0]:,} layers, all sources together hold {tensor_count:,} tensors",
+                why=f"{path} would have {abstract.shape[0]:,} layers, all sources hold {tensor_count:,} tensors",
                 remedy="config.json and weights do not belong together, or the copy is not whole",
             )
         layers = range(abstract.shape[0]) if stacked else (None,)

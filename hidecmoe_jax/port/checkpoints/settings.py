@@ -118,7 +118,7 @@ def decoder_config(config: Mapping[str, Any], layout: str, source: Source) -> De
 
 
 def vision_config(layout: str, main: Source, tower: Source | None, projection: Source | None) -> VisionConfig:
-    """The vision tower, from the LLaVA's own config if it has one; the projection's width, from the projection's source."""
+    """The vision tower, from the LLaVA's own config if it has one; only its projection's width is from `projection`."""
     if layout == "hf-llava":
         settings = _object(main.config, "vision_config", main) if "vision_config" in main.config else _LLAVA_VISION
     else:

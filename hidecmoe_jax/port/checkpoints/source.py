@@ -138,7 +138,7 @@ def open_tokenizer(path: Path) -> Source:
     names = {file.name for file in settings_files(path)}
     if not names & {"tokenizer.json", "tokenizer.model"}:
         raise CheckpointError(
-            "no tokenizer in the folder",
+            "no tokenizer there",
             where=str(path),
             why=f"neither tokenizer.json nor tokenizer.model among {_listed(path)}",
             remedy="give the folder that holds one of them, or leave out --tokenizer",

@@ -70,6 +70,7 @@ def write_leaves(
     waiting: list[dict] = []
     unsynced = 0
     with open(file, "r+b" if file.exists() else "w+b") as stream, open(journal, "a", encoding="utf-8") as lines:
+        # Rewriting the header is harmless when resuming: the plan, and so the header, is the same.
         stream.write(header)
         stream.truncate(len(header) + plan.nbytes)
         for leaf in plan.leaves:

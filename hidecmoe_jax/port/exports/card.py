@@ -1,4 +1,4 @@
-"""The model card of an exported run: YAML for the hub, then what a reader must know before using it."""
+"""Model card of an exported run: YAML for the hub, then use, scores, routing and limits."""
 
 from __future__ import annotations
 
@@ -14,72 +14,84 @@ from hidecmoe_jax.runs.scores import Cells
 TAGS = ["continual-learning", "lora", "mixture-of-experts", "llava", "jax"]
 
 
-def card(found: LoadedRun, facts: dict[str, Any]) -> str:
-    """The text of README.md; numbers come from the run's own measurements, and what was not measured says so."""
-    config = found.config
-    cells = Cells(found.folder.seed(config.seeds[0]).cells).read()
+def card(run: LoadedRun, facts: dict[str, Any]) -> str:
+    """Text of README.md; numbers are the run's own measurements, and missing ones are stated as such."""
+    config = run.config
+    cells = Cells(run.folder.seed(config.seeds[0]).cells).read()
     head = {
         "base_model": facts["base"]["name"], "library_name": "hidecmoe_jax", "license": "other", "datasets": [],
         "tags": TAGS, "pipeline_tag": "image-text-to-text",
-        "model-index": [{"name": config.method.name, "results": _results(found, cells)}],
+        "model-index": [{"name": config.method.name, "results": _results(run, cells)}],
     }  # fmt: skip
     parts = [
         f"---\n{yaml.safe_dump(head, sort_keys=False).strip()}\n---",
-        f"# {config.method.name}: {len(found.tasks)} tasks, learned one after another",
-        _use(found),
-        f"## Intended use\n\nAnswering questions of the kinds it was taught ({', '.join(found.tasks)}) about pictures.",
-        f"## Data\n\nThe data is not part of this folder. {_leaks(found)}",
-        f"## Scores\n\n{_matrix(found, cells)}",
-        f"## Forgetting\n\n{_forgetting(found, cells)}",
-        f"## Routing\n\n{_routing(found)}",
-        f"## Limits\n\n{_limits(found)}",
+        f"# {config.method.name}: {len(run.tasks)} tasks, learned one after another",
+        _use(run),
+        f"## Intended use\n\nAnswering questions of the kinds it was taught ({', '.join(run.tasks)}) about pictures.",
+        f"## Data\n\nThe data is not part of this folder. {_leaks(run)}",
+        f"## Scores\n\n{_matrix(run, cells)}",
+        f"## Forgetting\n\n{_forgetting(run, cells)}",
+        f"## Routing\n\n{_routing(run)}",
+        f"## Limits\n\n{_limits(run)}",
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def _leaks(found: LoadedRun) -> str:
-    """What is known of test pictures among the training pictures; nothing, where others trained."""
-    ledger, asked = Ledger(found.folder.seed(found.config.seeds[0]).path), "Whether test pictures were among those of"
-    adopted = [name for number, name in enumerate(found.tasks) if "adopted" in ledger.meta(number)]
+def _leaks(run: LoadedRun) -> str:
+    """Sentence on test pictures among the training pictures; nothing is known of adopted experts."""
+    ledger = Ledger(run.folder.seed(run.config.seeds[0]).path)
+    adopted = [name for number, name in enumerate(run.tasks) if "adopted" in ledger.meta(number)]
+    subject = "Whether test pictures were among those of training"
     if adopted:
-        return f"{asked} training is not known of {', '.join(adopted)}: their experts were trained elsewhere."
-    return f"{asked} training was checked before it by `hidecmoe data check`, up to as many leaks as the config allows."
+        return f"{subject} is not known of {', '.join(adopted)}: their experts were trained elsewhere."
+    return f"{subject} was checked before it by `hidecmoe data check`, up to as many leaks as the config allows."
 
 
-def _results(found: LoadedRun, cells: dict) -> list[dict[str, Any]]:
-    last = cells.get(len(found.tasks), {})
-    return [
-        {
+def _results(run: LoadedRun, cells: dict) -> list[dict[str, Any]]:
+    """Final scores in the hub's format; tasks that were not measured are absent."""
+    last = cells.get(len(run.tasks), {})
+    results = []
+    for name in run.tasks:
+        score = last.get(name, {}).get("score")
+        if score is None:
+            continue
+        results.append({
             "task": {"type": "image-text-to-text"},
             "dataset": {"name": name, "type": name},
-            "metrics": [{"type": "score", "value": last[name]["score"]}],
-        }
-        for name in found.tasks
-        if last.get(name, {}).get("score") is not None
-    ]
+            "metrics": [{"type": "score", "value": score}],
+        })  # fmt: skip
+    return results
 
 
-def _use(found: LoadedRun) -> str:
-    lines = ["hidecmoe adopt BASE THIS_FOLDER --out RUN", 'hidecmoe ask RUN --image picture.png "..."']
-    shown = "## Use\n\nThe base model is not included; its SHA-256 is in `hidecmoe.json` and is compared.\n\n```\n"
-    shown += "\n".join(lines) + "\n```"
-    if isinstance(found.config.method, AsLora):
-        shown += (
+def _use(run: LoadedRun) -> str:
+    """Commands, and what stock PEFT can do with the folder."""
+    commands = ["hidecmoe adopt BASE THIS_FOLDER --out RUN", 'hidecmoe ask RUN --image picture.png "..."']
+    text = "## Use\n\nThe base model is not included; its SHA-256 is in `hidecmoe.json` and is compared.\n\n```\n"
+    text += "\n".join(commands) + "\n```"
+    if isinstance(run.config.method, AsLora):
+        text += (
             "\n\n`experts/TASK` is one LoRA that stock PEFT loads: the task's own expert with the projector as the "
             "task left it, which is the model as that task was trained. What the run answers (fused layers, gate) "
             "is `hidecmoe export --to peft` or `--to hf`."
         )
-    return shown
+    return text
 
 
-def _matrix(found: LoadedRun, cells: dict) -> str:
+def _matrix(run: LoadedRun, cells: dict) -> str:
+    """Scores as a table: one row after every lesson, one column a task."""
     if not cells:
         return "Not measured."
-    lines = ["| after | " + " | ".join(found.tasks) + " |", "|---" * (len(found.tasks) + 1) + "|"]
+    lines = ["| after | " + " | ".join(run.tasks) + " |", "|---" * (len(run.tasks) + 1) + "|"]
     for row, scores in sorted(cells.items()):
-        after = "the base" if row == 0 else found.tasks[row - 1] if row <= len(found.tasks) else str(row)
-        lines.append(f"| {after} | " + " | ".join(_cell(scores, name) for name in found.tasks) + " |")
+        columns = [_cell(scores, name) for name in run.tasks]
+        lines.append(f"| {_row_label(run, row)} | " + " | ".join(columns) + " |")
     return "\n".join(lines)
+
+
+def _row_label(run: LoadedRun, row: int) -> str:
+    if row == 0:
+        return "the base"
+    return run.tasks[row - 1] if row <= len(run.tasks) else str(row)
 
 
 def _cell(scores: dict, name: str) -> str:
@@ -87,32 +99,36 @@ def _cell(scores: dict, name: str) -> str:
     return "" if value is None else f"{value:.1f}"
 
 
-def _forgetting(found: LoadedRun, cells: dict) -> str:
-    last, lost = len(found.tasks), []
-    for number, name in enumerate(found.tasks[:-1]):
-        then, now = (cells.get(row, {}).get(name, {}).get("score") for row in (number + 1, last))
-        if then is not None and now is not None:
-            lost.append(f"{name}: {now - then:+.1f}")
-    return f"Change from right after a task to the end: {', '.join(lost)}." if lost else "Not measured."
+def _forgetting(run: LoadedRun, cells: dict) -> str:
+    """Change of every task's score between its own lesson and the last one."""
+    last = cells.get(len(run.tasks), {})
+    changes = []
+    for number, name in enumerate(run.tasks[:-1]):
+        before = cells.get(number + 1, {}).get(name, {}).get("score")
+        after = last.get(name, {}).get("score")
+        if before is not None and after is not None:
+            changes.append(f"{name}: {after - before:+.1f}")
+    return f"Change from right after a task to the end: {', '.join(changes)}." if changes else "Not measured."
 
 
-def _routing(found: LoadedRun) -> str:
-    method = found.config.method
+def _routing(run: LoadedRun) -> str:
+    """How an input gets its experts."""
+    method = run.config.method
     gate = method.gate
     if not method.gated:
         return "Nothing is routed: one expert answers everything."
     if method.traits.needs_task_name:
         return "The task has to be named."
-    told = f"An input finds its experts by a gate of kind `{gate.kind}`; what it knows of every task is in `routing/`."
+    text = f"An input finds its experts by a gate of kind `{gate.kind}`; what it knows of every task is in `routing/`."
     if gate.foreign is None:
-        return f"{told} It calls no input unknown: every input gets some task's experts."
+        return f"{text} It calls no input unknown: every input gets some task's experts."
     lost = f"{100 * gate.foreign:g} %"
-    return f"{told} Below a task's threshold an input is called unknown, which loses {lost} of its own."
+    return f"{text} Below a task's threshold an input is called unknown, which loses {lost} of its own."
 
 
-def _limits(found: LoadedRun) -> str:
+def _limits(run: LoadedRun) -> str:
     return (
         "Scores are of the run's own test items only. Answers to inputs of other kinds are those of whatever task the "
-        f"gate takes for the nearest, or of the base (`unknown: {found.config.evaluate.writing.unknown}`). "
+        f"gate takes for the nearest, or of the base (`unknown: {run.config.evaluate.writing.unknown}`). "
         "The licence is that of the base model and of the data; fill in `license` and `datasets` above."
     )

@@ -1,10 +1,10 @@
-"""Our leaves as a Hugging Face checkpoint: config.json, safetensors in shards with an index, the tokenizer's files.
+"""A model as a Hugging Face checkpoint: config.json, safetensors in shards with an index, the tokenizer's files.
 
 Names are those of LLaVA on the hub (2023-24), which every version of transformers, vLLM and this package read. A leaf
-holds a stack of layers; tensors are turned and written one layer at a time, so nothing is held twice. Numbers are never
-changed: what was converted without a change of dtype comes back byte for byte. Only a table that ends before the image
-token (original LLaVA, Vicuna) is lengthened, since transformers looks that row up before a patch takes its place. The
-CLIP pair that anchors look with is no part of LLaVA, and goes into a folder of its own.
+holds a stack of layers; tensors are transposed and written one layer at a time, so nothing is held twice. Numbers do
+not change: what was converted without a change of dtype is restored byte for byte. Only a table that ends before the
+image token (original LLaVA, Vicuna) is lengthened, since transformers looks that row up before a patch takes its place.
+The CLIP pair that anchors use is no part of LLaVA, and goes into a folder of its own.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ from hidecmoe_jax.port.checkpoints.names import (
     restored,
     source_shape,
 )
+from hidecmoe_jax.port.checkpoints.pictures import PICTURES
 from hidecmoe_jax.port.checkpoints.settings import END_TOKEN, OLD_EOS
 from hidecmoe_jax.port.checkpoints.source import header_bytes
-from hidecmoe_jax.port.checkpoints.pictures import PICTURES
 from hidecmoe_jax.port.checkpoints.tokenizers import IMAGE
 from hidecmoe_jax.runs.session import say
 from hidecmoe_jax.storage.files import check_space, disk_errors, read_json, write_json
@@ -61,17 +61,17 @@ CLIP = (
     ("", TEXT_PROJECTION),
 )
 _TABLES = ("decoder/embedding/table", "decoder/head/kernel")
-CONTEXT = 4096  # of LLaVA-1.5, where the source did not tell
+CONTEXT = 4096  # of LLaVA-1.5, if the source recorded none
 PICTURE, PROCESSOR = PICTURES
 INDEX = "model.safetensors.index.json"
 
 
 @dataclass(frozen=True)
-class Out:
-    """One tensor to be written: its name, the leaf it comes from, which layer of it, and how it is turned.
+class OutputTensor:
+    """One tensor to be written: its name, the leaf and layer that it comes from, and its transform.
 
-    `more` rows are put behind those of the leaf, each the mean of them all: as a word of the head such a row gets the
-    mean of all logits, so it is never the likeliest.
+    `more` rows are appended to those of the leaf, each their mean: in the head such a row has the mean of all logits,
+    so it is never the most likely token.
     """
 
     key: str
@@ -83,12 +83,13 @@ class Out:
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape in the file."""
-        first, *rest = source_shape(self.leaf.shape if self.layer is None else self.leaf.shape[1:], self.rule.transform)
+        shape = self.leaf.shape if self.layer is None else self.leaf.shape[1:]
+        first, *rest = source_shape(shape, self.rule.transform)
         return (first + self.more, *rest)
 
     @property
     def dtype(self) -> np.dtype:
-        """Dtype in the file and here."""
+        """Dtype in the file, which is the leaf's."""
         return np.dtype(self.leaf.dtype)
 
     @property
@@ -106,53 +107,63 @@ class Out:
         return np.ascontiguousarray(array)
 
 
-def tensors(leaves: Mapping[str, Any], layout: tuple[tuple[str, Mapping[str, Rule]], ...]) -> list[Out]:
-    """All tensors of a layout, in its order; a part that the model lacks (a tied head) is left out."""
-    found = []
+def tensors(leaves: Mapping[str, Any], layout: tuple[tuple[str, Mapping[str, Rule]], ...]) -> list[OutputTensor]:
+    """All tensors of a layout, in its order, except parts that the model lacks (a tied head)."""
+    outputs = []
     for prefix, part in layout:
         for key, rule in part.items():
             leaf = leaves.get(rule.leaf)
             if leaf is None:
                 continue
             layers = range(leaf.shape[0]) if "#" in key else (None,)
-            found += [Out(prefix + key.replace("#", str(layer)), leaf, layer, rule) for layer in layers]
-    return found
+            # A stack of layers here is one tensor a layer there.
+            for layer in layers:
+                outputs.append(OutputTensor(prefix + key.replace("#", str(layer)), leaf, layer, rule))
+    return outputs
 
 
 def write_hf(model: Model, folder: Path, *, tokenizer: Path, shard_gib: float = 4.0) -> int:
-    """Writes a LlavaForConditionalGeneration checkpoint; returns its bytes.
+    """Writes a LlavaForConditionalGeneration checkpoint; returns the bytes of its weights.
 
     Args:
-      tokenizer: base folder whose tokenizer and processor files go along.
+      tokenizer: base folder whose tokenizer and processor files are copied.
 
     Raises:
       ResourceError: the disk is too full; nothing was written then.
       CheckpointError: a leaf has no name in this layout.
     """
     leaves = trees.flatten(model.params)
-    mine = {path: leaf for path, leaf in leaves.items() if not path.startswith("text/")}
-    more = table_rows(model.config) - model.config.decoder.vocabulary
-    outs = [replace(out, more=more) if out.rule.leaf in _TABLES else out for out in tensors(mine, LLAVA)]
-    left = set(mine) - {out.rule.leaf for out in outs} - {rule.leaf for rule in VISION_PROJECTION.values()}
-    if left:
-        raise CheckpointError("leaves of the base have no Hugging Face name", where=", ".join(sorted(left)[:4]))
+    leaves = {path: leaf for path, leaf in leaves.items() if not path.startswith("text/")}
+    more = table_rows(model.config) - model.config.vocabulary
+    outputs = []
+    for output in tensors(leaves, LLAVA):
+        outputs.append(replace(output, more=more) if output.rule.leaf in _TABLES else output)
+    # CLIP's projection is no part of LLaVA either, see `write_clip`.
+    written = {output.rule.leaf for output in outputs} | {rule.leaf for rule in VISION_PROJECTION.values()}
+    unnamed = sorted(set(leaves) - written)
+    if unnamed:
+        raise CheckpointError("leaves of the base have no Hugging Face name", where=", ".join(unnamed[:4]))
     folder.mkdir(parents=True, exist_ok=True)
-    _copy(tokenizer, folder)
+    _copy_settings(tokenizer, folder)
     _write_processor(model.config, folder)
     config = hf_config(model.config)
-    write_json(folder / CONFIG, config | {"text_config": config["text_config"] | _told(tokenizer)})
-    return write_shards(outs, folder, shard_gib=shard_gib)
+    config["text_config"] |= _source_fields(tokenizer)
+    write_json(folder / CONFIG, config)
+    return write_shards(outputs, folder, shard_gib=shard_gib)
 
 
 def _write_processor(config: LlavaConfig, folder: Path) -> None:
-    """How pictures are prepared here (padded to a square, never cropped), and how many tokens one takes."""
-    side, file = config.vision.image_size, folder / PROCESSOR
-    before = read_json(file) if file.is_file() else {}
-    kept = before if before.get("processor_class") == "LlavaProcessor" else {}
-    whole = {key: value for key, value in kept.items() if key not in ("image_processor", "auto_map")}
+    """Writes how pictures are prepared here (padded to a square, never cropped), and how many tokens one takes."""
+    side = config.vision.image_size
+    file = folder / PROCESSOR
+    copied = read_json(file) if file.is_file() else {}
+    # Fields of another processor would contradict those below; pictures have a file of their own.
+    if copied.get("processor_class") != "LlavaProcessor":
+        copied = {}
+    processor = {key: value for key, value in copied.items() if key not in ("image_processor", "auto_map")}
     write_json(
         file,
-        whole
+        processor
         | {
             "processor_class": "LlavaProcessor", "image_token": IMAGE, "patch_size": config.vision.patch_size,
             "num_additional_image_tokens": 1, "vision_feature_select_strategy": "default",
@@ -169,74 +180,84 @@ def _write_processor(config: LlavaConfig, folder: Path) -> None:
 
 
 def table_rows(config: LlavaConfig) -> int:
-    """Rows of token table and head as they are written: a multiple of 64 where the image token lies past the table."""
-    rows = config.decoder.vocabulary
+    """Rows of token table and head in the export: a multiple of 64 if the image token is past the model's own table."""
+    rows = config.vocabulary
     return rows if config.image_token < rows else 64 * (config.image_token // 64 + 1)
 
 
-def _copy(source: Path, folder: Path) -> None:
-    """Tokenizer and processor files."""
+def _copy_settings(source: Path, folder: Path) -> None:
+    """Copies tokenizer and processor files, but nothing that describes our own weights."""
     for path in sorted(source.iterdir()):
-        if path.is_file() and path.suffix in (".json", ".model", ".jinja", ".txt") and _goes_along(path.name):
+        ours = path.name in (CONFIG, MANIFEST, RECORD) or path.name.endswith(".index.json")
+        if path.is_file() and path.suffix in (".json", ".model", ".jinja", ".txt") and not ours:
             shutil.copyfile(path, folder / path.name)
 
 
-def _goes_along(name: str) -> bool:
-    return name not in (CONFIG, MANIFEST, RECORD) and not name.endswith(".index.json")
-
-
-def _told(folder: Path) -> dict[str, Any]:
-    """What our config does not hold and a Hugging Face one does: special ids, and the context that the source told."""
-    own = Tokenizer.load(folder)
-    told = {"bos_token_id": own.bos, "eos_token_id": own.eos, "pad_token_id": own.pad}
+def _source_fields(folder: Path) -> dict[str, Any]:
+    """Fields that our config lacks: special ids of the tokenizer, and the context length that the source recorded."""
+    tokenizer = Tokenizer.load(folder)
+    ids = {"bos_token_id": tokenizer.bos, "eos_token_id": tokenizer.eos, "pad_token_id": tokenizer.pad}
+    # The conversion recorded the source's config in the base folder, if it was converted.
     record = read_json(folder / RECORD) if (folder / RECORD).is_file() else {}
     source = record.get("source_config") or {}
     context = (source.get("text_config") or source).get("max_position_embeddings", CONTEXT)
-    return told | {"max_position_embeddings": context}
+    return ids | {"max_position_embeddings": context}
 
 
 def write_clip(model: Model, folder: Path, *, tokenizer: Path, shard_gib: float = 4.0) -> int:
-    """Writes the CLIP pair as a CLIPModel checkpoint, with its own tokenizer where the base has one; returns bytes."""
+    """Writes the CLIP pair as a CLIPModel checkpoint, with its own tokenizer if the base has one; returns bytes."""
     folder.mkdir(parents=True, exist_ok=True)
-    own = tokenizer / TEXT_FOLDER
-    _copy(own if own.is_dir() else tokenizer, folder)
+    text_folder = tokenizer / TEXT_FOLDER
+    _copy_settings(text_folder if text_folder.is_dir() else tokenizer, folder)
     write_json(folder / CONFIG, clip_config(model.config))
     return write_shards(tensors(trees.flatten(model.params), CLIP), folder, shard_gib=shard_gib)
 
 
-def write_shards(outs: list[Out], folder: Path, *, shard_gib: float) -> int:
+def write_shards(outputs: list[OutputTensor], folder: Path, *, shard_gib: float) -> int:
     """Writes tensors into `model.safetensors`, or into shards of at most `shard_gib` with an index; returns bytes."""
-    total = sum(out.nbytes for out in outs)
-    check_space(folder, total)
-    shards: list[list[Out]] = [[]]
-    for out in outs:
-        if shards[-1] and sum(one.nbytes for one in shards[-1]) + out.nbytes > shard_gib * 2**30:
-            shards.append([])
-        shards[-1].append(out)
-    one = len(shards) == 1
-    files = [WEIGHTS if one else f"model-{n + 1:05d}-of-{len(shards):05d}.safetensors" for n in range(len(shards))]
+    total = sum(output.nbytes for output in outputs)
+    check_space(folder, total)  # before the first byte, so that a full disk leaves nothing behind
+    shards = _cut(outputs, shard_gib * 2**30)
+    if len(shards) == 1:
+        files = [WEIGHTS]
+    else:
+        files = [f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
+    weight_map: dict[str, str] = {}
     for name, shard in zip(files, shards, strict=True):
         with disk_errors("could not write weights", folder / name, needed=total):
             _write_file(folder / name, shard)
-    if not one:
-        placed = {out.key: name for name, shard in zip(files, shards, strict=True) for out in shard}
-        write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": placed})
+        weight_map |= {output.key: name for output in shard}
+    if len(shards) > 1:
+        write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
     return total
 
 
-def _write_file(path: Path, outs: list[Out]) -> None:
+def _cut(outputs: list[OutputTensor], limit: float) -> list[list[OutputTensor]]:
+    """Consecutive tensors in shards of at most `limit` bytes; a larger tensor has a shard of its own."""
+    shards: list[list[OutputTensor]] = [[]]
+    used = 0
+    for output in outputs:
+        if shards[-1] and used + output.nbytes > limit:
+            shards.append([])
+            used = 0
+        shards[-1].append(output)
+        used += output.nbytes
+    return shards
+
+
+def _write_file(path: Path, outputs: list[OutputTensor]) -> None:
     """One safetensors file, tensor after tensor."""
-    header, _ = header_bytes(((out.key, out.dtype, out.shape) for out in outs), {"format": "pt"})
+    header, _ = header_bytes(((output.key, output.dtype, output.shape) for output in outputs), {"format": "pt"})
     with open(path, "wb") as file:
         file.write(header)
-        for out in outs:
-            file.write(out.read().reshape(-1).view(np.uint8).data)
+        for output in outputs:
+            file.write(output.read().reshape(-1).view(np.uint8).data)
         file.flush()
         os.fsync(file.fileno())
 
 
 def hf_config(config: LlavaConfig) -> dict[str, Any]:
-    """config.json of LlavaForConditionalGeneration; `rope_theta` is said twice, for transformers before and since 5."""
+    """config.json of LlavaForConditionalGeneration; `rope_theta` twice, for transformers before and since 5."""
     decoder, dtype = config.decoder, config.param_dtype
     text = {
         "model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": table_rows(config),
@@ -257,15 +278,18 @@ def hf_config(config: LlavaConfig) -> dict[str, Any]:
 
 
 def clip_config(config: LlavaConfig) -> dict[str, Any]:
-    """config.json of CLIPModel. An end token of 2 is what transformers takes for "the largest id" (as of old files), so
-    one that is 2 in truth is said again in a word of our own, which brings it back."""
-    one = config.text
-    meant = {END_TOKEN: OLD_EOS} if one.eos_token == OLD_EOS else {}
+    """config.json of CLIPModel.
+
+    transformers takes an end token of 2 for "the largest id" (as in old files), so a real 2 is repeated in a field of
+    our own, from which a conversion restores it.
+    """
+    tower = config.text
+    end = {END_TOKEN: OLD_EOS} if tower.eos_token == OLD_EOS else {}
     text = {
-        "model_type": "clip_text_model", "vocab_size": one.vocabulary, "max_position_embeddings": one.context,
-        "hidden_size": one.width, "intermediate_size": one.hidden, "num_hidden_layers": one.layers,
-        "num_attention_heads": one.heads, "projection_dim": one.projection, "hidden_act": one.activation,
-        "layer_norm_eps": one.epsilon, "eos_token_id": one.eos_token, **meant,
+        "model_type": "clip_text_model", "vocab_size": tower.vocabulary, "max_position_embeddings": tower.context,
+        "hidden_size": tower.width, "intermediate_size": tower.hidden, "num_hidden_layers": tower.layers,
+        "num_attention_heads": tower.heads, "projection_dim": tower.projection, "hidden_act": tower.activation,
+        "layer_norm_eps": tower.epsilon, "eos_token_id": tower.eos_token, **end,
     }  # fmt: skip
     return {
         "architectures": ["CLIPModel"], "model_type": "clip", "projection_dim": config.vision.projection,
@@ -274,15 +298,16 @@ def clip_config(config: LlavaConfig) -> dict[str, Any]:
 
 
 def _vision(config: LlavaConfig) -> dict[str, Any]:
-    one = config.vision
+    tower = config.vision
     return {
-        "model_type": "clip_vision_model", "hidden_size": one.width, "intermediate_size": one.hidden,
-        "num_hidden_layers": one.layers, "num_attention_heads": one.heads, "image_size": one.image_size,
-        "patch_size": one.patch_size, "projection_dim": one.projection, "hidden_act": one.activation,
-        "layer_norm_eps": one.epsilon,
+        "model_type": "clip_vision_model", "hidden_size": tower.width, "intermediate_size": tower.hidden,
+        "num_hidden_layers": tower.layers, "num_attention_heads": tower.heads, "image_size": tower.image_size,
+        "patch_size": tower.patch_size, "projection_dim": tower.projection, "hidden_act": tower.activation,
+        "layer_norm_eps": tower.epsilon,
     }  # fmt: skip
 
 
 def in_dtype_of(model: Model, base: Model) -> Model:
-    """The model with every leaf in the dtype that it has in `base`; a projector is tuned in float32 whatever it is."""
-    return model.replace(params=jax.tree.map(lambda leaf, own: leaf.astype(own.dtype), model.params, base.params))
+    """The model with every leaf in its dtype in `base`; a projector is always tuned in float32."""
+    params = jax.tree.map(lambda leaf, base_leaf: leaf.astype(base_leaf.dtype), model.params, base.params)
+    return model.replace(params=params)

@@ -1,14 +1,14 @@
-"""A run as a folder for a hub: what was learned, without the base and without the data, and a card that says so.
+"""Hub folder of a run: everything learned, without the base and the data, with a model card.
 
 ```
-README.md             model card                        hidecmoe.json   what the experts are and which base they need
+README.md             model card                        hidecmoe.json   configuration, shapes, and the base they need
 experts/TASK/         the task's own expert as PEFT writes it, with the projector as the task left it; experts that are
-                      no LoRA on linears as `experts.safetensors` under our own names, with `shared.safetensors`
-routing/*.safetensors what the gate knows of every task (prototypes or vae) and token routers; thresholds.json to read
+                      not LoRA on linears as `experts.safetensors` under our own names, with `shared.safetensors`
+routing/*.safetensors leaves of the gate for every task (prototypes or vae) and token routers; thresholds.json
 projector.safetensors the projector that the run answers with, under Hugging Face's names
 MANIFEST.json         SHA-256 and size of every file, written last
 ```
-`read_hub` gives back what the ledger held, byte for byte, so `hidecmoe adopt` makes the run again.
+`read_hub` returns the archive of the run byte for byte, so `hidecmoe adopt` makes the run again.
 """
 
 from __future__ import annotations
@@ -45,96 +45,120 @@ from hidecmoe_jax.storage.arrays import Groups
 from hidecmoe_jax.storage.files import read_json
 from hidecmoe_jax.storage.manifest import verify
 
-FORMAT, FACTS = 1, "hidecmoe.json"
-EXPERTS, SHARED = "experts.safetensors", "shared.safetensors"
+FORMAT = 1
+FACTS = "hidecmoe.json"
+EXPERTS = "experts.safetensors"
+SHARED = "shared.safetensors"
 FREE = ("README.md", ".*")
-"""What may change after a folder was sealed: the card, and what hubs and git keep for themselves."""
+"""Files that may change after the manifest was written: the card, and those of hubs and git."""
 
 
-def write_hub(found: LoadedRun, folder: Path, wish: ExportOptions, target: Path) -> list[str]:
-    """Writes all of a run but its base and its data.
+def write_hub(run: LoadedRun, folder: Path, options: ExportOptions, target: Path) -> list[str]:
+    """Writes everything of a run except its base and its data; returns lines for the user.
 
     Raises:
-      ConfigError: only some of the tasks were asked for: a gate is nothing without all that it chooses from.
+      ConfigError: only some of the tasks were requested, but the gate needs all that it chooses from.
     """
-    if wish.tasks:
+    if options.tasks:
         raise ConfigError(
-            "a hub folder holds the whole run", where=f"--task {' '.join(wish.tasks)}",
+            "a hub folder holds the whole run", where=f"--task {' '.join(options.tasks)}",
             why="its gate and its fusion are made of all tasks", remedy="leave --task out, or use --to peft or --to hf",
         )  # fmt: skip
-    base = wish.base or str(found.config.base.path)
-    for name, groups in zip(found.tasks, found.archive, strict=True):
-        _write_expert(found, folder / "experts" / name, groups, name, base)
-    _write_routing(found, folder / "routing")
-    shared = {path: np.asarray(leaf) for path, leaf in found.learner.shared.items()}
-    named = {f"{PROJECTOR['before5']}.{PROJECTOR_LEAVES[path]}": leaf.T for path, leaf in shared.items()}
-    if named:
-        save_tensors(named, folder / "projector.safetensors")
-    facts = _facts(found, base)
+    base_name = options.base or str(run.config.base.path)
+    for name, groups in zip(run.tasks, run.archive, strict=True):
+        _write_expert(run, folder / "experts" / name, groups, name, base_name)
+    _write_routing(run, folder / "routing")
+    _write_projector(run, folder)
+    facts = _facts(run, base_name)
     (folder / FACTS).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-    (folder / "README.md").write_text(card(found, facts), encoding="utf-8")
-    return [f"{len(found.tasks)} tasks, card and manifest", f"  hidecmoe adopt BASE {target} --out RUN"]
+    (folder / "README.md").write_text(card(run, facts), encoding="utf-8")
+    return [f"{len(run.tasks)} tasks, card and manifest", f"  hidecmoe adopt BASE {target} --out RUN"]
 
 
-def _write_expert(found: LoadedRun, folder: Path, groups: Groups, name: str, base: str) -> None:
-    """A task's own expert: PEFT's form where that holds it, ours where it does not."""
-    method, notes = found.config.method, {BASE_KEY: found.base, TASK_KEY: name}
+def _write_projector(run: LoadedRun, folder: Path) -> None:
+    """The tuned projector under Hugging Face's names, if there is one; for other tools, adoption does not read it."""
+    tensors = {}
+    for path, leaf in run.learner.shared.items():
+        tensors[f"{PROJECTOR['before5']}.{PROJECTOR_LEAVES[path]}"] = np.asarray(leaf).T
+    if tensors:
+        save_tensors(tensors, folder / "projector.safetensors")
+
+
+def _write_expert(run: LoadedRun, folder: Path, groups: Groups, name: str, base_name: str) -> None:
+    """A task's own expert: in PEFT's form if that can hold it, else under our own names."""
+    method = run.config.method
+    notes = {BASE_KEY: run.base, TASK_KEY: name}
     folder.mkdir(parents=True)
     if not isinstance(method, AsLora):
         save_tensors(groups["experts"], folder / EXPERTS, notes)
         if groups["shared"]:
             save_tensors(groups["shared"], folder / SHARED, notes)
         return
-    bank = method.archived_expert(found.model, groups["experts"])
+    # The archive holds the expert as it was trained, which is not what fused layers answer with.
+    bank = method.archived_expert(run.model, groups["experts"])
     lora = lora_of(bank, np.ones(bank.owner_LS.shape, np.float32))
     lora = LoraWeights(lora.a, lora.b, lora.scale, dict(groups["shared"]))
-    write_peft(lora, folder, tree="since5", base=base, notes=notes, dropout=method.lora.dropout)
+    write_peft(lora, folder, tree="since5", base=base_name, notes=notes, dropout=method.lora.dropout)
 
 
-def _write_routing(found: LoadedRun, folder: Path) -> None:
-    """What the gate knows, in one file, and token routers in another; `TASK/...` names what belongs to a task."""
-    method = found.config.method
-    known = "prototypes" if method.gate is None else method.gate.stores
-    files: dict[str, dict[str, np.ndarray]] = {known: {}, "routers": {}}
-    limits: dict[str, dict[str, float]] = {}
-    for task, groups in zip(found.tasks, found.archive, strict=True):
+def _write_routing(run: LoadedRun, folder: Path) -> None:
+    """Leaves of the gate in one file, token routers in another, named TASK/PATH; thresholds as JSON, to be read."""
+    method = run.config.method
+    gate_file = "prototypes" if method.gate is None else method.gate.stores
+    files: dict[str, dict[str, np.ndarray]] = {gate_file: {}, "routers": {}}
+    thresholds: dict[str, dict[str, float]] = {}
+    for task, groups in zip(run.tasks, run.archive, strict=True):
         for path, leaf in groups["memory"].items():
-            files[known if method.is_gate_leaf(path) else "routers"][f"{task}/{path}"] = leaf
-            if path.removeprefix("gate/") in THRESHOLDS:
-                limits.setdefault(task, {})[path.removeprefix("gate/")] = float(leaf)
+            file = gate_file if method.is_gate_leaf(path) else "routers"
+            files[file][f"{task}/{path}"] = leaf
+            name = path.removeprefix("gate/")
+            if name in THRESHOLDS:
+                thresholds.setdefault(task, {})[name] = float(leaf)
     folder.mkdir()
-    for name, leaves in files.items():
+    for file, leaves in files.items():
         if leaves:
-            save_tensors(leaves, folder / f"{name}.safetensors")
+            save_tensors(leaves, folder / f"{file}.safetensors")
     settings = {} if method.gate is None else method.gate.unknown_settings
-    told = {"from": "records of each task that its anchors left out", "settings": settings, "thresholds": limits}
-    (folder / "thresholds.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+    source = "records of each task that its anchors left out"
+    content = {"from": source, "settings": settings, "thresholds": thresholds}
+    (folder / "thresholds.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
-def _facts(found: LoadedRun, base: str) -> dict[str, Any]:
-    """What hidecmoe.json says."""
-    settings = to_mapping(found.config)
-    settings.pop("stream")
-    method, folder = found.config.method, base_folder(found.config.base.path)
+def _facts(run: LoadedRun, base_name: str) -> dict[str, Any]:
+    """Content of hidecmoe.json."""
+    method = run.config.method
+    settings = to_mapping(run.config)
+    settings.pop("stream")  # paths of this machine
+    folder = base_folder(run.config.base.path)
     files = {path.name: file_digest(path) for path in sorted(folder.iterdir()) if path.is_file()}
-    layers = found.model.config.decoder.layers
-    expanded = list(method.expanded(layers, found.learner.memory)) if isinstance(method, AsLora) else []
-    roles = {"layers": layers, "expanded": expanded, "last": layers - 1}
-    tasks = task_names(found.folder.path) if found.tasks == (JOINT,) else list(found.tasks)
-    linears = found.learner.past.get(LINEARS)
+    layers = run.model.config.layers
+    expanded = list(method.expanded(layers, run.learner.memory)) if isinstance(method, AsLora) else []
+    # Joint training has one lesson for several tasks.
+    tasks = task_names(run.folder.path) if run.tasks == (JOINT,) else list(run.tasks)
+    linears = run.learner.past.get(LINEARS)
+    known_edits = [edit for edit in edits.read(run.folder.path) if edit.tasks <= len(tasks)]
     return {
-        "format": FORMAT, "version": VERSION, "bank_version": len(found.tasks), "experts": list(found.tasks),
+        "format": FORMAT, "version": VERSION, "bank_version": len(run.tasks), "experts": list(run.tasks),
         "tasks": tasks, "config": settings,
-        "base": {"name": base, "sha256": found.base, "files": files, "config": strict.plain(found.model.config)},
+        "base": {"name": base_name, "sha256": run.base, "files": files, "config": strict.plain(run.model.config)},
         "lora": None if method.lora is None else strict.plain(method.lora) | {"rule": "alpha / rank"},
-        "layer_roles": roles, "target_modules": list(linears.sites) if linears is not None else [],
-        "edits": [strict.plain(one) for one in edits.read(found.folder.path) if one.tasks <= len(tasks)],
+        "layer_roles": {"layers": layers, "expanded": expanded, "last": layers - 1},
+        "target_modules": list(linears.sites) if linears is not None else [],
+        "edits": [strict.plain(edit) for edit in known_edits],
     }  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Hub:
-    """What a hub folder gives back: plain settings without base and stream, names, ledger groups, edits."""
+    """Content of a hub folder.
+
+    Attributes:
+      config: settings of the run without base and stream.
+      base: SHA-256 of the base.
+      tasks: names of the tasks; `names`, of the lessons.
+      lessons: archive of every lesson.
+      edits: those committed after learning.
+    """
 
     config: dict[str, Any]
     base: str
@@ -145,7 +169,7 @@ class Hub:
 
 
 def is_hub(folder: Path) -> bool:
-    """Whether a folder says that `write_hub` wrote it."""
+    """True if the folder has the file that `write_hub` writes."""
     return (folder / FACTS).is_file()
 
 
@@ -154,28 +178,28 @@ def read_hub(folder: Path) -> Hub:
 
     Raises:
       CheckpointError: incomplete or damaged.
-      ConfigError: a field of hidecmoe.json is missing or of another type, its method would need code that is not in
-        this package, or a newer version wrote it.
+      ConfigError: a field of hidecmoe.json is missing or of another type, its method is not in this package, or a
+        newer version wrote it.
     """
     verify(folder, remedy="download it again, as files and not as links into a cache", exempt=FREE)
     facts = _read_facts(folder / FACTS)
     memory: dict[str, dict[str, np.ndarray]] = {name: {} for name in facts.experts}
     for path in sorted((folder / "routing").glob("*.safetensors")):
         for name, leaf in _load(path).items():
-            task, _, inner = name.partition("/")
+            task, _, leaf_path = name.partition("/")
             if task not in memory:
                 raise CheckpointError(
                     "a hub folder routes to a task that it does not hold", where=f"{path}: {name}",
                     why=f"{FACTS} names {', '.join(facts.experts) or 'no task'}", remedy="export the run again",
                 )  # fmt: skip
-            memory[task][inner] = leaf
+            memory[task][leaf_path] = leaf
     lessons = [_lesson(folder / "experts" / name, memory[name]) for name in facts.experts]
     return Hub(facts.config, facts.base["sha256"], facts.tasks, facts.experts, lessons, list(facts.edits))
 
 
 @dataclass(frozen=True)
 class _Facts:
-    """What is needed of hidecmoe.json."""
+    """The fields of hidecmoe.json that are read."""
 
     config: dict[str, Any]
     base: dict[str, Any]
@@ -191,34 +215,38 @@ class _Facts:
 
 
 def _read_facts(file: Path) -> _Facts:
-    """hidecmoe.json, every field of its type; the settings are those of a method of this package, filled up."""
-    found = read_json(file)
-    config = found.get("config")
+    """hidecmoe.json, every field checked for its type, with settings of a method of this package."""
+    content = read_json(file)
+    config = content.get("config")
     method = config.get("method") if isinstance(config, dict) else None
     kind = method.get("kind") if isinstance(method, dict) else None
-    if found.get("format") != FORMAT or str(kind) not in METHODS:
+    if content.get("format") != FORMAT or str(kind) not in METHODS:
         raise ConfigError(
             "this hub folder cannot be adopted", where=str(file),
-            why=f"format {found.get('format')!r}, method {kind!r}; this version reads format {FORMAT} and the methods "
-            f"{', '.join(METHODS)}, and never runs code that a folder names", remedy="update the package",
+            why=f"format {content.get('format')!r}, method {kind!r}; this version reads format {FORMAT} and the "
+            f"methods {', '.join(METHODS)}, and never runs code that a folder names", remedy="update the package",
         )  # fmt: skip
-    facts = strict.build(
-        _Facts, {key: found[key] for key in (field.name for field in fields(_Facts)) if key in found}, str(file)
-    )
+    names = {field.name for field in fields(_Facts)}
+    facts = strict.build(_Facts, {key: value for key, value in content.items() if key in names}, str(file))
+    # The names become folder names.
     for name in (*facts.experts, *facts.tasks):
         task_name(name, where=str(file))
+    # Read and written once, so that fields which an older version did not have get their defaults.
     return replace(facts, config=to_mapping(from_mapping(facts.config, f"{file}: config")))
 
 
 def _lesson(folder: Path, memory: dict[str, np.ndarray]) -> Groups:
+    """Archive of one lesson, from either form of an expert."""
     if (folder / EXPERTS).is_file():
         shared = _load(folder / SHARED) if (folder / SHARED).is_file() else {}
         return {"experts": _load(folder / EXPERTS), "shared": shared, "memory": memory}
     lora = read_adapter(folder).experts[0]
-    a = {f"a/{site}": np.stack(layers)[:, :, None] for site, layers in lora.a.items()}
-    b = {f"b/{site}": np.stack(layers)[:, None] for site, layers in lora.b.items()}
+    experts = {}
+    for site in lora.sites:
+        experts[f"a/{site}"] = np.stack(lora.a[site])[:, :, None]
+        experts[f"b/{site}"] = np.stack(lora.b[site])[:, None]
     shared = {path: np.ascontiguousarray(leaf) for path, leaf in lora.projector.items()}
-    return {"experts": dict(sorted((a | b).items())), "shared": shared, "memory": memory}
+    return {"experts": dict(sorted(experts.items())), "shared": shared, "memory": memory}
 
 
 def _load(path: Path) -> dict[str, np.ndarray]:

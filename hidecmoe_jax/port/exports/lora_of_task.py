@@ -1,10 +1,9 @@
-"""One task of a run on its own: as one LoRA, or merged into the base.
+"""The answer to one task as a single LoRA, or as the base with everything of that task merged into it.
 
-A run answers an input of a known task with the constant experts (HiDe's fused layers, or an expert that all tasks
-share) and, in the expanded layers, with that task's own. For one task this is a linear map added to every kernel, and
-so one LoRA: slots that speak together stand side by side in its rank, which is exact for any sum of products, and a
-fusion by `factor_sum` is one slot already. An expert that every token chooses for itself is no such map, and is refused
-by name.
+An input of a known task is answered with the constant experts (HiDe's fused layers, or an expert that all tasks share)
+and, in the expanded layers, with that task's own. For one task this is a linear map added to every kernel, and so one
+LoRA: active slots are concatenated in its rank, which is exact for any sum of products, and a fusion by `factor_sum` is
+a single slot already. An expert that every token chooses for itself is no such map, and is refused by name.
 """
 
 from __future__ import annotations
@@ -21,13 +20,13 @@ from hidecmoe_jax.runs.finished import LoadedRun
 
 
 def require_linear(run: LoadedRun, form: str) -> AsLora:
-    """The run's method, where its experts are LoRA on linears and constant for a task.
+    """The run's method, checked to have LoRA experts on linears that are the same for every token of a task.
 
     Args:
-      form: what was asked for, as the user wrote it.
+      form: the requested form, for the error.
 
     Raises:
-      ConfigError: the method routes tokens, or has no experts at all; says what to use instead.
+      ConfigError: the method routes tokens, or has no experts; names the form to use instead.
     """
     method = run.config.method
     if not isinstance(method, AsLora):
@@ -44,8 +43,8 @@ def require_linear(run: LoadedRun, form: str) -> AsLora:
     return method
 
 
-def names_of(run: LoadedRun, wanted: tuple[str, ...] = ()) -> dict[str, int]:
-    """Tasks that have an expert to be written, by name, with their numbers; `wanted` chooses among them.
+def names_of(run: LoadedRun, selected: tuple[str, ...] = ()) -> dict[str, int]:
+    """Name -> number of the tasks that have an expert to be written; all of them, or those of `selected`.
 
     One expert that all tasks share has one name: the run's method.
 
@@ -53,42 +52,56 @@ def names_of(run: LoadedRun, wanted: tuple[str, ...] = ()) -> dict[str, int]:
       ConfigError: no such task.
     """
     method = require_linear(run, "an adapter")
-    if not method.traits.keeps_old_experts:
-        known = {method.name: 0}
-    else:
+    if method.traits.keeps_old_experts:
         known = {run.tasks[task]: task for task in method.learned(run.learner)}
-    unknown = [name for name in wanted if name not in known]
-    if unknown:
-        raise ConfigError("no such task in the run", where=f"--task {unknown[0]}", why=nearest(unknown[0], known))
-    return {name: known[name] for name in wanted} if wanted else known
+    else:
+        known = {method.name: 0}
+    for name in selected:
+        if name not in known:
+            raise ConfigError("no such task in the run", where=f"--task {name}", why=nearest(name, known))
+    return {name: known[name] for name in selected} if selected else known
 
 
 def lora_of(bank: Bank, gain_LS: np.ndarray) -> LoraWeights:
-    """The slots of a bank that speak, side by side in the rank: sum_s gain_s a_s b_s = [a_s ...] [gain_s b_s; ...].
+    """The active slots of a bank, concatenated in the rank: sum_s gain_s a_s b_s = [a_s ...] [gain_s b_s; ...].
 
-    A layer with fewer of them than another is filled up with zeros.
+    Args:
+      gain_LS: weight of every slot; a slot is active if it has an owner and its gain is not zero. A layer with fewer
+        active slots than another is padded with zeros.
     """
-    owner_LS = np.asarray(bank.owner_LS)
-    heard = [np.flatnonzero((gain != 0) & (owner != EMPTY)) for gain, owner in zip(gain_LS, owner_LS, strict=True)]
-    rank = bank.rank * max(1, *(len(slots) for slots in heard))
+    gain_LS = np.asarray(gain_LS)
+    active_LS = (gain_LS != 0) & (np.asarray(bank.owner_LS) != EMPTY)
+    # Every layer of a LoRA has the same rank, so the layer with most active slots decides.
+    rank = bank.rank * max(1, int(active_LS.sum(axis=1).max()))
     a: dict[str, list[np.ndarray]] = {}
     b: dict[str, list[np.ndarray]] = {}
     for site in bank.sites:
-        a_LDSR, b_LSRF = np.asarray(bank.a[site], np.float32), np.asarray(bank.b[site], np.float32)
-        a[site], b[site] = [], []
-        for layer, slots in enumerate(heard):
-            a_DR, b_RF = np.zeros((a_LDSR.shape[1], rank), np.float32), np.zeros((rank, b_LSRF.shape[3]), np.float32)
-            wide = bank.rank * len(slots)
-            a_DR[:, :wide] = a_LDSR[layer][:, slots].reshape(len(a_DR), wide)
-            loud = gain_LS[layer, slots][:, None, None].astype(np.float32)
-            b_RF[:wide] = (b_LSRF[layer, slots] * loud).reshape(wide, -1)
+        a_LDSR = np.asarray(bank.a[site], np.float32)
+        b_LSRF = np.asarray(bank.b[site], np.float32)
+        a[site] = []
+        b[site] = []
+        for layer, active_S in enumerate(active_LS):
+            # The gain goes into b, because a LoRA has one scale for all its slots.
+            weighted_SRF = b_LSRF[layer, active_S] * gain_LS[layer, active_S][:, None, None].astype(np.float32)
+            a_DR, b_RF = _side_by_side(a_LDSR[layer][:, active_S], weighted_SRF, rank)
             a[site].append(a_DR)
             b[site].append(b_RF)
     return LoraWeights(a, b, bank.scale)
 
 
+def _side_by_side(a_DSR: np.ndarray, b_SRF: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray]:
+    """Slots concatenated in the rank and padded with zeros: a [D, rank], b [rank, F]."""
+    width, slots, slot_rank = a_DSR.shape
+    used = slots * slot_rank
+    a_DR = np.zeros((width, rank), np.float32)
+    b_RF = np.zeros((rank, b_SRF.shape[2]), np.float32)
+    a_DR[:, :used] = a_DSR.reshape(width, used)
+    b_RF[:used] = b_SRF.reshape(used, -1)
+    return a_DR, b_RF
+
+
 def task_lora(run: LoadedRun, task: int) -> LoraWeights:
-    """Everything that answers an input of `task`, beyond the base: one LoRA, and the projector where it was tuned."""
+    """The whole difference to the base for inputs of `task`: one LoRA, and the projector if it was tuned."""
     method = run.config.method
     lora = lora_of(method.lora_bank(run.learner), method.lora_gains(run.learner, task))
     tuned = {path: np.asarray(leaf, np.float32) for path, leaf in run.learner.shared.items()}

@@ -1,4 +1,4 @@
-"""What a user wants written of a run, as plain data that every writer reads."""
+"""Options of an export, as plain data."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ Trees = Literal["both", "since5", "before5"]
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """What is to be written.
+    """Options of an export.
 
     Attributes:
       form: `peft`, `vllm`, `hf`, `hf-base` or `hub`.
       tasks: names of those that are exported; empty for all.
-      tree: LLaVA's module names that adapters carry: `since5` as transformers 5 has them, `before5` as it had them
-        before, `both` one folder inside the other.
-      row: the run as it was after so many tasks; None for now.
-      base: what adapters call their base; None for the base's folder as the run names it.
+      tree: LLaVA's module names in adapters: `since5` as in transformers 5, `before5` as in earlier versions, `both`
+        one folder inside the other.
+      row: number of tasks after which the run is exported; None for all.
+      base: name of the base in adapters; None for the base's folder as the run names it.
       shard_gib: largest file of a checkpoint.
     """
 

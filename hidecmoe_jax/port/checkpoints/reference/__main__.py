@@ -47,10 +47,10 @@ def read_config(folder: Path) -> dict:
 
 def tensors(folder: Path) -> dict[str, torch.Tensor]:
     """All tensors of a folder's safetensors files, float32."""
-    found: dict[str, torch.Tensor] = {}
+    state: dict[str, torch.Tensor] = {}
     for path in sorted(folder.glob("*.safetensors")):
-        found |= {name: value.float() for name, value in load_file(path).items()}
-    return found
+        state |= {name: value.float() for name, value in load_file(path).items()}
+    return state
 
 
 def load(source: Path, *, clip: Path | None, projector: Path | None, vision: Path | None, image_token: int):
@@ -65,6 +65,7 @@ def load(source: Path, *, clip: Path | None, projector: Path | None, vision: Pat
 
 def assembled(source: Path, config: dict, *, tower: Path | None, projector: Path | None, image_token: int):
     """A model out of the original layout's parts: language model, projector, vision tower."""
+    # Old files store the rotary frequencies, which the model computes.
     state = {name: value for name, value in tensors(source).items() if "rotary_emb" not in name}
     if projector is not None:
         folder = projector if projector.is_dir() else projector.parent
@@ -73,11 +74,11 @@ def assembled(source: Path, config: dict, *, tower: Path | None, projector: Path
         raise SystemExit("the original layout has no config of its vision tower: give --clip or --vision")
     if not any("vision_tower" in name for name in state):
         state |= {name: value for name, value in tensors(tower).items() if name.startswith("vision_model.")}
-    seen = read_config(tower)
+    tower_config = read_config(tower)
     text = LlamaConfig(**{name: value for name, value in config.items() if name != "model_type"})
     whole = LlavaConfig(
         text_config=text,
-        vision_config=CLIPVisionConfig(**seen.get("vision_config", seen)),
+        vision_config=CLIPVisionConfig(**tower_config.get("vision_config", tower_config)),
         image_token_index=image_token,
         vision_feature_layer=config.get("mm_vision_select_layer", -2),
         attn_implementation="eager",
@@ -88,9 +89,10 @@ def assembled(source: Path, config: dict, *, tower: Path | None, projector: Path
         for pattern, target in RENAMED:
             name = re.sub(pattern, target, name)
         named[name] = value
-    model.load_state_dict(named, strict=True)
+    model.load_state_dict(named, strict=True)  # every tensor exactly once
     table = model.get_input_embeddings().weight.detach()
-    if image_token >= len(table):  # its row is looked up before a patch takes the place, whatever stands in it
+    # transformers looks the row of the image token up before a patch takes its place, so the table must have one.
+    if image_token >= len(table):
         more = torch.zeros(image_token + 1 - len(table), table.shape[1])
         model.set_input_embeddings(torch.nn.Embedding.from_pretrained(torch.cat([table, more])))
     return model.float().eval()
@@ -104,11 +106,12 @@ class Towers:
         known = {cls.__name__: cls for cls in (CLIPModel, CLIPVisionModelWithProjection, CLIPTextModelWithProjection)}
         if kind not in known:
             raise SystemExit(f"{folder}: a {kind} has no projection to compare; give one of {', '.join(known)}")
-        self.kind, self.model = kind, known[kind].from_pretrained(folder, dtype=torch.float32).eval()
+        self.kind = kind
+        self.model = known[kind].from_pretrained(folder, dtype=torch.float32).eval()
 
     @torch.no_grad()
     def outputs(self, pixels_NCHW: torch.Tensor, ids: torch.Tensor) -> Arrays:
-        """What the folder's towers make of pictures and texts."""
+        """Embeddings of pictures and texts."""
         out = {}
         if self.kind != "CLIPTextModelWithProjection":
             vision = self.model.vision_model(pixel_values=pixels_NCHW)
@@ -121,19 +124,23 @@ class Towers:
 
 
 def _left(tokens: np.ndarray, mask: np.ndarray, where: np.ndarray):
-    """The same rows padded on the left, and the compared places moved with them."""
-    moved_tokens, moved_mask, moved = np.zeros_like(tokens), np.zeros_like(mask), where.copy()
+    """The same rows padded on the left, and the compared places shifted with them."""
+    left_tokens = np.zeros_like(tokens)
+    left_mask = np.zeros_like(mask)
+    left_where = where.copy()
     for row in range(len(tokens)):
         count = int(mask[row].sum())
-        moved_tokens[row, -count:], moved_mask[row, -count:] = tokens[row, :count], True
-        moved[where[:, 0] == row, 1] += tokens.shape[1] - count
-    return moved_tokens, moved_mask, moved
+        left_tokens[row, -count:] = tokens[row, :count]
+        left_mask[row, -count:] = True
+        left_where[where[:, 0] == row, 1] += tokens.shape[1] - count
+    return left_tokens, left_mask, left_where
 
 
 @torch.no_grad()
 def read(model, tokens: np.ndarray, mask: np.ndarray, pixels_NCHW: torch.Tensor):
     """Hidden states of every layer (the last one normed) and logits of a padded batch."""
     keys = torch.tensor(mask).long()
+    # Positions count valid tokens only, so that padding on either side changes nothing.
     places = (keys.cumsum(1) - 1).clamp(min=0)
     return model(
         input_ids=torch.tensor(tokens).long(), attention_mask=keys, position_ids=places, pixel_values=pixels_NCHW,
@@ -143,28 +150,30 @@ def read(model, tokens: np.ndarray, mask: np.ndarray, pixels_NCHW: torch.Tensor)
 
 def _last_layer(model, tokens, mask, pixels) -> torch.Tensor:
     """The last layer's output before the norm, which the hidden states leave out."""
-    kept: list[torch.Tensor] = []
+    outputs: list[torch.Tensor] = []
     norm = model.model.language_model.norm
-    hook = norm.register_forward_pre_hook(lambda module, inputs: kept.append(inputs[0]))
+    hook = norm.register_forward_pre_hook(lambda module, inputs: outputs.append(inputs[0]))
     read(model, tokens, mask, pixels)
     hook.remove()
-    return kept[0]
+    return outputs[0]
 
 
 @torch.no_grad()
 def answers(model, inputs: Mapping[str, np.ndarray], *, steps: int = STEPS) -> Arrays:
-    """Everything `check.ours` gives for a probe, by the reference's own path."""
+    """The outputs of `check.ours` for a probe, computed by transformers."""
     pixels = torch.tensor(inputs["pixels"]).permute(0, 3, 1, 2).contiguous()
     tower = model.model.vision_tower(pixel_values=pixels, output_hidden_states=True)
     features = tower.hidden_states[model.config.vision_feature_layer][:, 1:]
     out = {"vision_features": features, "projected": model.model.multi_modal_projector(features)}
-    tokens, mask, where = inputs["tokens"], inputs["mask"], inputs["where"]
+    tokens = inputs["tokens"]
+    mask = inputs["mask"]
+    where = inputs["where"]
     rows, columns = torch.tensor(where.T).long()
-    seen = read(model, tokens, mask, pixels)
-    states = [*seen.hidden_states[:-1], _last_layer(model, tokens, mask, pixels)]
+    right = read(model, tokens, mask, pixels)
+    states = [*right.hidden_states[:-1], _last_layer(model, tokens, mask, pixels)]
     out |= {f"hidden_{index:02d}": state[rows, columns] for index, state in enumerate(states)}
-    out["hidden_normed"] = seen.hidden_states[-1][rows, columns]
-    out["logits"] = seen.logits[rows[::2], columns[::2]]
+    out["hidden_normed"] = right.hidden_states[-1][rows, columns]
+    out["logits"] = right.logits[rows[::2], columns[::2]]
     left_tokens, left_mask, moved = _left(tokens, mask, where)
     rows, columns = torch.tensor(moved[::4].T).long()
     out["logits_left"] = read(model, left_tokens, left_mask, pixels).logits[rows, columns]
@@ -193,7 +202,9 @@ def main() -> None:
     with np.load(args.probe) as file:
         inputs = {name: file[name] for name in file.files}
     token = int(inputs["image_token"])
-    clip = next((folder for folder in args.clip if "Text" not in read_config(folder)["architectures"][0]), None)
+    # The vision tower of an original LLaVA may come from any CLIP folder but one with the text tower alone.
+    with_vision = [folder for folder in args.clip if "Text" not in read_config(folder)["architectures"][0]]
+    clip = with_vision[0] if with_vision else None
     model = load(args.source, clip=clip, projector=args.projector, vision=args.vision, image_token=token)
     out = answers(model, inputs)
     pixels = torch.tensor(inputs["pixels"]).permute(0, 3, 1, 2)
