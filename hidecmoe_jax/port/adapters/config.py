@@ -45,7 +45,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     config = read_json(folder / CONFIG)
     if not isinstance(config, dict):
         raise CheckpointError(
-            "the adapter's config is not a JSON object", where=str(folder / CONFIG), why=f"it holds {config!r:.60}",
+            "the adapter's config is no JSON object", where=str(folder / CONFIG), why=f"it holds {config!r:.60}",
             remedy="get the adapter_config.json it was saved with",
         )  # fmt: skip
     kind = config.get("peft_type")
@@ -114,7 +114,7 @@ def of_modules(config: Mapping[str, Any], key: str, modules: Mapping[Any, str], 
     patterns = config.get(key) or {}
     where = f"{folder / CONFIG}: {key}"
     if not isinstance(patterns, dict):
-        raise ConfigError("a pattern is not a JSON object", where=where, why=f"found {patterns!r:.60}")
+        raise ConfigError("a pattern is no JSON object", where=where, why=f"found {patterns!r:.60}")
     numbers: dict[Any, float] = {}
     # Reversed, so that an earlier pattern overwrites a later one.
     for pattern in reversed(patterns):
