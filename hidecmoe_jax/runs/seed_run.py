@@ -57,7 +57,7 @@ def lesson_name(tasks: Sequence[str], lesson: tuple[int, ...]) -> str:
 
 
 def data_of(stream: Stream, lesson: tuple[int, ...]) -> list[list[str]]:
-    """Names and fingerprints of the tasks up to a lesson: what checkpoints of the lesson belong to."""
+    """Names and fingerprints of the tasks up to a lesson; checkpoints of the lesson are valid for these alone."""
     return [[task.name, task.fingerprint] for task in stream.tasks[: max(lesson) + 1]]
 
 
@@ -119,12 +119,12 @@ class SeedRun:
         """Trains one lesson and commits it.
 
         Raises:
-          CheckpointError: a frozen leaf changed (TR5); nothing is committed.
+          CheckpointError: a frozen leaf changed; nothing is committed.
         """
         session, method = self.session, self.session.config.method
         name, start = lesson_name([task.name for task in session.stream.tasks], lesson), time.monotonic()
         learner = self.rows.learner_after(kept)
-        # An edit changes what was archived; what has to keep its bytes is then the edited learner that is gone on from.
+        # An edit changes what was archived: the bytes to keep are then those of the edited learner.
         held = [method.to_archive(learner, task) for task in range(len(kept))] if read(self.folder.run.path) else kept
         setup, data = self._setup(number, lesson, name), data_of(session.stream, lesson)
         stages = method.stages(number)
@@ -176,13 +176,13 @@ class SeedRun:
         return StageMonitor(progress, curve, self.stop, tune, setup.name, at, data, self.options.on_corrupt)
 
     def _order(self, number: int, place: int) -> int:
-        """Seed of what a stage draws: it depends on the run's seed, the lesson and the place, not on the way there."""
+        """Seed of the draws of a stage: a function of the run's seed, the lesson and the place alone."""
         return int(np.random.SeedSequence([self.seed, number, place]).generate_state(1)[0])
 
     def _entered(
         self, learner: Learner, number: int, name: str, data: list[list[str]]
     ) -> tuple[Learner, int, dict[str, float]]:
-        """The learner after the stages of a lesson that are finished, how many these are, and what each one took."""
+        """The learner after the finished stages of a lesson, their number, and the seconds that each one took."""
         found = stage_checkpoints(self.folder).latest(on_corrupt=self.options.on_corrupt)
         if found is None or found[2]["lesson"] != number:
             return learner, 0, {}
@@ -193,7 +193,7 @@ class SeedRun:
         return jax.tree.map(jnp.asarray, trees.restore_into(learner, flat)), place + 1, dict(facts.get("stages", {}))
 
     def _verify(self, learner: Learner, held: list, name: str) -> None:
-        """The base and earlier lessons' experts must have every byte that `held` has (TR5)."""
+        """Refuses a learner in which the base or an earlier lesson's experts lack a byte that `held` has."""
         session, method, changed = self.session, self.session.config.method, []
         if session.config.verify_base and trees.digest(session.model.params) != session.base_digest:
             changed.append("the base model")
