@@ -33,6 +33,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Registers markers and turns warnings raised from our own modules into errors."""
     config.addinivalue_line("markers", "slow: minutes, not seconds; run with -m slow")
     config.addinivalue_line("markers", "oracle: compares with torch and peft (extra `oracle`); run with -m oracle")
+    config.addinivalue_line("markers", "figures: this file's tests look at figures of reports, so they are drawn")
     config.addinivalue_line("markers", "lax_types: this test meets foreign code that mixes dtypes")
     config.addinivalue_line("filterwarnings", r"error:::hidecmoe_jax\..*")
     # tools/setup.sh installed the wheel: with a checkout first on the path the whole run would prove nothing.
@@ -61,6 +62,23 @@ def few_programs():
     if maps.is_file() and maps.read_text().count("\n") > MOST_MAPS:
         jax.clear_caches()
         gc.collect()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def figures_where_tested(request: pytest.FixtureRequest):
+    """Draws the figures of reports, which take seconds a run, only in files with `pytestmark = pytest.mark.figures`.
+
+    Everything else of a report is written: its JSON, and the page without figures.
+    """
+    if request.node.get_closest_marker("figures"):
+        yield
+        return
+    from hidecmoe_jax.report import page
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(page, "run_figures", lambda document: {})
+        patch.setattr(page, "compare_figures", lambda document: {})
+        yield
 
 
 @pytest.fixture(autouse=True)

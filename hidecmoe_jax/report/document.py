@@ -197,6 +197,7 @@ def _parameters(counts: Mapping[str, int] | None) -> dict[str, int] | None:
     if counts is None:
         return None
     unexpected = set(counts) ^ {"total", *PARTS}
+    # A total may hold more than the named parts: a method may store numbers of another kind.
     if unexpected or counts["total"] < sum(counts[part] for part in PARTS):
         raise DataError(
             "A parameter count does not add up",

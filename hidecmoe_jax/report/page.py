@@ -66,7 +66,7 @@ CAPTIONS = {
     "forgetting_curves": "Each line is one task: dotted before it is learned, solid from then on. A solid line that "
     "falls means forgetting.",
     "routing_confusion": "Share and number of each task's test items (rows) routed to each task's expert (columns). "
-    "Items on the diagonal were routed correctly; `unknown` counts items that the gate assigned to no task.",
+    "Items on the diagonal were routed correctly; “unknown” counts items that the gate assigned to no task.",
     "expert_sizes": "Parameters beyond the frozen base: stored is what is needed to answer, archived what the run "
     "folder keeps, trained what the optimiser updated in the largest stage. Below, what each task added.",
     "growth": "Experts that each task (rows) added in each layer (columns): +1 for one, a dot for none. Shade and "
@@ -74,8 +74,8 @@ CAPTIONS = {
     "not probed. A second panel, where there is one, shows which earlier tasks' experts (rows) the tokens of the last "
     "probed task were assigned to.",
     "expansion": "Benefit of a separate expert in each layer (columns) for each task (rows), measured after the task "
-    "was learned. By `loss`: how much the loss falls when the fused experts of the layer are replaced with the task's "
-    "own. By `cka`: dissimilarity of the layer's features to those under earlier tasks' experts. By `probe`: share of "
+    "was learned. By loss: how much the loss falls when the fused experts of the layer are replaced with the task's "
+    "own. By cka: dissimilarity of the layer's features to those under earlier tasks' experts. By probe: share of "
     "tokens that a router assigns to the task's expert rather than to earlier ones. Framed layers are expanded. The "
     "first task has no earlier one to be compared with.",
     "training_loss": "Loss per answer token, stage after stage: faint as logged, bold as moving average.",

@@ -1,1 +1,1 @@
-"""Questions asked of finished runs: which layers are alike, what is unknown, what an edit would cost."""
+"""Studies of finished runs: layer similarity, unknown inputs, task overlap, false expansion, the cost of an edit."""

@@ -1,4 +1,4 @@
-"""Several methods on one stream, and one report that shows them side by side.
+"""Comparison of methods: several runs on one stream, and one report that shows them side by side.
 
 Every method is a run of its own in a sub-folder and can be resumed by itself. The zero-shot row is the same for all
 of them (same base, same stream, same writing), so it is measured once and its answers are copied.
@@ -15,7 +15,7 @@ from hidecmoe_jax.core.errors import ConfigError, nearest
 from hidecmoe_jax.methods.budget import at_budget, forecast, rank_of
 from hidecmoe_jax.runs import results
 from hidecmoe_jax.runs.config import RunConfig
-from hidecmoe_jax.runs.folder import RunFolder
+from hidecmoe_jax.runs.folder import RunFolder, SeedFolder
 from hidecmoe_jax.runs.identity import check_run
 from hidecmoe_jax.runs.scores import Cells
 from hidecmoe_jax.runs.seed_run import Options
@@ -40,13 +40,47 @@ def compare(
     With `resume`, finished runs are left alone, unfinished ones go on and missing ones start.
 
     Args:
-      budget: numbers beyond the base that every method may store to serve, or the method whose size all others get.
+      budget: parameters beyond the base that every method may store to answer, or the method whose size all others get.
 
     Raises:
       ConfigError: two methods share a name, the configs differ in base, stream, or how answers are written, or one
         does not fit the budget.
     """
-    folder, names = Path(out), [config.method.name for config in configs]
+    folder = Path(out)
+    names = [config.method.name for config in configs]
+    _require_comparable(configs, names)
+    folder.mkdir(parents=True, exist_ok=True)
+    with graceful_stop() as stop:
+        runs = [folder / name for name in names]
+        continued = []  # runs that were begun before
+        for run in runs:
+            continues = resume and RunFolder(run).identity.is_file()
+            check_run(run, resume=continues, overwrite=overwrite)
+            continued.append(continues)
+        session = open_session(configs[0])
+        size = None
+        if budget is not None:
+            size = _size(budget, configs, session)
+            configs = [_fitted(config, session, size) for config in configs]
+        # A method that does not fit the base is refused before another one learns for hours.
+        for config in configs:
+            config.method.init(session.model, 1)
+        for number, (config, run) in enumerate(zip(configs, runs, strict=True)):
+            run.mkdir(exist_ok=True)
+            say(f"{config.method.name}:")
+            run_session = dataclasses.replace(session, config=config)
+            options = Options(resume=continued[number], overwrite=overwrite, full_matrix=full_matrix)
+            # The lock is held while answers are copied into the run, too.
+            with writer_lock(run):
+                enter(run_session, run, options)
+                share_zero_shot(run_session, runs[:number], run)
+                walk(run_session, run, options, stop)
+    write_json(RunFolder(folder).comparison, {"runs": names, "budget": size})
+    return results.rebuild(folder)
+
+
+def _require_comparable(configs: Sequence[RunConfig], names: Sequence[str]) -> None:
+    """Refuses configs with equal names or with settings that make their scores differ for other reasons."""
     if len(set(names)) != len(names):
         raise ConfigError("two methods have one name", where=", ".join(names), remedy="set method.name in each config")
     for config in configs[1:]:
@@ -56,44 +90,18 @@ def compare(
                     "these configs cannot be compared", where=f"{config.method.name}: {part}",
                     why=f"it differs from that of {names[0]}", remedy="give both the same, or --set it for all",
                 )  # fmt: skip
-    folder.mkdir(parents=True, exist_ok=True)
-    with graceful_stop() as stop:
-        parts = [folder / name for name in names]
-        there = [resume and RunFolder(part).identity.is_file() for part in parts]
-        for part, going_on in zip(parts, there, strict=True):
-            check_run(part, resume=going_on, overwrite=overwrite)
-        session = open_session(configs[0])
-        size, configs = None, list(configs)
-        if budget is not None:
-            size = _size(budget, configs, session)
-            configs = [_fitted(config, session, size) for config in configs]
-        for config in configs:
-            config.method.init(session.model, 1)  # one that does not fit is refused before another learns for hours
-        for number, (config, part) in enumerate(zip(configs, parts, strict=True)):
-            part.mkdir(exist_ok=True)
-            say(f"{config.method.name}:")
-            own = dataclasses.replace(session, config=config)
-            options = Options(resume=there[number], overwrite=overwrite, full_matrix=full_matrix)
-            with writer_lock(part):
-                enter(own, part, options)
-                share_zero_shot(own, parts[:number], part)
-                walk(own, part, options, stop)
-    write_json(RunFolder(folder).comparison, {"runs": names, "budget": size})
-    return results.rebuild(folder)
 
 
-def _measured_on(config: RunConfig, part: str) -> object:
-    """A part of a config that scores depend on; which extra rows a run measures is its own affair."""
-    found = getattr(config, part)
-    return (
-        dataclasses.replace(found, named="none", between="seen", variants=False, reuse=True)
-        if part == "evaluate"
-        else found
-    )
+def _measured_on(config: RunConfig, section: str) -> object:
+    """A section of a config, without the settings that only add rows or reuse answers and so change no score."""
+    settings = getattr(config, section)
+    if section != "evaluate":
+        return settings
+    return dataclasses.replace(settings, named="none", between="seen", variants=False, reuse=True)
 
 
 def _size(budget: int | str, configs: Sequence[RunConfig], session: Session) -> int:
-    """The budget in numbers."""
+    """The budget as a number of parameters."""
     if isinstance(budget, int):
         if budget < 1:
             raise ConfigError("a budget must be above 0", where="equal budget", why=f"{budget:,}")
@@ -111,7 +119,7 @@ def _size(budget: int | str, configs: Sequence[RunConfig], session: Session) -> 
 
 
 def _fitted(config: RunConfig, session: Session, size: int) -> RunConfig:
-    """The config with the rank that fits the budget, announced."""
+    """The config with the rank that fits the budget; prints it."""
     tasks = len(session.stream.tasks)
     method = at_budget(config.method, session.model, tasks, size)
     stored = forecast(method, session.model, tasks)
@@ -119,24 +127,38 @@ def _fitted(config: RunConfig, session: Session, size: int) -> RunConfig:
     return dataclasses.replace(config, method=method)
 
 
-def share_zero_shot(session: Session, runs: Sequence[Path], part: Path) -> None:
-    """Copies row 0 from a seed of `runs` that has measured it; greedy answers of the base depend on no seed.
+def share_zero_shot(session: Session, runs: Sequence[Path], run: Path) -> None:
+    """Copies row 0 into `run` from a seed of `runs` that has measured it; greedy answers of the base depend on no seed.
 
-    `runs` are those of this comparison that were entered before: what else lies there may be of another stream.
+    `runs` are those of this comparison that were entered before: other folders beside them may be of another stream.
     """
     if session.config.evaluate.writing.temperature > 0:
         return
     tasks = {task.name for task in session.stream.tasks}
-    sources = [seed for run in runs for seed in RunFolder(run).seeds()]
-    source = next((seed for seed in sources if tasks <= set(Cells(seed.cells).read().get(0, {}))), None)
+    source = _with_zero_shot(runs, tasks)
     if source is None:
         return
     for seed in session.config.seeds:
-        target = RunFolder(part).seed(seed)
-        have = Cells(target.cells).read().get(0, {})
-        if target == source or tasks <= set(have):
+        target = RunFolder(run).seed(seed)
+        if target == source or tasks <= _zero_shot(target).keys():
             continue
         target.path.mkdir(parents=True, exist_ok=True)
         shutil.copytree(source.row(0), target.row(0), dirs_exist_ok=True)
-        for task, cell in Cells(source.cells).read()[0].items():
-            Cells(target.cells).write(0, task, cell | {"seconds": 0.0})
+        cells = Cells(target.cells)
+        for task, cell in _zero_shot(source).items():
+            # The time was spent once, in the other run.
+            cells.write(0, task, cell | {"seconds": 0.0})
+
+
+def _with_zero_shot(runs: Sequence[Path], tasks: set[str]) -> SeedFolder | None:
+    """The first seed of `runs` with zero-shot scores of all tasks."""
+    for run in runs:
+        for seed in RunFolder(run).seeds():
+            if tasks <= _zero_shot(seed).keys():
+                return seed
+    return None
+
+
+def _zero_shot(seed: SeedFolder) -> dict[str, dict]:
+    """Cells of row 0 by task."""
+    return Cells(seed.cells).read().get(0, {})

@@ -1,10 +1,10 @@
-"""Retiring and merging experts of a finished run: a trial that measures every task, then, if it is wanted, a commit.
+"""Edits of a finished run: retire or merge a task's experts, first as a trial on every task, then as a commit.
 
-A trial answers held-out questions of every learned task before and after the edit and counts what is stored; it leaves
-a table in the run folder and touches nothing else. A commit is refused where a task falls by more than is allowed
-(RT11). It writes the edit into RUN/edits.json and measures the last row again; the archive of the tasks keeps every
-byte, so `restore` takes an edit back. Seeds may have grown experts in different layers: one in which there is nothing
-to edit is left as it is, and a run only if that is so in all of them.
+A trial answers held-out questions of every learned task before and after the edit and counts what is stored; it writes
+a table into the run folder and changes nothing else. A commit is refused where a task loses more points than allowed.
+It writes the edit into RUN/edits.json and measures the last row again; the archive of the tasks keeps every byte, so
+`restore` takes an edit back. Seeds may have grown experts in different layers: a seed without experts to edit is left
+as it is, and the edit is refused only if that is so in all of them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 from hidecmoe_jax.core.errors import ConfigError
 from hidecmoe_jax.data.records import Record
 from hidecmoe_jax.data.stream import Task
-from hidecmoe_jax.methods.base import Serving
+from hidecmoe_jax.methods.base import Learner, Serving
 from hidecmoe_jax.methods.edit import Edit, edited, narrowed
 from hidecmoe_jax.runs import edits
 from hidecmoe_jax.runs.config import config_of
@@ -41,12 +41,12 @@ from hidecmoe_jax.storage.signals import Stop, graceful_stop
 
 @dataclass(frozen=True)
 class EditTrial:
-    """How an edit is tried.
+    """Settings of a trial.
 
     Attributes:
       count: held-out questions of every task; None for all.
-      allowed: points that a task may fall by for the edit to be committed.
-      commit: write it, if it may be.
+      allowed: points that a task may lose for the edit to be committed.
+      commit: commit the edit if no task loses more.
     """
 
     count: int | None = None
@@ -62,7 +62,12 @@ class EditTrial:
 
 
 def retire(
-    run: str | Path, task: str, *, layers: Sequence[int] | None = None, expert: int | None = None, **trial: Any
+    run: str | Path,
+    task: str,
+    *,
+    layers: Sequence[int] | None = None,
+    expert: int | None = None,
+    **trial: Any,
 ) -> dict[str, Any]:
     """Tries to drop the experts of a task, in some layers or in all; `trial` are fields of `EditTrial`.
 
@@ -70,8 +75,8 @@ def retire(
       expert: as in `Edit`.
 
     Returns:
-      What `retire.json` in the run folder holds: `tasks` (seed, task, count, before, after, change in points), `stored`
-      (numbers before and after), `left` (seeds in which there is nothing to retire), `committed`.
+      The contents of `retire.json` in the run folder: `tasks` (seed, task, count, before, after, change in points),
+      `stored` (parameters before and after), `left` (seeds without experts to retire), `committed`.
 
     Raises:
       ConfigError: nothing to retire in any seed, an unfinished run, or a commit that costs a task more than is allowed.
@@ -79,7 +84,7 @@ def retire(
     folder = Path(run)
     edit = _edit(kind="retire", task=_number(folder, task), layers=layers, expert=expert)
     which = "the experts" if expert is None else f"expert {expert}"
-    return _tried(folder, edit, f"retire {which} of {task}", EditTrial(**trial))
+    return _try(folder, edit, f"retire {which} of {task}", EditTrial(**trial))
 
 
 def merge(
@@ -102,7 +107,7 @@ def merge(
     folder = Path(run)
     rule = {"mode": mode, "weights": tuple(weights), "density": density, "seed": seed}
     edit = _edit(kind="merge", task=_number(folder, task), into=_number(folder, into), layers=layers, **rule)
-    return _tried(folder, edit, f"merge the experts of {task} into those of {into} ({mode})", EditTrial(**trial))
+    return _try(folder, edit, f"merge the experts of {task} into those of {into} ({mode})", EditTrial(**trial))
 
 
 def restore(run: str | Path) -> Path:
@@ -114,24 +119,30 @@ def restore(run: str | Path) -> Path:
     folder = Path(run)
     config = config_of(folder)
     with writer_lock(folder), graceful_stop() as stop:
-        done, names = edits.read(folder), task_names(folder)
-        if not done:
+        committed = edits.read(folder)
+        names = task_names(folder)
+        if not committed:
             raise ConfigError("there is no edit to take back", where=str(folder), why=f"{EDITS} is not there")
-        if done[-1].tasks < len(names):
-            later = ", ".join(names[done[-1].tasks :])
+        last = committed[-1]
+        if last.tasks < len(names):
+            later = ", ".join(names[last.tasks :])
             raise ConfigError(
                 "tasks were learned on top of the last edit", where=str(folder),
-                why=f"{done[-1].what}, and then {later}",
-                remedy=f"take them back first: hidecmoe rollback {folder} {done[-1].tasks}",
+                why=f"{last.what}, and then {later}",
+                remedy=f"take them back first: hidecmoe rollback {folder} {last.tasks}",
             )  # fmt: skip
         finished = open_with_data(folder)
         finished.require_same_data()
-        left = done[-1].effect.get("left", ())
-        _written(finished.session, folder, done[:-1], [seed for seed in config.seeds if seed not in left], stop)
+        # Seeds that the edit left as they were keep their last row.
+        untouched = last.effect.get("left", ())
+        seeds = [seed for seed in config.seeds if seed not in untouched]
+        commit_edits(finished.session, folder, committed[:-1], seeds, stop)
     return folder
 
 
 def _edit(*, layers: Sequence[int] | None, **fields: Any) -> Edit:
+    """An `Edit` of sorted layers; its errors as `ConfigError`."""
+    # Sorted: edits are compared, and the order in which layers were typed does not matter.
     try:
         return Edit(layers=None if layers is None else tuple(sorted(set(layers))), **fields)
     except ValueError as error:
@@ -141,123 +152,175 @@ def _edit(*, layers: Sequence[int] | None, **fields: Any) -> Edit:
 def _number(run: Path, task: str) -> int:
     names = task_names(run)
     if task not in names:
-        raise ConfigError("no such task", where=task, why=f"the run knows {', '.join(names)}")
+        raise ConfigError("no such task", where=task, why=f"the tasks of the run are {', '.join(names)}")
     return names.index(task)
 
 
-def _tried(folder: Path, edit: Edit, what: str, trial: EditTrial) -> dict[str, Any]:
-    config = config_of(folder)
+def _try(folder: Path, edit: Edit, what: str, trial: EditTrial) -> dict[str, Any]:
+    """Runs a trial of an edit, writes its table, and commits the edit if that is asked for and allowed."""
     with writer_lock(folder), graceful_stop() as stop:
-        names = task_names(folder)
-        learned = [len(Ledger(RunFolder(folder).seed(seed).path).tasks()) for seed in config.seeds]
-        if not config.method.traits.one_task_per_lesson or set(learned) != {len(names)}:
-            raise ConfigError(
-                "only a finished run that learned task by task can be edited", where=str(folder),
-                why=f"its seeds have learned {learned} of {len(names)} tasks", remedy="finish it with --resume",
-            )  # fmt: skip
+        _require_finished(folder)
         finished = open_with_data(folder)
         finished.require_same_data()
-        lines, stored, parts = [], {}, _parts(finished, edit)
-        for seed, part in parts.items():
-            told, stored[str(seed)] = _effect(finished, part, seed, trial.count, stop)
-            lines += told
-        effect = {"tasks": lines, "stored": stored, "left": [seed for seed in config.seeds if seed not in parts]}
+        by_seed = _edits_by_seed(finished, edit)
+        lines: list[dict[str, Any]] = []
+        stored = {}
+        for seed, seed_edit in by_seed.items():
+            seed_lines, sizes = _effect(finished, seed_edit, seed, trial.count, stop)
+            lines += seed_lines
+            stored[str(seed)] = sizes
+        untouched = [seed for seed in finished.config.seeds if seed not in by_seed]
+        effect = {"tasks": lines, "stored": stored, "left": untouched}
         result = {"what": what, **effect, "allowed": trial.allowed, "committed": False}
+        # Written before a refusal too: the table shows why.
         write_json(finished.folder.study(edit.kind), result)
         if trial.commit:
-            _gate(lines, trial.allowed, what)
+            refuse_if_harmful(lines, trial.allowed, what)
             now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-            committed = (*edits.read(folder), Committed(edit, len(names), what, now, effect))
-            _written(finished.session, folder, committed, list(parts), stop)
+            committed = Committed(edit, len(finished.tasks), what, now, effect)
+            commit_edits(finished.session, folder, (*edits.read(folder), committed), list(by_seed), stop)
             result["committed"] = True
             write_json(finished.folder.study(edit.kind), result)
     return result
 
 
-def _parts(run: RunWithData, edit: Edit) -> dict[int, Edit]:
-    """What there is to do of an edit in every seed in which there is something; says which seeds that leaves.
-
-    Raises:
-      ConfigError: there is nothing to edit in any seed, or in none in a layer that is named.
-    """
-    method, seeds, found = run.config.method, run.config.seeds, {}
-    for seed in seeds:
-        learner = run.learner(run.ledger(seed).archive())
-        found[seed] = narrowed(method, learner, edit)
-    parts = {seed: part for seed, part in found.items() if part is not None}
-    known = {layer for part in parts.values() for layer in part.layers or ()}
-    if not parts or not known >= set(edit.layers or ()):
-        edited(method, learner, edit)  # what no seed has, this one has not either: says so and raises
-    for seed in seeds:
-        if seed not in parts:
-            say(f"seed {seed}: there is nothing to {edit.kind}, it is left as it is")
-        elif parts[seed] != edit:
-            layers = ", ".join(map(str, parts[seed].layers))
-            say(f"seed {seed}: there is something to {edit.kind} only in layers {layers}")
-    return parts
-
-
-def _gate(lines: list[dict[str, Any]], allowed: float, what: str) -> None:
-    """Refuses an edit that hurts (RT11)."""
-    worst = min(lines, key=lambda line: line["change"])
-    if worst["change"] < -allowed:
+def _require_finished(folder: Path) -> None:
+    """Refuses a run in which a seed has not learned all tasks, or that learned several tasks in one lesson."""
+    config = config_of(folder)
+    tasks = len(task_names(folder))
+    learned = [len(Ledger(RunFolder(folder).seed(seed).path).tasks()) for seed in config.seeds]
+    if not config.method.traits.one_task_per_lesson or set(learned) != {tasks}:
         raise ConfigError(
-            f"not committed: {worst['task']} would fall by {-worst['change']:.1f} points", where=what,
-            why=f"from {worst['before']:.1f} to {worst['after']:.1f} on {worst['count']} held-out questions (seed "
-            f"{worst['seed']}); allowed are {allowed:g}",
-            remedy=f"try another edit, or accept it with --allowed {np.ceil(-10 * worst['change']) / 10:g}",
+            "only a finished run that learned task by task can be edited", where=str(folder),
+            why=f"its seeds have learned {learned} of {tasks} tasks", remedy="finish it with --resume",
         )  # fmt: skip
 
 
-def _written(session: Session, folder: Path, now: Sequence[Committed], seeds: Sequence[int], stop: Stop) -> None:
-    """Puts `now` in place of the edits of a run and measures the last row of the seeds that this changes again.
+def _edits_by_seed(run: RunWithData, edit: Edit) -> dict[int, Edit]:
+    """The edit restricted to layers with experts to edit, by seed; prints which seeds are left as they are.
 
-    The old row goes first: a run that dies in between has a row that is missing, never one of another learner.
+    Raises:
+      ConfigError: no seed has experts to edit, or none has any in a layer that is named.
     """
+    method = run.config.method
+    by_seed = {}
+    for seed in run.config.seeds:
+        learner = run.learner(run.ledger(seed).archive())
+        seed_edit = narrowed(method, learner, edit)
+        if seed_edit is not None:
+            by_seed[seed] = seed_edit
+    editable = set()
+    for seed_edit in by_seed.values():
+        editable.update(seed_edit.layers or ())
+    if not by_seed or not editable >= set(edit.layers or ()):
+        # Impossible in every seed, so also in the last one: this call raises the error that explains why.
+        edited(method, learner, edit)
+    for seed in run.config.seeds:
+        if seed not in by_seed:
+            say(f"seed {seed}: there is nothing to {edit.kind}, it is left as it is")
+        elif by_seed[seed] != edit:
+            layers = ", ".join(map(str, by_seed[seed].layers))
+            say(f"seed {seed}: there is something to {edit.kind} only in layers {layers}")
+    return by_seed
+
+
+def refuse_if_harmful(lines: list[dict[str, Any]], allowed: float, what: str) -> None:
+    """Refuses an edit under which some task loses more than `allowed` points.
+
+    Raises:
+      ConfigError: names the task that loses most.
+    """
+    worst = min(lines, key=lambda line: line["change"])
+    loss = -worst["change"]
+    if loss > allowed:
+        raise ConfigError(
+            f"not committed: {worst['task']} would fall by {loss:.1f} points", where=what,
+            why=f"from {worst['before']:.1f} to {worst['after']:.1f} on {worst['count']} held-out questions (seed "
+            f"{worst['seed']}); allowed are {allowed:g}",
+            remedy=f"try another edit, or accept it with --allowed {np.ceil(10 * loss) / 10:g}",
+        )  # fmt: skip
+
+
+def commit_edits(
+    session: Session, folder: Path, committed: Sequence[Committed], seeds: Sequence[int], stop: Stop
+) -> None:
+    """Replaces the edits of a run with `committed` and measures the last row of the changed `seeds` again."""
+    # The old row goes first: a run that dies in between lacks a row, but never has one of another learner.
     for seed in seeds:
         withdraw_row(RunFolder(folder).seed(seed), len(session.stream.tasks))
-    edits.write(folder, now)
+    edits.write(folder, committed)
+    # Resuming measures exactly the rows that are missing.
     options = Options(resume=True)
     enter(session, folder, options)
     walk(session, folder, options, stop)
 
 
 def _effect(
-    run: RunWithData, edit: Edit, seed: int, count: int | None, stop: Stop
+    run: RunWithData,
+    edit: Edit,
+    seed: int,
+    count: int | None,
+    stop: Stop,
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """What an edit does in one seed: a line for every task, and numbers stored before and after."""
-    session, method, model = run.session, run.config.method, run.session.model
+    """Effect of an edit in one seed: a line for every task, and the stored parameters before and after."""
+    method = run.config.method
     before = run.learner(run.ledger(seed).archive())
     after = edited(method, before, edit)
-    shown = {task.name: held_out(task, count) for task in session.stream.tasks}
-    scores: dict[str, list[float]] = {task.name: [] for task in session.stream.tasks}
-    for learner, when in ((before, "before"), (after, "after")):
-        serving = method.serve(model, learner)
-        for task in bar(f"seed {seed}, {when} the edit")(session.stream.tasks):
-            scores[task.name].append(_score(session, serving, task, *shown[task.name], seed))
-            if stop.requested:
-                stop.leave(f"trial, seed {seed}, task {task.name}")
-    lines = [
-        {"seed": seed, "task": name, "count": len(shown[name][0])}
-        | {"before": old, "after": new, "change": round(new - old, 6)}
-        for name, (old, new) in scores.items()
-    ]
-    sizes = [method.sizes(model, learner)["stored"] for learner in (before, after)]
-    totals = {name: sum(size.values()) for name, size in zip(("before", "after"), sizes, strict=True)}
-    return lines, totals | {"kinds": {kind: [size[kind] for size in sizes] for kind in sizes[0]}}
+    old_scores = _scores(run, before, f"seed {seed}, before the edit", seed, count, stop)
+    new_scores = _scores(run, after, f"seed {seed}, after the edit", seed, count, stop)
+    lines = []
+    for task in run.session.stream.tasks:
+        old = old_scores[task.name]
+        new = new_scores[task.name]
+        questions = len(held_out(task, count)[0])
+        line = {"seed": seed, "task": task.name, "count": questions}
+        # Rounded: with `allowed` 0, float noise must not refuse an edit that changes no answer.
+        lines.append(line | {"before": old, "after": new, "change": round(new - old, 6)})
+    old_sizes = method.sizes(run.model, before)["stored"]
+    new_sizes = method.sizes(run.model, after)["stored"]
+    kinds = {}
+    for kind, size in old_sizes.items():
+        kinds[kind] = [size, new_sizes[kind]]
+    return lines, {"before": sum(old_sizes.values()), "after": sum(new_sizes.values()), "kinds": kinds}
+
+
+def _scores(
+    run: RunWithData, learner: Learner, label: str, seed: int, count: int | None, stop: Stop
+) -> dict[str, float]:
+    """Score 0-100 of every task's held-out questions, by task; stops between tasks where that was requested."""
+    serving = run.config.method.serve(run.model, learner)
+    scores = {}
+    for task in bar(label)(run.session.stream.tasks):
+        records, name = held_out(task, count)
+        scores[task.name] = _score(run.session, serving, task, records, name, seed)
+        if stop.requested:
+            stop.leave(f"trial, seed {seed}, task {task.name}")
+    return scores
 
 
 def held_out(task: Task, count: int | None) -> tuple[tuple[Record, ...], str]:
-    """The first validation records of a task, or test records where it has none, and what to call them."""
-    records, split = (task.val, "val") if task.val else (task.test, "test")
-    return records[:count], f"{task.name} {split}{'' if count is None else f' {count}'}"
+    """The first validation records of a task (test records where it has none), and a label for the feature cache."""
+    records = task.val or task.test
+    split = "val" if task.val else "test"
+    limit = "" if count is None else f" {count}"
+    return records[:count], f"{task.name} {split}{limit}"
 
 
-def _score(session: Session, serving: Serving, task: Task, records: tuple[Record, ...], label: str, seed: int) -> float:
+def _score(
+    session: Session,
+    serving: Serving,
+    task: Task,
+    records: tuple[Record, ...],
+    label: str,
+    seed: int,
+) -> float:
     """Score 0-100 of the answers to a task's records; nothing is written."""
-    inputs = session.engine.inputs(records, label)
-    named = session.config.method.traits.needs_task_name
-    decision = session.engine.decide(serving, inputs, task.index if named else None)
-    batches = session.engine.answer(serving, inputs, decision, key=session.answer_key(task, seed))
-    told = by_id([(answer.id, answer.text) for batch in batches for answer in batch], where=label)
-    return score(task.scorer, told, {record.id: record.references for record in records}).value
+    engine = session.engine
+    inputs = engine.inputs(records, label)
+    name = task.index if engine.method.traits.needs_task_name else None
+    decision = engine.decide(serving, inputs, name)
+    texts = []
+    for batch in engine.answer(serving, inputs, decision, key=session.answer_key(task, seed)):
+        texts += [(answer.id, answer.text) for answer in batch]
+    references = {record.id: record.references for record in records}
+    return score(task.scorer, by_id(texts, where=label), references).value

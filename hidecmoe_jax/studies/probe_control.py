@@ -1,12 +1,15 @@
-"""How often does a probe ask for an expert that nobody needs? The calibration that LLaVA-CMoE lacks (CMoE-D15).
+"""False-expansion rate of probing: probe again with the task just learned, and count the layers that expand.
 
-A probe that trains beside frozen experts is picked often simply because it trains, and a balancing loss evens usage
-out on top. So after a task the probing of a next task is played with records of that same task: whatever expands then
-expands in vain. The share of layers that do is the false-expansion rate, with the balancing loss and without it.
+Each of them is a false positive, since the task's experts are already there.
+LLaVA-CMoE has no such calibration (CMoE-D15). A probe that trains beside frozen experts is picked often simply because
+it trains, and a balancing loss evens usage out on top. So the control repeats, after a task, the probing of a next task
+with records of that same task. The share of layers that expand is the false-expansion rate; it is measured with the
+configured balancing loss and without it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,78 +18,98 @@ import numpy as np
 
 from hidecmoe_jax.core.errors import ConfigError
 from hidecmoe_jax.methods.capabilities import ProbeResult, Probes
+from hidecmoe_jax.methods.stages import Stage
 from hidecmoe_jax.runs.finished import RunWithData, open_with_data
 from hidecmoe_jax.runs.session import bar, say
+from hidecmoe_jax.storage.arrays import Groups
 from hidecmoe_jax.storage.files import write_json
 from hidecmoe_jax.train.lesson import LessonSetup, run_lesson
 
 
 @dataclass(frozen=True)
 class Unwatched:
-    """A `StageObserver` that saves and shows nothing: a control is played again, never resumed."""
+    """A `StageObserver` without checkpoints or progress: an interrupted control starts again."""
 
-    def resume(self, stage):
-        """There is nothing to go on from."""
+    def resume(self, stage: Stage) -> None:
+        """No checkpoint."""
         return None
 
-    def step(self, stage, step, steps, facts, state) -> None:
-        """Nothing is kept."""
+    def step(self, stage: Stage, step: int, steps: int, facts: dict[str, Any], state: Callable[[], dict]) -> None:
+        """Records nothing."""
 
     def warn(self, text: str) -> None:
-        """A line for the user."""
+        """Prints a line."""
         say(f"warning: {text}")
 
 
 def probe_control(run: str | Path, *, task: int = 0, repeats: int = 3) -> dict[str, Any]:
     """Writes `control.json` into the run folder and returns it: false-expansion rates after task number `task`.
 
+    Args:
+      repeats: number of probings, each with random keys of its own.
+
     Raises:
       ConfigError: the run does not probe, or has not learned the task.
     """
     finished = open_with_data(run)
-    session, method = finished.session, finished.config.method
-    done = finished.ledger().tasks()
-    if not isinstance(method, Probes) or not method.probes or not 0 <= task < len(done):
+    method = finished.config.method
+    learned = len(finished.ledger().tasks())
+    if not isinstance(method, Probes) or not method.probes or not 0 <= task < learned:
         raise ConfigError(
             "there is no probe to control", where=str(run),
-            why=f"{method.name} has learned {len(done)} tasks, asked for number {task}",
+            why=f"{method.name} has learned {learned} tasks, asked for number {task}",
             remedy="give a run of a mixture (or a stacked method) with `growth: probe`, and one of its tasks",
         )  # fmt: skip
-    kept = finished.ledger().archive(task + 1)
-    found = []
+    archive = finished.ledger().archive(task + 1)
+    controls = []
+    # A dict keeps the order and drops the second 0 of a run without balancing.
     for balance in dict.fromkeys((method.probe_settings.balance, 0.0)):
         probing = method.with_probe(replace(method.probe_settings, balance=balance))
-        config = replace(session.config, method=probing)
-        own = replace(finished, config=config, session=replace(session, config=config))
-        plays = [_play(own, kept, task, seed) for seed in bar(f"control, balance {balance}")(range(repeats))]
-        expanded = np.array([play.expands_L for play in plays])
-        frequency = np.array([play.frequency_L for play in plays])
-        limit = np.array([play.threshold_L for play in plays])
-        found.append(
-            {
-                "balance": balance, "false_expansion_rate": float(expanded.mean()),
-                "frequency": frequency.mean(0).tolist(), "threshold": limit.mean(0).tolist(),
-            }
-        )  # fmt: skip
-    result = {"task": session.stream.tasks[task].name, "repeats": repeats, "controls": found}
-    write_json(finished.folder.study("control"), result)
-    return result
+        results = []
+        for repeat in bar(f"control, balance {balance}")(range(repeats)):
+            results.append(_probe_again(_with_method(finished, probing), archive, task, repeat))
+        controls.append({"balance": balance, **_averages(results)})
+    control = {"task": finished.tasks[task], "repeats": repeats, "controls": controls}
+    write_json(finished.folder.study("control"), control)
+    return control
 
 
-def _play(run: RunWithData, kept: list, task: int, seed: int) -> ProbeResult:
-    """Probing for a next task with records of `task`: layers expanded, the probe's frequency, its threshold."""
-    session, method, number = run.session, run.config.method, task + 1
-    learner, spec = run.learner(kept, slots=number + 1), session.stream.tasks[task]
+def _with_method(run: RunWithData, method: Probes) -> RunWithData:
+    """The run with another method in its config; features that were computed stay."""
+    config = replace(run.config, method=method)
+    return replace(run, config=config, session=replace(run.session, config=config))
+
+
+def _averages(results: list[ProbeResult]) -> dict[str, Any]:
+    """Share of layers that expanded, and the mean frequency and threshold of each layer."""
+    expands_RL = np.array([result.expands_L for result in results])
+    frequency_RL = np.array([result.frequency_L for result in results])
+    threshold_RL = np.array([result.threshold_L for result in results])
+    return {
+        "false_expansion_rate": float(expands_RL.mean()),
+        "frequency": frequency_RL.mean(0).tolist(),
+        "threshold": threshold_RL.mean(0).tolist(),
+    }
+
+
+def _probe_again(run: RunWithData, archive: list[Groups], task: int, seed: int) -> ProbeResult:
+    """Probes for a next lesson with records of `task`, the last one in the archive."""
+    session = run.session
+    method = run.config.method
+    lesson = task + 1
+    learner = run.learner(archive, slots=lesson + 1)
+    stream_task = session.stream.tasks[task]
     setup = LessonSetup(
-        number=number,
+        number=lesson,
         name="control",
-        data=session.material(spec.train, (task,), spec.name),
+        data=session.material(stream_task.train, (task,), stream_task.name),
         tune=session.config.tune,
         key_parts=(seed, "control"),
         seed_at=lambda place: seed,
         features=lambda data: session.frozen_features(data, "control"),
     )
-    probing = method.stages(number)[:2]  # train the probe, count how often it is chosen
-    for _, _, trained in run_lesson(probing, session.model, learner, setup, observer_of=lambda *_: Unwatched()):
+    # The first two stages of a lesson train the probes and measure how often they are picked.
+    stages = method.stages(lesson)[:2]
+    for _, _, trained in run_lesson(stages, run.model, learner, setup, observer_of=lambda *_: Unwatched()):
         learner = trained
-    return method.probe_result(learner, number)
+    return method.probe_result(learner, lesson)

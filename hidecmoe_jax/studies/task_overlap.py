@@ -1,8 +1,8 @@
-"""Which tasks of a run overlap: inputs that the gate mixes up, and experts that do nearly the same (RT8).
+"""Overlapping tasks of a run: tasks whose inputs the gate confuses, and tasks whose experts do nearly the same.
 
-The share of inputs mixed up needs no prototypes, so it means the same for every gate: of held-out inputs of two tasks,
-those that score nearer to the other one. Prototypes that are almost equal give 50 %, tasks that are never confused 0.
-Experts are compared by the cosine of their updates, in layers where both tasks own some.
+Confusion is the share of held-out inputs of two tasks that score nearer to the other one. It needs no threshold, so it
+means the same for every gate: 50 % for tasks that cannot be told apart, 0 for tasks that are never confused. Experts
+are compared by the cosine of their updates, in layers where both tasks own some.
 """
 
 from __future__ import annotations
@@ -21,92 +21,131 @@ from hidecmoe_jax.experts.combine import closeness
 from hidecmoe_jax.methods.base import Learner
 from hidecmoe_jax.methods.capabilities import Editable
 from hidecmoe_jax.methods.edit import Edit, narrowed
-from hidecmoe_jax.runs.finished import open_with_data
-from hidecmoe_jax.runs.session import Session
+from hidecmoe_jax.runs.finished import RunWithData, open_with_data
 from hidecmoe_jax.storage.files import write_json
 from hidecmoe_jax.studies.edit_trial import held_out
 
 
 def overlap(
-    run: str | Path, *, count: int | None = None, mixed: float = 25.0, alike: float = 0.9
+    run: str | Path,
+    *,
+    count: int | None = None,
+    mixed: float = 25.0,
+    alike: float = 0.9,
 ) -> list[dict[str, Any]]:
-    """Writes `overlap.json` into the run folder and returns its pairs, the most mixed up first.
+    """Writes `overlap.json` into the run folder and returns its pairs, the most confused first.
 
     Args:
       count: held-out inputs of every task; None for all.
-      mixed, alike: percent of inputs mixed up, and cosine of experts, from which on a command is suggested.
+      mixed, alike: percent of confused inputs, and cosine of experts, from which on a command is suggested.
 
     Returns:
-      For every pair `tasks`, `mixed` (percent, None where the gate must be told the task), `cosine` (of the most alike
-      experts, the mean over the layers in which both own some; None where there is none), `suggestion` (a command or
-      None).
+      For every pair `tasks`, `mixed` (percent of confused inputs, None where the gate needs the task's name), `cosine`
+      (of the most similar experts, the mean over the layers in which both own some; None where there is none), `near`
+      (either limit is reached), `suggestion` (a command or None).
 
     Raises:
       ConfigError: the run has fewer than two tasks with experts of their own.
     """
     finished = open_with_data(run)
-    folder, session, method = finished.folder.path, finished.session, finished.config.method
-    kept = finished.ledger().archive()
-    if len(kept) < 2 or not isinstance(method, Editable) or not method.traits.keeps_old_experts:
+    method = finished.config.method
+    archive = finished.ledger().archive()
+    if len(archive) < 2 or not isinstance(method, Editable) or not method.traits.keeps_old_experts:
         raise ConfigError(
-            "there are no two tasks to compare", where=str(folder),
-            why=f"{method.name} has learned {len(kept)} lessons", remedy="give a run with experts for every task",
+            "there are no two tasks to compare", where=str(run),
+            why=f"{method.name} has learned {len(archive)} lessons", remedy="give a run with experts for every task",
         )  # fmt: skip
-    learner = finished.learner(kept)
-    learned, merged = method.learned(learner), {task for task, _ in method.redirects(learner)}
-    room = finished.config.slots_for(len(finished.tasks))
-    told = None if method.traits.needs_task_name else _mixed(session, learner, learned, room, count=count)
+    learner = finished.learner(archive)
+    learned = method.learned(learner)
+    confused = None if method.traits.needs_task_name else _confused(finished, learner, learned, count)
     pairs = []
-    for one, other in combinations(learned, 2):
-        names = [session.stream.tasks[task].name for task in (one, other)]
-        closest = [_alike(bank, one, other) for bank in learner.past.values()]
-        cosine = max((found for found in closest if found is not None), default=None)
-        share = None if told is None else told[one, other]
-        near = (share is not None and share >= mixed) or (cosine is not None and cosine >= alike)
-        command = None
-        if near and narrowed(method, learner, Edit("merge", other, into=one)) is not None:
-            command = f"hidecmoe merge {folder} {' '.join(names)}"
-        elif near and cosine is not None and not merged & {one, other}:
-            command = f"hidecmoe retire {folder} {names[1]}"
-        pairs.append({"tasks": names, "mixed": share, "cosine": cosine, "near": near, "suggestion": command})
+    for i, j in combinations(learned, 2):
+        share = None if confused is None else confused[i, j]
+        cosine = _closest(learner, i, j)
+        near = _reaches(share, mixed) or _reaches(cosine, alike)
+        suggestion = None
+        if near:
+            suggestion = _suggestion(finished, learner, i, j, own_experts=cosine is not None)
+        names = [finished.tasks[i], finished.tasks[j]]
+        pairs.append({"tasks": names, "mixed": share, "cosine": cosine, "near": near, "suggestion": suggestion})
     pairs.sort(key=lambda pair: (-(pair["mixed"] or 0.0), -(pair["cosine"] or 0.0)))
     write_json(finished.folder.study("overlap"), {"mixed": mixed, "alike": alike, "pairs": pairs})
     return pairs
 
 
-def _mixed(
-    session: Session, learner: Learner, learned: tuple[int, ...], room: int, *, count: int | None
+def _reaches(value: float | None, limit: float) -> bool:
+    return value is not None and value >= limit
+
+
+def _suggestion(run: RunWithData, learner: Learner, i: int, j: int, *, own_experts: bool) -> str | None:
+    """The command to try for two tasks that are near: merge where possible, otherwise retire the second."""
+    folder = run.folder.path
+    if narrowed(run.config.method, learner, Edit("merge", j, into=i)) is not None:
+        return f"hidecmoe merge {folder} {run.tasks[i]} {run.tasks[j]}"
+    # A task that was merged before has no expert of its own to retire.
+    merged = {task for task, _ in run.config.method.redirects(learner)}
+    if own_experts and not merged & {i, j}:
+        return f"hidecmoe retire {folder} {run.tasks[j]}"
+    return None
+
+
+def _confused(
+    run: RunWithData,
+    learner: Learner,
+    learned: tuple[int, ...],
+    count: int | None,
 ) -> dict[tuple[int, int], float]:
     """`mixed_up` of the held-out inputs of all learned tasks."""
-    method, memory, tables = session.config.method, session.config.method.gate_memory(learner), {}
-    learned_N = jnp.isin(jnp.arange(room), jnp.asarray(learned))
+    method = run.config.method
+    memory = method.gate_memory(learner)
+    slots = run.config.slots_for(len(run.tasks))
+    learned_N = jnp.isin(jnp.arange(slots), jnp.asarray(learned))
+    scores_of = jax.jit(method.gate.scores)
+    scores = {}
     for task in learned:
-        seen = session.engine.inputs(*held_out(session.stream.tasks[task], count)).frozen()
-        tables[task] = np.asarray(jax.jit(method.gate.scores)(memory, seen, learned_N))
-    return mixed_up(tables)
+        records, label = held_out(run.session.stream.tasks[task], count)
+        inputs = run.session.engine.inputs(records, label)
+        scores[task] = np.asarray(scores_of(memory, inputs.frozen(), learned_N))
+    return mixed_up(scores)
 
 
-def mixed_up(tables: dict[int, np.ndarray]) -> dict[tuple[int, int], float]:
+def mixed_up(scores: dict[int, np.ndarray]) -> dict[tuple[int, int], float]:
     """Percent of the inputs of every two tasks that score nearer to the other one; equally near counts half.
 
     Args:
-      tables: scores [M, N] of every task's own inputs, by task.
+      scores: scores [M, N] of every task's own inputs, by task.
     """
-    found = {}
-    for one, other in combinations(tables, 2):
-        ahead = [tables[task][:, rival] - tables[task][:, task] for task, rival in ((one, other), (other, one))]
-        found[one, other] = round(50.0 * float(1.0 + np.sign(np.concatenate(ahead)).mean()), 2)
-    return found
+    shares = {}
+    for i, j in combinations(scores, 2):
+        lead_i = scores[i][:, j] - scores[i][:, i]
+        lead_j = scores[j][:, i] - scores[j][:, j]
+        # The sign is 1 for nearer to the other task, 0 for equally near, -1 for nearer to its own.
+        signs = np.sign(np.concatenate([lead_i, lead_j]))
+        shares[i, j] = round(50.0 * float(1.0 + signs.mean()), 2)
+    return shares
 
 
-def _alike(bank: Bank, one: int, other: int) -> float | None:
-    """Cosine of the most alike experts of two tasks, the mean over layers in which both own some."""
+def _closest(learner: Learner, i: int, j: int) -> float | None:
+    """Cosine of the most similar experts of two tasks over all banks; None where they own none in a common layer."""
+    cosines = []
+    for bank in learner.past.values():
+        cosine = _closest_in_bank(bank, i, j)
+        if cosine is not None:
+            cosines.append(cosine)
+    return max(cosines, default=None)
+
+
+def _closest_in_bank(bank: Bank, i: int, j: int) -> float | None:
+    """Cosine of the most similar experts of two tasks, the mean over layers in which both own some."""
     owner_LS = np.asarray(bank.owner_LS)
     best_L = np.full(bank.layers, -np.inf)
-    for mine in np.flatnonzero((owner_LS == one).any(axis=0)):
-        for theirs in np.flatnonzero((owner_LS == other).any(axis=0)):
-            both_L = (owner_LS[:, mine] == one) & (owner_LS[:, theirs] == other)
-            cosine_L = np.nan_to_num(closeness(bank, int(mine), int(theirs)), nan=-np.inf)
+    for slot_i in np.flatnonzero((owner_LS == i).any(axis=0)):
+        for slot_j in np.flatnonzero((owner_LS == j).any(axis=0)):
+            # A slot may have another owner in each layer.
+            both_L = (owner_LS[:, slot_i] == i) & (owner_LS[:, slot_j] == j)
+            cosine_L = np.nan_to_num(closeness(bank, int(slot_i), int(slot_j)), nan=-np.inf)
             best_L = np.where(both_L, np.maximum(best_L, cosine_L), best_L)
-    there = np.isfinite(best_L)
-    return round(float(best_L[there].mean()), 4) if there.any() else None
+    compared_L = np.isfinite(best_L)
+    if not compared_L.any():
+        return None
+    return round(float(best_L[compared_L].mean()), 4)

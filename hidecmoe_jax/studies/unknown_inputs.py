@@ -1,15 +1,16 @@
-"""Does a run notice what it has never learned? Tasks left out one by one, and pictures that belong to no task.
+"""Unknown-input study: does a run's gate recognise inputs of tasks it has never learned?
 
-A locator's memory of a task does not depend on the other tasks, so leaving a task out is taking it for not learned: no
-training is needed. Every input gets a margin, its score less the threshold of the task it would go to; below zero it is
-called unknown. AUROC says how well margins part known from foreign inputs whatever the threshold.
+Tasks are left out one by one, and pictures are shown that belong to no task. What a locator stores of a task does not
+depend on the other tasks, so a task is left out by masking it: no training is needed. Every input gets a margin, the
+score of its nearest task minus that task's threshold; a negative margin means unknown. AUROC measures how well margins
+separate known from unknown inputs, whatever the threshold.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,90 +34,124 @@ from hidecmoe_jax.storage.files import write_json
 
 OUTSIDERS = ("noise", "blank", "photographs")
 
+MarginFunction = Callable[[Memory, FrozenFeatures, Array], Array]
+
 
 def foreign_study(run: str | Path, *, count: int = 100) -> dict[str, Any]:
     """Writes `foreign.json` into the run folder and returns it.
 
     Args:
-      count: pictures of every foreign kind, shown with questions of the run's own tasks.
+      count: pictures of every kind that belongs to no task, shown with questions of the run's own tasks.
 
     Returns:
       `known`: percent of every task's test items that are called unknown. `left_out`: for every task, AUROC and the
-      percent called unknown when the run does not know it. `outsiders`: the same for noise, blank and foreign pictures.
+      percent called unknown when the task is left out. `outsiders`: the same for noise, blank and other pictures.
 
     Raises:
       ConfigError: the run's gate has no thresholds, or there are fewer than two tasks.
     """
     finished = open_with_data(run)
-    session, method = finished.session, finished.config.method
+    method = finished.config.method
     learner = finished.learner(finished.ledger().archive())
     memory = method.gate_memory(learner)
-    everyone = method.learned(learner) if "threshold_N" in memory else ()
-    blind = [session.stream.tasks[task].name for task in everyone if memory["threshold_N"][task] <= LOWEST]
-    if len(everyone) < 2 or blind:
-        why = f"no threshold of {', '.join(blind)}" if blind else f"{len(everyone)} tasks have thresholds, it takes two"
-        raise ConfigError(
-            "this run cannot say what is foreign", where=str(run), why=why,
-            remedy="learn two tasks with a locator as gate and method.gate.kept_apart above 0",
-        )  # fmt: skip
-    tasks = session.stream.tasks
-    judge = margins_of(method.gate)
-
-    def margins(records: tuple[Record, ...], label: str, known: Iterable[int]) -> np.ndarray:
-        learned = jnp.isin(jnp.arange(len(memory["threshold_N"])), jnp.asarray(list(known)))
-        return np.asarray(judge(memory, session.engine.inputs(records, label).frozen(), learned))
-
-    def own(index: int, known: Iterable[int] = everyone) -> np.ndarray:
-        return margins(session.test(tasks[index]), f"{tasks[index].name} {session.config.evaluate.split}", known)
-
-    table = [own(index) for index in everyone]
-    found: dict[str, Any] = {
-        "known": {tasks[index].name: _below(line) for index, line in zip(everyone, table, strict=True)},
-        "left_out": {},
-        "outsiders": {},
-    }
-    for out in everyone:
-        rest = [index for index in everyone if index != out]
-        inside = np.concatenate([own(index, rest) for index in rest])
-        found["left_out"][tasks[out].name] = _told(inside, own(out, rest))
-    with tempfile.TemporaryDirectory() as aside:
+    learned = method.learned(learner) if "threshold_N" in memory else ()
+    _require_thresholds(run, finished.tasks, learned, memory)
+    margins = _Margins(finished.session, memory, margins_of(method.gate))
+    known = [margins.of_task(task, learned) for task in learned]
+    result: dict[str, Any] = {"known": {}, "left_out": {}, "outsiders": {}}
+    for task, margin in zip(learned, known, strict=True):
+        result["known"][finished.tasks[task]] = _percent_unknown(margin)
+    for task in learned:
+        rest = [other for other in learned if other != task]
+        inside = np.concatenate([margins.of_task(other, rest) for other in rest])
+        result["left_out"][finished.tasks[task]] = _detection(inside, margins.of_task(task, rest))
+    # The pictures are read inside the block, where their features are computed.
+    with tempfile.TemporaryDirectory() as folder:
         for kind in OUTSIDERS:
-            records = outsiders(session, kind, Path(aside), count)
-            found["outsiders"][kind] = _told(np.concatenate(table), margins(records, kind, everyone))
-    write_json(finished.folder.study("foreign"), found)
-    return found
+            records = outsiders(finished.session, kind, Path(folder), count)
+            result["outsiders"][kind] = _detection(np.concatenate(known), margins.of(records, kind, learned))
+    write_json(finished.folder.study("foreign"), result)
+    return result
 
 
-def margins_of(gate: LocatorGate | AnchorGate) -> Callable[[Memory, FrozenFeatures, Array], Array]:
-    """A program that says how far above the threshold of the task it would go to every sample is, [M].
+def _require_thresholds(run: str | Path, names: Sequence[str], learned: tuple[int, ...], memory: Memory) -> None:
+    """Refuses a run with fewer than two tasks that have thresholds."""
+    without = [names[task] for task in learned if memory["threshold_N"][task] <= LOWEST]
+    if len(learned) >= 2 and not without:
+        return
+    why = f"{len(learned)} tasks have thresholds, two are needed"
+    if without:
+        why = f"no threshold of {', '.join(without)}"
+    raise ConfigError(
+        "this run cannot detect unknown inputs", where=str(run), why=why,
+        remedy="learn two tasks with a locator as gate and method.gate.kept_apart above 0",
+    )  # fmt: skip
 
-    A gate that calls nothing unknown is taken as one that loses none of the records which were kept apart.
+
+@dataclass(frozen=True)
+class _Margins:
+    """Margins of records under a run's gate, with only some of its tasks taken for learned."""
+
+    session: Session
+    memory: Memory
+    function: MarginFunction
+
+    def of(self, records: tuple[Record, ...], label: str, tasks: Iterable[int]) -> np.ndarray:
+        """Margins [M] of records; `label` names them in the feature cache."""
+        slots = jnp.arange(len(self.memory["threshold_N"]))
+        learned_N = jnp.isin(slots, jnp.asarray(list(tasks)))
+        features = self.session.engine.inputs(records, label).frozen()
+        return np.asarray(self.function(self.memory, features, learned_N))
+
+    def of_task(self, index: int, tasks: Iterable[int]) -> np.ndarray:
+        """Margins [M] of a task's test records."""
+        task = self.session.stream.tasks[index]
+        return self.of(self.session.test(task), self.session.label(task), tasks)
+
+
+def margins_of(gate: LocatorGate | AnchorGate) -> MarginFunction:
+    """Returns a jitted function: score minus threshold of each sample's nearest task, [M]; negative means unknown.
+
+    A gate that never answers "unknown" is taken with the threshold that loses none of the held-out records.
     """
+    # A gate without `foreign` computes no thresholds when it decides.
     strict = gate if gate.foreign is not None else replace(gate, foreign=0.0)
 
     @jax.jit
-    def margins(memory: Memory, seen: FrozenFeatures, learned_N: Array) -> Array:
-        sure = strict.decide(memory, seen, learned_N).match
-        return sure.score_B - sure.threshold_B
+    def margins(memory: Memory, features: FrozenFeatures, learned_N: Array) -> Array:
+        match = strict.decide(memory, features, learned_N).match
+        return match.score_B - match.threshold_B
 
     return margins
 
 
-def _below(margin: np.ndarray) -> float:
-    return round(100.0 * float((margin < 0).mean()), 2)
+def _percent_unknown(margin_M: np.ndarray) -> float:
+    return round(100.0 * float((margin_M < 0).mean()), 2)
 
 
-def _told(known: np.ndarray, foreign: np.ndarray) -> dict[str, float]:
-    return {"auroc": round(auroc(known, foreign), 4), "unknown": _below(foreign), "false_alarms": _below(known)}
+def _detection(known_M: np.ndarray, unknown_M: np.ndarray) -> dict[str, float]:
+    """How well the margins of known and unknown inputs are separated."""
+    return {
+        "auroc": round(auroc(known_M, unknown_M), 4),
+        "unknown": _percent_unknown(unknown_M),
+        "false_alarms": _percent_unknown(known_M),
+    }
 
 
 def outsiders(session: Session, kind: str, folder: Path, count: int) -> tuple[Record, ...]:
-    """Records with pictures that belong to no task, under the questions of the tasks in turn.
+    """Records with pictures that belong to no task, written to `folder`, under questions of the run's tasks.
 
-    `noise` is uniform, `blank` one colour, `photographs` are cuts of the two in `data/real_images.py`.
+    Args:
+      kind: `noise` is uniform, `blank` one colour, `photographs` are crops of the two in `data/real_images.py`.
     """
-    rng, size = np.random.default_rng(OUTSIDERS.index(kind)), session.model.config.image_size
-    questions = [record.turns[0].question for task in session.stream.tasks for record in session.test(task)]
+    # A fixed seed for each kind: every run is shown the same pictures.
+    rng = np.random.default_rng(OUTSIDERS.index(kind))
+    size = session.model.config.image_size
+    questions = []
+    for task in session.stream.tasks:
+        for record in session.test(task):
+            questions.append(record.turns[0].question)
+    # The permutation is drawn before any picture; the order of draws decides the pictures of a seed.
     chosen = rng.permutation(len(questions))
     records = []
     for number in range(count):
@@ -128,11 +163,15 @@ def outsiders(session: Session, kind: str, folder: Path, count: int) -> tuple[Re
 
 
 def _pixels(kind: str, rng: np.random.Generator, size: int) -> np.ndarray:
+    """A picture as uint8 [height, width, 3]; photographs are not scaled to `size`."""
     if kind == "noise":
         return rng.integers(0, 256, (size, size, 3), dtype=np.uint8)
     if kind == "blank":
-        return np.broadcast_to(rng.integers(0, 256, 3, dtype=np.uint8), (size, size, 3)).copy()
+        colour = rng.integers(0, 256, 3, dtype=np.uint8)
+        return np.broadcast_to(colour, (size, size, 3)).copy()
     photograph = photographs()[int(rng.integers(2))]
-    side = int(rng.integers(120, min(photograph.shape[:2])))
-    top, left = (int(rng.integers(0, edge - side + 1)) for edge in photograph.shape[:2])
+    height, width = photograph.shape[:2]
+    side = int(rng.integers(120, min(height, width)))
+    top = int(rng.integers(0, height - side + 1))
+    left = int(rng.integers(0, width - side + 1))
     return photograph[top : top + side, left : left + side]

@@ -19,7 +19,7 @@ from hidecmoe_jax.methods.routed import Routed
 from hidecmoe_jax.models.llava import answer_loss, layer_features
 from hidecmoe_jax.runs.config import from_mapping, to_mapping
 from hidecmoe_jax.runs.session import open_session
-from hidecmoe_jax.studies.cka import cka
+from hidecmoe_jax.studies.layer_similarity import cka
 from hidecmoe_jax.train.stage import count_usage, run_stage, tuned_for
 
 
@@ -118,7 +118,7 @@ def test_worth_by_loss_is_what_one_expert_of_ones_own_saves(taught):
 
 
 def test_worth_by_cka_is_the_unlikeness_of_paired_features(taught):
-    """One batch of all records: the sums are then the plain debiased estimate of `evaluate.cka`."""
+    """One batch of all records: the sums are then the plain debiased estimate of `layer_similarity.cka`."""
     session, learner = taught.session, taught.learners[2]
     choice = LayerChoice(by="cka", share=1.0)
     material = session.material(taught.method.records(session.stream, (1,)), (1,), "(1,)")

@@ -12,6 +12,7 @@ from hidecmoe_jax.report import RunFacts, Sample, SeedResult, compare_document, 
 from hidecmoe_jax.report.figures import routing_confusion, run_figures
 from hidecmoe_jax.report.page import page
 
+pytestmark = pytest.mark.figures
 KEYS = """method tasks matrix last avg maa mft bwt_t_minus_1 bwt_t forgetting routing_accuracy named_task_last fwt
 stored_parameters archived_parameters trained_parameters seconds seeds""".split()
 COUNTS = {"total": 30, "experts": 20, "routers": 0, "locator": 4, "projector": 6}

@@ -38,7 +38,7 @@ def test_a_run_with_a_locator_is_studied(tmp_path):
 
 def test_a_run_without_thresholds_is_refused(tmp_path):
     run = learn(make_world(tmp_path, "hide"), tmp_path / "run")
-    with pytest.raises(ConfigError, match="cannot say what is foreign"):
+    with pytest.raises(ConfigError, match="cannot detect unknown inputs"):
         foreign_study(run)
 
 

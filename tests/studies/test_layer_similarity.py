@@ -7,7 +7,7 @@ import pytest
 
 from hidecmoe_jax.models.config import DecoderConfig, LlavaConfig, TextConfig, VisionConfig
 from hidecmoe_jax.models.llava import Prompt, init_model, layer_features
-from hidecmoe_jax.studies.cka import cka, cka_matrices
+from hidecmoe_jax.studies.layer_similarity import cka, cka_matrices
 
 
 @pytest.fixture(scope="module")
