@@ -201,11 +201,12 @@ def test_a_layer_of_merged_copies_is_fused_to_what_the_copies_are_fused_to(fusio
     method = replace(ANCHORS, expand=LayerChoice(1), fusion=fusion, eps=(1.0, 0.5, 0.25))
     learner = routed(method, (0, 1, 2))
     learner = with_factors(learner, np.arange(3), 2, pool.taken(learner.past[LINEARS], 1, 2))
-    first, later = ({"worth": jnp.zeros((4, 3)).at[1, layer].set(1.0)} for layer in (1, 0))
-    merged = edited(method, learner.replace(memory=learner.memory | first), Edit("merge", 1, into=0, mode="linear"))
+    first, later = (jnp.zeros((4, 3)).at[1, layer].set(1.0) for layer in (1, 0))
+    choosing_first = learner.replace(memory=learner.memory.replace(worth=first))
+    merged = edited(method, choosing_first, Edit("merge", 1, into=0, mode="linear"))
 
     def update(found):
-        memory = found.memory | later
+        memory = found.memory.replace(worth=later)
         past = method.fused_again(found.past[LINEARS], memory)
         return surgery.delta(past, method.fused_gains(past, memory))
 
