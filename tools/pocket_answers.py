@@ -1,9 +1,8 @@
-"""What the finished pocket model answers by itself: questions about pictures that no stage has drawn.
+"""Zero-shot accuracy of the pocket model on its pre-training kinds of questions, with pictures that no stage drew.
 
-An answer counts if it is exactly right; a box if it overlaps the true one by half, as the stream's own scorer has it.
-
-Linear probes say what the towers see; this says what the decoder makes of it, kind by kind of question. A task can
-only be learned quickly if the kinds it is made of are answered here.
+An answer counts if it is equal to the reference; a box if it overlaps the true one by more than half, as in the
+stream's scorer `iou`. Linear probes (pocket_probe.py) measure the towers; this measures the decoder, by kind of
+question. A task can only be learned quickly if the kinds it is made of are answered here.
 
     python tools/pocket_answers.py                 the shipped model, 220 pictures
     python tools/pocket_answers.py --from FOLDER   another one
@@ -16,6 +15,7 @@ import json
 import re
 import tempfile
 from collections import defaultdict
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -27,40 +27,43 @@ from hidecmoe_jax.data.pocket.language import questions
 from hidecmoe_jax.data.pocket.picture import COLOURS, SHAPES
 from hidecmoe_jax.scoring.boxes import iou
 
-SEED, FAMILIES = 999, ("scene", "character", "word", "chart", "mixed", "scene")
+SEED = 999
+FAMILIES = ("scene", "character", "word", "chart", "mixed", "scene")
 _NAMES = re.compile(rf"\b({'|'.join((*COLOURS, *SHAPES))})(?:e?s)?\b")
 
 
 def kind_of(family: str, question: str) -> str:
     """A question without the things it names: `scene: What colour is the SHAPE?`."""
-    return f"{family}: " + _NAMES.sub(lambda found: "COLOUR" if found[1] in COLOURS else "SHAPE", question)
+    return f"{family}: " + _NAMES.sub(lambda match: "COLOUR" if match[1] in COLOURS else "SHAPE", question)
 
 
-def correct(said: str, truth: str) -> bool:
+def correct(text: str, truth: str) -> bool:
     """Whether an answer counts."""
     if truth.startswith("["):
-        return (iou(said, (truth,)) or 0.0) > 0.5
-    return said.strip() == truth.strip()
+        return (iou(text, (truth,)) or 0.0) > 0.5
+    return text.strip() == truth.strip()
 
 
 def answered(source: str, pictures: int) -> dict[str, list[bool]]:
     """Whether each answer counts, by kind of question."""
-    rng, shown, asked, right, kinds = np.random.default_rng(SEED), [], [], [], []
+    rng = np.random.default_rng(SEED)
+    images, prompts, references, kinds = [], [], [], []
     with tempfile.TemporaryDirectory() as folder:
         for number in range(pictures):
             family = FAMILIES[number % len(FAMILIES)]
-            picture, path = draw(family, rng), Path(folder) / f"{number}.png"
+            picture = draw(family, rng)
+            path = Path(folder) / f"{number}.png"
             Image.fromarray(picture.pixels).save(path)
             for question, answer in questions(picture, rng, most=4):
-                shown.append([path])
-                asked.append(question)
-                right.append(answer)
+                images.append([path])
+                prompts.append(question)
+                references.append(answer)
                 kinds.append(kind_of(family, question))
-        written = hj.load(source).generate(shown, asked, max_new_tokens=24)
-    found = defaultdict(list)
-    for kind, answer, one in zip(kinds, right, written, strict=True):
-        found[kind].append(correct(one.text, answer))
-    return found
+        written = hj.load(source).generate(images, prompts, max_new_tokens=24)
+    marks = defaultdict(list)
+    for kind, reference, answer in zip(kinds, references, written, strict=True):
+        marks[kind].append(correct(answer.text, reference))
+    return marks
 
 
 def main() -> None:
@@ -71,9 +74,9 @@ def main() -> None:
     parser.add_argument("--least", type=int, default=8, help="kinds with fewer questions are not listed")
     parser.add_argument("--out", type=Path, help="write the table there as JSON")
     options = parser.parse_args()
-    found = answered(options.source, options.pictures)
-    every = [one for hits in found.values() for one in hits]
-    table = {kind: [round(100 * float(np.mean(hits)), 1), len(hits)] for kind, hits in found.items()}
+    marks = answered(options.source, options.pictures)
+    every = list(chain.from_iterable(marks.values()))
+    table = {kind: [round(100 * float(np.mean(hits)), 1), len(hits)] for kind, hits in marks.items()}
     table = dict(sorted(table.items(), key=lambda item: -item[1][1]))
     print(f"{100 * np.mean(every):5.1f} %  of {len(every)} questions are answered")
     for kind, (percent, count) in table.items():

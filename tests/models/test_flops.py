@@ -34,7 +34,7 @@ def test_depths_follow_the_config():
 
 
 def test_routing_costs_at_most_half_a_percent_at_7b():
-    config, session = llava_7b(), flops.Session()
+    config, session = llava_7b(), flops.Workload()
     assert session.tokens == 640 and session.experts * session.rank == 48
     result = flops.measure(config, session)
     assert 1.0 < result["ratio"] <= flops.LIMIT == 1.005

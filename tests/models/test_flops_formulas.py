@@ -50,7 +50,7 @@ def world():
 
 @pytest.mark.parametrize("clip", [False, True])
 def test_a_forward_with_its_towers(clip):
-    session = bench.Session(tokens=TOKENS)
+    session = bench.Workload(tokens=TOKENS)
     depth = bench.Depth(2, 1, 0, 1) if clip else bench.Depth(1, 0, 1, 0)
     whole = bench.count(THIN, session, depth, routed=clip)
     added = [flops.Experts(1, session.experts, session.rank, site_shapes(THIN.decoder), False)] if clip else []

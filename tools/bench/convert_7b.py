@@ -1,7 +1,7 @@
 """Converts a random checkpoint of 7B shape, made on the fly, and reports peak memory, disk and speed.
 
 The checkpoint has the hub's names, bfloat16, in shards of about 5 GB, and a CLIP ViT-L/14 folder beside it. Peak memory
-is what the process holds of its own (RssAnon): pages of mapped files belong to the page cache and are given back on
+is the anonymous memory of the process (RssAnon): pages of mapped files belong to the page cache and are released on
 demand. The limit that the project promises is 8 GiB.
 
 Examples:
@@ -50,14 +50,17 @@ def tensors(config: LlavaConfig, layout: str) -> dict[str, tuple[int, ...]]:
     """Names and shapes of a checkpoint of this layout."""
     template = jax.eval_shape(lambda: init_model(config, jax.random.key(0))).params
     shapes = {path: leaf.shape for path, leaf in trees.flatten(template).items()}
-    found = {}
-    for prefix, (_, part) in zip(PREFIX[layout], LAYOUTS[layout], strict=True):
-        for name, rule in part.items():
+    named = {}
+    for prefix, (_, rules) in zip(PREFIX[layout], LAYOUTS[layout], strict=True):
+        for name, rule in rules.items():
             shape = shapes[rule.leaf]
-            layers = range(shape[0]) if "#" in name else (None,)
-            shape = source_shape(shape[1:] if "#" in name else shape, rule.turn)
-            found |= {f"{prefix}{name.replace('#', str(layer))}": shape for layer in layers}
-    return found
+            # Our leaves of all layers are one array; the source has a tensor a layer, `#` in its name.
+            stacked = "#" in name
+            layers = range(shape[0]) if stacked else (None,)
+            source = source_shape(shape[1:] if stacked else shape, rule.turn)
+            for layer in layers:
+                named[f"{prefix}{name.replace('#', str(layer))}"] = source
+    return named
 
 
 def write(folder: Path, shapes: dict[str, tuple[int, ...]], shard_bytes: int) -> int:
@@ -68,14 +71,18 @@ def write(folder: Path, shapes: dict[str, tuple[int, ...]], shard_bytes: int) ->
         if sum(2 * int(np.prod(s)) for s in shards[-1].values()) > shard_bytes:
             shards.append({})
         shards[-1][name] = shape
-    rng, weight_map, total = np.random.default_rng(0), {}, 0
+    rng = np.random.default_rng(0)
+    weight_map = {}
+    total = 0
     for number, shard in enumerate(shards):
         file = folder / f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors"
-        header, at = {}, 0
+        header = {}
+        offset = 0
         for name, shape in shard.items():
             size = 2 * int(np.prod(shape))
-            header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [at, at + size]}
-            at, weight_map[name] = at + size, file.name
+            header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [offset, offset + size]}
+            offset += size
+            weight_map[name] = file.name
         text = json.dumps(header).encode()
         with open(file, "wb") as stream:
             stream.write(len(text).to_bytes(8, "little") + text)
@@ -112,18 +119,19 @@ def configs(config: LlavaConfig) -> tuple[dict, dict]:
     return llava, {"model_type": "clip", "projection_dim": v.projection, "text_config": text, "vision_config": vision}
 
 
-class StageObserver(threading.Thread):
-    """The largest RssAnon of this process while it runs, in bytes."""
+class PeakMemory(threading.Thread):
+    """Records the largest RssAnon of this process while it runs, in bytes."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
-        self.peak, self.over = 0, threading.Event()
+        self.peak = 0
+        self.over = threading.Event()
 
     def run(self) -> None:
         while not self.over.wait(0.02):
             lines = Path("/proc/self/status").read_text().splitlines()
-            own = next(line for line in lines if line.startswith("RssAnon"))
-            self.peak = max(self.peak, int(own.split()[1]) * 1024)
+            anonymous = next(line for line in lines if line.startswith("RssAnon"))
+            self.peak = max(self.peak, int(anonymous.split()[1]) * 1024)
 
 
 def measure(config: LlavaConfig, root: Path, layout: str, shard_bytes: int) -> dict:
@@ -131,16 +139,16 @@ def measure(config: LlavaConfig, root: Path, layout: str, shard_bytes: int) -> d
     for folder, kind, settings in zip((root / "llava", root / "clip"), PREFIX, configs(config), strict=True):
         write(folder, tensors(config, kind), shard_bytes)
         (folder / "config.json").write_text(json.dumps(settings))
-    watch = StageObserver()
-    watch.start()
+    memory = PeakMemory()
+    memory.start()
     began = time.monotonic()
     report = convert(root / "llava", root / "out", clip=root / "clip", layout=layout)
     wall = time.monotonic() - began
-    watch.over.set()
-    watch.join()
+    memory.over.set()
+    memory.join()
     print("\n".join(report.lines()))
     return {
-        "bytes": report.nbytes, "layout": report.layout, "peak_own_bytes": watch.peak, "limit_bytes": LIMIT,
+        "bytes": report.nbytes, "layout": report.layout, "peak_own_bytes": memory.peak, "limit_bytes": LIMIT,
         "disk_bytes": report.disk, "wall_seconds": round(wall, 1), "write_seconds": round(report.seconds, 1),
         "mb_per_second": round(report.nbytes / 2**20 / report.seconds), "cores": os.cpu_count(),
     }  # fmt: skip
@@ -148,24 +156,24 @@ def measure(config: LlavaConfig, root: Path, layout: str, shard_bytes: int) -> d
 
 def main() -> int:
     """Measures and prints; 1 where the memory limit was broken."""
-    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    words.add_argument("--size", choices=("toy", "7b"), default="toy")
-    words.add_argument("--layout", choices=("auto", "file", "sharded"), default="auto")
-    words.add_argument(
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=("toy", "7b"), default="toy")
+    parser.add_argument("--layout", choices=("auto", "file", "sharded"), default="auto")
+    parser.add_argument(
         "--folder", type=Path, help="where the files go (needs room for three copies); default: temporary"
     )
-    words.add_argument("--out", type=Path, help="JSON file for the numbers")
-    given = words.parse_args()
-    root = Path(tempfile.mkdtemp(dir=given.folder))
+    parser.add_argument("--out", type=Path, help="JSON file for the numbers")
+    chosen = parser.parse_args()
+    root = Path(tempfile.mkdtemp(dir=chosen.folder))
     try:
-        config, shard = (TOY, 4 * 2**20) if given.size == "toy" else (llava_7b(), 5 * 10**9)
-        found = {"size": given.size} | measure(config, root, given.layout, shard)
+        config, shard = (TOY, 4 * 2**20) if chosen.size == "toy" else (llava_7b(), 5 * 10**9)
+        result = {"size": chosen.size} | measure(config, root, chosen.layout, shard)
     finally:
         shutil.rmtree(root)
-    print(json.dumps(found, indent=1))
-    if given.out:
-        given.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    return int(found["peak_own_bytes"] > LIMIT)
+    print(json.dumps(result, indent=1))
+    if chosen.out:
+        chosen.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    return int(result["peak_own_bytes"] > LIMIT)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,13 @@
-"""What routing costs: floating-point operations of HiDe's routed forward against the same model with
-everything merged.
+"""Cost of routing: floating-point operations of HiDe's routed forward pass against the same model with everything
+merged.
 
-Counted by the compiler (`lowered.cost_analysis()`), on shapes only: no weight is ever made. A compiler
-counts the body of a scan once, so the programs here are unrolled: every kind of layer (vision, text, merged
-decoder, routed decoder) appears once, then once more, and the difference is that kind's price; the full
-depth is the sum. The merged model runs the towers as LLaVA does (vision up to the feature layer, no text
-tower, no gate) and folds all experts into its weights. The routed one pays for the vision tower's last
-layer and class projection, the text tower, the cosine gate, and low-rank experts at the top layer. Both
-write the logits of the last position only, as a prefill does, which makes the routed part weigh more, not
-less.
+Counted by the compiler (`lowered.cost_analysis()`), on shapes only: no weights are allocated. A compiler counts the
+body of a scan once, so the programs here are unrolled: every kind of layer (vision, text, merged decoder, routed
+decoder) appears once, then once more, and the difference is the price of that kind; the full depth is the sum. The
+merged model runs the towers as LLaVA does (vision up to the feature layer, no text tower, no gate) and folds all
+experts into its weights. The routed model adds the vision tower's last layer and class projection, the text tower,
+the cosine gate, and low-rank experts at the top layer. Both compute the logits of the last position only, as a
+prefill does, which makes the routed part weigh more, not less.
 
     python tools/bench/flops.py        LLaVA-1.5-7B, 640 tokens, six experts of rank 8; writes docs/benchmarks
     python tools/bench/flops.py --toy  a toy, also counted in full to check the extrapolation
@@ -43,7 +42,7 @@ RESULT = Path(__file__).resolve().parents[2] / "docs" / "benchmarks" / "flops.js
 
 
 @dataclass(frozen=True)
-class Session:
+class Workload:
     """One picture, `tokens` positions in all, `experts` of `rank` at the seven linears of the top layer."""
 
     tokens: int = 640
@@ -62,13 +61,13 @@ class Depth:
     routed: int
 
 
-def toy() -> tuple[LlavaConfig, Session]:
+def toy() -> tuple[LlavaConfig, Workload]:
     """A few layers of each kind, wide enough to look like the real one."""
     c = llava_7b()
     vision = replace(c.vision, image_size=28, width=32, layers=4, heads=2, hidden=64, projection=16)
     text = replace(c.text, vocabulary=50, context=8, width=16, layers=3, heads=2, hidden=32, projection=16, eos_token=2)
     decoder = replace(c.decoder, vocabulary=60, width=64, hidden=96, layers=4, heads=4, kv_heads=4, head_width=16)
-    return replace(c, vision=vision, text=text, decoder=decoder, image_token=4), Session(tokens=12)
+    return replace(c, vision=vision, text=text, decoder=decoder, image_token=4), Workload(tokens=12)
 
 
 def full_depth(config: LlavaConfig, *, routed: bool) -> Depth:
@@ -83,10 +82,8 @@ def _vision(params: dict, config: LlavaConfig, pixels, depth: Depth, *, routed: 
     """Patches and, for the gate, the projected class token; `depth.vision` blocks in a Python loop."""
     v = config.vision
     x = clip.VisionStem(v, "float32").apply({"params": params["stem"]}, pixels.astype(jnp.dtype(config.dtype)))
-    block, layer = (
-        clip.ClipBlock(v.heads, v.hidden, v.activation, v.epsilon, "float32"),
-        _first(params["layers"]),
-    )
+    block = clip.ClipBlock(v.heads, v.hidden, v.activation, v.epsilon, "float32")
+    layer = _first(params["layers"])
     states = [x]
     for _ in range(depth.vision):
         states.append(block.apply({"params": layer}, states[-1], None))
@@ -101,10 +98,8 @@ def _text(params: dict, config: LlavaConfig, ids, depth: Depth):
     t = config.text
     causal = jnp.tril(jnp.ones((ids.shape[1], ids.shape[1]), bool))[None, None]
     x = clip.TextStem(t, "float32", config.dtype).apply({"params": params["stem"]}, ids)
-    block, layer = (
-        clip.ClipBlock(t.heads, t.hidden, t.activation, t.epsilon, "float32"),
-        _first(params["layers"]),
-    )
+    block = clip.ClipBlock(t.heads, t.hidden, t.activation, t.epsilon, "float32")
+    layer = _first(params["layers"])
     for _ in range(depth.text):
         x = block.apply({"params": layer}, x, causal)
     end = jnp.argmax(ids == t.eos_token, axis=1)
@@ -119,23 +114,26 @@ def _first(stacked: dict) -> dict:
 
 def _decoder(params: dict, config: LlavaConfig, x, depth: Depth, voice: LayerVoice | None):
     """Final hidden state of the last position; merged blocks first, routed ones on top."""
-    c, length = config.decoder, x.shape[1]
+    c = config.decoder
+    length = x.shape[1]
     positions = jnp.broadcast_to(jnp.arange(length), x.shape[:2])
     causal = jnp.tril(jnp.ones((length, length), bool))[None, None]
-    block, layer = DecoderBlock(c, "float32"), {"params": _first(params["layers"])}
-    for heard in [()] * depth.merged + [(voice,)] * depth.routed:
-        x, _, _ = block.apply(layer, x, positions, causal, heard, lambda k, v: (k, v, None))
+    block = DecoderBlock(c, "float32")
+    layer = {"params": _first(params["layers"])}
+    for voices in [()] * depth.merged + [(voice,)] * depth.routed:
+        x, _, _ = block.apply(layer, x, positions, causal, voices, lambda k, v: (k, v, None))
     return RMSNorm(c.epsilon).apply({"params": params["norm"]}, x[:, -1:])
 
 
-def forward(params, inputs, config: LlavaConfig, session: Session, depth: Depth, *, routed: bool):
+def forward(params, inputs, config: LlavaConfig, workload: Workload, depth: Depth, *, routed: bool):
     """Logits [B, 1, V] of the unrolled program; the `depth` layers of a kind share one layer's weights."""
     patches, image = _vision(params["vision"], config, inputs["pixels"], depth, routed=routed)
     voice = None
     if routed:
         text = _text(params["text"], config, inputs["text"], depth)
-        there = jnp.ones((session.batch,), bool)
-        scores = gate(inputs["anchors"], Pooled(image, there, text, there), jnp.ones((session.experts,), bool))
+        present = jnp.ones((workload.batch,), bool)
+        pooled = Pooled(image, present, text, present)
+        scores = gate(inputs["anchors"], pooled, jnp.ones((workload.experts,), bool))
         routing = Routing(scores.weight_BN[None])
         voice = LayerVoice(inputs["a"], inputs["b"], routing.gain_LBS[0], None, None, 2.0, 0, 0.0)
     model = Model(params, config)
@@ -143,7 +141,7 @@ def forward(params, inputs, config: LlavaConfig, session: Session, depth: Depth,
     return head(model, _decoder(params["decoder"], config, x, depth, voice))
 
 
-def abstract_inputs(config: LlavaConfig, session: Session) -> tuple[dict, dict]:
+def abstract_inputs(config: LlavaConfig, workload: Workload) -> tuple[dict, dict]:
     """Shapes and dtypes of a one-layer model's parameters and of one batch; nothing is allocated."""
     thin = replace(
         config,
@@ -152,7 +150,7 @@ def abstract_inputs(config: LlavaConfig, session: Session) -> tuple[dict, dict]:
         decoder=replace(config.decoder, layers=1),
     )
     params = jax.eval_shape(lambda: nn.unbox(init_model(thin, jax.random.key(0)).params))
-    batch, experts, rank = session.batch, session.experts, session.rank
+    batch, experts, rank = workload.batch, workload.experts, workload.rank
     sites, size = site_shapes(config.decoder), config.vision.image_size
 
     def shape(*sides, dtype="float32"):
@@ -161,7 +159,7 @@ def abstract_inputs(config: LlavaConfig, session: Session) -> tuple[dict, dict]:
     counts = shape(experts, dtype="int32")
     inputs = {
         "pixels": shape(batch, size, size, 3),
-        "tokens": shape(batch, session.tokens, dtype="int32"),
+        "tokens": shape(batch, workload.tokens, dtype="int32"),
         "text": shape(batch, config.text.context, dtype="int32"),
         "anchors": Anchors(shape(experts, config.vision.projection), counts, shape(experts, config.text.width), counts),
         "a": {site: shape(d, experts, rank, dtype=config.param_dtype) for site, (d, _) in sites.items()},
@@ -170,14 +168,14 @@ def abstract_inputs(config: LlavaConfig, session: Session) -> tuple[dict, dict]:
     return params, inputs
 
 
-def count(config: LlavaConfig, session: Session, depth: Depth, *, routed: bool) -> float:
+def count(config: LlavaConfig, workload: Workload, depth: Depth, *, routed: bool) -> float:
     """Operations of one unrolled program, by the compiler."""
-    params, inputs = abstract_inputs(config, session)
-    lowered = jax.jit(lambda p, i: forward(p, i, config, session, depth, routed=routed)).lower(params, inputs)
+    params, inputs = abstract_inputs(config, workload)
+    lowered = jax.jit(lambda p, i: forward(p, i, config, workload, depth, routed=routed)).lower(params, inputs)
     return float(lowered.cost_analysis()["flops"])
 
 
-def extrapolated(config: LlavaConfig, session: Session, *, routed: bool) -> dict:
+def extrapolated(config: LlavaConfig, workload: Workload, *, routed: bool) -> dict:
     """Operations of the full depth, from programs with one and two layers of each kind.
 
     Returns:
@@ -186,19 +184,19 @@ def extrapolated(config: LlavaConfig, session: Session, *, routed: bool) -> dict
     whole = full_depth(config, routed=routed)
     kinds = [kind for kind, layers in asdict(whole).items() if layers]
     one = Depth(**{kind: int(kind in kinds) for kind in asdict(whole)})
-    base = count(config, session, one, routed=routed)
-    price = {k: count(config, session, replace(one, **{k: 2}), routed=routed) - base for k in kinds}
+    base = count(config, workload, one, routed=routed)
+    price = {k: count(config, workload, replace(one, **{k: 2}), routed=routed) - base for k in kinds}
     rest = base - sum(price.values())
     return {"total": rest + sum(getattr(whole, k) * price[k] for k in kinds), "rest": rest, "layer": price}
 
 
-def expert_products(config: LlavaConfig, session: Session) -> int:
+def expert_products(config: LlavaConfig, workload: Workload) -> int:
     """Matrix products that one routed layer has beyond a merged one, read off the traced program."""
-    params, inputs = abstract_inputs(config, session)
+    params, inputs = abstract_inputs(config, workload)
 
     def products(merged: int, routed: int) -> int:
         depth = Depth(1, 1, merged, routed)
-        traced = jax.make_jaxpr(lambda p, i: forward(p, i, config, session, depth, routed=True))(params, inputs)
+        traced = jax.make_jaxpr(lambda p, i: forward(p, i, config, workload, depth, routed=True))(params, inputs)
         return _dots(traced.jaxpr)
 
     return products(1, 1) - products(2, 0)
@@ -209,16 +207,16 @@ def _dots(jaxpr) -> int:
     return inner + sum(equation.primitive.name == "dot_general" for equation in jaxpr.eqns)
 
 
-def measure(config: LlavaConfig, session: Session) -> dict:
+def measure(config: LlavaConfig, workload: Workload) -> dict:
     """Both counts, their ratio, and where the difference goes."""
-    merged, routed = (extrapolated(config, session, routed=r) for r in (False, True))
+    merged, routed = (extrapolated(config, workload, routed=r) for r in (False, True))
     return {
         "ratio": routed["total"] / merged["total"],
         "limit": LIMIT,
         "merged": merged,
         "routed": routed,
-        "expert_products_of_a_layer": expert_products(config, session),
-        "setting": asdict(session),
+        "expert_products_of_a_layer": expert_products(config, workload),
+        "setting": asdict(workload),
         "layers": {
             "merged": asdict(full_depth(config, routed=False)),
             "routed": asdict(full_depth(config, routed=True)),
@@ -242,17 +240,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--toy", action="store_true", help="count a toy, in full as well")
     parser.add_argument("--out", type=Path, help="JSON file to write (default for 7B: docs/benchmarks/flops.json)")
-    given = parser.parse_args()
-    config, session = toy() if given.toy else (llava_7b(), Session())
-    result = {"what": "LLaVA-1.5-7B" if not given.toy else "toy", **measure(config, session)}
-    if given.toy:
+    chosen = parser.parse_args()
+    config, workload = toy() if chosen.toy else (llava_7b(), Workload())
+    result = {"what": "LLaVA-1.5-7B" if not chosen.toy else "toy", **measure(config, workload)}
+    if chosen.toy:
         result["counted_in_full"] = {
-            name: count(config, session, full_depth(config, routed=routed), routed=routed)
+            name: count(config, workload, full_depth(config, routed=routed), routed=routed)
             for name, routed in (("merged", False), ("routed", True))
         }
     print(f"{result['what']}: merged {result['merged']['total']:.4e}, routed {result['routed']['total']:.4e}")
     print(f"ratio {result['ratio']:.6f} (at most {LIMIT} at 7B)")
-    write_record(result, given.out or (None if given.toy else RESULT))
+    write_record(result, chosen.out or (None if chosen.toy else RESULT))
 
 
 if __name__ == "__main__":

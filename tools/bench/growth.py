@@ -1,10 +1,10 @@
 """What one more task costs when there are many: storage, step time, time to find the task, memory, compilations.
 
-The seven pocket tasks are drawn again and again with other seeds under other names, so a stream is as long as one
-likes. Every method learns it with room for all tasks from the start (`capacity`), as a run does that knows its length,
-and after every task the same batch of questions to the first task is answered. What must stay flat is everything but
-what is stored: shapes never change, so nothing compiles after the first tasks of a kind (of one padded length), and
-no step or answer gets slower. Each method runs in a process of its own, for its peak of memory is its own as well.
+The seven pocket tasks are drawn repeatedly with other seeds and names, so a stream has any length. Every method learns
+it with slots for all tasks from the start (`capacity`), as a run of known length does, and after every task the same
+batch of the first task's questions is answered. Everything but storage must stay flat: shapes never change, so nothing
+compiles after the first tasks of a kind (of one padded length), and no step or answer gets slower. Each method runs in
+a separate process, so that peak memory is measured per method.
 
     python tools/bench/growth.py          12 tasks on the pocket model; writes docs/benchmarks/growth.json and .png
     python tools/bench/growth.py --toy    5 tasks on a tiny random model, about a minute; writes to --out alone
@@ -45,7 +45,7 @@ from hidecmoe_jax.storage.signals import graceful_stop
 METHODS = {name: f"pocket/{name}" for name in ("hide", "cmoe", "cmoe_uniform", "hidecmoe")}
 RESULT = Path(__file__).resolve().parents[2] / "docs" / "benchmarks" / "growth.json"
 COMPILED = "/jax/core/compile/backend_compile_duration"
-# The library's own programs; all else that compiles are single operations of surgery on the host's side.
+# The library's jitted programs; everything else that compiles is a single operation of surgery, run from the host.
 PROGRAMS = ("take_step", "_write", "decide", "prompt_state")
 PANELS = (
     ("archived_bytes", "bytes added to the archive", 1e-3, "kB"),
@@ -78,7 +78,8 @@ def draw(root: Path, size: Size) -> list[Path]:
     """Folders of the tasks: the pocket's in their order, in the next round again with another seed."""
     folders = []
     for number in range(size.tasks):
-        seed, name = 100 + number // len(TASKS), TASKS[number % len(TASKS)]
+        seed = 100 + number // len(TASKS)
+        name = TASKS[number % len(TASKS)]
         folder = root / f"{name}-{seed}"
         write_task(folder, name, seed=seed, counts={"train": size.train, "val": 4, "test": size.asked})
         folders.append(folder)
@@ -121,50 +122,57 @@ def finder(session: Session) -> Callable:
 
 
 def least(repeats: int, work: Callable[[], object]) -> float:
-    """Shortest of some runs in seconds, after one that may compile: what disturbs a clock only ever adds."""
+    """Shortest of some runs in seconds, after one that may compile. The minimum, because disturbances only add time."""
     jax.block_until_ready(work())
-    taken = []
+    durations = []
     for _ in range(repeats):
         start = time.perf_counter()
         jax.block_until_ready(work())
-        taken.append(time.perf_counter() - start)
-    return min(taken)
+        durations.append(time.perf_counter() - start)
+    return min(durations)
 
 
-def serve(run: SeedRun, kept: list, size: Size, decide: Callable) -> dict[str, float]:
+def serve(run: SeedRun, archive: list, size: Size, decide: Callable) -> dict[str, float]:
     """Seconds to find one sample's task and to answer one batch, always the first task's questions."""
-    session, task = run.session, run.session.stream.tasks[0]
-    records, label = session.test(task)[: size.asked], f"{task.name} asked"
-    serving = session.config.method.serve(session.model, run.rows.learner_after(kept))
-    engine, inputs = session.engine, session.engine.inputs(records, label)
-    seen = inputs.frozen()
+    session = run.session
+    task = session.stream.tasks[0]
+    records = session.test(task)[: size.asked]
+    serving = session.config.method.serve(session.model, run.rows.learner_after(archive))
+    engine = session.engine
+    inputs = engine.inputs(records, f"{task.name} asked")
+    frozen = inputs.frozen()
 
     def answer():
-        decision, key = engine.decide(serving, inputs), session.answer_key(task, 0)
+        decision = engine.decide(serving, inputs)
+        key = session.answer_key(task, 0)
         batches = engine.answer(serving, inputs, decision, key=key, length=session.prompt_length)
         return [[answer.weights for answer in batch] for batch in batches]
 
-    found = least(size.repeats, lambda: decide(serving, seen))
-    return {"find_seconds": found / len(records), "answer_seconds": least(size.repeats, answer)}
+    find = least(size.repeats, lambda: decide(serving, frozen))
+    return {"find_seconds": find / len(records), "answer_seconds": least(size.repeats, answer)}
 
 
 def peak_mib() -> dict[str, float]:
-    """Most memory this process has held so far, and the device if it keeps count."""
-    unit = 2**20 if sys.platform == "darwin" else 2**10
+    """Peak memory of this process so far, and of the device where it reports it, in MiB."""
+    unit = 2**20 if sys.platform == "darwin" else 2**10  # macOS reports bytes, Linux KiB
+    peak = {"peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit}
     device = jax.local_devices()[0].memory_stats() or {}
-    held = {"peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit}
-    return held | ({"device_peak_mib": device["peak_bytes_in_use"] / 2**20} if "peak_bytes_in_use" in device else {})
+    if "peak_bytes_in_use" in device:
+        peak["device_peak_mib"] = device["peak_bytes_in_use"] / 2**20
+    return peak
 
 
-def learned(run: SeedRun, number: int, kept: list, size: Size, decide: Callable) -> dict[str, object]:
-    """Learns one task and measures what it cost; `kept` gets its archive."""
-    session, method = run.session, run.session.config.method
-    run.learn(number, (number,), kept)
-    groups, record = run.ledger.load(number)[0], run.ledger.tasks()[number]
-    kept.append(groups)
+def learned(run: SeedRun, number: int, archive: list, size: Size, decide: Callable) -> dict[str, object]:
+    """Learns one task and measures what it cost; its groups are appended to `archive`."""
+    session = run.session
+    method = session.config.method
+    run.learn(number, (number,), archive)
+    groups, _ = run.ledger.load(number)
+    record = run.ledger.tasks()[number]
+    archive.append(groups)
     lines = Curve(run.folder.metrics).read()
     steps = [line["seconds"] for line in lines if line["at"][0] == number and line["stage"] == "tune"]
-    stored = method.sizes(session.model, run.rows.learner_after(kept))["stored"]
+    stored = method.sizes(session.model, run.rows.learner_after(archive))["stored"]
     return {
         "task": record.name,
         "shape": list(session.shapes[number]),
@@ -173,7 +181,7 @@ def learned(run: SeedRun, number: int, kept: list, size: Size, decide: Callable)
         "stored": sum(stored.values()),
         "stored_parameters": stored,
         "step_seconds": statistics.median(steps[1:] or steps),
-        **serve(run, kept, size, decide),
+        **serve(run, archive, size, decide),
         **peak_mib(),
     }
 
@@ -187,16 +195,19 @@ def curve(method: str, folder: Path, tasks: list[Path], base: str, size: Size) -
             counts[str(about.get("fun_name")).removeprefix("jit(").removesuffix(")")] += 1
 
     jax.monitoring.register_event_duration_secs_listener(note)
-    session, kept, rows = open_session(config_of(method, tasks, base, size)), [], []
+    session = open_session(config_of(method, tasks, base, size))
+    archive: list = []
+    rows = []
     decide = finder(session)
     with graceful_stop() as stop:
         run = SeedRun(session, RunFolder(folder).seed(0), 0, Options(), stop)
         run.folder.mkdir(parents=True)
         for number in range(size.tasks):
             counts.clear()
-            row = learned(run, number, kept, size, decide)
-            own = {name: counts[name] for name in PROGRAMS if counts[name]}
-            rows.append(row | {"programs": sum(own.values()), "compiled": counts.total(), "by_program": own})
+            row = learned(run, number, archive, size, decide)
+            by_program = {name: counts[name] for name in PROGRAMS if counts[name]}
+            programs = sum(by_program.values())
+            rows.append(row | {"programs": programs, "compiled": counts.total(), "by_program": by_program})
             print(f"{method} {row['task']}: {rows[-1]['programs']} programs, {row['step_seconds']:.3f} s a step")
     return rows
 
@@ -209,7 +220,10 @@ def draw_figure(result: dict) -> bytes:
             style = {"color": PALETTE[place], "marker": MARKERS[place], "linestyle": DASHES[place % len(DASHES)]}
             values = [scale * row[key] for row in rows]
             axis.plot(range(1, len(rows) + 1), values, label=method, markersize=4.5, linewidth=1.6, **style)
-        axis.set_ylim(0, 1.1 * max([1e-9, *(scale * row[key] for rows in result["methods"].values() for row in rows)]))
+        highest = 1e-9  # a panel of zeros still needs a scale
+        for rows in result["methods"].values():
+            highest = max([highest, *(scale * row[key] for row in rows)])
+        axis.set_ylim(0, 1.1 * highest)
         axis.grid(axis="y", color=GRID)
         axis.set_xticks(range(1, result["size"]["tasks"] + 1))
         titles(axis, title, x="tasks learned", y=unit)
@@ -219,26 +233,28 @@ def draw_figure(result: dict) -> bytes:
 
 def measure(methods: list[str], size: Size, *, toy: bool) -> dict:
     """Every method's curve, each from a process of its own."""
-    found = {}
+    results = {}
     with tempfile.TemporaryDirectory(prefix="growth-") as name:
         root = Path(name)
         tasks = draw(root / "tasks", size)
         for method in methods:
-            given = {"method": method, "folder": str(root / method), "toy": toy, "size": asdict(size)}
-            given |= {"tasks": [str(task) for task in tasks], "out": str(root / f"{method}.json")}
+            order = {"method": method, "folder": str(root / method), "toy": toy, "size": asdict(size)}
+            order |= {"tasks": [str(task) for task in tasks], "out": str(root / f"{method}.json")}
             # This process never touches the device: one that holds its memory would starve the others.
-            subprocess.run([sys.executable, __file__, "--part", json.dumps(given)], check=True)
-            found[method] = json.loads(Path(given["out"]).read_text())
-    facts = {"what": "toy" if toy else "pocket model", "device": found[methods[0]]["device"], "size": asdict(size)}
-    return facts | {"methods": {method: part["rows"] for method, part in found.items()}}
+            subprocess.run([sys.executable, __file__, "--part", json.dumps(order)], check=True)
+            results[method] = json.loads(Path(order["out"]).read_text())
+    facts = {"what": "toy" if toy else "pocket model", "device": results[methods[0]]["device"], "size": asdict(size)}
+    return facts | {"methods": {method: result["rows"] for method, result in results.items()}}
 
 
-def part(given: dict) -> None:
-    """The work of one process."""
-    tasks, size, folder = [Path(task) for task in given["tasks"]], Size(**given["size"]), Path(given["folder"])
-    base = str(toy_base(folder / "base")) if given["toy"] else "pocket"
-    found = {"rows": curve(given["method"], folder, tasks, base, size), "device": jax.devices()[0].device_kind}
-    Path(given["out"]).write_text(json.dumps(found))
+def measure_one(order: dict) -> None:
+    """The work of one process: one method's curve, written as JSON."""
+    folder = Path(order["folder"])
+    base = str(toy_base(folder / "base")) if order["toy"] else "pocket"
+    tasks = [Path(task) for task in order["tasks"]]
+    rows = curve(order["method"], folder, tasks, base, Size(**order["size"]))
+    result = {"rows": rows, "device": jax.devices()[0].device_kind}
+    Path(order["out"]).write_text(json.dumps(result))
 
 
 def main() -> None:
@@ -249,14 +265,14 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--out", type=Path, help="JSON file; by default docs/benchmarks/growth.json, none for a toy")
     parser.add_argument("--part", type=json.loads, help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.part is not None:
-        part(given.part)
+    chosen = parser.parse_args()
+    if chosen.part is not None:
+        measure_one(chosen.part)
         return
-    size = TOY if given.toy else Size()
-    size = replace(size, tasks=given.tasks or size.tasks)
-    result = measure(given.methods, size, toy=given.toy)
-    out = given.out or (None if given.toy else RESULT)
+    size = TOY if chosen.toy else Size()
+    size = replace(size, tasks=chosen.tasks or size.tasks)
+    result = measure(chosen.methods, size, toy=chosen.toy)
+    out = chosen.out or (None if chosen.toy else RESULT)
     write_record(result, out)
     if out is not None:
         out.with_suffix(".png").write_bytes(draw_figure(result))

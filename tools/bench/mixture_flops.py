@@ -1,9 +1,9 @@
 """What a token-routed mixture costs: floating-point operations of LLaVA-CMoE's forward against the plain model.
 
 Counted by the compiler on shapes alone, unrolled, with one and two layers of each kind (see `flops.py`). The ideal
-share is what two skinny products per expert site would cost if gates were free; the gate itself, its top-k and the
-weights on the rank are the rest. The locator reads the plain model's last prompt token, so a query pays for a second
-prefill of the decoder as well (towers and projector are shared); that is listed apart.
+share is the cost of the two low-rank products of every expert site alone; the router, its top-k and the weights on
+the rank are the rest. The locator reads the plain model's last prompt token, so a query needs a second prefill of the
+decoder as well (towers and projector are shared), which is listed separately.
 
     python tools/bench/mixture_flops.py        LLaVA-1.5-7B, 640 tokens, total rank 64 and 128; writes docs/benchmarks
     python tools/bench/mixture_flops.py --toy  a toy
@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flops import Session as Foundation
-from flops import extrapolated, toy, write_record
+from flops import Workload, extrapolated, toy, write_record
 
 from hidecmoe_jax.models.config import LlavaConfig, llava_7b
 from hidecmoe_jax.models.llama import DecoderBlock, LayerVoice, init_decoder, site_shapes
@@ -47,10 +47,10 @@ def _voice(config: LlavaConfig, mix: Mix, batch: int):
     def shape(*sides, dtype="float32"):
         return jax.ShapeDtypeStruct(sides, jnp.dtype(dtype))
 
-    kept = config.param_dtype
+    stored = config.param_dtype
     return LayerVoice(
-        a={site: shape(shapes[site][0], mix.experts, mix.rank, dtype=kept) for site in mix.sites},
-        b={site: shape(mix.experts, mix.rank, shapes[site][1], dtype=kept) for site in mix.sites},
+        a={site: shape(shapes[site][0], mix.experts, mix.rank, dtype=stored) for site in mix.sites},
+        b={site: shape(mix.experts, mix.rank, shapes[site][1], dtype=stored) for site in mix.sites},
         gain_BS=shape(batch, mix.experts),
         router_BDS=shape(batch, width, mix.experts),
         key=None, scale=2.0, top_k=mix.top_k, dropout=0.0,
@@ -68,8 +68,8 @@ def layer_price(config: LlavaConfig, tokens: int, mix: Mix | None, batch: int = 
             positions = jnp.broadcast_to(jnp.arange(tokens), x.shape[:2])
             causal = jnp.tril(jnp.ones((tokens, tokens), bool))[None, None]
             for _ in range(layers):
-                heard = () if voice is None else (voice,)
-                x, _, _ = block.apply({"params": params}, x, positions, causal, heard, lambda k, v: (k, v, None))
+                voices = () if voice is None else (voice,)
+                x, _, _ = block.apply({"params": params}, x, positions, causal, voices, lambda k, v: (k, v, None))
             return x
 
         x = jax.ShapeDtypeStruct((batch, tokens, config.decoder.width), jnp.dtype(config.dtype))
@@ -81,14 +81,16 @@ def layer_price(config: LlavaConfig, tokens: int, mix: Mix | None, batch: int = 
 
 def measure(config: LlavaConfig, tokens: int, mixes: tuple[Mix, ...]) -> dict:
     """Ratios to the plain forward of the whole model, and what is ideal."""
-    plain = extrapolated(config, Foundation(tokens=tokens), routed=False)
-    one, layers = layer_price(config, tokens, None), config.decoder.layers
+    plain = extrapolated(config, Workload(tokens=tokens), routed=False)
+    plain_layer = layer_price(config, tokens, None)
+    layers = config.decoder.layers
     shapes = site_shapes(config.decoder) | {"ffn": (config.decoder.width,) * 2}
-    found = []
+    mixtures = []
     for mix in mixes:
         skinny = sum(2 * tokens * mix.experts * mix.rank * sum(shapes[site]) for site in mix.sites)
-        extra, ideal = layers * (layer_price(config, tokens, mix) - one), layers * skinny / plain["total"]
-        found.append(
+        extra = layers * (layer_price(config, tokens, mix) - plain_layer)
+        ideal = layers * skinny / plain["total"]
+        mixtures.append(
             {
                 "total_rank": mix.experts * mix.rank, "experts": mix.experts, "top_k": mix.top_k,
                 "sites": list(mix.sites), "ratio": 1 + extra / plain["total"], "ideal": 1 + ideal,
@@ -97,9 +99,9 @@ def measure(config: LlavaConfig, tokens: int, mixes: tuple[Mix, ...]) -> dict:
         )  # fmt: skip
     return {
         "plain": plain["total"],
-        "plain_layer": one,
-        "mixtures": found,
-        "second_prefill": layers * one / plain["total"],
+        "plain_layer": plain_layer,
+        "mixtures": mixtures,
+        "second_prefill": layers * plain_layer / plain["total"],
         "tokens": tokens,
     }
 
@@ -109,15 +111,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--toy", action="store_true", help="count a toy")
     parser.add_argument("--out", type=Path, help="JSON file to write (default for 7B: docs/benchmarks)")
-    given = parser.parse_args()
-    config, tokens = (toy()[0], toy()[1].tokens) if given.toy else (llava_7b(), 640)
-    mixes = tuple(Mix(experts, sites=sites) for sites in (("ffn",), LINEARS) for experts in (4, 8))
-    result = {"what": "toy" if given.toy else "LLaVA-1.5-7B", **measure(config, tokens, mixes)}
+    chosen = parser.parse_args()
+    if chosen.toy:
+        config, workload = toy()
+        tokens = workload.tokens
+    else:
+        config, tokens = llava_7b(), 640
+    mixes = tuple(Mix(experts, sites=sites) for sites, experts in product((("ffn",), LINEARS), (4, 8)))
+    result = {"what": "toy" if chosen.toy else "LLaVA-1.5-7B", **measure(config, tokens, mixes)}
     for mix in result["mixtures"]:
         name = f"{'+'.join(mix['sites'])}, total rank {mix['total_rank']}, k {mix['top_k']}"
         print(f"{name}: {mix['ratio']:.5f} x plain (ideal {mix['ideal']:.5f}, at most {mix['limit']:.5f})")
     print(f"second prefill for the locator: {result['second_prefill']:.3f} x plain on top")
-    write_record(result, given.out or (None if given.toy else RESULT))
+    write_record(result, chosen.out or (None if chosen.toy else RESULT))
 
 
 if __name__ == "__main__":
