@@ -11,13 +11,21 @@ from typing import ClassVar
 import jax.numpy as jnp
 from jax import Array
 
-from hidecmoe_jax.locators.standard import checked, presented, standard_room, standardised, with_standard, written
+from hidecmoe_jax.locators.standard import (
+    Standardised,
+    blank_standard,
+    checked_features,
+    masked_scores,
+    standardised,
+    with_row,
+    with_standard,
+)
 from hidecmoe_jax.methods.gates.locator import LocatorGate
 from hidecmoe_jax.methods.routed import Routed
 
 
 @dataclass(frozen=True)
-class NearestMedian:
+class NearestMedian(Standardised):
     """Nearest class median.
 
     Attributes:
@@ -29,22 +37,22 @@ class NearestMedian:
 
     def blank(self, capacity: int, width: int) -> dict[str, Array]:
         """Memory with room for `capacity` tasks: `median_ND` and the standardisation."""
-        return standard_room(width) | {"median_ND": jnp.zeros((capacity, width))}
+        return blank_standard(width) | {"median_ND": jnp.zeros((capacity, width))}
 
     def fit(self, memory: dict[str, Array], task: int, features_ND: Array, *, key: Array) -> dict[str, Array]:
         """The memory with row `task` written from features [N, D]; nothing is random."""
         del key
-        features_ND = checked(features_ND, memory, task, capacity=len(memory["median_ND"]))
+        features_ND = checked_features(features_ND, memory, task, capacity=len(memory["median_ND"]))
         # The first task's mean and deviation standardise the features of all tasks.
         memory = with_standard(memory, features_ND)
         rows_ND = standardised(memory, features_ND, self.clip)
-        return written(memory, task, {"median_ND": jnp.median(rows_ND, axis=0)})
+        return with_row(memory, task, {"median_ND": jnp.median(rows_ND, axis=0)})
 
     def scores(self, memory: dict[str, Array], features_BD: Array, learned_N: Array) -> Array:
         """Higher is nearer, float32 [B, N]; -inf for tasks that are not learned (bool [N])."""
         rows_BD = standardised(memory, features_BD, self.clip)
         offset_BND = rows_BD[:, None] - memory["median_ND"][None]
-        return presented(-jnp.sum(jnp.abs(offset_BND), axis=-1), learned_N)
+        return masked_scores(-jnp.sum(jnp.abs(offset_BND), axis=-1), learned_N)
 
     def size(self, width: int) -> int:
         """Parameters stored per task."""

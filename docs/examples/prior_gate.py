@@ -59,6 +59,10 @@ class PriorGate:
         """Parameters stored per task."""
         return 1
 
+    def flops(self, stored: int, *, model: Model, tasks: int) -> int:
+        """Operations of one decision, for which `stored` numbers are stored: a normalisation over the tasks."""
+        return 2 * stored
+
 
 @dataclass(frozen=True)
 class Priors(Routed):

@@ -1,1 +1,1 @@
-"""Banks of low-rank experts, their surgery, and the routing that makes them speak."""
+"""Banks of low-rank experts, their surgery, and the routing that weighs them."""

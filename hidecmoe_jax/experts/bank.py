@@ -1,13 +1,14 @@
 """Banks of LoRA experts.
 
-A bank holds low-rank experts for named sites of consecutive decoder layers: `slots` of them in every layer,
-each slot with an owner per layer (a task, nobody, or the fusion of several tasks). Its shape never changes
-while capacity lasts, so adding a task is writing into a slot, and one compiled program serves the whole stream.
-A bank says what its experts are, never how loudly they speak: that is `Routing`.
+A bank holds low-rank experts for named sites of consecutive decoder layers: `slots` of them in every layer, each slot
+with an owner per layer (a task, none, or the fusion of several tasks). Its shape never changes while capacity lasts,
+so adding a task is writing into a slot, and one compiled program serves the whole stream. A bank stores the experts
+alone; their weights are those of a `Routing`.
 """
 
 from __future__ import annotations
 
+import chex
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
@@ -22,8 +23,8 @@ class Bank:
     """Experts of one site family.
 
     Attributes:
-      a: site -> [L, D, S, R], the factors that read.
-      b: site -> [L, S, R, F], the factors that write.
+      a: site -> [L, D, S, R], the down projections.
+      b: site -> [L, S, R, F], the up projections.
       owner_LS: int32, the task owning a slot in a layer, or EMPTY, or FUSED.
       scale: multiplies every expert's output (alpha / rank of one expert; arXiv 2106.09685).
       first_layer: decoder layer of the bank's layer 0.
@@ -53,7 +54,7 @@ class Bank:
 
     @property
     def factors(self) -> dict[str, dict[str, Array]]:
-        """The float leaves, as the optimiser sees them."""
+        """The float leaves, as the optimiser takes them."""
         return {"a": self.a, "b": self.b}
 
     def with_factors(self, factors: dict[str, dict[str, Array]]) -> Bank:
@@ -62,12 +63,13 @@ class Bank:
 
 
 def bank_axes(bank: Bank) -> Bank:
-    """Logical axis names with the tree of `bank`: experts are small, only their wide axes are worth cutting."""
-    wide = {"o_proj": "heads", "down_proj": "hidden"}
-    out = {"q_proj": "heads", "k_proj": "heads", "v_proj": "heads", "gate_proj": "hidden", "up_proj": "hidden"}
+    """Logical axis names with the tree of `bank`."""
+    # Experts are small: only the axes that are wide in the base model are worth sharding.
+    input_axis = {"o_proj": "heads", "down_proj": "hidden"}
+    output_axis = {"q_proj": "heads", "k_proj": "heads", "v_proj": "heads", "gate_proj": "hidden", "up_proj": "hidden"}
     return bank.replace(
-        a={site: ("layer", wide.get(site, "width"), "slot", "rank") for site in bank.a},
-        b={site: ("layer", "slot", "rank", out.get(site, "width")) for site in bank.b},
+        a={site: ("layer", input_axis.get(site, "width"), "slot", "rank") for site in bank.a},
+        b={site: ("layer", "slot", "rank", output_axis.get(site, "width")) for site in bank.b},
         owner_LS=("layer", "slot"),
     )
 
@@ -78,11 +80,12 @@ def owned_slots(bank: Bank, owner: int) -> np.ndarray:
     Raises:
       ValueError: if a layer holds the owner twice (one slot per owner and layer).
     """
-    mine = np.asarray(bank.owner_LS) == owner
-    if (mine.sum(axis=1) > 1).any():
-        layer = int(np.argmax(mine.sum(axis=1)))
-        raise ValueError(f"owner {owner} holds {int(mine[layer].sum())} slots of layer {layer}; allowed: one")
-    return np.where(mine.any(axis=1), mine.argmax(axis=1), -1).astype(np.int32)
+    owned_LS = np.asarray(bank.owner_LS) == owner
+    count_L = owned_LS.sum(axis=1)
+    if (count_L > 1).any():
+        layer = int(np.argmax(count_L))
+        raise ValueError(f"owner {owner} holds {int(count_L[layer])} slots of layer {layer}; allowed: one")
+    return np.where(owned_LS.any(axis=1), owned_LS.argmax(axis=1), -1).astype(np.int32)
 
 
 def apply_experts(x_BTD: Array, a_DSR: Array, b_SRF: Array, weight: Array, scale: float) -> Array:
@@ -98,8 +101,14 @@ def apply_experts(x_BTD: Array, a_DSR: Array, b_SRF: Array, weight: Array, scale
       [B, T, F] in the dtype of `x_BTD`.
     """
     width, slots, rank = a_DSR.shape
+    chex.assert_shape(x_BTD, (None, None, width), custom_message="the input of experts must be [B, T, D], D that of a")
+    chex.assert_shape(b_SRF, (slots, rank, None), custom_message="b must have the slots and the rank of a")
+    chex.assert_rank(weight, {2, 3})
+    chex.assert_axis_dimension(weight, -1, slots)
+    # All slots side by side are one matrix [D, S * R]: one product instead of S small ones.
     u = x_BTD @ a_DSR.reshape(width, slots * rank).astype(x_BTD.dtype)
-    loud = weight[:, None, :] if weight.ndim == 2 else weight
-    loud = jnp.repeat(loud * scale, rank, axis=-1, total_repeat_length=slots * rank)
-    u = (u.astype(jnp.float32) * jnp.broadcast_to(loud, u.shape)).astype(x_BTD.dtype)
+    per_token = weight[:, None, :] if weight.ndim == 2 else weight
+    per_rank = jnp.repeat(per_token * scale, rank, axis=-1, total_repeat_length=slots * rank)
+    # Weights stay float32: a softmax rounded to bfloat16 no longer sums to one.
+    u = (u.astype(jnp.float32) * jnp.broadcast_to(per_rank, u.shape)).astype(x_BTD.dtype)
     return u @ b_SRF.reshape(slots * rank, -1).astype(x_BTD.dtype)

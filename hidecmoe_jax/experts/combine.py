@@ -9,14 +9,15 @@ because it makes an expert as wide as all its sources together, which no slot of
 what `svd` starts from (and gives back whole when `rank` is large enough), or the gains of
 `surgery.fusion_gains(mode="product_sum")` without any merging.
 
-`distance` and `cosine` say how far an expert is from another, a merged one from its source for example.
-As in surgery, slots are read on the host: none of this is for use inside `jit`.
+`distance` and `cosine` measure how far one expert is from another, a merged one from its source for example.
+As in surgery, owners are read on the host: none of this is for use inside `jit`.
 """
 
 from __future__ import annotations
 
 import math
 import zlib
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -34,6 +35,7 @@ MODES = FACTOR_MODES + SVD_MODES
 # Only a plain sum of updates can subtract one: a factor has no square root of -1, and an elected sign no opposite.
 SIGNED_MODES = ("svd", "dare_linear_svd")
 
+# Accelerators shorten float32 products by default; what a merge loses should be its rank's doing alone.
 _EXACT = jax.lax.Precision.HIGHEST
 
 
@@ -93,17 +95,23 @@ def combine(
     if rank is not None and (rank < 1 or (rank != bank.rank and mode not in SVD_MODES)):
         known = ", ".join(SVD_MODES)
         raise ValueError(f"rank {rank} for mode {mode!r}, the bank has {bank.rank}; another one >= 1 needs: {known}")
-    rule = {"mode": mode, "density": float(density), "rank": bank.rank if rank is None else int(rank)}
-    at, weight_N = np.asarray(slots), jnp.asarray(weights, jnp.float32)
-    numbers_L = jnp.arange(bank.first_layer, bank.first_layer + bank.layers, dtype=jnp.int32)
-    a, b = {}, {}
+    merge = partial(_merged, mode=mode, density=float(density), rank=bank.rank if rank is None else int(rank))
+    slots_N = np.asarray(slots)
+    weight_N = jnp.asarray(weights, jnp.float32)
+    layer_L = jnp.arange(bank.first_layer, bank.first_layer + bank.layers, dtype=jnp.int32)
+    a = {}
+    b = {}
     for site in bank.sites:
-        own = jax.random.fold_in(key, zlib.crc32(site.encode())) if "dare" in mode else None
-        sources = jnp.moveaxis(bank.a[site][:, :, at], 2, 1), bank.b[site][:, at]
-        a_LDR, b_LRF = _merged(*sources, numbers_L, weight_N, own, **rule)
-        a[site], b[site] = a_LDR[:, :, None], b_LRF[:, None]
-    any_L = (np.asarray(bank.owner_LS)[:, at] != EMPTY).any(axis=1)
-    return bank.replace(a=a, b=b, owner_LS=jnp.asarray(np.where(any_L, FUSED, EMPTY)[:, None], jnp.int32))
+        # crc32, not hash(): Python salts strings, and the draw must be the same in every process.
+        site_key = jax.random.fold_in(key, zlib.crc32(site.encode())) if "dare" in mode else None
+        a_LNDR = jnp.moveaxis(bank.a[site][:, :, slots_N], 2, 1)
+        b_LNRF = bank.b[site][:, slots_N]
+        a_LDR, b_LRF = merge(a_LNDR, b_LNRF, layer_L, weight_N, site_key)
+        a[site] = a_LDR[:, :, None]
+        b[site] = b_LRF[:, None]
+    has_source_L = (np.asarray(bank.owner_LS)[:, slots_N] != EMPTY).any(axis=1)
+    owner_LS = np.where(has_source_L, FUSED, EMPTY)[:, None]
+    return bank.replace(a=a, b=b, owner_LS=jnp.asarray(owner_LS, jnp.int32))
 
 
 def distance(bank: Bank, one: int, other: int) -> dict[str, np.ndarray]:
@@ -113,66 +121,83 @@ def distance(bank: Bank, one: int, other: int) -> dict[str, np.ndarray]:
     host: a difference of squares in float32 would see nothing below 1e-4.
 
     Returns:
-      site -> float64 [L], one number for every row; 0 for equal bytes and where both are silent, infinity where
-      only `one` is.
+      site -> float64 [L], one number for every row; 0 for equal bytes and where both are zero, infinity where only
+      `one` is.
 
     Raises:
       ValueError: a slot is out of range.
     """
-    found = {}
-    for site, (mine, theirs, both) in _products(bank, one, other).items():
-        apart, size = np.sqrt(np.maximum(mine + theirs - 2 * both, 0)), np.sqrt(mine)
-        silent = np.where(theirs > 0, np.inf, 0.0)
-        found[site] = np.where(size > 0, np.divide(apart, size, where=size > 0, out=silent.copy()), silent)
-    return found
+    distances = {}
+    for site, (square_L, other_square_L, inner_L) in _products(bank, one, other).items():
+        # Rounding can make the square of a small difference negative.
+        difference = np.sqrt(np.maximum(square_L + other_square_L - 2 * inner_L, 0))
+        norm = np.sqrt(square_L)
+        from_zero = np.where(other_square_L > 0, np.inf, 0.0)
+        ratio = np.divide(difference, norm, where=norm > 0, out=from_zero.copy())
+        distances[site] = np.where(norm > 0, ratio, from_zero)
+    return distances
 
 
 def cosine(bank: Bank, one: int, other: int) -> dict[str, np.ndarray]:
     """Cosine of the angle between the updates of two slots, by Gram matrices as in `distance`.
 
     Returns:
-      site -> float64 [L] in [-1, 1], one number for every row; NaN where one of the two is silent.
+      site -> float64 [L] in [-1, 1], one number for every row; NaN where one of the two is zero.
 
     Raises:
       ValueError: a slot is out of range.
     """
-    found = {}
-    for site, (mine, theirs, both) in _products(bank, one, other).items():
-        size = np.sqrt(mine) * np.sqrt(theirs)
-        ratio = np.divide(both, size, where=size > 0, out=np.full_like(size, np.nan))
-        found[site] = np.clip(ratio, -1.0, 1.0)
-    return found
+    cosines = {}
+    for site, (square_L, other_square_L, inner_L) in _products(bank, one, other).items():
+        norms = np.sqrt(square_L) * np.sqrt(other_square_L)
+        ratio = np.divide(inner_L, norms, where=norms > 0, out=np.full_like(norms, np.nan))
+        cosines[site] = np.clip(ratio, -1.0, 1.0)
+    return cosines
 
 
 def closeness(bank: Bank, one: int, other: int) -> np.ndarray:
-    """Cosine of two experts' updates by row, the mean over sites, float64 [L]; NaN where one of them is silent."""
-    table = np.stack(list(cosine(bank, one, other).values()))
-    told = ~np.isnan(table)
-    total = np.where(told, table, 0.0).sum(axis=0)
-    return np.where(told.any(axis=0), total / np.maximum(told.sum(axis=0), 1), np.nan)
+    """Cosine of two experts' updates by row, the mean over sites, float64 [L]; NaN where one of them is zero."""
+    cosine_site_L = np.stack(list(cosine(bank, one, other).values()))
+    defined = ~np.isnan(cosine_site_L)
+    total = np.where(defined, cosine_site_L, 0.0).sum(axis=0)
+    mean = total / np.maximum(defined.sum(axis=0), 1)
+    return np.where(defined.any(axis=0), mean, np.nan)
 
 
 def _products(bank: Bank, one: int, other: int) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """site -> squared norms of both updates and their inner product, float64 [L] each, without the scale."""
     check_slot(bank, one)
     check_slot(bank, other)
+    products = {}
+    for site in bank.sites:
+        expert = _float64_factors(bank, site, one)
+        other_expert = _float64_factors(bank, site, other)
+        square = _inner_product(expert, expert)
+        other_square = _inner_product(other_expert, other_expert)
+        products[site] = (square, other_square, _inner_product(expert, other_expert))
+    return products
 
-    def factors(site: str, slot: int) -> tuple[np.ndarray, np.ndarray]:
-        return np.asarray(bank.a[site][:, :, slot], np.float64), np.asarray(bank.b[site][:, slot], np.float64)
 
-    def inner(left, right) -> np.ndarray:
-        (a, b), (a2, b2) = left, right
-        return ((a.transpose(0, 2, 1) @ a2) * (b @ b2.transpose(0, 2, 1))).sum(axis=(1, 2))
+def _float64_factors(bank: Bank, site: str, slot: int) -> tuple[np.ndarray, np.ndarray]:
+    a_LDR = np.asarray(bank.a[site][:, :, slot], np.float64)
+    b_LRF = np.asarray(bank.b[site][:, slot], np.float64)
+    return a_LDR, b_LRF
 
-    pairs = {site: (factors(site, one), factors(site, other)) for site in bank.sites}
-    return {site: (inner(e, e), inner(f, f), inner(e, f)) for site, (e, f) in pairs.items()}
+
+def _inner_product(left: tuple[np.ndarray, np.ndarray], right: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+    """<a b, a' b'> of every row, from two [R, R] matrices instead of two [D, F] ones; float64 [L]."""
+    a_LDR, b_LRF = left
+    a2_LDR, b2_LRF = right
+    gram_a = a_LDR.transpose(0, 2, 1) @ a2_LDR
+    gram_b = b_LRF @ b2_LRF.transpose(0, 2, 1)
+    return (gram_a * gram_b).sum(axis=(1, 2))
 
 
 @partial(jax.jit, static_argnames=("mode", "density", "rank"))
 def _merged(
     a_LNDR: Array,
     b_LNRF: Array,
-    numbers_L: Array,
+    layer_L: Array,
     weight_N: Array,
     key: Array | None,
     *,
@@ -180,25 +205,33 @@ def _merged(
     density: float,
     rank: int,
 ) -> tuple[Array, Array]:
-    """a [L, D, rank] and b [L, rank, F] of one site; layer after layer, so one layer's updates are alive at a time."""
+    """a [L, D, rank] and b [L, rank, F] of one site; layer by layer, so memory holds one layer's dense updates."""
     blend = partial(_blend, rule=mode.removesuffix("_svd"), density=density)
 
-    def one(layer: tuple[Array, Array, Array]) -> tuple[Array, Array]:
-        a_NDR, b_NRF, number = layer
-        own = None if key is None else jax.random.fold_in(key, number)
-        a_NDR, b_NRF = a_NDR.astype(jnp.float32), b_NRF.astype(jnp.float32)
+    def merge_layer(inputs: tuple[Array, Array, Array]) -> tuple[Array, Array]:
+        a_NDR, b_NRF, layer = inputs
+        layer_key = None if key is None else jax.random.fold_in(key, layer)
+        a_NDR = a_NDR.astype(jnp.float32)
+        b_NRF = b_NRF.astype(jnp.float32)
         if mode in FACTOR_MODES:
-            for_a, for_b = (None, None) if own is None else jax.random.split(own)
-            loud_N = jnp.sqrt(weight_N)
-            a_DR, b_RF = blend(a_NDR, loud_N, key=for_a), blend(b_NRF, loud_N, key=for_b)
+            a_DR, b_RF = _blended_factors(a_NDR, b_NRF, weight_N, blend=blend, key=layer_key)
         elif mode == "svd":
             a_DR, b_RF = _best_of_products(a_NDR, b_NRF * weight_N[:, None, None], rank)
         else:
             delta_NDF = jnp.einsum("ndr,nrf->ndf", a_NDR, b_NRF, precision=_EXACT)
-            a_DR, b_RF = _best(blend(delta_NDF, weight_N, key=own), rank)
+            a_DR, b_RF = _best(blend(delta_NDF, weight_N, key=layer_key), rank)
         return a_DR.astype(a_LNDR.dtype), b_RF.astype(b_LNRF.dtype)
 
-    return jax.lax.map(one, (a_LNDR, b_LNRF, numbers_L))
+    return jax.lax.map(merge_layer, (a_LNDR, b_LNRF, layer_L))
+
+
+def _blended_factors(
+    a_NDR: Array, b_NRF: Array, weight_N: Array, *, blend: Callable[..., Array], key: Array | None
+) -> tuple[Array, Array]:
+    """Both factors merged apart from each other, each with the root of the weights."""
+    key_a, key_b = (None, None) if key is None else jax.random.split(key)
+    root_N = jnp.sqrt(weight_N)
+    return blend(a_NDR, root_N, key=key_a), blend(b_NRF, root_N, key=key_b)
 
 
 def _blend(tensors_NXY: Array, weight_N: Array, *, rule: str, density: float, key: Array | None) -> Array:
@@ -206,40 +239,50 @@ def _blend(tensors_NXY: Array, weight_N: Array, *, rule: str, density: float, ke
     if rule == "ties":
         tensors_NXY = jax.lax.map(partial(_trimmed, density=density), tensors_NXY)
     if rule in ("dare_linear", "dare_ties"):
-        kept = jax.random.bernoulli(key, density, tensors_NXY.shape)
-        tensors_NXY = jnp.where(kept, tensors_NXY / density, 0.0)
-    loud = tensors_NXY * weight_N[:, None, None]
+        keep = jax.random.bernoulli(key, density, tensors_NXY.shape)
+        tensors_NXY = jnp.where(keep, tensors_NXY / density, 0.0)
+    weighted_NXY = tensors_NXY * weight_N[:, None, None]
     if rule in ("ties", "dare_ties"):
-        # The sign of the sum is the sign with the larger mass. An exact draw is positive, so that it is decided at all.
+        # The sign of the sum is the sign with the larger mass; a sum of exactly zero counts as positive.
         elected_XY = jnp.where(tensors_NXY.sum(axis=0) >= 0, 1.0, -1.0)
         agrees = jnp.sign(tensors_NXY) == elected_XY
-        return jnp.where(agrees, loud, 0.0).sum(axis=0) / jnp.maximum(agrees.sum(axis=0, dtype=jnp.float32), 1.0)
-    return loud.sum(axis=0)
+        count_XY = agrees.sum(axis=0, dtype=jnp.float32)
+        return jnp.where(agrees, weighted_NXY, 0.0).sum(axis=0) / jnp.maximum(count_XY, 1.0)
+    return weighted_NXY.sum(axis=0)
 
 
 def _trimmed(tensor_XY: Array, *, density: float) -> Array:
-    """Zeros in place of all but the `density` of largest magnitudes; entries equal to the last one kept stay too."""
-    kept = max(1, int(density * tensor_XY.size))
-    size_XY = jnp.abs(tensor_XY)
-    return jnp.where(size_XY >= jnp.sort(size_XY.ravel())[-kept], tensor_XY, 0.0)
+    """Zeros in place of all but the `density` of largest magnitudes; entries equal to the smallest of them stay."""
+    count = max(1, int(density * tensor_XY.size))
+    magnitude_XY = jnp.abs(tensor_XY)
+    smallest = jnp.sort(magnitude_XY.ravel())[-count]
+    return jnp.where(magnitude_XY >= smallest, tensor_XY, 0.0)
 
 
 def _best(delta_DF: Array, rank: int) -> tuple[Array, Array]:
     """Factors [D, rank] and [rank, F] of the nearest matrix of `rank`; zeros beyond the rank that [D, F] can have."""
-    left_DK, size_K, right_KF = jnp.linalg.svd(delta_DF, full_matrices=False)
-    kept = min(rank, size_K.shape[0])
-    root_K, more = jnp.sqrt(size_K[:kept]), rank - kept
-    a_DR = jnp.pad(left_DK[:, :kept] * root_K, ((0, 0), (0, more)))
-    return a_DR, jnp.pad(root_K[:, None] * right_KF[:kept], ((0, more), (0, 0)))
+    left_DK, singular_K, right_KF = jnp.linalg.svd(delta_DF, full_matrices=False)
+    count = min(rank, singular_K.shape[0])
+    missing = rank - count
+    # Each factor gets the root of a singular value, so that both have entries of the same size.
+    root_K = jnp.sqrt(singular_K[:count])
+    a_DK = left_DK[:, :count] * root_K
+    b_KF = root_K[:, None] * right_KF[:count]
+    return jnp.pad(a_DK, ((0, 0), (0, missing))), jnp.pad(b_KF, ((0, missing), (0, 0)))
 
 
 def _best_of_products(a_NDR: Array, b_NRF: Array, rank: int) -> tuple[Array, Array]:
-    """`_best` of sum_n a_n b_n: orthonormal bases on both sides leave a core as small as the ranks together."""
+    """`_best` of sum_n a_n b_n, by a QR of either side: the SVD is then of a matrix as small as all ranks together."""
     count, width, inner = a_NDR.shape
-    base_DK, core_KM = jnp.linalg.qr(jnp.moveaxis(a_NDR, 0, 1).reshape(width, count * inner))
-    base_FK, core_KM2 = jnp.linalg.qr(b_NRF.reshape(count * inner, -1).T)
-    left, right = _best(jnp.matmul(core_KM, core_KM2.T, precision=_EXACT), rank)
-    return jnp.matmul(base_DK, left, precision=_EXACT), jnp.matmul(right, base_FK.T, precision=_EXACT)
+    all_a = jnp.moveaxis(a_NDR, 0, 1).reshape(width, count * inner)
+    all_b = b_NRF.reshape(count * inner, -1)
+    base_DK, core_a = jnp.linalg.qr(all_a)
+    base_FK, core_b = jnp.linalg.qr(all_b.T)
+    core = jnp.matmul(core_a, core_b.T, precision=_EXACT)
+    left, right = _best(core, rank)
+    a_DR = jnp.matmul(base_DK, left, precision=_EXACT)
+    b_RF = jnp.matmul(right, base_FK.T, precision=_EXACT)
+    return a_DR, b_RF
 
 
 def _check_mode(mode: str, weights: tuple[float, ...], density: float, *, key: Array | None) -> None:

@@ -1,19 +1,18 @@
-"""Surgery on banks: every change an expert's life needs, as a pure function that returns a new bank.
+"""Surgery on banks: adding, moving, fusing and removing experts, by pure functions that return a new bank.
 
-A task's expert is sprouted or planted into a free slot, thinned out of layers where it is not needed, fused
-with others, and retired; what a function does not name keeps its bytes. Only `widen` and `concatenate` change
-the number of slots, so all the rest meets programs that are compiled already. Ownership is read on the host:
-none of this is for use inside `jit`.
+A task's expert is sprouted or planted into a free slot, thinned out of layers where it is not needed, fused with
+others, and retired; what a function does not name keeps its bytes. Only `widen` and `concatenate` change the number of
+slots: no other function makes a compiled program recompile. Ownership is read on the host: none of this is for use
+inside `jit`.
 
-`layers`, `start` and `stop` always count decoder layers (a bank that begins at layer 3 has no layer 0), while
-a gain [L, S] has the bank's own rows. Misuse raises ValueError with the numbers at fault.
+`layers`, `start` and `stop` always count decoder layers (a bank that begins at layer 3 has no layer 0), while a gain
+[L, S] has the bank's own rows. Misuse raises ValueError with the numbers at fault.
 """
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any, Literal
 
 import jax
@@ -22,7 +21,7 @@ import numpy as np
 from jax import Array
 
 from hidecmoe_jax.experts.bank import EMPTY, FUSED, Bank, owned_slots
-from hidecmoe_jax.experts.pool import beside
+from hidecmoe_jax.experts.pool import concat_slots
 from hidecmoe_jax.experts.slots import (
     check_alike,
     check_free,
@@ -49,15 +48,20 @@ def blank(
     first_layer: int = 0,
     dtype: Any = jnp.float32,
 ) -> Bank:
-    """A bank of zeros that nobody owns; `sites` gives the input and output width (D, F) of every site."""
+    """A bank of zeros without owners; `sites` gives the input and output width (D, F) of every site."""
     if not sites or min(layers, rank) < 1 or min(slots, first_layer) < 0:
         raise ValueError(
             f"a bank needs a site, layers >= 1, rank >= 1, slots >= 0 and first_layer >= 0; "
             f"got {len(sites)} sites, layers {layers}, rank {rank}, slots {slots}, first_layer {first_layer}"
         )
+    a = {}
+    b = {}
+    for site, (width, features) in sites.items():
+        a[site] = jnp.zeros((layers, width, slots, rank), dtype)
+        b[site] = jnp.zeros((layers, slots, rank, features), dtype)
     return Bank(
-        a={site: jnp.zeros((layers, width, slots, rank), dtype) for site, (width, _) in sites.items()},
-        b={site: jnp.zeros((layers, slots, rank, out), dtype) for site, (_, out) in sites.items()},
+        a=a,
+        b=b,
         owner_LS=jnp.full((layers, slots), EMPTY, jnp.int32),
         scale=float(scale),
         first_layer=first_layer,
@@ -81,17 +85,18 @@ def sprout(
     """
     rows = rows_of(bank, layers)
     check_free(bank, slot, task, rows)
-    numbers = jnp.asarray(rows + bank.first_layer, jnp.int32)
+    layer_L = jnp.asarray(rows + bank.first_layer, jnp.int32)
 
     def drawn(site: str) -> Array:
-        own = jax.random.fold_in(key, zlib.crc32(site.encode()))
-        keys = jax.vmap(lambda layer: jax.random.fold_in(own, layer))(numbers)
+        # crc32, not hash(): Python salts strings, and the draw must be the same in every process.
+        site_key = jax.random.fold_in(key, zlib.crc32(site.encode()))
+        keys = jax.vmap(lambda layer: jax.random.fold_in(site_key, layer))(layer_L)
         shape = (bank.a[site].shape[1], bank.rank)
-        return std * jax.vmap(lambda k: jax.random.normal(k, shape, jnp.float32))(keys)
+        return std * jax.vmap(lambda layer_key: jax.random.normal(layer_key, shape, jnp.float32))(keys)
 
-    fresh = {site: drawn(site).astype(bank.a[site].dtype) for site in bank.sites}
-    silent = {site: jnp.zeros((), bank.b[site].dtype) for site in bank.sites}
-    return write(bank, rows, slot, a_LDR=fresh, b_LRF=silent, owner=task)
+    a_LDR = {site: drawn(site).astype(bank.a[site].dtype) for site in bank.sites}
+    b_LRF = {site: jnp.zeros((), bank.b[site].dtype) for site in bank.sites}
+    return write(bank, rows, slot, a_LDR=a_LDR, b_LRF=b_LRF, owner=task)
 
 
 def extract(bank: Bank, task: int) -> Bank:
@@ -100,17 +105,24 @@ def extract(bank: Bank, task: int) -> Bank:
     Raises:
       ValueError: `task` owns no slot, or two slots of one layer.
     """
-    slots = slots_of(bank, task)
-    owned, at, rows = slots >= 0, np.maximum(slots, 0), np.arange(bank.layers)
+    slots_L = slots_of(bank, task)
+    owned_L = slots_L >= 0
+    rows = np.arange(bank.layers)
+    # Slot 0 is read where the task owns none, and replaced by zeros.
+    index_L = np.maximum(slots_L, 0)
 
     def only_owned(leaf_LXY: Array) -> Array:
-        return jnp.where(owned[:, None, None], leaf_LXY, jnp.zeros((), leaf_LXY.dtype))
+        return jnp.where(owned_L[:, None, None], leaf_LXY, jnp.zeros((), leaf_LXY.dtype))
 
-    return bank.replace(
-        a={site: only_owned(a[rows, :, at])[:, :, None] for site, a in bank.a.items()},
-        b={site: only_owned(b[rows, at])[:, None] for site, b in bank.b.items()},
-        owner_LS=jnp.asarray(np.where(owned, task, EMPTY)[:, None], jnp.int32),
-    )
+    a = {}
+    b = {}
+    for site in bank.a:
+        a_LDR = only_owned(bank.a[site][rows, :, index_L])
+        b_LRF = only_owned(bank.b[site][rows, index_L])
+        a[site] = a_LDR[:, :, None]
+        b[site] = b_LRF[:, None]
+    owner_L = np.where(owned_L, task, EMPTY)
+    return bank.replace(a=a, b=b, owner_LS=jnp.asarray(owner_L[:, None], jnp.int32))
 
 
 def plant(bank: Bank, slot: int, expert: Bank, task: int) -> Bank:
@@ -140,7 +152,8 @@ def thin(bank: Bank, task: int, layers: Sequence[int]) -> Bank:
     Raises:
       ValueError: `task` has no expert in one of the layers.
     """
-    rows, slots = rows_of(bank, layers), slots_of(bank, task)
+    rows = rows_of(bank, layers)
+    slots = slots_of(bank, task)
     absent = rows[slots[rows] < 0]
     if absent.size:
         raise ValueError(f"task {task} has no expert in {layer_at(bank, absent[0])}, nothing to thin there")
@@ -181,17 +194,19 @@ def widen_state(opt_state: Any, old: Bank, slots: int) -> Any:
     Raises:
       ValueError: such a leaf has not the shape of its factor, or `slots` is smaller than what the bank has.
     """
-    more, factors = _added(old, slots), old.factors
+    more = _added(old, slots)
+    factors = old.factors
 
-    def padded(path, leaf):
-        names = jax.tree_util.keystr(path, simple=True, separator="/").split("/")
-        kind, site = names[-2:] if len(names) > 1 else ("", "")
-        if site not in factors.get(kind, {}):
-            return leaf
-        wanted = factors[kind][site].shape
-        if jnp.shape(leaf) != wanted:
-            raise ValueError(f"moment {'/'.join(names)} has shape {jnp.shape(leaf)}, its factor {wanted}")
-        return pad(leaf, 2 if kind == "a" else 1, more)
+    def padded(path: tuple, leaf: Any) -> Any:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        kind, _, site = name.rpartition("/")
+        factor = factors.get(kind.rpartition("/")[2], {}).get(site)
+        if factor is None:
+            return leaf  # a step count, or the moment of something else
+        if jnp.shape(leaf) != factor.shape:
+            raise ValueError(f"moment {name} has shape {jnp.shape(leaf)}, its factor {factor.shape}")
+        slot_axis = 2 if kind.endswith("a") else 1
+        return pad(leaf, slot_axis, more)
 
     return jax.tree_util.tree_map_with_path(padded, opt_state)
 
@@ -200,14 +215,14 @@ def concatenate(banks: Sequence[Bank]) -> Bank:
     """One bank with the slots of all `banks`, in order.
 
     Raises:
-      ValueError: no bank, banks that differ in more than their slots, or an owner who would hold two slots of
-      a layer.
+      ValueError: no bank, banks that differ in more than their slots, or an owner of two slots of a layer.
     """
     if not banks:
         raise ValueError("concatenate needs at least one bank, got 0")
-    joined = beside(banks)
-    for owner in set(np.asarray(joined.owner_LS).ravel().tolist()) - {EMPTY}:
-        owned_slots(joined, owner)
+    joined = concat_slots(banks)
+    owners = set(np.asarray(joined.owner_LS).ravel().tolist()) - {EMPTY}
+    for owner in owners:
+        owned_slots(joined, owner)  # raises where the owner has two slots of a layer
     return joined
 
 
@@ -217,10 +232,12 @@ def cut(bank: Bank, start: int, stop: int) -> Bank:
     Raises:
       ValueError: the bank does not cover them.
     """
-    first, last = bank.first_layer, bank.first_layer + bank.layers
-    if not first <= start <= stop <= last:
-        raise ValueError(f"cannot cut layers {start}..{stop} out of a bank of layers {first}..{last}")
-    low, high = start - first, stop - first
+    first = bank.first_layer
+    end = first + bank.layers
+    if not first <= start <= stop <= end:
+        raise ValueError(f"cannot cut layers {start}..{stop} out of a bank of layers {first}..{end}")
+    low = start - first
+    high = stop - first
     return bank.replace(
         a={site: a[low:high] for site, a in bank.a.items()},
         b={site: b[low:high] for site, b in bank.b.items()},
@@ -243,21 +260,21 @@ def fuse(
 
     Source: HiDe-LLaVA, arXiv 2503.12941.
 
-    `factor_sum` writes one expert of the same rank, a = sum_i a_i and b = sum_i eps_i b_i, into `slot` with
-    owner FUSED, in place of an earlier fusion there. It multiplies summed factors, so cross terms a_i b_j
-    belong to it, and no set of gains expresses it; `eps` scales b alone, otherwise it would enter squared.
-    `product_sum` and `product_mean` need no slot: they are gains (`fusion_gains`), and the bank comes back as
-    it is. Sources stay; `fusion_gains` silences them. Sums run in float32 in the order of `tasks`; a layer in
-    which none of them has an expert becomes EMPTY. With FUSED as one of the `tasks` the earlier fusion in
-    `slot` is added to, so sources can be dropped as soon as they are fused.
+    `factor_sum` writes one expert of the same rank, a = sum_i a_i and b = sum_i eps_i b_i, into `slot` with owner
+    FUSED, in place of an earlier fusion there. It multiplies summed factors, so the product has cross terms a_i b_j,
+    and no set of gains expresses it; `eps` scales b alone, otherwise it would enter squared. `product_sum` and
+    `product_mean` need no slot: they are gains (`fusion_gains`), and the bank is returned as it is. Sources stay;
+    `fusion_gains` gives them gain 0. Sums run in float32 in the order of `tasks`; a layer in which none of them has an
+    expert becomes EMPTY. With FUSED as one of the `tasks` the earlier fusion in `slot` is added to, so sources can be
+    dropped as soon as they are fused.
 
     Args:
       slots: slot that stands for a task in every row (-1 for none), where that is not its own: a task that was merged
         into another is in the fusion with the expert they share, which then counts once for each.
 
     Raises:
-      ValueError: `factor_sum` without a slot, a slot a task owns, a second fusion in a layer, tasks without
-        an expert, a task named twice, or `eps` of another length.
+      ValueError: `factor_sum` without a slot, a slot a task owns, a second fusion in a layer, tasks without an expert,
+        a task named twice, or `eps` of another length.
     """
     rows = rows_of(bank, layers)
     sources = _sources(bank, tasks, mode, eps=eps, slots=slots)
@@ -266,19 +283,22 @@ def fuse(
     if slot is None:
         raise ValueError(f"factor_sum of tasks {list(tasks)} writes a slot; slot is None")
     check_fusible(bank, slot, rows)
+    weights = [weight for _, weight in sources]
+    slots_NL = [slots_L[rows] for slots_L, _ in sources]
 
     def summed(leaf_LSXY: Array, weights: Sequence[float]) -> Array:
         total = jnp.float32(0)
-        for (slots_L, _), weight in zip(sources, weights, strict=True):
-            part = leaf_LSXY[rows, np.maximum(slots_L[rows], 0)].astype(jnp.float32) * weight
-            total = total + jnp.where((slots_L[rows] >= 0)[:, None, None], part, 0.0)
+        for slots_L, weight in zip(slots_NL, weights, strict=True):
+            # Slot 0 is read where a task has no expert, and left out of the sum.
+            term = leaf_LSXY[rows, np.maximum(slots_L, 0)].astype(jnp.float32) * weight
+            total = total + jnp.where((slots_L >= 0)[:, None, None], term, 0.0)
         return total.astype(leaf_LSXY.dtype)
 
-    ones, loud = [1.0] * len(sources), [weight for _, weight in sources]
-    a_LDR = {site: summed(jnp.moveaxis(a, 2, 1), ones) for site, a in bank.a.items()}
-    b_LRF = {site: summed(b, loud) for site, b in bank.b.items()}
-    any_L = np.any([slots_L[rows] >= 0 for slots_L, _ in sources], axis=0)
-    return write(bank, rows, slot, a_LDR=a_LDR, b_LRF=b_LRF, owner=np.where(any_L, FUSED, EMPTY))
+    unweighted = [1.0] * len(sources)
+    a_LDR = {site: summed(jnp.moveaxis(a, 2, 1), unweighted) for site, a in bank.a.items()}
+    b_LRF = {site: summed(b, weights) for site, b in bank.b.items()}
+    has_source_L = np.any([slots_L >= 0 for slots_L in slots_NL], axis=0)
+    return write(bank, rows, slot, a_LDR=a_LDR, b_LRF=b_LRF, owner=np.where(has_source_L, FUSED, EMPTY))
 
 
 def fusion_gains(
@@ -290,82 +310,30 @@ def fusion_gains(
     eps: Sequence[float] | None = None,
     slots: Mapping[int, np.ndarray] | None = None,
 ) -> Array:
-    """Gains float32 [L, S] with which the bank speaks as the fusion of `tasks`; zero outside `layers`.
+    """Gains float32 [L, S] that make the bank the fusion of `tasks`; zero outside `layers`.
 
     `factor_sum`: 1 for the FUSED slot, 0 for its sources. `product_sum`: eps_i for the sources.
     `product_mean`: eps_i / len(tasks), whether or not a task was thinned out of the layer. `slots` as in `fuse`.
 
     Raises:
-      ValueError: as in `fuse`; and for `factor_sum` a layer with sources but no FUSED slot (call `fuse`
-      first).
+      ValueError: as in `fuse`; and for `factor_sum` a layer with sources but no FUSED slot (call `fuse` first).
     """
     rows = rows_of(bank, layers)
     sources = _sources(bank, tasks, mode, eps=eps, slots=slots)
     gain_LS = np.zeros(bank.owner_LS.shape, np.float32)
     if mode == "factor_sum":
-        slots_L = owned_slots(bank, FUSED)
-        any_L = np.any([slots_L >= 0 for slots_L, _ in sources], axis=0)
-        missing = rows[any_L[rows] & (slots_L[rows] < 0)]
+        fused_L = owned_slots(bank, FUSED)
+        has_source_L = np.any([slots_L >= 0 for slots_L, _ in sources], axis=0)
+        missing = rows[has_source_L[rows] & (fused_L[rows] < 0)]
         if missing.size:
             where = layer_at(bank, missing[0])
             raise ValueError(f"{where} holds no fusion of tasks {list(tasks)}; fuse first")
-        sources = [(slots_L, 1.0)]
+        sources = [(fused_L, 1.0)]
     for slots_L, weight in sources:
         owned = rows[slots_L[rows] >= 0]
+        # Added, not set: merged tasks share a slot, which counts once for each of them.
         gain_LS[owned, slots_L[owned]] += weight
     return jnp.asarray(gain_LS)
-
-
-def delta(bank: Bank, gain_LS: Array) -> dict[str, Array]:
-    """The update of every site's kernel, float32 [L, D, F]: scale * sum_s gain_s a_s b_s."""
-    gain_LS = _gains(bank, gain_LS)
-    dense = jax.vmap(partial(_dense, bank.scale))
-    return {site: dense(bank.a[site], bank.b[site], gain_LS) for site in bank.sites}
-
-
-def merge_into_base(layers_params: dict, bank: Bank, gain_LS: Array) -> dict:
-    """Stacked decoder layers {site: {"kernel": [layers, D, F]}, ...} with W + delta in the bank's layers.
-
-    The sum is float32, cast once to the kernel's dtype, one layer at a time. There is no unmerge: subtracting
-    does not give the old bytes back, so keep the parameters that were passed in (they are not changed).
-
-    Raises:
-      ValueError: a site of the bank has no kernel of its shape (the parallel site "ffn" has none), or too few
-      layers.
-    """
-    gain_LS = _gains(bank, gain_LS)
-    start, stop = bank.first_layer, bank.first_layer + bank.layers
-    merged = dict(layers_params)
-    for site in bank.sites:
-        wide = (bank.a[site].shape[1], bank.b[site].shape[3])
-        kernel = layers_params.get(site, {}).get("kernel")
-        found = None if kernel is None else kernel.shape
-        if found is None or found[1:] != wide or found[0] < stop:
-            raise ValueError(f"site {site!r} needs a kernel [>= {stop}, {wide[0]}, {wide[1]}], got {found}")
-        new = _added_to(kernel[start:stop], bank.a[site], bank.b[site], gain_LS, scale=bank.scale)
-        merged[site] = {**layers_params[site], "kernel": kernel.at[start:stop].set(new)}
-    return merged
-
-
-def _dense(scale: float, a_DSR: Array, b_SRF: Array, gain_S: Array) -> Array:
-    """One layer's update, float32 [D, F]; accelerators would round float32 products at lower precision."""
-    a = a_DSR.astype(jnp.float32) * (gain_S * scale)[None, :, None]
-    return jnp.einsum("dsr,srf->df", a, b_SRF.astype(jnp.float32), precision=jax.lax.Precision.HIGHEST)
-
-
-@partial(jax.jit, static_argnames="scale")
-def _added_to(kernel_LDF: Array, a_LDSR: Array, b_LSRF: Array, gain_LS: Array, *, scale: float) -> Array:
-    def one(layer):
-        kernel, a, b, gain = layer
-        return (kernel.astype(jnp.float32) + _dense(scale, a, b, gain)).astype(kernel.dtype)
-
-    return jax.lax.map(one, (kernel_LDF, a_LDSR, b_LSRF, gain_LS))
-
-
-def _gains(bank: Bank, gain_LS: Array) -> Array:
-    if jnp.shape(gain_LS) != bank.owner_LS.shape:
-        raise ValueError(f"gains are {jnp.shape(gain_LS)}, the bank is [layers, slots] {bank.owner_LS.shape}")
-    return jnp.asarray(gain_LS, jnp.float32)
 
 
 def _sources(
@@ -383,13 +351,17 @@ def _sources(
         raise ValueError(f"fusion needs at least one task and each once, got {list(tasks)}")
     if eps is not None and len(eps) != len(tasks):
         raise ValueError(f"fusion of {len(tasks)} tasks needs as many eps, got {len(eps)}")
-    share = len(tasks) if mode == "product_mean" else 1
-    eps = [1.0] * len(tasks) if eps is None else eps
-    found = [slots_of(bank, task) if slots is None else slots[task] for task in tasks]
-    return [(slots_L, float(weight) / share) for slots_L, weight in zip(found, eps, strict=True)]
+    weights = [1.0] * len(tasks) if eps is None else eps
+    divisor = len(tasks) if mode == "product_mean" else 1
+    sources = []
+    for task, weight in zip(tasks, weights, strict=True):
+        slots_L = slots_of(bank, task) if slots is None else slots[task]
+        sources.append((slots_L, float(weight) / divisor))
+    return sources
 
 
 def _added(bank: Bank, slots: int) -> int:
+    """Slots that widening to `slots` adds."""
     if slots < bank.slots:
         raise ValueError(f"widen only grows: the bank has {bank.slots} slots, asked for {slots}")
     return slots - bank.slots

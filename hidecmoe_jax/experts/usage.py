@@ -1,7 +1,7 @@
-"""Who does the work: how evenly tokens are spread over a layer's experts, and which experts do none.
+"""Use of experts: how evenly tokens are spread over a layer's experts, and which experts have no effect.
 
-Routers like to send everything to the same experts, which then learn alone (arXiv 1701.06538, section 4). With `top_k`
-experts a token, every layer of `top_k` experts is even whatever its router does, so such layers tell nothing. An expert
+Routers tend to send everything to the same experts, which then learn alone (arXiv 1701.06538, section 4). With `top_k`
+experts a token, every layer of `top_k` experts is even whatever its router does, so such layers are left out. An expert
 is dead if training left its update at zero, or if no token chose it.
 """
 
@@ -14,21 +14,21 @@ from jax import Array
 
 from hidecmoe_jax.experts.bank import Bank
 
-SILENT = -1  # the count of a slot that could not be chosen
-STILL = 1e-6  # of the loudest expert's norm: less is rounding
+UNAVAILABLE = -1  # the count of a slot that could not be chosen
+NEGLIGIBLE = 1e-6  # an update's norm below this part of the largest one is rounding
 
 
 @struct.dataclass
 class Load:
-    """Choices of tokens: `count_LS` int32, how many chose each slot (SILENT where none could), `top_k` of them each."""
+    """Choices of tokens: `count_LS` int32, tokens per slot (UNAVAILABLE if none could choose it); `top_k` a token."""
 
     count_LS: Array
     top_k: int = struct.field(pytree_node=False)
 
 
-def together(loads: Load) -> Load:
+def sum_loads(loads: Load) -> Load:
     """The sum of loads that are stacked on a leading axis."""
-    count = jnp.where(loads.count_LS[0] == SILENT, SILENT, jnp.sum(loads.count_LS, axis=0))
+    count = jnp.where(loads.count_LS[0] == UNAVAILABLE, UNAVAILABLE, jnp.sum(loads.count_LS, axis=0))
     return loads.replace(count_LS=count)
 
 
@@ -39,42 +39,49 @@ def evenness(load: Load) -> tuple[float, float] | None:
     entropy of the choices is shifted and scaled so that a collapse is 0 and an even load 1. With `top_k` 1 they are the
     largest share of an expert and the entropy over log E.
     """
-    shares, entropies = [], []
+    shares = []
+    entropies = []
     for count_S in np.asarray(load.count_LS, np.int64):
-        heard = np.sort(count_S[count_S != SILENT])[::-1]
-        if len(heard) <= load.top_k or not heard.sum():
+        counts = np.sort(count_S[count_S != UNAVAILABLE])[::-1]
+        if len(counts) <= load.top_k or not counts.sum():
             continue
-        part = heard / heard.sum()
-        shares.append(part[: load.top_k].sum())
-        entropy = -np.sum(part * np.log(np.maximum(part, 1e-300)))
+        fraction = counts / counts.sum()
+        shares.append(fraction[: load.top_k].sum())
+        entropy = -np.sum(fraction * np.log(np.maximum(fraction, 1e-300)))
         least = np.log(load.top_k)
-        entropies.append(max(0.0, (entropy - least) / (np.log(len(heard)) - least)))  # rounding may go below
-    return (float(max(shares)), float(min(entropies))) if shares else None
+        most = np.log(len(counts))
+        entropies.append(max(0.0, (entropy - least) / (most - least)))  # rounding may go below
+    if not shares:
+        return None
+    return float(max(shares)), float(min(entropies))
 
 
-def loudness(bank: Bank) -> np.ndarray:
+def update_norms(bank: Bank) -> np.ndarray:
     """The norm of every slot's update, scale * |A B| over all sites, float64 [L, S]."""
     total = 0.0
     for site, a in bank.a.items():
-        a_LDSR, b_LSRF = np.asarray(a, np.float64), np.asarray(bank.b[site], np.float64)
+        a_LDSR = np.asarray(a, np.float64)
+        b_LSRF = np.asarray(bank.b[site], np.float64)
         # |A B|^2 = trace(A^T A B B^T): two small matrices instead of one as large as the weight.
         inner = np.einsum("ldsr,ldsq->lsrq", a_LDSR, a_LDSR, optimize=True)
         outer = np.einsum("lsrf,lsqf->lsrq", b_LSRF, b_LSRF, optimize=True)
         total = total + np.einsum("lsrq,lsrq->ls", inner, outer)
+    # Rounding can make a zero norm slightly negative.
     return abs(bank.scale) * np.sqrt(np.maximum(total, 0.0))
 
 
 def dead(norm_LE: np.ndarray, chosen_LE: np.ndarray | None = None) -> list[tuple[int, int, str]]:
-    """(layer, expert, why) of experts that do nothing.
+    """(layer, expert, reason) of experts without effect.
 
     Args:
-      norm_LE: as `loudness`; NaN where there is no expert.
+      norm_LE: as `update_norms`; NaN where there is no expert.
       chosen_LE: tokens that chose each, where tokens choose.
     """
-    loudest, found = np.nanmax(norm_LE, initial=0.0), []
+    largest = np.nanmax(norm_LE, initial=0.0)
+    experts = []
     for layer, expert in np.argwhere(~np.isnan(norm_LE)).tolist():
-        if norm_LE[layer, expert] <= STILL * loudest:
-            found.append((layer, expert, "its update is zero"))
+        if norm_LE[layer, expert] <= NEGLIGIBLE * largest:
+            experts.append((layer, expert, "its update is zero"))
         elif chosen_LE is not None and chosen_LE[layer, expert] == 0:
-            found.append((layer, expert, "no token chose it"))
-    return found
+            experts.append((layer, expert, "no token chose it"))
+    return experts

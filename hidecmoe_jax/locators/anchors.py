@@ -1,10 +1,9 @@
-"""HiDe's anchors and gate (arXiv 2503.12941, section 3): where in CLIP space a task lives, and how near an input
-is.
+"""HiDe's anchors and gate (arXiv 2503.12941, section 3): a task's mean CLIP features, and an input's cosine to them.
 
-An anchor is the mean CLIP embedding of a task's training pictures, another the mean CLIP text feature of its
-instructions. Sums are float32 and counts are integers; means are formed when read and only their direction is used.
-The gate is a softmax over the tasks of the mixed cosine similarities, per sample. The official code keeps bfloat16
-running means per device and takes the maximum over the batch; `legacy` brings back that arithmetic for comparison.
+A task has two anchors: the mean CLIP embedding of its training pictures and the mean CLIP text feature of its
+instructions. Sums are float32 and counts are integers; only the direction of the mean is used, which is that of the
+sum. The gate is a softmax over the tasks of the mixed cosine similarities, per sample. The official code keeps bfloat16
+running means per device and takes the maximum over the batch; `legacy` is that arithmetic, for comparison.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import chex
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -24,7 +24,7 @@ EPSILON = 1e-8
 class Pooled:
     """CLIP's pooled features of a batch, float32: projected image embedding, text state before projection.
 
-    A sample without a picture (or without text) has False in `has_image_B` (`has_text_B`), whatever stands in its row.
+    A sample without a picture (or without text) has False in `has_image_B` (`has_text_B`), whatever its row holds.
     """
 
     image_BE: Array
@@ -54,29 +54,54 @@ class Scores:
 
 
 def no_anchors(tasks: int, image_width: int, text_width: int) -> Anchors:
-    """Room for `tasks` anchors, none learned."""
+    """Anchors of `tasks` tasks, none learned."""
     count = jnp.zeros((tasks,), jnp.int32)
-    return Anchors(jnp.zeros((tasks, image_width)), count, jnp.zeros((tasks, text_width)), count)
+    image = jnp.zeros((tasks, image_width))
+    text = jnp.zeros((tasks, text_width))
+    return Anchors(image, count, text, count)
+
+
+def check_pooled(pooled: Pooled, anchors: Anchors) -> None:
+    """Raises AssertionError, while tracing, where pooled features do not fit the anchors."""
+    batch = pooled.has_image_B.shape[0]
+    chex.assert_shape([pooled.has_image_B, pooled.has_text_B], (batch,))
+    chex.assert_type([pooled.has_image_B, pooled.has_text_B], bool)
+    chex.assert_shape(
+        pooled.image_BE, (batch, anchors.image_NE.shape[1]), custom_message="pictures must have the anchors' width"
+    )
+    chex.assert_shape(
+        pooled.text_BD, (batch, anchors.text_ND.shape[1]), custom_message="texts must have the anchors' width"
+    )
 
 
 def accumulate(anchors: Anchors, task: Array | int, pooled: Pooled, valid_B: Array) -> Anchors:
     """Adds a batch to one task's anchors, all devices' shards included. Rows not `valid_B` are padding."""
-    with_image, with_text = pooled.has_image_B & valid_B, pooled.has_text_B & valid_B
-    image = jnp.sum(jnp.where(with_image[:, None], pooled.image_BE.astype(jnp.float32), 0.0), axis=0)
-    text = jnp.sum(jnp.where(with_text[:, None], pooled.text_BD.astype(jnp.float32), 0.0), axis=0)
+    check_pooled(pooled, anchors)
+    with_image = pooled.has_image_B & valid_B
+    with_text = pooled.has_text_B & valid_B
+    image_sum = _masked_sum(pooled.image_BE, with_image)
+    text_sum = _masked_sum(pooled.text_BD, with_text)
     return Anchors(
-        anchors.image_NE.at[task].add(image),
-        anchors.image_count_N.at[task].add(jnp.sum(with_image.astype(jnp.int32))),
-        anchors.text_ND.at[task].add(text),
-        anchors.text_count_N.at[task].add(jnp.sum(with_text.astype(jnp.int32))),
+        image_NE=anchors.image_NE.at[task].add(image_sum),
+        image_count_N=anchors.image_count_N.at[task].add(jnp.sum(with_image.astype(jnp.int32))),
+        text_ND=anchors.text_ND.at[task].add(text_sum),
+        text_count_N=anchors.text_count_N.at[task].add(jnp.sum(with_text.astype(jnp.int32))),
     )
+
+
+def _masked_sum(rows_BD: Array, mask_B: Array) -> Array:
+    rows = jnp.where(mask_B[:, None], rows_BD.astype(jnp.float32), 0.0)
+    return jnp.sum(rows, axis=0)
 
 
 def _cosine(x_BD: Array, y_ND: Array) -> Array:
     x = x_BD.astype(jnp.float32)
-    lengths = jnp.linalg.norm(x, axis=-1)[:, None] * jnp.linalg.norm(y_ND, axis=-1)[None]
-    # Accelerators shorten float32 products unless told not to, and the gate divides them by a temperature of 0.1.
-    return jnp.matmul(x, y_ND.T, precision=jax.lax.Precision.HIGHEST) / jnp.maximum(lengths, EPSILON)
+    x_B = jnp.linalg.norm(x, axis=-1)
+    y_N = jnp.linalg.norm(y_ND, axis=-1)
+    lengths = x_B[:, None] * y_N[None]
+    # Accelerators shorten float32 products by default, and the gate divides them by a temperature of 0.1.
+    product = jnp.matmul(x, y_ND.T, precision=jax.lax.Precision.HIGHEST)
+    return product / jnp.maximum(lengths, EPSILON)
 
 
 def gate(
@@ -94,51 +119,72 @@ def gate(
     weigh the same. Tasks outside `learned_N` (bool) get weight 0, unless `legacy`: then every slot is in the softmax,
     and each cosine is the maximum over the batch, as in the official code.
     """
-    image_BN, text_BN = _cosine(pooled.image_BE, anchors.image_NE), _cosine(pooled.text_BD, anchors.text_ND)
+    check_pooled(pooled, anchors)
+    chex.assert_shape(learned_N, anchors.image_count_N.shape)
+    image_BN = _cosine(pooled.image_BE, anchors.image_NE)
+    text_BN = _cosine(pooled.text_BD, anchors.text_ND)
     if legacy:
         image_BN = jnp.broadcast_to(jnp.max(image_BN, axis=0, keepdims=True), image_BN.shape)
         text_BN = jnp.broadcast_to(jnp.max(text_BN, axis=0, keepdims=True), text_BN.shape)
         mixed = mixing * image_BN + (1 - mixing) * text_BN
         return Scores(jax.nn.softmax(mixed / temperature, axis=-1), mixed, image_BN, text_BN)
-    see = (pooled.has_image_B[:, None] & (anchors.image_count_N > 0)[None]).astype(jnp.float32) * mixing
-    read = (pooled.has_text_B[:, None] & (anchors.text_count_N > 0)[None]).astype(jnp.float32) * (1 - mixing)
-    mixed = (see * image_BN + read * text_BN) / jnp.maximum(see + read, EPSILON)
-    logits = jnp.where(learned_N[None], mixed / temperature, -jnp.inf)
-    top = jnp.max(jnp.where(learned_N[None], logits, -1e30), axis=-1, keepdims=True)
-    power = jnp.where(learned_N[None], jnp.exp(jnp.where(learned_N[None], logits, top) - top), 0.0)
+    # Weights of the two cosines; 0 where the sample or the anchor lacks that modality.
+    has_image_BN = pooled.has_image_B[:, None] & (anchors.image_count_N > 0)[None]
+    has_text_BN = pooled.has_text_B[:, None] & (anchors.text_count_N > 0)[None]
+    image_weight = has_image_BN.astype(jnp.float32) * mixing
+    text_weight = has_text_BN.astype(jnp.float32) * (1 - mixing)
+    total = image_weight + text_weight
+    mixed = (image_weight * image_BN + text_weight * text_BN) / jnp.maximum(total, EPSILON)
+    # A masked softmax by hand: that of the library is NaN, gradient included, where no task is learned.
+    learned = learned_N[None]
+    logits = jnp.where(learned, mixed / temperature, -jnp.inf)
+    top = jnp.max(jnp.where(learned, logits, -1e30), axis=-1, keepdims=True)
+    power = jnp.where(learned, jnp.exp(jnp.where(learned, logits, top) - top), 0.0)
     weight = power / jnp.maximum(jnp.sum(power, axis=-1, keepdims=True), EPSILON)
     return Scores(weight, mixed, image_BN, text_BN)
 
 
 def anchors_of(memory: dict[str, Array]) -> Anchors:
     """The anchors among a gate's or a locator's arrays."""
-    return Anchors(*(memory[name] for name in ("image_NE", "image_count_N", "text_ND", "text_count_N")))
+    return Anchors(memory["image_NE"], memory["image_count_N"], memory["text_ND"], memory["text_count_N"])
 
 
 @dataclass(frozen=True)
 class ClipAnchors:
-    """HiDe's anchors as a locator: what a task scores is the mixed cosine. Its features are `Pooled`, not a state.
+    """HiDe's anchors as a locator: a task's score is the mixed cosine. Its features are `Pooled`, not a state.
 
     Attributes:
       mixing: weight of the image cosine; the rest is text.
+      shared_leaves: arrays of the memory that belong to all tasks together: none.
     """
 
     kind: ClassVar[str] = "anchors"
+    shared_leaves: ClassVar[tuple[str, ...]] = ()
     mixing: float = 0.5
 
     def blank(self, capacity: int, width: tuple[int, int]) -> dict[str, Array]:
-        """Room for the anchors of `capacity` tasks; `width` are those of the image and the text features."""
+        """Memory for the anchors of `capacity` tasks; `width` are those of the image and the text features."""
         return dict(vars(no_anchors(capacity, *width)))
 
     def fit(self, memory: dict[str, Array], task: int, pooled: Pooled, *, key: Array) -> dict[str, Array]:
         """Adds samples to a task's anchors; nothing is random."""
-        everyone_B = jnp.ones(pooled.has_text_B.shape, bool)
-        return memory | vars(accumulate(anchors_of(memory), task, pooled, everyone_B))
+        valid_B = jnp.ones(pooled.has_text_B.shape, bool)
+        return memory | vars(accumulate(anchors_of(memory), task, pooled, valid_B))
 
     def scores(self, memory: dict[str, Array], pooled: Pooled, learned_N: Array) -> Array:
         """Mixed cosines, float32 [B, N]; -inf where not `learned_N` (bool)."""
-        found = gate(anchors_of(memory), pooled, learned_N, mixing=self.mixing)
-        return jnp.where(learned_N[None], found.mixed_BN, -jnp.inf)
+        scores = gate(anchors_of(memory), pooled, learned_N, mixing=self.mixing)
+        return jnp.where(learned_N[None], scores.mixed_BN, -jnp.inf)
+
+    def typical_scores(self, memory: dict[str, Array], pooled: Pooled, scores_BN: Array) -> Array:
+        """Scores that thresholds of unknown inputs are fitted on: the ordinary ones."""
+        del memory, pooled
+        return scores_BN
+
+    def flops(self, stored: int, *, width: int, tasks: int) -> int:
+        """Operations of scoring one query: a multiply and an add for each of the `stored` numbers."""
+        del width, tasks
+        return 2 * stored
 
     def size(self, width: tuple[int, int]) -> int:
         """Numbers stored per task."""

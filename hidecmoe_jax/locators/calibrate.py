@@ -1,12 +1,13 @@
-"""From the scores of a locator to decisions that can be trusted: what is unknown, and how well tasks are told apart.
+"""Calibration of a locator's scores: thresholds of unknown inputs, AUROC, and the confusion of tasks.
 
-A locator always has a nearest task, also for an input that belongs to none. Where to stop believing it is read from
-scores that samples of a task get which it was not fitted with: accept as many of the task's own as one is willing to
-lose. LLaVA-CMoE (arXiv 2503.21227) has no such rule; its reviewers asked for one. Scores are higher for nearer tasks.
+A locator always has a nearest task, also for an input that belongs to none. The threshold below which an input is
+unknown is a quantile of the scores of held-out samples of the task: it rejects a chosen fraction of those.
+LLaVA-CMoE (arXiv 2503.21227) has no such rule; its reviewers asked for one. Scores are higher for nearer tasks.
 """
 
 from __future__ import annotations
 
+import chex
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -14,24 +15,24 @@ from jax import Array
 from hidecmoe_jax.core.errors import DataError, NumericsError
 from hidecmoe_jax.locators.standard import LOWEST
 
-# 0.29 * 100 is 28.999999999999996, and 29 is meant.
+# 0.29 * 100 is 28.999999999999996 in floating point; the intended count is 29.
 ROUNDING = 1e-9
 
 
-def _line(values, name: str) -> np.ndarray:
+def _score_vector(values, name: str) -> np.ndarray:
     """A non-empty vector of scores without NaN, float64."""
-    line = np.asarray(values, np.float64)
-    if line.ndim != 1 or not len(line):
-        why = f"got shape {line.shape}, expected [M] with M >= 1"
+    scores = np.asarray(values, np.float64)
+    if scores.ndim != 1 or not len(scores):
+        why = f"got shape {scores.shape}, expected [M] with M >= 1"
         raise DataError(f"{name} scores of the wrong shape", why=why, remedy="pass one best score for every sample")
-    if np.isnan(line).any():
-        why = f"{np.sum(np.isnan(line))} of {len(line)} are NaN"
+    if np.isnan(scores).any():
+        why = f"{np.sum(np.isnan(scores))} of {len(scores)} are NaN"
         raise NumericsError(f"{name} scores are not numbers", why=why, remedy="check the features they come from")
-    return line
+    return scores
 
 
 def threshold(held_out_M, false_alarm: float) -> float:
-    """The score below which an input is unknown: a fraction `false_alarm` of a task's own samples lies below it.
+    """The score below which an input is unknown: a fraction `false_alarm` of a task's held-out samples lies below it.
 
     Args:
       held_out_M: for every held-out sample of the task, its best score over the learned tasks.
@@ -39,41 +40,44 @@ def threshold(held_out_M, false_alarm: float) -> float:
         the threshold, fewer if scores are tied; with 0 it is the lowest score.
 
     Raises:
-      DataError, NumericsError: no vector of numbers.
+      DataError, NumericsError: not a vector of numbers.
     """
     if not 0 <= false_alarm < 1:
         raise ValueError(f"false_alarm {false_alarm} must be in [0, 1)")
-    line = np.sort(_line(held_out_M, "held-out"))
-    return float(line[int(false_alarm * len(line) + ROUNDING)])
+    ascending = np.sort(_score_vector(held_out_M, "held-out"))
+    return float(ascending[int(false_alarm * len(ascending) + ROUNDING)])
 
 
 def unknown(scores_BN: Array, thresholds: Array | float) -> Array:
     """Whether each sample's best score lies below the threshold of the task it would go to, bool [B].
 
     Args:
-      thresholds: one number, one for every task [N], or one for every sample and task [B, N]; NaN (a task without
-        threshold) makes all its inputs unknown.
+      thresholds: one number, one for every task [N], or one for every sample and task [B, N]; with NaN (a task without
+        threshold) all inputs of the task are unknown.
 
     A sample whose scores are not finite, or for which no task is learned, is always unknown.
     """
+    chex.assert_rank(scores_BN, 2)
     best_B = jnp.max(scores_BN, axis=-1)
     limits_BN = jnp.broadcast_to(jnp.asarray(thresholds, jnp.float32), scores_BN.shape)
-    limit_B = jnp.take_along_axis(limits_BN, jnp.argmax(scores_BN, axis=-1)[..., None], axis=-1)[..., 0]
-    # Written as "not known": a comparison with NaN is false, and has to end here as unknown.
+    nearest_B1 = jnp.argmax(scores_BN, axis=-1)[..., None]
+    limit_B = jnp.take_along_axis(limits_BN, nearest_B1, axis=-1)[..., 0]
+    # Negated "known" instead of "below": a comparison with NaN is false, and must end as unknown.
     return ~((best_B >= limit_B) & (best_B > LOWEST))
 
 
-def auroc(known_M, foreign_M) -> float:
-    """Probability that a known sample scores above a foreign one, ties counting half (area under the ROC curve).
+def auroc(known_M, unknown_M) -> float:
+    """Probability that a known sample scores above an unknown one, ties counting half (area under the ROC curve).
 
     Raises:
-      DataError, NumericsError: either is no vector of numbers; infinities are in order.
+      DataError, NumericsError: one of the two is not a vector of numbers; infinities are allowed.
     """
-    known, foreign = _line(known_M, "known"), np.sort(_line(foreign_M, "foreign"))
-    # Whole numbers, so that the order of samples cannot change the result.
-    below = np.searchsorted(foreign, known, side="left").sum(dtype=np.int64)
-    up_to = np.searchsorted(foreign, known, side="right").sum(dtype=np.int64)
-    return float(below + up_to) / (2 * len(known) * len(foreign))
+    known = _score_vector(known_M, "known")
+    others = np.sort(_score_vector(unknown_M, "unknown"))
+    # Integers, so that the order of samples cannot change the result.
+    below = np.searchsorted(others, known, side="left").sum(dtype=np.int64)
+    up_to = np.searchsorted(others, known, side="right").sum(dtype=np.int64)
+    return float(below + up_to) / (2 * len(known) * len(others))
 
 
 def confusion(choice_M, truth_M, tasks: int) -> np.ndarray:
@@ -82,15 +86,16 @@ def confusion(choice_M, truth_M, tasks: int) -> np.ndarray:
     Raises:
       DataError: the two differ in length, or a number is no task; nothing is left out of the count.
     """
-    choice, truth = np.asarray(choice_M), np.asarray(truth_M)
+    choice = np.asarray(choice_M)
+    truth = np.asarray(truth_M)
     if choice.shape != truth.shape or choice.ndim != 1:
         why = f"choices have shape {choice.shape}, true tasks {truth.shape}"
         raise DataError("choices and true tasks do not match", why=why, remedy="pass one of each for every sample")
     for name, value in (("choice", choice), ("true task", truth)):
-        whole = value.dtype.kind in "iu"
-        if len(value) and not (whole and value.min() >= 0 and value.max() < tasks):
+        is_integer = value.dtype.kind in "iu"
+        if len(value) and not (is_integer and value.min() >= 0 and value.max() < tasks):
             why = f"values {value.min()} to {value.max()} ({value.dtype}), expected integers in 0 to {tasks - 1}"
-            remedy = "count unknown inputs apart, they belong to no task"
+            remedy = "count unknown inputs separately, they belong to no task"
             raise DataError(f"a {name} is no task", why=why, remedy=remedy)
     counts = np.zeros((tasks, tasks), np.int64)
     np.add.at(counts, (truth.astype(np.int64), choice.astype(np.int64)), 1)

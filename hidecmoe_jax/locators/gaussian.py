@@ -1,6 +1,6 @@
 """Gaussian task locators, the cheap baselines of LLaVA-CMoE's autoencoders.
 
-Every task is remembered by statistics of its own samples alone, so learning one never touches another.
+A task's memory is statistics of its own samples alone, so learning a task never changes another's.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -15,12 +16,13 @@ from jax.scipy.linalg import solve_triangular
 
 from hidecmoe_jax.locators.standard import (
     EXACT,
-    checked,
-    presented,
-    standard_room,
+    Standardised,
+    blank_standard,
+    checked_features,
+    masked_scores,
     standardised,
+    with_row,
     with_standard,
-    written,
 )
 
 # Variance added to every standardised dimension, so that samples which are all equal still have a density.
@@ -30,24 +32,27 @@ RIDGE = 1e-6
 def _moments(rows_ND: Array) -> tuple[Array, Array]:
     """Mean [D] and scatter [D, D], the sum of outer products of the deviations from it."""
     mean = jnp.mean(rows_ND, axis=0)
-    off = rows_ND - mean
-    return mean, jnp.matmul(off.T, off, precision=EXACT)
+    deviation = rows_ND - mean
+    return mean, jnp.matmul(deviation.T, deviation, precision=EXACT)
 
 
 def _widest(scatter_DD: Array, directions: int) -> tuple[Array, Array]:
     """F [K, D] and rest with `F' F + rest I` nearest to the scatter: widest directions, and the mean of the others."""
-    size_D, axes_DD = jnp.linalg.eigh(scatter_DD)
-    rest = jnp.maximum(jnp.mean(size_D[:-directions]), 0.0)
-    return jnp.sqrt(jnp.maximum(size_D[-directions:] - rest, 0.0))[:, None] * axes_DD[:, -directions:].T, rest
+    eigenvalue_D, axes_DD = jnp.linalg.eigh(scatter_DD)  # ascending
+    rest = jnp.maximum(jnp.mean(eigenvalue_D[:-directions]), 0.0)
+    length_K = jnp.sqrt(jnp.maximum(eigenvalue_D[-directions:] - rest, 0.0))
+    return length_K[:, None] * axes_DD[:, -directions:].T, rest
 
 
 def _whitening(covariance_DD: Array, shrinkage: float) -> tuple[Array, Array]:
     """W with `|W x|^2 = x' C^-1 x`, and log det C, for `C = (1 - a) S + a (trace S / D) I + RIDGE I`."""
     width = covariance_DD.shape[0]
-    even = shrinkage * jnp.trace(covariance_DD) / width + RIDGE
-    unit = jnp.eye(width)
-    lower = jnp.linalg.cholesky((1 - shrinkage) * covariance_DD + even * unit)
-    return solve_triangular(lower, unit, lower=True), 2 * jnp.sum(jnp.log(jnp.diagonal(lower)))
+    isotropic = shrinkage * jnp.trace(covariance_DD) / width + RIDGE
+    identity = jnp.eye(width)
+    lower = jnp.linalg.cholesky((1 - shrinkage) * covariance_DD + isotropic * identity)
+    whitening = solve_triangular(lower, identity, lower=True)
+    log_determinant = 2 * jnp.sum(jnp.log(jnp.diagonal(lower)))
+    return whitening, log_determinant
 
 
 def _check_fields(clip: float, shrinkage: float = 1.0) -> None:
@@ -58,8 +63,8 @@ def _check_fields(clip: float, shrinkage: float = 1.0) -> None:
 
 
 @dataclass(frozen=True)
-class NearestMean:
-    """Nearest class mean: a task scores minus the squared distance to the mean of its standardised features.
+class NearestMean(Standardised):
+    """Nearest class mean: a task's score is minus the squared distance to the mean of its standardised features.
 
     Attributes:
       clip: standardised features are cut off at +-clip.
@@ -73,20 +78,20 @@ class NearestMean:
 
     def blank(self, capacity: int, width: int) -> dict[str, Array]:
         """Memory with room for `capacity` tasks: `center_ND`, and the standardisation."""
-        return standard_room(width) | {"center_ND": jnp.zeros((capacity, width))}
+        return blank_standard(width) | {"center_ND": jnp.zeros((capacity, width))}
 
     def fit(self, memory: dict[str, Array], task: int, features_ND, *, key: Array) -> dict[str, Array]:
-        """Writes row `task` from features [N, D]; nothing is random. Raises as `checked` and `written`."""
+        """Writes row `task` from features [N, D]; nothing is random. Raises as `checked_features`, `with_row`."""
         del key
-        features = checked(features_ND, memory, task, capacity=len(memory["center_ND"]))
+        features = checked_features(features_ND, memory, task, capacity=len(memory["center_ND"]))
         memory = with_standard(memory, features)
-        return written(memory, task, {"center_ND": jnp.mean(standardised(memory, features, self.clip), axis=0)})
+        return with_row(memory, task, {"center_ND": jnp.mean(standardised(memory, features, self.clip), axis=0)})
 
     def scores(self, memory: dict[str, Array], features_BD: Array, learned_N: Array) -> Array:
         """`-|x - mean|^2`, float32 [B, capacity]; -inf where not `learned_N` (bool)."""
         rows_BD = standardised(memory, features_BD, self.clip)
-        off_BND = rows_BD[:, None] - memory["center_ND"][None]
-        return presented(-jnp.sum(jnp.square(off_BND), axis=-1), learned_N)
+        deviation_BND = rows_BD[:, None] - memory["center_ND"][None]
+        return masked_scores(-jnp.sum(jnp.square(deviation_BND), axis=-1), learned_N)
 
     def size(self, width: int) -> int:
         """Numbers stored per task."""
@@ -94,20 +99,20 @@ class NearestMean:
 
 
 @dataclass(frozen=True)
-class SharedGaussian:
-    """One Gaussian per task with a covariance in common: linear discriminant analysis with equal priors.
+class SharedGaussian(Standardised):
+    """One Gaussian per task with a shared covariance: linear discriminant analysis with equal priors.
 
-    Every task keeps its own mean, count and scatter S_t; the covariance is pooled when it is read, over the tasks that
-    are learned then: `S = sum S_t / (sum n_t - number of tasks)`, `C = (1 - a) S + a (trace S / D) I + RIDGE I`. So a
-    new task shifts the boundaries between old ones, but changes nothing that is stored of them.
+    A task's memory is its mean, count and scatter S_t; the covariance is pooled at scoring, over the tasks that are
+    learned then: `S = sum S_t / (sum n_t - number of tasks)`, `C = (1 - a) S + a (trace S / D) I + RIDGE I`. So a new
+    task shifts the boundaries between old ones, but changes nothing that is stored of them.
 
-    A scatter has D * D numbers: 16.8 million a task at LLaVA-1.5-7B, more than its experts. With `directions` K, a task
-    keeps the K widest directions of its scatter and takes the others to be all alike, `S_t = F' F + rest I`.
+    A scatter has D * D numbers: 16.8 million a task at LLaVA-1.5-7B, more than its experts. With `directions` K, only
+    the K widest directions of a scatter are stored and the others are taken as equal, `S_t = F' F + rest I`.
 
     Attributes:
       shrinkage: a, in (0, 1].
       clip: standardised features are cut off at +-clip.
-      directions: K; 0, and anything from D on, keeps the whole scatter.
+      directions: K; 0, and anything from D on, stores the whole scatter.
     """
 
     shrinkage: float = 0.1
@@ -120,32 +125,32 @@ class SharedGaussian:
         if self.directions < 0:
             raise ValueError(f"directions {self.directions} must be at least 1, or 0 for the whole scatter")
 
-    def _thin(self, width: int) -> bool:
+    def _is_low_rank(self, width: int) -> bool:
         return 0 < self.directions < width
 
     def blank(self, capacity: int, width: int) -> dict[str, Array]:
         """Memory with room for `capacity` tasks: `center_ND`, `count_N` (int32), and `scatter_NDD` or its directions
         `factor_NKD` with `rest_N`."""
         room = {"center_ND": jnp.zeros((capacity, width)), "count_N": jnp.zeros(capacity, jnp.int32)}
-        if self._thin(width):
+        if self._is_low_rank(width):
             room |= {"factor_NKD": jnp.zeros((capacity, self.directions, width)), "rest_N": jnp.zeros(capacity)}
         else:
             room |= {"scatter_NDD": jnp.zeros((capacity, width, width))}
-        return standard_room(width) | room
+        return blank_standard(width) | room
 
     def fit(self, memory: dict[str, Array], task: int, features_ND, *, key: Array) -> dict[str, Array]:
-        """Writes row `task` from features [N, D]; nothing is random. Raises as `checked` and `written`."""
+        """Writes row `task` from features [N, D]; nothing is random. Raises as `checked_features`, `with_row`."""
         del key
-        features = checked(features_ND, memory, task, capacity=len(memory["center_ND"]))
+        features = checked_features(features_ND, memory, task, capacity=len(memory["center_ND"]))
         memory = with_standard(memory, features)
         center, scatter = _moments(standardised(memory, features, self.clip))
         row = {"center_ND": center, "count_N": jnp.asarray(len(features), jnp.int32)}
-        if self._thin(len(scatter)):
+        if self._is_low_rank(len(scatter)):
             factor, rest = _widest(scatter, self.directions)
             row |= {"factor_NKD": factor, "rest_N": rest}
         else:
             row |= {"scatter_NDD": scatter}
-        return written(memory, task, row)
+        return with_row(memory, task, row)
 
     def scores(self, memory: dict[str, Array], features_BD: Array, learned_N: Array) -> Array:
         """Minus half the squared Mahalanobis distance, float32 [B, capacity]; -inf where not `learned_N` (bool).
@@ -155,29 +160,52 @@ class SharedGaussian:
         rows_BD = standardised(memory, features_BD, self.clip)
         scatter_DD = self._pooled(memory, learned_N)
         freedom = jnp.sum(jnp.where(learned_N, memory["count_N"] - 1, 0))
-        whitening_DD, _ = _whitening(scatter_DD / jnp.maximum(freedom, 1).astype(jnp.float32), self.shrinkage)
-        off_BND = rows_BD[:, None] - memory["center_ND"][None]
-        white_BND = jnp.einsum("bnd,ed->bne", off_BND, whitening_DD, precision=EXACT)
-        return presented(-0.5 * jnp.sum(jnp.square(white_BND), axis=-1), learned_N)
+        covariance_DD = scatter_DD / jnp.maximum(freedom, 1).astype(jnp.float32)
+        whitening_DD, _ = _whitening(covariance_DD, self.shrinkage)
+        deviation_BND = rows_BD[:, None] - memory["center_ND"][None]
+        white_BND = jnp.einsum("bnd,ed->bne", deviation_BND, whitening_DD, precision=EXACT)
+        return masked_scores(-0.5 * jnp.sum(jnp.square(white_BND), axis=-1), learned_N)
 
     def _pooled(self, memory: dict[str, Array], learned_N: Array) -> Array:
         """Scatters of all learned tasks together, [D, D]."""
         if "scatter_NDD" in memory:
-            return jnp.sum(jnp.where(learned_N[:, None, None], memory["scatter_NDD"], 0.0), axis=0)
+            scatter_NDD = jnp.where(learned_N[:, None, None], memory["scatter_NDD"], 0.0)
+            return jnp.sum(scatter_NDD, axis=0)
         factor_NKD = jnp.where(learned_N[:, None, None], memory["factor_NKD"], 0.0)
         rest = jnp.sum(jnp.where(learned_N, memory["rest_N"], 0.0))
         pooled_DD = jnp.einsum("nkd,nke->de", factor_NKD, factor_NKD, precision=EXACT)
         return pooled_DD + rest * jnp.eye(factor_NKD.shape[-1])
 
+    def typical_scores(self, memory: dict[str, Array], features_BD: Array, scores_BN: Array) -> Array:
+        """Scores as if each task were the only one learned, float32 [B, N].
+
+        A pooled covariance separates tasks, but is too wide or too narrow for each of them: unknown inputs are detected
+        far better under a task's own (docs/unknown.md).
+        """
+        tasks = jnp.arange(scores_BN.shape[-1])
+
+        def score_alone(task: Array) -> Array:
+            return self.scores(memory, features_BD, tasks == task)[:, task]
+
+        # A loop, not vmap: each task factors a D x D matrix.
+        return jax.lax.map(score_alone, tasks).T
+
+    def flops(self, stored: int, *, width: int, tasks: int) -> int:
+        """As by default; and per call, which a batch shares, the covariance is factored and inverted, and whitens every
+        task's deviation."""
+        factor_and_invert = 4 * width**3 // 3
+        whiten = 2 * tasks * width**2
+        return 2 * stored + factor_and_invert + whiten
+
     def size(self, width: int) -> int:
         """Numbers stored per task: mean, count, and the scatter or its directions and rest."""
-        scatter = self.directions * width + 1 if self._thin(width) else width * width
+        scatter = self.directions * width + 1 if self._is_low_rank(width) else width * width
         return width + 1 + scatter
 
 
 @dataclass(frozen=True)
-class ClassGaussian:
-    """One Gaussian per task with a covariance of its own: quadratic discriminant analysis with equal priors.
+class ClassGaussian(Standardised):
+    """One Gaussian per task, each with its covariance: quadratic discriminant analysis with equal priors.
 
     `C_t = (1 - a) S_t + a (trace S_t / D) I + RIDGE I` with S_t the unbiased covariance of the task's standardised
     features: shrunk towards the identity, scaled to keep the mean variance. The score is the log-density, determinant
@@ -197,29 +225,31 @@ class ClassGaussian:
 
     def blank(self, capacity: int, width: int) -> dict[str, Array]:
         """Memory with room for `capacity` tasks: `center_ND`, `whitening_NDD`, `log_determinant_N`."""
-        return standard_room(width) | {
+        return blank_standard(width) | {
             "center_ND": jnp.zeros((capacity, width)),
             "whitening_NDD": jnp.zeros((capacity, width, width)),
             "log_determinant_N": jnp.zeros(capacity),
         }
 
     def fit(self, memory: dict[str, Array], task: int, features_ND, *, key: Array) -> dict[str, Array]:
-        """Writes row `task` from features [N, D], N >= 2; nothing is random. Raises as `checked` and `written`."""
+        """Writes row `task` from features [N, D], N >= 2; nothing is random. Raises as in `NearestMean`."""
         del key
-        features = checked(features_ND, memory, task, capacity=len(memory["center_ND"]), least=2)
+        features = checked_features(features_ND, memory, task, capacity=len(memory["center_ND"]), least=2)
         memory = with_standard(memory, features)
         center, scatter = _moments(standardised(memory, features, self.clip))
         whitening, log_determinant = _whitening(scatter / (len(features) - 1), self.shrinkage)
         row = {"center_ND": center, "whitening_NDD": whitening, "log_determinant_N": log_determinant}
-        return written(memory, task, row)
+        return with_row(memory, task, row)
 
     def scores(self, memory: dict[str, Array], features_BD: Array, learned_N: Array) -> Array:
         """Log-density under every task's Gaussian, float32 [B, capacity]; -inf where not `learned_N` (bool)."""
         rows_BD = standardised(memory, features_BD, self.clip)
-        off_BND = rows_BD[:, None] - memory["center_ND"][None]
-        white_BND = jnp.einsum("bnd,ned->bne", off_BND, memory["whitening_NDD"], precision=EXACT)
-        constant = memory["log_determinant_N"] + rows_BD.shape[1] * float(np.log(2 * np.pi))
-        return presented(-0.5 * (jnp.sum(jnp.square(white_BND), axis=-1) + constant[None]), learned_N)
+        deviation_BND = rows_BD[:, None] - memory["center_ND"][None]
+        white_BND = jnp.einsum("bnd,ned->bne", deviation_BND, memory["whitening_NDD"], precision=EXACT)
+        log_2pi = float(np.log(2 * np.pi))
+        constant_N = memory["log_determinant_N"] + rows_BD.shape[1] * log_2pi
+        squared_BN = jnp.sum(jnp.square(white_BND), axis=-1)
+        return masked_scores(-0.5 * (squared_BN + constant_N[None]), learned_N)
 
     def size(self, width: int) -> int:
         """Numbers stored per task: mean, whitening matrix, log-determinant."""

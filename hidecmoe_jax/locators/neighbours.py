@@ -1,9 +1,8 @@
-"""A task locator by nearest neighbours: a sample belongs where the stored samples look most like it.
+"""A task locator by nearest neighbours: a sample belongs to the task whose stored samples are most similar.
 
-It assumes nothing about the shape of a task, which makes it the baseline that shows what a model of the features could
-gain at most. The price is that it keeps features of training samples themselves, up to `most` for every task: that is
-storage which grows with the stream, it has to be counted where parameters are counted, and where data may not be kept
-it may not be used.
+It makes no assumption about a task's distribution, so as a baseline it shows how much a parametric model of the
+features could gain at most. Its memory is features of training samples, up to `most` for every task: storage that grows
+with the stream, is counted where parameters are counted, and rules it out where data may not be stored.
 """
 
 from __future__ import annotations
@@ -18,33 +17,35 @@ from jax import Array
 
 from hidecmoe_jax.locators.standard import (
     EXACT,
-    checked,
-    presented,
-    standard_room,
+    Standardised,
+    blank_standard,
+    checked_features,
+    masked_scores,
     standardised,
+    with_row,
     with_standard,
-    written,
 )
 
 
 def _cosine(x_BD: Array, y_NMD: Array) -> Array:
     """Cosines [B, N, M] of rows to which a constant coordinate sqrt(D), the length of a typical row, is appended.
 
-    Standardised features of the first task lie around 0, where a direction is nothing but noise: plain cosines send its
-    samples anywhere. Seen from a point outside the data, near samples have near directions everywhere.
+    Standardised features of the first task lie around 0, where a direction is only noise: plain cosines would assign
+    its samples at random. Relative to a point outside the data, near samples have near directions everywhere.
     """
     width = x_BD.shape[1]
     product = jnp.einsum("bd,nmd->bnm", x_BD, y_NMD, precision=EXACT) + width
-    x_B, y_NM = (jnp.sqrt(jnp.sum(jnp.square(rows), axis=-1) + width) for rows in (x_BD, y_NMD))
+    x_B = jnp.sqrt(jnp.sum(jnp.square(x_BD), axis=-1) + width)
+    y_NM = jnp.sqrt(jnp.sum(jnp.square(y_NMD), axis=-1) + width)
     return product / (x_B[:, None, None] * y_NM[None])
 
 
 @dataclass(frozen=True)
-class Neighbours:
+class Neighbours(Standardised):
     """Mean cosine similarity to the k nearest stored samples of a task.
 
     Attributes:
-      k: neighbours that count; a task that stores fewer is judged by all it has.
+      k: neighbours that count; of a task with fewer stored samples, all count.
       most: samples stored of one task, drawn by `key` without replacement if it has more.
       clip: standardised features are cut off at +-clip.
     """
@@ -62,31 +63,35 @@ class Neighbours:
 
     def blank(self, capacity: int, width: int) -> dict[str, Array]:
         """Memory with room for `capacity` tasks: `feature_NMD` (standardised) and `valid_NM` (bool)."""
-        return standard_room(width) | {
+        return blank_standard(width) | {
             "feature_NMD": jnp.zeros((capacity, self.most, width)),
             "valid_NM": jnp.zeros((capacity, self.most), bool),
         }
 
     def fit(self, memory: dict[str, Array], task: int, features_ND, *, key: Array) -> dict[str, Array]:
-        """Writes row `task` from features [N, D]. Raises as `standard.checked` and `standard.written`."""
-        features = checked(features_ND, memory, task, capacity=len(memory["valid_NM"]))
+        """Writes row `task` from features [N, D]. Raises as `standard.checked_features` and `standard.with_row`."""
+        features = checked_features(features_ND, memory, task, capacity=len(memory["valid_NM"]))
         memory = with_standard(memory, features)
         if len(features) > self.most:
-            features = features[np.sort(np.asarray(jax.random.permutation(key, len(features)))[: self.most])]
+            drawn = np.asarray(jax.random.permutation(key, len(features)))[: self.most]
+            features = features[np.sort(drawn)]
         rows = standardised(memory, features, self.clip)
-        room = self.most - len(features)
-        row = {"feature_NMD": jnp.pad(rows, ((0, room), (0, 0))), "valid_NM": jnp.arange(self.most) < len(features)}
-        return written(memory, task, row)
+        padded = jnp.pad(rows, ((0, self.most - len(features)), (0, 0)))
+        valid = jnp.arange(self.most) < len(features)
+        return with_row(memory, task, {"feature_NMD": padded, "valid_NM": valid})
 
     def scores(self, memory: dict[str, Array], features_BD: Array, learned_N: Array) -> Array:
         """Mean of the k largest cosines, float32 [B, capacity], in [-1, 1]; -inf where not `learned_N` (bool)."""
         cosine_BNM = _cosine(standardised(memory, features_BD, self.clip), memory["feature_NMD"])
-        best_BNK, _ = jax.lax.top_k(jnp.where(memory["valid_NM"][None], cosine_BNM, -jnp.inf), self.k)
-        count_N = jnp.minimum(jnp.sum(memory["valid_NM"], axis=1), self.k)
+        valid_NM = memory["valid_NM"]
+        cosine_BNM = jnp.where(valid_NM[None], cosine_BNM, -jnp.inf)
+        best_BNK, _ = jax.lax.top_k(cosine_BNM, self.k)
+        count_N = jnp.minimum(jnp.sum(valid_NM, axis=1), self.k)
+        # A task with fewer than k samples has -inf in its last columns.
         counted_NK = jnp.arange(self.k)[None] < count_N[:, None]
         total_BN = jnp.sum(jnp.where(counted_NK[None], best_BNK, 0.0), axis=-1)
-        return presented(total_BN / jnp.maximum(count_N, 1).astype(jnp.float32), learned_N)
+        return masked_scores(total_BN / jnp.maximum(count_N, 1).astype(jnp.float32), learned_N)
 
     def size(self, width: int) -> int:
-        """Numbers stored per task, room that stays empty included (and one bit for each sample besides)."""
+        """Numbers stored per task, unused rows included (and one bit for each row besides)."""
         return self.most * width

@@ -1,13 +1,16 @@
-"""The feature space that locators share, and how they write and present.
+"""Standardised features: the input space that locators share, and checks of what they store and return.
 
-A locator looks at one float32 feature vector per sample and scores every learned task; the best score names the task.
-Features are standardised with the mean and standard deviation per dimension of the first task that was fitted, for
-ever: statistics per task would give each of them its own metric, and common ones would have to be recomputed from data
-that is gone.
+A locator takes one float32 feature vector per sample and scores every learned task; the best score names the task.
+Features are standardised with the mean and standard deviation per dimension of the first fitted task, and those never
+change: statistics per task would give each task its own metric, and common ones would have to be recomputed from data
+that is no longer available.
 """
 
 from __future__ import annotations
 
+from typing import ClassVar
+
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,22 +18,47 @@ from jax import Array
 
 from hidecmoe_jax.core.errors import DataError, NumericsError
 
+# Accelerators shorten float32 products by default; scores of near tasks differ by less than that loses.
 EXACT = jax.lax.Precision.HIGHEST
-# What a sample scores with a learned task if its feature or the task's memory is not finite: below everything real, but
-# not -inf, so that the largest score still belongs to a learned task.
+# Score of a learned task where the sample's feature or the task's memory is not finite: below every real score, but not
+# -inf, so that the largest score still belongs to a learned task.
 LOWEST = float(jnp.finfo(jnp.float32).min)
-# A dimension that hardly moved within the first task would turn rounding noise into large numbers.
+# A dimension that is nearly constant within the first task would turn rounding noise into large numbers.
 NARROWEST = 1e-3
 SMALLEST_STD = 1e-6
 
 
-def standard_room(width: int) -> dict[str, Array]:
-    """The part of a memory that holds the fixed standardisation; `std_D` is 0 until a task has been fitted."""
+class Standardised:
+    """Defaults of a locator whose features are standardised; memory: {name: array}, one row per task where shared.
+
+    Attributes:
+      shared_leaves: arrays of the memory that belong to all tasks together; every other array has a row per task.
+    """
+
+    shared_leaves: ClassVar[tuple[str, ...]] = ("mean_D", "std_D")
+
+    def typical_scores(self, memory: dict[str, Array], features_BD: Array, scores_BN: Array) -> Array:
+        """Scores that thresholds of unknown inputs are fitted on, float32 [B, N]: the ordinary ones.
+
+        Args:
+          scores_BN: what `scores` returned for these features.
+        """
+        del memory, features_BD
+        return scores_BN
+
+    def flops(self, stored: int, *, width: int, tasks: int) -> int:
+        """Operations of scoring one query against `tasks`: a multiply and an add for each of the `stored` numbers."""
+        del width, tasks
+        return 2 * stored
+
+
+def blank_standard(width: int) -> dict[str, Array]:
+    """The fixed standardisation of a new memory; `std_D` is 0 until a task has been fitted."""
     return {"mean_D": jnp.zeros(width), "std_D": jnp.zeros(width)}
 
 
-def checked(features_ND, memory: dict[str, Array], task: int, *, capacity: int, least: int = 1) -> np.ndarray:
-    """The features a task is fitted with, as float32 on the host.
+def checked_features(features_ND, memory: dict[str, Array], task: int, *, capacity: int, least: int = 1) -> np.ndarray:
+    """The features a task is fitted on, as float32 on the host.
 
     Raises:
       DataError: `task` is outside the memory, the features are not a matrix of its width, or fewer than `least`.
@@ -60,20 +88,24 @@ def checked(features_ND, memory: dict[str, Array], task: int, *, capacity: int, 
 
 
 def with_standard(memory: dict[str, Array], features_ND: np.ndarray) -> dict[str, Array]:
-    """The memory with the fixed standardisation (LLaVA-CMoE decision D22): taken from these features if there is none.
+    """The memory with the fixed standardisation (CMoE-D22), computed from these features if there is none yet.
 
-    Standard deviations are raised to `NARROWEST` times their median, so that a constant dimension stays harmless.
+    Standard deviations are at least `NARROWEST` times their median, so that a constant dimension stays harmless.
     """
+    # Deviations of a fitted memory are never 0.
     if np.any(memory["std_D"]):
         return memory
+    # Sums in float64: at 4096 dimensions and many samples float32 sums lose digits.
     mean = np.mean(features_ND, axis=0, dtype=np.float64).astype(np.float32)
-    std = np.sqrt(np.mean(np.square(features_ND - mean), axis=0, dtype=np.float64))
-    std = np.maximum(std, max(NARROWEST * float(np.median(std)), SMALLEST_STD))
+    variance = np.mean(np.square(features_ND - mean), axis=0, dtype=np.float64)
+    std = np.sqrt(variance)
+    least = max(NARROWEST * float(np.median(std)), SMALLEST_STD)
+    std = np.maximum(std, least)
     return memory | {"mean_D": jnp.asarray(mean), "std_D": jnp.asarray(std, jnp.float32)}
 
 
 def standardised(memory: dict[str, Array], features_BD: Array, clip: float) -> Array:
-    """`(features - mean) / std`, clipped to +-`clip`, float32 [B, D]; what is not finite becomes NaN.
+    """`(features - mean) / std`, clipped to +-`clip`, float32 [B, D]; values that are not finite become NaN.
 
     Raises:
       DataError: the features do not have the memory's width.
@@ -83,18 +115,21 @@ def standardised(memory: dict[str, Array], features_BD: Array, clip: float) -> A
         why = f"got shape {features.shape}, expected [B, {memory['mean_D'].shape[0]}]"
         raise DataError("features of the wrong shape", why=why, remedy="use the features the locator was fitted with")
     std = jnp.where(memory["std_D"] > 0, memory["std_D"], 1.0)
-    # Clipping alone would make an infinite feature look like an ordinary large one.
+    # Clipping alone would turn an infinite feature into an ordinary large one.
     finite = jnp.where(jnp.isfinite(features), features, jnp.nan)
     return jnp.clip((finite - memory["mean_D"]) / std, -clip, clip)
 
 
-def presented(scores_BN: Array, learned_N: Array) -> Array:
+def masked_scores(scores_BN: Array, learned_N: Array) -> Array:
     """Scores as a locator returns them: -inf for tasks not learned, `LOWEST` where they are not finite."""
+    chex.assert_rank(scores_BN, 2)
+    chex.assert_shape(learned_N, scores_BN.shape[1:], custom_message="`learned` has one entry per row of the memory")
+    chex.assert_type(learned_N, bool, custom_message="`learned` is a mask over tasks")
     finite = jnp.where(jnp.isfinite(scores_BN), scores_BN, LOWEST)
     return jnp.where(learned_N[None], finite, -jnp.inf)
 
 
-def written(memory: dict[str, Array], task: int, row: dict[str, Array]) -> dict[str, Array]:
+def with_row(memory: dict[str, Array], task: int, row: dict[str, Array]) -> dict[str, Array]:
     """The memory with row `task` of the named arrays replaced.
 
     Raises:
@@ -105,4 +140,5 @@ def written(memory: dict[str, Array], task: int, row: dict[str, Array]) -> dict[
             why = f"{name} holds values that are not finite"
             remedy = "look at the features' range, or raise the locator's shrinkage or lower its rate"
             raise NumericsError("the locator could not be fitted", where=f"task {task}", why=why, remedy=remedy)
-    return memory | {name: memory[name].at[task].set(value) for name, value in row.items()}
+    changed = {name: memory[name].at[task].set(value) for name, value in row.items()}
+    return memory | changed

@@ -21,8 +21,8 @@ from hidecmoe_jax.core.errors import NumericsError
 from hidecmoe_jax.data.records import Record
 from hidecmoe_jax.data.stream import Stream
 from hidecmoe_jax.experts.bank import Bank
+from hidecmoe_jax.experts.fold import merge_into_base
 from hidecmoe_jax.experts.routing import Voice
-from hidecmoe_jax.experts.surgery import merge_into_base
 from hidecmoe_jax.experts.usage import Load
 from hidecmoe_jax.locators.anchors import Pooled
 from hidecmoe_jax.models.llava import Model, Reading, decoder_layers, with_decoder_layers

@@ -30,7 +30,7 @@ def owners(bank: Bank) -> tuple[int, ...]:
 
 def archived(bank: Bank, task: int) -> dict[str, Array]:
     """The factors of a task's own expert, flat. They are found by slot, so those of a retired task are zero."""
-    return trees.flatten(pool.taken(bank, 1 + task, 2 + task).factors)
+    return trees.flatten(pool.slice_slots(bank, 1 + task, 2 + task).factors)
 
 
 def planted(bank: Bank, bare: Bank, task: int, factors: dict[str, Array]) -> Bank:

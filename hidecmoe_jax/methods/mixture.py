@@ -46,8 +46,8 @@ from hidecmoe_jax.methods.growth.probe import Probe, tokens_per_slot
 from hidecmoe_jax.methods.growth.summary import PoolSummary, active_slots, probe_frequencies
 from hidecmoe_jax.methods.lora import PARALLEL, Lora
 from hidecmoe_jax.methods.stages import Stage
-from hidecmoe_jax.models.llama import KINDS
 from hidecmoe_jax.models.llava import Model
+from hidecmoe_jax.models.voices import KINDS
 
 COUNTS = ("count", "mass")  # of a probe: tokens that chose each slot, and the router weights they gave it
 
@@ -207,7 +207,7 @@ class Mixture(Method):
         """A task's experts, its router over the slots of its time, the gate's part of it, and the verdict."""
         own = self.slots(lesson)
         memory = learner.memory
-        expert = pool.taken(learner.past[POOL], own.start, own.stop)
+        expert = pool.slice_slots(learner.past[POOL], own.start, own.stop)
         # Cut on the host: these shapes grow with the task, and each would be a program of its own.
         verdict = {name: np.asarray(leaf[lesson]) for name, leaf in vars(memory.verdict).items()}
         stored = {
@@ -240,7 +240,7 @@ class Mixture(Method):
                 continue
             own = self.slots(task)
             stored = groups["memory"]
-            past = pool.put(past, own.start, self._archived_experts(model, groups["experts"], len(own)))
+            past = pool.write_slots(past, own.start, self._archived_experts(model, groups["experts"], len(own)))
             routers[task, :, :, : own.stop] = stored["router"]
             visible[task, :, : own.stop] = stored["visible"]
             verdict.expand[task] = stored["expand"]

@@ -15,13 +15,13 @@ from hidecmoe_jax.experts import pool
 from hidecmoe_jax.experts.bank import EMPTY, Bank
 from hidecmoe_jax.experts.pool import POOL
 from hidecmoe_jax.experts.routing import Routing, Voice, balance_loss
-from hidecmoe_jax.experts.usage import SILENT, Load
+from hidecmoe_jax.experts.usage import UNAVAILABLE, Load
 from hidecmoe_jax.methods.base import FrozenFeatures, Learner, Loss
 from hidecmoe_jax.methods.growth import expert_init
 from hidecmoe_jax.methods.growth.probe import layers_to_expand, split_records, tokens_per_slot
 from hidecmoe_jax.methods.stages import FitGate, Stage
-from hidecmoe_jax.models.llama import Tally
 from hidecmoe_jax.models.llava import Batch, Model, answer_loss
+from hidecmoe_jax.models.voices import Tally
 
 if TYPE_CHECKING:
     from hidecmoe_jax.methods.mixture import Mixture
@@ -45,8 +45,8 @@ def pool_voices(method: Mixture, learner: Learner, key: Array | None) -> tuple[V
     past = learner.past[POOL]
     live = learner.live[POOL]
     router_L1DS = learner.routers[POOL][:, None]
-    old = Routing(_owned(past), router_L1DS[..., : past.slots], method.top_k, gate=POOL)
-    new = Routing(_owned(live), router_L1DS[..., past.slots :], method.top_k, gate=POOL)
+    old = Routing(_owned(past), router_L1DS[..., : past.slots], method.top_k, softmax_group=POOL)
+    new = Routing(_owned(live), router_L1DS[..., past.slots :], method.top_k, softmax_group=POOL)
     return Voice(past, old), Voice(live, new, key, dropout=method.lora.dropout)
 
 
@@ -86,7 +86,7 @@ class PoolStage(Stage):
         # The pool reaches up to the top, so its tallies are those of the last segment of layers.
         used = jax.tree.map(lambda *parts: jnp.sum(jnp.concatenate(parts, axis=1), axis=-1), *tallies[-1])
         balance = balance_loss(used.count, used.chance, active_LS) * tokens.astype(jnp.float32)
-        load = Load(jnp.where(active_LS, used.count, SILENT), self.method.top_k)
+        load = Load(jnp.where(active_LS, used.count, UNAVAILABLE), self.method.top_k)
         return Loss(total + weight * balance, tokens, load)
 
 
@@ -175,7 +175,7 @@ class Tune(PoolStage):
         # Empty slots make up for what a task gets less than another, so that all tasks train by one program.
         padding = max(method.first, method.more) - new
         if padding:
-            live = pool.beside([live, method.blank_bank(model, padding)])
+            live = pool.concat_slots([live, method.blank_bank(model, padding)])
         router = jnp.pad(router, ((0, 0), (0, 0), (0, padding)))
         return learner.replace(live={POOL: live}, routers={POOL: router})
 
@@ -197,7 +197,7 @@ class Tune(PoolStage):
         router = learner.routers[POOL]
         memory = learner.memory
         own = self.method.slots(lesson)
-        past = pool.put(learner.past[POOL], own.start, pool.taken(live, 0, len(own)))
+        past = pool.write_slots(learner.past[POOL], own.start, pool.slice_slots(live, 0, len(own)))
         visible_LS = past.owner_LS != EMPTY
         new_columns = router[..., past.slots : past.slots + len(own)]
         closed = dynamic_update_slice_in_dim(router[..., : past.slots], new_columns, own.start, axis=2)

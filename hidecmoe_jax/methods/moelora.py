@@ -93,7 +93,7 @@ class MoeLora(Method):
             shape = (bare.layers, width, self.experts)
             bound = width**-0.5
             routers[site] = jax.random.uniform(site_key, shape, jnp.float32, -bound, bound)
-        return pool.beside(banks), routers
+        return pool.concat_slots(banks), routers
 
     def voice(self, bank: Bank, routers: dict[str, Array], key: Array | None = None) -> Voice:
         """All experts under the routers of their linears."""

@@ -12,7 +12,7 @@ from jax import Array
 
 from hidecmoe_jax.experts import surgery
 from hidecmoe_jax.experts.bank import Bank
-from hidecmoe_jax.experts.routing import Voice, everyone
+from hidecmoe_jax.experts.routing import Voice, all_slots
 from hidecmoe_jax.methods.base import FrozenFeatures, Learner, Loss, with_leaves
 from hidecmoe_jax.methods.fusion import owners
 from hidecmoe_jax.methods.growth.layer_choice import LayerGains
@@ -69,7 +69,7 @@ class Tune(Stage):
     def loss(self, model: Model, learner: Learner, batch: Batch, key: Array) -> Loss:
         """Answer loss with the live expert alone: HiDe trains every expert as if it were the only one."""
         live = learner.live[LINEARS]
-        voice = Voice(live, everyone(live), key, dropout=self.method.lora.dropout)
+        voice = Voice(live, all_slots(live), key, dropout=self.method.lora.dropout)
         total, tokens, _ = answer_loss(with_leaves(model, learner.shared | learner.tuned), batch, (voice,))
         return Loss(total, tokens)
 

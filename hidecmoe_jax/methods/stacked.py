@@ -20,7 +20,7 @@ from jax import Array
 from hidecmoe_jax.core.errors import ConfigError
 from hidecmoe_jax.experts import surgery
 from hidecmoe_jax.experts.bank import Bank
-from hidecmoe_jax.experts.routing import Routing, Voice, everyone
+from hidecmoe_jax.experts.routing import Routing, Voice, all_slots
 from hidecmoe_jax.methods.base import Archive, FrozenFeatures, Learner, Loss, Serving, Traits, with_experts_folded
 from hidecmoe_jax.methods.capabilities import ProbeResult
 from hidecmoe_jax.methods.edit import Edit
@@ -31,8 +31,8 @@ from hidecmoe_jax.methods.mixture import Mixture, MixtureMemory
 from hidecmoe_jax.methods.mixture_stages import CountUsage, TrainProbe, Tune
 from hidecmoe_jax.methods.stages import Stage, WrappedStage
 from hidecmoe_jax.methods.wrapper import Wrapper
-from hidecmoe_jax.models.llama import Tally
 from hidecmoe_jax.models.llava import Batch, Model
+from hidecmoe_jax.models.voices import Tally
 
 LOWER = "lower"
 """Family name, in a learner, of the fused experts; paths in their archives begin with it."""
@@ -291,7 +291,7 @@ class TuneBoth(WrappedStage):
     def loss(self, model: Model, learner: Learner, batch: Batch, key: Array) -> Loss:
         """The mixture's loss above the lower expert that trains."""
         expert = learner.live[LOWER]
-        voice = Voice(expert, everyone(expert), key, dropout=self.method.below.lora.dropout)
+        voice = Voice(expert, all_slots(expert), key, dropout=self.method.below.lora.dropout)
         return self.inner.loss(model, learner, batch, key, (voice,))
 
     def finish(self, model: Model, learner: Learner, lesson: int, result: FrozenFeatures | None, key: Array) -> Learner:

@@ -6,13 +6,14 @@ Text gives the end-of-text state before the projection (what HiDe's anchors aver
 
 from __future__ import annotations
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from hidecmoe_jax.models.config import TextConfig, VisionConfig
-from hidecmoe_jax.models.layers import LayerNorm, Linear, activation, attend, axes_of, init_stack, named
+from hidecmoe_jax.models.layers import LayerNorm, activation, attend, axes_of, dense, init_stack, named
 
 
 class ClipBlock(nn.Module):
@@ -27,18 +28,23 @@ class ClipBlock(nn.Module):
     @nn.compact
     def __call__(self, x: Array, mask: Array | None) -> Array:
         count, length, width = x.shape
+        heads = (count, length, self.heads, width // self.heads)
 
-        def linear(name: str, features: int, axes: tuple[str, str]) -> Linear:
-            return Linear(features, axes, bias=True, param_dtype=self.param_dtype, name=name)
+        def linear(name: str, features: int, axes: tuple[str, str]) -> nn.Dense:
+            return dense(features, axes, x.dtype, bias=True, param_dtype=self.param_dtype, name=name)
 
         def norm(name: str) -> LayerNorm:
             return LayerNorm(self.epsilon, self.param_dtype, name=name)
 
         h = norm("norm1")(x)
-        split = (count, length, self.heads, width // self.heads)
-        q, k, v = (linear(n, width, ("width", "heads"))(h).reshape(split) for n in ("q_proj", "k_proj", "v_proj"))
-        x = x + linear("out_proj", width, ("heads", "width"))(attend(q, k, v, mask))
-        h = activation(self.activation, linear("fc1", self.hidden, ("width", "hidden"))(norm("norm2")(x)))
+        q = linear("q_proj", width, ("width", "heads"))(h).reshape(heads)
+        k = linear("k_proj", width, ("width", "heads"))(h).reshape(heads)
+        v = linear("v_proj", width, ("width", "heads"))(h).reshape(heads)
+        attended = attend(q, k, v, mask)
+        x = x + linear("out_proj", width, ("heads", "width"))(attended)
+        h = norm("norm2")(x)
+        h = linear("fc1", self.hidden, ("width", "hidden"))(h)
+        h = activation(self.activation, h)
         return x + linear("fc2", width, ("hidden", "width"))(h)
 
 
@@ -57,18 +63,26 @@ class VisionStem(nn.Module):
 
     @nn.compact
     def __call__(self, pixels: Array) -> Array:
-        c, dtype = self.config, jnp.dtype(self.param_dtype)
-        side, p = c.image_size // c.patch_size, c.patch_size
+        c = self.config
+        dtype = jnp.dtype(self.param_dtype)
+        p = c.patch_size
+        side = c.image_size // p
         if pixels.shape[1:] != (c.image_size, c.image_size, 3):
             raise ValueError(f"pixels are {pixels.shape}, the tower reads [N, {c.image_size}, {c.image_size}, 3]")
-        cut = pixels[:, : side * p, : side * p].reshape(-1, side, p, side, p, 3)
-        cut = cut.transpose(0, 1, 3, 2, 4, 5).reshape(-1, side * side, p * p * 3)
-        patches = Linear(c.width, (None, "width"), param_dtype=self.param_dtype, name="patch")(cut)
+        # The patch convolution as one product: its stride is its width, so patches do not overlap.
+        covered = side * p
+        squares = pixels[:, :covered, :covered].reshape(-1, side, p, side, p, 3)
+        squares = squares.transpose(0, 1, 3, 2, 4, 5)
+        squares = squares.reshape(-1, side * side, p * p * 3)
+        patch = dense(c.width, (None, "width"), squares.dtype, param_dtype=self.param_dtype, name="patch")
+        patches = patch(squares)
         normal = nn.initializers.normal(0.02)
-        cls = self.param("class", named(normal, ("width",)), (c.width,), dtype).astype(pixels.dtype)
-        place = self.param("position", named(normal, (None, "width")), (1 + c.patches, c.width), dtype)
-        x = jnp.concatenate([jnp.broadcast_to(cls, (patches.shape[0], 1, c.width)), patches], axis=1)
-        x = x + jnp.broadcast_to(place.astype(pixels.dtype), x.shape)
+        class_token = self.param("class", named(normal, ("width",)), (c.width,), dtype)
+        class_token = class_token.astype(pixels.dtype)
+        position = self.param("position", named(normal, (None, "width")), (1 + c.patches, c.width), dtype)
+        class_tokens = jnp.broadcast_to(class_token, (patches.shape[0], 1, c.width))
+        x = jnp.concatenate([class_tokens, patches], axis=1)
+        x = x + jnp.broadcast_to(position.astype(pixels.dtype), x.shape)
         return LayerNorm(c.epsilon, self.param_dtype, name="norm")(x)
 
 
@@ -81,15 +95,16 @@ class TextStem(nn.Module):
 
     @nn.compact
     def __call__(self, ids: Array) -> Array:
-        c, dtype = self.config, jnp.dtype(self.param_dtype)
+        c = self.config
+        dtype = jnp.dtype(self.param_dtype)
         if ids.shape[1] > c.context:
             raise ValueError(f"{ids.shape[1]} tokens, the text tower reads at most {c.context}")
         normal = nn.initializers.normal(0.02)
         table = self.param("token", named(normal, ("vocab", "width")), (c.vocabulary, c.width), dtype)
-        place = self.param("position", named(normal, (None, "width")), (c.context, c.width), dtype)
+        position = self.param("position", named(normal, (None, "width")), (c.context, c.width), dtype)
         compute = jnp.dtype(self.dtype)
-        place = jnp.broadcast_to(place[: ids.shape[1]].astype(compute), (*ids.shape, c.width))
-        return table[ids].astype(compute) + place
+        position = position[: ids.shape[1]].astype(compute)
+        return table[ids].astype(compute) + jnp.broadcast_to(position, (*ids.shape, c.width))
 
 
 class ClipHead(nn.Module):
@@ -102,12 +117,25 @@ class ClipHead(nn.Module):
     @nn.compact
     def __call__(self, pooled: Array) -> tuple[Array, Array]:
         normed = LayerNorm(self.epsilon, self.param_dtype, name="norm")(pooled)
-        return normed, Linear(self.projection, ("width", None), param_dtype=self.param_dtype, name="projection")(normed)
+        projection = dense(
+            self.projection, ("width", None), normed.dtype, param_dtype=self.param_dtype, name="projection"
+        )
+        return normed, projection(normed)
 
 
-def _vision_parts(config: VisionConfig, param_dtype: str):
+Modules = dict[str, tuple[nn.Module, tuple]]  # name in the parameter tree: (module, example inputs)
+
+
+def _modules(config: VisionConfig | TextConfig, param_dtype: str) -> Modules:
+    if isinstance(config, VisionConfig):
+        return _vision_modules(config, param_dtype)
+    return _text_modules(config, param_dtype)
+
+
+def _vision_modules(config: VisionConfig, param_dtype: str) -> Modules:
     pixels = jnp.zeros((1, config.image_size, config.image_size, 3))
-    tokens, pooled = jnp.zeros((1, 1 + config.patches, config.width)), jnp.zeros((1, config.width))
+    tokens = jnp.zeros((1, 1 + config.patches, config.width))
+    pooled = jnp.zeros((1, config.width))
     return {
         "stem": (VisionStem(config, param_dtype), (pixels,)),
         "layers": (_block(config, param_dtype), (tokens, None)),
@@ -115,9 +143,10 @@ def _vision_parts(config: VisionConfig, param_dtype: str):
     }
 
 
-def _text_parts(config: TextConfig, param_dtype: str):
+def _text_modules(config: TextConfig, param_dtype: str) -> Modules:
     ids = jnp.zeros((1, 4), jnp.int32)
-    tokens, pooled = jnp.zeros((1, 4, config.width)), jnp.zeros((1, config.width))
+    tokens = jnp.zeros((1, 4, config.width))
+    pooled = jnp.zeros((1, config.width))
     return {
         "stem": (TextStem(config, param_dtype, "float32"), (ids,)),
         "layers": (_block(config, param_dtype), (tokens, None)),
@@ -127,19 +156,24 @@ def _text_parts(config: TextConfig, param_dtype: str):
 
 def init_tower(config: VisionConfig | TextConfig, key: Array, param_dtype: str = "float32") -> dict:
     """Random parameters {stem, layers [L, ...], head} of one tower."""
-    parts = (_vision_parts if isinstance(config, VisionConfig) else _text_parts)(config, param_dtype)
-    stem, block, head = jax.random.split(key, 3)
+    modules = _modules(config, param_dtype)
+    stem, stem_inputs = modules["stem"]
+    block, block_inputs = modules["layers"]
+    head, head_inputs = modules["head"]
+    stem_key, block_key, head_key = jax.random.split(key, 3)
     return {
-        "stem": nn.unbox(parts["stem"][0].init(stem, *parts["stem"][1]))["params"],
-        "layers": init_stack(parts["layers"][0], config.layers, block, *parts["layers"][1]),
-        "head": nn.unbox(parts["head"][0].init(head, *parts["head"][1]))["params"],
+        "stem": nn.unbox(stem.init(stem_key, *stem_inputs))["params"],
+        "layers": init_stack(block, config.layers, block_key, *block_inputs),
+        "head": nn.unbox(head.init(head_key, *head_inputs))["params"],
     }
 
 
 def tower_axes(config: VisionConfig | TextConfig) -> dict:
     """Logical axis names with the tree of `init_tower`."""
-    parts = (_vision_parts if isinstance(config, VisionConfig) else _text_parts)(config, "float32")
-    return {name: axes_of(module, *inputs, stacked=name == "layers") for name, (module, inputs) in parts.items()}
+    axes = {}
+    for name, (module, inputs) in _modules(config, "float32").items():
+        axes[name] = axes_of(module, *inputs, stacked=name == "layers")
+    return axes
 
 
 def vision_tower(
@@ -150,21 +184,25 @@ def vision_tower(
     `pixels_NHWC` are float, already normalised with CLIP's mean and deviation. Hidden states are counted as Hugging
     Face does (0 is the stem, -1 the last block), so -2 leaves out one block.
     """
-    kept_at = feature_layer % (config.layers + 1)
+    chex.assert_rank(pixels_NHWC, 4)
+    chex.assert_type(pixels_NHWC, float, custom_message="pixels are normalised floats, not bytes")
+    output_layer = feature_layer % (config.layers + 1)
     block = _block(config, "float32")
-    x = VisionStem(config, "float32").apply({"params": params["stem"]}, pixels_NHWC.astype(jnp.dtype(dtype)))
+    stem = VisionStem(config, "float32")
+    x = stem.apply({"params": params["stem"]}, pixels_NHWC.astype(jnp.dtype(dtype)))
 
     def step(carry, layer):
-        x, kept = carry
+        x, features = carry
         index, block_params = layer
         x = block.apply({"params": block_params}, x, None)
-        return (x, jnp.where(index == kept_at, x, kept)), None
+        return (x, jnp.where(index == output_layer, x, features)), None
 
     layers = (jnp.arange(1, config.layers + 1), params["layers"])
-    (x, kept), _ = jax.lax.scan(step, (x, x), layers)
+    (x, features), _ = jax.lax.scan(step, (x, x), layers)
     head = ClipHead(config.projection, config.epsilon, "float32")
-    _, pooled_NE = head.apply({"params": params["head"]}, x[:, 0].astype(jnp.float32))
-    return kept[:, 1:], pooled_NE
+    class_state = x[:, 0].astype(jnp.float32)
+    _, pooled_NE = head.apply({"params": params["head"]}, class_state)
+    return features[:, 1:], pooled_NE
 
 
 def text_tower(params: dict, config: TextConfig, ids_NT: Array, *, dtype: str = "float32") -> tuple[Array, Array]:
@@ -172,11 +210,19 @@ def text_tower(params: dict, config: TextConfig, ids_NT: Array, *, dtype: str = 
 
     Causal, so whatever follows the first `eos_token` cannot reach the pooled state and padding needs no mask.
     """
+    chex.assert_rank(ids_NT, 2)
+    chex.assert_type(ids_NT, int)
     length = ids_NT.shape[1]
     causal = jnp.tril(jnp.ones((length, length), bool))[None, None]
     block = _block(config, "float32")
     x = TextStem(config, "float32", dtype).apply({"params": params["stem"]}, ids_NT)
-    x, _ = jax.lax.scan(lambda x, p: (block.apply({"params": p}, x, causal), None), x, params["layers"])
-    end = jnp.argmax(ids_NT == config.eos_token, axis=1)
-    pooled = jnp.take_along_axis(x, end[:, None, None], axis=1)[:, 0].astype(jnp.float32)
-    return ClipHead(config.projection, config.epsilon, "float32").apply({"params": params["head"]}, pooled)
+
+    def step(x: Array, block_params: dict) -> tuple[Array, None]:
+        return block.apply({"params": block_params}, x, causal), None
+
+    x, _ = jax.lax.scan(step, x, params["layers"])
+    # argmax finds the first end-of-text token; padding often repeats it.
+    end_N = jnp.argmax(ids_NT == config.eos_token, axis=1)
+    pooled = jnp.take_along_axis(x, end_N[:, None, None], axis=1)[:, 0]
+    head = ClipHead(config.projection, config.epsilon, "float32")
+    return head.apply({"params": params["head"]}, pooled.astype(jnp.float32))

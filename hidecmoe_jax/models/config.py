@@ -70,7 +70,7 @@ class LlavaConfig:
 
     `feature_layer` counts hidden states as Hugging Face does: -1 is the last block's output, -2 the one before it.
     `dtype` is what towers and decoder compute in, `param_dtype` what parameters are stored in; norms, softmax and
-    logits are float32 whatever they say. `remat` recomputes a decoder block's activations in the backward pass.
+    logits are float32 in any case. `remat` recomputes a decoder block's activations in the backward pass.
     """
 
     vision: VisionConfig = VisionConfig()

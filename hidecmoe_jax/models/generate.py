@@ -1,8 +1,8 @@
-"""Generation: one jitted program that reads a batch of unequal prompts once and then writes token by token.
+"""Generation: one jitted program, a prefill of a batch of unequal prompts and a loop over new tokens.
 
-Keys and values live in a cache; a sample that has ended writes padding until all have ended. The voices' gains
-are computed before prefill and reused for every token. Random draws are keyed by sample id and step, so a
-sample's text does not depend on its batch mates.
+Keys and values are in a cache; a sample that has ended gets padding until all have ended. The voices' gains are
+computed before prefill and reused for every token. Random draws are keyed by sample id and step, so a sample's text
+does not depend on the rest of its batch.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import chex
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -25,10 +26,10 @@ from hidecmoe_jax.models.llava import Model, Prompt, decoder_layers, embed, fina
 class Sampling:
     """How tokens are chosen; `temperature` 0 is greedy, `top_p` keeps the smallest set of tokens with that mass.
 
-    `ids` is the number of ids that may be written: a model's table is often padded beyond its tokenizer (None: all).
+    `ids` is the number of ids that may be generated: a model's table is often padded beyond its tokenizer (None: all).
 
     Raises:
-      ConfigError: a value nothing can be drawn with.
+      ConfigError: a value outside its range.
     """
 
     max_new_tokens: int = 32
@@ -44,8 +45,8 @@ class Sampling:
             "temperature": (self.temperature >= 0.0, "0 (greedy) or more"),
             "top_p": (0.0 < self.top_p <= 1.0, "above 0, at most 1"),
         }
-        for name, (fine, rule) in allowed.items():
-            if not fine:
+        for name, (in_range, rule) in allowed.items():
+            if not in_range:
                 raise ConfigError(
                     "sampling cannot draw tokens", where=name, why=f"got {getattr(self, name)}, allowed: {rule}"
                 )
@@ -53,11 +54,11 @@ class Sampling:
 
 @struct.dataclass
 class Generated:
-    """Written tokens.
+    """Generated tokens.
 
     Attributes:
       tokens_BN: int32, `pad_token` after the end.
-      lengths_B: int32, tokens written without the end token.
+      lengths_B: int32, generated tokens without the end token.
       ended_B: bool, False where `max_new_tokens` cut the text.
       margin_BN: float32, gap between the two best logits at each step (for parity checks), 0 after the end.
     """
@@ -70,6 +71,7 @@ class Generated:
 
 def choose(logits_BV: Array, sampling: Sampling, keys_B: Array) -> Array:
     """The next token of every sample, int32 [B]."""
+    chex.assert_rank(logits_BV, 2)
     if sampling.temperature == 0.0:
         return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
     scaled = logits_BV / sampling.temperature
@@ -77,22 +79,27 @@ def choose(logits_BV: Array, sampling: Sampling, keys_B: Array) -> Array:
         return jax.vmap(jax.random.categorical)(keys_B, scaled).astype(jnp.int32)
     ordered = jnp.sort(scaled, axis=-1)[:, ::-1]
     share = jax.nn.softmax(ordered, axis=-1)
+    # A token belongs to the nucleus if those before it have less than `top_p`: the one that reaches it is included.
     before = jnp.cumsum(share, axis=-1) - share
-    floor = jnp.min(jnp.where(before < sampling.top_p, ordered, jnp.inf), axis=-1, keepdims=True)
-    kept = jnp.where(scaled >= floor, scaled, -jnp.inf)
-    return jax.vmap(jax.random.categorical)(keys_B, kept).astype(jnp.int32)
+    in_nucleus = before < sampling.top_p
+    smallest = jnp.min(jnp.where(in_nucleus, ordered, jnp.inf), axis=-1, keepdims=True)
+    nucleus = jnp.where(scaled >= smallest, scaled, -jnp.inf)
+    return jax.vmap(jax.random.categorical)(keys_B, nucleus).astype(jnp.int32)
 
 
-def _empty_cache(model: Model, batch: int, room: int) -> Cache:
+def _empty_cache(model: Model, batch: int, capacity: int) -> Cache:
     c = model.config.decoder
-    shape = (c.layers, batch, room, c.kv_heads, c.head_width)
+    shape = (c.layers, batch, capacity, c.kv_heads, c.head_width)
     zeros = jnp.zeros(shape, jnp.dtype(model.config.dtype))
     return Cache(zeros, zeros, jnp.zeros((), jnp.int32))
 
 
-def _next_logits(model: Model, tokens_B: Array, position_B: Array, keys_BS: Array, voices, cache: Cache):
+def _next_logits(
+    model: Model, tokens_B: Array, position_B: Array, keys_BS: Array, voices: Sequence[Voice], cache: Cache
+) -> tuple[Array, Cache]:
     """Logits after one more token per sample, and the cache with it."""
-    x = embed(model, Prompt(tokens_B[:, None], jnp.ones_like(tokens_B, bool)[:, None]))
+    tokens_B1 = tokens_B[:, None]
+    x = embed(model, Prompt(tokens_B1, jnp.ones_like(tokens_B1, bool)))
     x, cache, _ = run_layers(
         decoder_layers(model),
         model.config.decoder,
@@ -114,7 +121,7 @@ def generate(
     key: Array,
     sample_ids_B: Array,
 ) -> Generated:
-    """Writes up to `max_new_tokens` tokens after every prompt. Pure; jit it with `sampling` static.
+    """Generates up to `max_new_tokens` tokens after every prompt. Pure; jit it with `sampling` static.
 
     Args:
       key: base key; the draw of a token uses `fold_in(fold_in(key, sample id), step)`.
@@ -122,10 +129,14 @@ def generate(
     """
     batch, length = prompt.tokens_BT.shape
     steps = sampling.max_new_tokens
-    room = length + steps
-    h, cache, _ = hidden(model, prompt, voices, cache=_empty_cache(model, batch, room))
+    capacity = length + steps
+    chex.assert_shape(sample_ids_B, (batch,), custom_message="one id for every sample")
+    chex.assert_type(sample_ids_B, int)
+    h, cache, _ = hidden(model, prompt, voices, cache=_empty_cache(model, batch, capacity))
+    # The last real token, whichever side the padding is on.
     last_B = length - 1 - jnp.argmax(prompt.mask_BT[:, ::-1], axis=1)
-    first = head(model, jnp.take_along_axis(h, last_B[:, None, None], axis=1)[:, 0])
+    last_h = jnp.take_along_axis(h, last_B[:, None, None], axis=1)
+    first_logits = head(model, last_h[:, 0])
     sample_keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(sample_ids_B)
     count_B = jnp.sum(prompt.mask_BT.astype(jnp.int32), axis=1)
     prompt_keys = jnp.pad(prompt.mask_BT, ((0, 0), (0, steps)))
@@ -134,14 +145,19 @@ def generate(
         step, logits, cache, ended, tokens, lengths, margins = state
         keys = jax.vmap(lambda k: jax.random.fold_in(k, step))(sample_keys)
         if sampling.ids is not None:
-            logits = jnp.where(jnp.arange(logits.shape[-1]) < sampling.ids, logits, -jnp.inf)
-        best = jax.lax.top_k(logits, 2)[0]
+            # Rows of the table beyond the tokenizer were never trained.
+            in_vocabulary = jnp.arange(logits.shape[-1]) < sampling.ids
+            logits = jnp.where(in_vocabulary, logits, -jnp.inf)
+        best, _ = jax.lax.top_k(logits, 2)
         token = jnp.where(ended, sampling.pad_token, choose(logits, sampling, keys))
-        margins = margins.at[:, step].set(jnp.where(ended, 0.0, best[:, 0] - best[:, 1]))
+        margin = best[:, 0] - best[:, 1]
+        margins = margins.at[:, step].set(jnp.where(ended, 0.0, margin))
         ended = ended | (token == sampling.eos_token)
         tokens = tokens.at[:, step].set(jnp.where(ended, sampling.pad_token, token))
         lengths = lengths + (~ended).astype(jnp.int32)
-        keys_BS = prompt_keys | ((jnp.arange(room) >= length) & (jnp.arange(room) <= length + step))[None]
+        # New tokens are cached after the prompt's columns, whatever padding those hold.
+        generated = (jnp.arange(capacity) >= length) & (jnp.arange(capacity) <= length + step)
+        keys_BS = prompt_keys | generated[None]
         cache = cache.replace(slot=length + step)
         logits, cache = _next_logits(model, token, count_B + step, keys_BS, voices, cache)
         return step + 1, logits, cache, ended, tokens, lengths, margins
@@ -151,6 +167,14 @@ def generate(
 
     blank = jnp.full((batch, steps), sampling.pad_token, jnp.int32)
     zeros = jnp.zeros((batch,), jnp.int32)
-    start = (jnp.zeros((), jnp.int32), first, cache, zeros > 0, blank, zeros, jnp.zeros((batch, steps), jnp.float32))
+    start = (
+        jnp.zeros((), jnp.int32),
+        first_logits,
+        cache,
+        zeros > 0,
+        blank,
+        zeros,
+        jnp.zeros((batch, steps), jnp.float32),
+    )
     _, _, _, ended, tokens, lengths, margins = jax.lax.while_loop(unfinished, body, start)
     return Generated(tokens, lengths, ended, margins)

@@ -1,9 +1,9 @@
-"""LLaVA (arXiv 2310.03744): frozen towers, a projector, and a decoder in which voices speak.
+"""LLaVA (arXiv 2310.03744): frozen towers, a projector, and a decoder to which voices add their experts.
 
-The model is data: `Model` is a pytree of parameters with a static config, an argument of every jitted function.
-Pictures become patch tokens once (`vision_features`); the decoder then works on tokens and patches, so cached
-features, training and generation share one path. An image token stands for one patch; the k-th image token of a
-sample reads its k-th patch.
+`Model` is a pytree of parameters with a static config, an argument of every jitted function. Pictures become patch
+tokens once (`vision_features`); the decoder then works on tokens and patches, so cached features, training and
+generation share one path. An image token stands for one patch: the k-th image token of a sample is replaced by its
+k-th patch.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -23,8 +24,9 @@ from hidecmoe_jax.experts.routing import Voice
 from hidecmoe_jax.models import clip
 from hidecmoe_jax.models.config import LlavaConfig
 from hidecmoe_jax.models.layers import RMSNorm, axes_of
-from hidecmoe_jax.models.llama import Cache, Tally, branch_means, decoder_axes, init_decoder, run_layers, site_shapes
+from hidecmoe_jax.models.llama import Cache, branch_means, decoder_axes, init_decoder, run_layers, site_shapes
 from hidecmoe_jax.models.projector import Projector
+from hidecmoe_jax.models.voices import Tally
 
 IGNORE = -1  # a token kind that is not counted
 
@@ -39,7 +41,7 @@ class Model:
 
 @struct.dataclass
 class Prompt:
-    """What the decoder reads.
+    """Input of the decoder.
 
     Attributes:
       tokens_BT: int32, image tokens already expanded (one per patch); padding left or right.
@@ -68,7 +70,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Reading:
-    """Which state of the frozen model stands for a whole prompt (arXiv 2503.21227 takes the last token's).
+    """The state of the frozen model that represents a whole prompt (arXiv 2503.21227 takes the last token's).
 
     Attributes:
       layer: decoder layers to run; -1 for all of them and the final norm.
@@ -81,14 +83,14 @@ class Reading:
 
 def init_model(config: LlavaConfig, key: Array) -> Model:
     """A model with random parameters."""
-    vision, text, projector, decoder = jax.random.split(key, 4)
-    module = Projector(config.decoder.width, config.param_dtype)
+    vision_key, text_key, projector_key, decoder_key = jax.random.split(key, 4)
+    projector = Projector(config.decoder.width, config.param_dtype)
     patches = jnp.zeros((1, config.vision.width))
     params = {
-        "vision": clip.init_tower(config.vision, vision, config.param_dtype),
-        "text": clip.init_tower(config.text, text, config.param_dtype),
-        "projector": nn.unbox(module.init(projector, patches))["params"],
-        "decoder": init_decoder(config.decoder, decoder, config.param_dtype),
+        "vision": clip.init_tower(config.vision, vision_key, config.param_dtype),
+        "text": clip.init_tower(config.text, text_key, config.param_dtype),
+        "projector": nn.unbox(projector.init(projector_key, patches))["params"],
+        "decoder": init_decoder(config.decoder, decoder_key, config.param_dtype),
     }
     return Model(params, config)
 
@@ -148,18 +150,37 @@ def text_features(model: Model, ids_NT: Array) -> tuple[Array, Array]:
 
 
 def embed(model: Model, prompt: Prompt) -> Array:
-    """Token embeddings [B, T, D] with projected patches in the places of image tokens."""
-    config, dtype = model.config, jnp.dtype(model.config.dtype)
+    """Token embeddings [B, T, D] with projected patches in place of image tokens."""
+    check_prompt(model.config, prompt)
+    config = model.config
+    dtype = jnp.dtype(config.dtype)
     is_image = prompt.tokens_BT == config.image_token
     table = model.params["decoder"]["embedding"]["table"]
+    # The image token's id may lie past the table, so its row is never looked up.
     x_BTD = table[jnp.where(is_image, 0, prompt.tokens_BT)].astype(dtype)
     if prompt.patches_BIPD is None:
         return x_BTD
-    seen = project(model, prompt.patches_BIPD.astype(dtype))
-    seen = seen.reshape(seen.shape[0], -1, seen.shape[-1])
-    nth = jnp.clip(jnp.cumsum(is_image, axis=1) - 1, 0, seen.shape[1] - 1)
-    placed = jnp.take_along_axis(seen, nth[..., None], axis=1)
-    return jnp.where(is_image[..., None], placed, x_BTD)
+    projected = project(model, prompt.patches_BIPD.astype(dtype))
+    # [B, I, P, D] to [B, I * P, D]: a sample's pictures one after the other, in the order of its image tokens.
+    projected = projected.reshape(projected.shape[0], -1, projected.shape[-1])
+    nth_image_BT = jnp.cumsum(is_image, axis=1) - 1
+    patch_BT = jnp.clip(nth_image_BT, 0, projected.shape[1] - 1)
+    patch_BTD = jnp.take_along_axis(projected, patch_BT[..., None], axis=1)
+    return jnp.where(is_image[..., None], patch_BTD, x_BTD)
+
+
+def check_prompt(config: LlavaConfig, prompt: Prompt) -> None:
+    """Raises AssertionError, while tracing, where a prompt's arrays do not have the documented shapes and types."""
+    chex.assert_rank(prompt.tokens_BT, 2)
+    chex.assert_type(prompt.tokens_BT, int, custom_message="tokens are integer ids")
+    chex.assert_equal_shape([prompt.tokens_BT, prompt.mask_BT], custom_message="the mask must cover every token")
+    chex.assert_type(prompt.mask_BT, bool, custom_message="the mask is bool, False on padding")
+    if prompt.patches_BIPD is not None:
+        batch = prompt.tokens_BT.shape[0]
+        chex.assert_shape(
+            prompt.patches_BIPD, (batch, None, config.patches, config.patch_width),
+            custom_message="patches are [batch, pictures, patches of a picture, vision width]",
+        )  # fmt: skip
 
 
 def positions_of(mask_BT: Array) -> Array:
@@ -177,11 +198,12 @@ def hidden(
     normed: bool = True,
 ) -> tuple[Array, Cache | None, list[list[Tally]]]:
     """Hidden states [B, T, D] of a whole prompt (causal, padding masked), the cache, and the tallies."""
+    check_prompt(model.config, prompt)
     config = model.config
     length = prompt.tokens_BT.shape[1]
-    room = length if cache is None else cache.k.shape[2]
-    keys_BS = jnp.pad(prompt.mask_BT, ((0, 0), (0, room - length)))
-    causal_TS = jnp.arange(room)[None, :] <= jnp.arange(length)[:, None]
+    capacity = length if cache is None else cache.k.shape[2]
+    keys_BS = jnp.pad(prompt.mask_BT, ((0, 0), (0, capacity - length)))
+    causal_TS = jnp.arange(capacity)[None, :] <= jnp.arange(length)[:, None]
     mask = keys_BS[:, None, None, :] & causal_TS[None, None]
     x, cache, tallies = run_layers(
         decoder_layers(model),
@@ -200,7 +222,7 @@ def hidden(
 
 
 def prompt_state(model: Model, prompt: Prompt, reading: Reading) -> Array:
-    """The prompt's state as `reading` says, float32 [B, D]."""
+    """The prompt's state that `reading` selects, float32 [B, D]."""
     config = model.config
     if reading.layer >= 0:
         shallow = replace(config, decoder=replace(config.decoder, layers=reading.layer))
@@ -210,10 +232,11 @@ def prompt_state(model: Model, prompt: Prompt, reading: Reading) -> Array:
     nth_BT = jnp.cumsum(prompt.mask_BT.astype(jnp.int32), axis=1)
     last_BT = prompt.mask_BT & (nth_BT == nth_BT[:, -1:])
     image_BT = prompt.mask_BT & (prompt.tokens_BT == config.image_token)
-    seen_B1 = jnp.any(image_BT, axis=1, keepdims=True) & (reading.over == "image")
-    chosen_BT = jnp.where(seen_B1, image_BT, last_BT).astype(jnp.float32)
-    total = jnp.sum(jnp.where(chosen_BT[..., None] > 0, h_BTD.astype(jnp.float32), 0.0), axis=1)
-    return total / jnp.maximum(jnp.sum(chosen_BT, axis=1, keepdims=True), 1.0)
+    over_image_B1 = jnp.any(image_BT, axis=1, keepdims=True) & (reading.over == "image")
+    selected_BT = jnp.where(over_image_B1, image_BT, last_BT).astype(jnp.float32)
+    selected_BTD = jnp.where(selected_BT[..., None] > 0, h_BTD.astype(jnp.float32), 0.0)
+    count_B1 = jnp.sum(selected_BT, axis=1, keepdims=True)
+    return jnp.sum(selected_BTD, axis=1) / jnp.maximum(count_B1, 1.0)
 
 
 def layer_features(model: Model, prompt: Prompt, voices: Sequence[Voice] = ()) -> Array:
@@ -230,8 +253,11 @@ def layer_features(model: Model, prompt: Prompt, voices: Sequence[Voice] = ()) -
 def head(model: Model, h: Array) -> Array:
     """Logits [..., V], float32."""
     decoder = model.params["decoder"]
-    kernel = decoder["embedding"]["table"].T if model.config.decoder.tied else decoder["head"]["kernel"]
-    # Asked for in float32: a product rounded to bfloat16 first would tie neighbouring tokens.
+    if model.config.decoder.tied:
+        kernel = decoder["embedding"]["table"].T
+    else:
+        kernel = decoder["head"]["kernel"]
+    # float32 output: a product rounded to bfloat16 first would tie neighbouring tokens.
     return jnp.matmul(h, kernel.astype(h.dtype), preferred_element_type=jnp.float32)
 
 
@@ -242,28 +268,39 @@ def logits(model: Model, prompt: Prompt, voices: Sequence[Voice] = ()) -> Array:
 
 
 def token_kinds(model: Model, batch: Batch) -> Array:
-    """0 image, 1 text, 2 answer, IGNORE on padding; int32 [B, T]. An answer token counts where it is read."""
+    """0 image, 1 text, 2 answer, IGNORE on padding; int32 [B, T]. An answer token counts where it is an input."""
     prompt = batch.prompt
     kinds = jnp.where(prompt.tokens_BT == model.config.image_token, 0, 1)
     rows = jnp.arange(kinds.shape[0])[:, None]
-    read_at = jnp.where(batch.answer_mask_BA, batch.where_BA + 1, kinds.shape[1])
-    kinds = kinds.at[rows, read_at].set(2, mode="drop")
+    # One after the position that predicts it; unused columns point past the end and are dropped.
+    input_at = jnp.where(batch.answer_mask_BA, batch.where_BA + 1, kinds.shape[1])
+    kinds = kinds.at[rows, input_at].set(2, mode="drop")
     return jnp.where(prompt.mask_BT, kinds, IGNORE)
 
 
-def answer_nll(model: Model, batch: Batch, voices: Sequence[Voice] = (), *, kinds_BT: Array | None = None):
+def answer_nll(
+    model: Model, batch: Batch, voices: Sequence[Voice] = (), *, kinds_BT: Array | None = None
+) -> tuple[Array, list[list[Tally]]]:
     """Negative log-likelihood at every answer column [B, A] (float32, unused columns too), and tallies.
 
     Hidden states are gathered at the answers before the head: the vocabulary product runs on answer tokens only.
     """
+    chex.assert_equal_shape(
+        [batch.where_BA, batch.answer_BA, batch.answer_mask_BA], custom_message="answers, positions and mask are [B, A]"
+    )
     h_BTD, _, tallies = hidden(model, batch.prompt, voices, kinds_BT=kinds_BT)
     h_BAD = jnp.take_along_axis(h_BTD, batch.where_BA[..., None], axis=1)
     log_p = jax.nn.log_softmax(head(model, h_BAD), axis=-1)
-    return -jnp.take_along_axis(log_p, batch.answer_BA[..., None], axis=-1)[..., 0], tallies
+    answer_log_p = jnp.take_along_axis(log_p, batch.answer_BA[..., None], axis=-1)
+    return -answer_log_p[..., 0], tallies
 
 
-def answer_loss(model: Model, batch: Batch, voices: Sequence[Voice] = (), *, tally: bool = False):
+def answer_loss(
+    model: Model, batch: Batch, voices: Sequence[Voice] = (), *, tally: bool = False
+) -> tuple[Array, Array, list[list[Tally]]]:
     """Summed negative log-likelihood of the answers (float32), the number of answer tokens (int32), and tallies."""
-    nll, tallies = answer_nll(model, batch, voices, kinds_BT=token_kinds(model, batch) if tally else None)
-    total = jnp.sum(jnp.where(batch.answer_mask_BA, nll, 0.0))
-    return total, jnp.sum(batch.answer_mask_BA.astype(jnp.int32)), tallies
+    kinds_BT = token_kinds(model, batch) if tally else None
+    nll_BA, tallies = answer_nll(model, batch, voices, kinds_BT=kinds_BT)
+    total = jnp.sum(jnp.where(batch.answer_mask_BA, nll_BA, 0.0))
+    count = jnp.sum(batch.answer_mask_BA.astype(jnp.int32))
+    return total, count, tallies

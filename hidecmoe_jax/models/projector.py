@@ -5,7 +5,7 @@ from __future__ import annotations
 import flax.linen as nn
 from jax import Array
 
-from hidecmoe_jax.models.layers import Linear, activation
+from hidecmoe_jax.models.layers import activation, dense
 
 
 class Projector(nn.Module):
@@ -16,6 +16,7 @@ class Projector(nn.Module):
 
     @nn.compact
     def __call__(self, patches: Array) -> Array:
-        h = Linear(self.width, (None, "width"), bias=True, param_dtype=self.param_dtype, name="linear1")(patches)
-        h = activation("gelu", h)
-        return Linear(self.width, ("width", None), bias=True, param_dtype=self.param_dtype, name="linear2")(h)
+        dtype = patches.dtype
+        linear1 = dense(self.width, (None, "width"), dtype, bias=True, param_dtype=self.param_dtype, name="linear1")
+        linear2 = dense(self.width, ("width", None), dtype, bias=True, param_dtype=self.param_dtype, name="linear2")
+        return linear2(activation("gelu", linear1(patches)))

@@ -1,7 +1,7 @@
-"""Weights of large models: one small Orbax checkpoint for every leaf, in pieces that any mesh can read its share of.
+"""Weights of large models: one Orbax checkpoint per leaf, in chunks of which every device reads its own shard.
 
-A leaf at a time keeps what a conversion or a restore holds in memory to one leaf, and every leaf's folder appears
-whole or not at all. Pieces are stored as they are (weights do not compress).
+One leaf at a time keeps a conversion's or a restore's memory to one leaf, and every leaf's folder appears complete or
+not at all. Chunks are not compressed (weights do not compress).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from hidecmoe_jax.core.errors import CheckpointError
 from hidecmoe_jax.storage.orbax_log import quiet_orbax
 
 FOLDER = "weights"
-_PIECE = 64 * 2**20
+_CHUNK_BYTES = 64 * 2**20
 
 
 def write_leaf(folder: Path, path: str, array: np.ndarray) -> None:
@@ -26,15 +26,15 @@ def write_leaf(folder: Path, path: str, array: np.ndarray) -> None:
 
     context = ocp.Context()
     context.memory.deepcopy_host_arrays = False
-    context.array.saving.use_ocdbt = False
+    context.array.saving.use_ocdbt = False  # plain files: a chunk is then found without a shared database
     context.array.saving.use_compression = False
-    context.array.saving.storage_options.chunk_byte_size = _PIECE
+    context.array.saving.storage_options.chunk_byte_size = _CHUNK_BYTES
     with context, quiet_orbax():
         ocp.save((folder / _name(path)).absolute(), {"leaf": array})
 
 
 def read_leaves(folder: Path, shapes: Mapping[str, tuple[int, ...]], places: Mapping[str, Any]) -> dict[str, jax.Array]:
-    """The leaves below `folder`, each laid out as `places` says, every device reading its own share.
+    """The leaves below `folder`, each with its sharding in `places`; every device reads its own shard.
 
     Raises:
       CheckpointError: a leaf is missing, left over, damaged, or of another shape.
@@ -42,35 +42,35 @@ def read_leaves(folder: Path, shapes: Mapping[str, tuple[int, ...]], places: Map
     from orbax.checkpoint import v1 as ocp
 
     names = {_name(path): path for path in shapes}
-    found = {entry.name for entry in folder.iterdir()}
-    if found != set(names):
-        wrong = [f"missing {names[name]}" for name in sorted(set(names) - found)]
-        wrong += [f"left over {name}" for name in sorted(found - set(names))]
+    stored = {entry.name for entry in folder.iterdir()}
+    if stored != set(names):
+        wrong = [f"missing {names[name]}" for name in sorted(set(names) - stored)]
+        wrong += [f"left over {name}" for name in sorted(stored - set(names))]
         raise CheckpointError(
             "the stored leaves are not those of the config", where=str(folder), why=", ".join(wrong[:8])
         )
     leaves = {}
     for name, path in names.items():
-        home = (folder / name).absolute()
+        leaf_folder = (folder / name).absolute()
         try:
             with quiet_orbax():
-                leaves[path] = _read(ocp, home, path, shapes[path], places[path])
+                leaves[path] = _read(ocp, leaf_folder, path, shapes[path], places[path])
         except CheckpointError:
             raise
-        except Exception as error:  # a piece that was cut off makes Orbax raise a bare Exception
+        except Exception as error:  # a truncated chunk makes Orbax raise a bare Exception
             raise CheckpointError(
                 "cannot read a stored leaf", where=f"{folder}: {path}", why=str(error)[:300]
             ) from error
     return leaves
 
 
-def _read(ocp: Any, home: Path, path: str, shape: tuple[int, ...], place: Any) -> jax.Array:
-    stored = ocp.metadata(home).metadata["leaf"]
+def _read(ocp: Any, leaf_folder: Path, path: str, shape: tuple[int, ...], place: Any) -> jax.Array:
+    stored = ocp.metadata(leaf_folder).metadata["leaf"]
     if tuple(stored.shape) != tuple(shape):
         why = f"expected {list(shape)}, found {list(stored.shape)}"
-        raise CheckpointError("a stored leaf has another shape", where=f"{home.parent}: {path}", why=why)
+        raise CheckpointError("a stored leaf has another shape", where=f"{leaf_folder.parent}: {path}", why=why)
     wanted = jax.ShapeDtypeStruct(stored.shape, stored.dtype, sharding=place)
-    return ocp.load(home, {"leaf": wanted})["leaf"]
+    return ocp.load(leaf_folder, {"leaf": wanted})["leaf"]
 
 
 def _name(path: str) -> str:

@@ -26,7 +26,8 @@ from hidecmoe_jax.models import sharded
 from hidecmoe_jax.models.config import LlavaConfig
 from hidecmoe_jax.models.llava import Model, init_model, model_axes
 
-WEIGHTS, CONFIG = "model.safetensors", "config.json"
+WEIGHTS = "model.safetensors"
+CONFIG = "config.json"
 
 
 def pocket_folder() -> Path:
@@ -58,19 +59,20 @@ def save_model(model: Model, folder: Path, *, dtype: str | None = None) -> None:
     if dtype is not None:
         leaves = {path: leaf.astype(jnp.dtype(dtype)) for path, leaf in leaves.items()}
     save_tensors(leaves, folder / WEIGHTS)
-    (folder / CONFIG).write_text(json.dumps(strict.plain(model.config), indent=2) + "\n", encoding="utf-8")
+    text = json.dumps(strict.plain(model.config), indent=2) + "\n"
+    (folder / CONFIG).write_text(text, encoding="utf-8")
 
 
 def save_tensors(leaves: Mapping[str, np.ndarray], path: Path, notes: Mapping[str, str] | None = None) -> None:
-    """Writes a safetensors file that is as readable as any other file; the library makes it private to its owner.
+    """Writes a safetensors file with the default permissions of a new file (the library makes it private).
 
     Args:
-      notes: goes into the file's header.
+      notes: metadata in the file's header.
     """
-    path.touch()
+    path.touch()  # a file created here has the permissions that the user's umask gives
     mode = path.stat().st_mode
-    whole = {name: np.asarray(leaf, order="C") for name, leaf in leaves.items()}
-    save_file(whole, path, metadata=dict(notes) if notes else None)
+    contiguous = {name: np.asarray(leaf, order="C") for name, leaf in leaves.items()}
+    save_file(contiguous, path, metadata=dict(notes) if notes else None)
     path.chmod(mode)
 
 
@@ -78,7 +80,7 @@ def load_model(folder: Path, *, mesh: Mesh | None = None, **changes) -> Model:
     """Reads a model; `changes` replace fields of its config (say `dtype="bfloat16"`).
 
     Args:
-      mesh: lays every leaf on it by `core.sharding.RULES`; None puts all on the first device.
+      mesh: every leaf is sharded over it by `core.sharding.RULES`; None puts all on the first device.
 
     Raises:
       CheckpointError: unreadable file, leaves missing or left over, wrong shape, a float wider than `param_dtype`,
@@ -100,12 +102,15 @@ def load_model(folder: Path, *, mesh: Mesh | None = None, **changes) -> Model:
             leaves = load_file(where)
         except (OSError, SafetensorError) as error:
             raise CheckpointError("cannot read the model's weights", where=str(where), why=str(error)) from error
-    widened = {name: _widen(name, leaf, jnp.dtype(config.param_dtype)) for name, leaf in leaves.items()}
+    dtype = jnp.dtype(config.param_dtype)
+    widened = {name: _widen(name, leaf, dtype) for name, leaf in leaves.items()}
     bad = _not_finite(widened)
     if bad is not None:
         raise CheckpointError("a weight is not finite", where=f"{where}: {bad}")
     params = jax.tree.map(jnp.asarray, trees.restore_into(template, widened))
-    return Model(params if mesh is None else jax.device_put(params, _places(config, template, mesh)), config)
+    if mesh is not None:
+        params = jax.device_put(params, _places(config, template, mesh))
+    return Model(params, config)
 
 
 def _read_sharded(folder: Path, config: LlavaConfig, template: dict, mesh: Mesh | None) -> dict[str, jax.Array]:
@@ -122,10 +127,17 @@ def _places(config: LlavaConfig, template: dict, mesh: Mesh) -> dict:
 
 
 def _not_finite(leaves: dict) -> str | None:
-    """The first leaf that is not finite; arrays on devices are judged there, whoever holds which part."""
-    on_device = {name: leaf for name, leaf in leaves.items() if isinstance(leaf, jax.Array)}
-    bad = next((name for name, fine in _finite(on_device).items() if not fine), None) if on_device else None
-    return bad or trees.all_finite({name: leaf for name, leaf in leaves.items() if name not in on_device})
+    """The first leaf that is not finite; arrays on devices are checked there, where a leaf may be sharded."""
+    on_device = {}
+    on_host = {}
+    for name, leaf in leaves.items():
+        group = on_device if isinstance(leaf, jax.Array) else on_host
+        group[name] = leaf
+    if on_device:
+        for name, finite in _finite(on_device).items():
+            if not finite:
+                return name
+    return trees.all_finite(on_host)
 
 
 @jax.jit

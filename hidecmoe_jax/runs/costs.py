@@ -12,7 +12,6 @@ import jax.numpy as jnp
 
 from hidecmoe_jax.experts.routing import Voice
 from hidecmoe_jax.locators.anchors import Pooled
-from hidecmoe_jax.locators.gaussian import SharedGaussian
 from hidecmoe_jax.methods.base import FrozenFeatures, Learner, Method, Serving
 from hidecmoe_jax.models import flops
 from hidecmoe_jax.models.llava import Model
@@ -53,15 +52,9 @@ def flops_per_query(
 
 
 def _scoring(method: Method, model: Model, learner: Learner, tasks: int) -> int:
-    """Operations of scoring one query: one multiplication and addition with every number the gate stores.
-
-    A shared covariance is factored and inverted in every call, whatever the batch, and whitens every task's deviation.
-    """
-    stored = 2 * method.sizes(model, learner)["stored"]["locator"]
-    if not isinstance(getattr(method.gate, "by", None), SharedGaussian):
-        return stored
-    width = model.config.width
-    return stored + 4 * width**3 // 3 + 2 * tasks * width**2
+    """Operations of the gate's decision for one query."""
+    stored = method.sizes(model, learner)["stored"]["locator"]
+    return method.gate.flops(stored, model=model, tasks=tasks)
 
 
 def _served_shapes(method: Method, serving: Serving) -> tuple[tuple[Voice, ...], int]:

@@ -13,7 +13,7 @@ import numpy as np
 
 from hidecmoe_jax.experts.bank import EMPTY
 from hidecmoe_jax.experts.pool import POOL
-from hidecmoe_jax.experts.usage import dead, loudness
+from hidecmoe_jax.experts.usage import dead, update_norms
 from hidecmoe_jax.methods.base import Learner, Method
 
 SHOWN = 8  # dead experts that a message names
@@ -42,7 +42,7 @@ def experts_of(method: Method, learner: Learner, number: int, lines: Sequence[di
         if not len(slots):
             continue
         mine_LE = mine_LS[:, slots]
-        norm_LE = np.where(mine_LE, loudness(bank)[:, slots], np.nan)
+        norm_LE = np.where(mine_LE, update_norms(bank)[:, slots], np.nan)
         chose_LE = None
         if counts and family in routed_families:
             # Experts in training are counted behind all slots of old ones; what one method trains is the bank itself.

@@ -23,7 +23,7 @@ from hidecmoe_jax.core.errors import ConfigError
 from hidecmoe_jax.data.records import Record
 from hidecmoe_jax.evaluate.engine import batch_rows
 from hidecmoe_jax.experts import surgery
-from hidecmoe_jax.experts.routing import Voice, everyone
+from hidecmoe_jax.experts.routing import Voice, all_slots
 from hidecmoe_jax.methods.base import Learner, with_leaves
 from hidecmoe_jax.methods.routed import LINEARS
 from hidecmoe_jax.models.llava import Model, layer_features
@@ -91,7 +91,7 @@ def _single_task_model(
     """The base with a task's own projector (`leaves`, by path), and the task's expert alone in all layers."""
     arrays = {path: jnp.asarray(leaf) for path, leaf in leaves.items()}
     experts = [surgery.extract(bank, task) for bank in learner.past.values()]
-    voices = tuple(Voice(expert, everyone(expert)) for expert in experts)
+    voices = tuple(Voice(expert, all_slots(expert)) for expert in experts)
     return with_leaves(base, arrays), voices
 
 

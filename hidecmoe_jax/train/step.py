@@ -18,7 +18,7 @@ from flax import struct
 from jax import Array
 
 from hidecmoe_jax.core import trees
-from hidecmoe_jax.experts.usage import Load, together
+from hidecmoe_jax.experts.usage import Load, sum_loads
 from hidecmoe_jax.methods.base import Learner, trainable, with_trainable
 from hidecmoe_jax.methods.stages import Stage
 from hidecmoe_jax.models.llava import Batch, Model
@@ -93,7 +93,7 @@ def _summed(
     micro = jax.tree.leaves(batches)[0].shape[0]
     zero = (jnp.zeros(()), jnp.zeros((), jnp.int32), jax.tree.map(jnp.zeros_like, leaves))
     (total, tokens, gradient), loads = jax.lax.scan(add, zero, (batches, jnp.arange(micro)))
-    return total, tokens, gradient, None if loads is None else together(loads)
+    return total, tokens, gradient, None if loads is None else sum_loads(loads)
 
 
 @partial(jax.jit, static_argnames=("stage", "tune"))

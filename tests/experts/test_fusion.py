@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hidecmoe_jax.core.trees import digest
-from hidecmoe_jax.experts import surgery
+from hidecmoe_jax.experts import fold, surgery
 from hidecmoe_jax.experts.bank import EMPTY, FUSED, owned_slots
 from hidecmoe_jax.experts.routing import Voice, constant
 
@@ -51,7 +51,7 @@ def test_factor_sum_writes_the_summed_factors_and_nothing_else(tasks, layers, ep
 def test_factor_sum_has_cross_terms_and_rank_of_one_expert():
     bank = random_bank(row(EMPTY, 0, 1, 2), sites=ONE)
     bank = surgery.fuse(bank, [0, 1, 2], mode="factor_sum", slot=0, layers=ALL)
-    fused = surgery.delta(bank, surgery.fusion_gains(bank, [0, 1, 2], mode="factor_sum", layers=ALL))[SITE]
+    fused = fold.delta(bank, surgery.fusion_gains(bank, [0, 1, 2], mode="factor_sum", layers=ALL))[SITE]
     a, b = _np(bank)
     pairs = sum(a[:, i] @ b[:, j] for i in (1, 2, 3) for j in (1, 2, 3))
     np.testing.assert_allclose(fused, bank.scale * pairs, atol=1e-4)
@@ -69,7 +69,7 @@ def test_factor_sum_of_random_experts_is_louder_by_the_root_of_their_number(coun
 
     def size(mode: str) -> float:
         gain = surgery.fusion_gains(bank, tasks, mode=mode, layers=range(4))
-        return float(jnp.linalg.norm(surgery.delta(bank, gain)["q_proj"]))
+        return float(jnp.linalg.norm(fold.delta(bank, gain)["q_proj"]))
 
     assert abs(size("factor_sum") / size("product_sum") - ratio) < 0.08
 
@@ -81,8 +81,8 @@ def test_product_fusions_are_concatenations(seed: int, eps: list[float]):
     a, b = _np(bank)
     a_cat = np.concatenate([a[:, 3], a[:, 0]], axis=2)
     b_cat = np.concatenate([eps[0] * b[:, 3], eps[1] * b[:, 0]], axis=1)
-    total = surgery.delta(bank, surgery.fusion_gains(bank, [2, 0], mode="product_sum", layers=ALL, eps=eps))
-    mean = surgery.delta(bank, surgery.fusion_gains(bank, [2, 0], mode="product_mean", layers=ALL, eps=eps))
+    total = fold.delta(bank, surgery.fusion_gains(bank, [2, 0], mode="product_sum", layers=ALL, eps=eps))
+    mean = fold.delta(bank, surgery.fusion_gains(bank, [2, 0], mode="product_mean", layers=ALL, eps=eps))
     np.testing.assert_allclose(total[SITE], bank.scale * a_cat @ b_cat, atol=1e-5)
     np.testing.assert_allclose(mean[SITE], bank.scale * a_cat @ b_cat / 2, atol=1e-5)
     for mode in ("product_sum", "product_mean"):
@@ -95,11 +95,11 @@ def test_fusion_of_one_expert_is_that_expert(mode: str):
     bank = surgery.fuse(sources, [1], mode=mode, slot=0, layers=ALL)
     gain = surgery.fusion_gains(bank, [1], mode=mode, layers=ALL)
     alone = jnp.asarray(np.asarray(bank.owner_LS) == 1, jnp.float32)
-    assert same_bytes(surgery.delta(bank, gain), surgery.delta(bank, alone))
+    assert same_bytes(fold.delta(bank, gain), fold.delta(bank, alone))
     twice = surgery.fuse(sources, [1], mode=mode, slot=0, layers=ALL, eps=[2.0])
     doubled = surgery.fusion_gains(twice, [1], mode=mode, layers=ALL, eps=[2.0])
-    once = surgery.delta(bank, alone)[SITE]
-    np.testing.assert_allclose(surgery.delta(twice, doubled)[SITE], 2 * once, rtol=1e-6)
+    once = fold.delta(bank, alone)[SITE]
+    np.testing.assert_allclose(fold.delta(twice, doubled)[SITE], 2 * once, rtol=1e-6)
 
 
 def test_gains_silence_sources_and_rows_outside_the_layers():
@@ -139,7 +139,7 @@ def test_merged_kernels_answer_as_the_routed_forward(first: int):
     gain = np.random.default_rng(1).uniform(0, 1, bank.owner_LS.shape).astype(np.float32)
     layers = base.params["decoder"]["layers"]
     before = digest(layers)
-    merged = surgery.merge_into_base(layers, bank, gain)
+    merged = fold.merge_into_base(layers, bank, gain)
     with_experts_folded = base.replace(params={"decoder": {**base.params["decoder"], "layers": merged}})
     routed = forward(base, ask, (Voice(bank, constant(gain)),))
     np.testing.assert_allclose(forward(with_experts_folded, ask, ()), routed, atol=1e-5, rtol=1e-5)
@@ -153,11 +153,11 @@ def test_merging_casts_once_after_a_float32_sum():
     kernel = np.random.default_rng(0).normal(size=(LAYERS, 16, 16)).astype(np.float32)
     kernel = jnp.asarray(kernel, jnp.bfloat16)
     gain = jnp.full((LAYERS, 2), 0.01, jnp.float32)
-    new = surgery.merge_into_base({"q_proj": {"kernel": kernel}}, bank, gain)["q_proj"]["kernel"]
-    exact = np.asarray(kernel, np.float32) + np.asarray(surgery.delta(bank, gain)["q_proj"])
+    new = fold.merge_into_base({"q_proj": {"kernel": kernel}}, bank, gain)["q_proj"]["kernel"]
+    exact = np.asarray(kernel, np.float32) + np.asarray(fold.delta(bank, gain)["q_proj"])
     assert new.dtype == jnp.bfloat16
     np.testing.assert_allclose(np.asarray(new, np.float32), exact, rtol=2**-8)
-    silent = surgery.merge_into_base({"q_proj": {"kernel": kernel}}, bank, 0 * gain)["q_proj"]["kernel"]
+    silent = fold.merge_into_base({"q_proj": {"kernel": kernel}}, bank, 0 * gain)["q_proj"]["kernel"]
     assert same_bytes(silent, kernel)
 
 
@@ -167,7 +167,7 @@ def _fused():
 
 
 def _merge(bank):
-    return surgery.merge_into_base(model().params["decoder"]["layers"], bank, jnp.ones((LAYERS, 1)))
+    return fold.merge_into_base(model().params["decoder"]["layers"], bank, jnp.ones((LAYERS, 1)))
 
 
 def _fuse(bank=None, tasks=(0, 1), slot=0, layers=(0,), mode="factor_sum", eps=None):
@@ -190,7 +190,7 @@ REFUSED = {
         lambda: surgery.fusion_gains(_fused(), [0], mode="factor_sum", layers=[1, 2]),
         r"layer 2 holds no fusion of tasks \[0\]",
     ),
-    "gains of another shape": (lambda: surgery.delta(_fused(), jnp.ones((3, 3))), r"gains are \(3, 3\)"),
+    "gains of another shape": (lambda: fold.delta(_fused(), jnp.ones((3, 3))), r"gains are \(3, 3\)"),
     "a parallel site": (
         lambda: _merge(random_bank(row(0), sites=SITES)),
         "'ffn' needs a kernel .* got None",

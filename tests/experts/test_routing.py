@@ -14,10 +14,10 @@ from hidecmoe_jax.experts.bank import EMPTY
 from hidecmoe_jax.experts.routing import (
     Routing,
     Voice,
+    all_slots,
     balance_loss,
     constant,
-    everyone,
-    slot_gates,
+    routed_weights,
     softmax_top_k,
 )
 
@@ -102,7 +102,7 @@ def test_router_weights_are_gain_times_the_gate_over_heard_slots(seed, top_k):
     x, router = rng.normal(size=(2, 3, 6)), rng.normal(size=(1, 6, 4))
     gain = rng.uniform(0, 2, (2, 4)) * (rng.uniform(size=(2, 4)) > 0.4)
     x, router, gain = (v.astype(np.float32) for v in (x, router, gain))
-    found = np.asarray(slot_gates(jnp.asarray(x), jnp.asarray(gain), jnp.asarray(router), top_k)[0])
+    found = np.asarray(routed_weights(jnp.asarray(x), jnp.asarray(gain), jnp.asarray(router), top_k)[0])
     for i in range(2):
         heard = np.broadcast_to(gain[i] > 0, (3, 4))
         expected = _truth(x[i] @ router[0], heard, top_k) * gain[i]
@@ -111,12 +111,12 @@ def test_router_weights_are_gain_times_the_gate_over_heard_slots(seed, top_k):
 
 def test_weights_without_a_router_are_the_gains():
     gain = jnp.asarray([[0.0, 0.25, 1.0]])
-    assert slot_gates(jnp.zeros((2, 3, 6)), gain, None, 0)[0] is gain
+    assert routed_weights(jnp.zeros((2, 3, 6)), gain, None, 0)[0] is gain
 
 
 def test_everyone_and_constant_give_one_row_for_all_samples():
     bank = random_bank(row(0, EMPTY, 1))
-    np.testing.assert_array_equal(everyone(bank, 0.5).gain_LBS, np.full((LAYERS, 1, 3), 0.5))
+    np.testing.assert_array_equal(all_slots(bank, 0.5).gain_LBS, np.full((LAYERS, 1, 3), 0.5))
     gain = np.arange(LAYERS * 3, dtype=np.float32).reshape(LAYERS, 3)
     np.testing.assert_array_equal(constant(gain).gain_LBS[:, 0], gain)
 
@@ -159,9 +159,9 @@ def test_voices_of_one_gate_weigh_as_one_bank():
     gain = jnp.asarray(np.array([1.0, 0.0, 0.5, 1.5], np.float32)) * jnp.ones((LAYERS, 1, 1))
     one = (Voice(whole, Routing(gain, router, 2)),)
     two = tuple(
-        Voice(bank, Routing(gain[..., cut], router[..., cut], 2, gate="pool"))
+        Voice(bank, Routing(gain[..., cut], router[..., cut], 2, softmax_group="pool"))
         for bank, cut in zip(parts, (slice(0, 3), slice(3, 4)), strict=True)
     )
-    apart = tuple(Voice(v.bank, v.routing.replace(gate="")) for v in two)
+    apart = tuple(Voice(v.bank, v.routing.replace(softmax_group="")) for v in two)
     np.testing.assert_allclose(forward(model(), prompt(), one), forward(model(), prompt(), two), atol=1e-5)
     assert np.abs(np.asarray(forward(model(), prompt(), one) - forward(model(), prompt(), apart))).max() > 1e-3

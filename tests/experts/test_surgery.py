@@ -28,7 +28,7 @@ from hypothesis import strategies as st
 from hidecmoe_jax.core.trees import digest, digests
 from hidecmoe_jax.experts import surgery
 from hidecmoe_jax.experts.bank import EMPTY, FUSED, apply_experts, owned_slots
-from hidecmoe_jax.experts.routing import Routing, Voice, constant, everyone
+from hidecmoe_jax.experts.routing import Routing, Voice, all_slots, constant
 
 KEY = jax.random.key(0)
 layer_sets = st.sets(st.integers(0, LAYERS - 1), min_size=1).map(sorted)
@@ -36,7 +36,7 @@ layer_sets = st.sets(st.integers(0, LAYERS - 1), min_size=1).map(sorted)
 
 def _alone(bank) -> list:
     """One voice in which everyone speaks."""
-    return [Voice(bank, everyone(bank))]
+    return [Voice(bank, all_slots(bank))]
 
 
 def test_blank_is_silent_and_empty():

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from hidecmoe_jax.experts.bank import Bank
-from hidecmoe_jax.experts.usage import SILENT, Load, dead, evenness, loudness, together
+from hidecmoe_jax.experts.usage import UNAVAILABLE, Load, dead, evenness, sum_loads, update_norms
 
 
 def told(rows, top_k=1):
@@ -13,7 +13,7 @@ def told(rows, top_k=1):
 
 
 def test_tr6_share_and_entropy_are_those_of_the_most_uneven_layer():
-    share, entropy = told([[5, 5, SILENT], [9, 1, SILENT]])
+    share, entropy = told([[5, 5, UNAVAILABLE], [9, 1, UNAVAILABLE]])
     assert share == pytest.approx(0.9)
     assert entropy == pytest.approx(-(0.9 * np.log(0.9) + 0.1 * np.log(0.1)) / np.log(2))
     assert told([[7, 7, 7]]) == pytest.approx((1 / 3, 1.0))
@@ -24,12 +24,14 @@ def test_tr6_with_several_experts_a_token_collapse_and_evenness_keep_their_ends(
     assert told([[6, 6, 0, 0]], 2) == pytest.approx((1.0, 0.0), abs=1e-9)
     assert told([[3, 3, 3, 3]], 2) == pytest.approx((0.5, 1.0))
     # Two experts of which each token takes two: nothing can be told.
-    assert told([[6, 6]], 2) is None and told([[6, 6, SILENT, SILENT]], 2) is None and told([[0, 0, 0]]) is None
+    assert (
+        told([[6, 6]], 2) is None and told([[6, 6, UNAVAILABLE, UNAVAILABLE]], 2) is None and told([[0, 0, 0]]) is None
+    )
 
 
 def test_loads_of_micro_batches_are_summed_and_silent_slots_stay_so():
-    loads = Load(jnp.array([[[1, SILENT, 0]], [[2, SILENT, 5]]], jnp.int32), 1)
-    np.testing.assert_array_equal(together(loads).count_LS, [[3, SILENT, 5]])
+    loads = Load(jnp.array([[[1, UNAVAILABLE, 0]], [[2, UNAVAILABLE, 5]]], jnp.int32), 1)
+    np.testing.assert_array_equal(sum_loads(loads).count_LS, [[3, UNAVAILABLE, 5]])
 
 
 def test_tr7_loudness_is_the_norm_of_the_whole_update():
@@ -38,7 +40,7 @@ def test_tr7_loudness_is_the_norm_of_the_whole_update():
     b = {site: rng.normal(size=(2, 3, 2, 4)).astype(np.float32) for site in ("x", "y")}
     bank = Bank(a, b, jnp.zeros((2, 3), jnp.int32), 0.5)
     update = np.concatenate([np.einsum("ldsr,lsrf->lsdf", a[site], b[site]) for site in a], axis=2)
-    np.testing.assert_allclose(loudness(bank), 0.5 * np.linalg.norm(update, axis=(2, 3)), rtol=1e-6)
+    np.testing.assert_allclose(update_norms(bank), 0.5 * np.linalg.norm(update, axis=(2, 3)), rtol=1e-6)
 
 
 def test_tr7_an_expert_without_an_update_or_without_tokens_is_dead():

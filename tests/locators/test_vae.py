@@ -1,5 +1,6 @@
 """The autoencoder locator against numpy: errors, z-scores, choice on Gaussians; and isolation, keys, tiny tasks."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 
 from hidecmoe_jax.core.errors import DataError, NumericsError
 from hidecmoe_jax.locators import vae as module
-from hidecmoe_jax.locators.standard import LOWEST
+from hidecmoe_jax.locators.standard import EXACT, LOWEST
 from hidecmoe_jax.locators.vae import WEIGHTS, Vae, statistics, z_scores
 
 D, N, CAPACITY = 16, 200, 4
@@ -116,35 +117,34 @@ def test_fitting_a_task_changes_no_other_row_and_never_the_standardisation(memor
 
 def test_the_key_decides_everything_random(memory):
     again = LOCATOR.fit(memory, 1, samples(1), key=jax.random.key(1))
-    for name in memory:
-        np.testing.assert_array_equal(again[name], memory[name])
+    chex.assert_trees_all_equal(again, memory)
     other = LOCATOR.fit(memory, 1, samples(1), key=jax.random.key(5))
     assert np.any(np.asarray(other["encode"]) != np.asarray(memory["encode"]))
 
 
-def test_tasks_of_about_one_size_share_a_compiled_program(memory):
-    before = module._epoch._cache_size()
+def test_tasks_of_about_one_size_share_a_compiled_program(memory, monkeypatch):
+    traced_once = chex.assert_max_traces(module._epoch.__wrapped__, n=1)
+    monkeypatch.setattr(module, "_epoch", jax.jit(traced_once, static_argnames=("vae", "batch")))
     LOCATOR.fit(memory, 3, samples(3), key=jax.random.key(3))
     LOCATOR.fit(memory, 3, samples(3, N - 5), key=jax.random.key(3))
-    assert module._epoch._cache_size() == before > 0
 
 
 def test_rows_that_pad_a_batch_are_not_trained_on():
     rows, valid, batch = module._padded(jnp.ones((70, D)), 32)
     assert rows.shape == (96, D) and batch == 32 and int(valid.sum()) == 70
     assert module._padded(jnp.ones((5, D)), 32)[0].shape == (8, D)
-    weights = LOCATOR._born(D, jax.random.key(0))
+    weights = LOCATOR._initial_weights(D, jax.random.key(0))
     state = LOCATOR.optimiser().init(weights)
 
     def trained(padding: float):
         filled = jnp.where(valid[:, None], rows, padding)
         return module._epoch(LOCATOR, weights, state, filled, valid, batch=batch, key=jax.random.key(1))[0]
 
-    jax.tree.map(np.testing.assert_array_equal, trained(0.0), trained(1e6))
+    chex.assert_trees_all_equal(trained(0.0), trained(1e6))
 
 
 def test_the_loss_is_squared_error_plus_beta_times_kl():
-    weights = LOCATOR._born(D, jax.random.key(0))
+    weights = LOCATOR._initial_weights(D, jax.random.key(0))
     # The posterior no longer depends on the input: mean 0.7, variance e^-40, so nothing is random either.
     bias = jnp.repeat(jnp.asarray([0.7, -40.0]), LOCATOR.latent)
     weights = weights | {"latent": jnp.zeros_like(weights["latent"]), "latent_bias": bias}
@@ -225,3 +225,35 @@ def test_the_size_is_what_a_row_of_the_memory_holds():
     assert LOCATOR.size(D) == sum(blank[name].size for name in blank if name not in ("mean_D", "std_D"))
     # Specification, section 1: 4096-512-64 has 4.3 M parameters.
     assert Vae().size(4096) == pytest.approx(4.3e6, rel=0.01)
+
+
+def test_the_linen_module_is_the_plain_network_bit_for_bit(memory):
+    weights = {name: memory[name][1] for name in WEIGHTS}
+    x = jax.random.normal(jax.random.key(0), (7, D))
+
+    def by_hand(w, x):
+        def linear(x, name):
+            return jnp.matmul(x, w[name], precision=EXACT) + w[f"{name}_bias"]
+
+        mean, _ = jnp.split(linear(jax.nn.gelu(linear(x, "encode")), "latent"), 2, axis=-1)
+        rebuilt = linear(jax.nn.gelu(linear(mean, "decode")), "rebuild")
+        return jnp.mean(jnp.square(x - rebuilt), axis=-1)
+
+    chex.assert_trees_all_equal(module._settled_errors(weights, x), jax.jit(by_hand)(weights, x))
+    mean_gradient = jax.jit(jax.grad(lambda w: jnp.mean(by_hand(w, x))))(weights)
+    module_gradient = jax.jit(jax.grad(lambda w: jnp.mean(module._settled_errors(w, x))))(weights)
+    chex.assert_trees_all_equal(module_gradient, mean_gradient)
+
+
+def test_wrong_masks_are_named_while_tracing(memory):
+    with pytest.raises(AssertionError, match="one entry per row"):
+        LOCATOR.scores(memory, samples(0, 2), learned(0)[:2])
+    with pytest.raises(AssertionError, match="a mask over tasks"):
+        LOCATOR.scores(memory, samples(0, 2), learned(0).astype(jnp.int32))
+
+
+def test_what_belongs_to_all_tasks_is_named(memory):
+    assert set(LOCATOR.shared_leaves) == {"mean_D", "std_D"} and set(LOCATOR.shared_leaves) <= set(memory)
+    scores = LOCATOR.scores(memory, samples(0, 3), learned(0, 1))
+    assert LOCATOR.typical_scores(memory, samples(0, 3), scores) is scores
+    assert LOCATOR.flops(100, width=D, tasks=3) == 200

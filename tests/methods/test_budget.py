@@ -63,7 +63,7 @@ def test_a_forecast_of_uniform_growth_is_what_is_counted_afterwards(model):
     for task in range(tasks):
         own = method.slots(task)
         young = method.lora.blank(model, len(own))
-        past = pool.put(past, own.start, young.replace(owner_LS=jnp.full_like(young.owner_LS, task)))
+        past = pool.write_slots(past, own.start, young.replace(owner_LS=jnp.full_like(young.owner_LS, task)))
         memory = memory.replace(visible=memory.visible.at[task].set(past.owner_LS >= 0))
     grown = learner.replace(past={POOL: past}, memory=memory)
     assert method.stored_after(model, tasks) == method.sizes(model, grown)["stored"]

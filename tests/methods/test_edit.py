@@ -77,10 +77,10 @@ def test_a_retired_expert_is_gone_from_every_router_and_all_others_keep_their_by
     after = edited(MIXTURE, mixed, Edit("retire", 1))
     bank = after.past[POOL]
     assert (np.asarray(bank.owner_LS)[:, 2] == EMPTY).all() and not any(
-        np.asarray(leaf).any() for leaf in jax.tree.leaves(pool.taken(bank, 2, 3).factors)
+        np.asarray(leaf).any() for leaf in jax.tree.leaves(pool.slice_slots(bank, 2, 3).factors)
     )
     for rest in ((0, 2), (3, 5)):
-        old, new = pool.taken(mixed.past[POOL], *rest), pool.taken(bank, *rest)
+        old, new = pool.slice_slots(mixed.past[POOL], *rest), pool.slice_slots(bank, *rest)
         assert trees.digests(trees.flatten(old.factors)) == trees.digests(trees.flatten(new.factors))
     visible, routers = np.asarray(after.memory.visible), np.asarray(after.memory.routers)
     assert not visible[:, :, 2].any() and not routers[..., 2].any()
@@ -180,7 +180,7 @@ def test_default_weights_give_copies_back(mode, count):
     )
     slots, key = tuple(range(count)), jax.random.key(0)
     made = combine.combine(bank, slots, mode=mode, weights=even_weights(mode, count), density=1.0, key=key)
-    joined = pool.beside([pool.taken(bank, 0, 1), made])
+    joined = pool.concat_slots([pool.slice_slots(bank, 0, 1), made])
     assert all((far < 1e-4).all() for far in combine.distance(joined, 0, 1).values())
     np.testing.assert_allclose(closeness(joined, 0, 1), 1.0, atol=1e-5)
 

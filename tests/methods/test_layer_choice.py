@@ -8,9 +8,9 @@ from lessons import Silent, teach
 from tiny import run_config, write_base, write_stream
 
 from hidecmoe_jax.core.errors import ConfigError, DataError
-from hidecmoe_jax.experts import surgery
+from hidecmoe_jax.experts import fold, surgery
 from hidecmoe_jax.experts.bank import FUSED
-from hidecmoe_jax.experts.routing import Voice, everyone
+from hidecmoe_jax.experts.routing import Voice, all_slots
 from hidecmoe_jax.methods.base import FrozenFeatures, with_leaves
 from hidecmoe_jax.methods.fusion import FUSED_SLOT
 from hidecmoe_jax.methods.growth.layer_choice import LayerChoice, hsic
@@ -107,7 +107,7 @@ def test_worth_by_loss_is_what_one_expert_of_ones_own_saves(taught):
         gain = fused.copy()
         if own is not None:
             gain[own] = np.eye(everywhere.slots)[2]
-        layers = surgery.merge_into_base(model.params["decoder"]["layers"], everywhere, jnp.asarray(gain))
+        layers = fold.merge_into_base(model.params["decoder"]["layers"], everywhere, jnp.asarray(gain))
         merged = model.replace(params=model.params | {"decoder": model.params["decoder"] | {"layers": layers}})
         total, count, _ = jax.jit(answer_loss)(merged, batch)
         return float(total / count)
@@ -133,7 +133,7 @@ def test_worth_by_cka_is_the_unlikeness_of_paired_features(taught):
     features = []
     for task in (0, 1):
         expert = surgery.extract(learner.past[LINEARS], task)
-        features.append(np.asarray(layer_features(model, batch.prompt, (Voice(expert, everyone(expert)),))))
+        features.append(np.asarray(layer_features(model, batch.prompt, (Voice(expert, all_slots(expert)),))))
     expected = [1 - cka(features[1][layer], features[0][layer]) for layer in range(3)]
     earlier_S = np.arange(learner.past[LINEARS].slots) == 1
     np.testing.assert_allclose(choice.worth(sums, earlier_S), expected, atol=1e-4)

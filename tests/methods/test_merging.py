@@ -10,7 +10,7 @@ from test_edit import HEAR, MODEL, ROUTED, prompt, routed, stored  # noqa: F401
 
 from hidecmoe_jax.core import trees
 from hidecmoe_jax.core.errors import ConfigError
-from hidecmoe_jax.experts import combine, pool, surgery
+from hidecmoe_jax.experts import combine, fold, pool, surgery
 from hidecmoe_jax.experts.bank import EMPTY, FUSED
 from hidecmoe_jax.methods import shared_slots
 from hidecmoe_jax.methods.base import Decision
@@ -200,7 +200,7 @@ def test_a_layer_of_merged_copies_is_fused_to_what_the_copies_are_fused_to(fusio
     `linear` gives the factors of a copy back, which a sum of factors depends on."""
     method = replace(ANCHORS, expand=LayerChoice(1), fusion=fusion, eps=(1.0, 0.5, 0.25))
     learner = routed(method, (0, 1, 2))
-    learner = with_factors(learner, np.arange(3), 2, pool.taken(learner.past[LINEARS], 1, 2))
+    learner = with_factors(learner, np.arange(3), 2, pool.slice_slots(learner.past[LINEARS], 1, 2))
     first, later = (jnp.zeros((4, 3)).at[1, layer].set(1.0) for layer in (1, 0))
     choosing_first = learner.replace(memory=learner.memory.replace(worth=first))
     merged = edited(method, choosing_first, Edit("merge", 1, into=0, mode="linear"))
@@ -208,7 +208,7 @@ def test_a_layer_of_merged_copies_is_fused_to_what_the_copies_are_fused_to(fusio
     def update(found):
         memory = found.memory.replace(worth=later)
         past = method.fused_again(found.past[LINEARS], memory)
-        return surgery.delta(past, method.fused_gains(past, memory))
+        return fold.delta(past, method.fused_gains(past, memory))
 
     found = update(merged)
     for site, wanted in update(learner).items():

@@ -13,7 +13,7 @@ from tiny import run_config, write_base, write_stream
 from hidecmoe_jax.core import trees
 from hidecmoe_jax.core.errors import ConfigError
 from hidecmoe_jax.core.strict import build
-from hidecmoe_jax.experts import pool, surgery
+from hidecmoe_jax.experts import fold, pool
 from hidecmoe_jax.experts.bank import EMPTY
 from hidecmoe_jax.experts.pool import POOL
 from hidecmoe_jax.experts.routing import Routing, Voice
@@ -83,7 +83,7 @@ def test_cmoe_1_a_probe_that_is_not_heard_changes_no_bit(done):
     old, new = pool_voices(method, ready, None)
     masked = new.routing.replace(gain_LBS=jnp.zeros_like(new.routing.gain_LBS))
     with_probe = LISTEN(model, batch.prompt, (old, Voice(new.bank, masked)))
-    without = LISTEN(model, batch.prompt, (Voice(old.bank, old.routing.replace(gate="")),))
+    without = LISTEN(model, batch.prompt, (Voice(old.bank, old.routing.replace(softmax_group="")),))
     np.testing.assert_array_equal(with_probe, without)
     assert not np.array_equal(without, LISTEN(model, batch.prompt, ()))
 
@@ -225,9 +225,9 @@ def test_experts_on_the_three_linears_are_routed_together(session):
     for task in (0, 1):
         then, now = (named(done, done.learners[count], task, batch.prompt) for count in (task + 1, 2))
         np.testing.assert_array_equal(then, now)
-    bank, model = pool.taken(done.learners[2].past[POOL], 0, 3), done.session.model
+    bank, model = pool.slice_slots(done.learners[2].past[POOL], 0, 3), done.session.model
     routing = Routing(jnp.ones((3, 1, 3)), jnp.zeros((3, 1, 16, 3)), 3)
-    layers = surgery.merge_into_base(model.params["decoder"]["layers"], bank, jnp.full((3, 3), 1 / 3))
+    layers = fold.merge_into_base(model.params["decoder"]["layers"], bank, jnp.full((3, 3), 1 / 3))
     with_experts_folded = model.replace(params=model.params | {"decoder": model.params["decoder"] | {"layers": layers}})
     found = LISTEN(model, batch.prompt, (Voice(bank, routing),))
     np.testing.assert_allclose(found, LISTEN(with_experts_folded, batch.prompt, ()), atol=2e-5)

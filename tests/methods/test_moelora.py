@@ -1,5 +1,6 @@
 """MoELoRA: every linear weighs its experts by a softmax of what it reads itself, token by token."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,12 +8,13 @@ import pytest
 from tiny import TINY, VOCABULARY
 
 from hidecmoe_jax.core import trees
-from hidecmoe_jax.experts.surgery import merge_into_base
+from hidecmoe_jax.experts.fold import merge_into_base
 from hidecmoe_jax.methods.base import trainable, with_trainable
 from hidecmoe_jax.methods.lora import LINEARS, PARALLEL, Lora
 from hidecmoe_jax.methods.moelora import MoeLora
-from hidecmoe_jax.models.llama import LayerVoice, site_shapes, speak
+from hidecmoe_jax.models.llama import site_shapes
 from hidecmoe_jax.models.llava import Batch, Prompt, init_model, logits
+from hidecmoe_jax.models.voices import LayerVoice, add_experts
 
 METHOD = MoeLora(lora=Lora(rank=2, alpha=4.0, dropout=0.0), experts=3, train_projector=False)
 TUNE = METHOD.stages(0)[0]
@@ -48,7 +50,13 @@ def test_a_linear_weighs_its_experts_by_what_it_reads_itself(site):
     f32 = {name: jnp.asarray(value, jnp.float32) for name, value in (("a", a), ("b", b), ("router", router), ("x", x))}
     own, gain = {site: f32["router"]}, jnp.ones((1, 3))
     voice = LayerVoice({site: f32["a"]}, {site: f32["b"]}, gain, None, None, 2.0, 0, 0.0, site_routers=own)
-    found = speak(jnp.zeros((2, 5, out)), f32["x"], site, [(voice, jnp.full((1, 3), jnp.nan))])
+
+    class Block(nn.Module):
+        @nn.compact
+        def __call__(self, y, x, voices):
+            return add_experts(y, x, site, voices)
+
+    found = Block().apply({}, jnp.zeros((2, 5, out)), f32["x"], [(voice, jnp.full((1, 3), jnp.nan))])
     np.testing.assert_allclose(found, wanted, rtol=2e-4, atol=2e-4)
 
 

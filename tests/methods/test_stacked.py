@@ -13,7 +13,7 @@ from hidecmoe_jax.core import trees
 from hidecmoe_jax.core.errors import ConfigError
 from hidecmoe_jax.experts.bank import FUSED
 from hidecmoe_jax.experts.pool import POOL
-from hidecmoe_jax.experts.routing import Voice, everyone
+from hidecmoe_jax.experts.routing import Voice, all_slots
 from hidecmoe_jax.methods.edit import Edit, edited, narrowed
 from hidecmoe_jax.methods.lora import Lora
 from hidecmoe_jax.methods.mixture import Mixture
@@ -99,7 +99,7 @@ def test_tuning_the_first_task_ends_where_serving_begins(done):
     trained = done.trained[0]
     assert set(trained.live) == {LOWER, POOL}
     lower = trained.live[LOWER]
-    voices = (Voice(lower, everyone(lower)), *pool_voices(method.inner, trained, None))
+    voices = (Voice(lower, all_slots(lower)), *pool_voices(method.inner, trained, None))
     np.testing.assert_allclose(
         said(method, model, done.learners[1], 0, prompt), LISTEN(model, prompt, voices), atol=2e-5
     )

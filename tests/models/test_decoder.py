@@ -8,9 +8,10 @@ import numpy as np
 import numpy_model as ref
 import pytest
 
-from hidecmoe_jax.experts.routing import Routing, Voice, constant, everyone, softmax_top_k
-from hidecmoe_jax.models.llama import SITES, DecoderBlock, _cut, _no_store, run_layers, segments
+from hidecmoe_jax.experts.routing import Routing, Voice, all_slots, constant, softmax_top_k
+from hidecmoe_jax.models.llama import SITES, DecoderBlock, run_layers
 from hidecmoe_jax.models.llava import Prompt, hidden, logits
+from hidecmoe_jax.models.voices import segments, voice_slice
 
 TOKENS = np.array([1, 9, 22, 7, 40, 31, 3], np.int32)
 LOGITS = jax.jit(logits)
@@ -116,7 +117,7 @@ def test_per_sample_gains_are_counted_exactly_without_padding():
 def test_scanned_stack_equals_a_python_loop_over_blocks():
     model = ref.tiny_model()
     config, layers = model.config.decoder, model.params["decoder"]["layers"]
-    voice = Voice(ref.random_bank(config), everyone(ref.random_bank(config), 0.6))
+    voice = Voice(ref.random_bank(config), all_slots(ref.random_bank(config), 0.6))
     x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 5, config.width)), jnp.float32)
     positions = jnp.broadcast_to(jnp.arange(5), (2, 5))
     mask = jnp.tril(jnp.ones((5, 5), bool))[None, None]
@@ -126,9 +127,9 @@ def test_scanned_stack_equals_a_python_loop_over_blocks():
 
     def looped(x):
         for index in range(config.layers):
-            cut = jax.tree.map(lambda leaf: leaf[0], _cut(voice, index, index + 1))
+            cut = jax.tree.map(lambda leaf: leaf[0], voice_slice(voice, index, index + 1))
             params = {"params": ref.layer_of(layers, index)}
-            x, _, _ = DecoderBlock(config, "float32").apply(params, x, positions, mask, [cut], _no_store)
+            x, _, _ = DecoderBlock(config, "float32").apply(params, x, positions, mask, [cut])
         return x
 
     np.testing.assert_allclose(jax.jit(scanned)(x), jax.jit(looped)(x), atol=1e-5)
@@ -141,7 +142,7 @@ def test_recomputed_activations_give_the_same_gradient():
     @jax.jit
     def gradient(model, factors):
         def loss(factors):
-            voice = Voice(bank.with_factors(factors), everyone(bank), jax.random.key(5), 0.25)
+            voice = Voice(bank.with_factors(factors), all_slots(bank), jax.random.key(5), 0.25)
             return jnp.mean(jnp.square(logits(model, prompt(), (voice,))))
 
         return jax.grad(loss)(factors)
@@ -173,8 +174,8 @@ def test_top_layer_voice_equals_a_full_bank_silent_below():
 
 def test_segments_follow_the_voices():
     config = ref.tiny_config(layers=8).decoder
-    low = Voice(ref.random_bank(config, layers=3), everyone(ref.random_bank(config, layers=3)))
-    high = Voice(ref.random_bank(config, first=6), everyone(ref.random_bank(config, first=6)))
+    low = Voice(ref.random_bank(config, layers=3), all_slots(ref.random_bank(config, layers=3)))
+    high = Voice(ref.random_bank(config, first=6), all_slots(ref.random_bank(config, first=6)))
     assert segments(8, ()) == [(0, 8)]
     assert segments(8, (low, high)) == [(0, 3), (3, 6), (6, 8)]
     with pytest.raises(ValueError, match=r"layers 6\.\.8, the decoder has 0\.\.7"):
@@ -193,9 +194,9 @@ def test_dropout_needs_a_key_and_keeps_the_mean():
         layers = m.params["decoder"]["layers"]
         return run_layers(layers, m.config.decoder, x, positions_BT=place, mask_B1TS=sees, voices=(voice,))[0]
 
-    still = Voice(bank, everyone(bank), None, 0.4)
-    np.testing.assert_array_equal(run(model, still), run(model, Voice(bank, everyone(bank))))
-    many = jax.vmap(lambda k: run(model, Voice(bank, everyone(bank), k, 0.4)))(
+    still = Voice(bank, all_slots(bank), None, 0.4)
+    np.testing.assert_array_equal(run(model, still), run(model, Voice(bank, all_slots(bank))))
+    many = jax.vmap(lambda k: run(model, Voice(bank, all_slots(bank), k, 0.4)))(
         jax.random.split(jax.random.key(0), 4000)
     )
     assert np.std(many, axis=0).max() > 0.05

@@ -10,7 +10,7 @@ import numpy_model as ref
 import pytest
 
 from hidecmoe_jax.experts.bank import bank_axes
-from hidecmoe_jax.experts.routing import Routing, Voice, everyone
+from hidecmoe_jax.experts.routing import Routing, Voice, all_slots
 from hidecmoe_jax.models.layers import init_stack
 from hidecmoe_jax.models.llava import (
     IGNORE,
@@ -153,7 +153,7 @@ def test_answer_loss_is_the_cross_entropy_of_the_full_logits():
 def test_tr15_padding_to_any_bucket_leaves_the_loss(padding):
     model, rows = ref.tiny_model(), [0, 1, 2]
     bank = ref.random_bank(model.config.decoder, slots=2)
-    voices = (Voice(bank, everyone(bank)),)
+    voices = (Voice(bank, all_slots(bank)),)
     tight, count, _ = LOSS(model, answered(rows), voices, tally=True)
     loose, again, tallies = LOSS(model, answered(rows, **padding), voices, tally=True)
     assert int(count) == int(again)
@@ -171,7 +171,7 @@ def test_padding_meets_no_gradient():
     @jax.jit
     def gradient(factors, batch):
         def loss(factors):
-            total, count, _ = answer_loss(model, batch, (Voice(bank.with_factors(factors), everyone(bank)),))
+            total, count, _ = answer_loss(model, batch, (Voice(bank.with_factors(factors), all_slots(bank)),))
             return total / count.astype(jnp.float32)
 
         return jax.grad(loss)(factors)
@@ -210,14 +210,14 @@ def test_bfloat16_keeps_the_logits_in_float32(tied):
     assert {leaf.dtype for leaf in jax.tree.leaves(model.params)} == {jnp.dtype("bfloat16")}
     bank = ref.random_bank(config.decoder)
     prompt, starts = laid([0, 2], left=True)
-    h, _, _ = jax.jit(hidden)(model, prompt, (Voice(bank, everyone(bank)),))
+    h, _, _ = jax.jit(hidden)(model, prompt, (Voice(bank, all_slots(bank)),))
     assert h.dtype == jnp.bfloat16
     got = jax.jit(head)(model, h)
     assert got.dtype == jnp.float32
     decoder = ref.f64(model.params["decoder"])
     kernel = decoder["embedding"]["table"].T if tied else decoder["head"]["kernel"]
     np.testing.assert_allclose(got, np.asarray(h, np.float64) @ kernel, atol=1e-5)  # bfloat16 logits miss by 1e-2
-    loss, _, _ = LOSS(model, answered([0, 2]), (Voice(bank, everyone(bank)),))
+    loss, _, _ = LOSS(model, answered([0, 2]), (Voice(bank, all_slots(bank)),))
     assert loss.dtype == jnp.float32 and np.isfinite(loss)
 
 

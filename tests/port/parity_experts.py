@@ -15,7 +15,7 @@ import parity_cases as cases
 
 from hidecmoe_jax.experts import surgery
 from hidecmoe_jax.experts.bank import Bank, apply_experts
-from hidecmoe_jax.experts.routing import Routing, Voice, slot_gates
+from hidecmoe_jax.experts.routing import Routing, Voice, routed_weights
 from hidecmoe_jax.locators.anchors import Anchors, Pooled, gate
 from hidecmoe_jax.methods.base import Decision, Learner
 from hidecmoe_jax.methods.lora import LINEARS, Lora
@@ -142,7 +142,7 @@ def wrong_experts() -> dict[str, dict]:
 def moe(leaves: dict) -> jax.Array:
     """One MoELoRA linear: dense softmax over all experts, per token."""
     x = leaves["x"]
-    weight, _ = slot_gates(x, jnp.ones((1, given.EXPERTS)), leaves["router"].T[None], given.EXPERTS)
+    weight, _ = routed_weights(x, jnp.ones((1, given.EXPERTS)), leaves["router"].T[None], given.EXPERTS)
     a, b = jnp.transpose(leaves["a"], (2, 0, 1)), jnp.transpose(leaves["b"], (0, 2, 1))
     return x @ leaves["w"].T + apply_experts(x, a, b, weight, leaves.get("scale", given.SCALE))
 

@@ -34,8 +34,9 @@ from hidecmoe_jax.locators.anchors import Anchors, Pooled, gate
 from hidecmoe_jax.models import clip
 from hidecmoe_jax.models.config import LlavaConfig, llava_7b
 from hidecmoe_jax.models.layers import RMSNorm
-from hidecmoe_jax.models.llama import DecoderBlock, LayerVoice, site_shapes
+from hidecmoe_jax.models.llama import DecoderBlock, site_shapes
 from hidecmoe_jax.models.llava import Model, Prompt, embed, head, init_model
+from hidecmoe_jax.models.voices import LayerVoice
 
 LIMIT = 1.005
 RESULT = Path(__file__).resolve().parents[2] / "docs" / "benchmarks" / "flops.json"

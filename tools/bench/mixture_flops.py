@@ -22,7 +22,8 @@ import jax.numpy as jnp
 from flops import Workload, extrapolated, toy, write_record
 
 from hidecmoe_jax.models.config import LlavaConfig, llava_7b
-from hidecmoe_jax.models.llama import DecoderBlock, LayerVoice, init_decoder, site_shapes
+from hidecmoe_jax.models.llama import DecoderBlock, init_decoder, site_shapes
+from hidecmoe_jax.models.voices import LayerVoice
 
 ALLOWED = 1.1
 RESULT = Path(__file__).resolve().parents[2] / "docs" / "benchmarks" / "mixture_flops.json"

@@ -137,6 +137,10 @@ class AnchorGate:
         """Numbers stored per task."""
         return ClipAnchors().size(clip_widths(model))
 
+    def flops(self, stored: int, *, model: Model, tasks: int) -> int:
+        """Operations of deciding one query among `tasks`, for which `stored` numbers are stored."""
+        return ClipAnchors().flops(stored, width=model.config.width, tasks=tasks)
+
     @property
     def unknown_settings(self) -> dict[str, float | None]:
         """Settings of unknown-input detection, for exports."""
@@ -179,6 +183,10 @@ class NamedGate:
 
     def size(self, model: Model) -> int:
         """Nothing is stored."""
+        return 0
+
+    def flops(self, stored: int, *, model: Model, tasks: int) -> int:
+        """Nothing is computed."""
         return 0
 
 

@@ -22,9 +22,6 @@ from hidecmoe_jax.methods.gates.anchors import clip_widths, stored
 from hidecmoe_jax.methods.gates.unknown import blank_thresholds, fit_apart, limits_of, match_of
 from hidecmoe_jax.models.llava import Model, Reading
 
-FIXED = ("mean_D", "std_D")  # a locator's standardisation: taken from the first task, the same for all
-
-
 Locator = Vae | NearestMean | SharedGaussian | ClassGaussian | Neighbours | ClipAnchors
 
 
@@ -103,17 +100,6 @@ class LocatorGate:
         """The locator's scores, float32 [B, N]; -inf for tasks that are not learned."""
         return self.by.scores(memory, self._scored(features), learned_N)
 
-    def _typical(self, memory: dict[str, Array], features: FrozenFeatures, score_BN: Array) -> Array:
-        """Scores of every task as if nothing else were learned, float32 [B, N], for the comparison with thresholds.
-
-        A covariance in common separates tasks, but is too wide or too narrow for each of them; with a task's own one,
-        unknown inputs are found far better (docs/unknown.md).
-        """
-        if not isinstance(self.by, SharedGaussian):
-            return score_BN
-        tasks = jnp.arange(score_BN.shape[-1])
-        return jax.lax.map(lambda task: self.scores(memory, features, tasks == task)[:, task], tasks).T
-
     def decide(self, memory: dict[str, Array], features: FrozenFeatures, learned_N: Array) -> Decision:
         """One-hot on the nearest task, or soft weights; all zero for an unknown input."""
         score_BN = self.scores(memory, features, learned_N)
@@ -121,7 +107,7 @@ class LocatorGate:
         typical_BN = None
         if self.foreign is not None:
             limits = limits_of(memory, features.pooled)
-            typical_BN = self._typical(memory, features, score_BN)
+            typical_BN = self.by.typical_scores(memory, self._scored(features), score_BN)
         match = match_of(
             score_BN, learned_N, typical_BN=typical_BN, limits=limits, unknown_share=self.foreign, tie=self.tie or 0.0
         )
@@ -136,15 +122,21 @@ class LocatorGate:
 
     def to_archive(self, memory: dict[str, Array], task: int) -> dict[str, Array]:
         """Rows of one task, with the standardisation that all tasks share."""
-        return {name: leaf if name in FIXED else leaf[task] for name, leaf in memory.items()}
+        return {name: leaf if name in self.by.shared_leaves else leaf[task] for name, leaf in memory.items()}
 
     def from_archive(self, memory: dict[str, Array], task: int, archive: dict[str, Array]) -> dict[str, Array]:
         """The inverse of `to_archive`."""
         return {
-            name: jnp.asarray(archive[name]) if name in FIXED else leaf.at[task].set(stored(archive, name))
+            name: jnp.asarray(archive[name])
+            if name in self.by.shared_leaves
+            else leaf.at[task].set(stored(archive, name))
             for name, leaf in memory.items()
         }
 
     def size(self, model: Model) -> int:
         """Numbers stored per task."""
         return self.by.size(self._width(model))
+
+    def flops(self, stored: int, *, model: Model, tasks: int) -> int:
+        """Operations of deciding one query among `tasks`, for which `stored` numbers are stored."""
+        return self.by.flops(stored, width=model.config.width, tasks=tasks)

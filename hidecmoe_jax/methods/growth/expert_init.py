@@ -18,7 +18,7 @@ def blank(bare: Bank, new: int, task: int, key: Array) -> Bank:
     """`new` experts of a task whose update is zero, in every layer; `bare` is a bank of one empty slot."""
     # They share an owner, so each is sprouted in a bank of its own.
     experts = [surgery.sprout(bare, 0, task, jax.random.fold_in(key, number)) for number in range(new)]
-    return pool.beside(experts)
+    return pool.concat_slots(experts)
 
 
 def init_from_copy(live: Bank, past: Bank, used_LS: np.ndarray) -> Bank:
