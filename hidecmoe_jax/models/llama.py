@@ -210,7 +210,7 @@ def run_layers(
     batch, tokens, _ = x_BTD.shape
     chex.assert_shape(x_BTD, (batch, tokens, config.width), custom_message="the decoder takes [B, T, width]")
     chex.assert_shape(positions_BT, (batch, tokens))
-    chex.assert_shape(mask_B1TS, (batch, 1, tokens, None))
+    chex.assert_shape(mask_B1TS, ({1, batch}, 1, tokens, None))
     chex.assert_type(mask_B1TS, bool)
     check_voices(voices, batch)
     block = DecoderBlock(config, "float32")
