@@ -77,7 +77,8 @@ def adopt(
         return _adopt_hub(str(base), folders, target, how, overwrite=overwrite)
     # Adapters are read before the base is opened: their errors are quick, and a 7B base takes minutes.
     read = [read_adapter(folder) for folder in folders]
-    model, _ = open_base(RunConfig(base=_base_config(str(base), how)))
+    base_settings = _base_config(str(base), how)
+    model, _ = open_base(RunConfig(base=base_settings))
     digest = trees.digest(model.params)
     for adapter in read:
         check_base(adapter, digest, model)
@@ -85,9 +86,10 @@ def adopt(
     names = _task_names(read, len(lessons), how)
     config = run_config(str(base), method, how)
     notes: list[str] = []
+    origins = []
     for adapter in read:
         notes += [f"{adapter.path}: {note}" for note in adapter.notes]
-    origins = [{"kind": adapter.kind, "from": adapter.base_name, "task": adapter.task} for adapter in read]
+        origins.append({"kind": adapter.kind, "from": adapter.base_name, "task": adapter.task})
     with fresh_folder(target, overwrite=overwrite) as unfinished:
         facts = {"adopted": origins, "notes": notes}
         write_run(unfinished, config, model, names, lessons, facts=facts, digest=digest)
@@ -119,9 +121,12 @@ def _adopt_hub(base: str, folders: list[Path], target: Path, how: Adoption, *, o
     hub = read_hub(folder)
     settings = dict(hub.config)
     settings["base"] = settings.get("base", {}) | {"path": base}
-    settings["stream"] = {"pocket": None, "tasks": [{"folder": spec.folder} for spec in how.task_specs]}
+    # A hub folder has no data, so the stream is what this adoption was given.
+    task_folders = [{"folder": spec.folder} for spec in how.task_specs]
+    settings["stream"] = {"pocket": None, "tasks": task_folders}
     settings["seeds"] = settings["seeds"][:1]  # one seed's experts were exported
-    config = from_mapping(strict.override(settings, how.overrides), str(folder))
+    settings = strict.override(settings, how.overrides)
+    config = from_mapping(settings, str(folder))
     model, _ = open_base(config)
     digest = trees.digest(model.params)
     if digest != hub.base:
@@ -147,7 +152,8 @@ def _task_names(adapters: list[Adapter], count: int, how: Adoption) -> tuple[str
     elif how.names:
         names = how.names
     elif len(adapters) == count:
-        names = tuple(adapter.task or adapter.path.resolve().name for adapter in adapters)
+        recorded = [adapter.task or adapter.path.resolve().name for adapter in adapters]
+        names = tuple(recorded)
     else:
         names = tuple(f"task_{number + 1}" for number in range(count))
     if len(names) != count or len(set(names)) != count:
@@ -155,12 +161,14 @@ def _task_names(adapters: list[Adapter], count: int, how: Adoption) -> tuple[str
             "names and adapters do not match", where=f"{count} tasks", why=f"got {len(names)}: {', '.join(names)}",
             remedy="give as many different --names (or --data folders) as there are tasks, in their order",
         )  # fmt: skip
+    # Checked last, because the names become folder names of the run.
     return tuple(task_name(name, where="name of a task") for name in names)
 
 
 def _data_names(how: Adoption) -> tuple[str, ...]:
     """Names of the tasks in the data folders."""
-    return tuple(task.name for task in open_stream(list(how.task_specs)).tasks)
+    stream = open_stream(list(how.task_specs))
+    return tuple(task.name for task in stream.tasks)
 
 
 def run_config(base: str, method: Any, how: Adoption) -> RunConfig:
@@ -170,8 +178,9 @@ def run_config(base: str, method: Any, how: Adoption) -> RunConfig:
     stream = StreamConfig(None, how.task_specs)
     config = RunConfig(method=method, base=Base(path=base), stream=stream, template=TEMPLATES[how.template])
     # Through JSON, so that the overrides meet lists and numbers as a config file has them.
-    settings = json.loads(json.dumps(to_mapping(config)))
-    return from_mapping(strict.override(settings, how.overrides), "adopted run")
+    text = json.dumps(to_mapping(config))
+    settings = strict.override(json.loads(text), how.overrides)
+    return from_mapping(settings, "adopted run")
 
 
 def write_run(
@@ -187,7 +196,8 @@ def write_run(
     """
     method = config.method
     # Raises before anything is written if this method cannot serve these lessons.
-    method.serve(model, method.from_archive(model, config.slots_for(len(lessons)), lessons))
+    learner = method.from_archive(model, config.slots_for(len(lessons)), lessons)
+    method.serve(model, learner)
     if config.stream.tasks:
         identity = identity_of(config, checked_stream(config), digest)
     else:
@@ -201,5 +211,7 @@ def write_run(
         ledger = Ledger(RunFolder(folder).seed(seed).path)
         for number, groups in enumerate(lessons):
             record = {"tasks": [names[number]], "method": method.name, "seed": seed, "base": digest, "samples": 0}
-            record |= {"epochs": 0, "seconds": 0.0, "stages": {}, "experts": {}} | dict(facts)
+            # Nothing was trained here, so there are neither epochs nor stages.
+            record |= {"epochs": 0, "seconds": 0.0, "stages": {}, "experts": {}}
+            record |= dict(facts)
             ledger.commit(number, names[number], groups, meta=record)

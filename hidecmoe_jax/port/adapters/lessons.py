@@ -40,20 +40,25 @@ def check_base(adapter: Adapter, digest: str, model: Model) -> None:
             width = lora.a[site][0].shape[0]
             out = lora.b[site][0].shape[1]
             if (width, out) != sites[site]:
-                _misfit(adapter, site, f"[{width} -> {out}]", f"{sites[site][0]} -> {sites[site][1]}")
+                base_width, base_out = sites[site]
+                _misfit(adapter, site, f"[{width} -> {out}]", f"{base_width} -> {base_out}")
     _check_projector(adapter, projector_leaves(model))
-    for kind, width in zip(("image", "text"), clip_widths(model), strict=True):
-        if kind in adapter.anchors and adapter.anchors[kind].shape[1] != width:
+    widths = clip_widths(model)
+    for kind, width in zip(("image", "text"), widths, strict=True):
+        if kind not in adapter.anchors:
+            continue
+        anchor_width = adapter.anchors[kind].shape[1]
+        if anchor_width != width:
             field = "projection_dim" if kind == "image" else "text hidden_size"
-            anchor_width = adapter.anchors[kind].shape[1]
             _misfit(adapter, f"{kind} anchors", f"width {anchor_width}", f"{width} (CLIP's {field})")
 
 
 def _check_projector(adapter: Adapter, base_leaves: Mapping[str, Any]) -> None:
     """An adapter has the whole projector, in the base's shapes, or none of it."""
     for path, leaf in adapter.projector.items():
-        if leaf.shape != base_leaves[path].shape:
-            _misfit(adapter, path, str(list(leaf.shape)), str(list(base_leaves[path].shape)))
+        expected = base_leaves[path].shape
+        if leaf.shape != expected:
+            _misfit(adapter, path, str(list(leaf.shape)), str(list(expected)))
     if adapter.projector and set(adapter.projector) != set(base_leaves):
         _misfit(adapter, "projector", f"{len(adapter.projector)} of its leaves", f"all {len(base_leaves)}")
 
@@ -81,11 +86,13 @@ def lessons_of(adapters: list[Adapter], model: Model) -> tuple[Method, list[Grou
     Raises:
       ConfigError: adapters that cannot be in one run.
     """
-    kinds = {adapter.kind for adapter in adapters}
+    names = [adapter.kind for adapter in adapters]
+    kinds = set(names)
     if len(kinds) > 1 or (len(adapters) > 1 and kinds != {"lora"}):
+        folders = [str(adapter.path) for adapter in adapters]
         raise ConfigError(
-            "these adapters cannot stand in one run", where=", ".join(str(adapter.path) for adapter in adapters),
-            why=f"kinds: {', '.join(adapter.kind for adapter in adapters)}; several LoRAs can, or one HiDe adapter, "
+            "these adapters cannot stand in one run", where=", ".join(folders),
+            why=f"kinds: {', '.join(names)}; several LoRAs can, or one HiDe adapter, "
             "which holds all its tasks", remedy="adopt them one by one; of HiDe give the folder of the last task",
         )  # fmt: skip
     first = adapters[0]
@@ -100,10 +107,13 @@ def lessons_of(adapters: list[Adapter], model: Model) -> tuple[Method, list[Grou
     if kinds == {"moelora"}:
         method: Method = MoeLora(experts=len(experts), **tuned)
         # All its experts and its routers are one lesson.
-        experts, memory = [_pool(experts)], [_router_leaves(first, model)]
+        experts = [_pool(experts)]
+        memory = [_router_leaves(first, model)]
     elif kinds == {"hide"}:
         method = Routed(name="hide", **tuned)
-        memory = [_anchor_leaves(first.anchors, task) for task in range(len(experts))]
+        # HiDe's adapter has one expert a task, so experts are counted as tasks.
+        tasks = range(len(experts))
+        memory = [_anchor_leaves(first.anchors, task) for task in tasks]
     elif len(adapters) > 1:
         method = Routed(name="lora", growth="per_task", expand="all", gate=NamedGate(), **tuned)
     else:
@@ -117,24 +127,32 @@ def lessons_of(adapters: list[Adapter], model: Model) -> tuple[Method, list[Grou
 def _common_projector(adapters: list[Adapter]) -> Leaves:
     """The projector of all adapters; raises ConfigError if they differ, because a run has one."""
     first = adapters[0]
+    expected = trees.digests(first.projector)
     for adapter in adapters[1:]:
-        if trees.digests(adapter.projector) != trees.digests(first.projector):
+        if trees.digests(adapter.projector) != expected:
             raise ConfigError(
                 "these adapters come with different projectors", where=f"{first.path} and {adapter.path}",
                 why="a run has one projector, which all its tasks share", remedy="adopt them as runs of their own",
             )  # fmt: skip
-    return {path: np.ascontiguousarray(leaf) for path, leaf in first.projector.items()}
+    projector = {}
+    for path, leaf in first.projector.items():
+        # A kernel here is a transposed view of the adapter's tensor.
+        projector[path] = np.ascontiguousarray(leaf)
+    return projector
 
 
 def lora_shape(loras: Sequence[LoraWeights], dropout: float) -> Lora:
     """The largest rank and all sites of the adapters, with the first one's scale."""
-    rank = max(lora.rank for lora in loras)
+    rank = 0
     sites: set[str] = set()
     for lora in loras:
+        rank = max(rank, lora.rank)
         sites |= set(lora.sites)
     # A bank has one rank and one set of sites; what an adapter lacks of them becomes zeros.
     ordered = tuple(site for site in Lora.sites if site in sites)
-    return Lora(rank, loras[0].scale * rank, dropout, ordered)
+    # The scale of a Lora is alpha / rank.
+    alpha = loras[0].scale * rank
+    return Lora(rank, alpha, dropout, ordered)
 
 
 def bank_leaves(lora: LoraWeights, shape: Lora, model: Model) -> Leaves:
@@ -144,7 +162,8 @@ def bank_leaves(lora: LoraWeights, shape: Lora, model: Model) -> Leaves:
     """
     lora = with_rank(lora, shape.rank)
     layers = model.config.layers
-    ratio = np.float32(lora.scale / (shape.alpha / shape.rank))
+    bank_scale = shape.alpha / shape.rank
+    ratio = np.float32(lora.scale / bank_scale)
     leaves: Leaves = {}
     for site, (width, out) in shape.shapes(model).items():
         a_LDSR = np.zeros((layers, width, 1, shape.rank), np.float32)
@@ -173,7 +192,8 @@ def _router_leaves(adapter: Adapter, model: Model) -> Leaves:
     """MoELoRA's routers as its ledger has them: router/SITE [L, D, E]; layers without experts are zeros."""
     leaves = {}
     for site, layers in adapter.routers.items():
-        router_LDE = np.zeros((model.config.layers, *layers[0].shape), np.float32)
+        shape_DE = layers[0].shape
+        router_LDE = np.zeros((model.config.layers, *shape_DE), np.float32)
         router_LDE[: len(layers)] = np.stack(layers)
         leaves[f"router/{site}"] = router_LDE
     return leaves

@@ -29,7 +29,9 @@ from hidecmoe_jax.port.checkpoints import names
 Tree = Literal["since5", "before5"]
 DECODER = {"since5": "model.language_model", "before5": "language_model.model"}
 PROJECTOR = {"since5": "model.multi_modal_projector", "before5": "multi_modal_projector"}
-PART = {rule.leaf.split("/")[2]: key[9:-7] for key, rule in names.DECODER.items() if rule.transform == "linear"}
+_LINEARS = {key: rule for key, rule in names.DECODER.items() if rule.transform == "linear"}
+# A key is `layers.#.MODULE.weight`, its leaf `decoder/layers/SITE/...`.
+PART = {rule.leaf.split("/")[2]: key[9:-7] for key, rule in _LINEARS.items()}
 """Site -> module below `layers.#.`: q_proj -> self_attn.q_proj."""
 PROJECTOR_LEAVES = {rule.leaf: key for key, rule in names.PROJECTOR.items()}
 # Ranks that vLLM serves.
@@ -85,14 +87,14 @@ def served_rank(rank: int) -> int:
     Raises:
       ConfigError: there is none.
     """
-    fitting = [allowed for allowed in RANKS if allowed >= rank]
-    if not fitting:
-        raise ConfigError(
-            "the adapter's rank is larger than any that vLLM serves", where=f"rank {rank}",
-            why=f"allowed are {', '.join(map(str, RANKS))}",
-            remedy="export the merged model of the task instead: --to hf --task NAME",
-        )  # fmt: skip
-    return fitting[0]
+    for served in RANKS:
+        if served >= rank:
+            return served
+    raise ConfigError(
+        "the adapter's rank is larger than any that vLLM serves", where=f"rank {rank}",
+        why=f"allowed are {', '.join(map(str, RANKS))}",
+        remedy="export the merged model of the task instead: --to hf --task NAME",
+    )  # fmt: skip
 
 
 def with_rank(lora: LoraWeights, rank: int) -> LoraWeights:
@@ -126,7 +128,8 @@ def tensors_of(lora: LoraWeights, tree: Tree) -> dict[str, np.ndarray]:
     """PEFT's tensors by name: `base_model.model.<module>.lora_A.weight` [R, D] and `lora_B.weight` [F, R]."""
     tensors = {}
     for site in lora.sites:
-        for layer, (a_DR, b_RF) in enumerate(zip(lora.a[site], lora.b[site], strict=True)):
+        factors = zip(lora.a[site], lora.b[site], strict=True)
+        for layer, (a_DR, b_RF) in enumerate(factors):
             module = f"base_model.model.{DECODER[tree]}.layers.{layer}.{PART[site]}"
             tensors[f"{module}.lora_A.weight"] = np.ascontiguousarray(a_DR.T)
             tensors[f"{module}.lora_B.weight"] = np.ascontiguousarray(b_RF.T)
@@ -177,11 +180,13 @@ def write_peft(
     Raises:
       ConfigError: as `served_rank`, for `vllm` only.
     """
+    # The rank before padding, so that `read_adapter` can cut the zeros off again.
     notes = {"format": "pt", RANK_KEY: str(lora.rank)} | dict(notes)
     if pad == "vllm" or (pad == "fitting" and lora.rank <= RANKS[-1]):
         lora = with_rank(lora, served_rank(lora.rank))
     folder.mkdir(parents=True, exist_ok=True)
     config = config_of(lora, base, dropout=dropout)
     save_tensors(tensors_of(lora, tree), folder / WEIGHTS, notes)
-    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    text = json.dumps(config, indent=2) + "\n"
+    (folder / CONFIG).write_text(text, encoding="utf-8")
     return config

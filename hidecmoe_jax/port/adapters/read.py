@@ -76,12 +76,17 @@ def read_adapter(folder: Path) -> Adapter:
     folder = Path(folder)
     present = sorted(folder.iterdir()) if folder.is_dir() else []
     # A pickle is ignored if the folder also has the safetensors file of the same weights.
-    refuse_pickles([file for file in present if not (folder / safe_name(file.name)).is_file()], folder)
+    unconverted = [file for file in present if not (folder / safe_name(file.name)).is_file()]
+    refuse_pickles(unconverted, folder)
     source = open_source(folder, "adapter")
     config = read_config(folder)
-    ignored = [f"{file.name} left alone: what a trainer keeps for itself" for file in present if of_trainer(file.name)]
+    ignored = []
+    for file in present:
+        if of_trainer(file.name):
+            ignored.append(f"{file.name} left alone: what a trainer keeps for itself")
     tensors = sort_tensors(folder, source.tensors, tuple(ignored))
-    header = _header(folder / WEIGHTS if (folder / WEIGHTS).is_file() else source.files[0])
+    weights = folder / WEIGHTS
+    header = _header(weights if weights.is_file() else source.files[0])
     common: dict[str, Any] = {
         "path": folder, "base_name": config.get("base_model_name_or_path"), "base": header.get(BASE_KEY),
         "task": header.get(TASK_KEY), "dropout": dropout(config, folder),
@@ -106,8 +111,11 @@ def _assemble(
 ) -> LoraWeights:
     """One LoRA of one rank and scale; absent layers become zeros, other scales are multiplied into b."""
     # Layers without tensors were not adapted (PEFT's layers_to_transform).
-    layers = 1 + max(layer for _, layer in pairs)
-    rank = max(a_DR.shape[1] for a_DR, _ in pairs.values())
+    layers = 0
+    rank = 0
+    for (_, layer), (a_DR, _) in pairs.items():
+        layers = max(layers, layer + 1)
+        rank = max(rank, a_DR.shape[1])
     a: dict[str, list[np.ndarray]] = {}
     b: dict[str, list[np.ndarray]] = {}
     for site, (width, out) in _widths(pairs).items():
@@ -198,9 +206,11 @@ def _read_split(tensors: AdapterTensors, config: Mapping[str, Any], folder: Path
 
 def _routers_of(tensors: AdapterTensors, site: str, loras: list[LoraWeights], folder: Path) -> list[np.ndarray]:
     """Routers of a site, one [D, E] a layer; raises CheckpointError if one is missing or mis-shaped."""
-    shape = (len(loras), loras[0].a[site][0].shape[0])
+    first = loras[0]
+    width = first.a[site][0].shape[0]
+    shape = (len(loras), width)
     routers = []
-    for layer in range(loras[0].layers):
+    for layer in range(first.layers):
         router_ED = tensors.routers.get((site, layer))
         if router_ED is None or router_ED.shape != shape:
             _missing(folder, f"layer {layer}, {site}: lora_router {list(shape)}")
@@ -226,6 +236,7 @@ def _split_experts(tensors: AdapterTensors, config: Mapping[str, Any], folder: P
         if not pairs:
             _missing(folder, f"expert {number}: lora_A.loraA.{number}.weight, lora_B.loraB.{number}.weight")
         for (site, layer), (a_DR, _) in pairs.items():
+            # The tool divides one rank among its experts.
             if a_DR.shape[1] * count != rank:
                 raise CheckpointError(
                     "an expert's rank is not its part of the whole", where=f"{folder}: layer {layer}, {site}",
@@ -251,7 +262,9 @@ def _read_hide(
             remedy="get the adapter_config.json it was saved with",
         )  # fmt: skip
     tasks = current + 1
-    anchors = {kind: _anchors_of(tensors, kind, tasks, folder) for kind in ("image", "text")}
+    anchors = {}
+    for kind in ("image", "text"):
+        anchors[kind] = _anchors_of(tensors, kind, tasks, folder)
     notes = list(tensors.notes)
     if len(loras) > tasks:
         notes.append(f"experts {tasks}..{len(loras) - 1} left out: cur_task is {current}, they were never trained")
@@ -268,8 +281,9 @@ def _anchors_of(tensors: AdapterTensors, kind: str, tasks: int, folder: Path) ->
         if anchor is None:
             _missing(folder, f"{kind}_anchors.{task}")
         rows.append(anchor.reshape(-1))
-    if len({row.size for row in rows}) > 1:
-        why = f"widths {', '.join(str(row.size) for row in rows)}"
+    widths = [row.size for row in rows]
+    if len(set(widths)) > 1:
+        why = f"widths {', '.join(map(str, widths))}"
         raise CheckpointError("anchors of one kind differ in width", where=f"{folder}: {kind}_anchors", why=why)
     return np.stack(rows)
 

@@ -22,7 +22,10 @@ def picture_settings(folders: Iterable[Path], config: LlavaConfig) -> tuple[dict
       CheckpointError: another mean, deviation or scale, or another size than the vision tower's.
     """
     for folder in folders:
-        contents = {name: read_json(folder / name) for name in PICTURES if (folder / name).is_file()}
+        contents = {}
+        for name in PICTURES:
+            if (folder / name).is_file():
+                contents[name] = read_json(folder / name)
         image_file, processor_file = PICTURES
         image = contents.get(image_file, {})
         processor = contents.get(processor_file, {})
@@ -30,7 +33,9 @@ def picture_settings(folders: Iterable[Path], config: LlavaConfig) -> tuple[dict
         settings = image.get("image_processor", image) or processor.get("image_processor")
         if settings is None:
             continue
-        notes = _judge(settings, folder / (image_file if image else processor_file), config)
+        file = folder / (image_file if image else processor_file)
+        notes = _judge(settings, file, config)
+        # The files are copied as they are, so their bytes are returned and not the parsed settings.
         return {name: (folder / name).read_bytes() for name in contents}, notes
     return {}, ["no picture settings in the checkpoint: CLIP's own mean and deviation are used"]
 

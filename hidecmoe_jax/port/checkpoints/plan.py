@@ -28,7 +28,8 @@ from hidecmoe_jax.port.checkpoints.names import Place, Transform, ignorable, pla
 from hidecmoe_jax.port.checkpoints.source import DTYPES, Source, Tensor
 
 TARGETS = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
-HEAD, EMBEDDING = "decoder/head/kernel", "decoder/embedding/table"
+HEAD = "decoder/head/kernel"
+EMBEDDING = "decoder/embedding/table"
 PROJECTION = "vision/head/projection/kernel"
 _SHOWN = 8
 
@@ -83,7 +84,8 @@ class Plan:
         for leaf in self.leaves:
             tensors = [(tensor.key, tensor.start, tensor.spelled) for tensor in leaf.tensors]
             leaves.append((leaf.path, leaf.shape, leaf.dtype.name, leaf.transform, tensors))
-        return hashlib.sha256(json.dumps([leaves, plain(self.config)]).encode()).hexdigest()
+        text = json.dumps([leaves, plain(self.config)])
+        return hashlib.sha256(text.encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,8 @@ def choose_dtype(sources: Sequence[ClassifiedSource], dtype: str | None) -> tupl
                 names[tensor.dtype.name] += 1
     chosen = dtype or ("bfloat16" if set(names) == {"bfloat16"} else "float32")
     counts = ", ".join(f"{count} {name}" for name, count in sorted(names.items()))
-    rounded = [name for name in names if name != chosen and chosen == "bfloat16"]
+    # Widening to float32 loses nothing.
+    rounded = [name for name in names if name != chosen] if chosen == "bfloat16" else []
     effect = f"{', '.join(rounded)} is rounded, as --dtype asks" if rounded else "exact"
     return chosen, f"{chosen}, from {counts}; {effect}"
 
@@ -165,7 +168,9 @@ def make_plan(sources: Sequence[ClassifiedSource], config: LlavaConfig) -> Plan:
 @functools.lru_cache(maxsize=4)
 def _template(config: LlavaConfig) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes of all leaves by path."""
-    return trees.flatten(jax.eval_shape(lambda: init_model(config, jax.random.key(0))).params)
+    # Traced, not run: a 7B model would not fit here.
+    model = jax.eval_shape(lambda: init_model(config, jax.random.key(0)))
+    return trees.flatten(model.params)
 
 
 def _duplicate(classified: ClassifiedSource, tensor: Tensor, filling: Filling) -> Duplicate:
@@ -211,7 +216,9 @@ def _misfit(source: Source, tensor: Tensor, target: Place, template: dict) -> li
     shape = template[path].shape
     if target.layer is not None and target.layer >= shape[0]:
         return [f"{where}: layer {target.layer}, expected layers 0 to {shape[0] - 1} (num_hidden_layers)"]
-    expected = source_shape(shape if target.layer is None else shape[1:], target.rule.transform)
+    # A stack of layers is filled by one tensor a layer.
+    leaf_shape = shape if target.layer is None else shape[1:]
+    expected = source_shape(leaf_shape, target.rule.transform)
     if tensor.dtype not in DTYPES.values():
         allowed = ", ".join(dtype.name for dtype in DTYPES.values())
         return [f"{where}: found {tensor.spelled}, expected one of {allowed}"]
@@ -266,7 +273,9 @@ def _leaves(
         transform = fillings[0][1].rule.transform
         leaves.append(Leaf(path, abstract.shape, TARGETS[config.param_dtype], transform, tensors))
     if missing:
-        lines = [f"{path}, layers {layers}" if layers else path for path, layers in missing.items()]
+        lines = []
+        for path, unfilled in missing.items():
+            lines.append(f"{path}, layers {unfilled}" if unfilled else path)
         raise CheckpointError(
             f"{len(missing)} leaves of the model are filled by nothing",
             why=_some(lines),
@@ -277,6 +286,7 @@ def _leaves(
 
 def _flags_for(missing: list[str], sources: Sequence[ClassifiedSource]) -> str:
     """The flags that bring the missing leaves, as a sentence."""
+    # CLIP's projection lies under vision/, but LLaVA's tower does not have it.
     tower = [path for path in missing if path.startswith("vision/") and path != PROJECTION]
     words = []
     if tower:

@@ -51,7 +51,8 @@ def probe(config: LlavaConfig, *, words: int | None = None, long: int = LONG, se
         rows.append(row)
         pictures_of_rows.append(pictures_of_row)
     tokens, mask = padded(rows)
-    pictures = np.full((len(rows), max(map(len, pictures_of_rows))), -1, np.int32)
+    most = max(map(len, pictures_of_rows))
+    pictures = np.full((len(rows), most), -1, np.int32)
     for number, pictures_of_row in enumerate(pictures_of_rows):
         pictures[number, : len(pictures_of_row)] = pictures_of_row
     side = config.vision.image_size
@@ -72,7 +73,10 @@ def probe(config: LlavaConfig, *, words: int | None = None, long: int = LONG, se
 def _long_prompt(rng: np.random.Generator, text_ids: np.ndarray, patches: list[int], length: int) -> np.ndarray:
     """Four text tokens, a picture, and text up to `length` tokens (at least four after the picture)."""
     text = max(length - len(patches), 8)
-    return np.array([*rng.choice(text_ids, 4), *patches, *rng.choice(text_ids, text - 4)], np.int32)
+    # Drawn in the order of the prompt, because every draw advances the generator.
+    before = rng.choice(text_ids, 4)
+    after = rng.choice(text_ids, text - 4)
+    return np.array([*before, *patches, *after], np.int32)
 
 
 def _compared_places(tokens: np.ndarray, mask: np.ndarray, config: LlavaConfig) -> np.ndarray:
@@ -80,7 +84,9 @@ def _compared_places(tokens: np.ndarray, mask: np.ndarray, config: LlavaConfig) 
     image = tokens == config.image_token
     # Patches are counted from 1 and modulo their number, so the last one counts 0.
     nth_patch = np.cumsum(image, axis=1) % config.patches
-    return np.argwhere(mask & (~image | (nth_patch <= 1))).astype(np.int32)
+    first_or_last = nth_patch <= 1
+    compared = mask & (~image | first_or_last)
+    return np.argwhere(compared).astype(np.int32)
 
 
 def _clip_ids(config: LlavaConfig, rng: np.random.Generator) -> np.ndarray:
@@ -88,8 +94,11 @@ def _clip_ids(config: LlavaConfig, rng: np.random.Generator) -> np.ndarray:
     text = config.text
     ids = np.full((3, text.context), text.eos_token, np.int32)
     # transformers takes an end token of 2 for "the largest id", so the texts must stay below it.
-    low = 0 if text.eos_token == OLD_EOS else 3
-    high = OLD_EOS if text.eos_token == OLD_EOS else text.eos_token - 1
+    low = 3
+    high = text.eos_token - 1
+    if text.eos_token == OLD_EOS:
+        low = 0
+        high = OLD_EOS
     for row, length in enumerate((text.context - 1, 3, 1)):
         ids[row, :length] = rng.integers(low, high, length)
     return ids
@@ -110,7 +119,9 @@ def padded(rows: Sequence[Sequence[int]], *, left: bool = False) -> tuple[np.nda
 def left_padded(inputs: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The prompts of a probe padded on the left: tokens, mask, and the compared places shifted with them."""
     mask = inputs["mask"]
-    rows = [row[valid].tolist() for row, valid in zip(inputs["tokens"], mask, strict=True)]
+    rows = []
+    for row, valid in zip(inputs["tokens"], mask, strict=True):
+        rows.append(row[valid].tolist())
     tokens, left_mask = padded(rows, left=True)
     where = inputs["where"].copy()
     padding = (~mask).sum(axis=1)

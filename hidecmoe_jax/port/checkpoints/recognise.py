@@ -48,10 +48,11 @@ def recognise(source: Source) -> str:
             remedy=f"known are: {'; '.join(NAMES.values())}",
         )
     if layout not in ALLOWED[source.role]:
+        expected = [NAMES[allowed] for allowed in ALLOWED[source.role]]
         raise CheckpointError(
             f"{source.role} got a {NAMES[layout]}",
             where=str(source.path),
-            why=f"expected one of: {'; '.join(map(NAMES.__getitem__, ALLOWED[source.role]))}",
+            why=f"expected one of: {'; '.join(expected)}",
             remedy=_redirect(layout, source.role),
         )
     return layout
@@ -69,8 +70,11 @@ def _layout(source: Source) -> str | None:
     for layout, sign in signs:
         if any(sign(key) for key in keys):
             return layout
-    has_vision = any(key.endswith("embeddings.class_embedding") for key in keys)
-    has_text = any(key.endswith("embeddings.token_embedding.weight") for key in keys)
+    has_vision = False
+    has_text = False
+    for key in keys:
+        has_vision |= key.endswith("embeddings.class_embedding")
+        has_text |= key.endswith("embeddings.token_embedding.weight")
     towers = {(True, True): "clip", (True, False): "clip-vision", (False, True): "clip-text"}
     return towers.get((has_vision, has_text))
 

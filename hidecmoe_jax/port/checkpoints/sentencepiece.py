@@ -45,12 +45,15 @@ def from_sentencepiece(model: Path) -> Any:
     from tokenizers import AddedToken, decoders, models, normalizers
 
     proto = _read_model(model)
-    ids = {piece.piece: number for number, piece in enumerate(proto.pieces)}
-    types = {piece.piece: piece.type for piece in proto.pieces}
-    unknown = next(piece for piece, kind in types.items() if kind == _UNKNOWN)
-    bpe = models.BPE(
-        ids, _merges(proto, ids), unk_token=unknown, fuse_unk=True, byte_fallback=proto.trainer_spec.byte_fallback
-    )
+    ids = {}
+    types = {}
+    for number, piece in enumerate(proto.pieces):
+        ids[piece.piece] = number
+        types[piece.piece] = piece.type
+    unknown = next(name for name, kind in types.items() if kind == _UNKNOWN)
+    merges = _merges(proto, ids)
+    # Characters without a piece become bytes, or one unknown token for a run of them.
+    bpe = models.BPE(ids, merges, unk_token=unknown, fuse_unk=True, byte_fallback=proto.trainer_spec.byte_fallback)
     backend = tokenizers.Tokenizer(bpe)
     spaces = normalizers.Replace(" ", SPACE)
     decoding = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
@@ -61,21 +64,30 @@ def from_sentencepiece(model: Path) -> Any:
     else:
         backend.normalizer = normalizers.Sequence([spaces])
     backend.decoder = decoders.Sequence(decoding)
-    special = [piece for piece, kind in types.items() if kind in (_UNKNOWN, _CONTROL)]
-    defined = [piece for piece, kind in types.items() if kind == _USER_DEFINED]
-    backend.add_special_tokens([AddedToken(piece, normalized=False, special=True) for piece in special])
-    backend.add_tokens([AddedToken(piece, normalized=False) for piece in defined])
+    special = []
+    defined = []
+    for name, kind in types.items():
+        if kind in (_UNKNOWN, _CONTROL):
+            special.append(AddedToken(name, normalized=False, special=True))
+        elif kind == _USER_DEFINED:
+            defined.append(AddedToken(name, normalized=False))
+    backend.add_special_tokens(special)
+    backend.add_tokens(defined)
     return backend
 
 
 def _merges(proto: Any, ids: dict[str, int]) -> list[tuple[str, str]]:
     """Pairs of pieces whose union is a piece, best score first; ties in the order of ids."""
-    scores = {piece.piece: piece.score for piece in proto.pieces if piece.type in (_NORMAL, _USER_DEFINED)}
+    scores = {}
+    for piece in proto.pieces:
+        # Byte pieces and special tokens are never the result of a merge.
+        if piece.type in (_NORMAL, _USER_DEFINED):
+            scores[piece.piece] = piece.score
     ranked = []
-    for piece, score in scores.items():
-        for cut in range(1, len(piece)):
-            left = piece[:cut]
-            right = piece[cut:]
+    for union, score in scores.items():
+        for cut in range(1, len(union)):
+            left = union[:cut]
+            right = union[cut:]
             if left in scores and right in scores:
                 ranked.append((-score, ids[left], ids[right], left, right))
     return [(left, right) for *_, left, right in sorted(ranked)]

@@ -96,7 +96,8 @@ def _write_expert(run: LoadedRun, folder: Path, groups: Groups, name: str, base_
         return
     # The archive holds the expert as it was trained, which is not what fused layers answer with.
     bank = method.archived_expert(run.model, groups["experts"])
-    lora = lora_of(bank, np.ones(bank.owner_LS.shape, np.float32))
+    gain_LS = np.ones(bank.owner_LS.shape, np.float32)
+    lora = lora_of(bank, gain_LS)
     lora = LoraWeights(lora.a, lora.b, lora.scale, dict(groups["shared"]))
     write_peft(lora, folder, tree="since5", base=base_name, notes=notes, dropout=method.lora.dropout)
 
@@ -111,6 +112,7 @@ def _write_routing(run: LoadedRun, folder: Path) -> None:
         for path, leaf in groups["memory"].items():
             file = gate_file if method.is_gate_leaf(path) else "routers"
             files[file][f"{task}/{path}"] = leaf
+            # Repeated as JSON for people; adoption reads the leaf.
             name = path.removeprefix("gate/")
             if name in THRESHOLDS:
                 thresholds.setdefault(task, {})[name] = float(leaf)
@@ -130,13 +132,22 @@ def _facts(run: LoadedRun, base_name: str) -> dict[str, Any]:
     settings = to_mapping(run.config)
     settings.pop("stream")  # paths of this machine
     folder = base_folder(run.config.base.path)
-    files = {path.name: file_digest(path) for path in sorted(folder.iterdir()) if path.is_file()}
+    files = {}
+    for path in sorted(folder.iterdir()):
+        if path.is_file():
+            files[path.name] = file_digest(path)
     layers = run.model.config.layers
-    expanded = list(method.expanded(layers, run.learner.memory)) if isinstance(method, AsLora) else []
+    expanded = []
+    if isinstance(method, AsLora):
+        expanded = list(method.expanded(layers, run.learner.memory))
     # Joint training has one lesson for several tasks.
     tasks = task_names(run.folder.path) if run.tasks == (JOINT,) else list(run.tasks)
     linears = run.learner.past.get(LINEARS)
-    known_edits = [edit for edit in edits.read(run.folder.path) if edit.tasks <= len(tasks)]
+    known_edits = []
+    for edit in edits.read(run.folder.path):
+        # The run may be exported as it was before a later lesson, and so before edits that came after it.
+        if edit.tasks <= len(tasks):
+            known_edits.append(strict.plain(edit))
     return {
         "format": FORMAT, "version": VERSION, "bank_version": len(run.tasks), "experts": list(run.tasks),
         "tasks": tasks, "config": settings,
@@ -144,7 +155,7 @@ def _facts(run: LoadedRun, base_name: str) -> dict[str, Any]:
         "lora": None if method.lora is None else strict.plain(method.lora) | {"rule": "alpha / rank"},
         "layer_roles": {"layers": layers, "expanded": expanded, "last": layers - 1},
         "target_modules": list(linears.sites) if linears is not None else [],
-        "edits": [strict.plain(edit) for edit in known_edits],
+        "edits": known_edits,
     }  # fmt: skip
 
 
@@ -193,7 +204,9 @@ def read_hub(folder: Path) -> Hub:
                     why=f"{FACTS} names {', '.join(facts.experts) or 'no task'}", remedy="export the run again",
                 )  # fmt: skip
             memory[task][leaf_path] = leaf
-    lessons = [_lesson(folder / "experts" / name, memory[name]) for name in facts.experts]
+    lessons = []
+    for name in facts.experts:
+        lessons.append(_lesson(folder / "experts" / name, memory[name]))
     return Hub(facts.config, facts.base["sha256"], facts.tasks, facts.experts, lessons, list(facts.edits))
 
 
@@ -227,25 +240,32 @@ def _read_facts(file: Path) -> _Facts:
             f"methods {', '.join(METHODS)}, and never runs code that a folder names", remedy="update the package",
         )  # fmt: skip
     names = {field.name for field in fields(_Facts)}
-    facts = strict.build(_Facts, {key: value for key, value in content.items() if key in names}, str(file))
+    # Other fields are for people and for later versions.
+    selected = {key: value for key, value in content.items() if key in names}
+    facts = strict.build(_Facts, selected, str(file))
     # The names become folder names.
     for name in (*facts.experts, *facts.tasks):
         task_name(name, where=str(file))
     # Read and written once, so that fields which an older version did not have get their defaults.
-    return replace(facts, config=to_mapping(from_mapping(facts.config, f"{file}: config")))
+    run_config = from_mapping(facts.config, f"{file}: config")
+    return replace(facts, config=to_mapping(run_config))
 
 
 def _lesson(folder: Path, memory: dict[str, np.ndarray]) -> Groups:
     """Archive of one lesson, from either form of an expert."""
     if (folder / EXPERTS).is_file():
+        # Written only where something is shared.
         shared = _load(folder / SHARED) if (folder / SHARED).is_file() else {}
         return {"experts": _load(folder / EXPERTS), "shared": shared, "memory": memory}
     lora = read_adapter(folder).experts[0]
     experts = {}
     for site in lora.sites:
+        # A bank has an axis of slots, here a single one: a [L, D, 1, R], b [L, 1, R, F].
         experts[f"a/{site}"] = np.stack(lora.a[site])[:, :, None]
         experts[f"b/{site}"] = np.stack(lora.b[site])[:, None]
-    shared = {path: np.ascontiguousarray(leaf) for path, leaf in lora.projector.items()}
+    shared = {}
+    for path, leaf in lora.projector.items():
+        shared[path] = np.ascontiguousarray(leaf)
     return {"experts": dict(sorted(experts.items())), "shared": shared, "memory": memory}
 
 

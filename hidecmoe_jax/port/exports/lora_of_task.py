@@ -53,13 +53,17 @@ def names_of(run: LoadedRun, selected: tuple[str, ...] = ()) -> dict[str, int]:
     """
     method = require_linear(run, "an adapter")
     if method.traits.keeps_old_experts:
-        known = {run.tasks[task]: task for task in method.learned(run.learner)}
+        known = {}
+        for task in method.learned(run.learner):
+            known[run.tasks[task]] = task
     else:
         known = {method.name: 0}
     for name in selected:
         if name not in known:
             raise ConfigError("no such task in the run", where=f"--task {name}", why=nearest(name, known))
-    return {name: known[name] for name in selected} if selected else known
+    if not selected:
+        return known
+    return {name: known[name] for name in selected}
 
 
 def lora_of(bank: Bank, gain_LS: np.ndarray) -> LoraWeights:
@@ -70,9 +74,11 @@ def lora_of(bank: Bank, gain_LS: np.ndarray) -> LoraWeights:
         active slots than another is padded with zeros.
     """
     gain_LS = np.asarray(gain_LS)
-    active_LS = (gain_LS != 0) & (np.asarray(bank.owner_LS) != EMPTY)
+    owned_LS = np.asarray(bank.owner_LS) != EMPTY
+    active_LS = (gain_LS != 0) & owned_LS
     # Every layer of a LoRA has the same rank, so the layer with most active slots decides.
-    rank = bank.rank * max(1, int(active_LS.sum(axis=1).max()))
+    most_active = int(active_LS.sum(axis=1).max())
+    rank = bank.rank * max(1, most_active)
     a: dict[str, list[np.ndarray]] = {}
     b: dict[str, list[np.ndarray]] = {}
     for site in bank.sites:
@@ -82,8 +88,10 @@ def lora_of(bank: Bank, gain_LS: np.ndarray) -> LoraWeights:
         b[site] = []
         for layer, active_S in enumerate(active_LS):
             # The gain goes into b, because a LoRA has one scale for all its slots.
-            weighted_SRF = b_LSRF[layer, active_S] * gain_LS[layer, active_S][:, None, None].astype(np.float32)
-            a_DR, b_RF = _side_by_side(a_LDSR[layer][:, active_S], weighted_SRF, rank)
+            gain_S = gain_LS[layer, active_S].astype(np.float32)
+            weighted_SRF = b_LSRF[layer, active_S] * gain_S[:, None, None]
+            active_DSR = a_LDSR[layer][:, active_S]
+            a_DR, b_RF = _side_by_side(active_DSR, weighted_SRF, rank)
             a[site].append(a_DR)
             b[site].append(b_RF)
     return LoraWeights(a, b, bank.scale)
@@ -103,8 +111,12 @@ def _side_by_side(a_DSR: np.ndarray, b_SRF: np.ndarray, rank: int) -> tuple[np.n
 def task_lora(run: LoadedRun, task: int) -> LoraWeights:
     """The whole difference to the base for inputs of `task`: one LoRA, and the projector if it was tuned."""
     method = run.config.method
-    lora = lora_of(method.lora_bank(run.learner), method.lora_gains(run.learner, task))
-    tuned = {path: np.asarray(leaf, np.float32) for path, leaf in run.learner.shared.items()}
+    bank = method.lora_bank(run.learner)
+    gain_LS = method.lora_gains(run.learner, task)
+    lora = lora_of(bank, gain_LS)
+    tuned = {}
+    for path, leaf in run.learner.shared.items():
+        tuned[path] = np.asarray(leaf, np.float32)
     return LoraWeights(lora.a, lora.b, lora.scale, tuned)
 
 
@@ -112,4 +124,6 @@ def merged(run: LoadedRun, task: int) -> Model:
     """The base with everything of `task` folded in, in the base's dtypes."""
     method = run.config.method
     model = with_leaves(run.model, run.learner.shared)
-    return with_experts_folded(model, method.lora_bank(run.learner), method.lora_gains(run.learner, task))
+    bank = method.lora_bank(run.learner)
+    gain_LS = method.lora_gains(run.learner, task)
+    return with_experts_folded(model, bank, gain_LS)

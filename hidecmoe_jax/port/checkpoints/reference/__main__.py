@@ -49,7 +49,8 @@ def tensors(folder: Path) -> dict[str, torch.Tensor]:
     """All tensors of a folder's safetensors files, float32."""
     state: dict[str, torch.Tensor] = {}
     for path in sorted(folder.glob("*.safetensors")):
-        state |= {name: value.float() for name, value in load_file(path).items()}
+        for name, value in load_file(path).items():
+            state[name] = value.float()
     return state
 
 
@@ -69,13 +70,20 @@ def assembled(source: Path, config: dict, *, tower: Path | None, projector: Path
     state = {name: value for name, value in tensors(source).items() if "rotary_emb" not in name}
     if projector is not None:
         folder = projector if projector.is_dir() else projector.parent
-        state |= {name: value for name, value in tensors(folder).items() if "mm_projector" in name}
+        for name, value in tensors(folder).items():
+            if "mm_projector" in name:
+                state[name] = value
     if tower is None:
         raise SystemExit("the original layout has no config of its vision tower: give --clip or --vision")
     if not any("vision_tower" in name for name in state):
-        state |= {name: value for name, value in tensors(tower).items() if name.startswith("vision_model.")}
+        # A CLIP folder may have the text tower as well.
+        for name, value in tensors(tower).items():
+            if name.startswith("vision_model."):
+                state[name] = value
     tower_config = read_config(tower)
-    text = LlamaConfig(**{name: value for name, value in config.items() if name != "model_type"})
+    # `model_type` is LLaVA's own name there, not LLaMA's.
+    text_settings = {name: value for name, value in config.items() if name != "model_type"}
+    text = LlamaConfig(**text_settings)
     whole = LlavaConfig(
         text_config=text,
         vision_config=CLIPVisionConfig(**tower_config.get("vision_config", tower_config)),
@@ -94,7 +102,8 @@ def assembled(source: Path, config: dict, *, tower: Path | None, projector: Path
     # transformers looks the row of the image token up before a patch takes its place, so the table must have one.
     if image_token >= len(table):
         more = torch.zeros(image_token + 1 - len(table), table.shape[1])
-        model.set_input_embeddings(torch.nn.Embedding.from_pretrained(torch.cat([table, more])))
+        longer = torch.cat([table, more])
+        model.set_input_embeddings(torch.nn.Embedding.from_pretrained(longer))
     return model.float().eval()
 
 
@@ -170,23 +179,30 @@ def answers(model, inputs: Mapping[str, np.ndarray], *, steps: int = STEPS) -> A
     where = inputs["where"]
     rows, columns = torch.tensor(where.T).long()
     right = read(model, tokens, mask, pixels)
-    states = [*right.hidden_states[:-1], _last_layer(model, tokens, mask, pixels)]
-    out |= {f"hidden_{index:02d}": state[rows, columns] for index, state in enumerate(states)}
+    last = _last_layer(model, tokens, mask, pixels)
+    states = [*right.hidden_states[:-1], last]
+    for index, state in enumerate(states):
+        out[f"hidden_{index:02d}"] = state[rows, columns]
     out["hidden_normed"] = right.hidden_states[-1][rows, columns]
     out["logits"] = right.logits[rows[::2], columns[::2]]
     left_tokens, left_mask, moved = _left(tokens, mask, where)
     rows, columns = torch.tensor(moved[::4].T).long()
-    out["logits_left"] = read(model, left_tokens, left_mask, pixels).logits[rows, columns]
+    left_logits = read(model, left_tokens, left_mask, pixels).logits
+    out["logits_left"] = left_logits[rows, columns]
     long = inputs["long_tokens"][None]
+    long_mask = np.ones_like(long, bool)
     picture = pixels[int(inputs["long_picture"])][None]
-    out["logits_long"] = read(model, long, np.ones_like(long, bool), picture).logits[0, ::16]
+    # As many places as `check._long_logits` takes: every 16th.
+    out["logits_long"] = read(model, long, long_mask, picture).logits[0, ::16]
     written = model.generate(
         input_ids=torch.tensor(left_tokens).long(), attention_mask=torch.tensor(left_mask).long(), pixel_values=pixels,
         max_new_tokens=steps, do_sample=False, output_logits=True, return_dict_in_generate=True, eos_token_id=None,
         pad_token_id=0,
     )  # fmt: skip
     best = torch.stack(written.logits, 1).float().topk(2, dim=-1).values
-    out |= {"greedy": written.sequences[:, tokens.shape[1] :].int(), "margin": best[..., 0] - best[..., 1]}
+    # `sequences` begins with the prompt.
+    out["greedy"] = written.sequences[:, tokens.shape[1] :].int()
+    out["margin"] = best[..., 0] - best[..., 1]
     return {name: value.numpy() for name, value in out.items()}
 
 
@@ -203,13 +219,17 @@ def main() -> None:
         inputs = {name: file[name] for name in file.files}
     token = int(inputs["image_token"])
     # The vision tower of an original LLaVA may come from any CLIP folder but one with the text tower alone.
-    with_vision = [folder for folder in args.clip if "Text" not in read_config(folder)["architectures"][0]]
-    clip = with_vision[0] if with_vision else None
+    clip = None
+    for folder in args.clip:
+        kind = read_config(folder)["architectures"][0]
+        if clip is None and "Text" not in kind:
+            clip = folder
     model = load(args.source, clip=clip, projector=args.projector, vision=args.vision, image_token=token)
     out = answers(model, inputs)
     pixels = torch.tensor(inputs["pixels"]).permute(0, 3, 1, 2)
+    clip_ids = torch.tensor(inputs["clip_ids"]).long()
     for folder in args.clip:
-        out |= Towers(folder).outputs(pixels, torch.tensor(inputs["clip_ids"]).long())
+        out |= Towers(folder).outputs(pixels, clip_ids)
     np.savez(args.answers, **out)
 
 
