@@ -83,7 +83,7 @@ def narrowed(method: Method, learner: Learner, edit: Edit, since: int | None = N
       since: as in `edited`.
     """
     if not isinstance(method, Editable):
-        return edit  # `edited` refuses it
+        return edit  # unchanged, so that `edited` refuses it with its own error
     return method.narrow_edit(learner, edit, since)
 
 
@@ -113,16 +113,21 @@ def even_weights(mode: str, count: int) -> tuple[float, ...]:
     """Weights with which `combine` makes of `count` copies of an expert that expert again."""
     rule = mode.removesuffix("_svd")
     if rule in ("ties", "dare_ties"):
-        return (1.0,) * count
-    return (1.0 / count,) * count if mode in combine.SVD_MODES else (1.0 / count**2,) * count
+        return (1.0,) * count  # these rules take a mean
+    if mode in combine.SVD_MODES:
+        return (1.0 / count,) * count
+    # Factor modes weigh both factors by the root: `count` copies of 1 / count add up to 1 in each.
+    return (1.0 / count**2,) * count
 
 
 def rows_with_experts(bank: Bank, edit: Edit) -> np.ndarray:
     """Rows of the bank in which every task of the edit owns as many experts as the edit needs."""
     owner_LS = np.asarray(bank.owner_LS)
+    # Experts are numbered from 0.
     needed = 1 if edit.expert is None else edit.expert + 1
     enough = [(owner_LS == task).sum(axis=1) >= needed for task in edit.tasks]
-    return np.flatnonzero(np.all(enough, axis=0))
+    enough_L = np.all(enough, axis=0)
+    return np.flatnonzero(enough_L)
 
 
 def in_layers(bank: Bank, rows: np.ndarray, edit: Edit) -> Edit | None:
@@ -156,12 +161,14 @@ def requested_rows(bank: Bank, rows: np.ndarray, edit: Edit, *, reasons: tuple[s
         owned = f"layers in which it owns an expert number {edit.expert}, counted from 0: {layer_list(bank, rows)}"
     if reasons:
         owned = f"among them {owned}"
+    # The first reason, then the layers that are left, then the causes of there being no more.
     first, *rest = (*reasons, "")
     why = "; ".join(text for text in (first, owned, *rest) if text)
     show = "`hidecmoe inspect RUN` shows who owns what"
+    numbers = [f"number {task}" for task in edit.tasks]
     raise ConfigError(
         "there is no expert to edit",
-        where=f"task {' and '.join(f'number {task}' for task in edit.tasks)}",
+        where=f"task {' and '.join(numbers)}",
         why=why,
         remedy=f"give other tasks or --layers; {show}" if len(rows) else show,
     )
@@ -185,14 +192,16 @@ def merge_slots(bank: Bank, row: int, sources: tuple[int, ...], edit: Edit) -> B
     b_LRF = {site: leaf[:, 0] for site, leaf in merged.b.items()}
     bank = write(bank, np.array([row]), sources[0], a_LDR=a_LDR, b_LRF=b_LRF, owner=edit.into)
     emptied = np.array(sources[1:])
-    return clear(bank, np.full(len(emptied), row), emptied)
+    rows = np.full(len(emptied), row)
+    return clear(bank, rows, emptied)
 
 
 def _combined(layer: Bank, sources: tuple[int, ...], edit: Edit) -> Bank:
     weights = even_weights(edit.mode, len(sources))
     if edit.weights:
         into, other = edit.weights
-        weights = (into, *(other,) * (len(sources) - 1))
+        merged = len(sources) - 1  # every source but the first, which is merged into
+        weights = (into, *(other,) * merged)
     key = jax.random.key(edit.seed)
     try:
         return combine.combine(layer, sources, mode=edit.mode, weights=weights, density=edit.density, key=key)

@@ -31,7 +31,9 @@ def edited(learner: Learner, edit: Edit) -> Learner:
     """
     bank = learner.past[POOL]
     rows = requested_rows(bank, rows_with_experts(bank, edit), edit)
-    return _retired(learner, edit, rows) if edit.kind == "retire" else _merged(learner, edit, rows)
+    if edit.kind == "retire":
+        return _retired(learner, edit, rows)
+    return _merged(learner, edit, rows)
 
 
 def _retired(learner: Learner, edit: Edit, rows: np.ndarray) -> Learner:
@@ -40,13 +42,17 @@ def _retired(learner: Learner, edit: Edit, rows: np.ndarray) -> Learner:
     in_rows_L = np.isin(np.arange(bank.layers), rows)
     retired_LS = (np.asarray(bank.owner_LS) == edit.task) & in_rows_L[:, None]
     if edit.expert is not None:
-        retired_LS &= np.cumsum(retired_LS, axis=1) == edit.expert + 1
+        # At a task's slots the running count is the number of that expert in its layer, from 1.
+        number_LS = np.cumsum(retired_LS, axis=1)
+        retired_LS &= number_LS == edit.expert + 1
     layers, slots = np.nonzero(retired_LS)
-    memory = learner.memory.replace(
-        visible=learner.memory.visible.at[:, layers, slots].set(False),
-        routers=learner.memory.routers.at[:, layers, :, slots].set(0.0),
-    )
-    return learner.replace(past=learner.past | {POOL: clear(bank, layers, slots)}, memory=memory)
+    memory = learner.memory
+    # All tasks' routers: a later task's may reach the slot as well.
+    visible = memory.visible.at[:, layers, slots].set(False)
+    routers = memory.routers.at[:, layers, :, slots].set(0.0)
+    memory = memory.replace(visible=visible, routers=routers)
+    emptied = clear(bank, layers, slots)
+    return learner.replace(past=learner.past | {POOL: emptied}, memory=memory)
 
 
 def _merged(learner: Learner, edit: Edit, rows: np.ndarray) -> Learner:
@@ -61,6 +67,7 @@ def _merged(learner: Learner, edit: Edit, rows: np.ndarray) -> Learner:
         for target, merged_slots in targets.items():
             sources = (target, *merged_slots)
             bank = merge_slots(bank, row, sources, edit)
+            # Basic slices are views, so this writes into both arrays.
             _merge_columns(router_NLDS[:, row], visible_NLS[:, row], sources)
     memory = memory.replace(routers=jnp.asarray(router_NLDS), visible=jnp.asarray(visible_NLS))
     return learner.replace(past=learner.past | {POOL: bank}, memory=memory)
@@ -74,8 +81,9 @@ def _most_similar(layer: Bank, owner_S: np.ndarray, edit: Edit) -> dict[int, lis
     for slot in np.flatnonzero(owner_S == edit.task):
         cosines = [closeness(layer, int(target), int(slot))[0] for target in targets]
         # An update that is zero has no cosine (NaN): it comes after every other.
-        best = int(targets[int(np.argmax(np.nan_to_num(cosines, nan=-2.0)))])
-        by_target.setdefault(best, []).append(int(slot))
+        nearest = int(np.argmax(np.nan_to_num(cosines, nan=-2.0)))
+        target = int(targets[nearest])
+        by_target.setdefault(target, []).append(int(slot))
     return by_target
 
 
@@ -84,6 +92,7 @@ def _merge_columns(router_NDS: np.ndarray, visible_NS: np.ndarray, sources: tupl
     slots = list(sources)
     for task in np.flatnonzero(visible_NS[:, slots].any(axis=1)):
         visible = [slot for slot in slots if visible_NS[task, slot]]
+        # Read before the columns are cleared.
         column_D = router_NDS[task][:, visible].mean(axis=1)
         router_NDS[task][:, slots] = 0.0
         visible_NS[task, slots] = False

@@ -25,12 +25,15 @@ FUSED_SLOT = 0  # tasks start at slot 1, so that widening never moves the fusion
 
 def owners(bank: Bank) -> tuple[int, ...]:
     """Tasks that own an expert, ascending."""
-    return tuple(int(task) for task in np.unique(np.asarray(bank.owner_LS)) if task >= 0)
+    owner_numbers = np.unique(np.asarray(bank.owner_LS))
+    # EMPTY and FUSED are negative.
+    return tuple(int(task) for task in owner_numbers if task >= 0)
 
 
 def archived(bank: Bank, task: int) -> dict[str, Array]:
-    """The factors of a task's own expert, flat. They are found by slot, so those of a retired task are zero."""
-    return trees.flatten(pool.slice_slots(bank, 1 + task, 2 + task).factors)
+    """The factors of a task's own expert, flat. They are read by slot, so those of a retired task are zero."""
+    slot = pool.slice_slots(bank, 1 + task, 2 + task)
+    return trees.flatten(slot.factors)
 
 
 def planted(bank: Bank, bare: Bank, task: int, factors: dict[str, Array]) -> Bank:
@@ -39,8 +42,9 @@ def planted(bank: Bank, bare: Bank, task: int, factors: dict[str, Array]) -> Ban
     Args:
       bare: one empty slot of the same shape.
     """
-    own = bare.with_factors(trees.unflatten(factors)).replace(owner_LS=jnp.full_like(bare.owner_LS, task))
-    return surgery.plant(bank, 1 + task, own, task)
+    expert = bare.with_factors(trees.unflatten(factors))
+    expert = expert.replace(owner_LS=jnp.full_like(bare.owner_LS, task))
+    return surgery.plant(bank, 1 + task, expert, task)
 
 
 @dataclass(frozen=True)
@@ -66,10 +70,13 @@ class FusionRule:
         sources = self._sources(bank, slot_LN)
         layers = layers if sources["tasks"] else ()
         has_fusion_L = np.asarray(bank.owner_LS)[:, FUSED_SLOT] == FUSED
-        to_fuse_L = np.isin(np.arange(bank.layers) + bank.first_layer, layers)
+        layer_L = np.arange(bank.layers) + bank.first_layer
+        to_fuse_L = np.isin(layer_L, layers)
+        # Fusions of layers that are expanded now, or whose last task was retired.
         stale = np.flatnonzero(has_fusion_L & ~to_fuse_L)
         if stale.size:
-            bank = clear(bank, stale, np.full(stale.size, FUSED_SLOT))
+            fused_slots = np.full(stale.size, FUSED_SLOT)
+            bank = clear(bank, stale, fused_slots)
         if not layers:
             return bank
         return surgery.fuse(bank, mode=self.mode, slot=FUSED_SLOT, layers=layers, **sources)
@@ -88,12 +95,16 @@ class FusionRule:
     def _sources(self, bank: Bank, slot_LN: np.ndarray | None) -> dict[str, Any]:
         """Tasks, their weights and their slots, as `surgery` takes them."""
         slot_LN = own_slots(bank) if slot_LN is None else slot_LN
-        tasks = tuple(np.flatnonzero((slot_LN >= 0).any(axis=0)).tolist())
+        has_slot_N = (slot_LN >= 0).any(axis=0)
+        tasks = tuple(np.flatnonzero(has_slot_N).tolist())
         if self.eps and tasks and len(self.eps) <= max(tasks):
             raise ConfigError(
                 "a fusion weight is missing", where=self.where,
                 why=f"{len(self.eps)} weights for {max(tasks) + 1} tasks",
                 remedy="give one weight per task, or leave it empty for 1.0 each",
             )  # fmt: skip
-        eps = tuple(self.eps[task] for task in tasks) if self.eps else (1.0,) * len(tasks)
-        return {"tasks": tasks, "eps": eps, "slots": {task: slot_LN[:, task] for task in tasks}}
+        eps = (1.0,) * len(tasks)
+        if self.eps:
+            eps = tuple(self.eps[task] for task in tasks)
+        slots = {task: slot_LN[:, task] for task in tasks}
+        return {"tasks": tasks, "eps": eps, "slots": slots}

@@ -52,7 +52,8 @@ def pool_voices(method: Mixture, learner: Learner, key: Array | None) -> tuple[V
 
 def _owned(bank: Bank) -> Array:
     """Gain 1 for owned slots and 0 for EMPTY ones, float32 [L, 1, S]."""
-    return (bank.owner_LS != EMPTY).astype(jnp.float32)[:, None]
+    is_owned_LS = bank.owner_LS != EMPTY
+    return is_owned_LS.astype(jnp.float32)[:, None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,9 +83,16 @@ class PoolStage(Stage):
         voices = pool_voices(self.method, learner, key)
         total, tokens, tallies = answer_loss(model, batch, (*below, *voices), tally=True)
         weight = self.balance(learner)
-        active_LS = jnp.concatenate([voice.routing.gain_LBS[:, 0] > 0 for voice in voices], axis=-1)
+        active = [voice.routing.gain_LBS[:, 0] > 0 for voice in voices]
+        active_LS = jnp.concatenate(active, axis=-1)
+
+        def by_slot(*voice_LSK: Array) -> Array:
+            tally_LSK = jnp.concatenate(voice_LSK, axis=1)
+            return jnp.sum(tally_LSK, axis=-1)
+
         # The pool reaches up to the top, so its tallies are those of the last segment of layers.
-        used = jax.tree.map(lambda *parts: jnp.sum(jnp.concatenate(parts, axis=1), axis=-1), *tallies[-1])
+        used = jax.tree.map(by_slot, *tallies[-1])
+        # Times the tokens, because `total` is a sum over answer tokens and is divided by their number later.
         balance = balance_loss(used.count, used.chance, active_LS) * tokens.astype(jnp.float32)
         load = Load(jnp.where(active_LS, used.count, UNAVAILABLE), self.method.top_k)
         return Loss(total + weight * balance, tokens, load)
@@ -103,15 +111,18 @@ class TrainProbe(PoolStage):
 
     def prepare(self, model: Model, learner: Learner, lesson: int, key: Array) -> Learner:
         """Puts a blank expert and a router with a column for it into training."""
-        live = expert_init.blank(self.method.blank_bank(model, 1), 1, lesson, key)
+        bare = self.method.blank_bank(model, 1)
+        live = expert_init.blank(bare, 1, lesson, key)
         last_router = learner.memory.routers[max(lesson - 1, 0)]
         router = expert_init.blank_router(last_router, learner.past[POOL], 1, key)
         return learner.replace(live={POOL: live}, routers={POOL: router})
 
     def finish(self, model: Model, learner: Learner, lesson: int, result: FrozenFeatures | None, key: Array) -> Learner:
         """Stores the trained probe for the measurement."""
-        probe = learner.memory.probe.replace(factors=learner.live[POOL].factors, router=learner.routers[POOL])
-        return learner.replace(live={}, routers={}, memory=learner.memory.replace(probe=probe))
+        factors = learner.live[POOL].factors
+        probe = learner.memory.probe.replace(factors=factors, router=learner.routers[POOL])
+        memory = learner.memory.replace(probe=probe)
+        return learner.replace(live={}, routers={}, memory=memory)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +137,9 @@ class CountUsage(PoolStage):
         """How often every slot of the pool is chosen with the probe in place; the probe is the last slot."""
         probe = learner.memory.probe
         bare = self.method.blank_bank(model, 1)
-        live = bare.with_factors(probe.factors).replace(owner_LS=jnp.zeros_like(bare.owner_LS))
+        live = bare.with_factors(probe.factors)
+        # Any owner will do: a slot takes part as soon as it is not EMPTY.
+        live = live.replace(owner_LS=jnp.zeros_like(bare.owner_LS))
         probing = learner.replace(live={POOL: live}, routers={POOL: probe.router})
         voices = pool_voices(self.method, probing, None)
         _, _, tallies = answer_loss(model, batch, (*below, *voices), tally=True)
@@ -155,10 +168,10 @@ class Tune(PoolStage):
     kind: str = "tune"
 
     def balance(self, learner: Learner) -> Array:
-        """The method's weight in the first task, which an empty pool tells; 0 in later ones. It is data, because a
-        stage of its own would be one more program."""
-        first = jnp.all(learner.past[POOL].owner_LS == EMPTY)
-        return jnp.where(first, self.method.balance, 0.0)
+        """The method's weight in the first task, in which the pool is empty; 0 in later ones, float32 []."""
+        # An array and not a field of the stage: another stage would compile another program.
+        is_first = jnp.all(learner.past[POOL].owner_LS == EMPTY)
+        return jnp.where(is_first, self.method.balance, 0.0)
 
     def prepare(self, model: Model, learner: Learner, lesson: int, key: Array) -> Learner:
         """Puts the task's new experts and their router into training."""
@@ -166,12 +179,15 @@ class Tune(PoolStage):
         past = learner.past[POOL]
         memory = learner.memory
         new = len(method.slots(lesson))
-        live = expert_init.blank(method.blank_bank(model, 1), new, lesson, key)
+        bare = method.blank_bank(model, 1)
+        live = expert_init.blank(bare, new, lesson, key)
         if method.probes and lesson:
             live = self._initial_experts(live, learner, lesson)
             router = expert_init.probe_router(memory.probe.router, new)
         else:
-            router = expert_init.blank_router(memory.routers[max(lesson - 1, 0)], past, new, key)
+            # The first lesson has no predecessor; its own row is still zeros.
+            last_router = memory.routers[max(lesson - 1, 0)]
+            router = expert_init.blank_router(last_router, past, new, key)
         # Empty slots make up for what a task gets less than another, so that all tasks train by one program.
         padding = max(method.first, method.more) - new
         if padding:
@@ -185,8 +201,10 @@ class Tune(PoolStage):
         memory = learner.memory
         past = learner.past[POOL]
         if method.start == "copy":
+            # Without the probe, which is the last slot and not in the pool.
             count_LSK = np.asarray(memory.verdict.count)[lesson, :, :-1]
-            live = expert_init.init_from_copy(live, past, tokens_per_slot(count_LSK, method.probe))
+            count_LS = tokens_per_slot(count_LSK, method.probe)
+            live = expert_init.init_from_copy(live, past, count_LS)
         elif method.start == "probe":
             live = expert_init.init_from_probe(live, memory.probe.factors)
         return expert_init.keep_only_layers(live, memory.verdict.expand[lesson])
@@ -196,15 +214,20 @@ class Tune(PoolStage):
         live = learner.live[POOL]
         router = learner.routers[POOL]
         memory = learner.memory
-        own = self.method.slots(lesson)
-        past = pool.write_slots(learner.past[POOL], own.start, pool.slice_slots(live, 0, len(own)))
+        new_slots = self.method.slots(lesson)
+        # Without the EMPTY slots that `prepare` padded with.
+        experts = pool.slice_slots(live, 0, len(new_slots))
+        past = pool.write_slots(learner.past[POOL], new_slots.start, experts)
         visible_LS = past.owner_LS != EMPTY
-        new_columns = router[..., past.slots : past.slots + len(own)]
-        closed = dynamic_update_slice_in_dim(router[..., : past.slots], new_columns, own.start, axis=2)
+        # While training, new experts' columns are behind the pool's; in the pool they move to their slots.
+        pool_columns = router[..., : past.slots]
+        new_columns = router[..., past.slots : past.slots + len(new_slots)]
+        closed = dynamic_update_slice_in_dim(pool_columns, new_columns, new_slots.start, axis=2)
         closed = jnp.where(visible_LS[:, None, :], closed, 0.0)
         memory = memory.replace(
             routers=memory.routers.at[lesson].set(closed),
             visible=memory.visible.at[lesson].set(visible_LS),
+            # Zeros and not None: the tree and its shapes stay the same over all lessons.
             probe=jax.tree.map(jnp.zeros_like, memory.probe),
         )
         return learner.replace(live={}, routers={}, past=learner.past | {POOL: past}, memory=memory)

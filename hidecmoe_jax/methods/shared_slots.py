@@ -22,7 +22,9 @@ def redirect(home_LN: Array | None, rows: np.ndarray, task: int, into: int, *, s
     """
     unmerged_LN = np.broadcast_to(np.arange(shape[1]), shape)
     redirected_LN = np.array(unmerged_LN if home_LN is None else home_LN)
-    redirected_LN[rows] = np.where(redirected_LN[rows] == task, into, redirected_LN[rows])
+    homes_RN = redirected_LN[rows]
+    # Not the column of `task` alone: tasks that were merged into it before move along.
+    redirected_LN[rows] = np.where(homes_RN == task, into, homes_RN)
     return jnp.asarray(redirected_LN, jnp.int32)
 
 
@@ -32,7 +34,9 @@ def clear_redirects(home_LN: Array | None, task: int) -> Array | None:
         return None
     cleared_LN = np.array(home_LN)
     cleared_LN[:, task] = task
-    is_redirected = (cleared_LN != np.arange(cleared_LN.shape[1])).any()
+    unmerged_N = np.arange(cleared_LN.shape[1])
+    # None again, so that the learner equals a learner that was never merged.
+    is_redirected = (cleared_LN != unmerged_N).any()
     return jnp.asarray(cleared_LN) if is_redirected else None
 
 
@@ -41,10 +45,14 @@ def redirected(home_LN: Array | None) -> dict[tuple[int, int], np.ndarray]:
     if home_LN is None:
         return {}
     table_LN = np.asarray(home_LN)
-    rows, tasks = np.nonzero(table_LN != np.arange(table_LN.shape[1]))
+    unmerged_N = np.arange(table_LN.shape[1])
+    rows, tasks = np.nonzero(table_LN != unmerged_N)
     homes = table_LN[rows, tasks]
-    pairs = sorted(set(zip(tasks.tolist(), homes.tolist(), strict=True)))
-    return {(task, home): np.flatnonzero(table_LN[:, task] == home) for task, home in pairs}
+    pairs = set(zip(tasks.tolist(), homes.tolist(), strict=True))
+    rows_by_pair = {}
+    for task, home in sorted(pairs):
+        rows_by_pair[task, home] = np.flatnonzero(table_LN[:, task] == home)
+    return rows_by_pair
 
 
 def own_slots(bank: Bank) -> np.ndarray:
@@ -52,7 +60,9 @@ def own_slots(bank: Bank) -> np.ndarray:
     fusion; -1 where it owns none."""
     tasks = bank.slots - 1
     slots = [owned_slots(bank, task) for task in range(tasks)]
-    return np.array(slots, np.int32).reshape(tasks, bank.layers).T
+    # The reshape is for a bank without tasks, whose list is empty.
+    slot_NL = np.array(slots, np.int32).reshape(tasks, bank.layers)
+    return slot_NL.T
 
 
 def serving_slots(bank: Bank, home_LN: Array | None) -> np.ndarray:

@@ -27,10 +27,12 @@ def init_from_copy(live: Bank, past: Bank, used_LS: np.ndarray) -> Bank:
     Args:
       used_LS: tokens that chose each old slot.
     """
-    source_LM = most_used(used_LS, np.asarray(past.owner_LS) != EMPTY, live.slots)
+    is_owned_LS = np.asarray(past.owner_LS) != EMPTY
+    source_LM = most_used(used_LS, is_owned_LS, live.slots)
     rows_L1 = np.arange(past.layers)[:, None]
     a = {}
     for site, a_LDSR in past.a.items():
+        # Slots come second here, so that one index picks a slot of its own for every layer.
         a_LSDR = jnp.moveaxis(a_LDSR, 2, 1)
         a[site] = jnp.moveaxis(a_LSDR[rows_L1, source_LM], 1, 2)
     b = {site: b_LSRF[rows_L1, source_LM] for site, b_LSRF in past.b.items()}
@@ -38,7 +40,8 @@ def init_from_copy(live: Bank, past: Bank, used_LS: np.ndarray) -> Bank:
 
 
 def init_from_probe(live: Bank, probe: dict[str, dict[str, Array]]) -> Bank:
-    """Initialise the new experts with the probe's weights, given as factors."""
+    """Initialise the new experts with the probe's weights; `probe` holds the factors of one slot, [L, D, 1, R] and
+    [L, 1, R, F] by site."""
     a = {site: jnp.repeat(leaf, live.slots, axis=2) for site, leaf in probe["a"].items()}
     b = {site: jnp.repeat(leaf, live.slots, axis=1) for site, leaf in probe["b"].items()}
     return live.replace(a=a, b=b)
@@ -47,11 +50,13 @@ def init_from_probe(live: Bank, probe: dict[str, dict[str, Array]]) -> Bank:
 def keep_only_layers(live: Bank, expand_L: Array) -> Bank:
     """The new experts in those layers that are expanded; EMPTY slots in the others."""
     expand_L111 = expand_L[:, None, None, None]
-    return live.replace(
-        a={site: jnp.where(expand_L111, leaf, 0.0) for site, leaf in live.a.items()},
-        b={site: jnp.where(expand_L111, leaf, 0.0) for site, leaf in live.b.items()},
-        owner_LS=jnp.where(expand_L[:, None], live.owner_LS, EMPTY),
-    )
+    a = {}
+    b = {}
+    for site in live.a:
+        a[site] = jnp.where(expand_L111, live.a[site], 0.0)
+        b[site] = jnp.where(expand_L111, live.b[site], 0.0)
+    owner_LS = jnp.where(expand_L[:, None], live.owner_LS, EMPTY)
+    return live.replace(a=a, b=b, owner_LS=owner_LS)
 
 
 def blank_router(old_LDS: Array, past: Bank, new: int, key: Array) -> Array:
@@ -62,13 +67,16 @@ def blank_router(old_LDS: Array, past: Bank, new: int, key: Array) -> Array:
     if not np.asarray(active_LS).any():
         noise = ROUTER_STD * jax.random.normal(key, shape)
         return jnp.concatenate([old_LDS, noise], axis=-1)
+    # A layer without an old expert gets columns of zeros.
     experts_L1 = jnp.maximum(active_LS.sum(-1, keepdims=True), 1.0)
     mean_LD = jnp.einsum("lds,ls->ld", old_LDS, active_LS) / experts_L1
-    return jnp.concatenate([old_LDS, jnp.broadcast_to(mean_LD[..., None], shape)], axis=-1)
+    new_LDM = jnp.broadcast_to(mean_LD[..., None], shape)
+    return jnp.concatenate([old_LDS, new_LDM], axis=-1)
 
 
 def probe_router(router_LDS: Array, new: int) -> Array:
     """The probe's router, whose last column is the probe's, with that column for each of `new` experts (CMoE-D18)."""
     old = router_LDS[..., :-1]
     probe = router_LDS[..., -1:]
-    return jnp.concatenate([old, jnp.repeat(probe, new, axis=-1)], axis=-1)
+    new_columns = jnp.repeat(probe, new, axis=-1)
+    return jnp.concatenate([old, new_columns], axis=-1)

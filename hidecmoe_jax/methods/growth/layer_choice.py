@@ -65,8 +65,8 @@ class LayerChoice:
         """The layers of most worth over all tasks, ascending; of equals the upper ones, so it is `last` as long as
         nothing is measured."""
         total_L = np.asarray(worth_NL, np.float64).sum(axis=0)
-        best = sorted(range(len(total_L)), key=lambda layer: (total_L[layer], layer), reverse=True)
-        return tuple(sorted(best[: self.layers]))
+        best_first = sorted(range(len(total_L)), key=lambda layer: (total_L[layer], layer), reverse=True)
+        return tuple(sorted(best_first[: self.layers]))
 
     def subset(self, name: str, count: int, seed: int) -> np.ndarray:
         """Numbers of the records, of `count`, that routers are trained on (`probe`) or layers measured on (`measure`).
@@ -79,7 +79,9 @@ class LayerChoice:
             trained, measured = split_records(probe, count, seed, otherwise="set method.expand.by=loss")
             return trained if name == "probe" else measured
         order = np.random.default_rng([seed, 2]).permutation(count)
-        return order[: max(4, round(self.share * count))]
+        # `hsic` is defined from four records on.
+        measured = max(4, round(self.share * count))
+        return order[:measured]
 
     def blank_router(self, bank: Bank, width: int) -> Array | None:
         """Zero token routers [L, D, S] of a `probe`; None for the other measures."""
@@ -99,8 +101,11 @@ class LayerChoice:
             return _losses(model, bank, gains, batch)
         if self.by == "cka":
             return _similarities(model, bank, gains.own, batch)
-        _, _, tallies = answer_loss(model, batch, (_every_task(bank, router_LDS, 1),), tally=True)
-        return {"count_LS": tallies[0][0].count.sum(axis=-1)}
+        # One choice a token: the worth counts first choices.
+        voice = _every_task(bank, router_LDS, 1)
+        _, _, tallies = answer_loss(model, batch, (voice,), tally=True)
+        count_LSK = tallies[0][0].count
+        return {"count_LS": count_LSK.sum(axis=-1)}
 
     def worth(self, sums: dict[str, np.ndarray], earlier_S: np.ndarray) -> np.ndarray:
         """Worth of every layer, float32 [L].
@@ -110,23 +115,29 @@ class LayerChoice:
           earlier_S: bool, slots of earlier tasks' experts.
         """
         if self.by == "loss":
-            fall_L = sums["nll_V"][0] - sums["nll_V"][1:]
-            return (fall_L / max(int(sums["tokens"]), 1)).astype(np.float32)
+            nll_V = sums["nll_V"]
+            fall_L = nll_V[0] - nll_V[1:]
+            tokens = max(int(sums["tokens"]), 1)
+            return (fall_L / tokens).astype(np.float32)
         if self.by == "probe":
-            newest_L = sums["count_LS"][:, ~earlier_S].sum(axis=1)
-            tokens_L = np.maximum(sums["count_LS"].sum(axis=1), 1)
+            count_LS = sums["count_LS"]
+            newest_L = count_LS[:, ~earlier_S].sum(axis=1)
+            tokens_L = np.maximum(count_LS.sum(axis=1), 1)
             return (newest_L / tokens_L).astype(np.float32)
-        own, cross, other = np.moveaxis(sums["hsic_SL3"][earlier_S], -1, 0)
-        power = own * other
+        hsic_EL3 = sums["hsic_SL3"][earlier_S]
+        own_EL, cross_EL, other_EL = np.moveaxis(hsic_EL3, -1, 0)
+        power_EL = own_EL * other_EL
+        norm_EL = np.sqrt(np.where(power_EL > 0, power_EL, 1.0))
         # Features that do not vary have no CKA: they count as alike, so the layer is worth nothing.
-        cka = np.where(power > 0, cross / np.sqrt(np.where(power > 0, power, 1.0)), 1.0)
-        return (1.0 - cka).mean(axis=0).astype(np.float32)
+        cka_EL = np.where(power_EL > 0, cross_EL / norm_EL, 1.0)
+        return (1.0 - cka_EL).mean(axis=0).astype(np.float32)
 
 
 def _every_task(bank: Bank, router_LDS: Array, top_k: int) -> Voice:
     """The experts of all tasks under a token router; the fusion and EMPTY slots cannot be chosen."""
     active_LS = (bank.owner_LS >= 0).astype(jnp.float32)
-    return Voice(bank, Routing(active_LS[:, None], router_LDS[:, None], top_k))
+    routing = Routing(active_LS[:, None], router_LDS[:, None], top_k)
+    return Voice(bank, routing)
 
 
 def _losses(model: Model, bank: Bank, gains: LayerGains, batch: Batch) -> dict[str, Array]:
@@ -134,8 +145,10 @@ def _losses(model: Model, bank: Bank, gains: LayerGains, batch: Batch) -> dict[s
     layers = jnp.arange(bank.layers)
 
     def loss(layer: Array) -> tuple[Array, Array]:
-        gain_LS = jnp.where((layers == layer)[:, None], gains.own, gains.fused)
-        total, tokens, _ = answer_loss(model, batch, (Voice(bank, Routing(gain_LS[:, None])),))
+        is_own_L1 = (layers == layer)[:, None]
+        gain_LS = jnp.where(is_own_L1, gains.own, gains.fused)
+        voice = Voice(bank, Routing(gain_LS[:, None]))
+        total, tokens, _ = answer_loss(model, batch, (voice,))
         return total, tokens
 
     # Layer -1 matches no layer: the loss with all of them fused.
@@ -148,17 +161,22 @@ def _similarities(model: Model, bank: Bank, own_LS: Array, batch: Batch) -> dict
 
     Estimates of batches add up to one of the whole set (arXiv 2010.15327), so no features are kept.
     """
+    # Rows that fill up the last batch have no answer tokens.
     real_B = jnp.any(batch.answer_mask_BA, axis=-1)
 
     def features(gain_LS: Array) -> Array:
-        return layer_features(model, batch.prompt, (Voice(bank, Routing(gain_LS[:, None])),))
+        voice = Voice(bank, Routing(gain_LS[:, None]))
+        return layer_features(model, batch.prompt, (voice,))
 
     def compared(slot: Array) -> Array:
-        other_LBD = features(jnp.broadcast_to(jax.nn.one_hot(slot, bank.slots), own_LS.shape))
+        is_slot_S = jax.nn.one_hot(slot, bank.slots)
+        other_LBD = features(jnp.broadcast_to(is_slot_S, own_LS.shape))
         pairs = ((own_LBD, own_LBD), (own_LBD, other_LBD), (other_LBD, other_LBD))
-        return jnp.stack([jax.vmap(hsic, (0, 0, None))(x, y, real_B) for x, y in pairs], axis=-1)
+        hsic_by_layer = jax.vmap(hsic, (0, 0, None))
+        return jnp.stack([hsic_by_layer(x, y, real_B) for x, y in pairs], axis=-1)
 
     own_LBD = features(own_LS)
+    # Slot after slot: features under one other expert at a time are in memory.
     return {"hsic_SL3": jax.lax.map(compared, jnp.arange(bank.slots))}
 
 
@@ -166,14 +184,21 @@ def hsic(x_BD: Array, y_BD: Array, real_B: Array) -> Array:
     """Unbiased estimate of the linear Hilbert-Schmidt criterion (Song et al. 2012) over the real rows; 0 below four."""
     count = jnp.sum(real_B)
     n = jnp.maximum(count, 4).astype(jnp.float32)
-    pair_BB = (real_B[:, None] & real_B[None, :] & ~jnp.eye(len(real_B), dtype=bool)).astype(jnp.float32)
+    both_real_BB = real_B[:, None] & real_B[None, :]
+    # The diagonal is left out: a row's product with itself is what biases the plain estimate.
+    pair_BB = (both_real_BB & ~jnp.eye(len(real_B), dtype=bool)).astype(jnp.float32)
 
     def kernel(z_BD: Array) -> Array:
         mean_D = jnp.sum(z_BD * real_B[:, None], axis=0) / n
-        centred = z_BD - mean_D
-        return jnp.matmul(centred, centred.T, precision=jax.lax.Precision.HIGHEST) * pair_BB
+        centred_BD = z_BD - mean_D
+        # Accelerators shorten float32 products by default.
+        kernel_BB = jnp.matmul(centred_BD, centred_BD.T, precision=jax.lax.Precision.HIGHEST)
+        return kernel_BB * pair_BB
 
     k = kernel(x_BD)
     m = kernel(y_BD)
-    cross = k.sum() * m.sum() / ((n - 1) * (n - 2)) - 2.0 / (n - 2) * jnp.dot(k.sum(0), m.sum(0))
-    return jnp.where(count >= 4, ((k * m).sum() + cross) / (n * (n - 3)), 0.0)
+    of_totals = k.sum() * m.sum() / ((n - 1) * (n - 2))
+    of_rows = 2.0 / (n - 2) * jnp.dot(k.sum(0), m.sum(0))
+    cross = of_totals - of_rows
+    estimate = ((k * m).sum() + cross) / (n * (n - 3))
+    return jnp.where(count >= 4, estimate, 0.0)

@@ -76,14 +76,18 @@ def split_records(
         )  # fmt: skip
     order = np.random.default_rng([seed, 1]).permutation(count)
     chosen = order[: max(2, round(probe.share * count))]
-    measured = min(max(1, round(probe.measured * len(chosen))), len(chosen) - 1)
+    measured = max(1, round(probe.measured * len(chosen)))
+    # Whatever the share, a record is left to train on.
+    measured = min(measured, len(chosen) - 1)
     return chosen[measured:], chosen[:measured]
 
 
 def tokens_per_slot(count_LSK: np.ndarray, probe: Probe) -> np.ndarray:
     """Tokens that chose each slot, int64 [L, S], over the kinds of tokens that count."""
-    kinds = [("image", "text", "answer").index(name) for name in probe.tokens]
-    return np.asarray(count_LSK, np.int64)[:, :, kinds].sum(axis=-1)
+    order = ("image", "text", "answer")
+    kinds = [order.index(name) for name in probe.tokens]
+    count_LSK = np.asarray(count_LSK, np.int64)
+    return count_LSK[:, :, kinds].sum(axis=-1)
 
 
 def thresholds(count_LS: np.ndarray, active_LS: np.ndarray, probe: Probe) -> np.ndarray:
@@ -92,11 +96,13 @@ def thresholds(count_LS: np.ndarray, active_LS: np.ndarray, probe: Probe) -> np.
     active_LS = np.asarray(active_LS, bool)
     if probe.rule == "across":
         probe_L = count_LS[:, -1]
-        return np.full(len(probe_L), probe_L.mean() - probe.slack * probe_L.std())
+        common = probe_L.mean() - probe.slack * probe_L.std()
+        return np.full(len(probe_L), common)
     experts_L = active_LS.sum(axis=1)
     mean_L = count_LS.sum(axis=1) / experts_L
-    deviation_LS = np.where(active_LS, (count_LS - mean_L[:, None]) ** 2, 0.0)
-    spread_L = np.sqrt(deviation_LS.sum(axis=1) / experts_L)
+    # Slots that cannot be chosen are no experts: their zeros must not widen the spread.
+    square_LS = np.where(active_LS, (count_LS - mean_L[:, None]) ** 2, 0.0)
+    spread_L = np.sqrt(square_LS.sum(axis=1) / experts_L)
     return mean_L - probe.slack * spread_L
 
 
@@ -118,7 +124,8 @@ def layers_to_expand(count_LS: np.ndarray, active_LS: np.ndarray, probe: Probe, 
     probe_L = np.asarray(count_LS, np.int64)[:, -1]
     # Whole numbers stand on both sides of an even load, and their quotient is exact then: it expands nothing.
     is_chosen_L = probe_L > thresholds(count_LS, active_LS, probe)
-    return is_chosen_L | (active_LS[:, :-1].sum(axis=1) < fewest)
+    experts_L = active_LS[:, :-1].sum(axis=1)
+    return is_chosen_L | (experts_L < fewest)
 
 
 def most_used(count_LS: np.ndarray, active_LS: np.ndarray, number: int) -> np.ndarray:
@@ -128,6 +135,8 @@ def most_used(count_LS: np.ndarray, active_LS: np.ndarray, number: int) -> np.nd
     key_LS = np.where(active_LS, -np.asarray(count_LS, np.int64), 1)
     ranked_LS = np.argsort(key_LS, axis=1, kind="stable")
     active_L = np.asarray(active_LS, bool).sum(axis=1)
-    place_LM = np.arange(number)[None] % np.maximum(active_L, 1)[:, None]
+    # The remainder starts again with the most used slot where there are fewer than `number`.
+    available_L1 = np.maximum(active_L, 1)[:, None]
+    place_LM = np.arange(number)[None] % available_L1
     best_LM = np.take_along_axis(ranked_LS, place_LM, axis=1)
     return np.where(active_L[:, None] > 0, best_LM, -1).astype(np.int32)

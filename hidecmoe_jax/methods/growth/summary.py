@@ -1,4 +1,5 @@
-"""Report of a pool's growth and size, as plain values: what probes found, what was added where, which experts are used.
+"""Report of a pool's growth and size, as plain values: what probes measured, what was added where, which experts are
+used.
 
 Everything is computed from arrays and numbers (`PoolSummary`), so it depends on no method.
 """
@@ -27,16 +28,21 @@ def probe_frequencies(
       count_LS: int64, tokens that chose each slot.
       active_LS: bool, slots that could be chosen.
     """
+    # Every token makes `top_k` choices, so the sum of choices is `top_k` times the number of tokens.
     scale_L = top_k / np.maximum(count_LS.sum(axis=1), 1)
-    return count_LS[:, -1] * scale_L, thresholds(count_LS, active_LS, probe) * scale_L
+    frequency_L = count_LS[:, -1] * scale_L
+    threshold_L = thresholds(count_LS, active_LS, probe) * scale_L
+    return frequency_L, threshold_L
 
 
 def active_slots(owner_LS: np.ndarray, first_new: int) -> np.ndarray:
     """Slots that could be chosen while a task was probed, bool [L, S + 1]: owned ones before the task's own slots, and
     the probe as the last one."""
     active_LS = np.asarray(owner_LS) != EMPTY
+    # Owned today, but not while this task was probed.
     active_LS[:, first_new:] = False
-    return np.concatenate([active_LS, np.ones((len(active_LS), 1), bool)], axis=1)
+    probe_L1 = np.ones((len(active_LS), 1), bool)
+    return np.concatenate([active_LS, probe_L1], axis=1)
 
 
 @dataclass(frozen=True)
@@ -112,9 +118,11 @@ class PoolSummary:
 
     def added(self, task: int) -> dict[str, int]:
         """Parameters that one task added, by kind."""
+        experts = int((self.owner_LS == task).sum())
+        columns = int(self.visible_NLS[task].sum())
         return {
-            "experts": self.expert_size * int((self.owner_LS == task).sum()),
-            "routers": self.router_width * int(self.visible_NLS[task].sum()),
+            "experts": self.expert_size * experts,
+            "routers": self.router_width * columns,
             "locator": self.gate_size,
         }
 
@@ -122,29 +130,37 @@ class PoolSummary:
         """Parameters beyond the base by kind, as a method's `sizes`."""
         if not self.learned:
             return {"stored": no_parameters(), "archived": no_parameters(), "trained": no_parameters()}
+        experts = int((self.owner_LS != EMPTY).sum())
+        columns = int(self.visible_NLS.sum())
         stored = no_parameters() | {
-            "experts": self.expert_size * int((self.owner_LS != EMPTY).sum()),
-            "routers": self.router_width * int(self.visible_NLS.sum()),
+            "experts": self.expert_size * experts,
+            "routers": self.router_width * columns,
             "locator": len(self.learned) * self.gate_size,
         }
-        largest = max((self.added(task) for task in self.learned), key=lambda counts: sum(counts.values()))
+        added = [self.added(task) for task in self.learned]
+        largest = max(added, key=lambda counts: sum(counts.values()))
         return {"stored": stored, "archived": stored, "trained": no_parameters() | largest}
 
     def _probing(self, task: int) -> dict[str, Any]:
-        """What probing a task has shown."""
+        """Facts from the counts of a task's probe, by the names of `growth`, each a list by layer of the pool."""
         count_LSK = self.count_NLSK[task]
         mass_LSK = self.mass_NLSK[task]
         count_LS = tokens_per_slot(count_LSK, self.probe)
         active_LS = active_slots(self.owner_LS, self.slots[task].start)
         frequency_L, threshold_L = probe_frequencies(count_LS, active_LS, self.probe, self.top_k)
         tokens_L = np.maximum(count_LS.sum(axis=1), 1) / self.top_k
+        # Of the pool, without the probe as the last slot.
+        pool_count_LS = count_LS[:, :-1]
         used = []
         for other in range(task):
-            chosen_L = np.where(self.owner_LS == other, count_LS[:, :-1], 0).sum(axis=1)
+            chosen_L = np.where(self.owner_LS == other, pool_count_LS, 0).sum(axis=1)
             used.append((chosen_L / tokens_L).tolist())
-        by_kind_LK = count_LSK[:, -1] * self.top_k / np.maximum(count_LSK.sum(axis=1), 1)
-        mass_L = mass_LSK[:, -1].sum(-1) / np.maximum(mass_LSK.sum((1, 2)), 1e-9)
-        source_L = most_used(count_LS[:, :-1], active_LS[:, :-1], 1)[:, 0]
+        choices_LK = np.maximum(count_LSK.sum(axis=1), 1)
+        by_kind_LK = count_LSK[:, -1] * self.top_k / choices_LK
+        # Keeps a layer without tokens from dividing by zero.
+        total_mass_L = np.maximum(mass_LSK.sum((1, 2)), 1e-9)
+        mass_L = mass_LSK[:, -1].sum(-1) / total_mass_L
+        source_L = most_used(pool_count_LS, active_LS[:, :-1], 1)[:, 0]
         return {
             "frequency": frequency_L.tolist(),
             "threshold": threshold_L.tolist(),
@@ -157,12 +173,16 @@ class PoolSummary:
     def _drift(self, task: int, source_L: np.ndarray) -> list[dict[str, float] | None]:
         """By layer, how far the task's first new expert has gone from the slot it was copied from; None where nothing
         was added or where the source is gone since."""
-        own = self.slots[task].start
-        added_L = self.owner_LS[:, own] == task
+        new_slot = self.slots[task].start
+        added_L = self.owner_LS[:, new_slot] == task
         drift: list[dict[str, float] | None] = [None] * len(source_L)
-        for slot in sorted({int(slot) for slot in source_L if slot >= 0}):
-            distance_L = np.mean(list(distance(self.bank, slot, own).values()), axis=0)
-            cosine_L = closeness(self.bank, slot, own)
-            for layer in np.flatnonzero((source_L == slot) & added_L):
+        sources = {int(slot) for slot in source_L if slot >= 0}
+        # Both measures compare a pair of slots in all layers at once, so the loop is over sources.
+        for slot in sorted(sources):
+            distance_by_site = distance(self.bank, slot, new_slot)
+            distance_L = np.mean(list(distance_by_site.values()), axis=0)
+            cosine_L = closeness(self.bank, slot, new_slot)
+            copied_L = (source_L == slot) & added_L
+            for layer in np.flatnonzero(copied_L):
                 drift[layer] = {"cosine": float(cosine_L[layer]), "distance": float(distance_L[layer])}
         return drift
