@@ -95,6 +95,7 @@ def unwritten(records: Sequence[Record], decision: Decision, writing: Writing) -
     for row, record in enumerate(records):
         finding = _finding(decision, row)
         refused = writing.unknown == "refuse" and finding is not None and finding.unknown
+        # Plain numbers, because answers are written as JSON.
         weights = tuple(weight_BN[row].tolist())
         scores = tuple(score_BN[row].tolist())
         answers.append(Answer(record.id, "", weights, scores, ended=False, finding=finding, refused=refused))
@@ -104,6 +105,7 @@ def unwritten(records: Sequence[Record], decision: Decision, writing: Writing) -
 def _finding(decision: Decision, row: int) -> Finding | None:
     """How the gate matched the record of a row; None where it compared the record with no task."""
     match = decision.match
+    # The score is infinite where no task is learned yet.
     if match is None or not decision.weight_BN.shape[1] or not np.isfinite(match.score_B[row]):
         return None
     return Finding(

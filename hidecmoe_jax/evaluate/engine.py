@@ -155,7 +155,8 @@ class Engine:
 
     def prompt_length(self, prompts: Iterable[Encoded]) -> int:
         """The padded length that holds all of the prompts."""
-        return buckets((len(prompt.tokens) for prompt in prompts), self.writing.bucket)
+        lengths = [len(prompt.tokens) for prompt in prompts]
+        return buckets(lengths, self.writing.bucket)
 
     def features(self, records: Sequence[Record], label: str = "records") -> Features:
         """Outputs of the frozen towers."""
@@ -191,6 +192,7 @@ class Engine:
             rows, filled = batch_rows(len(prompts), start, self.feature_batch)
             prompt = self.prompt(prompts, features, filled, length)
             state_BD = np.asarray(_state(self.base, prompt, reading))
+            # Repeats that fill the last batch are dropped.
             parts.append(state_BD[: len(rows)])
         return np.concatenate(parts)
 
@@ -202,9 +204,11 @@ class Engine:
 
     def prompt(self, prompts: Sequence[Encoded], features: Features, rows: np.ndarray, length: int) -> Prompt:
         """The prompts of some rows as one batch of `length` tokens, with the patch tokens of their pictures."""
+        of_rows = [prompts[row] for row in rows]
+        patches_BIPD = features.patches(rows)
         batch = collate(
-            [prompts[row] for row in rows], length=length, answers=1, pad=self.tokenizer.pad,
-            vocab=self.base.config.vocabulary, patches_BIPD=features.patches(rows),
+            of_rows, length=length, answers=1, pad=self.tokenizer.pad,
+            vocab=self.base.config.vocabulary, patches_BIPD=patches_BIPD,
         )  # fmt: skip
         return batch.prompt
 
@@ -214,12 +218,14 @@ class Engine:
         Args:
           task: number of the true task, to measure what naming it would give; None lets the gate choose.
         """
-        count, size = len(inputs.records), self.writing.batch
+        count = len(inputs.records)
+        size = self.writing.batch
         task_B = None if task is None else jnp.full((size,), task, jnp.int32)
         parts = []
         for start in range(0, count, size):
             rows, filled = batch_rows(count, start, size)
-            decision = jax.device_get(_decide(self.method, serving, inputs.frozen(filled), task_B))
+            frozen = inputs.frozen(filled)
+            decision = jax.device_get(_decide(self.method, serving, frozen, task_B))
             parts.append(rows_of(decision, slice(len(rows))))
         return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
 
@@ -262,8 +268,10 @@ class Engine:
             # One transfer for the batch; indexing device arrays record by record would compile slices.
             tokens_BN, lengths_B, ended_B = jax.device_get((written.tokens_BN, written.lengths_B, written.ended_B))
             answers = []
+            # Without rows for the repeats: `records` ends with the real ones.
             for row, answer in enumerate(unwritten(records, routed, self.writing)):
-                text = self.tokenizer.decode(tokens_BN[row, : lengths_B[row]]).strip()
+                ids_N = tokens_BN[row, : lengths_B[row]]
+                text = self.tokenizer.decode(ids_N).strip()
                 answer = replace(answer, missing=serving.missing)
                 answers.append(with_text(answer, text, bool(ended_B[row])))
             yield [answer for answer in answers if answer.id not in skip]
@@ -271,7 +279,8 @@ class Engine:
     @property
     def sampling(self) -> Sampling:
         """How tokens are drawn; ids beyond the tokenizer are never written."""
-        writing, tokenizer = self.writing, self.tokenizer
+        writing = self.writing
+        tokenizer = self.tokenizer
         return Sampling(
             writing.max_new_tokens, writing.temperature, writing.top_p, tokenizer.eos, tokenizer.pad, ids=tokenizer.size
         )
@@ -284,5 +293,8 @@ def rows_of(decision: Decision, rows: np.ndarray | slice | list[int]) -> Decisio
 
 def batch_rows(count: int, start: int, batch: int) -> tuple[np.ndarray, np.ndarray]:
     """Rows of one batch of `count` records, from `start` on, and the same filled up with the last of them, int32."""
-    rows = np.arange(start, min(start + batch, count), dtype=np.int32)
-    return rows, np.concatenate([rows, np.repeat(rows[-1:], batch - len(rows))])
+    stop = min(start + batch, count)
+    rows = np.arange(start, stop, dtype=np.int32)
+    # The last row repeats, not zeros: a fill must be a valid record.
+    fill = np.repeat(rows[-1:], batch - len(rows))
+    return rows, np.concatenate([rows, fill])

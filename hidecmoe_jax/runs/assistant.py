@@ -117,7 +117,8 @@ class Assistant:
         pixels = np.asarray(pixel_values, np.float32).transpose(0, 2, 3, 1)
         patches_MPD = np.asarray(_see(self.serving.model, pixels)[0])
         pictures_B = image_tokens_B // patches
-        patches_BIPD = np.zeros((len(pictures_B), int(pictures_B.max()), *patches_MPD.shape[1:]), np.float32)
+        shape = (len(pictures_B), int(pictures_B.max()), *patches_MPD.shape[1:])
+        patches_BIPD = np.zeros(shape, np.float32)
         start = 0
         for row, count in enumerate(pictures_B):
             patches_BIPD[row, :count] = patches_MPD[start : start + count]
@@ -155,8 +156,10 @@ class Assistant:
           writing: fields of `Writing` that differ from the run's.
         """
         run = self.run
-        style = replace(run.evaluate.writing, batch=min(len(records), run.evaluate.writing.batch), **writing)
+        settings = run.evaluate.writing
         # Padding one question to the batch of an evaluation would multiply its cost.
+        batch = min(len(records), settings.batch)
+        style = replace(settings, batch=batch, **writing)
         feature_batch = min(len(records), run.base.feature_batch)
         return Engine(run.method, self.base, self.tokenizer, run.template, style, feature_batch=feature_batch)
 
@@ -176,7 +179,8 @@ class Assistant:
         inputs = engine.inputs(records)
         decision = engine.decide(self.serving, inputs, self._number(named))
         answers: list[Answer] = []
-        for batch in engine.answer(self.serving, inputs, decision, key=jax.random.key(seed)):
+        key = jax.random.key(seed)
+        for batch in engine.answer(self.serving, inputs, decision, key=key):
             answers += batch
         return answers
 
@@ -203,7 +207,8 @@ class Assistant:
         if not records:
             return []
         engine = self.engine(records)
-        decision = engine.decide(self.serving, engine.inputs(records))
+        inputs = engine.inputs(records)
+        decision = engine.decide(self.serving, inputs)
         weights = []
         for row in decision.weight_BN.tolist():
             weights.append(dict(zip(self.tasks, row, strict=False)))
@@ -232,7 +237,8 @@ def _explain(tasks: tuple[str, ...], answer: Answer, weights: dict[str, float], 
       fallback: what answers where no task is chosen.
     """
     first, *others = weights
-    top, finding = weights[first], answer.finding
+    top = weights[first]
+    finding = answer.finding
     if finding is not None and finding.unknown:
         outcome = "refused" if answer.refused else fallback
         return f"belongs to no known task: {_unknown(tasks, finding)}; {outcome}"
@@ -245,7 +251,8 @@ def _explain(tasks: tuple[str, ...], answer: Answer, weights: dict[str, float], 
     margin = top - weights[others[0]] if others else None
     if top == 1 and finding is not None:
         margin = finding.ahead  # one-hot weights hide how close the choice was; the scores do not
-    return f"routed to {first}" + ("" if margin is None else f", {margin:.3f} ahead of the next task")
+    lead = "" if margin is None else f", {margin:.3f} ahead of the next task"
+    return f"routed to {first}{lead}"
 
 
 def _unknown(tasks: tuple[str, ...], finding: Finding) -> str:
@@ -270,8 +277,11 @@ def load(path: str | Path, *, task: int | None = None, skip_missing: bool = Fals
     if not RunFolder(Path(path)).config.is_file():
         config = RunConfig(method=Routed(name="base", growth="none"), base=Base(path=str(path)))
         model, tokenizer = open_base(config)
-        serving = config.method.serve(model, config.method.init(model, 1))
+        # A method without experts serves the base model as it is.
+        learner = config.method.init(model, 1)
+        serving = config.method.serve(model, learner)
         return Assistant(config, model, serving, tokenizer, ())
     run = load_run(path, task=task, skip_missing=skip_missing)
-    serving = run.config.method.serve(run.model, run.learner).replace(missing=run.missing)
+    serving = run.config.method.serve(run.model, run.learner)
+    serving = serving.replace(missing=run.missing)
     return Assistant(run.config, run.model, serving, run.tokenizer, run.tasks)

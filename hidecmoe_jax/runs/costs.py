@@ -33,11 +33,15 @@ def flops_per_query(
     """
     config = model.config
     reading = method.traits.reads
-    voices, tasks = _served_shapes(method, method.serve(model, learner))
+    serving = method.serve(model, learner)
+    voices, tasks = _served_shapes(method, serving)
+    # Where the task is named or none is learned, no gate runs.
     routed = tasks > 0 and not method.traits.needs_task_name
     experts = [_added(voice) for voice in voices]
     base = flops.forward(config, tokens, pictures=pictures)
-    forward = flops.forward(config, tokens, pictures=pictures, clip=routed and reading is None, added=experts)
+    # A gate that reads no state of the base reads CLIP's pooled features, which LLaVA alone does not compute.
+    reads_clip = routed and reading is None
+    forward = flops.forward(config, tokens, pictures=pictures, clip=reads_clip, added=experts)
     if routed:
         forward += _scoring(method, model, learner, tasks)
     prefill = 0
@@ -65,7 +69,8 @@ def _served_shapes(method: Method, serving: Serving) -> tuple[tuple[Voice, ...],
     image = jax.ShapeDtypeStruct((1, image_width), jnp.float32)
     text = jax.ShapeDtypeStruct((1, text_width), jnp.float32)
     state = jax.ShapeDtypeStruct((1, config.width), jnp.float32)
-    frozen = FrozenFeatures(Pooled(image, present, text, present), state)
+    pooled = Pooled(image, present, text, present)
+    frozen = FrozenFeatures(pooled, state)
     task = jax.ShapeDtypeStruct((1,), jnp.int32) if method.traits.needs_task_name else None
 
     def serve(serving, frozen, task):
@@ -79,10 +84,13 @@ def _served_shapes(method: Method, serving: Serving) -> tuple[tuple[Voice, ...],
 
 def _added(voice: Voice) -> flops.Experts:
     """The experts of a voice as the formulas count them."""
-    bank, routing = voice.bank, voice.routing
+    bank = voice.bank
+    routing = voice.routing
     sites = {}
     for site, a_LDSR in bank.a.items():
-        sites[site] = (a_LDSR.shape[1], bank.b[site].shape[-1])
+        width = a_LDSR.shape[1]
+        features = bank.b[site].shape[-1]
+        sites[site] = (width, features)
     by_block = routing.router_LBDS is not None
     by_site = routing.site_routers is not None
     return flops.Experts(bank.layers, bank.slots, bank.rank, sites, by_block, by_site)

@@ -42,13 +42,18 @@ def experts_of(method: Method, learner: Learner, number: int, lines: Sequence[di
         if not len(slots):
             continue
         mine_LE = mine_LS[:, slots]
-        norm_LE = np.where(mine_LE, update_norms(bank)[:, slots], np.nan)
+        norms_LS = update_norms(bank)
+        # NaN where the layer lacks the expert: what is not there is not dead.
+        norm_LE = np.where(mine_LE, norms_LS[:, slots], np.nan)
         chose_LE = None
         if counts and family in routed_families:
             # Experts in training are counted behind all slots of old ones; what one method trains is the bank itself.
             start = bank.slots if isolated else 0
-            chose_LE = np.asarray(counts, np.int64)[:, :, start : start + len(slots)].sum(axis=0)
-        idle = [[layer + bank.first_layer, expert, why] for layer, expert, why in dead(norm_LE, chose_LE)]
+            counts_NLS = np.asarray(counts, np.int64)
+            chose_LE = counts_NLS[:, :, start : start + len(slots)].sum(axis=0)
+        idle = []
+        for layer, expert, why in dead(norm_LE, chose_LE):
+            idle.append([layer + bank.first_layer, expert, why])
         facts[family] = {"norm": _table(norm_LE.round(6), mine_LE), "dead": idle}
         if chose_LE is not None:
             facts[family]["chose"] = _table(chose_LE, mine_LE)
@@ -60,8 +65,14 @@ def _late_loads(method: Method, number: int, lines: Sequence[dict[str, Any]]) ->
     trained = [stage.kind for stage in method.stages(number) if stage.trains]
     if not trained:
         return []
-    steps = [line for line in lines if line["at"][0] == number and line["stage"] == trained[-1]]
-    return [line["load"] for line in steps[len(steps) // 2 :] if "load" in line]
+    last_kind = trained[-1]
+    steps = []
+    for line in lines:
+        lesson = line["at"][0]
+        if lesson == number and line["stage"] == last_kind:
+            steps.append(line)
+    late = steps[len(steps) // 2 :]
+    return [line["load"] for line in late if "load" in line]
 
 
 def sentence(experts: dict[str, Any]) -> str:
@@ -71,7 +82,9 @@ def sentence(experts: dict[str, Any]) -> str:
         idle += family["dead"]
     if not idle:
         return ""
-    shown = [f"layer {layer} expert {expert} ({why})" for layer, expert, why in idle[:SHOWN]]
+    shown = []
+    for layer, expert, why in idle[:SHOWN]:
+        shown.append(f"layer {layer} expert {expert} ({why})")
     if len(idle) > SHOWN:
         shown.append("...")
     return f"{len(idle)} dead experts: {', '.join(shown)}"

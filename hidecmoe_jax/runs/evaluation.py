@@ -53,16 +53,13 @@ def _line(answer: Answer, names: Sequence[str]) -> str:
     """One line of an answers file."""
     weights = zip(names, answer.weights, strict=False)  # a learner has more task slots than the run has tasks
     scores = zip(names, answer.scores, strict=False)
-    line = {
-        "question_id": answer.id,
-        "text": answer.text,
-        "ended": answer.ended,
-        "weights": {name: round(weight, 6) for name, weight in weights},
-        "scores": {name: round(score, 6) for name, score in scores},
-    }
+    line = {"question_id": answer.id, "text": answer.text, "ended": answer.ended}
+    line["weights"] = {name: round(weight, 6) for name, weight in weights}
+    line["scores"] = {name: round(score, 6) for name, score in scores}
     if answer.finding is not None:
         nearest = names[answer.finding.nearest]
-        line["finding"] = plain(answer.finding) | {"nearest": nearest, "refused": answer.refused}
+        finding = plain(answer.finding)
+        line["finding"] = finding | {"nearest": nearest, "refused": answer.refused}
     if answer.missing:
         line["missing"] = list(answer.missing)
     return json.dumps(line, ensure_ascii=False)
@@ -87,7 +84,8 @@ def _known(
         sources.append((row, False))
     rows = []
     for number, named in sources:
-        cell = cells.get(number, {}).get(label_of(task.name, named), {})
+        label = label_of(task.name, named)
+        cell = cells.get(number, {}).get(label, {})
         if cell.get("basis") == basis:
             lines = read_answers(folder.answers(number, task.name, named=named))
             rows.append((lines, learned_names(session, number)))
@@ -96,7 +94,8 @@ def _known(
 
 def _replace_lines(path: Path, lines: list[dict[str, Any]]) -> None:
     """Makes an answers file hold `lines`, in one step; one that does is not touched."""
-    whole = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    texts = [json.dumps(line, ensure_ascii=False) + "\n" for line in lines]
+    whole = "".join(texts)
     if not path.is_file() or path.read_text(encoding="utf-8") != whole:
         write_bytes(path, whole.encode())
 
@@ -127,7 +126,10 @@ def write_answers(
     records = session.test(task)
     names = _task_names(session)
     done = read_answers(path)
-    known = {answer.id: json.loads(_line(answer, names)) for answer in copied}
+    known = {}
+    for answer in copied:
+        # Through the text that a file would hold, so that copied and resumed lines are rounded alike.
+        known[answer.id] = json.loads(_line(answer, names))
     lines = _by_question(done) | known
     path.parent.mkdir(parents=True, exist_ok=True)
     if any(record.id not in lines for record in records):
@@ -173,17 +175,27 @@ def judge(task: Task, records: Sequence[Record], lines: list[dict], names: Seque
     """One cell: score, number of questions, texts that could not be parsed or were cut, and routed tasks."""
     texts = [(line["question_id"], line["text"]) for line in lines]
     references = {record.id: record.references for record in records}
-    result = score(task.scorer, by_id(texts, where=f"answers to {task.name}"), references)
-    weighed = [line for line in lines if line["weights"]]
-    routed = [name for name in map(_routed_task, weighed) if name is not None]
+    predictions = by_id(texts, where=f"answers to {task.name}")
+    result = score(task.scorer, predictions, references)
+    routed = []
+    unknown = 0
+    for line in lines:
+        if not line["weights"]:
+            continue
+        name = _routed_task(line)
+        if name is None:
+            unknown += 1
+        else:
+            routed.append(name)
+    counts = {name: routed.count(name) for name in names} if routed else None
     return {
         "score": result.value,
         "count": result.count,
         "unparsed": result.unparsed,
         "cut": sum(not line["ended"] for line in lines),
         "parts": result.parts,
-        "routed": {name: routed.count(name) for name in names} if routed else None,
-        "unknown": len(weighed) - len(routed),
+        "routed": counts,
+        "unknown": unknown,
     }
 
 
@@ -218,7 +230,8 @@ def evaluate_cell(
       stop: checked after every batch of answers.
       reuse: copy answers of earlier rows where they hold in this one.
     """
-    cells, label = Cells(folder.cells), label_of(task.name, reference)
+    cells = Cells(folder.cells)
+    label = label_of(task.name, reference)
     # A measured cell is final: evaluating again measures only what is missing.
     if label in cells.read().get(row, {}):
         return
@@ -226,7 +239,8 @@ def evaluate_cell(
     names = _task_names(session)
     basis = cache_key(session, serving, task)
     known = _known(session, folder, row, task, basis, reference=reference, reuse=reuse)
-    decision, copied = None, []
+    decision = None
+    copied = []
     if known:
         inputs = session.inputs(task)
         decision = session.engine.decide(serving, inputs, task.index if named else None)
@@ -236,9 +250,11 @@ def evaluate_cell(
     lines = write_answers(
         session, serving, task, path, seed=seed, named=named, stop=stop, decision=decision, copied=copied
     )  # fmt: skip
-    cell = judge(task, session.test(task), lines, names) | {"reused": len(copied), "basis": basis}
+    cell = judge(task, session.test(task), lines, names)
+    cell |= {"reused": len(copied), "basis": basis}
     folder.path.mkdir(parents=True, exist_ok=True)
-    cells.write(row, label, cell | {"seconds": round(time.monotonic() - start, 3)})
+    cell["seconds"] = round(time.monotonic() - start, 3)
+    cells.write(row, label, cell)
 
 
 def confusion(cells: dict[str, dict[str, Any]], names: Sequence[str]) -> np.ndarray | None:

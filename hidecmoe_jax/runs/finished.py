@@ -62,7 +62,9 @@ class FinishedRun:
           slots: task slots that are needed, where these are more than the run has tasks.
         """
         run = self.folder.path if edits else None
-        return learner_after(archive, run, self.config, self.model, tasks=max(len(self.tasks), slots))
+        # The number of task slots is a shape, so it stays the same for every length of the archive.
+        tasks = max(len(self.tasks), slots)
+        return learner_after(archive, run, self.config, self.model, tasks=tasks)
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,8 @@ def open_finished(run: str | Path) -> FinishedRun:
     folder = RunFolder(Path(run))
     config = config_of(run)
     model, tokenizer = open_base(config)
-    return FinishedRun(folder, config, model, tokenizer, tuple(task_names(folder.path)))
+    tasks = tuple(task_names(folder.path))
+    return FinishedRun(folder, config, model, tokenizer, tasks)
 
 
 def open_with_data(run: str | Path) -> RunWithData:
@@ -139,8 +142,10 @@ def load_run(run: str | Path, *, task: int | None = None, skip_missing: bool = F
         was learned on, or no such task.
     """
     finished = open_finished(run)
-    config, model = finished.config, finished.model
+    config = finished.config
+    model = finished.model
     base = read_run(finished.folder.path)["identity"]["base"]
+    # Experts are corrections of one base: on another one they would give wrong answers without any error.
     if trees.digest(model.params) != base:
         raise CheckpointError(
             "the run was learned on another base model", where=str(finished.folder.path),
@@ -149,7 +154,8 @@ def load_run(run: str | Path, *, task: int | None = None, skip_missing: bool = F
         )  # fmt: skip
     loaded = load_archive(finished.seed(), config.method, finished.tasks, count=task)
     loaded.require(config.method, skip_missing=skip_missing)
+    learner = finished.learner(loaded.archive)
     return LoadedRun(
-        finished.folder, config, model, finished.tokenizer, finished.learner(loaded.archive), loaded.archive,
+        finished.folder, config, model, finished.tokenizer, learner, loaded.archive,
         loaded.names, tuple(loaded.lost), base,
     )  # fmt: skip

@@ -96,8 +96,10 @@ def open_run(
         folder.mkdir(parents=True, exist_ok=True)
         write_json(RunFolder(folder).identity, {"format": FORMAT, "identity": fresh, "changes": [], "sessions": [now]})
         return False
-    run, changes = read_run(folder), changes_of(folder, identity, allow)
-    noted = [{"field": path, "old": old, "new": new, "at": now["started"]} for path, old, new in changes]
+    run = read_run(folder)
+    noted = []
+    for path, old, new in changes_of(folder, identity, allow):
+        noted.append({"field": path, "old": old, "new": new, "at": now["started"]})
     run |= {"identity": fresh, "changes": run["changes"] + noted, "sessions": [*run["sessions"], now]}
     write_json(RunFolder(folder).identity, run)
     return True

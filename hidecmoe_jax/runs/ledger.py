@@ -100,7 +100,8 @@ class Ledger:
         Raises:
           CheckpointError: a task is missing in the middle, two share a number, or a folder is not one of a task.
         """
-        root, names = self.place.tasks, []
+        root = self.place.tasks
+        names = []
         if root.is_dir():
             names = sorted(path.name for path in root.iterdir() if not path.name.startswith("."))
         records = []
@@ -134,7 +135,9 @@ class Ledger:
         with self._naming_good_task(index):
             groups, meta = read_store(record.folder)
         self._check_name(record, meta)
-        return (groups if like is None else _fitted(groups, like, cast=cast)), meta["facts"]
+        if like is not None:
+            groups = _fitted(groups, like, cast=cast)
+        return groups, meta["facts"]
 
     def archive(self, count: int | None = None) -> list[Groups]:
         """The groups of the first `count` tasks (None for all), as `load` returns them.
@@ -168,7 +171,7 @@ class Ledger:
         """Returns the facts of a committed task without its arrays; the folder is checked all the same."""
         record = self._record(index)
         with self._naming_good_task(index):
-            meta = read_facts(record.folder)[1]
+            _, meta = read_facts(record.folder)
         self._check_name(record, meta)
         return meta["facts"]
 
@@ -178,7 +181,8 @@ class Ledger:
         Raises:
           CheckpointError: the task is not the last one; later tasks build on it.
         """
-        done, record = self.tasks(), self._record(index)
+        done = self.tasks()
+        record = self._record(index)
         # Later lessons were trained beside the experts of this one.
         if index != len(done) - 1:
             raise CheckpointError(
@@ -212,7 +216,7 @@ class Ledger:
     def _same(self, record: TaskRecord, folder: Path, groups: Mapping[str, Mapping[str, Any]]) -> TaskRecord:
         """The record of a task that is committed already, if its arrays are the same."""
         with self._naming_good_task(record.index):
-            old = read_facts(record.folder)[0]
+            old, _ = read_facts(record.folder)
         # Digests are compared, not arrays: nothing has to be loaded.
         new = describe(on_host(groups))
         if record.folder != folder or trees.flatten(old) != trees.flatten(new):
@@ -264,7 +268,11 @@ def _fitted(groups: Groups, like: Mapping[str, Mapping[str, Any]], *, cast: bool
     """`groups` where they fit `like` in every path and shape, and in every dtype unless `cast`."""
     saved = trees.flatten(groups)
     wanted = trees.flatten({group: dict(flat) for group, flat in like.items()})
-    other = [path for path in wanted if path in saved and wanted[path].dtype != saved[path].dtype]
+    other = []
+    for path, array in wanted.items():
+        # Paths that only one side has are refused at the end.
+        if path in saved and array.dtype != saved[path].dtype:
+            other.append(path)
     if other and not cast:
         shown = "; ".join(f"{path}: saved {saved[path].dtype}, wanted {wanted[path].dtype}" for path in other[:8])
         raise CheckpointError(
@@ -276,7 +284,8 @@ def _fitted(groups: Groups, like: Mapping[str, Mapping[str, Any]], *, cast: bool
     for group, flat in groups.items():
         converted[group] = dict(flat)
         for path, array in flat.items():
-            if f"{group}/{path}" in other:
-                converted[group][path] = array.astype(wanted[f"{group}/{path}"].dtype)
+            full_path = f"{group}/{path}"
+            if full_path in other:
+                converted[group][path] = array.astype(wanted[full_path].dtype)
     trees.restore_into(wanted, trees.flatten(converted))  # refuses other paths and shapes
     return converted

@@ -51,14 +51,19 @@ def write(session: Session, folder: Path) -> None:
     sample_questions = {}
     for task in tasks:
         records = session.test(task)
-        pictures = max([pictures, *(len(record.images) for record in records)])
+        for record in records:
+            pictures = max(pictures, len(record.images))
         sample_questions[task.name] = [_question(record) for record in records[:SAMPLES]]
     # Sizes are those of training; only what is stored to serve shrinks with an edit.
-    sizes = method.sizes(model, trained) | {"stored": method.sizes(model, learner)["stored"]}
+    stored = method.sizes(model, learner)["stored"]
+    sizes = method.sizes(model, trained) | {"stored": stored}
+    lessons = []
+    for lesson in session.lessons:
+        lessons.append([tasks[number].name for number in lesson])
     facts = {
         "method": method.name,
         "scorers": {task.name: task.scorer for task in tasks},
-        "lessons": [[tasks[number].name for number in lesson] for lesson in session.lessons],
+        "lessons": lessons,
         "sizes": sizes,
         "growth": _growth(session, folder, archive, trained),
         "flops": flops_per_query(method, model, learner, tokens=session.prompt_length, pictures=pictures),
@@ -104,9 +109,11 @@ def rebuild(folder: str | Path) -> Path:
     if comparison.is_file():
         facts = read_json(comparison)
         documents = [document_of(folder / name) for name in facts["runs"]]
-        document, samples = compare_document(documents, budget=facts.get("budget")), []
+        document = compare_document(documents, budget=facts.get("budget"))
+        samples = []
     else:
-        document, samples = document_of(folder), samples_of(folder)
+        document = document_of(folder)
+        samples = samples_of(folder)
     write_report(folder, document, samples)
     return folder
 
@@ -134,7 +141,13 @@ def document_of(folder: Path) -> dict[str, Any]:
     first = run.seed(config.seeds[0])
     ledger = Ledger(first.path)
     records = ledger.tasks()
-    added = _added(facts, [record.name for record in records]) if traits.keeps_old_experts else {}
+    added = {}
+    # Where lessons share their experts, no number of parameters belongs to one of them.
+    if traits.keeps_old_experts:
+        added = _added(facts, [record.name for record in records])
+    settings = to_mapping(config)
+    # The report lists the tasks themselves; where their folders lie is no setting of the method.
+    del settings["stream"]
     run_facts = RunFacts(
         method=facts["method"],
         tasks=tasks,
@@ -145,11 +158,12 @@ def document_of(folder: Path) -> dict[str, Any]:
         archived_bytes=sum(_bytes_below(record.folder) for record in records),
         added_parameters=added,
         notes=_notes({record.name: ledger.meta(record.index) for record in records}),
-        settings={key: value for key, value in to_mapping(config).items() if key != "stream"},
+        settings=settings,
         growth=facts.get("growth", {}),
         flops_per_query=facts.get("flops"),
     )
-    return run_document(run_facts, seeds, fusion_modes=_variants(first, config.method, tasks, len(lessons)))
+    fusion_modes = _variants(first, config.method, tasks, len(lessons))
+    return run_document(run_facts, seeds, fusion_modes=fusion_modes)
 
 
 def _bytes_below(folder: Path) -> int:
@@ -172,7 +186,9 @@ def _added(facts: dict[str, Any], lessons: Sequence[str]) -> dict[str, dict[str,
     """Numbers that every lesson added, by kind; the same for all where a method does not say otherwise."""
     by_lesson = facts.get("growth", {}).get("parameters")
     if not by_lesson:
-        each = {kind: count // max(1, len(lessons)) for kind, count in facts["sizes"]["archived"].items()}
+        each = {}
+        for kind, count in facts["sizes"]["archived"].items():
+            each[kind] = count // max(1, len(lessons))
         by_lesson = [each] * len(lessons)
     return dict(zip(lessons, by_lesson, strict=False))
 
@@ -194,14 +210,18 @@ def _total(counts: dict[str, int]) -> dict[str, int]:
 def samples_of(folder: Path) -> list[Sample]:
     """The first test questions of every task with the final answers and their routing."""
     facts = read_json(RunFolder(folder).facts)
-    seed = RunFolder(folder).seed(config_of(folder).seeds[0])
+    first_seed = config_of(folder).seeds[0]
+    seed = RunFolder(folder).seed(first_seed)
+    last_row = len(facts["lessons"])
     samples = []
     for task, questions in facts["asked"].items():
         answers = {}
-        for line in read_answers(seed.answers(len(facts["lessons"]), task, named=False)):
+        path = seed.answers(last_row, task, named=False)
+        for line in read_answers(path):
             answers[line["question_id"]] = line
         for item in questions:
             line = answers.get(item["id"])
+            # A report can be written at any time, also before its last row is measured.
             if line is None:
                 continue
             sample = Sample(

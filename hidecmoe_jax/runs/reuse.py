@@ -57,7 +57,8 @@ def choice(weights: Mapping[str, float], learned: Collection[str]) -> str | None
     if not any(weights.values()):
         return BASE
     name = max(weights, key=weights.get)
-    return name if weights[name] == 1.0 and name in learned else None
+    alone = weights[name] == 1.0
+    return name if alone and name in learned else None
 
 
 def known_answers(rows: Iterable[tuple[Sequence[dict[str, Any]], Collection[str]]]) -> KnownAnswers:
@@ -92,7 +93,8 @@ def reusable_answers(
     reusable = []
     for answer in routed:
         weights = dict(zip(names, answer.weights, strict=False))
-        line = known.get((answer.id, choice(weights, learned)))
+        chosen = choice(weights, learned)
+        line = known.get((answer.id, chosen))
         # The text of a refused line was dropped, so it serves only where the answer is refused again.
         if line is not None and (answer.refused or not _refused(line)):
             reusable.append(with_text(answer, line["text"], line["ended"]))

@@ -69,7 +69,8 @@ class Rows:
         """
         evaluate = self.session.config.evaluate
         method = self.session.config.method
-        serving = method.serve(self.session.model, self.learner_after(archive[:row]))
+        learner = self.learner_after(archive[:row])
+        serving = method.serve(self.session.model, learner)
         named = method.traits.needs_task_name
         reference = serving.bank is not None and not named and self._has_reference(row)
         # An edit changes the experts of a task, so answers of earlier rows no longer hold.
@@ -91,7 +92,8 @@ class Rows:
         """Measures a row without the lessons that were lost (None in the archive); returns its own folder."""
         method = self.session.config.method
         aside = self.folder.without(lost)
-        serving = method.serve(self.session.model, self.learner_after(archive[:row])).replace(missing=lost)
+        learner = self.learner_after(archive[:row])
+        serving = method.serve(self.session.model, learner).replace(missing=lost)
         for task in self.wanted(row):
             self._cell(serving, row, task, folder=aside, named=method.traits.needs_task_name)
         return aside
@@ -102,9 +104,11 @@ class Rows:
         if not archive:
             return
         for name, method in config.method.variants().items():
+            # The method's own rule was measured by the last row itself.
             if method == config.method:
                 continue
-            rows = replace(self, session=replace(self.session, config=replace(config, method=method)))
+            session = replace(self.session, config=replace(config, method=method))
+            rows = replace(self, session=session)
             serving = method.serve(self.session.model, rows.learner_after(archive))
             for task in range(len(self.session.stream.tasks)):
                 rows._cell(

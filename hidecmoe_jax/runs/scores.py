@@ -32,7 +32,9 @@ class Cells:
         """Adds one cell, durably."""
         cells = self.read()
         cells.setdefault(row, {})[task] = cell
-        write_json(self.path, {str(number): cells[number] for number in sorted(cells)})
+        # Ordered by number before the numbers become text, for "10" sorts before "2".
+        ordered = {str(number): cells[number] for number in sorted(cells)}
+        write_json(self.path, ordered)
 
     def forget(self, row: int, task: str | None = None) -> None:
         """Drops a row, and the column of a task whose lesson is learned again, perhaps from other data under the same
@@ -40,8 +42,11 @@ class Cells:
         columns = () if task is None else (task, f"{task} (named)")
         remaining = {}
         for number, tasks in sorted(self.read().items()):
-            if number != row:
-                remaining[str(number)] = {name: cell for name, cell in tasks.items() if name not in columns}
+            if number == row:
+                continue
+            for name in columns:
+                tasks.pop(name, None)
+            remaining[str(number)] = tasks
         write_json(self.path, remaining)
 
 
@@ -82,5 +87,6 @@ class Curve:
         """Drops the lines from (lesson, stage, step) `at` on."""
         self.pending.clear()
         earlier = [line for line in self.read() if tuple(line["at"]) < at]
-        text = "".join(json.dumps(line) + "\n" for line in earlier)
+        lines = [json.dumps(line) + "\n" for line in earlier]
+        text = "".join(lines)
         write_bytes(self.path, text.encode())

@@ -29,26 +29,34 @@ def seed_result(
     for lesson in lessons:
         taught.append(taught[-1] + len(lesson))
     reference = _table(cells, tasks, taught, "score", named=True)
-    has_reference = any(score is not None for row in reference for score in row)
+    has_reference = any(row.count(None) < len(row) for row in reference)
     last = cells.get(len(lessons), {})
     chosen = confusion(last, tasks)
-    routed, accuracy = None, None
+    routing_confusion = None
+    routing_accuracy = None
+    locator_confusion = None
     if chosen is not None:
         routed = chosen[:, :-1]  # the last column counts unknown inputs
-        accuracy = 100.0 * routed.trace() / sum(last[task]["count"] for task in tasks)
+        routing_confusion = routed.tolist()
+        questions = sum(last[task]["count"] for task in tasks)
+        routing_accuracy = 100.0 * routed.trace() / questions
+        if not named:
+            locator_confusion = chosen.tolist()
+    answers = 0
+    reused = 0
+    for cell in _all(cells):
+        answers += cell["count"]
+        reused += cell.get("reused", 0)
     return SeedResult(
         seed=seed,
         matrix=_table(cells, tasks, taught, "score"),
         named_task_matrix=reference if has_reference else None,
-        routing_confusion=None if routed is None else routed.tolist(),
-        locator_confusion=None if chosen is None or named else chosen.tolist(),
-        routing_accuracy=accuracy,
+        routing_confusion=routing_confusion,
+        locator_confusion=locator_confusion,
+        routing_accuracy=routing_accuracy,
         unparsed=_table(cells, tasks, taught, "unparsed"),
         seconds=_seconds(folder, cells),
-        answers={
-            "all": sum(cell["count"] for cell in _all(cells)),
-            "reused": sum(cell.get("reused", 0) for cell in _all(cells)),
-        },
+        answers={"all": answers, "reused": reused},
         curves=_curves(folder),
     )
 
@@ -64,7 +72,9 @@ def _table(
     rows: list[list] = [[None] * len(tasks) for _ in range(taught[-1] + 1)]
     for row, place in enumerate(taught):
         measured = cells.get(row, {})
-        rows[place] = [measured.get(label_of(task, named), {}).get(key) for task in tasks]
+        for column, task in enumerate(tasks):
+            cell = measured.get(label_of(task, named), {})
+            rows[place][column] = cell.get(key)
     return rows
 
 
@@ -83,17 +93,21 @@ def _seconds(folder: SeedFolder, cells: CellTable) -> dict[str, float]:
     for lesson in reversed(lessons):
         for kind, seconds in lesson.get("stages", {}).items():
             stages[kind] += seconds
-    return {
-        "learning": round(sum(lesson["seconds"] for lesson in lessons), 3),
-        **{f"learning/{kind}": round(seconds, 3) for kind, seconds in stages.items()},
-        "evaluation": round(sum(cell["seconds"] for cell in _all(cells)), 3),
-    }
+    learning = sum(lesson["seconds"] for lesson in lessons)
+    by_name = {"learning": round(learning, 3)}
+    for kind, seconds in stages.items():
+        by_name[f"learning/{kind}"] = round(seconds, 3)
+    evaluation = sum(cell["seconds"] for cell in _all(cells))
+    by_name["evaluation"] = round(evaluation, 3)
+    return by_name
 
 
 def _curves(folder: SeedFolder) -> dict[str, list[tuple[int, float]]]:
     """Steps and losses of every training stage, by task and, for stages other than `tune`, kind."""
     curves = defaultdict(list)
     for line in Curve(folder.metrics).read():
-        name = line["task"] if line["stage"] == "tune" else f"{line['task']} ({line['stage']})"
+        name = line["task"]
+        if line["stage"] != "tune":
+            name = f"{name} ({line['stage']})"
         curves[name].append((line["step"], line["loss"]))
     return dict(curves)

@@ -99,16 +99,19 @@ class SeedRun:
         if slots > config.capacity:
             say(f"capacity grows from {config.capacity} to {slots} experts; programs compile once more")
         self.ledger.clean()
-        kept = self.ledger.archive()
-        self.rows.evaluate(0, kept)
+        archive = self.ledger.archive()
+        self.rows.evaluate(0, archive)
         for number, lesson in enumerate(self.lessons):
-            if number >= len(kept):
-                self.learn(number, lesson, kept)
-                kept.append(self.ledger.load(number)[0])
+            if number >= len(archive):
+                self.learn(number, lesson, archive)
+                # Read back from disk, so that a run in one go and a resumed one go on from the same bytes.
+                groups, _ = self.ledger.load(number)
+                archive.append(groups)
                 clear_checkpoints(self.folder)
-            self.rows.evaluate(number + 1, kept)
+            self.rows.evaluate(number + 1, archive)
+        # The report shows the variants of the first seed alone.
         if config.evaluate.variants and self.seed == config.seeds[0]:
-            self.rows.evaluate_variants(kept)
+            self.rows.evaluate_variants(archive)
 
     @property
     def rows(self) -> Rows:
@@ -121,12 +124,18 @@ class SeedRun:
         Raises:
           CheckpointError: a frozen leaf changed; nothing is committed.
         """
-        session, method = self.session, self.session.config.method
-        name, start = lesson_name([task.name for task in session.stream.tasks], lesson), time.monotonic()
+        session = self.session
+        method = session.config.method
+        tasks = session.stream.tasks
+        name = lesson_name([task.name for task in tasks], lesson)
+        start = time.monotonic()
         learner = self.rows.learner_after(kept)
+        held = kept
         # An edit changes what was archived: the bytes to keep are then those of the edited learner.
-        held = [method.to_archive(learner, task) for task in range(len(kept))] if read(self.folder.run.path) else kept
-        setup, data = self._setup(number, lesson, name), data_of(session.stream, lesson)
+        if read(self.folder.run.path):
+            held = [method.to_archive(learner, task) for task in range(len(kept))]
+        setup = self._setup(number, lesson, name)
+        data = data_of(session.stream, lesson)
         stages = method.stages(number)
         learner, done, took = self._entered(learner, number, name, data)
         walk = run_lesson(
@@ -137,23 +146,22 @@ class SeedRun:
         for place, stage, trained in walk:
             learner = jax.block_until_ready(trained)
             took[stage.kind] = round(time.monotonic() - since, 3)
+            # After the last training stage a lesson is nearly over: what is saved next is the commit.
             if any(later.trains for later in stages[place + 1 :]):
                 about = {"lesson": number, "data": data, "stages": took}
                 stage_checkpoints(self.folder).save(place, trees.flatten(learner), meta=about)
             since = time.monotonic()
         self._verify(learner, held, name)
-        facts = {
-            "tasks": [session.stream.tasks[task].name for task in lesson],
-            "method": method.name,
-            "seed": self.seed,
-        }
+        facts = {"tasks": [tasks[task].name for task in lesson], "method": method.name, "seed": self.seed}
         facts |= {"base": session.base_digest, "samples": len(setup.data.encoded), "epochs": setup.tune.epochs}
         facts |= {"seconds": round(time.monotonic() - start, 3), "stages": took}
-        facts["experts"] = experts_of(method, learner, number, Curve(self.folder.metrics).read())
+        curve = Curve(self.folder.metrics).read()
+        facts["experts"] = experts_of(method, learner, number, curve)
         self.ledger.commit(number, name, method.to_archive(learner, number), meta=facts)
         say(f"learned {name}: {facts['samples']} records, {setup.tune.epochs} epochs, {facts['seconds']:.1f} s")
-        if sentence(facts["experts"]):
-            say(f"warning: {name} has {sentence(facts['experts'])}")
+        idle = sentence(facts["experts"])
+        if idle:
+            say(f"warning: {name} has {idle}")
 
     def _setup(self, number: int, lesson: tuple[int, ...], name: str) -> LessonSetup:
         """What a lesson is trained with."""
@@ -171,33 +179,44 @@ class SeedRun:
 
     def _monitor(self, setup: LessonSetup, data: list[list[str]], place: int, tune: TrainConfig) -> StageMonitor:
         """The observer of the training stage at a place of a lesson."""
-        progress, curve = step_checkpoints(self.folder), Curve(self.folder.metrics)
+        progress = step_checkpoints(self.folder)
+        curve = Curve(self.folder.metrics)
         at = (setup.number, place)
         return StageMonitor(progress, curve, self.stop, tune, setup.name, at, data, self.options.on_corrupt)
 
     def _order(self, number: int, place: int) -> int:
         """Seed of the draws of a stage: a function of the run's seed, the lesson and the place alone."""
-        return int(np.random.SeedSequence([self.seed, number, place]).generate_state(1)[0])
+        sequence = np.random.SeedSequence([self.seed, number, place])
+        return int(sequence.generate_state(1)[0])
 
     def _entered(
         self, learner: Learner, number: int, name: str, data: list[list[str]]
     ) -> tuple[Learner, int, dict[str, float]]:
         """The learner after the finished stages of a lesson, their number, and the seconds that each one took."""
-        found = stage_checkpoints(self.folder).latest(on_corrupt=self.options.on_corrupt)
-        if found is None or found[2]["lesson"] != number:
+        checkpoint = stage_checkpoints(self.folder).latest(on_corrupt=self.options.on_corrupt)
+        if checkpoint is None:
             return learner, 0, {}
-        if found[2].get("data") != data:
+        place, flat, facts = checkpoint
+        if facts["lesson"] != number:
+            return learner, 0, {}
+        if facts.get("data") != data:
             say(f"warning: {name}: the checkpoint between its stages is of other data; left out")
             return learner, 0, {}
-        place, flat, facts = found
-        return jax.tree.map(jnp.asarray, trees.restore_into(learner, flat)), place + 1, dict(facts.get("stages", {}))
+        restored = trees.restore_into(learner, flat)
+        learner = jax.tree.map(jnp.asarray, restored)
+        took = dict(facts.get("stages", {}))
+        return learner, place + 1, took
 
     def _verify(self, learner: Learner, held: list, name: str) -> None:
         """Refuses a learner in which the base or an earlier lesson's experts lack a byte that `held` has."""
-        session, method, changed = self.session, self.session.config.method, []
+        session = self.session
+        method = session.config.method
+        changed = []
         if session.config.verify_base and trees.digest(session.model.params) != session.base_digest:
             changed.append("the base model")
-        for task, groups in enumerate(held if method.traits.keeps_old_experts else ()):
+        # A method that trains its old experts further changes them by design.
+        frozen = held if method.traits.keeps_old_experts else ()
+        for task, groups in enumerate(frozen):
             now = method.to_archive(learner, task)
             for group in ("experts", "memory"):
                 if trees.digests(now[group]) != trees.digests(groups[group]):

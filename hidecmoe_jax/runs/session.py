@@ -97,7 +97,8 @@ class Session:
 
     def encode(self, records: tuple[Record, ...], label: str) -> tuple[tuple[Record, ...], list[Encoded]]:
         """Training records with their ids; too long ones are refused, or dropped up to `tune.max_dropped`."""
-        tune, encoder = self.config.tune, self.engine.encoder
+        tune = self.config.tune
+        encoder = self.engine.encoder
         encoded, dropped = encoder.conversations(records, max_length=tune.max_length, max_dropped=tune.max_dropped)
         if dropped:
             say(f"{label}: dropped {len(dropped)} records longer than {tune.max_length} tokens, first {dropped[0]!r}")
@@ -135,7 +136,7 @@ class Session:
 
     def material(self, records: tuple[Record, ...], lesson: tuple[int, ...], label: str) -> StageData:
         """What a stage trains on: records of the lesson's tasks, in batches that hold any record of these."""
-        length, answers = (max(sizes) for sizes in zip(*(self.shapes[task] for task in lesson), strict=True))
+        length, answers = np.max([self.shapes[task] for task in lesson], axis=0).tolist()
         records, encoded = self.encode(records, label)
         features = self.engine.features(records, f"{label} train")
         vocabulary = self.model.config.vocabulary
@@ -165,13 +166,20 @@ class Session:
 def identity_of(config: RunConfig, stream: Stream, base: str) -> dict[str, Any]:
     """Values of a run that may not change between stop and resume; `base` is the SHA-256 of its base model."""
     plain = to_mapping(config)
+    # Of the stream the data counts, not the folders that it is read from.
+    val_fraction = plain.pop("stream")["val_fraction"]
+    data = {}
+    own_settings = {}
+    for task in stream.tasks:
+        data[task.name] = dict(task.contents)
+        own_settings[task.name] = {"epochs": task.epochs, "rate": task.rate}
     return {
         "base": base,
-        "val_fraction": plain.pop("stream")["val_fraction"],
+        "val_fraction": val_fraction,
         "config": plain,
         "tasks": [task.name for task in stream.tasks],
-        "data": {task.name: dict(task.contents) for task in stream.tasks},
-        "own": {task.name: {"epochs": task.epochs, "rate": task.rate} for task in stream.tasks},
+        "data": data,
+        "own": own_settings,
     }
 
 
@@ -191,9 +199,13 @@ def stream_specs(stream: StreamConfig) -> tuple[TaskSpec, ...]:
 def open_base(config: RunConfig) -> tuple[Model, Tokenizer]:
     """The frozen model and its tokenizer."""
     folder = base_folder(config.base.path)
-    # What the config leaves open stays as the checkpoint has it.
-    changes = {name: getattr(config.base, name) for name in ("dtype", "param_dtype", "remat")}
-    model = load_model(folder, **{name: value for name, value in changes.items() if value is not None})
+    changes = {}
+    for name in ("dtype", "param_dtype", "remat"):
+        value = getattr(config.base, name)
+        # What the config leaves open stays as the checkpoint has it.
+        if value is not None:
+            changes[name] = value
+    model = load_model(folder, **changes)
     tokenizer = Tokenizer.load(folder)
     # The image token's row is never looked up, so it alone may lie one past the table (original LLaVA-1.5).
     beyond = tokenizer.size - (tokenizer.image == model.config.vocabulary)
@@ -230,10 +242,9 @@ def open_session(config: RunConfig, *, errors: str | None = None) -> Session:
 
 def checked_stream(config: RunConfig, *, errors: str | None = None) -> Stream:
     """The stream alone, as `open_session` opens and checks it."""
-    stream = open_stream(
-        stream_specs(config.stream), policy=replace(config.stream.policy, errors=errors),
-        val_fraction=config.stream.val_fraction,
-    )  # fmt: skip
+    specs = stream_specs(config.stream)
+    policy = replace(config.stream.policy, errors=errors)
+    stream = open_stream(specs, policy=policy, val_fraction=config.stream.val_fraction)
     # Test items among training items of any task would make scores too high.
     examine(stream.tasks, allowed_leaks=config.stream.allowed_leaks).require()
     for task in stream.tasks:
@@ -246,9 +257,12 @@ def checked_stream(config: RunConfig, *, errors: str | None = None) -> Stream:
 
 def session_facts() -> dict[str, Any]:
     """Versions and devices of this process, for the record."""
-    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+    versions = {"hidecmoe_jax": VERSION}
+    # Packages that can change a number of the run.
+    for package in ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy"):
+        versions[package] = version(package)
     return {
         "python": platform.python_version(),
-        "versions": {"hidecmoe_jax": VERSION} | {name: version(name) for name in packages},
+        "versions": versions,
         "devices": [device.device_kind for device in jax.devices()],
     }

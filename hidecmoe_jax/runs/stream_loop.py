@@ -49,7 +49,8 @@ def learn(
         folders = [stream] if isinstance(stream, str | Path) else stream
         tasks = tuple(TaskSpec(str(folder)) for folder in folders)
         config = dataclasses.replace(config, stream=StreamConfig(None, tasks))
-    chosen, folder = Options(**options), Path(out)
+    chosen = Options(**options)
+    folder = Path(out)
     check_run(folder, resume=chosen.resume, overwrite=chosen.overwrite)
     folder.mkdir(parents=True, exist_ok=True)
     with writer_lock(folder), graceful_stop() as stop:
@@ -76,8 +77,9 @@ def enter(session: Session, folder: Path, options: Options) -> None:
 
 def walk(session: Session, folder: Path, options: Options, stop: Stop) -> None:
     """Runs every seed of a run that was entered, then writes the report."""
+    run = RunFolder(folder)
     for seed in session.config.seeds:
-        SeedRun(session, RunFolder(folder).seed(seed), seed, options, stop).run()
+        SeedRun(session, run.seed(seed), seed, options, stop).run()
     results.write(session, folder)
 
 
@@ -103,6 +105,7 @@ def add(
             )  # fmt: skip
         spec = TaskSpec(str(Path(task).resolve()), epochs=epochs, rate=rate)
         finished = min(_learned(folder, config)) == len(names)
+        # The config was written with the new task before its learning began.
         resuming = not finished and config.stream.tasks[-1:] == (spec,)
         if not finished and not resuming:
             raise ConfigError(
@@ -132,7 +135,11 @@ def add(
 
 def _learned(folder: RunFolder, config: RunConfig) -> list[int]:
     """How many lessons each seed has learned."""
-    return [len(Ledger(folder.seed(seed).path).tasks()) for seed in config.seeds]
+    counts = []
+    for seed in config.seeds:
+        ledger = Ledger(folder.seed(seed).path)
+        counts.append(len(ledger.tasks()))
+    return counts
 
 
 def _fields_of(tasks: Iterable[str]) -> tuple[str, ...]:
@@ -181,8 +188,8 @@ def rollback(run: str | Path, tasks: int) -> Path:
 def _withdraw_from(seed: SeedFolder, names: Sequence[str], tasks: int) -> None:
     """Takes all lessons of a seed out but the first `tasks`, the last one first."""
     for row in range(len(names), tasks, -1):
-        learned = row <= len(Ledger(seed.path).tasks())
-        withdraw = withdraw_last if learned else withdraw_begun
+        learned = len(Ledger(seed.path).tasks())
+        withdraw = withdraw_last if row <= learned else withdraw_begun
         withdraw(seed, row, names[row - 1])
     Curve(seed.metrics).rewind((tasks, 0, 0))
 
@@ -227,7 +234,8 @@ def evaluate_run(
 
 def _evaluate_rows(rows: Rows, task: int | None, *, skip_missing: bool) -> dict[str, str]:
     """Measures one row of a seed, or all of them; returns the lost lessons of the whole seed: why, by name."""
-    method, names = rows.session.config.method, [spec.name for spec in rows.session.stream.tasks]
+    method = rows.session.config.method
+    names = [spec.name for spec in rows.session.stream.tasks]
     whole = load_archive(rows.folder, method, names)
     if task is not None and not 0 <= task <= len(whole.names):
         raise ConfigError(
@@ -240,6 +248,9 @@ def _evaluate_rows(rows: Rows, task: int | None, *, skip_missing: bool) -> dict[
         aside = rows.evaluate_without(len(loaded.archive), loaded.archive, tuple(loaded.lost))
         say(f"measured without {', '.join(loaded.lost)}: {aside.path}")
         return whole.lost
-    for row in range(len(loaded.archive) + 1) if task is None else (task,):
+    # Row 0 is the base model, so n lessons have n + 1 rows.
+    every_row = range(len(loaded.archive) + 1)
+    wanted_rows = every_row if task is None else (task,)
+    for row in wanted_rows:
         rows.evaluate(row, loaded.archive)
     return whole.lost

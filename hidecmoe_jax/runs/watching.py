@@ -46,7 +46,9 @@ class StageMonitor:
         step, state, facts = checkpoint if checkpoint is not None else (0, {}, {})
         same_stage = tuple(facts.get("at", ())) == self.at
         usable = same_stage and facts.get("data") == self.data
-        self.curve.rewind((*self.at, step + 1 if usable else 0))
+        first_step = step + 1 if usable else 0
+        # Lines after the checkpoint are written again when their steps are.
+        self.curve.rewind((*self.at, first_step))
         if same_stage and not usable:
             self.warn(f"{self.name}: the checkpoint within stage {stage.kind} is of other data; left out")
         if not usable:
@@ -65,14 +67,20 @@ class StageMonitor:
         seconds = now - self.since if self.since else 0.0
         self.since = now
         line = {"at": [*self.at, step], "task": self.name, "stage": stage.kind, "step": step}
-        self.curve.add(line | facts | {"seconds": round(seconds, 4)})
-        last, stopping = step + 1 == steps, self.stop.requested
-        due = (step + 1) % self.tune.save_every == 0 and not last
+        line |= facts
+        line["seconds"] = round(seconds, 4)
+        self.curve.add(line)
+        done = step + 1
+        last = done == steps
+        stopping = self.stop.requested
+        # After the last step the stage is over; what it trained is saved between the stages or committed.
+        due = done % self.tune.save_every == 0 and not last
         # Metrics are on disk before the checkpoint that they lead up to, so that resuming never leaves a gap.
         if due or last or stopping or len(self.curve.pending) >= FLUSH_EVERY:
             self.curve.flush()
         if due or stopping:
-            self.progress.save(step, state(), meta={"at": list(self.at), "data": self.data})
+            about = {"at": list(self.at), "data": self.data}
+            self.progress.save(step, state(), meta=about)
         if last or stopping:
             self.shown.close()
         if stopping:

@@ -17,20 +17,24 @@ def withdraw_last(seed: SeedFolder, row: int, task: str) -> None:
     """Takes out the last lesson of a seed, the answers of its row and those to its task: it can be learned again."""
     aside = Ledger(seed.path).withdraw(row - 1)
     clear_checkpoints(seed)
-    _move(_row(seed, row) + seed.columns(task), aside)
+    answers = _row(seed, row) + seed.columns(task)
+    _move(answers, aside)
     Cells(seed.cells).forget(row, task)
 
 
 def withdraw_begun(seed: SeedFolder, row: int, task: str) -> None:
     """Takes out what there is of an unfinished lesson: checkpoints, and early answers to its task."""
     clear_checkpoints(seed)
-    _move(seed.columns(task), seed.next_withdrawn(f"{row - 1:03d}_{task}"))
+    columns = seed.columns(task)
+    aside = seed.next_withdrawn(f"{row - 1:03d}_{task}")
+    _move(columns, aside)
     Cells(seed.cells).forget(row, task)
 
 
 def withdraw_row(seed: SeedFolder, row: int) -> None:
     """Takes the measurements of a seed's last row out."""
-    _move(_row(seed, row), seed.next_withdrawn(seed.row(row).name))
+    aside = seed.next_withdrawn(seed.row(row).name)
+    _move(_row(seed, row), aside)
     Cells(seed.cells).forget(row)
 
 
@@ -44,4 +48,5 @@ def _move(paths: list[Path], aside: Path) -> None:
     for path in paths:
         # The columns of a row that was moved are gone with it.
         if path.exists():
-            path.rename(aside.parent / f"{aside.name}.{path.parent.name}.{path.name}")
+            name = f"{aside.name}.{path.parent.name}.{path.name}"
+            path.rename(aside.parent / name)
