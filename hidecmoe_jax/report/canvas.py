@@ -83,6 +83,7 @@ def heat(axis, values: Values, *, top: float, text: Callable[[int, int], str]) -
 def _hatch(axis, row: int, column: int) -> None:
     from matplotlib.patches import Rectangle
 
+    # Cells are centred on whole numbers.
     corner = (column - 0.5, row - 0.5)
     style = {"facecolor": "#F4F4F4", "edgecolor": "#D0D0D0", "hatch": "////", "linewidth": 0}
     axis.add_patch(Rectangle(corner, 1, 1, **style))
@@ -107,14 +108,10 @@ def tasks_on(axis, tasks: Sequence[str]) -> None:
 
 def names_below(axis, places: Sequence[float], names: Sequence[str]) -> None:
     """Names below the horizontal axis, without tick marks; slanted where there are more than four."""
-    slanted = len(names) > 4
-    axis.set_xticks(
-        places,
-        shortened(names),
-        rotation=30 if slanted else 0,
-        ha="right" if slanted else "center",
-        rotation_mode="anchor",
-    )
+    style = {"rotation": 0, "ha": "center"}
+    if len(names) > 4:
+        style = {"rotation": 30, "ha": "right"}
+    axis.set_xticks(places, shortened(names), rotation_mode="anchor", **style)
     axis.tick_params(axis="x", length=0)
 
 

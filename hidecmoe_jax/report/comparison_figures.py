@@ -47,8 +47,13 @@ def _metric_bars(axis, methods: Sequence[Document], key: str, title: str) -> Non
     """One panel: a metric of every method."""
     for place, method in enumerate(methods):
         _method_bar(axis, place, method, key)
-    labels = [short(method["label"], 26) for method in methods]
-    values = [method[key] for method in methods if method[key] is not None]
+    labels = []
+    values = []
+    for method in methods:
+        labels.append(short(method["label"], 26))
+        if method[key] is not None:
+            values.append(method[key])
+    # At least one point long, because the scale may not be empty where every value is 0.
     rows_of_bars(axis, labels, longest=max([*values, 1.0]))
     # Forgetting is below 0 where later tasks helped.
     lowest = min([*values, 0.0])
@@ -73,7 +78,9 @@ def _method_bar(axis, place: int, method: Document, key: str) -> None:
     else:
         text = f"{value:.1f} \u00b1 {std:.1f}"
         axis.plot(seeds, [place] * len(seeds), "o", color="white", markeredgecolor=INK, markersize=4, zorder=3)
-    edge = max([value, 0.0, *seeds, value + (std or 0.0)])
+    # Behind the bar, its whisker and its dots, whichever reaches farthest.
+    whisker_end = value + (std or 0.0)
+    edge = max([value, 0.0, *seeds, whisker_end])
     label_right(axis, (edge, place), text, gap=7)
 
 
@@ -82,10 +89,13 @@ def last_by_task(document: Document):
     tasks = document["tasks"]
     methods = document["methods"]
     width = 0.82 / len(methods)
-    figure, axis = canvas(max(7.0, 1.8 + len(tasks) * max(0.9, 0.24 * len(methods))), 4.2)
+    # A group of bars needs room for its methods, and for the task's name below.
+    group_width = max(0.9, 0.24 * len(methods))
+    figure, axis = canvas(max(7.0, 1.8 + len(tasks) * group_width), 4.2)
     top = 100.0
+    middle = (len(methods) - 1) / 2
     for index, method in enumerate(methods):
-        shift = (index - (len(methods) - 1) / 2) * width
+        shift = (index - middle) * width
         places = np.arange(len(tasks)) + shift
         color = PALETTE[index % len(PALETTE)]
         top = max(top, _task_bars(axis, method, places, width=width * 0.92, color=color))
@@ -100,8 +110,8 @@ def last_by_task(document: Document):
 def _task_bars(axis, method: Document, places: Sequence[float], *, width: float, color: str) -> float:
     """Draws one method's bars, one at each place; returns the highest end of bar and whisker."""
     scores = _final_row(method)
-    seed_rows = [_final_row(seed) for seed in method["seeds"]["per_seed"]]
-    stds = [_std(column) for column in zip(*seed_rows, strict=True)]
+    seed_rows = map(_final_row, method["seeds"]["per_seed"])
+    stds = list(map(_std, zip(*seed_rows, strict=True)))
     heights = [score or 0.0 for score in scores]
     axis.bar(
         places,
@@ -122,7 +132,8 @@ def _final_row(entry: Document) -> list[float | None]:
     """Row T, or the zero-shot row of a method that never learns."""
     matrix = entry["matrix"]
     scores = np.array(matrix, np.float64)  # NaN where not measured
-    return matrix[0] if np.isnan(scores[1:]).all() else matrix[-1]
+    learned = scores[1:]
+    return matrix[0] if np.isnan(learned).all() else matrix[-1]
 
 
 def _std(values: Sequence[float | None]) -> float:

@@ -51,8 +51,10 @@ def run_document(
     def entries(key: str) -> list:
         return [entry[key] for entry in per_seed]
 
-    headlines = zip(*map(entries, HEADLINES), strict=True)
-    spread = mean_and_spread([dict(zip(HEADLINES, values, strict=True)) for values in headlines])
+    headlines = []
+    for entry in per_seed:
+        headlines.append({name: entry[name] for name in HEADLINES})
+    spread = mean_and_spread(headlines)
     located = _summed_cells([seed.locator_confusion for seed in seeds])
     # The order of the keys is the order in the file; readers compare files byte by byte.
     return {
@@ -69,14 +71,7 @@ def run_document(
         "routing_confusion": _summed_cells(entries("routing_confusion")),
         "locator_confusion": _counts_and_shares(located, facts.tasks),
         "unparsed": _summed_cells(entries("unparsed")),
-        "stored_parameters": _parameters(facts.stored_parameters),
-        "archived_parameters": _parameters(facts.archived_parameters),
-        "trained_parameters": _parameters(facts.trained_parameters),
-        "stored_bytes": facts.stored_bytes,
-        "archived_bytes": facts.archived_bytes,
-        "added_parameters": {task: dict(counts) for task, counts in facts.added_parameters.items()},
-        "notes": dict(facts.notes),
-        "flops_per_query": None if facts.flops_per_query is None else dict(facts.flops_per_query),
+        **_costs(facts),
         "seconds": _mean_by_name([seed.seconds for seed in seeds]),
         "answers": _mean_by_name([seed.answers for seed in seeds]),
         "seeds": {"list": [seed.seed for seed in seeds], "spread": spread, "per_seed": per_seed},
@@ -84,6 +79,22 @@ def run_document(
         "fusion_modes": _fusion_modes(fusion_modes or {}),
         "settings": dict(facts.settings),
         "growth": dict(facts.growth),
+    }
+
+
+def _costs(facts: RunFacts) -> dict[str, object]:
+    """Numbers of parameters, bytes and operations, with the notes on the experts that they count."""
+    added = {task: dict(counts) for task, counts in facts.added_parameters.items()}
+    flops = None if facts.flops_per_query is None else dict(facts.flops_per_query)
+    return {
+        "stored_parameters": _parameters(facts.stored_parameters),
+        "archived_parameters": _parameters(facts.archived_parameters),
+        "trained_parameters": _parameters(facts.trained_parameters),
+        "stored_bytes": facts.stored_bytes,
+        "archived_bytes": facts.archived_bytes,
+        "added_parameters": added,
+        "notes": dict(facts.notes),
+        "flops_per_query": flops,
     }
 
 
@@ -139,12 +150,15 @@ def _seed_entry(seed: SeedResult, names: Sequence[str], open_ended: Sequence[str
         named_row = named_rows[-1]
         named_last = _mean(named_row)
         bwt_named = summary(named_rows)["bwt_t"]
-    final = dict(zip(names, _finite_row(seed.matrix[-1]), strict=True))
+    final = zip(names, _finite_row(seed.matrix[-1]), strict=True)
+    # CIDEr-D alone could lift a mean above 100, so this mean leaves such tasks out.
+    bounded_scores = [score for name, score in final if name not in open_ended]
+    confusion = list(map(list, seed.routing_confusion)) if seed.routing_confusion else None
     return {
         "seed": seed.seed,
         "matrix": _all_rows(seed.matrix, tasks),
         **metrics,
-        "last_bounded": _mean([score for name, score in final.items() if name not in open_ended]),
+        "last_bounded": _mean(bounded_scores),
         "named_task_row": named_row,
         "named_task_last": named_last,
         "named_task_matrix": named_rows,
@@ -152,7 +166,7 @@ def _seed_entry(seed: SeedResult, names: Sequence[str], open_ended: Sequence[str
         "bwt_named_task": bwt_named,
         "bwt_routing": _difference(metrics["bwt_t"], bwt_named),
         "routing_accuracy": _routing_accuracy(seed),
-        "routing_confusion": list(map(list, seed.routing_confusion)) if seed.routing_confusion else None,
+        "routing_confusion": confusion,
         "locator_confusion": _counts_and_shares(seed.locator_confusion, names),
         "unparsed": _all_rows(seed.unparsed, tasks) if seed.unparsed else None,
         "seconds": dict(seed.seconds),
@@ -167,9 +181,11 @@ def _counts_and_shares(counts: Counts | None, tasks: Sequence[str]) -> dict[str,
     rows = []
     shares = []
     for row in counts:
-        total = int(sum(row))
-        rows.append(list(map(int, row)))
-        shares.append([int(count) / total if total else None for count in row])
+        numbers = list(map(int, row))
+        total = sum(numbers)
+        rows.append(numbers)
+        # A task without items has no shares.
+        shares.append([number / total for number in numbers] if total else [None] * len(numbers))
     return {"tasks": list(tasks), "columns": [*tasks, UNKNOWN], "counts": rows, "shares": shares}
 
 
@@ -219,7 +235,9 @@ def _missing(per_seed: Sequence[Mapping[str, object]]) -> dict[str, list[str]]:
 def _curves(curves: Mapping[str, Curve]) -> dict[str, list[list]]:
     points: dict[str, list[list]] = {}
     for name, curve in curves.items():
-        points[name] = [[int(step), _finite(loss)] for step, loss in curve]
+        points[name] = []
+        for step, loss in curve:
+            points[name].append([int(step), _finite(loss)])
     return points
 
 
@@ -254,7 +272,10 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def _mean_row(rows: Sequence[Sequence[float | None] | None]) -> Row | None:
-    return None if None in rows else mean_matrix([[row] for row in rows])[0]
+    if None in rows:
+        return None
+    matrices = [[row] for row in rows]
+    return mean_matrix(matrices)[0]
 
 
 def _mean_matrix(tables: Sequence[Matrix | None]) -> list[Row] | None:
@@ -266,7 +287,10 @@ def _mean_by_name(rows: Sequence[Mapping[str, float]]) -> dict[str, float | None
     names: dict[str, None] = {}
     for row in rows:
         names |= dict.fromkeys(row)
-    return {name: _mean([row.get(name) for row in rows]) for name in names}
+    means = {}
+    for name in names:
+        means[name] = _mean([row.get(name) for row in rows])
+    return means
 
 
 def _summed_cells(tables: Sequence[Sequence[Sequence[int | None]] | None]) -> list[list[int | None]] | None:
@@ -276,5 +300,9 @@ def _summed_cells(tables: Sequence[Sequence[Sequence[int | None]] | None]) -> li
     summed = []
     for rows in zip(*tables, strict=True):
         columns = zip(*rows, strict=True)
-        summed.append([None if None in cells else sum(cells) for cells in columns])
+        summed.append([_sum_or_none(cells) for cells in columns])
     return summed
+
+
+def _sum_or_none(cells: Sequence[int | None]) -> int | None:
+    return None if None in cells else sum(cells)

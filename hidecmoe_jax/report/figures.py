@@ -67,8 +67,14 @@ def accuracy_matrix(document: Document):
     """Heat map of R[k,i] with numbers; the stepped line separates learned tasks from those still to come."""
     tasks = document["tasks"]
     scores = _scores(document)
-    figure, axis = canvas(2.6 + 0.85 * len(tasks), 1.9 + 0.5 * len(scores))
-    heat(axis, scores, top=_highest(scores), text=lambda stage, task: f"{scores[stage, task]:.1f}")
+
+    def text(stage: int, task: int) -> str:
+        return f"{scores[stage, task]:.1f}"
+
+    width = 2.6 + 0.85 * len(tasks)
+    height = 1.9 + 0.5 * len(scores)
+    figure, axis = canvas(width, height)
+    heat(axis, scores, top=_highest(scores), text=text)
     line = {"color": INK, "linewidth": 1.6, "solid_capstyle": "butt"}
     for task in range(len(tasks)):
         left = task - 0.5
@@ -133,17 +139,23 @@ def routing_confusion(document: Document):
     tasks = columns = document["tasks"]
     counts = np.array(document["routing_confusion"])
     located = document.get("locator_confusion")
-    if located and np.any(np.array(located["counts"])[:, -1]):
-        counts = np.array(located["counts"])
-        columns = located["columns"]
+    if located:
+        located_counts = np.array(located["counts"])
+        # The last column is empty unless the gate took an input for unknown.
+        if np.any(located_counts[:, -1]):
+            counts = located_counts
+            columns = located["columns"]
     # NaN for a task without items: its cells are hatched.
-    totals = np.where(counts.sum(1) > 0, counts.sum(1), np.nan)
+    items = counts.sum(1)
+    totals = np.where(items > 0, items, np.nan)
     shares = 100 * counts / totals[:, None]
 
     def text(row: int, column: int) -> str:
         return f"{shares[row, column]:.0f}%\n{counts[row, column]}"
 
-    figure, axis = canvas(2.6 + 0.85 * len(columns), 1.9 + 0.62 * len(tasks))
+    width = 2.6 + 0.85 * len(columns)
+    height = 1.9 + 0.62 * len(tasks)
+    figure, axis = canvas(width, height)
     heat(axis, shares, top=100.0, text=text)
     tasks_on(axis.xaxis, columns)
     axis.set_yticks(range(len(tasks)), shortened(tasks))
@@ -163,7 +175,9 @@ def expert_sizes(document: Document):
             kinds.append((kind, counts))
     if kinds:
         panels.append((kinds, f"Parameters beyond the frozen base {DOT} {document['method']}", ""))
-    added = [(short(task), counts) for task, counts in document["added_parameters"].items()]
+    added = []
+    for task, counts in document["added_parameters"].items():
+        added.append((short(task), counts))
     if added:
         panels.append((added, "Added by each task", "parameters"))
     heights = [0.55 * len(bars) + 0.9 for bars, _, _ in panels]
@@ -194,7 +208,10 @@ def _part(counts: Mapping[str, int], part: str) -> int:
     """The count of a part; `other` is what the total holds beyond the named parts."""
     if part != "other":
         return counts.get(part, 0)
-    named = sum(counts.get(name, 0) for name in PART_COLORS if name != "other")
+    named = 0
+    for name in PART_COLORS:
+        if name != "other":
+            named += counts.get(name, 0)
     return counts.get("total", named) - named
 
 
@@ -210,7 +227,8 @@ def growth(document: Document):
     for used in grown.get("used", []):
         last_used = used or last_used
     panels = 1 if last_used is None else 2
-    figure, axes = canvas((3.0 + 0.62 * added.shape[1]) * panels, 1.8 + 0.55 * len(added), columns=panels)
+    panel_width = 3.0 + 0.62 * added.shape[1]
+    figure, axes = canvas(panel_width * panels, 1.8 + 0.55 * len(added), columns=panels)
     axes = np.atleast_1d(axes)
     _added_experts(axes[0], added, grown["frequency"], document)
     if last_used is not None:
@@ -249,8 +267,12 @@ def expansion(document: Document):
         # A row of zeros is a task that has nothing to be compared with.
         return f"{worth[task, layer]:.2f}" if worth[task].any() else DOT
 
-    figure, axis = canvas(2.6 + 0.62 * worth.shape[1], 1.6 + 0.5 * len(worth))
-    heat_by_layer(axis, worth, document["tasks"], top=max(1e-6, worth.max()), text=text)
+    width = 2.6 + 0.62 * worth.shape[1]
+    height = 1.6 + 0.5 * len(worth)
+    figure, axis = canvas(width, height)
+    # A scale from 0 to 0 is none, so a run without any benefit gets a tiny one.
+    top = max(1e-6, worth.max())
+    heat_by_layer(axis, worth, document["tasks"], top=top, text=text)
     for layer in grown["expanded"]:
         axis.axvspan(layer - 0.48, layer + 0.48, fill=False, edgecolor=INK, linewidth=1.6)
     title = f"Benefit of expanding a layer,\nby {grown['by']} {DOT} {document['method']}"
@@ -287,7 +309,8 @@ def _stage_curve(axis, curve: Sequence[tuple[int, float | None]], start: int, co
     if not points:
         return []
     steps, losses = zip(*points, strict=True)
-    smooth = _moving_average(losses, max(1, len(losses) // 40))
+    window = max(1, len(losses) // 40)
+    smooth = _moving_average(losses, window)
     axis.plot(steps, losses, color=color, alpha=0.25, linewidth=0.8)
     axis.plot(steps, smooth, color=color, linewidth=1.8)
     return smooth
@@ -301,7 +324,9 @@ def _moving_average(values: Sequence[float], window: int) -> list[float]:
     averages = []
     for end in range(1, len(sums)):
         start = max(0, end - window)
-        averages.append((sums[end] - sums[start]) / (end - start))
+        # The difference of two running sums is the sum of the values between them.
+        total = sums[end] - sums[start]
+        averages.append(total / (end - start))
     return averages
 
 

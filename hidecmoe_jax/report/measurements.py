@@ -110,6 +110,7 @@ def check_consistent(facts: RunFacts, seeds: Sequence[SeedResult]) -> None:
 def _wrong_shapes(seed: SeedResult, tasks: int) -> list[str]:
     """Tables of one seed whose shape contradicts the number of tasks, in words."""
     problems = []
+    # Optional tables that were not measured are empty here, so they have no wrong row.
     tables = {
         "matrix": seed.matrix,
         "routing_confusion": seed.routing_confusion or (),

@@ -47,13 +47,16 @@ def overlap(left: Box, right: Box) -> float:
     x2 = min(left[2], right[2])
     y2 = min(left[3], right[3])
     shared = area((x1, y1, x2, y2))
-    return shared / (area(left) + area(right) - shared)
+    union = area(left) + area(right) - shared
+    return shared / union
 
 
 def area(box: Box) -> float:
     """Returns the area in squared units of the frame; 0 where the corners are swapped."""
     x1, y1, x2, y2 = box
-    return max(x2 - x1, 0.0) * max(y2 - y1, 0.0)
+    width = max(x2 - x1, 0.0)
+    height = max(y2 - y1, 0.0)
+    return width * height
 
 
 def iou(prediction: str, references: tuple[str, ...]) -> float | None:
@@ -67,7 +70,7 @@ def iou_legacy(prediction: str, references: tuple[str, ...]) -> float | None:
 
 
 def _best(box: Box | None, references: tuple[str, ...]) -> float | None:
-    truths = [parse_box(reference) for reference in references]
+    truths = list(map(parse_box, references))
     if None in truths:
         raise DataError(
             "A reference answer of a grounding task is not a box",

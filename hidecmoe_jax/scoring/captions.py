@@ -55,8 +55,10 @@ def caption6(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> 
     `value` uses corpus-level BLEU and `per_item` sentence-level BLEU, so the mean of `per_item` is close to `value` but
     not equal to it. ROUGE-L and CIDEr-D are means over items in both.
     """
-    words = [tokenize(candidate) for candidate in candidates]
-    truths = [list(map(tokenize, texts)) for texts in references]
+    words = list(map(tokenize, candidates))
+    truths = []
+    for texts in references:
+        truths.append(list(map(tokenize, texts)))
     counts = _matches(words, truths)
     rouges = list(map(rouge_l, words, truths))
     ciders = cider_d(words, truths)
@@ -64,14 +66,18 @@ def caption6(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> 
     for count, rouge, cider in zip(counts, rouges, ciders, strict=True):
         total = sum(_bleu(count)) + rouge + cider
         per_item.append(100 * total / len(PARTS))
-    numbers = [*_bleu(_total(counts)), sum(rouges) / len(rouges), sum(ciders) / len(ciders)]
+    mean_rouge = sum(rouges) / len(rouges)
+    mean_cider = sum(ciders) / len(ciders)
+    numbers = [*_bleu(_total(counts)), mean_rouge, mean_cider]
     parts = {name: 100 * number for name, number in zip(PARTS, numbers, strict=True)}
-    return Captioned(value=sum(parts.values()) / len(PARTS), per_item=tuple(per_item), parts=parts)
+    value = sum(parts.values()) / len(PARTS)
+    return Captioned(value=value, per_item=tuple(per_item), parts=parts)
 
 
 def bleu(candidates: Sequence[list[str]], references: Sequence[Sequence[list[str]]]) -> list[float]:
     """Returns corpus BLEU-1..4 in 0-1 over tokenised texts, with the closest reference length."""
-    return _bleu(_total(_matches(candidates, references)))
+    counts = _matches(candidates, references)
+    return _bleu(_total(counts))
 
 
 def rouge_l(candidate: list[str], references: Sequence[list[str]]) -> float:
@@ -87,23 +93,28 @@ def rouge_l(candidate: list[str], references: Sequence[list[str]]) -> float:
             recall = max(recall, common / len(reference))
     if precision == 0 or recall == 0:
         return 0.0
+    # Not the best F of a reference: best precision and best recall may come from two of them.
     return (1 + BETA**2) * precision * recall / (recall + BETA**2 * precision)
 
 
 def cider_d(candidates: Sequence[list[str]], references: Sequence[Sequence[list[str]]]) -> list[float]:
     """Returns CIDEr-D of every item in 0-10; document frequencies are counted over these references."""
-    truths = [list(map(_grams, texts)) for texts in references]
+    truths = []
     frequency: Counter = Counter()
-    for grams_of_texts in truths:
+    for texts in references:
+        grams_of_texts = list(map(_grams, texts))
+        truths.append(grams_of_texts)
         # All references of one item are one document.
-        frequency.update(set().union(*grams_of_texts))
+        document = set().union(*grams_of_texts)
+        frequency.update(document)
     documents = math.log(len(truths))
     scores = []
     for candidate, grams_of_texts in zip(candidates, truths, strict=True):
         answer = _weigh(_grams(candidate), frequency, documents)
         similarities = []
         for grams in grams_of_texts:
-            similarities.append(_similarity(answer, _weigh(grams, frequency, documents)))
+            truth = _weigh(grams, frequency, documents)
+            similarities.append(_similarity(answer, truth))
         scores.append(10 * sum(similarities) / len(similarities))
     return scores
 
@@ -118,7 +129,8 @@ def _grams(words: list[str]) -> Grams:
 
 
 def _matches(candidates: Sequence[list[str]], references: Sequence[Sequence[list[str]]]) -> list[list[int]]:
-    return [_match(candidate, texts) for candidate, texts in zip(candidates, references, strict=True)]
+    pairs = zip(candidates, references, strict=True)
+    return [_match(candidate, texts) for candidate, texts in pairs]
 
 
 def _total(counts: list[list[int]]) -> list[int]:
@@ -138,6 +150,7 @@ def _match(candidate: list[str], references: Sequence[list[str]]) -> list[int]:
     length = len(candidate)
     # Of two equally close references the shorter one counts.
     closest = min(map(len, references), key=lambda size: (abs(size - length), size))
+    # n words have n - 1 bigrams, and so on; a text shorter than the order offers none.
     offers = [max(0, length - order) for order in range(ORDER)]
     return [length, closest, *matches, *offers]
 
@@ -153,7 +166,9 @@ def _bleu(counts: Sequence[int]) -> list[float]:
     scores = []
     for order in range(ORDER):
         product *= (matches[order] + TINY) / (offered[order] + SMALL)
-        scores.append(brevity * product ** (1 / (order + 1)))
+        # BLEU-n is the geometric mean of the precisions of orders 1 to n.
+        precision = product ** (1 / (order + 1))
+        scores.append(brevity * precision)
     return scores
 
 
@@ -190,8 +205,8 @@ def _weigh(grams: Grams, frequency: Counter, documents: float) -> _Weighed:
             length += count
     norms = []
     for weights in orders:
-        square = sum(weight**2 for weight in weights.values())
-        norms.append(math.sqrt(square))
+        squares = [weight**2 for weight in weights.values()]
+        norms.append(math.sqrt(sum(squares)))
     return _Weighed(tuple(orders), tuple(norms), length)
 
 
@@ -204,9 +219,14 @@ def _similarity(answer: _Weighed, truth: _Weighed) -> float:
             continue
         weights = truth.orders[order]
         answer_weights = answer.orders[order]
-        common = [gram for gram in answer_weights if gram in weights]
-        # Clipped: an n-gram that is repeated more often than in the reference gains nothing.
-        shared = sum(min(answer_weights[gram], weights[gram]) * weights[gram] for gram in common)
+        products = []
+        for gram, weight in answer_weights.items():
+            if gram in weights:
+                # Clipped: an n-gram that is repeated more often than in the reference gains nothing.
+                clipped = min(weight, weights[gram])
+                products.append(clipped * weights[gram])
+        shared = sum(products)
         total += shared / norm
     difference = answer.length - truth.length
-    return total / ORDER * math.exp(-(difference**2) / (2 * SIGMA**2))
+    penalty = math.exp(-(difference**2) / (2 * SIGMA**2))
+    return total / ORDER * penalty

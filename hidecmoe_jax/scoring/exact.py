@@ -38,7 +38,10 @@ def contains(prediction: str, references: tuple[str, ...]) -> float | None:
     answer = prediction.strip().lower()
     if not answer:
         return None
-    return float(any(reference.strip().lower() in answer for reference in references))
+    for reference in references:
+        if reference.strip().lower() in answer:
+            return 1.0
+    return 0.0
 
 
 def either_contains(prediction: str, references: tuple[str, ...]) -> float:
@@ -60,7 +63,9 @@ def choice(prediction: str, references: tuple[str, ...]) -> float | None:
     letter = _letter(prediction)
     if letter is None:
         return None
-    expected = {_readable(_letter(reference), reference, rule="choice") for reference in references}
+    expected = set()
+    for reference in references:
+        expected.add(_readable(_letter(reference), reference, rule="choice"))
     return float(letter in expected)
 
 
@@ -69,7 +74,9 @@ def number(prediction: str, references: tuple[str, ...]) -> float | None:
     value = _decimal(prediction)
     if value is None:
         return None
-    expected = {_readable(_decimal(reference), reference, rule="number") for reference in references}
+    expected = set()
+    for reference in references:
+        expected.add(_readable(_decimal(reference), reference, rule="number"))
     return float(value in expected)
 
 

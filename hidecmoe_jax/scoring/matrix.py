@@ -104,7 +104,9 @@ def mean_matrix(matrices: Sequence[Matrix]) -> list[list[float | None]]:
     Raises:
       DataError: the shapes differ.
     """
-    shapes = {(len(matrix), len(matrix[0])) for matrix in matrices}
+    shapes = set()
+    for matrix in matrices:
+        shapes.add((len(matrix), len(matrix[0])))
     if len(shapes) != 1:
         raise DataError(
             "Matrices of different shapes cannot be averaged",
@@ -113,7 +115,9 @@ def mean_matrix(matrices: Sequence[Matrix]) -> list[list[float | None]]:
         )
     averaged = []
     for rows in zip(*matrices, strict=True):
-        averaged.append([_mean_or_none(cells) for cells in zip(*rows, strict=True)])
+        # Column by column: `cells` holds the same cell of every matrix.
+        columns = zip(*rows, strict=True)
+        averaged.append([_mean_or_none(cells) for cells in columns])
     return averaged
 
 
@@ -159,12 +163,18 @@ def _last(r: _Cells) -> float:
 
 
 def _avg(r: _Cells) -> float:
-    means = [statistics.fmean(r.column(task, _range(task, r.tasks))) for task in _range(1, r.tasks)]
+    means = []
+    for task in _range(1, r.tasks):
+        scores = r.column(task, _range(task, r.tasks))
+        means.append(statistics.fmean(scores))
     return statistics.fmean(means)
 
 
 def _maa(r: _Cells) -> float:
-    means = [statistics.fmean(r.row(stage, _range(1, stage))) for stage in _range(1, r.tasks)]
+    means = []
+    for stage in _range(1, r.tasks):
+        scores = r.row(stage, _range(1, stage))
+        means.append(statistics.fmean(scores))
     return statistics.fmean(means)
 
 
@@ -195,7 +205,10 @@ def _forgetting(r: _Cells) -> float:
 
 
 def _fwt(r: _Cells) -> float:
-    gains = [r(task - 1, task) - r(0, task) for task in _range(2, r.tasks)]
+    gains = []
+    for task in _range(2, r.tasks):
+        # Just before the task is learned, against the model before any task.
+        gains.append(r(task - 1, task) - r(0, task))
     return statistics.fmean(gains)
 
 

@@ -161,7 +161,8 @@ def _itemwise(rule: Callable[[str, tuple[str, ...]], float | None]) -> Callable[
 
     def judge(predictions: Predictions, references: References) -> Score:
         marks, unread = _marks(rule, predictions, references)
-        return _mean({name: 100.0 * mark for name, mark in marks.items()}, unread)
+        per_item = {name: 100.0 * mark for name, mark in marks.items()}
+        return _mean(per_item, unread)
 
     return judge
 
