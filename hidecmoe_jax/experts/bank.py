@@ -85,7 +85,9 @@ def owned_slots(bank: Bank, owner: int) -> np.ndarray:
     if (count_L > 1).any():
         layer = int(np.argmax(count_L))
         raise ValueError(f"owner {owner} holds {int(count_L[layer])} slots of layer {layer}; allowed: one")
-    return np.where(owned_LS.any(axis=1), owned_LS.argmax(axis=1), -1).astype(np.int32)
+    # `argmax` gives 0 where nothing is owned, too.
+    first_L = owned_LS.argmax(axis=1)
+    return np.where(owned_LS.any(axis=1), first_L, -1).astype(np.int32)
 
 
 def apply_experts(x_BTD: Array, a_DSR: Array, b_SRF: Array, weight: Array, scale: float) -> Array:
@@ -106,9 +108,12 @@ def apply_experts(x_BTD: Array, a_DSR: Array, b_SRF: Array, weight: Array, scale
     chex.assert_rank(weight, {2, 3})
     chex.assert_axis_dimension(weight, -1, slots)
     # All slots side by side are one matrix [D, S * R]: one product instead of S small ones.
-    u = x_BTD @ a_DSR.reshape(width, slots * rank).astype(x_BTD.dtype)
+    a_DU = a_DSR.reshape(width, slots * rank).astype(x_BTD.dtype)
+    u_BTU = x_BTD @ a_DU
     per_token = weight[:, None, :] if weight.ndim == 2 else weight
     per_rank = jnp.repeat(per_token * scale, rank, axis=-1, total_repeat_length=slots * rank)
     # Weights stay float32: a softmax rounded to bfloat16 no longer sums to one.
-    u = (u.astype(jnp.float32) * jnp.broadcast_to(per_rank, u.shape)).astype(x_BTD.dtype)
-    return u @ b_SRF.reshape(slots * rank, -1).astype(x_BTD.dtype)
+    u_BTU = u_BTU.astype(jnp.float32) * jnp.broadcast_to(per_rank, u_BTU.shape)
+    u_BTU = u_BTU.astype(x_BTD.dtype)
+    b_UF = b_SRF.reshape(slots * rank, -1).astype(x_BTD.dtype)
+    return u_BTU @ b_UF

@@ -109,9 +109,10 @@ def combine(
         a_LDR, b_LRF = merge(a_LNDR, b_LNRF, layer_L, weight_N, site_key)
         a[site] = a_LDR[:, :, None]
         b[site] = b_LRF[:, None]
-    has_source_L = (np.asarray(bank.owner_LS)[:, slots_N] != EMPTY).any(axis=1)
-    owner_LS = np.where(has_source_L, FUSED, EMPTY)[:, None]
-    return bank.replace(a=a, b=b, owner_LS=jnp.asarray(owner_LS, jnp.int32))
+    source_owner_LN = np.asarray(bank.owner_LS)[:, slots_N]
+    has_source_L = (source_owner_LN != EMPTY).any(axis=1)
+    owner_L1 = np.where(has_source_L, FUSED, EMPTY)[:, None]
+    return bank.replace(a=a, b=b, owner_LS=jnp.asarray(owner_L1, jnp.int32))
 
 
 def distance(bank: Bank, one: int, other: int) -> dict[str, np.ndarray]:
@@ -129,8 +130,9 @@ def distance(bank: Bank, one: int, other: int) -> dict[str, np.ndarray]:
     """
     distances = {}
     for site, (square_L, other_square_L, inner_L) in _products(bank, one, other).items():
+        difference_square = square_L + other_square_L - 2 * inner_L
         # Rounding can make the square of a small difference negative.
-        difference = np.sqrt(np.maximum(square_L + other_square_L - 2 * inner_L, 0))
+        difference = np.sqrt(np.maximum(difference_square, 0))
         norm = np.sqrt(square_L)
         from_zero = np.where(other_square_L > 0, np.inf, 0.0)
         ratio = np.divide(difference, norm, where=norm > 0, out=from_zero.copy())
@@ -150,18 +152,22 @@ def cosine(bank: Bank, one: int, other: int) -> dict[str, np.ndarray]:
     cosines = {}
     for site, (square_L, other_square_L, inner_L) in _products(bank, one, other).items():
         norms = np.sqrt(square_L) * np.sqrt(other_square_L)
-        ratio = np.divide(inner_L, norms, where=norms > 0, out=np.full_like(norms, np.nan))
+        undefined = np.full_like(norms, np.nan)
+        ratio = np.divide(inner_L, norms, where=norms > 0, out=undefined)
+        # Rounding may take the ratio of equal updates above 1.
         cosines[site] = np.clip(ratio, -1.0, 1.0)
     return cosines
 
 
 def closeness(bank: Bank, one: int, other: int) -> np.ndarray:
     """Cosine of two experts' updates by row, the mean over sites, float64 [L]; NaN where one of them is zero."""
-    cosine_site_L = np.stack(list(cosine(bank, one, other).values()))
+    cosines = cosine(bank, one, other)
+    cosine_site_L = np.stack(list(cosines.values()))
+    # The mean is over those sites alone at which both updates are not zero.
     defined = ~np.isnan(cosine_site_L)
-    total = np.where(defined, cosine_site_L, 0.0).sum(axis=0)
-    mean = total / np.maximum(defined.sum(axis=0), 1)
-    return np.where(defined.any(axis=0), mean, np.nan)
+    total_L = np.where(defined, cosine_site_L, 0.0).sum(axis=0)
+    sites_L = np.maximum(defined.sum(axis=0), 1)
+    return np.where(defined.any(axis=0), total_L / sites_L, np.nan)
 
 
 def _products(bank: Bank, one: int, other: int) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
@@ -172,9 +178,10 @@ def _products(bank: Bank, one: int, other: int) -> dict[str, tuple[np.ndarray, n
     for site in bank.sites:
         expert = _float64_factors(bank, site, one)
         other_expert = _float64_factors(bank, site, other)
-        square = _inner_product(expert, expert)
-        other_square = _inner_product(other_expert, other_expert)
-        products[site] = (square, other_square, _inner_product(expert, other_expert))
+        square_L = _inner_product(expert, expert)
+        other_square_L = _inner_product(other_expert, other_expert)
+        inner_L = _inner_product(expert, other_expert)
+        products[site] = (square_L, other_square_L, inner_L)
     return products
 
 
@@ -188,9 +195,10 @@ def _inner_product(left: tuple[np.ndarray, np.ndarray], right: tuple[np.ndarray,
     """<a b, a' b'> of every row, from two [R, R] matrices instead of two [D, F] ones; float64 [L]."""
     a_LDR, b_LRF = left
     a2_LDR, b2_LRF = right
-    gram_a = a_LDR.transpose(0, 2, 1) @ a2_LDR
-    gram_b = b_LRF @ b2_LRF.transpose(0, 2, 1)
-    return (gram_a * gram_b).sum(axis=(1, 2))
+    gram_a_LRR = a_LDR.transpose(0, 2, 1) @ a2_LDR
+    gram_b_LRR = b_LRF @ b2_LRF.transpose(0, 2, 1)
+    products_LRR = gram_a_LRR * gram_b_LRR
+    return products_LRR.sum(axis=(1, 2))
 
 
 @partial(jax.jit, static_argnames=("mode", "density", "rank"))
@@ -216,10 +224,13 @@ def _merged(
         if mode in FACTOR_MODES:
             a_DR, b_RF = _blended_factors(a_NDR, b_NRF, weight_N, blend=blend, key=layer_key)
         elif mode == "svd":
-            a_DR, b_RF = _best_of_products(a_NDR, b_NRF * weight_N[:, None, None], rank)
+            # The product is linear in b, so the weights enter there, once.
+            weighted_b_NRF = b_NRF * weight_N[:, None, None]
+            a_DR, b_RF = _best_of_products(a_NDR, weighted_b_NRF, rank)
         else:
             delta_NDF = jnp.einsum("ndr,nrf->ndf", a_NDR, b_NRF, precision=_EXACT)
-            a_DR, b_RF = _best(blend(delta_NDF, weight_N, key=layer_key), rank)
+            merged_DF = blend(delta_NDF, weight_N, key=layer_key)
+            a_DR, b_RF = _best(merged_DF, rank)
         return a_DR.astype(a_LNDR.dtype), b_RF.astype(b_LNRF.dtype)
 
     return jax.lax.map(merge_layer, (a_LNDR, b_LNRF, layer_L))
@@ -231,7 +242,9 @@ def _blended_factors(
     """Both factors merged apart from each other, each with the root of the weights."""
     key_a, key_b = (None, None) if key is None else jax.random.split(key)
     root_N = jnp.sqrt(weight_N)
-    return blend(a_NDR, root_N, key=key_a), blend(b_NRF, root_N, key=key_b)
+    a_DR = blend(a_NDR, root_N, key=key_a)
+    b_RF = blend(b_NRF, root_N, key=key_b)
+    return a_DR, b_RF
 
 
 def _blend(tensors_NXY: Array, weight_N: Array, *, rule: str, density: float, key: Array | None) -> Array:
@@ -240,6 +253,7 @@ def _blend(tensors_NXY: Array, weight_N: Array, *, rule: str, density: float, ke
         tensors_NXY = jax.lax.map(partial(_trimmed, density=density), tensors_NXY)
     if rule in ("dare_linear", "dare_ties"):
         keep = jax.random.bernoulli(key, density, tensors_NXY.shape)
+        # Divided by the chance to stay, so that the expectation is the tensor itself.
         tensors_NXY = jnp.where(keep, tensors_NXY / density, 0.0)
     weighted_NXY = tensors_NXY * weight_N[:, None, None]
     if rule in ("ties", "dare_ties"):
@@ -247,7 +261,8 @@ def _blend(tensors_NXY: Array, weight_N: Array, *, rule: str, density: float, ke
         elected_XY = jnp.where(tensors_NXY.sum(axis=0) >= 0, 1.0, -1.0)
         agrees = jnp.sign(tensors_NXY) == elected_XY
         count_XY = agrees.sum(axis=0, dtype=jnp.float32)
-        return jnp.where(agrees, weighted_NXY, 0.0).sum(axis=0) / jnp.maximum(count_XY, 1.0)
+        total_XY = jnp.where(agrees, weighted_NXY, 0.0).sum(axis=0)
+        return total_XY / jnp.maximum(count_XY, 1.0)
     return weighted_NXY.sum(axis=0)
 
 
@@ -268,12 +283,15 @@ def _best(delta_DF: Array, rank: int) -> tuple[Array, Array]:
     root_K = jnp.sqrt(singular_K[:count])
     a_DK = left_DK[:, :count] * root_K
     b_KF = root_K[:, None] * right_KF[:count]
-    return jnp.pad(a_DK, ((0, 0), (0, missing))), jnp.pad(b_KF, ((0, missing), (0, 0)))
+    a_DR = jnp.pad(a_DK, ((0, 0), (0, missing)))
+    b_RF = jnp.pad(b_KF, ((0, missing), (0, 0)))
+    return a_DR, b_RF
 
 
 def _best_of_products(a_NDR: Array, b_NRF: Array, rank: int) -> tuple[Array, Array]:
     """`_best` of sum_n a_n b_n, by a QR of either side: the SVD is then of a matrix as small as all ranks together."""
     count, width, inner = a_NDR.shape
+    # Side by side: the sum of products is then one product [D, N * R] [N * R, F].
     all_a = jnp.moveaxis(a_NDR, 0, 1).reshape(width, count * inner)
     all_b = b_NRF.reshape(count * inner, -1)
     base_DK, core_a = jnp.linalg.qr(all_a)
@@ -304,7 +322,8 @@ def _check_sources(bank: Bank, slots: tuple[int, ...], weights: tuple[float, ...
         raise ValueError("combining needs at least one slot, got 0")
     if len(weights) != len(slots):
         raise ValueError(f"combining {len(slots)} slots needs as many weights, got {len(weights)}")
+    owner_LS = np.asarray(bank.owner_LS)
     for slot in slots:
         check_slot(bank, slot)
-        if (np.asarray(bank.owner_LS)[:, slot] == EMPTY).all():
+        if (owner_LS[:, slot] == EMPTY).all():
             raise ValueError(f"slot {slot} is EMPTY in all {bank.layers} layers, nothing to combine")

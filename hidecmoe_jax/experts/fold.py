@@ -14,8 +14,11 @@ from hidecmoe_jax.experts.bank import Bank
 def delta(bank: Bank, gain_LS: Array) -> dict[str, Array]:
     """The update of every site's kernel, float32 [L, D, F]: scale * sum_s gain_s a_s b_s."""
     gain_LS = _checked_gains(bank, gain_LS)
-    dense = jax.vmap(partial(_dense_update, bank.scale))
-    return {site: dense(bank.a[site], bank.b[site], gain_LS) for site in bank.sites}
+    dense_by_layer = jax.vmap(partial(_dense_update, bank.scale))
+    updates = {}
+    for site in bank.sites:
+        updates[site] = dense_by_layer(bank.a[site], bank.b[site], gain_LS)
+    return updates
 
 
 def merge_into_base(layers_params: dict, bank: Bank, gain_LS: Array) -> dict:
@@ -39,21 +42,27 @@ def merge_into_base(layers_params: dict, bank: Bank, gain_LS: Array) -> dict:
         if shape is None or shape[1:] != (width, features) or shape[0] < stop:
             raise ValueError(f"site {site!r} needs a kernel [>= {stop}, {width}, {features}], got {shape}")
         updated = _with_updates(kernel[start:stop], bank.a[site], bank.b[site], gain_LS, scale=bank.scale)
-        merged[site] = {**layers_params[site], "kernel": kernel.at[start:stop].set(updated)}
+        kernel = kernel.at[start:stop].set(updated)
+        merged[site] = {**layers_params[site], "kernel": kernel}
     return merged
 
 
 def _dense_update(scale: float, a_DSR: Array, b_SRF: Array, gain_S: Array) -> Array:
     """One layer's update, float32 [D, F]; accelerators would round float32 products at lower precision."""
-    a = a_DSR.astype(jnp.float32) * (gain_S * scale)[None, :, None]
-    return jnp.einsum("dsr,srf->df", a, b_SRF.astype(jnp.float32), precision=jax.lax.Precision.HIGHEST)
+    a_DSR = a_DSR.astype(jnp.float32)
+    factor_S = gain_S * scale
+    # Weighted before the product, so that one product sums over slots and ranks.
+    a_DSR = a_DSR * factor_S[None, :, None]
+    b_SRF = b_SRF.astype(jnp.float32)
+    return jnp.einsum("dsr,srf->df", a_DSR, b_SRF, precision=jax.lax.Precision.HIGHEST)
 
 
 @partial(jax.jit, static_argnames="scale")
 def _with_updates(kernel_LDF: Array, a_LDSR: Array, b_LSRF: Array, gain_LS: Array, *, scale: float) -> Array:
     def updated_layer(layer: tuple[Array, Array, Array, Array]) -> Array:
-        kernel, a, b, gain = layer
-        return (kernel.astype(jnp.float32) + _dense_update(scale, a, b, gain)).astype(kernel.dtype)
+        kernel_DF, a_DSR, b_SRF, gain_S = layer
+        updated_DF = kernel_DF.astype(jnp.float32) + _dense_update(scale, a_DSR, b_SRF, gain_S)
+        return updated_DF.astype(kernel_DF.dtype)
 
     # A loop over layers: all dense updates at once would be as large as the model.
     return jax.lax.map(updated_layer, (kernel_LDF, a_LDSR, b_LSRF, gain_LS))

@@ -47,6 +47,7 @@ def write_slots(bank: Bank, start: int, experts: Bank) -> Bank:
     check_alike(bank, experts, f"cannot put experts at slot {start}")
     stop = start + experts.slots
     occupied_LS = np.asarray(bank.owner_LS)[:, start:stop] != EMPTY
+    # The range is checked too: an update that does not fit would be shifted, not refused.
     if not 0 <= start <= stop <= bank.slots or occupied_LS.any():
         raise ValueError(f"slots {start}..{stop} of {bank.slots} are not all free")
 
@@ -58,7 +59,11 @@ def write_slots(bank: Bank, start: int, experts: Bank) -> Bank:
 
 def _over_slots(change: Callable[..., Array], *banks: Bank) -> Bank:
     """The bank whose leaves are `change(slot axis, *leaves of the banks)`."""
-    a = {site: change(2, *(bank.a[site] for bank in banks)) for site in banks[0].a}
-    b = {site: change(1, *(bank.b[site] for bank in banks)) for site in banks[0].b}
-    owner_LS = change(1, *(bank.owner_LS for bank in banks))
+    a = {}
+    b = {}
+    for site in banks[0].a:
+        # Slots are axis 2 of a [L, D, S, R], and axis 1 of b [L, S, R, F] and of the owners.
+        a[site] = change(2, *[bank.a[site] for bank in banks])
+        b[site] = change(1, *[bank.b[site] for bank in banks])
+    owner_LS = change(1, *[bank.owner_LS for bank in banks])
     return banks[0].replace(a=a, b=b, owner_LS=owner_LS)

@@ -52,12 +52,14 @@ class Voice:
 
 def constant(gain_LS: Array) -> Routing:
     """The same gains for every sample."""
-    return Routing(jnp.asarray(gain_LS, jnp.float32)[:, None, :])
+    gain_LS = jnp.asarray(gain_LS, jnp.float32)
+    return Routing(gain_LS[:, None, :])
 
 
 def all_slots(bank: Bank, gain: float = 1.0) -> Routing:
     """The same gain for every slot of the bank (empty slots hold zeros and add nothing)."""
-    return constant(jnp.full(bank.owner_LS.shape, gain, jnp.float32))
+    gain_LS = jnp.full(bank.owner_LS.shape, gain, jnp.float32)
+    return constant(gain_LS)
 
 
 def softmax_top_k(logits: Array, active: Array, top_k: int) -> Array:
@@ -75,8 +77,10 @@ def softmax_top_k(logits: Array, active: Array, top_k: int) -> Array:
     selected = active & jnp.any(is_top, axis=-2)
     # Finite where nothing is selected: -inf minus -inf would be NaN.
     top = jnp.max(jnp.where(selected, masked, -1e30), axis=-1, keepdims=True)
-    power = jnp.where(selected, jnp.exp(jnp.where(selected, masked, top) - top), 0.0)
-    return power / jnp.maximum(jnp.sum(power, axis=-1, keepdims=True), 1e-30)
+    shifted = jnp.where(selected, masked, top) - top
+    power = jnp.where(selected, jnp.exp(shifted), 0.0)
+    total = jnp.sum(power, axis=-1, keepdims=True)
+    return power / jnp.maximum(total, 1e-30)
 
 
 def routed_weights(x_BTD: Array, gain_BS: Array, router_BDS: Array | None, top_k: int) -> tuple[Array, Array]:
@@ -97,8 +101,9 @@ def routed_weights(x_BTD: Array, gain_BS: Array, router_BDS: Array | None, top_k
     router32 = router.astype(jnp.float32)
     # Accelerators shorten float32 products by default, and a selection near a tie would differ between programs.
     logits_BTS = jnp.einsum("btd,bds->bts", x32, router32, precision=jax.lax.Precision.HIGHEST)
-    active = jnp.broadcast_to(gain_BS[:, None, :] > 0, logits_BTS.shape)
-    weights = softmax_top_k(logits_BTS, active, top_k) * gain_BS[:, None, :]
+    gain_B1S = gain_BS[:, None, :]
+    active = jnp.broadcast_to(gain_B1S > 0, logits_BTS.shape)
+    weights = softmax_top_k(logits_BTS, active, top_k) * gain_B1S
     chances = softmax_top_k(logits_BTS, active, slots)
     return weights, chances
 
@@ -145,4 +150,5 @@ def balance_loss(count_LS: Array, chance_LS: Array, active_LS: Array) -> Array:
     share = chance / jnp.maximum(chance.sum(-1, keepdims=True), 1e-30)
     experts = jnp.sum(active_LS.astype(jnp.float32), axis=-1)
     # Counts are a step function of the logits: the gradient passes through the softmax alone.
-    return jnp.mean(experts * jnp.sum(jax.lax.stop_gradient(load) * share, axis=-1))
+    agreement = jnp.sum(jax.lax.stop_gradient(load) * share, axis=-1)
+    return jnp.mean(experts * agreement)

@@ -24,13 +24,15 @@ def rows_of(bank: Bank, layers: Sequence[int] | None) -> np.ndarray:
     """
     if layers is None:
         return np.arange(bank.layers)
-    end = bank.first_layer + bank.layers
-    outside = [int(layer) for layer in layers if not bank.first_layer <= layer < end]
+    first = bank.first_layer
+    end = first + bank.layers
+    outside = [int(layer) for layer in layers if not first <= layer < end]
     if outside:
-        raise ValueError(f"layer {outside[0]} is not one of the bank's, {bank.first_layer}..{end - 1}")
+        raise ValueError(f"layer {outside[0]} is not one of the bank's, {first}..{end - 1}")
     if len(set(layers)) != len(layers):
         raise ValueError(f"a layer is named twice: {list(layers)}")
-    return np.asarray(sorted(layers), np.int64) - bank.first_layer
+    layer_numbers = np.asarray(sorted(layers), np.int64)
+    return layer_numbers - first
 
 
 def slots_of(bank: Bank, task: int) -> np.ndarray:
@@ -70,6 +72,7 @@ def check_free(bank: Bank, slot: int, task: int, rows: np.ndarray) -> None:
         where = layer_at(bank, rows[occupied[0]])
         owner = owners_LS[occupied[0], slot]
         raise ValueError(f"slot {slot} is taken in {where} by task {owner}; wanted for task {task}")
+    # One slot per owner and layer, as `owned_slots` requires.
     doubled = rows[(owners_LS == task).any(axis=1)]
     if doubled.size:
         where = layer_at(bank, doubled[0])
@@ -134,18 +137,19 @@ def write(
 ) -> Bank:
     """Sets one slot of every row; `slot` and `owner` are numbers, or arrays with an entry for each row."""
     slots_L = np.broadcast_to(np.asarray(slot), rows.shape)
-    owner_L = jnp.asarray(np.broadcast_to(np.asarray(owner), rows.shape), jnp.int32)
+    owner_L = np.broadcast_to(np.asarray(owner), rows.shape)
     a = {}
     b = {}
     for site in bank.a:
         a[site] = bank.a[site].at[rows, :, slots_L].set(a_LDR[site])
         b[site] = bank.b[site].at[rows, slots_L].set(b_LRF[site])
-    owner_LS = bank.owner_LS.at[rows, slots_L].set(owner_L)
+    owner_LS = bank.owner_LS.at[rows, slots_L].set(jnp.asarray(owner_L, jnp.int32))
     return bank.replace(a=a, b=b, owner_LS=owner_LS)
 
 
 def clear(bank: Bank, rows: np.ndarray, slots: np.ndarray) -> Bank:
     """Sets slots to zeros without an owner: a free slot must contribute nothing, whatever gain multiplies it."""
+    # Scalars: `write` broadcasts them over the slots.
     zero_a = {site: jnp.zeros((), a.dtype) for site, a in bank.a.items()}
     zero_b = {site: jnp.zeros((), b.dtype) for site, b in bank.b.items()}
     return write(bank, rows, slots, a_LDR=zero_a, b_LRF=zero_b, owner=EMPTY)

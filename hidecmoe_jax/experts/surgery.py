@@ -90,10 +90,15 @@ def sprout(
     def drawn(site: str) -> Array:
         # crc32, not hash(): Python salts strings, and the draw must be the same in every process.
         site_key = jax.random.fold_in(key, zlib.crc32(site.encode()))
-        keys = jax.vmap(lambda layer: jax.random.fold_in(site_key, layer))(layer_L)
         shape = (bank.a[site].shape[1], bank.rank)
-        return std * jax.vmap(lambda layer_key: jax.random.normal(layer_key, shape, jnp.float32))(keys)
 
+        def layer_draw(layer_key: Array) -> Array:
+            return jax.random.normal(layer_key, shape, jnp.float32)
+
+        layer_keys = jax.vmap(lambda layer: jax.random.fold_in(site_key, layer))(layer_L)
+        return std * jax.vmap(layer_draw)(layer_keys)
+
+    # With b = 0 the product is zero, and a still gets a gradient as soon as b has moved.
     a_LDR = {site: drawn(site).astype(bank.a[site].dtype) for site in bank.sites}
     b_LRF = {site: jnp.zeros((), bank.b[site].dtype) for site in bank.sites}
     return write(bank, rows, slot, a_LDR=a_LDR, b_LRF=b_LRF, owner=task)
@@ -137,7 +142,8 @@ def plant(bank: Bank, slot: int, expert: Bank, task: int) -> Bank:
     if expert.slots != 1:
         raise ValueError(f"an expert to plant has one slot, got {expert.slots} (task {task}, slot {slot})")
     check_alike(bank, expert, f"cannot plant task {task} into slot {slot}")
-    rows = np.flatnonzero(np.asarray(expert.owner_LS)[:, 0] != EMPTY)
+    is_owned_L = np.asarray(expert.owner_LS)[:, 0] != EMPTY
+    rows = np.flatnonzero(is_owned_L)
     if rows.size == 0:
         raise ValueError(f"the expert for task {task}, slot {slot} is EMPTY in all {expert.layers} layers")
     check_free(bank, slot, task, rows)
@@ -153,11 +159,11 @@ def thin(bank: Bank, task: int, layers: Sequence[int]) -> Bank:
       ValueError: `task` has no expert in one of the layers.
     """
     rows = rows_of(bank, layers)
-    slots = slots_of(bank, task)
-    absent = rows[slots[rows] < 0]
+    slots_R = slots_of(bank, task)[rows]
+    absent = rows[slots_R < 0]
     if absent.size:
         raise ValueError(f"task {task} has no expert in {layer_at(bank, absent[0])}, nothing to thin there")
-    return clear(bank, rows, slots[rows])
+    return clear(bank, rows, slots_R)
 
 
 def retire(bank: Bank, task: int) -> Bank:
@@ -166,9 +172,9 @@ def retire(bank: Bank, task: int) -> Bank:
     Raises:
       ValueError: `task` owns no slot.
     """
-    slots = slots_of(bank, task)
-    rows = np.flatnonzero(slots >= 0)
-    return clear(bank, rows, slots[rows])
+    slots_L = slots_of(bank, task)
+    rows = np.flatnonzero(slots_L >= 0)
+    return clear(bank, rows, slots_L[rows])
 
 
 def widen(bank: Bank, slots: int) -> Bank:
@@ -200,7 +206,9 @@ def widen_state(opt_state: Any, old: Bank, slots: int) -> Any:
     def padded(path: tuple, leaf: Any) -> Any:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         kind, _, site = name.rpartition("/")
-        factor = factors.get(kind.rpartition("/")[2], {}).get(site)
+        # The last two parts of a moment's path are those of its factor: `a` or `b`, and the site.
+        factor_name = kind.rpartition("/")[2]
+        factor = factors.get(factor_name, {}).get(site)
         if factor is None:
             return leaf  # a step count, or the moment of something else
         if jnp.shape(leaf) != factor.shape:
@@ -220,7 +228,8 @@ def concatenate(banks: Sequence[Bank]) -> Bank:
     if not banks:
         raise ValueError("concatenate needs at least one bank, got 0")
     joined = concat_slots(banks)
-    owners = set(np.asarray(joined.owner_LS).ravel().tolist()) - {EMPTY}
+    owner_numbers = np.asarray(joined.owner_LS).ravel().tolist()
+    owners = set(owner_numbers) - {EMPTY}
     for owner in owners:
         owned_slots(joined, owner)  # raises where the owner has two slots of a layer
     return joined
@@ -298,7 +307,8 @@ def fuse(
     a_LDR = {site: summed(jnp.moveaxis(a, 2, 1), unweighted) for site, a in bank.a.items()}
     b_LRF = {site: summed(b, weights) for site, b in bank.b.items()}
     has_source_L = np.any([slots_L >= 0 for slots_L in slots_NL], axis=0)
-    return write(bank, rows, slot, a_LDR=a_LDR, b_LRF=b_LRF, owner=np.where(has_source_L, FUSED, EMPTY))
+    owner_L = np.where(has_source_L, FUSED, EMPTY)
+    return write(bank, rows, slot, a_LDR=a_LDR, b_LRF=b_LRF, owner=owner_L)
 
 
 def fusion_gains(
@@ -324,7 +334,8 @@ def fusion_gains(
     if mode == "factor_sum":
         fused_L = owned_slots(bank, FUSED)
         has_source_L = np.any([slots_L >= 0 for slots_L, _ in sources], axis=0)
-        missing = rows[has_source_L[rows] & (fused_L[rows] < 0)]
+        lacks_fusion_L = has_source_L & (fused_L < 0)
+        missing = rows[lacks_fusion_L[rows]]
         if missing.size:
             where = layer_at(bank, missing[0])
             raise ValueError(f"{where} holds no fusion of tasks {list(tasks)}; fuse first")

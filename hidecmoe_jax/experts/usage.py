@@ -28,8 +28,11 @@ class Load:
 
 def sum_loads(loads: Load) -> Load:
     """The sum of loads that are stacked on a leading axis."""
-    count = jnp.where(loads.count_LS[0] == UNAVAILABLE, UNAVAILABLE, jnp.sum(loads.count_LS, axis=0))
-    return loads.replace(count_LS=count)
+    is_unavailable_LS = loads.count_LS[0] == UNAVAILABLE
+    total_LS = jnp.sum(loads.count_LS, axis=0)
+    # UNAVAILABLE is a mark, not a number to add up.
+    count_LS = jnp.where(is_unavailable_LS, UNAVAILABLE, total_LS)
+    return loads.replace(count_LS=count_LS)
 
 
 def evenness(load: Load) -> tuple[float, float] | None:
@@ -42,15 +45,19 @@ def evenness(load: Load) -> tuple[float, float] | None:
     shares = []
     entropies = []
     for count_S in np.asarray(load.count_LS, np.int64):
-        counts = np.sort(count_S[count_S != UNAVAILABLE])[::-1]
+        available = count_S[count_S != UNAVAILABLE]
+        counts = np.sort(available)[::-1]
         if len(counts) <= load.top_k or not counts.sum():
             continue
         fraction = counts / counts.sum()
         shares.append(fraction[: load.top_k].sum())
-        entropy = -np.sum(fraction * np.log(np.maximum(fraction, 1e-300)))
+        # 0 log 0 is 0: the bound keeps the logarithm finite.
+        log_fraction = np.log(np.maximum(fraction, 1e-300))
+        entropy = -np.sum(fraction * log_fraction)
         least = np.log(load.top_k)
         most = np.log(len(counts))
-        entropies.append(max(0.0, (entropy - least) / (most - least)))  # rounding may go below
+        scaled = (entropy - least) / (most - least)
+        entropies.append(max(0.0, scaled))  # rounding may go below
     if not shares:
         return None
     return float(max(shares)), float(min(entropies))
@@ -65,9 +72,11 @@ def update_norms(bank: Bank) -> np.ndarray:
         # |A B|^2 = trace(A^T A B B^T): two small matrices instead of one as large as the weight.
         inner = np.einsum("ldsr,ldsq->lsrq", a_LDSR, a_LDSR, optimize=True)
         outer = np.einsum("lsrf,lsqf->lsrq", b_LSRF, b_LSRF, optimize=True)
-        total = total + np.einsum("lsrq,lsrq->ls", inner, outer)
+        square_LS = np.einsum("lsrq,lsrq->ls", inner, outer)
+        total = total + square_LS
     # Rounding can make a zero norm slightly negative.
-    return abs(bank.scale) * np.sqrt(np.maximum(total, 0.0))
+    norm_LS = np.sqrt(np.maximum(total, 0.0))
+    return abs(bank.scale) * norm_LS
 
 
 def dead(norm_LE: np.ndarray, chosen_LE: np.ndarray | None = None) -> list[tuple[int, int, str]]:
