@@ -65,13 +65,16 @@ class AdapterTensors:
         for site, layer, _, number in sorted(self.factors):
             if number != expert or (site, layer) in pairs:
                 continue
-            where = f"{folder}: layer {layer}, {site}" + (f", expert {expert}" if expert != SINGLE else "")
+            where = f"{folder}: layer {layer}, {site}"
+            if expert != SINGLE:
+                where += f", expert {expert}"
             if site not in SITES:
                 raise CheckpointError("an adapter at an unknown linear", where=where, why=f"known: {', '.join(SITES)}")
             a = self.factors.get((site, layer, "A", expert))
             b = self.factors.get((site, layer, "B", expert))
             if a is None or b is None:
                 raise CheckpointError("an adapter has one factor without the other", where=where)
+            # Still in the file's orientation: a [R, D], b [F, R].
             if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1]:
                 why = f"lora_A {list(a.shape)}, lora_B {list(b.shape)}; expected [rank, in] and [out, rank]"
                 raise CheckpointError("factors of an adapter do not fit each other", where=where, why=why)
@@ -115,7 +118,8 @@ def _sort_one(folder: Path, key: str, tensor: Tensor, tables: AdapterTensors) ->
         layer, site, kind, expert = factor.groups()
         number = SINGLE if expert is None else int(expert)
         _store(tables.factors, (site, int(layer), kind, number), tensor, folder)
-        tables.modules[site, int(layer)] = key.rpartition(".lora_")[0].removeprefix("base_model.model.")
+        module, _, _ = key.rpartition(".lora_")
+        tables.modules[site, int(layer)] = module.removeprefix("base_model.model.")
         return ""
     if router := _ROUTER.fullmatch(key):
         layer, site = router.groups()
@@ -131,7 +135,10 @@ def _sort_one(folder: Path, key: str, tensor: Tensor, tables: AdapterTensors) ->
         rule = target.rule
         _store(tables.projector, rule.leaf, tensor, folder, rule.transform)
         return ""
-    return next((reason for pattern, reason in LEFT_OUT.items() if re.fullmatch(pattern, key)), None)
+    for pattern, reason in LEFT_OUT.items():
+        if re.fullmatch(pattern, key):
+            return reason
+    return None
 
 
 def _plain_name(key: str) -> str:

@@ -86,14 +86,16 @@ def read_states(model: Model, prompt: Prompt, where_K2: Array) -> tuple[Array, A
     """
     one_layer = replace(model.config.decoder, layers=1)
     length = prompt.tokens_BT.shape[1]
-    causal = jnp.tril(jnp.ones((length, length), bool))
-    mask = prompt.mask_BT[:, None, None, :] & causal[None, None]
+    causal_TS = jnp.tril(jnp.ones((length, length), bool))
+    # A key must be a valid token and not later than its query.
+    mask_B1TS = prompt.mask_BT[:, None, None, :] & causal_TS[None, None]
     rows, columns = where_K2.T
 
     def step(x, params):
         # The decoder runs stacks of layers; a stack of one exposes the output of every layer.
         stack = jax.tree.map(lambda leaf: leaf[None], params)
-        x, _, _ = run_layers(stack, one_layer, x, positions_BT=positions_of(prompt.mask_BT), mask_B1TS=mask)
+        positions_BT = positions_of(prompt.mask_BT)
+        x, _, _ = run_layers(stack, one_layer, x, positions_BT=positions_BT, mask_B1TS=mask_B1TS)
         return x, x[rows, columns]
 
     first = embed(model, prompt)
@@ -108,16 +110,22 @@ _write = jax.jit(generate, static_argnames="sampling")
 def patches_of(features: Array, pictures: np.ndarray) -> Array:
     """Patch tokens [B, I, P, D] of every prompt's pictures; zeros where a prompt has fewer than I."""
     present = (pictures >= 0)[..., None, None]
-    return jnp.where(present, features[np.maximum(pictures, 0)], jnp.zeros((), features.dtype))
+    # An absent picture (-1) takes the patches of picture 0, which are then set to zero.
+    indices = np.maximum(pictures, 0)
+    zero = jnp.zeros((), features.dtype)
+    return jnp.where(present, features[indices], zero)
 
 
 def features_and_states(model: Model, inputs: Mapping[str, np.ndarray]) -> dict[str, Array]:
     """Outputs of the towers and the projector, and all states of the right-padded prompts."""
-    out = _run_towers(model, jnp.asarray(inputs["pixels"]), jnp.asarray(inputs["clip_ids"]))
+    pixels = jnp.asarray(inputs["pixels"])
+    clip_ids = jnp.asarray(inputs["clip_ids"])
+    out = _run_towers(model, pixels, clip_ids)
     patches = patches_of(out["vision_features"], inputs["pictures"])
     prompt = Prompt(jnp.asarray(inputs["tokens"]), jnp.asarray(inputs["mask"]), patches)
     states, logits = read_states(model, prompt, jnp.asarray(inputs["where"]))
-    out |= {f"hidden_{index:02d}": state for index, state in enumerate(states[:-1])}
+    for index, state in enumerate(states[:-1]):
+        out[f"hidden_{index:02d}"] = state
     # Every second place: logits are as wide as the vocabulary, and the tests store them.
     return out | {"hidden_normed": states[-1], "logits": logits[::2]}
 
@@ -152,20 +160,25 @@ def _long_logits(model: Model, inputs: Mapping[str, np.ndarray], features: Array
 
 def as_numpy(value: Array) -> np.ndarray:
     """The array in numpy, bfloat16 as float32."""
-    return np.asarray(value.astype(jnp.float32) if value.dtype == jnp.bfloat16 else value)
+    if value.dtype == jnp.bfloat16:
+        value = value.astype(jnp.float32)
+    return np.asarray(value)
 
 
 def divergence(truth: np.ndarray, logits: np.ndarray) -> np.ndarray:
     """KL(truth || logits) in nats per position, float64."""
     log_p = _log_softmax(truth)
     log_q = _log_softmax(logits)
-    return (np.exp(log_p) * (log_p - log_q)).sum(-1)
+    p = np.exp(log_p)
+    return (p * (log_p - log_q)).sum(-1)
 
 
 def _log_softmax(logits: np.ndarray) -> np.ndarray:
     shifted = logits.astype(np.float64)
+    # The largest becomes 0, so that no exponential overflows.
     shifted = shifted - shifted.max(-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+    total = np.exp(shifted).sum(-1, keepdims=True)
+    return shifted - np.log(total)
 
 
 def wrong_tokens(mine: Mapping[str, np.ndarray], truth: Mapping[str, np.ndarray], side: str) -> tuple[int, int]:
@@ -176,7 +189,9 @@ def wrong_tokens(mine: Mapping[str, np.ndarray], truth: Mapping[str, np.ndarray]
     for row, expected in enumerate(truth["greedy"]):
         # After a near tie both continuations are right, so nothing behind it is compared.
         until = int(np.argmax(near_tie[row])) if near_tie[row].any() else len(expected)
-        wrong += int((mine[f"greedy_{side}"][row, :until] != expected[:until]).sum())
+        actual = mine[f"greedy_{side}"][row]
+        differs = actual[:until] != expected[:until]
+        wrong += int(differs.sum())
         count += until
     return wrong, count
 
@@ -199,7 +214,8 @@ def compared(
       CheckpointError: the two sides do not have the same arrays or shapes.
     """
     rows = []
-    for name in sorted(name for name in truth if name not in ("greedy", "margin")):
+    # Greedy tokens are compared below, up to the first near tie.
+    for name in sorted(set(truth) - {"greedy", "margin"}):
         actual = mine[name]
         expected = truth[name]
         if name.startswith("logits"):
@@ -270,16 +286,19 @@ def check(
       CheckpointError: the reference cannot run; the end of its error output is in the message.
     """
     path = target / "config.json"
-    stored = strict.build(LlavaConfig, json.loads(path.read_text(encoding="utf-8")), str(path))
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    stored = strict.build(LlavaConfig, settings, str(path))
     clips = [clip] if isinstance(clip, Path) else list(clip or [])
     # Weights that were bfloat16 already are exact, and are compared in float32.
     half = stored.param_dtype == "bfloat16"
     dtype = dtype or ("bfloat16" if half and wider_than_bfloat16([source, *clips]) else "float32")
-    inputs = probe(stored, words=words, long=long) | {"image_token": np.array(stored.image_token)}
+    inputs = probe(stored, words=words, long=long)
+    inputs["image_token"] = np.array(stored.image_token)
     flags = ["--clip", *map(str, clips)] if clips else []
     flags += ["--projector", str(projector)] if projector is not None else []
     flags += ["--vision", str(vision)] if vision is not None else []
-    truth = _run_reference([python or sys.executable, str(REFERENCE), str(source)], inputs, flags)
+    command = [python or sys.executable, str(REFERENCE), str(source)]
+    truth = _run_reference(command, inputs, flags)
     # In float32 the stored weights are widened, so that both sides compute with the same numbers.
     param_dtype = dtype if dtype == "float32" else stored.param_dtype
     model = load_model(target, dtype=dtype, param_dtype=param_dtype, remat=False)

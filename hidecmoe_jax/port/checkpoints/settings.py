@@ -48,6 +48,7 @@ _ORIGINAL_ONLY = {
     "mm_use_im_start_end": (False, None), "mm_use_im_patch_token": (False, None),
     "mm_patch_merge_type": ("flat", None),
 }  # fmt: skip
+_CLIP_VISION_ONLY = {"model_type": ("clip_vision_model", "clip", None), "num_channels": (3, None)}
 # Checked here once, so that no other module has to: sizes are whole numbers from 1, the rest is positive.
 _SIZES = (
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
@@ -76,8 +77,8 @@ def llava_config(
       CheckpointError: a field requires other arithmetic than LLaVA-1.5's.
     """
     config = main.config
-    only = {"hf-llava": _LLAVA_ONLY, "llava": _ORIGINAL_ONLY}.get(layout, {})
-    _require_values(config, only, main)
+    only_of_layout = {"hf-llava": _LLAVA_ONLY, "llava": _ORIGINAL_ONLY}
+    _require_values(config, only_of_layout.get(layout, {}), main)
     decoder = decoder_config(config, layout, main)
     vision = vision_config(layout, main, tower, projection)
     layer_field = "vision_feature_layer" if layout == "hf-llava" else "mm_vision_select_layer"
@@ -85,10 +86,10 @@ def llava_config(
     if type(layer) is not int or not -vision.layers <= layer <= vision.layers:
         _refuse(main, "vision_feature_layer", layer, f"one layer from -{vision.layers} to {vision.layers}")
     # Bytes of the decoder's feed-forward kernels in bfloat16: above this, activations are recomputed.
-    large = decoder.layers * decoder.width * decoder.hidden * 3 * 2 > _REMAT_BYTES
-    return LlavaConfig(
-        vision, text_config(text), decoder, feature_layer=layer, dtype=dtype, param_dtype=dtype, remat=large
-    )
+    kernel = decoder.width * decoder.hidden
+    large = decoder.layers * kernel * 3 * 2 > _REMAT_BYTES
+    text_shape = text_config(text)
+    return LlavaConfig(vision, text_shape, decoder, feature_layer=layer, dtype=dtype, param_dtype=dtype, remat=large)
 
 
 def decoder_config(config: Mapping[str, Any], layout: str, source: Source) -> DecoderConfig:
@@ -120,7 +121,9 @@ def decoder_config(config: Mapping[str, Any], layout: str, source: Source) -> De
 def vision_config(layout: str, main: Source, tower: Source | None, projection: Source | None) -> VisionConfig:
     """The vision tower, from the LLaVA's own config if it has one; only its projection's width is from `projection`."""
     if layout == "hf-llava":
-        settings = _object(main.config, "vision_config", main) if "vision_config" in main.config else _LLAVA_VISION
+        settings: Mapping[str, Any] = _LLAVA_VISION
+        if "vision_config" in main.config:
+            settings = _object(main.config, "vision_config", main)
     else:
         # Original LLaVA has no config of its tower, even where it stores the tower's weights.
         described_by = tower if tower is not None and tower is not main else projection
@@ -129,7 +132,7 @@ def vision_config(layout: str, main: Source, tower: Source | None, projection: S
     _require_heads(fields, main)
     if fields["patch_size"] > fields["image_size"]:
         _refuse(main, "patch_size", fields["patch_size"], f"at most image_size ({fields['image_size']})")
-    _require_values(fields, {"model_type": ("clip_vision_model", "clip", None), "num_channels": (3, None)}, main)
+    _require_values(fields, _CLIP_VISION_ONLY, main)
     return VisionConfig(
         image_size=fields["image_size"], patch_size=fields["patch_size"], width=fields["hidden_size"],
         layers=fields["num_hidden_layers"], heads=fields["num_attention_heads"], hidden=fields["intermediate_size"],
@@ -146,7 +149,8 @@ def text_config(source: Source | None) -> TextConfig:
     """
     if source is None:
         return TextConfig()
-    fields = _typed(_TEXT, _nested(source, "text_config"), source)
+    settings = _nested(source, "text_config")
+    fields = _typed(_TEXT, settings, source)
     _require_heads(fields, source)
     eos = fields["eos_token_id"]
     for field in ("eos_token_id", END_TOKEN):
@@ -170,7 +174,8 @@ def _projection_width(source: Source | None, name: str) -> int:
     tower_fields = {"projection_dim": 512} | _nested(source, name)
     # The towers' configs inside a CLIPModel hold a stale value, so the top level overrides them.
     top_level = {key: value for key, value in source.config.items() if key == "projection_dim"}
-    return _typed(tower_fields, top_level, source)["projection_dim"]
+    fields = _typed(tower_fields, top_level, source)
+    return fields["projection_dim"]
 
 
 def _nested(source: Source, name: str) -> dict[str, Any]:
@@ -204,33 +209,39 @@ def _typed(defaults: Mapping[str, Any], settings: Mapping[str, Any], source: Sou
 
 def _require_heads(fields: Mapping[str, Any], source: Source) -> None:
     """Heads must divide the width, because their own width is not in the config."""
-    if fields["hidden_size"] % fields["num_attention_heads"]:
-        heads = fields["num_attention_heads"]
-        _refuse(source, "num_attention_heads", heads, f"a divisor of hidden_size ({fields['hidden_size']})")
+    width = fields["hidden_size"]
+    heads = fields["num_attention_heads"]
+    if width % heads:
+        _refuse(source, "num_attention_heads", heads, f"a divisor of hidden_size ({width})")
 
 
 def _theta(fields: Mapping[str, Any], source: Source) -> float:
     """Base of the rotary angles, which transformers 5 moved into `rope_parameters`; scaled positions are refused."""
-    nested = _typed({}, _object(fields, "rope_parameters", source), source)
+    parameters = _object(fields, "rope_parameters", source)
+    nested = _typed({}, parameters, source)
     scaling = _object(fields, "rope_scaling", source) or nested
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     if kind != "default" or "factor" in scaling:
         _refuse(source, "rope_scaling", scaling, "none: scaled rotary positions are not built in")
-    return float(nested.get("rope_theta", fields.get("rope_theta", 10000.0)))
+    # LlamaConfig's default, for files that state none.
+    theta = fields.get("rope_theta", 10000.0)
+    return float(nested.get("rope_theta", theta))
 
 
 def _activation(fields: Mapping[str, Any], source: Source) -> str:
-    if fields["hidden_act"] not in _ACTIVATIONS:
-        _refuse(source, "hidden_act", fields["hidden_act"], " or ".join(_ACTIVATIONS))
-    return fields["hidden_act"]
+    activation = fields["hidden_act"]
+    if activation not in _ACTIVATIONS:
+        _refuse(source, "hidden_act", activation, " or ".join(_ACTIVATIONS))
+    return activation
 
 
 def _require_values(config: Mapping[str, Any], allowed: Mapping[str, tuple], source: Source) -> None:
     """Refuses fields whose value is not among those allowed; None stands for an absent field."""
     for field, values in allowed.items():
-        if config.get(field) not in values:
-            expected = " or ".join(repr(value) for value in values if value is not None)
-            _refuse(source, field, config.get(field), expected or "nothing")
+        value = config.get(field)
+        if value not in values:
+            expected = [repr(allowed) for allowed in values if allowed is not None]
+            _refuse(source, field, value, " or ".join(expected) or "nothing")
 
 
 def _refuse(source: Source, field: str, value: Any, expected: str) -> None:

@@ -56,7 +56,9 @@ def _load(run: Path, options: ExportOptions) -> LoadedRun:
         return load_run(run, task=options.row)
     config = RunConfig(method=Routed(name="base", growth="none"), base=Base(path=str(run)))
     model, tokenizer = open_base(config)
-    return LoadedRun(RunFolder(run), config, model, tokenizer, config.method.init(model, 1), [], (), (), "")
+    learner = config.method.init(model, 1)
+    # No lesson is archived or missing, and no SHA-256 of a base is recorded.
+    return LoadedRun(RunFolder(run), config, model, tokenizer, learner, [], (), (), "")
 
 
 def write_adapter(run: LoadedRun, lora: LoraWeights, name: str, folder: Path, options: ExportOptions) -> dict[str, Any]:
@@ -111,7 +113,8 @@ def _vllm(run: LoadedRun, folder: Path, options: ExportOptions, target: Path) ->
         )  # fmt: skip
     # vLLM loads LoRA on linears only, so the tuned projector goes into a base of its own.
     names, rank = _write_adapters(run, folder, options, projector=False)
-    base = in_dtype_of(with_leaves(run.model, run.learner.shared), run.model)
+    tuned = with_leaves(run.model, run.learner.shared)
+    base = in_dtype_of(tuned, run.model)
     tokenizer = base_folder(run.config.base.path)
     size = write_hf(base, folder / BASE, tokenizer=tokenizer, shard_gib=options.shard_gib)
     modules = " ".join(f"{name}={target / name}" for name in names)
@@ -131,7 +134,8 @@ def _hf(run: LoadedRun, folder: Path, options: ExportOptions, target: Path) -> l
         )  # fmt: skip
     ((name, task),) = names_of(run, options.tasks).items()
     model = in_dtype_of(merged(run, task), run.model)
-    size = write_hf(model, folder, tokenizer=base_folder(run.config.base.path), shard_gib=options.shard_gib)
+    tokenizer = base_folder(run.config.base.path)
+    size = write_hf(model, folder, tokenizer=tokenizer, shard_gib=options.shard_gib)
     return [f"{name}: merged, {size / 1e9:.2f} GB", f"  LlavaForConditionalGeneration.from_pretrained('{target}')"]
 
 

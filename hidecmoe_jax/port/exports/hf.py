@@ -99,11 +99,13 @@ class OutputTensor:
 
     def read(self) -> np.ndarray:
         """The numbers, in the file's order."""
-        array = np.asarray(self.leaf if self.layer is None else self.leaf[self.layer])
-        array = restored(array, self.rule.transform)
+        # One layer of a stack, so that no second copy of the whole is held.
+        leaf = self.leaf if self.layer is None else self.leaf[self.layer]
+        array = restored(np.asarray(leaf), self.rule.transform)
         if self.more:
             mean = array.mean(axis=0, dtype=np.float64).astype(array.dtype)
-            array = np.concatenate([array, np.broadcast_to(mean, (self.more, *mean.shape))])
+            rows = np.broadcast_to(mean, (self.more, *mean.shape))
+            array = np.concatenate([array, rows])
         return np.ascontiguousarray(array)
 
 
@@ -118,7 +120,8 @@ def tensors(leaves: Mapping[str, Any], layout: tuple[tuple[str, Mapping[str, Rul
             layers = range(leaf.shape[0]) if "#" in key else (None,)
             # A stack of layers here is one tensor a layer there.
             for layer in layers:
-                outputs.append(OutputTensor(prefix + key.replace("#", str(layer)), leaf, layer, rule))
+                name = prefix + key.replace("#", str(layer))
+                outputs.append(OutputTensor(name, leaf, layer, rule))
     return outputs
 
 
@@ -139,8 +142,9 @@ def write_hf(model: Model, folder: Path, *, tokenizer: Path, shard_gib: float = 
     for output in tensors(leaves, LLAVA):
         outputs.append(replace(output, more=more) if output.rule.leaf in _TABLES else output)
     # CLIP's projection is no part of LLaVA either, see `write_clip`.
-    written = {output.rule.leaf for output in outputs} | {rule.leaf for rule in VISION_PROJECTION.values()}
-    unnamed = sorted(set(leaves) - written)
+    elsewhere = {rule.leaf for rule in VISION_PROJECTION.values()}
+    written = {output.rule.leaf for output in outputs}
+    unnamed = sorted(set(leaves) - written - elsewhere)
     if unnamed:
         raise CheckpointError("leaves of the base have no Hugging Face name", where=", ".join(unnamed[:4]))
     folder.mkdir(parents=True, exist_ok=True)
