@@ -17,6 +17,7 @@ from typing import Any
 
 import jax
 
+from hidecmoe_jax.core import trees
 from hidecmoe_jax.data.stream import Task
 from hidecmoe_jax.evaluate.answer import Answer, with_text
 from hidecmoe_jax.methods.base import Serving
@@ -31,14 +32,24 @@ def cache_key(session: Session, serving: Serving, task: Task) -> str:
     """Digest of what the texts of a cell depend on, beside the choice of a task and what was learned of that task."""
     config = to_mapping(session.config)
     judged = {name: config["evaluate"][name] for name in ("split", "writing")}
-    routed = serving.replace(model=None)  # the base is in the digest already
     # Other shapes are another compiled program, which may round differently: more task slots, a longer prompt.
-    shapes: list[Any] = [[str(leaf.dtype), leaf.shape] for leaf in jax.tree.leaves(routed)]
+    shapes: list[Any] = [[str(leaf.dtype), leaf.shape] for leaf in _routing_leaves(serving)]
     shapes.append(session.prompt_length)
     parts = [session.base_digest, config["method"], config["base"], config["template"], judged]
     parts += [dict(task.contents), shapes]
     plain = json.dumps(parts, sort_keys=True)
     return hashlib.sha256(plain.encode()).hexdigest()[:16]
+
+
+def _routing_leaves(serving: Serving) -> list[jax.Array]:
+    """Arrays that routing reads; the base model is in the digest already.
+
+    The memory is ordered by path: a class lists its fields in another order than a dict sorts its keys, and runs that
+    were evaluated when the memory was a dict have to keep their keys.
+    """
+    memory = trees.flatten(serving.memory)
+    by_path = sorted(memory, key=lambda path: path.split("/"))
+    return jax.tree.leaves((serving.bank, serving.slot_LN)) + [memory[path] for path in by_path]
 
 
 def learned_names(session: Session, row: int) -> frozenset[str]:

@@ -10,6 +10,7 @@ from runs_world import make_world, outcome
 from staged import staged_matrix
 from tiny import write_task
 
+from hidecmoe_jax.core import trees
 from hidecmoe_jax.core.errors import CheckpointError
 from hidecmoe_jax.evaluate.answer import Answer
 from hidecmoe_jax.evaluate.engine import Engine
@@ -293,6 +294,8 @@ def test_the_basis_tells_questions_settings_and_programs_apart(cmoe):
     ]
     assert len(set(found)) == len(found) and cache_key(session, serving, task) == found[0]
     assert cache_key(replace(session, config=in_full(config)), serving, task) == found[0]
+    as_dicts = serving.replace(memory=trees.unflatten(trees.flatten(serving.memory)))
+    assert cache_key(session, as_dicts, task) == found[0], "a memory of classes has the key of one of nested dicts"
 
 
 def test_a_method_whose_answers_change_takes_nothing_from_earlier_rows(tmp_path):
