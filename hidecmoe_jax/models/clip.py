@@ -36,16 +36,19 @@ class ClipBlock(nn.Module):
         def norm(name: str) -> LayerNorm:
             return LayerNorm(self.epsilon, self.param_dtype, name=name)
 
+        # [N, T, D] to [N, T, heads, D / heads] behind each projection.
         h = norm("norm1")(x)
         q = linear("q_proj", width, ("width", "heads"))(h).reshape(heads)
         k = linear("k_proj", width, ("width", "heads"))(h).reshape(heads)
         v = linear("v_proj", width, ("width", "heads"))(h).reshape(heads)
         attended = attend(q, k, v, mask)
-        x = x + linear("out_proj", width, ("heads", "width"))(attended)
+        out = linear("out_proj", width, ("heads", "width"))(attended)
+        x = x + out
         h = norm("norm2")(x)
         h = linear("fc1", self.hidden, ("width", "hidden"))(h)
         h = activation(self.activation, h)
-        return x + linear("fc2", width, ("hidden", "width"))(h)
+        out = linear("fc2", width, ("hidden", "width"))(h)
+        return x + out
 
 
 def _block(config: VisionConfig | TextConfig, param_dtype: str) -> ClipBlock:
@@ -80,10 +83,13 @@ class VisionStem(nn.Module):
         class_token = self.param("class", named(normal, ("width",)), (c.width,), dtype)
         class_token = class_token.astype(pixels.dtype)
         position = self.param("position", named(normal, (None, "width")), (1 + c.patches, c.width), dtype)
+        # CLIP was trained with the class token first.
         class_tokens = jnp.broadcast_to(class_token, (patches.shape[0], 1, c.width))
         x = jnp.concatenate([class_tokens, patches], axis=1)
-        x = x + jnp.broadcast_to(position.astype(pixels.dtype), x.shape)
-        return LayerNorm(c.epsilon, self.param_dtype, name="norm")(x)
+        position = position.astype(pixels.dtype)
+        x = x + jnp.broadcast_to(position, x.shape)
+        norm = LayerNorm(c.epsilon, self.param_dtype, name="norm")
+        return norm(x)
 
 
 class TextStem(nn.Module):
@@ -104,7 +110,8 @@ class TextStem(nn.Module):
         position = self.param("position", named(normal, (None, "width")), (c.context, c.width), dtype)
         compute = jnp.dtype(self.dtype)
         position = position[: ids.shape[1]].astype(compute)
-        return table[ids].astype(compute) + jnp.broadcast_to(position, (*ids.shape, c.width))
+        embedded = table[ids].astype(compute)
+        return embedded + jnp.broadcast_to(position, (*ids.shape, c.width))
 
 
 class ClipHead(nn.Module):
@@ -116,7 +123,8 @@ class ClipHead(nn.Module):
 
     @nn.compact
     def __call__(self, pooled: Array) -> tuple[Array, Array]:
-        normed = LayerNorm(self.epsilon, self.param_dtype, name="norm")(pooled)
+        norm = LayerNorm(self.epsilon, self.param_dtype, name="norm")
+        normed = norm(pooled)
         projection = dense(
             self.projection, ("width", None), normed.dtype, param_dtype=self.param_dtype, name="projection"
         )
@@ -161,16 +169,16 @@ def init_tower(config: VisionConfig | TextConfig, key: Array, param_dtype: str =
     block, block_inputs = modules["layers"]
     head, head_inputs = modules["head"]
     stem_key, block_key, head_key = jax.random.split(key, 3)
-    return {
-        "stem": nn.unbox(stem.init(stem_key, *stem_inputs))["params"],
-        "layers": init_stack(block, config.layers, block_key, *block_inputs),
-        "head": nn.unbox(head.init(head_key, *head_inputs))["params"],
-    }
+    stem_params = nn.unbox(stem.init(stem_key, *stem_inputs))
+    layers = init_stack(block, config.layers, block_key, *block_inputs)
+    head_params = nn.unbox(head.init(head_key, *head_inputs))
+    return {"stem": stem_params["params"], "layers": layers, "head": head_params["params"]}
 
 
 def tower_axes(config: VisionConfig | TextConfig) -> dict:
     """Logical axis names with the tree of `init_tower`."""
     axes = {}
+    # Names of axes do not depend on the dtype.
     for name, (module, inputs) in _modules(config, "float32").items():
         axes[name] = axes_of(module, *inputs, stacked=name == "layers")
     return axes
@@ -187,15 +195,19 @@ def vision_tower(
     chex.assert_rank(pixels_NHWC, 4)
     chex.assert_type(pixels_NHWC, float, custom_message="pixels are normalised floats, not bytes")
     output_layer = feature_layer % (config.layers + 1)
+    # `param_dtype` matters to initialisation alone: stored parameters keep their own.
     block = _block(config, "float32")
     stem = VisionStem(config, "float32")
-    x = stem.apply({"params": params["stem"]}, pixels_NHWC.astype(jnp.dtype(dtype)))
+    pixels = pixels_NHWC.astype(jnp.dtype(dtype))
+    x = stem.apply({"params": params["stem"]}, pixels)
 
     def step(carry, layer):
         x, features = carry
         index, block_params = layer
         x = block.apply({"params": block_params}, x, None)
-        return (x, jnp.where(index == output_layer, x, features)), None
+        # Selected by a mask: stacking the outputs of all layers would take L times the memory.
+        features = jnp.where(index == output_layer, x, features)
+        return (x, features), None
 
     layers = (jnp.arange(1, config.layers + 1), params["layers"])
     (x, features), _ = jax.lax.scan(step, (x, x), layers)
@@ -213,9 +225,11 @@ def text_tower(params: dict, config: TextConfig, ids_NT: Array, *, dtype: str = 
     chex.assert_rank(ids_NT, 2)
     chex.assert_type(ids_NT, int)
     length = ids_NT.shape[1]
-    causal = jnp.tril(jnp.ones((length, length), bool))[None, None]
+    causal_TT = jnp.tril(jnp.ones((length, length), bool))
+    causal = causal_TT[None, None]
     block = _block(config, "float32")
-    x = TextStem(config, "float32", dtype).apply({"params": params["stem"]}, ids_NT)
+    stem = TextStem(config, "float32", dtype)
+    x = stem.apply({"params": params["stem"]}, ids_NT)
 
     def step(x: Array, block_params: dict) -> tuple[Array, None]:
         return block.apply({"params": block_params}, x, causal), None

@@ -56,23 +56,32 @@ def clip_layer(config: VisionConfig | TextConfig, tokens: int) -> int:
     d = config.width
     f = config.hidden
     linears = 4 * product(tokens, d, d) + product(tokens, d, f) + product(tokens, f, d)
+    # Query, key, value, output and the second feed-forward linear are D wide, the first F.
     biases = tokens * (5 * d + f)
-    elementwise = tokens * ((2 * LAYER_NORM + 2) * d + ACTIVATION[config.activation] * f)
-    return linears + biases + attention(tokens, config.heads, d // config.heads) + elementwise
+    # Two norms and two residual sums of D numbers.
+    norms = (2 * LAYER_NORM + 2) * d
+    elementwise = tokens * (norms + ACTIVATION[config.activation] * f)
+    scores = attention(tokens, config.heads, d // config.heads)
+    return linears + biases + scores + elementwise
 
 
 def vision(config: VisionConfig, layers: int, *, pooled: bool) -> int:
     """One picture through the stem and `layers` blocks; with `pooled` also its projected class token."""
     tokens = config.patches + 1
     d = config.width
-    stem = product(config.patches, 3 * config.patch_size**2, d) + tokens * (1 + LAYER_NORM) * d
-    ending = product(1, d, config.projection) + LAYER_NORM * d if pooled else 0
+    patches = product(config.patches, 3 * config.patch_size**2, d)
+    # A position is added to every token, then the norm.
+    stem = patches + tokens * (1 + LAYER_NORM) * d
+    ending = 0
+    if pooled:
+        ending = product(1, d, config.projection) + LAYER_NORM * d
     return stem + layers * clip_layer(config, tokens) + ending
 
 
 def text(config: TextConfig) -> int:
     """One text, always as long as the context, up to the end-of-text state."""
-    return config.context * config.width + config.layers * clip_layer(config, config.context)
+    positions = config.context * config.width
+    return positions + config.layers * clip_layer(config, config.context)
 
 
 def projector(config: LlavaConfig) -> int:
@@ -80,16 +89,22 @@ def projector(config: LlavaConfig) -> int:
     patches = config.patches
     d = config.width
     linears = product(patches, config.patch_width, d) + product(patches, d, d)
-    return linears + (2 + ACTIVATION["gelu"]) * patches * d
+    # Two biases, and the exact GELU between the two linears.
+    elementwise = (2 + ACTIVATION["gelu"]) * patches * d
+    return linears + elementwise
 
 
 def decoder_layer(config: DecoderConfig, tokens: int) -> int:
     """One block on a whole prompt, without experts."""
     shapes = site_shapes(config)
     linears = sum(product(tokens, *shape) for shape in shapes.values())
-    rotated = shapes["q_proj"][1] + shapes["k_proj"][1]
-    elementwise = tokens * ((2 * RMS_NORM + 2) * config.width + ROTARY * rotated + SWIGLU * config.hidden)
-    return linears + attention(tokens, config.heads, config.head_width) + elementwise
+    _, queries = shapes["q_proj"]
+    _, keys = shapes["k_proj"]
+    # Two norms and two residual sums, as in a CLIP block; values are not rotated.
+    norms = (2 * RMS_NORM + 2) * config.width
+    elementwise = tokens * (norms + ROTARY * (queries + keys) + SWIGLU * config.hidden)
+    scores = attention(tokens, config.heads, config.head_width)
+    return linears + scores + elementwise
 
 
 def experts(config: DecoderConfig, tokens: int, added: Experts) -> int:
@@ -98,6 +113,7 @@ def experts(config: DecoderConfig, tokens: int, added: Experts) -> int:
     sites = 0
     site_routers = 0
     for d, f in added.sites.values():
+        # The gains multiply the inner product, and the result joins the linear's.
         sites += product(tokens, d, width) + product(tokens, width, f) + tokens * (width + f)
         site_routers += product(tokens, d, added.slots)
     routers = site_routers if added.routed_at_sites else 0
@@ -138,5 +154,7 @@ def forward(
     picture = vision(config.vision, tower_layers, pooled=clip)
     text_tower = text(config.text) if clip else 0
     voices = sum(experts(config.decoder, tokens, voice) for voice in added)
+    base = prefill(config, tokens, pictures=pictures)
+    # Of one token: only the last one's logits are needed.
     head = product(1, config.width, config.vocabulary)
-    return pictures * picture + text_tower + prefill(config, tokens, pictures=pictures) + voices + head
+    return pictures * picture + text_tower + base + voices + head

@@ -82,7 +82,8 @@ def choose(logits_BV: Array, sampling: Sampling, keys_B: Array) -> Array:
     # A token belongs to the nucleus if those before it have less than `top_p`: the one that reaches it is included.
     before = jnp.cumsum(share, axis=-1) - share
     in_nucleus = before < sampling.top_p
-    smallest = jnp.min(jnp.where(in_nucleus, ordered, jnp.inf), axis=-1, keepdims=True)
+    candidates = jnp.where(in_nucleus, ordered, jnp.inf)
+    smallest = jnp.min(candidates, axis=-1, keepdims=True)
     nucleus = jnp.where(scaled >= smallest, scaled, -jnp.inf)
     return jax.vmap(jax.random.categorical)(keys_B, nucleus).astype(jnp.int32)
 
@@ -151,12 +152,16 @@ def generate(
         best, _ = jax.lax.top_k(logits, 2)
         token = jnp.where(ended, sampling.pad_token, choose(logits, sampling, keys))
         margin = best[:, 0] - best[:, 1]
-        margins = margins.at[:, step].set(jnp.where(ended, 0.0, margin))
+        margin = jnp.where(ended, 0.0, margin)
+        margins = margins.at[:, step].set(margin)
         ended = ended | (token == sampling.eos_token)
-        tokens = tokens.at[:, step].set(jnp.where(ended, sampling.pad_token, token))
+        # After `ended` is set: the end token itself is not a part of the text.
+        shown = jnp.where(ended, sampling.pad_token, token)
+        tokens = tokens.at[:, step].set(shown)
         lengths = lengths + (~ended).astype(jnp.int32)
         # New tokens are cached after the prompt's columns, whatever padding those hold.
-        generated = (jnp.arange(capacity) >= length) & (jnp.arange(capacity) <= length + step)
+        slots = jnp.arange(capacity)
+        generated = (slots >= length) & (slots <= length + step)
         keys_BS = prompt_keys | generated[None]
         cache = cache.replace(slot=length + step)
         logits, cache = _next_logits(model, token, count_B + step, keys_BS, voices, cache)

@@ -61,7 +61,8 @@ class LayerNorm(nn.Module):
         centred = x32 - jnp.mean(x32, axis=-1, keepdims=True)
         variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
         y = centred * jax.lax.rsqrt(variance + self.epsilon)
-        return (y * scale.astype(jnp.float32) + bias.astype(jnp.float32)).astype(x.dtype)
+        y = y * scale.astype(jnp.float32) + bias.astype(jnp.float32)
+        return y.astype(x.dtype)
 
 
 class RMSNorm(nn.Module):
@@ -77,7 +78,8 @@ class RMSNorm(nn.Module):
         x32 = x.astype(jnp.float32)
         mean_square = jnp.mean(jnp.square(x32), axis=-1, keepdims=True)
         y = x32 * jax.lax.rsqrt(mean_square + self.epsilon)
-        return (y * scale.astype(jnp.float32)).astype(x.dtype)
+        y = y * scale.astype(jnp.float32)
+        return y.astype(x.dtype)
 
 
 def activation(name: str, x: Array) -> Array:

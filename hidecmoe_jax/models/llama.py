@@ -67,6 +67,7 @@ def rotate(x_BTHK: Array, positions_BT: Array, theta: float) -> Array:
     """Rotary positions, half-split pairing (dimension i with i + K/2), angles in float32."""
     half = x_BTHK.shape[-1] // 2
     frequency = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    # [B, T, 1, K / 2]: all heads turn alike.
     angle = positions_BT[:, :, None, None].astype(jnp.float32) * frequency
     cos = jnp.cos(angle)
     sin = jnp.sin(angle)
@@ -105,24 +106,38 @@ class DecoderBlock(nn.Module):
         with jax.named_scope("attention"):
             h = RMSNorm(c.epsilon, self.param_dtype, name="norm1")(x)
             weights = slot_weights(h, voices, "attention")
-            weighted = [(voice, weight) for voice, (weight, _) in zip(voices, weights, strict=True)]
+            weighted = _with_weights(voices, weights)
             heads = (*h.shape[:2], -1, c.head_width)
-            q = rotate(site("q_proj", h, weighted).reshape(heads), positions_BT, c.rope_theta)
-            k = rotate(site("k_proj", h, weighted).reshape(heads), positions_BT, c.rope_theta)
+            q = site("q_proj", h, weighted).reshape(heads)
+            q = rotate(q, positions_BT, c.rope_theta)
+            k = site("k_proj", h, weighted).reshape(heads)
+            k = rotate(k, positions_BT, c.rope_theta)
             v = site("v_proj", h, weighted).reshape(heads)
             cache = None
             if store is not None:
                 k, v, cache = store(k, v)
-            x = x + site("o_proj", attend(q, k, v, mask_B1TS), weighted)
+            attended = attend(q, k, v, mask_B1TS)
+            x = x + site("o_proj", attended, weighted)
         with jax.named_scope("feed_forward"):
             h = RMSNorm(c.epsilon, self.param_dtype, name="norm2")(x)
+            # Token routers decide again here: their input is another one than before attention.
             weights = slot_weights(h, voices, "feed_forward")
-            weighted = [(voice, weight) for voice, (weight, _) in zip(voices, weights, strict=True)]
-            up = jax.nn.silu(site("gate_proj", h, weighted)) * site("up_proj", h, weighted)
-            branch = add_experts(site("down_proj", up, weighted), h, "ffn", weighted)
+            weighted = _with_weights(voices, weights)
+            gate = jax.nn.silu(site("gate_proj", h, weighted))
+            up = gate * site("up_proj", h, weighted)
+            down = site("down_proj", up, weighted)
+            # The site `ffn` is parallel to the whole feed-forward part, so it reads the part's input.
+            branch = add_experts(down, h, "ffn", weighted)
             self.sow("intermediates", "branch", branch)
             x = x + branch
         return x, weights, cache
+
+
+def _with_weights(
+    voices: Sequence[LayerVoice], weights: Sequence[tuple[Array, Array]]
+) -> list[tuple[LayerVoice, Array]]:
+    """Every voice with its slot weights, without the chances."""
+    return [(voice, weight) for voice, (weight, _) in zip(voices, weights, strict=True)]
 
 
 class Embedding(nn.Module):
@@ -135,7 +150,8 @@ class Embedding(nn.Module):
     def __call__(self, ids_BT: Array) -> Array:
         init = nn.with_logical_partitioning(nn.initializers.normal(0.02), ("vocab", "width"))
         shape = (self.config.vocabulary, self.config.width)
-        return self.param("table", init, shape, jnp.dtype(self.param_dtype))[ids_BT]
+        table = self.param("table", init, shape, jnp.dtype(self.param_dtype))
+        return table[ids_BT]
 
 
 def _modules(config: DecoderConfig, param_dtype: str) -> dict[str, tuple[nn.Module, tuple]]:
@@ -148,7 +164,8 @@ def _modules(config: DecoderConfig, param_dtype: str) -> dict[str, tuple[nn.Modu
         "norm": (RMSNorm(config.epsilon, param_dtype), (x,)),
     }
     if not config.tied:
-        modules["head"] = (dense(config.vocabulary, ("width", "vocab"), x.dtype, param_dtype=param_dtype), (x,))
+        head = dense(config.vocabulary, ("width", "vocab"), x.dtype, param_dtype=param_dtype)
+        modules["head"] = (head, (x,))
     return modules
 
 
@@ -224,8 +241,10 @@ def run_layers(
 
         def store(k: Array, v: Array) -> tuple[Array, Array, Cache]:
             start = (index, 0, cache.slot, 0, 0)
-            full_k = jax.lax.dynamic_update_slice(cache.k, k[None].astype(cache.k.dtype), start)
-            full_v = jax.lax.dynamic_update_slice(cache.v, v[None].astype(cache.v.dtype), start)
+            new_k = k[None].astype(cache.k.dtype)
+            full_k = jax.lax.dynamic_update_slice(cache.k, new_k, start)
+            new_v = v[None].astype(cache.v.dtype)
+            full_v = jax.lax.dynamic_update_slice(cache.v, new_v, start)
             return full_k[index], full_v[index], cache.replace(k=full_k, v=full_v)
 
         x, weights, cache = block.apply(
@@ -274,7 +293,8 @@ def branch_means(
             {"params": params}, x, positions_BT, mask_B1TS, layer_voices, mutable=["intermediates"]
         )
         (branch,) = sown["intermediates"]["branch"]
-        return x, jnp.sum(branch.astype(jnp.float32) * share_BT1, axis=1)
+        mean_BD = jnp.sum(branch.astype(jnp.float32) * share_BT1, axis=1)
+        return x, mean_BD
 
     layer_voices = [voice_slice(voice, 0, config.layers) for voice in voices]
     _, means_LBD = jax.lax.scan(step, x_BTD, (layers, layer_voices))

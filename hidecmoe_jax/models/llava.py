@@ -122,12 +122,14 @@ def decoder_layers(model: Model) -> dict:
 
 def with_decoder_layers(model: Model, layers: dict) -> Model:
     """The model with other stacked decoder blocks."""
-    return model.replace(params={**model.params, "decoder": {**model.params["decoder"], "layers": layers}})
+    decoder = {**model.params["decoder"], "layers": layers}
+    return model.replace(params={**model.params, "decoder": decoder})
 
 
 def project(model: Model, patches: Array) -> Array:
     """Patch tokens [..., Dv] in the decoder's width [..., D]."""
-    return Projector(model.config.width).apply({"params": model.params["projector"]}, patches)
+    projector = Projector(model.config.width)
+    return projector.apply({"params": model.params["projector"]}, patches)
 
 
 def final_norm(model: Model, x: Array) -> Array:
@@ -157,7 +159,8 @@ def embed(model: Model, prompt: Prompt) -> Array:
     is_image = prompt.tokens_BT == config.image_token
     table = model.params["decoder"]["embedding"]["table"]
     # The image token's id may lie past the table, so its row is never looked up.
-    x_BTD = table[jnp.where(is_image, 0, prompt.tokens_BT)].astype(dtype)
+    ids_BT = jnp.where(is_image, 0, prompt.tokens_BT)
+    x_BTD = table[ids_BT].astype(dtype)
     if prompt.patches_BIPD is None:
         return x_BTD
     projected = project(model, prompt.patches_BIPD.astype(dtype))
@@ -185,7 +188,9 @@ def check_prompt(config: LlavaConfig, prompt: Prompt) -> None:
 
 def positions_of(mask_BT: Array) -> Array:
     """Positions counted over real tokens only, so padding on either side changes nothing. int32 [B, T]."""
-    return jnp.maximum(jnp.cumsum(mask_BT.astype(jnp.int32), axis=1) - 1, 0)
+    counted_BT = jnp.cumsum(mask_BT.astype(jnp.int32), axis=1)
+    # Padding on the left counts 0 tokens, and -1 is no position.
+    return jnp.maximum(counted_BT - 1, 0)
 
 
 def hidden(
@@ -202,8 +207,11 @@ def hidden(
     config = model.config
     length = prompt.tokens_BT.shape[1]
     capacity = length if cache is None else cache.k.shape[2]
+    # Slots of the cache that no token has filled yet are masked like padding.
     keys_BS = jnp.pad(prompt.mask_BT, ((0, 0), (0, capacity - length)))
-    causal_TS = jnp.arange(capacity)[None, :] <= jnp.arange(length)[:, None]
+    slots_1S = jnp.arange(capacity)[None, :]
+    tokens_T1 = jnp.arange(length)[:, None]
+    causal_TS = slots_1S <= tokens_T1
     mask = keys_BS[:, None, None, :] & causal_TS[None, None]
     x, cache, tallies = run_layers(
         decoder_layers(model),
@@ -225,16 +233,20 @@ def prompt_state(model: Model, prompt: Prompt, reading: Reading) -> Array:
     """The prompt's state that `reading` selects, float32 [B, D]."""
     config = model.config
     if reading.layer >= 0:
+        # A shorter stack, so that layers above the one that is read cost nothing.
         shallow = replace(config, decoder=replace(config.decoder, layers=reading.layer))
         layers = jax.tree.map(lambda leaf: leaf[: reading.layer], decoder_layers(model))
-        model = with_decoder_layers(model, layers).replace(config=shallow)
+        model = with_decoder_layers(model, layers)
+        model = model.replace(config=shallow)
     h_BTD, _, _ = hidden(model, prompt, normed=reading.layer < 0)
+    # The last real token, whichever side the padding is on.
     nth_BT = jnp.cumsum(prompt.mask_BT.astype(jnp.int32), axis=1)
     last_BT = prompt.mask_BT & (nth_BT == nth_BT[:, -1:])
     image_BT = prompt.mask_BT & (prompt.tokens_BT == config.image_token)
     over_image_B1 = jnp.any(image_BT, axis=1, keepdims=True) & (reading.over == "image")
     selected_BT = jnp.where(over_image_B1, image_BT, last_BT).astype(jnp.float32)
-    selected_BTD = jnp.where(selected_BT[..., None] > 0, h_BTD.astype(jnp.float32), 0.0)
+    is_selected_BT1 = selected_BT[..., None] > 0
+    selected_BTD = jnp.where(is_selected_BT1, h_BTD.astype(jnp.float32), 0.0)
     count_B1 = jnp.sum(selected_BT, axis=1, keepdims=True)
     return jnp.sum(selected_BTD, axis=1) / jnp.maximum(count_B1, 1.0)
 
@@ -301,6 +313,8 @@ def answer_loss(
     """Summed negative log-likelihood of the answers (float32), the number of answer tokens (int32), and tallies."""
     kinds_BT = token_kinds(model, batch) if tally else None
     nll_BA, tallies = answer_nll(model, batch, voices, kinds_BT=kinds_BT)
-    total = jnp.sum(jnp.where(batch.answer_mask_BA, nll_BA, 0.0))
+    counted_BA = jnp.where(batch.answer_mask_BA, nll_BA, 0.0)
+    # A sum and a count, not a mean: accumulated steps then weigh every answer token alike.
+    total = jnp.sum(counted_BA)
     count = jnp.sum(batch.answer_mask_BA.astype(jnp.int32))
     return total, count, tallies

@@ -43,9 +43,12 @@ def read_leaves(folder: Path, shapes: Mapping[str, tuple[int, ...]], places: Map
 
     names = {_name(path): path for path in shapes}
     stored = {entry.name for entry in folder.iterdir()}
+    # Before any leaf is read: with a wrong config reading would fail only after large ones.
     if stored != set(names):
-        wrong = [f"missing {names[name]}" for name in sorted(set(names) - stored)]
-        wrong += [f"left over {name}" for name in sorted(stored - set(names))]
+        missing = sorted(set(names) - stored)
+        left_over = sorted(stored - set(names))
+        wrong = [f"missing {names[name]}" for name in missing]
+        wrong += [f"left over {name}" for name in left_over]
         raise CheckpointError(
             "the stored leaves are not those of the config", where=str(folder), why=", ".join(wrong[:8])
         )

@@ -55,9 +55,10 @@ def base_folder(name: str) -> Path:
 def save_model(model: Model, folder: Path, *, dtype: str | None = None) -> None:
     """Writes config and weights, in `dtype` where given."""
     folder.mkdir(parents=True, exist_ok=True)
-    leaves = {path: np.asarray(leaf) for path, leaf in trees.flatten(model.params).items()}
-    if dtype is not None:
-        leaves = {path: leaf.astype(jnp.dtype(dtype)) for path, leaf in leaves.items()}
+    leaves = {}
+    for path, leaf in trees.flatten(model.params).items():
+        array = np.asarray(leaf)
+        leaves[path] = array if dtype is None else array.astype(jnp.dtype(dtype))
     save_tensors(leaves, folder / WEIGHTS)
     text = json.dumps(strict.plain(model.config), indent=2) + "\n"
     (folder / CONFIG).write_text(text, encoding="utf-8")
@@ -91,7 +92,9 @@ def load_model(folder: Path, *, mesh: Mesh | None = None, **changes) -> Model:
         stored = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError("cannot read the model's config", where=str(path), why=str(error)) from error
-    config = replace(strict.build(LlavaConfig, stored, str(path)), **changes)
+    config = strict.build(LlavaConfig, stored, str(path))
+    config = replace(config, **changes)
+    # Shapes alone: the parameters are allocated once, when they are read.
     template = jax.eval_shape(lambda: init_model(config, jax.random.key(0))).params
     where = folder / sharded.FOLDER
     if where.is_dir():
@@ -107,7 +110,8 @@ def load_model(folder: Path, *, mesh: Mesh | None = None, **changes) -> Model:
     bad = _not_finite(widened)
     if bad is not None:
         raise CheckpointError("a weight is not finite", where=f"{where}: {bad}")
-    params = jax.tree.map(jnp.asarray, trees.restore_into(template, widened))
+    tree = trees.restore_into(template, widened)
+    params = jax.tree.map(jnp.asarray, tree)
     if mesh is not None:
         params = jax.device_put(params, _places(config, template, mesh))
     return Model(params, config)

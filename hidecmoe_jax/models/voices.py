@@ -116,6 +116,7 @@ def slot_weights(x: Array, voices: Sequence[LayerVoice], part: str) -> list[tupl
     """
     groups: dict[object, list[int]] = {}
     for index, voice in enumerate(voices):
+        # A voice without a group is a group of its own.
         groups.setdefault(voice.softmax_group or index, []).append(index)
     by_voice: dict[int, tuple[Array, Array]] = {}
     for indices in groups.values():
@@ -131,7 +132,8 @@ def slot_weights(x: Array, voices: Sequence[LayerVoice], part: str) -> list[tupl
         ends = np.cumsum(slot_counts)[:-1]
         weights = jnp.split(weight, ends, axis=-1)
         chances = jnp.split(chance, ends, axis=-1)
-        by_voice |= dict(zip(indices, zip(weights, chances, strict=True), strict=True))
+        for place, index in enumerate(indices):
+            by_voice[index] = (weights[place], chances[place])
     return [by_voice[index] for index in range(len(voices))]
 
 
@@ -154,7 +156,8 @@ def add_experts(y: Array, x: Array, site: str, weighted: Sequence[tuple[LayerVoi
             token_router = TokenRouter(router_DS.shape[1], name=f"{site}_router{index}")
             weight, _ = token_router(x, voice.gain_BS, router_DS[None])
         experts = Experts(voice.scale, name=f"{site}_experts{index}")
-        y = y + experts(_dropout(x, voice, site), voice.a[site], voice.b[site], weight)
+        dropped = _dropout(x, voice, site)
+        y = y + experts(dropped, voice.a[site], voice.b[site], weight)
     return y
 
 
@@ -171,15 +174,19 @@ def _dropout(x: Array, voice: LayerVoice, site: str) -> Array:
 
 def tally_layer(weight: Array, chance: Array, kinds_BT: Array) -> Tally:
     """Sums one layer's slot weights over tokens by kind (a kind outside 0..KINDS-1 is padding and is left out)."""
-    of_kind = (kinds_BT[..., None] == jnp.arange(KINDS)).astype(jnp.float32)
+    is_kind = kinds_BT[..., None] == jnp.arange(KINDS)
+    of_kind = is_kind.astype(jnp.float32)
 
     def per_token(leaf: Array) -> Array:
+        # Gains [B, S] hold for every token; a router's weights [B, T, S] are per token already.
         leaf = leaf if leaf.ndim == 3 else leaf[:, None, :]
         return jnp.broadcast_to(leaf, (*kinds_BT.shape, leaf.shape[-1]))
 
     def summed(leaf: Array) -> Array:
         return jnp.einsum("bts,btk->sk", leaf, of_kind.astype(leaf.dtype))
 
-    mass = summed(per_token(weight))
+    weights = per_token(weight)
+    mass = summed(weights)
     chances = summed(per_token(chance))
-    return Tally(mass, chances, summed((per_token(weight) > 0).astype(jnp.int32)))
+    count = summed((weights > 0).astype(jnp.int32))
+    return Tally(mass, chances, count)
