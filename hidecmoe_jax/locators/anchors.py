@@ -127,20 +127,26 @@ def gate(
         image_BN = jnp.broadcast_to(jnp.max(image_BN, axis=0, keepdims=True), image_BN.shape)
         text_BN = jnp.broadcast_to(jnp.max(text_BN, axis=0, keepdims=True), text_BN.shape)
         mixed = mixing * image_BN + (1 - mixing) * text_BN
-        return Scores(jax.nn.softmax(mixed / temperature, axis=-1), mixed, image_BN, text_BN)
+        weight = jax.nn.softmax(mixed / temperature, axis=-1)
+        return Scores(weight, mixed, image_BN, text_BN)
     # Weights of the two cosines; 0 where the sample or the anchor lacks that modality.
     has_image_BN = pooled.has_image_B[:, None] & (anchors.image_count_N > 0)[None]
     has_text_BN = pooled.has_text_B[:, None] & (anchors.text_count_N > 0)[None]
     image_weight = has_image_BN.astype(jnp.float32) * mixing
     text_weight = has_text_BN.astype(jnp.float32) * (1 - mixing)
     total = image_weight + text_weight
-    mixed = (image_weight * image_BN + text_weight * text_BN) / jnp.maximum(total, EPSILON)
+    weighted = image_weight * image_BN + text_weight * text_BN
+    mixed = weighted / jnp.maximum(total, EPSILON)
     # A masked softmax by hand: that of the library is NaN, gradient included, where no task is learned.
     learned = learned_N[None]
     logits = jnp.where(learned, mixed / temperature, -jnp.inf)
-    top = jnp.max(jnp.where(learned, logits, -1e30), axis=-1, keepdims=True)
-    power = jnp.where(learned, jnp.exp(jnp.where(learned, logits, top) - top), 0.0)
-    weight = power / jnp.maximum(jnp.sum(power, axis=-1, keepdims=True), EPSILON)
+    finite_logits = jnp.where(learned, logits, -1e30)
+    top = jnp.max(finite_logits, axis=-1, keepdims=True)
+    # Both branches of a `where` get gradients, so the exponent is finite for tasks that are not learned too.
+    exponent = jnp.where(learned, logits, top) - top
+    power = jnp.where(learned, jnp.exp(exponent), 0.0)
+    norm = jnp.sum(power, axis=-1, keepdims=True)
+    weight = power / jnp.maximum(norm, EPSILON)
     return Scores(weight, mixed, image_BN, text_BN)
 
 
@@ -169,7 +175,8 @@ class ClipAnchors:
     def fit(self, memory: dict[str, Array], task: int, pooled: Pooled, *, key: Array) -> dict[str, Array]:
         """Adds samples to a task's anchors; nothing is random."""
         valid_B = jnp.ones(pooled.has_text_B.shape, bool)
-        return memory | vars(accumulate(anchors_of(memory), task, pooled, valid_B))
+        anchors = accumulate(anchors_of(memory), task, pooled, valid_B)
+        return memory | vars(anchors)
 
     def scores(self, memory: dict[str, Array], pooled: Pooled, learned_N: Array) -> Array:
         """Mixed cosines, float32 [B, N]; -inf where not `learned_N` (bool)."""

@@ -45,7 +45,8 @@ def threshold(held_out_M, false_alarm: float) -> float:
     if not 0 <= false_alarm < 1:
         raise ValueError(f"false_alarm {false_alarm} must be in [0, 1)")
     ascending = np.sort(_score_vector(held_out_M, "held-out"))
-    return float(ascending[int(false_alarm * len(ascending) + ROUNDING)])
+    below = int(false_alarm * len(ascending) + ROUNDING)
+    return float(ascending[below])
 
 
 def unknown(scores_BN: Array, thresholds: Array | float) -> Array:
@@ -63,7 +64,8 @@ def unknown(scores_BN: Array, thresholds: Array | float) -> Array:
     nearest_B1 = jnp.argmax(scores_BN, axis=-1)[..., None]
     limit_B = jnp.take_along_axis(limits_BN, nearest_B1, axis=-1)[..., 0]
     # Negated "known" instead of "below": a comparison with NaN is false, and must end as unknown.
-    return ~((best_B >= limit_B) & (best_B > LOWEST))
+    is_known_B = (best_B >= limit_B) & (best_B > LOWEST)
+    return ~is_known_B
 
 
 def auroc(known_M, unknown_M) -> float:
@@ -77,7 +79,8 @@ def auroc(known_M, unknown_M) -> float:
     # Integers, so that the order of samples cannot change the result.
     below = np.searchsorted(others, known, side="left").sum(dtype=np.int64)
     up_to = np.searchsorted(others, known, side="right").sum(dtype=np.int64)
-    return float(below + up_to) / (2 * len(known) * len(others))
+    pairs = len(known) * len(others)
+    return float(below + up_to) / (2 * pairs)
 
 
 def confusion(choice_M, truth_M, tasks: int) -> np.ndarray:
@@ -92,11 +95,15 @@ def confusion(choice_M, truth_M, tasks: int) -> np.ndarray:
         why = f"choices have shape {choice.shape}, true tasks {truth.shape}"
         raise DataError("choices and true tasks do not match", why=why, remedy="pass one of each for every sample")
     for name, value in (("choice", choice), ("true task", truth)):
+        if not len(value):
+            continue
         is_integer = value.dtype.kind in "iu"
-        if len(value) and not (is_integer and value.min() >= 0 and value.max() < tasks):
+        if not (is_integer and value.min() >= 0 and value.max() < tasks):
             why = f"values {value.min()} to {value.max()} ({value.dtype}), expected integers in 0 to {tasks - 1}"
             remedy = "count unknown inputs separately, they belong to no task"
             raise DataError(f"a {name} is no task", why=why, remedy=remedy)
     counts = np.zeros((tasks, tasks), np.int64)
-    np.add.at(counts, (truth.astype(np.int64), choice.astype(np.int64)), 1)
+    cells = (truth.astype(np.int64), choice.astype(np.int64))
+    # Not `counts[cells] += 1`, which counts a repeated cell once.
+    np.add.at(counts, cells, 1)
     return counts

@@ -39,9 +39,13 @@ def _moments(rows_ND: Array) -> tuple[Array, Array]:
 def _widest(scatter_DD: Array, directions: int) -> tuple[Array, Array]:
     """F [K, D] and rest with `F' F + rest I` nearest to the scatter: widest directions, and the mean of the others."""
     eigenvalue_D, axes_DD = jnp.linalg.eigh(scatter_DD)  # ascending
-    rest = jnp.maximum(jnp.mean(eigenvalue_D[:-directions]), 0.0)
-    length_K = jnp.sqrt(jnp.maximum(eigenvalue_D[-directions:] - rest, 0.0))
-    return length_K[:, None] * axes_DD[:, -directions:].T, rest
+    # Rounding can make the eigenvalues of a scatter slightly negative.
+    mean_of_others = jnp.mean(eigenvalue_D[:-directions])
+    rest = jnp.maximum(mean_of_others, 0.0)
+    excess_K = jnp.maximum(eigenvalue_D[-directions:] - rest, 0.0)
+    length_K = jnp.sqrt(excess_K)
+    factor_KD = length_K[:, None] * axes_DD[:, -directions:].T
+    return factor_KD, rest
 
 
 def _whitening(covariance_DD: Array, shrinkage: float) -> tuple[Array, Array]:
@@ -49,9 +53,12 @@ def _whitening(covariance_DD: Array, shrinkage: float) -> tuple[Array, Array]:
     width = covariance_DD.shape[0]
     isotropic = shrinkage * jnp.trace(covariance_DD) / width + RIDGE
     identity = jnp.eye(width)
-    lower = jnp.linalg.cholesky((1 - shrinkage) * covariance_DD + isotropic * identity)
+    shrunk_DD = (1 - shrinkage) * covariance_DD + isotropic * identity
+    lower = jnp.linalg.cholesky(shrunk_DD)
     whitening = solve_triangular(lower, identity, lower=True)
-    log_determinant = 2 * jnp.sum(jnp.log(jnp.diagonal(lower)))
+    # The determinant of L L' is the squared product of L's diagonal.
+    log_diagonal = jnp.log(jnp.diagonal(lower))
+    log_determinant = 2 * jnp.sum(log_diagonal)
     return whitening, log_determinant
 
 
@@ -85,13 +92,16 @@ class NearestMean(Standardised):
         del key
         features = checked_features(features_ND, memory, task, capacity=len(memory["center_ND"]))
         memory = with_standard(memory, features)
-        return with_row(memory, task, {"center_ND": jnp.mean(standardised(memory, features, self.clip), axis=0)})
+        rows = standardised(memory, features, self.clip)
+        center = jnp.mean(rows, axis=0)
+        return with_row(memory, task, {"center_ND": center})
 
     def scores(self, memory: dict[str, Array], features_BD: Array, learned_N: Array) -> Array:
         """`-|x - mean|^2`, float32 [B, capacity]; -inf where not `learned_N` (bool)."""
         rows_BD = standardised(memory, features_BD, self.clip)
         deviation_BND = rows_BD[:, None] - memory["center_ND"][None]
-        return masked_scores(-jnp.sum(jnp.square(deviation_BND), axis=-1), learned_N)
+        squared_BN = jnp.sum(jnp.square(deviation_BND), axis=-1)
+        return masked_scores(-squared_BN, learned_N)
 
     def size(self, width: int) -> int:
         """Numbers stored per task."""
@@ -143,7 +153,8 @@ class SharedGaussian(Standardised):
         del key
         features = checked_features(features_ND, memory, task, capacity=len(memory["center_ND"]))
         memory = with_standard(memory, features)
-        center, scatter = _moments(standardised(memory, features, self.clip))
+        rows = standardised(memory, features, self.clip)
+        center, scatter = _moments(rows)
         row = {"center_ND": center, "count_N": jnp.asarray(len(features), jnp.int32)}
         if self._is_low_rank(len(scatter)):
             factor, rest = _widest(scatter, self.directions)
@@ -159,12 +170,16 @@ class SharedGaussian(Standardised):
         """
         rows_BD = standardised(memory, features_BD, self.clip)
         scatter_DD = self._pooled(memory, learned_N)
-        freedom = jnp.sum(jnp.where(learned_N, memory["count_N"] - 1, 0))
+        # Every learned task's mean costs a degree of freedom.
+        freedom_N = jnp.where(learned_N, memory["count_N"] - 1, 0)
+        freedom = jnp.sum(freedom_N)
         covariance_DD = scatter_DD / jnp.maximum(freedom, 1).astype(jnp.float32)
         whitening_DD, _ = _whitening(covariance_DD, self.shrinkage)
         deviation_BND = rows_BD[:, None] - memory["center_ND"][None]
         white_BND = jnp.einsum("bnd,ed->bne", deviation_BND, whitening_DD, precision=EXACT)
-        return masked_scores(-0.5 * jnp.sum(jnp.square(white_BND), axis=-1), learned_N)
+        squared_BN = jnp.sum(jnp.square(white_BND), axis=-1)
+        # All tasks share the determinant, so it changes no comparison between them.
+        return masked_scores(-0.5 * squared_BN, learned_N)
 
     def _pooled(self, memory: dict[str, Array], learned_N: Array) -> Array:
         """Scatters of all learned tasks together, [D, D]."""
@@ -172,7 +187,8 @@ class SharedGaussian(Standardised):
             scatter_NDD = jnp.where(learned_N[:, None, None], memory["scatter_NDD"], 0.0)
             return jnp.sum(scatter_NDD, axis=0)
         factor_NKD = jnp.where(learned_N[:, None, None], memory["factor_NKD"], 0.0)
-        rest = jnp.sum(jnp.where(learned_N, memory["rest_N"], 0.0))
+        rest_N = jnp.where(learned_N, memory["rest_N"], 0.0)
+        rest = jnp.sum(rest_N)
         pooled_DD = jnp.einsum("nkd,nke->de", factor_NKD, factor_NKD, precision=EXACT)
         return pooled_DD + rest * jnp.eye(factor_NKD.shape[-1])
 
@@ -236,8 +252,11 @@ class ClassGaussian(Standardised):
         del key
         features = checked_features(features_ND, memory, task, capacity=len(memory["center_ND"]), least=2)
         memory = with_standard(memory, features)
-        center, scatter = _moments(standardised(memory, features, self.clip))
-        whitening, log_determinant = _whitening(scatter / (len(features) - 1), self.shrinkage)
+        rows = standardised(memory, features, self.clip)
+        center, scatter = _moments(rows)
+        # The mean is estimated from the same samples, hence one degree of freedom less.
+        covariance = scatter / (len(features) - 1)
+        whitening, log_determinant = _whitening(covariance, self.shrinkage)
         row = {"center_ND": center, "whitening_NDD": whitening, "log_determinant_N": log_determinant}
         return with_row(memory, task, row)
 
@@ -249,7 +268,8 @@ class ClassGaussian(Standardised):
         log_2pi = float(np.log(2 * np.pi))
         constant_N = memory["log_determinant_N"] + rows_BD.shape[1] * log_2pi
         squared_BN = jnp.sum(jnp.square(white_BND), axis=-1)
-        return masked_scores(-0.5 * (squared_BN + constant_N[None]), learned_N)
+        log_density_BN = -0.5 * (squared_BN + constant_N[None])
+        return masked_scores(log_density_BN, learned_N)
 
     def size(self, width: int) -> int:
         """Numbers stored per task: mean, whitening matrix, log-determinant."""

@@ -73,8 +73,10 @@ class Neighbours(Standardised):
         features = checked_features(features_ND, memory, task, capacity=len(memory["valid_NM"]))
         memory = with_standard(memory, features)
         if len(features) > self.most:
-            drawn = np.asarray(jax.random.permutation(key, len(features)))[: self.most]
-            features = features[np.sort(drawn)]
+            order = np.asarray(jax.random.permutation(key, len(features)))
+            # Sorted, so that samples are stored in the order of the data.
+            drawn = np.sort(order[: self.most])
+            features = features[drawn]
         rows = standardised(memory, features, self.clip)
         padded = jnp.pad(rows, ((0, self.most - len(features)), (0, 0)))
         valid = jnp.arange(self.most) < len(features)
@@ -82,15 +84,19 @@ class Neighbours(Standardised):
 
     def scores(self, memory: dict[str, Array], features_BD: Array, learned_N: Array) -> Array:
         """Mean of the k largest cosines, float32 [B, capacity], in [-1, 1]; -inf where not `learned_N` (bool)."""
-        cosine_BNM = _cosine(standardised(memory, features_BD, self.clip), memory["feature_NMD"])
+        rows_BD = standardised(memory, features_BD, self.clip)
+        cosine_BNM = _cosine(rows_BD, memory["feature_NMD"])
         valid_NM = memory["valid_NM"]
+        # Unused rows are zero vectors, whose cosine is not the lowest.
         cosine_BNM = jnp.where(valid_NM[None], cosine_BNM, -jnp.inf)
         best_BNK, _ = jax.lax.top_k(cosine_BNM, self.k)
         count_N = jnp.minimum(jnp.sum(valid_NM, axis=1), self.k)
         # A task with fewer than k samples has -inf in its last columns.
         counted_NK = jnp.arange(self.k)[None] < count_N[:, None]
-        total_BN = jnp.sum(jnp.where(counted_NK[None], best_BNK, 0.0), axis=-1)
-        return masked_scores(total_BN / jnp.maximum(count_N, 1).astype(jnp.float32), learned_N)
+        counted_BNK = jnp.where(counted_NK[None], best_BNK, 0.0)
+        total_BN = jnp.sum(counted_BNK, axis=-1)
+        mean_BN = total_BN / jnp.maximum(count_N, 1).astype(jnp.float32)
+        return masked_scores(mean_BN, learned_N)
 
     def size(self, width: int) -> int:
         """Numbers stored per task, unused rows included (and one bit for each row besides)."""

@@ -80,7 +80,9 @@ def checked_features(features_ND, memory: dict[str, Array], task: int, *, capaci
         raise DataError("too few samples for a locator", where=where, why=why, remedy="add samples to the task")
     finite = np.isfinite(features).all(axis=1)
     if not finite.all():
-        why = f"{np.sum(~finite)} of {len(features)} samples, the first is number {np.argmin(finite)}"
+        # argmin of a bool vector is the place of its first False.
+        first = np.argmin(finite)
+        why = f"{np.sum(~finite)} of {len(features)} samples, the first is number {first}"
         raise NumericsError(
             "features are not finite", where=where, why=why, remedy="check that sample and the base model"
         )
@@ -97,9 +99,11 @@ def with_standard(memory: dict[str, Array], features_ND: np.ndarray) -> dict[str
         return memory
     # Sums in float64: at 4096 dimensions and many samples float32 sums lose digits.
     mean = np.mean(features_ND, axis=0, dtype=np.float64).astype(np.float32)
-    variance = np.mean(np.square(features_ND - mean), axis=0, dtype=np.float64)
+    squared_ND = np.square(features_ND - mean)
+    variance = np.mean(squared_ND, axis=0, dtype=np.float64)
     std = np.sqrt(variance)
-    least = max(NARROWEST * float(np.median(std)), SMALLEST_STD)
+    typical = float(np.median(std))
+    least = max(NARROWEST * typical, SMALLEST_STD)
     std = np.maximum(std, least)
     return memory | {"mean_D": jnp.asarray(mean), "std_D": jnp.asarray(std, jnp.float32)}
 
@@ -136,7 +140,8 @@ def with_row(memory: dict[str, Array], task: int, row: dict[str, Array]) -> dict
       NumericsError: a value of the row is NaN or infinite.
     """
     for name, value in row.items():
-        if not bool(jnp.all(jnp.isfinite(value))):
+        is_finite = bool(jnp.all(jnp.isfinite(value)))
+        if not is_finite:
             why = f"{name} holds values that are not finite"
             remedy = "look at the features' range, or raise the locator's shrinkage or lower its rate"
             raise NumericsError("the locator could not be fitted", where=f"task {task}", why=why, remedy=remedy)

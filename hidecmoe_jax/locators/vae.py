@@ -107,9 +107,12 @@ def _loss(weights: dict[str, Array], rows_BD: Array, valid_B: Array, *, beta: fl
     drawn = mean + jnp.exp(0.5 * log_variance) * noise
     divergence_BZ = jnp.square(mean) + jnp.exp(log_variance) - 1 - log_variance
     divergence = 0.5 * jnp.sum(divergence_BZ, axis=-1)
-    loss_B = _squared_error(rows_BD, autoencoder.reconstruct(drawn)) + beta * divergence
+    rebuilt = autoencoder.reconstruct(drawn)
+    loss_B = _squared_error(rows_BD, rebuilt) + beta * divergence
+    # A batch of padding alone has loss 0, not NaN.
     count = jnp.maximum(jnp.sum(valid_B.astype(jnp.float32)), 1.0)
-    return jnp.sum(jnp.where(valid_B, loss_B, 0.0)) / count
+    counted_B = jnp.where(valid_B, loss_B, 0.0)
+    return jnp.sum(counted_B) / count
 
 
 @partial(jax.jit, static_argnames=("vae", "batch"))
@@ -118,15 +121,18 @@ def _epoch(vae: Vae, weights: dict, state: optax.OptState, rows_MD: Array, valid
     order_key, noise_key = jax.random.split(key)
     # Padding rows come last, so that every batch but the last is full.
     position = jax.random.uniform(order_key, valid_M.shape)
-    order = jnp.argsort(jnp.where(valid_M, position, jnp.inf))
+    position = jnp.where(valid_M, position, jnp.inf)
+    order = jnp.argsort(position)
     steps = len(valid_M) // batch
 
     def step(carry: tuple[dict, optax.OptState], batch: tuple[Array, Array]):
         weights, state = carry
         rows, key = batch
         loss = partial(_loss, rows_BD=rows_MD[rows], valid_B=valid_M[rows], beta=vae.beta, key=key)
-        updates, state = vae.optimiser().update(jax.grad(loss)(weights), state, weights)
-        return (optax.apply_updates(weights, updates), state), None
+        gradient = jax.grad(loss)(weights)
+        updates, state = vae.optimiser().update(gradient, state, weights)
+        weights = optax.apply_updates(weights, updates)
+        return (weights, state), None
 
     batches = (order.reshape(steps, batch), jax.random.split(noise_key, steps))
     (weights, state), _ = jax.lax.scan(step, (weights, state), batches)
@@ -149,7 +155,8 @@ def statistics(errors_M) -> tuple[float, float]:
     """Mean and standard deviation of held-out errors; the latter is at least `NARROWEST` times the mean."""
     errors = np.asarray(errors_M, np.float64)
     mean = float(errors.mean())
-    return mean, max(float(errors.std()), NARROWEST * mean, SMALLEST)
+    std = max(float(errors.std()), NARROWEST * mean, SMALLEST)
+    return mean, std
 
 
 def z_scores(errors_BN: Array, mean_N: Array, std_N: Array) -> Array:
@@ -189,7 +196,8 @@ class Vae(Standardised):
     kind: ClassVar[str] = "vae"
 
     def __post_init__(self):
-        if min(self.hidden, self.latent, self.batch, self.epochs, self.patience) < 1:
+        counts = (self.hidden, self.latent, self.batch, self.epochs, self.patience)
+        if min(counts) < 1:
             raise ValueError("hidden, latent, batch, epochs and patience must be at least 1")
         in_range = 0 < self.holdout < 1 and min(self.clip, self.rate) > 0
         if not in_range or min(self.beta, self.decay) < 0:
@@ -216,7 +224,8 @@ class Vae(Standardised):
         runs so far were trained from.
         """
         draw = jax.nn.initializers.lecun_normal()
-        keys = dict(zip(WEIGHTS, jax.random.split(key, len(WEIGHTS)), strict=True))
+        split_keys = jax.random.split(key, len(WEIGHTS))
+        keys = dict(zip(WEIGHTS, split_keys, strict=True))
         weights = {}
         for name, shape in self._shapes(width).items():
             is_bias = len(shape) == 1
@@ -268,7 +277,8 @@ class Vae(Standardised):
         for epoch in range(self.epochs):
             epoch_key = jax.random.fold_in(key, epoch)
             weights, state = _epoch(self, weights, state, rows, valid, batch=batch, key=epoch_key)
-            errors = np.asarray(_settled_errors(weights, held_out), np.float64)[: len(held_out_MD)]
+            errors = np.asarray(_settled_errors(weights, held_out), np.float64)
+            errors = errors[: len(held_out_MD)]
             # A NaN is not lower: diverged weights are never the best ones.
             if errors.mean() < lowest_errors.mean():
                 best_weights = weights
@@ -294,4 +304,5 @@ class Vae(Standardised):
 
     def size(self, width: int) -> int:
         """Numbers stored per task: weights, mean and standard deviation of the error."""
-        return sum(int(np.prod(shape)) for shape in self._shapes(width).values()) + 2
+        weights = sum(int(np.prod(shape)) for shape in self._shapes(width).values())
+        return weights + 2
