@@ -62,7 +62,8 @@ class Report:
         for task in self.tasks:
             lines += [f"note     {task.name}: {note}" for note in task.notes]
         lines += [f"warning  {warning}" for warning in self.warnings]
-        lines += _first("problem  ", [f"{problem.file or 'stream'}: {problem}" for problem in self.problems])
+        problems = [f"{problem.file or 'stream'}: {problem}" for problem in self.problems]
+        lines += _first("problem  ", problems)
         lines += _first("leak     ", self.leaks)
         verdict = "ok" if self.ok else f"refused: {len(self.problems)} problems, {len(self.leaks)} leaks"
         # Also where the leaks are allowed: whoever reads the report should see that there are some.
@@ -257,7 +258,8 @@ def _near_leaks(tasks: Sequence[Task], trained: _Trained) -> list[str]:
     for task in tasks:
         count = 0
         for record in task.test:
-            shows_known_picture = not trained.pictures.isdisjoint(_pictures(record, task.digests))
+            pictures = _pictures(record, task.digests)
+            shows_known_picture = not trained.pictures.isdisjoint(pictures)
             # An item that is a leak itself is reported as one already.
             if shows_known_picture and _leaked_from(record, task, trained) is None:
                 count += 1

@@ -66,7 +66,8 @@ class Features:
             return None
         pictures_BI = np.where(rows[:, None] >= 0, self.picture_NI[rows], -1)
         # Padding reads picture 0 and is set to zero below; every distinct picture is loaded once.
-        wanted, position = np.unique(np.maximum(pictures_BI, 0), return_inverse=True)
+        readable_BI = np.maximum(pictures_BI, 0)
+        wanted, position = np.unique(readable_BI, return_inverse=True)
         if self.patches_MPD is not None:
             patches = self.patches_MPD[wanted]
         else:
@@ -74,12 +75,14 @@ class Features:
             patches, _ = _tower_outputs(self.model, paths, self.batch, keep=True, progress=iter)
         patches_BIPD = patches[position.reshape(pictures_BI.shape)]
         is_real = (pictures_BI >= 0)[..., None, None]
-        return np.where(is_real, patches_BIPD, np.zeros((), patches_BIPD.dtype))
+        zero = np.zeros((), patches_BIPD.dtype)
+        return np.where(is_real, patches_BIPD, zero)
 
     def pooled(self, rows: np.ndarray) -> Pooled:
         """Returns pooled features of records `rows`; -1 gives a record with neither picture nor text."""
         is_real = rows >= 0
-        has_image = is_real & (self.picture_NI[rows] >= 0).any(axis=1)
+        shows_any = (self.picture_NI[rows] >= 0).any(axis=1)
+        has_image = is_real & shows_any
         has_text = is_real & self.has_text_N[rows]
         return Pooled(self.image_NE[rows], has_image, self.text_ND[rows], has_text)
 
@@ -95,7 +98,8 @@ def _tower_outputs(
         count = len(files)
         # The last batch is filled with repeats: one shape, one compiled program.
         filled = files + [files[-1]] * (batch - count)
-        pixels = normalise(read_images(filled, model.config.image_size))
+        images = read_images(filled, model.config.image_size)
+        pixels = normalise(images)
         patches_BPD, pooled_BE = _vision(model, pixels)
         if keep:
             patches.append(np.asarray(patches_BPD)[:count])
@@ -119,7 +123,8 @@ def _texts(model: Model, tokenizer: Tokenizer, texts: Sequence[str], batch: int)
     for start in range(0, len(rows), batch):
         ids = np.stack(rows[start : start + batch])
         missing = batch - len(ids)
-        padded = np.concatenate([ids, np.repeat(ids[-1:], missing, axis=0)])
+        repeats = np.repeat(ids[-1:], missing, axis=0)
+        padded = np.concatenate([ids, repeats])
         state, _ = _text(model, padded)
         states.append(np.asarray(state)[: len(ids)])
     state_of = dict(zip(distinct, np.concatenate(states), strict=True))
@@ -175,6 +180,8 @@ def _pictures(records: Sequence[Record]) -> tuple[tuple[str, ...], np.ndarray]:
 def _mean_over_pictures(pooled_ME: np.ndarray, picture_NI: np.ndarray) -> np.ndarray:
     """Mean embedding of every record's pictures, float32 [N, E]; zero for a record without any."""
     is_real = picture_NI >= 0
-    embedded_NIE = pooled_ME[np.maximum(picture_NI, 0)] * is_real[..., None]
+    # Absent pictures (-1) take row 0, and count as zeros.
+    rows_NI = np.maximum(picture_NI, 0)
+    embedded_NIE = pooled_ME[rows_NI] * is_real[..., None]
     count = np.maximum(is_real.sum(axis=1), 1)
     return (embedded_NIE.sum(axis=1) / count[:, None]).astype(np.float32)

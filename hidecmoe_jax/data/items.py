@@ -146,8 +146,9 @@ def _train_turns(item: Mapping[str, Any]) -> tuple[tuple[Turn, ...], list[str]]:
     """Turns of a training item, or none and all problems."""
     messages = item.get("conversations")
     if messages is None:
-        is_test_item = "text" in item and "answer" in item
-        hint = "it looks like a test item (text, answer)" if is_test_item else nearest("conversations", map(str, item))
+        hint = nearest("conversations", map(str, item))
+        if "text" in item and "answer" in item:
+            hint = "it looks like a test item (text, answer)"
         return (), [f"no 'conversations'; {hint}"]
     if not isinstance(messages, list) or not messages:
         return (), [f"'conversations' must be a list of turns, found {kind(messages)}"]
@@ -207,7 +208,8 @@ def _test_turns(item: Mapping[str, Any], pictures: int) -> tuple[tuple[Turn, ...
         if not isinstance(value, str):
             problems.append(f"an answer must be text, found {kind(value)} {value!r}; write it in quotes")
         else:
-            problems += _text_problems(value, "the answer") + _answer_problems(value, "the answer")
+            problems += _text_problems(value, "the answer")
+            problems += _answer_problems(value, "the answer")
     if problems:
         # The answer is usually one of the references, so its problems stand twice.
         return (), references, list(dict.fromkeys(problems))
@@ -217,7 +219,9 @@ def _test_turns(item: Mapping[str, Any], pictures: int) -> tuple[tuple[Turn, ...
 
 
 def _marker_problems(turns: tuple[Turn, ...], pictures: int) -> list[str]:
-    markers = sum(turn.question.count(IMAGE) for turn in turns)
+    markers = 0
+    for turn in turns:
+        markers += turn.question.count(IMAGE)
     if markers == pictures:
         return []
     return [f"{markers} {IMAGE} in the questions but {pictures} pictures; each picture needs exactly one"]
@@ -238,7 +242,8 @@ def _text_problems(text: str, what: str) -> list[str]:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
-        return [f"{what} contains a lone surrogate U+{ord(text[error.start]):04X} at {error.start}"]
+        code = ord(text[error.start])
+        return [f"{what} contains a lone surrogate U+{code:04X} at {error.start}"]
     return []
 
 

@@ -149,7 +149,9 @@ def open_task(spec: TaskSpec, index: int, *, policy: Policy = POLICY, val_fracti
     folder = Path(spec.folder)
     if not folder.is_dir():
         siblings = [entry.name for entry in folder.parent.glob("*") if entry.is_dir()]
-        remedy = nearest(folder.name, siblings) if siblings else "give the path of a folder with train.json"
+        remedy = "give the path of a folder with train.json"
+        if siblings:
+            remedy = nearest(folder.name, siblings)
         raise DataError("no such task folder", where=str(folder), why="it is no folder", remedy=remedy)
     about = _about(folder)
     root = folder if spec.images is None else folder / spec.images
@@ -218,7 +220,8 @@ def carve(records: tuple[Record, ...], fraction: float, salt: str) -> tuple[tupl
     wanted = max(1, round(len(records) * fraction), smallest)
     carved_ids: set[str] = set()
     # Sorted by hash, so that the split does not depend on the order of the file.
-    for group in sorted(groups.values(), key=lambda group: _hash([salt, group[0].id])):
+    ranked = sorted(groups.values(), key=lambda group: _hash([salt, group[0].id]))
+    for group in ranked:
         if len(carved_ids) + len(group) <= wanted:
             carved_ids |= {record.id for record in group}
     rest = _with_ids(records, carved_ids, False)
@@ -353,7 +356,8 @@ def _contents(
     pictures = []
     for name, digest in digests.items():
         path = Path(name)
-        pictures.append([path.relative_to(home).as_posix(), path.stat().st_size, digest])
+        relative = path.relative_to(home).as_posix()
+        pictures.append([relative, path.stat().st_size, digest])
     contents["pictures"] = _hash(sorted(pictures))
     return contents
 

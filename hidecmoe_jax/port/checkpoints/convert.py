@@ -204,10 +204,13 @@ def _prepare(
     config, language = _shapes(classified, dtype, tokenizer_source)
     plan = make_plan(classified, config)
     files, file_notes = _files(classified, config, language)
-    kind = layout if layout != "auto" else "sharded" if plan.nbytes > LARGE else "file"
+    kind = layout
+    if layout == "auto":
+        kind = "sharded" if plan.nbytes > LARGE else "file"
     origins = [f"{part.source.role}: {NAMES[part.layout]}, {len(part.source.tensors)} tensors" for part in classified]
+    tensor_count = sum(len(leaf.tensors) for leaf in plan.leaves)
     report = Report(
-        target=target, config=config, layout=kind, tensors=sum(len(leaf.tensors) for leaf in plan.leaves),
+        target=target, config=config, layout=kind, tensors=tensor_count,
         leaves=len(plan.leaves), dropped=plan.dropped, nbytes=plan.nbytes,
         # The staged file and the pieces cut from it exist at the same time.
         disk=plan.nbytes * (2 if kind == "sharded" else 1) + _SPARE,

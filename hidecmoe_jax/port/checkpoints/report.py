@@ -46,7 +46,9 @@ class Report:
         speed = f", {self.nbytes / 2**20 / self.seconds:.0f} MB/s" if self.seconds else ""
         lines = [f"{self.target} ({kind})"]
         lines.append(f"{self.tensors} tensors -> {self.leaves} leaves, {self.nbytes / 2**30:.2f} GiB{speed}")
-        lines += [f"left out: {count} x {pattern}" for pattern, count in sorted(self.dropped.items())]
+        # Sorted, so that two reports of one checkpoint are equal.
+        for pattern, count in sorted(self.dropped.items()):
+            lines.append(f"left out: {count} x {pattern}")
         lines.append(f"disk needed: {self.disk / 2**30:.2f} GiB")
         lines += self.notes
         if self.checked == "not checked":

@@ -40,7 +40,10 @@ def card(run: LoadedRun, facts: dict[str, Any]) -> str:
 def _leaks(run: LoadedRun) -> str:
     """Sentence on test pictures among the training pictures; nothing is known of adopted experts."""
     ledger = Ledger(run.folder.seed(run.config.seeds[0]).path)
-    adopted = [name for number, name in enumerate(run.tasks) if "adopted" in ledger.meta(number)]
+    adopted = []
+    for number, name in enumerate(run.tasks):
+        if "adopted" in ledger.meta(number):
+            adopted.append(name)
     subject = "Whether test pictures were among those of training"
     if adopted:
         return f"{subject} is not known of {', '.join(adopted)}: their experts were trained elsewhere."
@@ -81,10 +84,13 @@ def _matrix(run: LoadedRun, cells: dict) -> str:
     """Scores as a table: one row after every lesson, one column a task."""
     if not cells:
         return "Not measured."
-    lines = ["| after | " + " | ".join(run.tasks) + " |", "|---" * (len(run.tasks) + 1) + "|"]
+    lines = ["| after | " + " | ".join(run.tasks) + " |"]
+    # Markdown needs a line of dashes between the head and the rows.
+    lines.append("|---" * (len(run.tasks) + 1) + "|")
     for row, scores in sorted(cells.items()):
-        columns = [_cell(scores, name) for name in run.tasks]
-        lines.append(f"| {_row_label(run, row)} | " + " | ".join(columns) + " |")
+        columns = [_row_label(run, row)]
+        columns += [_cell(scores, name) for name in run.tasks]
+        lines.append("| " + " | ".join(columns) + " |")
     return "\n".join(lines)
 
 
@@ -103,6 +109,7 @@ def _forgetting(run: LoadedRun, cells: dict) -> str:
     """Change of every task's score between its own lesson and the last one."""
     last = cells.get(len(run.tasks), {})
     changes = []
+    # The last task had no later lesson that could have cost it anything.
     for number, name in enumerate(run.tasks[:-1]):
         before = cells.get(number + 1, {}).get(name, {}).get("score")
         after = last.get(name, {}).get("score")
