@@ -66,7 +66,9 @@ def _separate_layers(method: Routed, learner: Learner, bank: Bank, since: int | 
 def _mergeable_rows(method: Routed, learner: Learner, bank: Bank, edit: Edit, since: int | None) -> np.ndarray:
     """Rows in which both tasks own an expert and are kept apart."""
     rows = rows_with_experts(bank, edit)
-    return rows[np.isin(rows + bank.first_layer, _separate_layers(method, learner, bank, since))]
+    separate = _separate_layers(method, learner, bank, since)
+    is_separate_R = np.isin(rows + bank.first_layer, separate)
+    return rows[is_separate_R]
 
 
 def _merged(method: Routed, learner: Learner, edit: Edit, since: int | None) -> Learner:
@@ -82,6 +84,7 @@ def _merged(method: Routed, learner: Learner, edit: Edit, since: int | None) -> 
     slot_LN = shared_slots.own_slots(bank)
     requested = requested_rows(bank, rows, edit, reasons=tuple(reasons))
     for row in requested:
+        # The first source is the slot that the merged expert takes.
         sources = (int(slot_LN[row, edit.into]), int(slot_LN[row, edit.task]))
         bank = merge_slots(bank, row, sources, edit)
     home_LN = shared_slots.redirect(learner.memory.home, requested, edit.task, edit.into, shape=slot_LN.shape)
@@ -94,6 +97,7 @@ def _retired(method: Routed, learner: Learner, edit: Edit) -> Learner:
     bank = method.lora_bank(learner)
     if edit.task not in method.learned(learner):
         requested_rows(bank, rows_with_experts(bank, edit), edit)  # raises: the task owns nothing
+    # A task that was merged in every layer owns nothing; only its redirects go.
     if (np.asarray(bank.owner_LS) == edit.task).any():
         bank = surgery.retire(bank, edit.task)
     home_LN = shared_slots.clear_redirects(learner.memory.home, edit.task)

@@ -55,4 +55,6 @@ class Lora:
 
     def size(self, model: Model) -> int:
         """Numbers in one expert of one layer."""
-        return self.rank * sum(sum(shape) for shape in self.shapes(model).values())
+        # a is [D, R] and b is [R, F]: together R * (D + F).
+        widths = [sum(shape) for shape in self.shapes(model).values()]
+        return self.rank * sum(widths)

@@ -250,6 +250,7 @@ class Mixture(Method):
                     table[task, :, -1] = stored[name][:, -1]
             of_gate = {path: leaf for path, leaf in stored.items() if self.is_gate_leaf(path)}
             gate = self.gate.from_archive(gate, task, {path[len("gate/") :]: leaf for path, leaf in of_gate.items()})
+        # Experts of lessons that could not be loaded are EMPTY: no later router may reach them.
         visible &= np.asarray(past.owner_LS) != EMPTY
         memory = memory.replace(
             routers=jnp.asarray(routers),
@@ -266,7 +267,9 @@ class Mixture(Method):
 
     def learned(self, learner: Learner) -> tuple[int, ...]:
         """Numbers of the tasks whose router reaches an expert."""
-        return tuple(np.flatnonzero(np.asarray(learner.memory.visible).any(axis=(1, 2))).tolist())
+        visible_NLS = np.asarray(learner.memory.visible)
+        reaches_N = visible_NLS.any(axis=(1, 2))
+        return tuple(np.flatnonzero(reaches_N).tolist())
 
     def summary(self, model: Model, learner: Learner) -> PoolSummary:
         """The pool as plain values, from which sizes and growth are reported."""
@@ -362,6 +365,7 @@ class Mixture(Method):
             return tuple(voices)
         choice_B = jnp.argmax(weight_BN, axis=-1)
         is_known_B = jnp.max(weight_BN, axis=-1) > 0
+        # An unknown input gets some task's router, but no active slot.
         gain_LBS = jnp.moveaxis(visible_NLS[choice_B] * is_known_B[:, None, None], 0, 1)
         router_LBDS = jnp.moveaxis(router_NLDS[choice_B], 0, 1)
         return (Voice(serving.bank, Routing(gain_LBS, router_LBDS, self.top_k)),)

@@ -113,6 +113,7 @@ class MoeLora(Method):
             return learner
         last = archive[-1]
         bank = self.blank(model).with_factors(trees.unflatten(last["experts"]))
+        # No task owns an expert: 0 only marks the slots as taken.
         bank = bank.replace(owner_LS=jnp.zeros_like(bank.owner_LS))
         shared = {path: jnp.asarray(leaf) for path, leaf in last["shared"].items()}
         routers = {path.removeprefix("router/"): jnp.asarray(leaf) for path, leaf in last["memory"].items()}
@@ -181,7 +182,8 @@ class TuneAll(Stage):
     def loss(self, model: Model, learner: Learner, batch: Batch, key: Array) -> Loss:
         """Answer loss with all experts under their routers."""
         voice = self.method.voice(learner.live[LINEARS], learner.routers, key)
-        total, tokens, _ = answer_loss(with_leaves(model, learner.shared | learner.tuned), batch, (voice,))
+        tuned_model = with_leaves(model, learner.shared | learner.tuned)
+        total, tokens, _ = answer_loss(tuned_model, batch, (voice,))
         return Loss(total, tokens)
 
     def finish(self, model: Model, learner: Learner, lesson: int, result: FrozenFeatures | None, key: Array) -> Learner:

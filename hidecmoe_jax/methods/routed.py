@@ -208,7 +208,9 @@ class Routed(Method):
         shared = {path: jnp.asarray(leaf) for path, leaf in last["shared"].items()}
         if self.growth == "shared":
             expert = bare.with_factors(trees.unflatten(last["experts"]))
-            past = surgery.plant(bare, 0, expert.replace(owner_LS=jnp.zeros_like(bare.owner_LS)), 0)
+            # The shared expert has owner 0 whatever task trained it last.
+            expert = expert.replace(owner_LS=jnp.zeros_like(bare.owner_LS))
+            past = surgery.plant(bare, 0, expert, 0)
             return learner.replace(past={LINEARS: past}, shared=shared)
         past = learner.past[LINEARS]
         memory = learner.memory
@@ -226,7 +228,8 @@ class Routed(Method):
 
     def fused_again(self, past: Bank, memory: RoutedMemory) -> Bank:
         """The bank with its fusion made anew from the experts of all tasks that own one."""
-        return self.fusing.fused(past, self.fused(past.layers, memory), serving_slots(past, memory.home))
+        layers = self.fused(past.layers, memory)
+        return self.fusing.fused(past, layers, serving_slots(past, memory.home))
 
     def with_bank(self, learner: Learner, bank: Bank, memory: RoutedMemory) -> Learner:
         """The learner with another bank and memory, its fusions made anew."""
@@ -251,6 +254,7 @@ class Routed(Method):
         if not self.chooses:
             return {}
         tasks = max(self.learned(learner), default=-1) + 1
+        # The learned tasks' rows alone: the memory may have room for more.
         worth = np.asarray(learner.memory.worth)[:tasks]
         expanded = self.expanded(model.config.layers, learner.memory)
         return {"expanded": list(expanded), "worth": worth.tolist(), "by": self.expand.by}
@@ -340,6 +344,7 @@ class Routed(Method):
         if serving.bank is None:
             return ()
         slots = jnp.arange(serving.bank.slots)
+        # Slot -1 matches no slot, so a layer without the task's expert adds nothing.
         place_LNS = (serving.slot_LN[..., None] == slots).astype(jnp.float32)
         gain_LBS = jnp.einsum("lns,bn->lbs", place_LNS, decision.weight_BN, precision=jax.lax.Precision.HIGHEST)
         return (Voice(serving.bank, Routing(gain_LBS)),)

@@ -70,7 +70,9 @@ class Tune(Stage):
         """Answer loss with the live expert alone: HiDe trains every expert as if it were the only one."""
         live = learner.live[LINEARS]
         voice = Voice(live, all_slots(live), key, dropout=self.method.lora.dropout)
-        total, tokens, _ = answer_loss(with_leaves(model, learner.shared | learner.tuned), batch, (voice,))
+        # On the right side of `|`, because what trains replaces what was tuned before.
+        tuned_model = with_leaves(model, learner.shared | learner.tuned)
+        total, tokens, _ = answer_loss(tuned_model, batch, (voice,))
         return Loss(total, tokens)
 
     def finish(self, model: Model, learner: Learner, lesson: int, result: FrozenFeatures | None, key: Array) -> Learner:
@@ -78,10 +80,14 @@ class Tune(Stage):
         past = learner.past[LINEARS]
         expert = learner.live[LINEARS]
         if self.method.growth == "shared":
+            # Into a blank bank: the shared expert replaces itself.
             past = surgery.plant(self.method.lora.blank(model, 1), 0, expert, 0)
         else:
-            past = self.method.fused_again(surgery.plant(past, 1 + lesson, expert, lesson), learner.memory)
-        return learner.replace(live={}, tuned={}, past={LINEARS: past}, shared=learner.shared | learner.tuned)
+            # Slot 0 is the fusion's.
+            past = surgery.plant(past, 1 + lesson, expert, lesson)
+            past = self.method.fused_again(past, learner.memory)
+        shared = learner.shared | learner.tuned
+        return learner.replace(live={}, tuned={}, past={LINEARS: past}, shared=shared)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,9 +138,11 @@ class WeighLayers(_LayerStage):
         layers = tuple(range(past.layers))
         slot_LN = serving_slots(past, learner.memory.home)
         past = rule.fused(past, layers, slot_LN)
-        own_LS = jnp.broadcast_to(jax.nn.one_hot(1 + lesson, past.slots), past.owner_LS.shape)
-        gains = LayerGains(own_LS, rule.gains(past, layers, slot_LN))
-        return learner.replace(past={LINEARS: past}, memory=learner.memory.replace(weighing=gains))
+        is_own_S = jax.nn.one_hot(1 + lesson, past.slots)
+        own_LS = jnp.broadcast_to(is_own_S, past.owner_LS.shape)
+        fused_LS = rule.gains(past, layers, slot_LN)
+        memory = learner.memory.replace(weighing=LayerGains(own_LS, fused_LS))
+        return learner.replace(past={LINEARS: past}, memory=memory)
 
     def usage(self, model: Model, learner: Learner, batch: Batch) -> dict[str, Array]:
         """Sums from which the worth of layers is computed."""

@@ -285,7 +285,9 @@ class TuneBoth(WrappedStage):
         """What the mixture trains, and a fresh lower expert."""
         ready = self.inner.prepare(model, learner, lesson, key)
         below = self.method.below
-        expert = surgery.sprout(below.blank(model, 1), 0, lesson, jax.random.fold_in(key, below.layers))
+        lower_key = jax.random.fold_in(key, below.layers)
+        expert = surgery.sprout(below.blank(model, 1), 0, lesson, lower_key)
+        # Beside the pool's: each family of experts trains in a bank of its own.
         return ready.replace(live=ready.live | {LOWER: expert})
 
     def loss(self, model: Model, learner: Learner, batch: Batch, key: Array) -> Loss:

@@ -65,6 +65,7 @@ def run_lesson(
     for place, stage in enumerate(stages):
         if place < first:
             continue
+        # By kind and not by place, so that a stage draws the same whichever stages run before it.
         key = key_for(*setup.key_parts, stage.kind)
         learner = stage.prepare(model, learner, setup.number, key)
         rows = stage.subset(len(setup.data.encoded), setup.seed_at(0))

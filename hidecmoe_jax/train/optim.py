@@ -67,7 +67,9 @@ def shape_of_rate(step: int, steps: int, warmup: float) -> float:
     rising = max(1, math.ceil(warmup * steps))
     if step < rising:
         return (step + 1) / rising
-    return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, steps - rising)))
+    # At least 1, against a division by zero where the warm-up takes all steps.
+    falling = max(1, steps - rising)
+    return 0.5 * (1 + math.cos(math.pi * (step - rising) / falling))
 
 
 def optimizer(tune: TrainConfig) -> optax.GradientTransformationExtraArgs:

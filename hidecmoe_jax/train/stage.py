@@ -137,9 +137,9 @@ def run_stage(
     plan = Plan(len(data.encoded), tune.batch * tune.accumulate, tune.epochs, seed)
     state = begin(learner, tune)
     start = 0
-    found = observer.resume(stage)
-    if found is not None:
-        start, flat = found
+    resumed = observer.resume(stage)
+    if resumed is not None:
+        start, flat = resumed
         state = from_checkpoint(state, flat)
     # Leaves that train now are left out of `shared`, so the first task and later ones have one tree and one program.
     shared = {path: leaf for path, leaf in learner.shared.items() if path not in learner.tuned}
@@ -160,6 +160,7 @@ def run_stage(
         state, metrics = take_step(
             state, model, context, batches, rates, jax.random.fold_in(key, step), stage=stage, tune=traced
         )
+        # The previous step is reported only now, so that the device works on this one meanwhile.
         streak = _report(pending, observer, stage, plan.steps, task, streak)
         pending = (step, metrics, state, [data.encoded[row].id for row in rows.ravel() if row >= 0])
     _report(pending, observer, stage, plan.steps, task, streak)
@@ -188,6 +189,7 @@ def count_usage(model: Model, learner: Learner, stage: Stage, data: StageData, b
     total = None
     for start in range(0, len(data.encoded), batch):
         rows = np.arange(start, start + batch, dtype=np.int32)
+        # The last batch is filled up with -1: all batches have one shape.
         rows = np.where(rows < len(data.encoded), rows, -1)
         counts = jax.device_get(_usage(stage, model, learner, data.batch(rows)))
         counts = jax.tree.map(_widened, counts)

@@ -116,6 +116,7 @@ def take_step(
       rates: learning rates of this step, by group of the leaves: experts, routers, shared.
     """
     total, tokens, gradient, load = _summed(stage, model, learner, state.leaves, batches, key)
+    # Divided once, after the sum: micro-batches with more answer tokens count for more.
     share = 1.0 / jnp.maximum(tokens, 1).astype(jnp.float32)
     gradient = jax.tree.map(lambda g: g * share.astype(g.dtype), gradient)
     updates, moments = optimizer(tune).update(gradient, state.moments, state.leaves, rates=rates)

@@ -115,23 +115,31 @@ class LocatorGate:
         soft_BN = jax.nn.softmax(jnp.where(learned_N[None], score_BN / self.temperature, -jnp.inf), axis=-1)
         weight_BN = soft_BN if self.soft else hard_BN
         if self.tie is not None:
-            instead_BN = {"blend": soft_BN, "best": hard_BN, "base": jnp.zeros_like(hard_BN)}[self.tied]
-            weight_BN = jnp.where(match.is_tied_B[:, None], instead_BN, weight_BN)
-        weight_BN = jnp.where(jnp.any(learned_N) & ~match.is_unknown_B[:, None], weight_BN, 0.0)
-        return Decision(weight_BN, jnp.where(learned_N[None], score_BN, 0.0), match)
+            by_answer = {"blend": soft_BN, "best": hard_BN, "base": jnp.zeros_like(hard_BN)}
+            weight_BN = jnp.where(match.is_tied_B[:, None], by_answer[self.tied], weight_BN)
+        # Before the first task the softmax is over nothing (NaN): no weight may come from it.
+        is_known_B1 = jnp.any(learned_N) & ~match.is_unknown_B[:, None]
+        weight_BN = jnp.where(is_known_B1, weight_BN, 0.0)
+        # Scores are reported: 0 in place of -inf for tasks that are not learned.
+        finite_BN = jnp.where(learned_N[None], score_BN, 0.0)
+        return Decision(weight_BN, finite_BN, match)
 
     def to_archive(self, memory: dict[str, Array], task: int) -> dict[str, Array]:
         """Rows of one task, with the standardisation that all tasks share."""
-        return {name: leaf if name in self.by.shared_leaves else leaf[task] for name, leaf in memory.items()}
+        archive = {}
+        for name, leaf in memory.items():
+            archive[name] = leaf if name in self.by.shared_leaves else leaf[task]
+        return archive
 
     def from_archive(self, memory: dict[str, Array], task: int, archive: dict[str, Array]) -> dict[str, Array]:
         """The inverse of `to_archive`."""
-        return {
-            name: jnp.asarray(archive[name])
-            if name in self.by.shared_leaves
-            else leaf.at[task].set(stored(archive, name))
-            for name, leaf in memory.items()
-        }
+        restored = {}
+        for name, leaf in memory.items():
+            if name in self.by.shared_leaves:
+                restored[name] = jnp.asarray(archive[name])
+            else:
+                restored[name] = leaf.at[task].set(stored(archive, name))
+        return restored
 
     def size(self, model: Model) -> int:
         """Numbers stored per task."""

@@ -61,6 +61,7 @@ def fit_apart(
     fit_key, order_key = jax.random.split(key)
     count = jax.tree.leaves(features)[0].shape[0]
     order = np.asarray(jax.random.permutation(order_key, count))
+    # Whatever the share, a record is left to fit on.
     held_out = min(round(share * count), count - 1)
     held_rows = order[:held_out]
     held = jax.tree.map(itemgetter(held_rows), features)
@@ -77,9 +78,10 @@ def fit_apart(
     only_task_N = jnp.arange(len(fitted[BOTH])) == task
     for name, view in views.items():
         limit = UNREACHED
-        if jax.tree.leaves(view)[0].shape[0]:
-            scores_B = np.asarray(by.scores(fitted, view, only_task_N))[:, task]
-            limit = threshold(scores_B, foreign or 0.0)
+        records = jax.tree.leaves(view)[0].shape[0]
+        if records:
+            score_BN = np.asarray(by.scores(fitted, view, only_task_N))
+            limit = threshold(score_BN[:, task], foreign or 0.0)
         fitted = fitted | {name: fitted[name].at[task].set(limit)}
     return fitted
 
@@ -146,6 +148,7 @@ def match_of(
     # With one task there is no second best: the difference would be infinite or NaN.
     margin_B = jnp.where(jnp.sum(learned_N) > 1, best_B - second_B, jnp.inf)
     if typical_BN is not None:
+        # An input has to be typical of its nearest task; that it is typical of another one does not count.
         among_BN = jnp.where(is_nearest_BN & learned_N[None], typical_BN, -jnp.inf)
         best_B = jnp.max(among_BN, axis=-1)
     if limits is None:
