@@ -143,8 +143,9 @@ def restore(run: str | Path) -> Path:
 def _edit(*, layers: Sequence[int] | None, **fields: Any) -> Edit:
     """An `Edit` of sorted layers; its errors as `ConfigError`."""
     # Sorted: edits are compared, and the order in which layers were typed does not matter.
+    ordered = None if layers is None else tuple(sorted(set(layers)))
     try:
-        return Edit(layers=None if layers is None else tuple(sorted(set(layers))), **fields)
+        return Edit(layers=ordered, **fields)
     except ValueError as error:
         raise ConfigError("this is no edit", where="command", why=str(error)) from error
 
@@ -188,7 +189,10 @@ def _require_finished(folder: Path) -> None:
     """Refuses a run in which a seed has not learned all tasks, or that learned several tasks in one lesson."""
     config = config_of(folder)
     tasks = len(task_names(folder))
-    learned = [len(Ledger(RunFolder(folder).seed(seed).path).tasks()) for seed in config.seeds]
+    learned = []
+    for seed in config.seeds:
+        ledger = Ledger(RunFolder(folder).seed(seed).path)
+        learned.append(len(ledger.tasks()))
     if not config.method.traits.one_task_per_lesson or set(learned) != {tasks}:
         raise ConfigError(
             "only a finished run that learned task by task can be edited", where=str(folder),
@@ -205,7 +209,8 @@ def _edits_by_seed(run: RunWithData, edit: Edit) -> dict[int, Edit]:
     method = run.config.method
     by_seed = {}
     for seed in run.config.seeds:
-        learner = run.learner(run.ledger(seed).archive())
+        archive = run.ledger(seed).archive()
+        learner = run.learner(archive)
         seed_edit = narrowed(method, learner, edit)
         if seed_edit is not None:
             by_seed[seed] = seed_edit
@@ -264,7 +269,8 @@ def _effect(
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Effect of an edit in one seed: a line for every task, and the stored parameters before and after."""
     method = run.config.method
-    before = run.learner(run.ledger(seed).archive())
+    archive = run.ledger(seed).archive()
+    before = run.learner(archive)
     after = edited(method, before, edit)
     old_scores = _scores(run, before, f"seed {seed}, before the edit", seed, count, stop)
     new_scores = _scores(run, after, f"seed {seed}, after the edit", seed, count, stop)
@@ -272,8 +278,8 @@ def _effect(
     for task in run.session.stream.tasks:
         old = old_scores[task.name]
         new = new_scores[task.name]
-        questions = len(held_out(task, count)[0])
-        line = {"seed": seed, "task": task.name, "count": questions}
+        records, _ = held_out(task, count)
+        line = {"seed": seed, "task": task.name, "count": len(records)}
         # Rounded: with `allowed` 0, float noise must not refuse an edit that changes no answer.
         lines.append(line | {"before": old, "after": new, "change": round(new - old, 6)})
     old_sizes = method.sizes(run.model, before)["stored"]
@@ -319,8 +325,11 @@ def _score(
     inputs = engine.inputs(records, label)
     name = task.index if engine.method.traits.needs_task_name else None
     decision = engine.decide(serving, inputs, name)
+    # The key of the run's own answers: a sampled answer then differs by the edit alone.
+    key = session.answer_key(task, seed)
     texts = []
-    for batch in engine.answer(serving, inputs, decision, key=session.answer_key(task, seed)):
+    for batch in engine.answer(serving, inputs, decision, key=key):
         texts += [(answer.id, answer.text) for answer in batch]
     references = {record.id: record.references for record in records}
-    return score(task.scorer, by_id(texts, where=label), references).value
+    predictions = by_id(texts, where=label)
+    return score(task.scorer, predictions, references).value

@@ -25,12 +25,14 @@ def describe(run: str | Path) -> str:
         lines += _lessons(finished, seed)
     for committed in edits.read(finished.folder.path):
         lines.append(f"edit after {committed.tasks} tasks, {committed.at}: {committed.what}")
-    learner = finished.learner(finished.ledger().archive())
+    archive = finished.ledger().archive()
+    learner = finished.learner(archive)
     if learner.past:
         # Seeds may grow experts in different layers.
         lines += ["", f"experts of seed {finished.first}:"]
+    redirects = method.redirects(learner) if learner.past else {}
     for family, bank in learner.past.items():
-        lines += _slots(family, bank, method.redirects(learner))
+        lines += _slots(family, bank, redirects)
     lines += ["", f"base: {trees.count(finished.model.params):,} parameters"]
     for what, counts in method.sizes(finished.model, learner).items():
         sizes = [f"{kind} {count:,}" for kind, count in counts.items()]
@@ -42,7 +44,8 @@ def _lessons(run: FinishedRun, seed: int) -> list[str]:
     """A line for every lesson of a seed, with its score in the last row, and remarks on dead experts."""
     ledger = run.ledger(seed)
     lessons = ledger.tasks()
-    last_row = Cells(run.seed(seed).cells).read().get(len(lessons), {})
+    cells = Cells(run.seed(seed).cells).read()
+    last_row = cells.get(len(lessons), {})
     lines = [f"seed {seed}: {len(lessons)} lessons"]
     for lesson in lessons:
         score = last_row.get(lesson.name, {}).get("score")
@@ -70,7 +73,8 @@ def _slots(family: str, bank: Bank, redirects: dict[tuple[int, int], np.ndarray]
         "  layer  slots (F fused, . empty)",
     ]
     # The first row of a bank need not be the first decoder layer.
-    for layer, owners in enumerate(np.asarray(bank.owner_LS).tolist(), bank.first_layer):
+    owners_LS = np.asarray(bank.owner_LS).tolist()
+    for layer, owners in enumerate(owners_LS, bank.first_layer):
         marks = [_MARKS.get(owner, str(owner)) for owner in owners]
         lines.append(f"  {layer:>5}  {' '.join(marks)}")
     for (task, home), rows in redirects.items():

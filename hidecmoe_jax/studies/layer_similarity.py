@@ -59,26 +59,31 @@ def study(run: str | Path, *, count: int = 500, legacy: bool = False) -> Path:
         )  # fmt: skip
     tasks = session.stream.tasks[: len(archive)]
     common: list[Record] = []  # questions of all tasks in equal parts
+    share = max(1, count // len(tasks))
     for task in tasks:
-        common += session.test(task)[: max(1, count // len(tasks))]
+        common += session.test(task)[:share]
     features = []
     for index, task in enumerate(bar("similarity")(tasks)):
-        model, voices = _single_task_model(session.model, learner, archive[index]["shared"], index)
+        projector = archive[index]["shared"]
+        model, voices = _single_task_model(session.model, learner, projector, index)
+        records = tuple(common)
+        label = "all shown"
         if legacy:
-            shown = _features(session, model, voices, session.test(task)[:count], f"{task.name} shown")
-        else:
-            shown = _features(session, model, voices, tuple(common), "all shown")
-        features.append(shown)
+            records = session.test(task)[:count]
+            label = f"{task.name} shown"
+        features.append(_features(session, model, voices, records, label))
     # Legacy: tasks may have different numbers of questions.
     rows = min(feature.shape[1] for feature in features)
-    layers_LTT = cka_matrices(np.stack([feature[:, :rows] for feature in features]), legacy=legacy)
+    features_TLND = np.stack([feature[:, :rows] for feature in features])
+    layers_LTT = cka_matrices(features_TLND, legacy=legacy)
     name = "cka_legacy" if legacy else "cka"
     names = [task.name for task in tasks]
     result = {"tasks": names, "rows": rows, "legacy": legacy, "layers": layers_LTT.tolist()}
     write_json(finished.folder.study(name), result)
     picture = finished.folder.figures / f"{name}.png"
     picture.parent.mkdir(exist_ok=True)
-    picture.write_bytes(png(similarity_map(layers_LTT, names, legacy=legacy)))
+    figure = similarity_map(layers_LTT, names, legacy=legacy)
+    picture.write_bytes(png(figure))
     return picture
 
 
@@ -114,8 +119,9 @@ def _features(
     for start in range(0, len(records), size):
         rows, filled = batch_rows(len(records), start, size)
         prompt = engine.prompt(prompts, towers, filled, session.prompt_length)
+        feature_LBD = np.asarray(_features_of(model, prompt, voices))
         # The last batch is filled with repeats, which are cut off.
-        batches.append(np.asarray(_features_of(model, prompt, voices))[:, : len(rows)])
+        batches.append(feature_LBD[:, : len(rows)])
     return np.concatenate(batches, axis=1)
 
 
@@ -189,4 +195,5 @@ def _debiased_hsic(k: np.ndarray, m: np.ndarray) -> float:
     m = m - np.diag(np.diag(m))
     totals = k.sum() * m.sum() / ((n - 1) * (n - 2))
     columns = 2.0 / (n - 2) * (k.sum(0) @ m.sum(0))
-    return float(((k * m).sum() + (totals - columns)) / (n * (n - 3)))
+    products = (k * m).sum()
+    return float((products + (totals - columns)) / (n * (n - 3)))

@@ -67,7 +67,8 @@ def probe_control(run: str | Path, *, task: int = 0, repeats: int = 3) -> dict[s
         probing = method.with_probe(replace(method.probe_settings, balance=balance))
         results = []
         for repeat in bar(f"control, balance {balance}")(range(repeats)):
-            results.append(_probe_again(_with_method(finished, probing), archive, task, repeat))
+            probing_run = _with_method(finished, probing)
+            results.append(_probe_again(probing_run, archive, task, repeat))
         controls.append({"balance": balance, **_averages(results)})
     control = {"task": finished.tasks[task], "repeats": repeats, "controls": controls}
     write_json(finished.folder.study("control"), control)

@@ -57,7 +57,10 @@ def overlap(
         )  # fmt: skip
     learner = finished.learner(archive)
     learned = method.learned(learner)
-    confused = None if method.traits.needs_task_name else _confused(finished, learner, learned, count)
+    confused = None
+    # A gate that is given the task's name confuses nothing.
+    if not method.traits.needs_task_name:
+        confused = _confused(finished, learner, learned, count)
     pairs = []
     for i, j in combinations(learned, 2):
         share = None if confused is None else confused[i, j]
@@ -68,9 +71,16 @@ def overlap(
             suggestion = _suggestion(finished, learner, i, j, own_experts=cosine is not None)
         names = [finished.tasks[i], finished.tasks[j]]
         pairs.append({"tasks": names, "mixed": share, "cosine": cosine, "near": near, "suggestion": suggestion})
-    pairs.sort(key=lambda pair: (-(pair["mixed"] or 0.0), -(pair["cosine"] or 0.0)))
+    pairs.sort(key=_descending)
     write_json(finished.folder.study("overlap"), {"mixed": mixed, "alike": alike, "pairs": pairs})
     return pairs
+
+
+def _descending(pair: dict[str, Any]) -> tuple[float, float]:
+    """Sort key: the most confused pair first, of equally confused ones the one with the most similar experts."""
+    mixed = pair["mixed"] or 0.0
+    cosine = pair["cosine"] or 0.0
+    return -mixed, -cosine
 
 
 def _reaches(value: float | None, limit: float) -> bool:
@@ -80,7 +90,8 @@ def _reaches(value: float | None, limit: float) -> bool:
 def _suggestion(run: RunWithData, learner: Learner, i: int, j: int, *, own_experts: bool) -> str | None:
     """The command to try for two tasks that are near: merge where possible, otherwise retire the second."""
     folder = run.folder.path
-    if narrowed(run.config.method, learner, Edit("merge", j, into=i)) is not None:
+    edit = Edit("merge", j, into=i)
+    if narrowed(run.config.method, learner, edit) is not None:
         return f"hidecmoe merge {folder} {run.tasks[i]} {run.tasks[j]}"
     # A task that was merged before has no expert of its own to retire.
     merged = {task for task, _ in run.config.method.redirects(learner)}
@@ -105,7 +116,8 @@ def _confused(
     for task in learned:
         records, label = held_out(run.session.stream.tasks[task], count)
         inputs = run.session.engine.inputs(records, label)
-        scores[task] = np.asarray(scores_of(memory, inputs.frozen(), learned_N))
+        scores_MN = scores_of(memory, inputs.frozen(), learned_N)
+        scores[task] = np.asarray(scores_MN)
     return mixed_up(scores)
 
 
@@ -120,8 +132,10 @@ def mixed_up(scores: dict[int, np.ndarray]) -> dict[tuple[int, int], float]:
         lead_i = scores[i][:, j] - scores[i][:, i]
         lead_j = scores[j][:, i] - scores[j][:, j]
         # The sign is 1 for nearer to the other task, 0 for equally near, -1 for nearer to its own.
-        signs = np.sign(np.concatenate([lead_i, lead_j]))
-        shares[i, j] = round(50.0 * float(1.0 + signs.mean()), 2)
+        leads = np.concatenate([lead_i, lead_j])
+        signs = np.sign(leads)
+        percent = 50.0 * float(1.0 + signs.mean())
+        shares[i, j] = round(percent, 2)
     return shares
 
 
@@ -139,13 +153,17 @@ def _closest_in_bank(bank: Bank, i: int, j: int) -> float | None:
     """Cosine of the most similar experts of two tasks, the mean over layers in which both own some."""
     owner_LS = np.asarray(bank.owner_LS)
     best_L = np.full(bank.layers, -np.inf)
-    for slot_i in np.flatnonzero((owner_LS == i).any(axis=0)):
-        for slot_j in np.flatnonzero((owner_LS == j).any(axis=0)):
+    slots_i = np.flatnonzero((owner_LS == i).any(axis=0))
+    slots_j = np.flatnonzero((owner_LS == j).any(axis=0))
+    for slot_i in slots_i:
+        for slot_j in slots_j:
             # A slot may have another owner in each layer.
             both_L = (owner_LS[:, slot_i] == i) & (owner_LS[:, slot_j] == j)
-            cosine_L = np.nan_to_num(closeness(bank, int(slot_i), int(slot_j)), nan=-np.inf)
+            cosine_L = closeness(bank, int(slot_i), int(slot_j))
+            cosine_L = np.nan_to_num(cosine_L, nan=-np.inf)
             best_L = np.where(both_L, np.maximum(best_L, cosine_L), best_L)
     compared_L = np.isfinite(best_L)
     if not compared_L.any():
         return None
-    return round(float(best_L[compared_L].mean()), 4)
+    mean = float(best_L[compared_L].mean())
+    return round(mean, 4)

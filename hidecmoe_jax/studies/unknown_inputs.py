@@ -52,7 +52,8 @@ def foreign_study(run: str | Path, *, count: int = 100) -> dict[str, Any]:
     """
     finished = open_with_data(run)
     method = finished.config.method
-    learner = finished.learner(finished.ledger().archive())
+    archive = finished.ledger().archive()
+    learner = finished.learner(archive)
     memory = method.gate_memory(learner)
     learned = method.learned(learner) if "threshold_N" in memory else ()
     _require_thresholds(run, finished.tasks, learned, memory)
@@ -64,12 +65,15 @@ def foreign_study(run: str | Path, *, count: int = 100) -> dict[str, Any]:
     for task in learned:
         rest = [other for other in learned if other != task]
         inside = np.concatenate([margins.of_task(other, rest) for other in rest])
-        result["left_out"][finished.tasks[task]] = _detection(inside, margins.of_task(task, rest))
+        outside = margins.of_task(task, rest)
+        result["left_out"][finished.tasks[task]] = _detection(inside, outside)
     # The pictures are read inside the block, where their features are computed.
     with tempfile.TemporaryDirectory() as folder:
         for kind in OUTSIDERS:
             records = outsiders(finished.session, kind, Path(folder), count)
-            result["outsiders"][kind] = _detection(np.concatenate(known), margins.of(records, kind, learned))
+            inside = np.concatenate(known)
+            outside = margins.of(records, kind, learned)
+            result["outsiders"][kind] = _detection(inside, outside)
     write_json(finished.folder.study("foreign"), result)
     return result
 
@@ -126,7 +130,8 @@ def margins_of(gate: LocatorGate | AnchorGate) -> MarginFunction:
 
 
 def _percent_unknown(margin_M: np.ndarray) -> float:
-    return round(100.0 * float((margin_M < 0).mean()), 2)
+    share = float((margin_M < 0).mean())
+    return round(100.0 * share, 2)
 
 
 def _detection(known_M: np.ndarray, unknown_M: np.ndarray) -> dict[str, float]:
@@ -156,9 +161,12 @@ def outsiders(session: Session, kind: str, folder: Path, count: int) -> tuple[Re
     records = []
     for number in range(count):
         path = folder / f"{kind}_{number}.png"
-        Image.fromarray(_pixels(kind, rng, size)).save(path)
+        pixels = _pixels(kind, rng, size)
+        Image.fromarray(pixels).save(path)
+        # There may be more pictures than questions.
         question = questions[chosen[number % len(chosen)]]
-        records.append(Record(f"{kind}-{number}", (str(path),), (Turn(question, ""),), kind))
+        turn = Turn(question, "")
+        records.append(Record(f"{kind}-{number}", (str(path),), (turn,), kind))
     return tuple(records)
 
 
