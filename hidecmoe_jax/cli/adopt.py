@@ -45,6 +45,7 @@ def adopt(
       sets: override a value of the run's config, such as evaluate.writing.max_new_tokens=64.
       overwrite: replace what is in RUN.
     """
+    # As text, because they are recorded in the run's config file.
     folders = tuple(str(folder) for folder in joined(data))
     options = hj.Adoption(joined(names), folders, template, joined(sets))
     lines = hj.adopt(base, adapters, out, options, overwrite=overwrite)

@@ -25,7 +25,8 @@ def control(run: Run, /, *, task: int = 0, repeats: int = 3) -> None:
         rate = 100 * control["false_expansion_rate"]
         tokens = percentages(control["frequency"])
         print(f"balance {control['balance']:<6g} false expansions {rate:5.1f}%   tokens at the probe, %: {tokens}")
-    print(f"a layer is expanded above, %: {percentages(study['controls'][0]['threshold'])}")
+    threshold = study["controls"][0]["threshold"]
+    print(f"a layer is expanded above, %: {percentages(threshold)}")
 
 
 def percentages(shares: Sequence[float]) -> str:

@@ -41,13 +41,15 @@ def check(
     if not folders and len(where) > 1:
         raise ConfigError("one config at a time", where=" ".join(where), remedy="check them one after the other")
     if folders:
-        stream = hj.StreamConfig(tasks=tuple(hj.TaskSpec(name) for name in folders))
+        tasks = tuple(hj.TaskSpec(name) for name in folders)
+        stream = hj.StreamConfig(tasks=tasks)
     else:
         stream = read_config(where[0], sets=sets).stream
-    report = hj.check_stream(
-        hj.stream_specs(stream), policy=hj.Policy(errors=str(errors)), val_fraction=stream.val_fraction
-    )
+    specs = hj.stream_specs(stream)
+    policy = hj.Policy(errors=str(errors))
+    report = hj.check_stream(specs, policy=policy, val_fraction=stream.val_fraction)
     print(report.text())
+    # Problems end in exit code 3, so that a script can stop before it trains.
     return 0 if report.ok else DataError.exit_code
 
 

@@ -62,7 +62,9 @@ def doctor(*, out: Folder = None) -> int:
     all_passed = True
     for check in checks(out or Path.cwd()):
         all_passed &= check.passed
-        print(f"{'OK  ' if check.passed else 'FAIL'}  {check.name:<28} {check.result}", flush=True)
+        verdict = "OK  " if check.passed else "FAIL"
+        # Flushed, because the last check takes many seconds.
+        print(f"{verdict}  {check.name:<28} {check.result}", flush=True)
         if not check.passed:
             print(f"      do: {check.remedy}")
     print("all is well" if all_passed else "something above needs attention")
@@ -111,6 +113,7 @@ def _package(requirement: Requirement) -> Check:
 
 def devices() -> Check:
     """Devices that JAX computes on."""
+    # Imported here, so that a broken JAX is a line of the table and not a traceback.
     try:
         jax = importlib.import_module("jax")
         available = jax.devices()
@@ -129,7 +132,8 @@ def memory() -> Check:
 
 def disk(folder: Path) -> Check:
     """Free space on the disk of `folder`, which need not exist yet."""
-    candidates = [folder.resolve(), *folder.resolve().parents]
+    resolved = folder.resolve()
+    candidates = [resolved, *resolved.parents]
     existing = next(parent for parent in candidates if parent.exists())
     free = shutil.disk_usage(existing).free
     result = f"{free / GIB:.1f} GiB free in {existing}"

@@ -33,9 +33,13 @@ def overlap(run: Run, /, *, count: int | None = None, mixed: float = 25.0, alike
     for pair in pairs:
         share = "-" if pair["mixed"] is None else f"{pair['mixed']:.1f}%"
         cosine = "-" if pair["cosine"] is None else f"{pair['cosine']:.3f}"
-        print(f"{'! ' if pair['near'] else '  '}{' and '.join(pair['tasks']):<40} {share:>9} {cosine:>8}")
+        mark = "! " if pair["near"] else "  "
+        names = " and ".join(pair["tasks"])
+        print(f"{mark}{names:<40} {share:>9} {cosine:>8}")
         if pair["near"]:
-            print(f"    try: {pair['suggestion'] or 'nothing, they own no two experts that could become one'}")
+            # A task that was merged before may have no expert left that could be edited.
+            suggestion = pair["suggestion"] or "nothing, they own no two experts that could become one"
+            print(f"    try: {suggestion}")
 
 
 def retire(
@@ -69,7 +73,8 @@ def retire(
       allowed: points that a task may lose in a commit.
       commit: change the run if no task loses more.
     """
-    show(hj.retire(run, task, layers=layers, expert=expert, count=count, allowed=allowed, commit=commit))
+    edit = hj.retire(run, task, layers=layers, expert=expert, count=count, allowed=allowed, commit=commit)
+    show(edit)
 
 
 def merge(
@@ -113,7 +118,8 @@ def merge(
       commit: change the run if no task loses more.
     """
     rule: dict[str, Any] = {"mode": mode, "weights": weights or (), "density": density, "seed": seed}
-    show(hj.merge(run, into, task, **rule, layers=layers, count=count, allowed=allowed, commit=commit))
+    edit = hj.merge(run, into, task, **rule, layers=layers, count=count, allowed=allowed, commit=commit)
+    show(edit)
 
 
 def restore(run: Run, /) -> None:
@@ -131,6 +137,7 @@ def restore(run: Run, /) -> None:
 
 def show(edit: dict[str, Any]) -> None:
     """Prints the table of a measured edit: scores of every task and stored parameters, before and after."""
+    # A run of one seed shows no seed numbers.
     several = len(edit["stored"]) > 1
     print(edit["what"])
     print(f"{'task':<32} {'questions':>9} {'before':>8} {'after':>8} {'change':>8}")

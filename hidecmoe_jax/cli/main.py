@@ -92,6 +92,7 @@ def _dispatch(words: Sequence[str]) -> int:
     if words[0] == "--version":
         print(__version__)
         return 0
+    # `data` alone is no command, but `hidecmoe data --help` lists those of its group.
     group = [name for name in COMMANDS if name.startswith(f"{words[0]} ")]
     if group and words[1:2] in (["-h"], ["--help"]):
         print(overview(group))
@@ -112,6 +113,7 @@ def _dispatch(words: Sequence[str]) -> int:
 
 
 def _command(words: Sequence[str]) -> tuple[str, Sequence[str]]:
+    # The longer name first, because `data check` begins with a word that is a name of its group.
     for length in (2, 1):
         name = " ".join(words[:length])
         if name in COMMANDS:

@@ -50,13 +50,15 @@ def run(
     exists = hj.check_run(out, resume=resume, overwrite=overwrite)
     if exists and overwrite:
         confirm_overwrite(out, yes=yes)
+    # An empty text splits into one empty field, which is none.
+    allow = tuple(filter(None, allow_config_change.split(",")))
     folder = hj.learn(
         settings,
         out,
         resume=resume,
         overwrite=overwrite,
         full_matrix=full_matrix,
-        allow=tuple(filter(None, allow_config_change.split(","))),
+        allow=allow,
         on_corrupt=on_corrupt,
     )
     print(f"report: {folder / 'report.html'}")
