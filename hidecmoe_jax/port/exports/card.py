@@ -88,9 +88,8 @@ def _matrix(run: LoadedRun, cells: dict) -> str:
     # Markdown needs a line of dashes between the head and the rows.
     lines.append("|---" * (len(run.tasks) + 1) + "|")
     for row, scores in sorted(cells.items()):
-        columns = [_row_label(run, row)]
-        columns += [_cell(scores, name) for name in run.tasks]
-        lines.append("| " + " | ".join(columns) + " |")
+        columns = [_cell(scores, name) for name in run.tasks]
+        lines.append(f"| {_row_label(run, row)} | " + " | ".join(columns) + " |")
     return "\n".join(lines)
 
 
