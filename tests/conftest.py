@@ -42,13 +42,13 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leaves slow tests out unless an expression of markers asks for them."""
+    """Leaves tests of the markers `slow` and `oracle` out unless an expression of markers asks for them."""
     if config.option.markexpr:
         return
-    skip = pytest.mark.skip(reason="slow: run with -m slow")
     for item in items:
-        if item.get_closest_marker("slow"):
-            item.add_marker(skip)
+        for marker in ("slow", "oracle"):
+            if item.get_closest_marker(marker):
+                item.add_marker(pytest.mark.skip(reason=f"{marker}: run with -m {marker}"))
 
 
 @pytest.fixture(autouse=True, scope="module")

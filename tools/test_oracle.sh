@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs the tests that compare with torch and peft (extra `oracle`), which tools/test.sh leaves out; none may be skipped.
 # Usage: tools/test_oracle.sh [more words for pytest]. VENV names another environment than .venv. A CPU build of torch
-# is enough: PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu, or PIP_CONSTRAINT names a file with a version.
+# is enough; PIP_CONSTRAINT may name a file with its version.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 venv=${VENV:-.venv}

@@ -28,6 +28,7 @@ class PriorGate:
     reads: ClassVar[None] = None  # no state of the base: CLIP's features or less are enough
     mixes_tasks: ClassVar[bool] = True
     stores: ClassVar[str] = "prototypes"  # name of its file in `export --to hub`
+    foreign: ClassVar[None] = None  # calls no input unknown, so that detection has no settings
     unknown_settings: ClassVar[dict[str, float | None]] = {}
     smoothing: float = 1.0
 
@@ -35,25 +36,30 @@ class PriorGate:
         """Memory with room for `capacity` tasks."""
         return {"count_N": jnp.zeros((capacity,))}
 
-    def fit(self, memory: dict[str, Array], task: int, seen: FrozenFeatures, *, key: Array) -> dict[str, Array]:
+    def fit(self, memory: dict[str, Array], task: int, features: FrozenFeatures, *, key: Array) -> dict[str, Array]:
         """The memory with the task's number of records."""
-        records = len(seen.pooled.image_BE)
+        records = len(features.pooled.image_BE)
         return memory | {"count_N": memory["count_N"].at[task].set(records)}
 
-    def decide(self, memory: dict[str, Array], seen: FrozenFeatures, learned_N: Array) -> Decision:
+    def scores(self, memory: dict[str, Array], features: FrozenFeatures, learned_N: Array) -> Array:
+        """The number of records of every task, float32 [B, N]; -inf for tasks that are not learned (bool [N])."""
+        score_N = jnp.where(learned_N, memory["count_N"], -jnp.inf)
+        return jnp.broadcast_to(score_N, (len(features.pooled.image_BE), len(score_N)))
+
+    def decide(self, memory: dict[str, Array], features: FrozenFeatures, learned_N: Array) -> Decision:
         """The same weights [B, N] for every sample; they sum to 1 over learned tasks."""
         share_N = jnp.where(learned_N, memory["count_N"] + self.smoothing, 0.0)
         share_N = share_N / jnp.maximum(jnp.sum(share_N), 1.0)  # no learned task: all weights are 0
-        weight_BN = jnp.broadcast_to(share_N, (len(seen.pooled.image_BE), len(share_N)))
+        weight_BN = jnp.broadcast_to(share_N, (len(features.pooled.image_BE), len(share_N)))
         return Decision(weight_BN, weight_BN)
 
     def to_archive(self, memory: dict[str, Array], task: int) -> dict[str, Array]:
         """What the ledger stores of one task."""
         return {"count_N": memory["count_N"][task]}
 
-    def from_archive(self, memory: dict[str, Array], task: int, kept: dict[str, Array]) -> dict[str, Array]:
+    def from_archive(self, memory: dict[str, Array], task: int, archive: dict[str, Array]) -> dict[str, Array]:
         """The inverse of `to_archive`."""
-        return memory | {"count_N": memory["count_N"].at[task].set(kept["count_N"])}
+        return memory | {"count_N": memory["count_N"].at[task].set(archive["count_N"])}
 
     def size(self, model: Model) -> int:
         """Parameters stored per task."""

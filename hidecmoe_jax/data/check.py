@@ -11,12 +11,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 
-from hidecmoe_jax.core.errors import DataError
+from hidecmoe_jax.core.errors import ConfigError, DataError
 from hidecmoe_jax.data.items import IMAGE, Record, Turn
 from hidecmoe_jax.data.records import POLICY, SHOWN, BadRecords, Policy, Problem, write_problems
 from hidecmoe_jax.data.stream import Stream, Task, TaskSpec, open_task
 
-_CONTROL_LOOKS = ("</s>", "<s>", "USER:", "ASSISTANT:")
+_CONTROL_TEXTS = ("</s>", "<s>", "USER:", "ASSISTANT:")
+"""Texts that are control tokens or words of a template in many models; in a record they are plain characters."""
 
 
 @dataclass(frozen=True)
@@ -117,10 +118,9 @@ def check_stream(
             opened.append(open_task(spec, index, policy=quiet_policy, val_fraction=val_fraction))
         except BadRecords as error:
             problems += error.problems
-        except DataError as error:
+        except (DataError, ConfigError) as error:
             problems.append(Problem(spec.folder, None, str(error), spec.folder))
-    if len(opened) == len(specs):
-        Stream(tuple(opened))  # refuses tasks of one name
+    problems += _stream_problems(opened, specs)
     report = examine(opened, allowed_leaks=allowed_leaks, length=length, max_length=max_length)
     report = replace(report, problems=(*problems, *report.problems))
     if policy.errors is not None:
@@ -146,6 +146,17 @@ def examine(
     warnings = _near_leaks(tasks, trained) + _validation_leaks(tasks, trained)
     warnings += _look_alikes(tasks) + _contradictions(tasks)
     return Report(tuple(tasks), tuple(problems), tuple(leaks), tuple(warnings), allowed_leaks)
+
+
+def _stream_problems(opened: Sequence[Task], specs: Sequence[TaskSpec]) -> list[Problem]:
+    """What a stream of the opened tasks is refused for: two tasks of one name, or no task at all."""
+    if specs and not opened:
+        return []  # every task is a problem of its own already
+    try:
+        Stream(tuple(opened))
+    except ConfigError as error:
+        return [Problem(error.where or "stream", None, f"{error.what}: {error.why}")]
+    return []
 
 
 def _table(rows: list[tuple[str, ...]]) -> list[str]:
@@ -182,6 +193,7 @@ def _first(label: str, things: Sequence[object]) -> list[str]:
 
 
 def _length_problems(tasks: Iterable[Task], length: Callable[[Record], int], max_length: int) -> list[Problem]:
+    """Training records that have more than `max_length` tokens or cannot be encoded."""
     problems = []
     for task in tasks:
         for record in task.train:
@@ -211,6 +223,7 @@ def _pictures(record: Record, digests: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def _keys(record: Record, digests: Mapping[str, str]) -> list[Key]:
+    """The keys of all turns of a record, in order."""
     return [_key(record, turn, digests) for turn in record.turns]
 
 
@@ -223,6 +236,7 @@ class _Trained:
 
 
 def _trained(tasks: Sequence[Task]) -> _Trained:
+    """The keys and pictures of the training data of all tasks."""
     first: dict[Key, tuple[str, str]] = {}
     pictures: set[str] = set()
     for task in tasks:
@@ -243,6 +257,7 @@ def _leaked_from(record: Record, task: Task, trained: _Trained) -> tuple[str, st
 
 
 def _leaks(tasks: Sequence[Task], trained: _Trained) -> list[Leak]:
+    """Test items with a turn that is also a turn of a training item, of whatever task."""
     leaks = []
     for task in tasks:
         for record in task.test:
@@ -287,17 +302,18 @@ def _look_alikes(tasks: Iterable[Task]) -> list[str]:
         count = 0
         for record in task.train + task.val + task.test:
             for turn in record.turns:
-                count += _has_control_look(turn.question) + _has_control_look(turn.answer)
+                count += _has_control_text(turn.question) + _has_control_text(turn.answer)
         if count:
             warnings.append(
-                f"{task.name}: {count} texts contain one of {', '.join(_CONTROL_LOOKS)}; "
+                f"{task.name}: {count} texts contain one of {', '.join(_CONTROL_TEXTS)}; "
                 "they are read as plain characters"
             )
     return warnings
 
 
-def _has_control_look(text: str) -> bool:
-    return any(look in text for look in _CONTROL_LOOKS)
+def _has_control_text(text: str) -> bool:
+    """Whether a text contains one of `_CONTROL_TEXTS`."""
+    return any(look in text for look in _CONTROL_TEXTS)
 
 
 def _contradictions(tasks: Iterable[Task]) -> list[str]:

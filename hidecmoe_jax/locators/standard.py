@@ -8,7 +8,7 @@ that is no longer available.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar, Protocol
 
 import chex
 import jax
@@ -26,6 +26,36 @@ LOWEST = float(jnp.finfo(jnp.float32).min)
 # A dimension that is nearly constant within the first task would turn rounding noise into large numbers.
 NARROWEST = 1e-3
 SMALLEST_STD = 1e-6
+
+
+class TaskLocator(Protocol):
+    """What a gate calls on a locator. Every member is required; `Standardised` has three of them.
+
+    Attributes:
+      kind: name of the locator in configs.
+      shared_leaves: arrays of the memory that belong to all tasks together; every other array has a row per task.
+    """
+
+    kind: ClassVar[str]
+    shared_leaves: ClassVar[tuple[str, ...]]
+
+    def blank(self, capacity: int, width: Any) -> dict[str, Array]:
+        """Memory with room for `capacity` tasks; `width` is that of the features, for anchors a pair of widths."""
+
+    def fit(self, memory: dict[str, Array], task: int, features: Any, *, key: Array) -> dict[str, Array]:
+        """The memory with the task's row written from features [N, D]; no other row changes."""
+
+    def scores(self, memory: dict[str, Array], features: Any, learned_N: Array) -> Array:
+        """How well features [B, D] fit every task, float32 [B, N], higher is nearer; -inf for tasks not learned."""
+
+    def typical_scores(self, memory: dict[str, Array], features: Any, scores_BN: Array) -> Array:
+        """Scores that thresholds of unknown inputs are fitted on, float32 [B, N]."""
+
+    def size(self, width: Any) -> int:
+        """Parameters stored per task."""
+
+    def flops(self, stored: int, *, width: int, tasks: int) -> int:
+        """Operations of scoring one query against `tasks`, for which `stored` numbers are stored."""
 
 
 class Standardised:

@@ -8,6 +8,7 @@ that it supports.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -69,6 +70,10 @@ class Wrapper(Method):
     def records(self, stream: Stream, lesson: tuple[int, ...]) -> tuple[Record, ...]:
         """As the inner method."""
         return self.inner.records(stream, lesson)
+
+    def variants(self) -> dict[str, Method]:
+        """This wrapper around every variant of the inner method. A wrapper whose `inner` is a property overrides it."""
+        return {name: replace(self, inner=variant) for name, variant in self.inner.variants().items()}
 
     def learned(self, learner: Learner) -> tuple[int, ...]:
         """As the inner method."""

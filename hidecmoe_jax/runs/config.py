@@ -211,7 +211,7 @@ def build_method(mapping: Mapping[str, Any], where: str) -> Method:
     """The method that `kind` names, filled strictly.
 
     Raises:
-      ConfigError: unknown kind, or a class that cannot be imported.
+      ConfigError: unknown kind, a class that cannot be imported, or one that lacks a hook of a `Method` or its name.
     """
     fields = dict(mapping)
     kind = fields.pop("kind", "routed")
@@ -227,13 +227,24 @@ def build_method(mapping: Mapping[str, Any], where: str) -> Method:
         cls = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
         raise ConfigError(
-            "cannot import the method", where=where, why=str(error), remedy="check that the package is installed"
-        ) from error
+            "cannot import the method", where=where, why=str(error),
+            remedy=f"install the package of {module!r}, or put the module's folder on PYTHONPATH",
+        ) from error  # fmt: skip
     # Refused here, or the run would fail with an AttributeError hours later.
-    missing = [hook for hook in vars(Method) if not hook.startswith("_") and hook not in dir(cls)]
+    missing = _missing_hooks(cls)
     if missing:
         raise ConfigError(
             "this class is no method", where=where, why=f"{kind} has no {', '.join(missing)}",
             remedy="hidecmoe_jax/methods/base.py documents every hook of a Method",
         )  # fmt: skip
     return strict.build(cls, fields, where)
+
+
+def _missing_hooks(cls: type) -> list[str]:
+    """Names of what a `Method` must have and this class does not define."""
+    hooks = [name for name in vars(Method) if not name.startswith("_")]
+    # A field without a default is no attribute of the class.
+    defined = {*dir(cls), *getattr(cls, "__dataclass_fields__", {})}
+    # A class that inherits from Method has every hook as an attribute, but those in this set only as declarations.
+    defined -= getattr(cls, "__abstractmethods__", frozenset())
+    return [name for name in ("name", *hooks) if name not in defined]

@@ -41,6 +41,18 @@ def test_dt9_problems_of_all_tasks_are_collected(make_task, tmp_path):
         report.require()
 
 
+def test_two_tasks_of_one_name_are_a_problem_beside_the_others(make_task):
+    first = TaskSpec(str(make_task("animals", seed=0)), name="pets")
+    second = TaskSpec(str(make_task("smiles", seed=1)), name="pets")
+    broken = TaskSpec(str(make_task("trees", seed=2)), name="no/name")
+    report = check_stream([first, second, broken])
+    assert [problem.source for problem in report.problems] == [broken.folder, "pets"]
+    assert "two tasks of a stream have one name" in report.text() and "cannot be the name" in report.text()
+    assert [str(problem) for problem in check_stream([]).problems] == [
+        "stream: a stream without tasks: the list of task folders is empty"
+    ]
+
+
 def test_dt20_test_items_in_training_data_of_any_task_are_refused(make_task):
     animals, smiles = make_task("animals", seed=0), make_task("smiles", seed=1)
     shutil.copy(animals / "images" / "train_4.png", smiles / "images" / "test_2.png")

@@ -1,7 +1,9 @@
 """The examples of docs/extending.md: each is used as a user's own code would be."""
 
+import re
 import sys
 from pathlib import Path
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +12,9 @@ import pytest
 from tiny import run_config, write_base, write_stream, write_tokenizer
 
 import hidecmoe_jax as hj
+from hidecmoe_jax.locators.standard import TaskLocator
+from hidecmoe_jax.methods.gates.anchors import AnchorGate, Gate, NamedGate
+from hidecmoe_jax.methods.gates.locator import Locator, LocatorGate
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "docs" / "examples"
@@ -92,3 +97,26 @@ def test_the_hooks_that_the_text_lists_are_those_of_the_classes():
         hooks = [name for name in vars(cls) if not name.startswith("_") and name not in ("clip", "smoothing")]
         assert all(f"`{name}`" in TEXT for name in hooks), (cls, hooks)
     assert str(EXAMPLES) in sys.path
+
+
+def members(protocol: type) -> set[str]:
+    """Names of the fields and hooks that a protocol declares."""
+    hooks = {name for name in vars(protocol) if not name.startswith("_")}
+    return hooks | set(protocol.__annotations__)
+
+
+@pytest.mark.parametrize(("heading", "protocol"), [("A gate", Gate), ("A locator", TaskLocator)])
+def test_the_tables_list_the_members_of_the_protocols(heading, protocol):
+    section = re.search(rf"^## {heading}\n(.+?)^## ", TEXT, re.MULTILINE | re.DOTALL)[1]
+    cells = re.findall(r"^\| (`.+?) \|", section, re.MULTILINE)
+    assert {name for cell in cells for name in re.findall(r"`(\w+)`", cell)} == members(protocol)
+
+
+def test_gates_and_locators_have_every_member():
+    from median_locator import NearestMedian
+    from prior_gate import PriorGate
+
+    for gate in (AnchorGate, NamedGate, LocatorGate, PriorGate):
+        assert members(Gate) <= set(dir(gate)), gate
+    for locator in (*get_args(Locator), NearestMedian):
+        assert members(TaskLocator) <= set(dir(locator)), locator

@@ -1,11 +1,13 @@
-"""Methods of a user, outside the package: one that keeps the rules and one that breaks them."""
+"""Methods of a user, outside the package: one that keeps the rules, one that breaks them, and two that lack hooks."""
 
 from dataclasses import dataclass
 
 import jax
 
+from hidecmoe_jax.methods.base import Method
 from hidecmoe_jax.methods.routed import Routed
 from hidecmoe_jax.methods.stages import WrappedStage
+from hidecmoe_jax.methods.wrapper import Wrapper
 
 
 def with_training_stage(stages, wrapped):
@@ -55,3 +57,15 @@ class Careless(Routed):
 
     def stages(self, lesson):
         return with_training_stage(super().stages(lesson), Touching.around)
+
+
+@dataclass(frozen=True)
+class Unfinished(Method):
+    """Inherits the hooks that have a body, and defines none of the others."""
+
+
+@dataclass(frozen=True)
+class Nameless(Wrapper):
+    """Has every hook, and no name for the report."""
+
+    inner: Routed = Routed()

@@ -154,7 +154,9 @@ def test_a_method_of_ones_own_is_named_in_the_config(world):
         "own_method:Gentel": "cannot import",
         "rooted": "unknown kind",
         "none_such:Gentle": "cannot import",
-        "collections:OrderedDict": "OrderedDict has no lora, gate, traits, gated, gate_memory, init",
+        "own_method:Unfinished": "Unfinished has no name, init, stages, learned, to_archive, from_archive,",
+        "own_method:Nameless": "(?m)Nameless has no name$",
+        "collections:OrderedDict": "OrderedDict has no name, lora, gate, traits, gated, gate_memory, init",
     }.items():
         with pytest.raises(ConfigError, match=message):
             from_mapping(mapping | {"method": {"kind": kind}})

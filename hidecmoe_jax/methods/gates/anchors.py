@@ -48,6 +48,12 @@ class Gate(Protocol):
     def fit(self, memory: Memory, task: int, features: FrozenFeatures, *, key: Array) -> Memory:
         """The memory with a task, from the features of its records."""
 
+    def scores(self, memory: Memory, features: FrozenFeatures, learned_N: Array) -> Array:
+        """How well every sample fits every task, float32 [B, N], higher is nearer; -inf for tasks not in `learned_N`.
+
+        `hidecmoe overlap` compares tasks by it; `decide` starts from it.
+        """
+
     def decide(self, memory: Memory, features: FrozenFeatures, learned_N: Array) -> Decision:
         """Weights of the tasks, zero for those not in `learned_N` (bool)."""
 
@@ -59,6 +65,9 @@ class Gate(Protocol):
 
     def size(self, model: Model) -> int:
         """Parameters stored per task."""
+
+    def flops(self, stored: int, *, model: Model, tasks: int) -> int:
+        """Operations of deciding one query among `tasks`, for which `stored` numbers are stored."""
 
 
 @dataclass(frozen=True)
@@ -166,12 +175,13 @@ class NamedGate:
         """Nothing is stored."""
         return memory
 
+    def scores(self, memory: Memory, features: FrozenFeatures, learned_N: Array) -> Array:
+        """Raises ConfigError: nothing is scored."""
+        raise _not_named()
+
     def decide(self, memory: Memory, features: FrozenFeatures, learned_N: Array) -> Decision:
         """Raises ConfigError: the task was not named."""
-        raise ConfigError(
-            "this method needs the task's name", where="method", why="its gate is 'named'",
-            remedy="evaluate it with the task named, or choose a gate that finds it, such as 'anchors'",
-        )  # fmt: skip
+        raise _not_named()
 
     def to_archive(self, memory: Memory, task: int) -> Memory:
         """Nothing."""
@@ -188,6 +198,14 @@ class NamedGate:
     def flops(self, stored: int, *, model: Model, tasks: int) -> int:
         """Nothing is computed."""
         return 0
+
+
+def _not_named() -> ConfigError:
+    """The error of a gate that takes the task's name and was not given one."""
+    return ConfigError(
+        "this method needs the task's name", where="method", why="its gate is 'named'",
+        remedy="evaluate it with the task named, or choose a gate that finds it, such as 'anchors'",
+    )  # fmt: skip
 
 
 def stored(archive: Memory, name: str) -> Array | float:

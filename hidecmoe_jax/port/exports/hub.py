@@ -8,7 +8,8 @@ routing/*.safetensors leaves of the gate for every task (prototypes or vae) and 
 projector.safetensors the projector that the run answers with, under Hugging Face's names
 MANIFEST.json         SHA-256 and size of every file, written last
 ```
-`read_hub` returns the archive of the run byte for byte, so `hidecmoe adopt` makes the run again.
+`read_hub` returns the archive of the run byte for byte, so `hidecmoe adopt` makes the run again; not of a method from
+outside the package, since adopting never runs code that a folder names.
 """
 
 from __future__ import annotations
@@ -72,7 +73,14 @@ def write_hub(run: LoadedRun, folder: Path, options: ExportOptions, target: Path
     facts = _facts(run, base_name)
     (folder / FACTS).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     (folder / "README.md").write_text(card(run, facts), encoding="utf-8")
-    return [f"{len(run.tasks)} tasks, card and manifest", f"  hidecmoe adopt BASE {target} --out RUN"]
+    return [f"{len(run.tasks)} tasks, card and manifest", _adoption(run, target)]
+
+
+def _adoption(run: LoadedRun, target: Path) -> str:
+    """The command that makes the run again from its export, or why there is none."""
+    if type(run.config.method) in METHODS.values():
+        return f"  hidecmoe adopt BASE {target} --out RUN"
+    return "  `hidecmoe adopt` will refuse it: the method is not of this package, and adopting never runs other code"
 
 
 def _write_projector(run: LoadedRun, folder: Path) -> None:
@@ -121,6 +129,7 @@ def _write_routing(run: LoadedRun, folder: Path) -> None:
         if leaves:
             save_tensors(leaves, folder / f"{file}.safetensors")
     settings = {} if method.gate is None else method.gate.unknown_settings
+    # Exact for anchors. Other gates hold these records out in the same way, and the text is a byte of the format.
     source = "records of each task that its anchors left out"
     content = {"from": source, "settings": settings, "thresholds": thresholds}
     (folder / "thresholds.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
@@ -164,7 +173,7 @@ class Hub:
     """Content of a hub folder.
 
     Attributes:
-      config: settings of the run without base and stream.
+      config: settings of the run without its stream; those of its base are as they were where it was learned.
       base: SHA-256 of the base.
       tasks: names of the tasks; `names`, of the lessons.
       lessons: archive of every lesson.
