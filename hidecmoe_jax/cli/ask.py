@@ -34,8 +34,8 @@ def ask(
       task: use the run as it was after its first N tasks.
       skip_missing: answer without tasks whose files are missing or damaged, instead of refusing.
     """
-    answer = hj.load(run, task=task, skip_missing=skip_missing).answer(list(image), question)
-    print("(refused: this belongs to no known task)" if answer.answer.refused else answer.text)
-    for name, weight in answer.weights.items():
+    reply = hj.load(run, task=task, skip_missing=skip_missing).answer(list(image), question)
+    print("(refused: this belongs to no known task)" if reply.answer.refused else reply.text)
+    for name, weight in reply.weights.items():
         print(f"  {name:<24} {weight:6.3f}  {'#' * round(BAR * weight)}")
-    print(f"  {answer.decision}")
+    print(f"  {reply.decision}")

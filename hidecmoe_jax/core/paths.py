@@ -38,8 +38,8 @@ def find_config(name: str | Path) -> Path:
     path = Path(name)
     # A name that starts with `configs/` works from any folder, as it is written in the documentation.
     folder = configs_folder()
-    is_shipped = path.parts[:1] == ("configs",)
-    inner = path.relative_to("configs") if is_shipped else path
+    starts_with_configs = path.parts[:1] == ("configs",)
+    inner = path.relative_to("configs") if starts_with_configs else path
     for candidate in (path, folder / inner, folder / f"{inner}.yaml"):
         if candidate.is_file():
             return candidate

@@ -18,7 +18,14 @@ LINEARS = "linears"
 
 @dataclass(frozen=True)
 class Lora:
-    """Shape of one task's expert (arXiv 2106.09685); `alpha / rank` scales its output (2.0 in HiDe's recipe)."""
+    """Shape of one task's expert (arXiv 2106.09685).
+
+    Attributes:
+      rank: inner width R of the two factors, [D, R] and [R, F].
+      alpha: `alpha / rank` scales the expert's output (2.0 in HiDe's recipe).
+      dropout: share of the expert's input that is dropped in training.
+      sites: names of the linears that get an expert, or `ffn` for one beside the whole feed-forward block.
+    """
 
     rank: int = 8
     alpha: float = 16.0
@@ -54,7 +61,7 @@ class Lora:
         )  # fmt: skip
 
     def size(self, model: Model) -> int:
-        """Numbers in one expert of one layer."""
+        """Parameters of one expert in one layer, R (D + F) summed over sites."""
         # a is [D, R] and b is [R, F]: together R * (D + F).
         widths = [sum(shape) for shape in self.shapes(model).values()]
         return self.rank * sum(widths)

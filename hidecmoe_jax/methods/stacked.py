@@ -107,7 +107,7 @@ class Stacked(Wrapper):
 
     @property
     def traits(self) -> Traits:
-        """Those of the mixture, but no answer is final: later tasks change the fusion below every router."""
+        """Traits of the mixture, except that no answer is final: later tasks change the fusion below every router."""
         return replace(self.above.traits, answers_are_final=False)
 
     def variants(self) -> dict[str, Stacked]:
@@ -115,7 +115,7 @@ class Stacked(Wrapper):
         return {rule: replace(self, below=replace(self.below, fusion=rule)) for rule in surgery.FUSIONS}
 
     def stages(self, lesson: int) -> tuple[Stage, ...]:
-        """Those of the mixture, with the lower layers below the pool."""
+        """Stages of the mixture, each wrapped so that the lower layers contribute below the pool."""
         stages: list[Stage] = []
         for stage in self.inner.stages(lesson):
             match stage:
@@ -299,5 +299,6 @@ class TuneBoth(WrappedStage):
     def finish(self, model: Model, learner: Learner, lesson: int, result: FrozenFeatures | None, key: Array) -> Learner:
         """What the mixture does; then the lower expert is planted and the fusion made anew."""
         done = self.inner.finish(model, learner, lesson, result, key)
+        # Slot 0 holds the fusion, so the expert of lesson t is in slot 1 + t.
         planted_bank = surgery.plant(done.past[LOWER], 1 + lesson, learner.live[LOWER], lesson)
         return self.method.with_lower(done, planted_bank)

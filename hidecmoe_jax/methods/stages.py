@@ -21,14 +21,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """One part of learning a lesson. The hooks have bodies that change nothing.
+    """One part of learning a lesson. By default `subset`, `prepare` and `finish` change nothing, and `loss` and `usage`
+    raise: a stage that trains defines `loss`, one that counts defines `usage`.
 
     Attributes:
       kind: name of the stage in random keys, files and metrics.
       source: what the stage reads. `answers` trains on batches; `usage` counts on batches without training; `features`
         reads the frozen model's features of every record.
-      uses_past: whether old experts contribute while it trains (if not, the loss never sees them and pays for one
-        expert).
+      uses_past: whether old experts contribute while it trains. If False, old experts are left out of the forward pass,
+        so a step costs one expert however many tasks there are.
       subset_name: which records of the lesson it reads: `all`, or a name that its `subset` draws.
       steps: at least so many optimiser steps, in whole passes over the subset; 0 leaves it to the task's epochs.
       rate: peak learning rate of experts and routers, where it is not the task's.
@@ -49,7 +50,7 @@ class Stage:
         return self.source == "answers"
 
     def subset(self, count: int, seed: int) -> np.ndarray | None:
-        """Numbers of the records, of `count`, that it reads; None for all."""
+        """Indices of the records to read, int [M], from range(count); None for all."""
         return None
 
     def prepare(self, model: Model, learner: Learner, lesson: int, key: Array) -> Learner:

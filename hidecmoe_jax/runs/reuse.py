@@ -31,11 +31,11 @@ KnownAnswers = dict[tuple[str, str], dict[str, Any]]  # lines of answers files b
 def cache_key(session: Session, serving: Serving, task: Task) -> str:
     """Digest of what the texts of a cell depend on, beside the choice of a task and what was learned of that task."""
     config = to_mapping(session.config)
-    judged = {name: config["evaluate"][name] for name in ("split", "writing")}
+    evaluated = {name: config["evaluate"][name] for name in ("split", "writing")}
     # Other shapes are another compiled program, which may round differently: more task slots, a longer prompt.
     shapes: list[Any] = [[str(leaf.dtype), leaf.shape] for leaf in _routing_leaves(serving)]
     shapes.append(session.prompt_length)
-    parts = [session.base_digest, config["method"], config["base"], config["template"], judged]
+    parts = [session.base_digest, config["method"], config["base"], config["template"], evaluated]
     parts += [dict(task.contents), shapes]
     plain = json.dumps(parts, sort_keys=True)
     return hashlib.sha256(plain.encode()).hexdigest()[:16]
@@ -68,6 +68,7 @@ def choice(weights: Mapping[str, float], learned: Collection[str]) -> str | None
     if not any(weights.values()):
         return BASE
     name = max(weights, key=weights.get)
+    # Exact comparison is safe: answers are final only where tasks are not mixed, so a weight is 0 or 1 from a one-hot.
     alone = weights[name] == 1.0
     return name if alone and name in learned else None
 
@@ -94,7 +95,7 @@ def known_answers(rows: Iterable[tuple[Sequence[dict[str, Any]], Collection[str]
 def reusable_answers(
     routed: Sequence[Answer], known: KnownAnswers, names: Sequence[str], learned: Collection[str]
 ) -> list[Answer]:
-    """Those of a row's answers whose text is known, with it.
+    """Answers of the row whose text an earlier row already has, with that text filled in.
 
     Args:
       routed: answers of the row, text still empty.
@@ -105,6 +106,7 @@ def reusable_answers(
     for answer in routed:
         weights = dict(zip(names, answer.weights, strict=False))
         chosen = choice(weights, learned)
+        # Where `chosen` is None the text may change, and `known` has no entry under None.
         line = known.get((answer.id, chosen))
         # The text of a refused line was dropped, so it serves only where the answer is refused again.
         if line is not None and (answer.refused or not _refused(line)):

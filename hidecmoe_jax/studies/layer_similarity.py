@@ -8,6 +8,8 @@ where row i of both comes from the same input.
 * The default study shows every model the same questions and removes the estimator's bias (arXiv 2006.05247).
 * The `legacy` study is the published one: each model reads its own task's questions, an RBF kernel, a biased estimate.
   On unrelated Gaussian samples of 50 rows it gives 0.99, so a high legacy value is no evidence of similarity.
+
+Letters after names are axes: T tasks (one model each), L layers, N questions, D features.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Laws every method keeps, over a table of methods: recall undoes keep, old experts stay, serving tells the truth."""
+"""Laws of every method, over a table: `from_archive` undoes `to_archive`, old experts stay, serving is exact."""
 
 import sys
 from dataclasses import replace
@@ -98,7 +98,7 @@ def ask(done, serving, records, *, label: str, named: int | None = None):
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_recall_undoes_keep_bit_for_bit(taught, name):
+def test_from_archive_undoes_to_archive_bit_for_bit(taught, name):
     done = taught(name)
     for count, carried in enumerate(done.learners):
         recalled = done.method.from_archive(done.session.model, 4, done.kept[:count])

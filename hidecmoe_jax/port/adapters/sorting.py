@@ -20,9 +20,14 @@ from hidecmoe_jax.port.checkpoints import names
 from hidecmoe_jax.port.checkpoints.source import Tensor
 
 _SITE = r"(?:.*\.)?layers\.(\d{1,3})\.(?:self_attn|mlp)\.(\w+)"
+# base_model.model.model.layers.3.self_attn.q_proj.lora_A.default.weight, or with numbered experts
+# model.layers.3.mlp.up_proj.lora_A.default.loraA.2.mlp.weight
 _FACTOR = re.compile(_SITE + r"\.lora_([AB])(?:\.default)?(?:\.lora[AB]\.(\d{1,3})(?:\.mlp)?)?\.weight")
+# model.layers.3.mlp.up_proj.lora_router.default.weight
 _ROUTER = re.compile(_SITE + r"\.lora_router(?:\.default)?\.weight")
+# base_model.model.image_anchors.2
 _ANCHOR = re.compile(r"(?:.*\.)?(image|text)_anchors\.(\d{1,3})")
+# base_model.model.model.mm_projector.0.weight
 _PROJECTOR = re.compile(r"(?:.*\.)?((?:mm|multi_modal)_projector\..+)")
 LEFT_OUT = {
     r"(?:.*\.)?(image|text)_boundary\.\d+": "how many samples an anchor was made of; only its direction counts",
@@ -39,10 +44,10 @@ class AdapterTensors:
     """Float32 arrays of a folder.
 
     Attributes:
-      factors: by (site, layer, "A" or "B", expert number or `SINGLE`), in the file's orientation.
+      factors: by (site, layer, "A" or "B", expert number or `SINGLE`), as in the file: A [R, D], B [F, R].
       modules: names of the linears in the model that was trained, by (site, layer).
       routers: by (site, layer), float32 [E, D].
-      anchors: by ("image" or "text", task).
+      anchors: mean CLIP features [E], by ("image" or "text", task).
       projector: leaves by path, in our orientation.
       notes: what was left out.
     """
@@ -92,11 +97,13 @@ def sort_tensors(folder: Path, tensors: Mapping[str, Tensor], notes: tuple[str, 
     left_out: Counter[str] = Counter()
     unknown: list[str] = []
     for key, tensor in tensors.items():
-        reason = _sort_one(folder, key, tensor, tables)
-        if reason:
-            left_out[reason] += 1
-        elif reason is None:
+        if _sort_one(folder, key, tensor, tables):
+            continue
+        reason = _reason_left_out(key)
+        if reason is None:
             unknown.append(key)
+        else:
+            left_out[reason] += 1
     if unknown:
         raise CheckpointError(
             f"{len(unknown)} tensors of the adapter are unknown", where=f"{folder}: {unknown[0]}",
@@ -110,8 +117,8 @@ def sort_tensors(folder: Path, tensors: Mapping[str, Tensor], notes: tuple[str, 
     )
 
 
-def _sort_one(folder: Path, key: str, tensor: Tensor, tables: AdapterTensors) -> str | None:
-    """Puts a tensor into its table; returns "" then, the reason if it may be left out, None if it is unknown."""
+def _sort_one(folder: Path, key: str, tensor: Tensor, tables: AdapterTensors) -> bool:
+    """Puts a tensor into the table that its name belongs to; False where it belongs to none."""
     # Adapters of the vision tower have the same module names, and are not supported.
     factor = None if "vision" in key else _FACTOR.fullmatch(key)
     if factor:
@@ -120,21 +127,26 @@ def _sort_one(folder: Path, key: str, tensor: Tensor, tables: AdapterTensors) ->
         _store(tables.factors, (site, int(layer), kind, number), tensor, folder)
         module, _, _ = key.rpartition(".lora_")
         tables.modules[site, int(layer)] = module.removeprefix("base_model.model.")
-        return ""
+        return True
     if router := _ROUTER.fullmatch(key):
         layer, site = router.groups()
         _store(tables.routers, (site, int(layer)), tensor, folder)
-        return ""
+        return True
     if anchor := _ANCHOR.fullmatch(key):
         kind, task = anchor.groups()
         _store(tables.anchors, (kind, int(task)), tensor, folder)
-        return ""
+        return True
     projector = _PROJECTOR.fullmatch(_plain_name(key))
     target = None if projector is None else names.place(projector[1], "projector")
     if target is not None:
         rule = target.rule
         _store(tables.projector, rule.leaf, tensor, folder, rule.transform)
-        return ""
+        return True
+    return False
+
+
+def _reason_left_out(key: str) -> str | None:
+    """Why a tensor of this name is not needed; None where it is unknown."""
     for pattern, reason in LEFT_OUT.items():
         if re.fullmatch(pattern, key):
             return reason
