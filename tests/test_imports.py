@@ -217,3 +217,9 @@ def test_importing_the_package_takes_little_more_than_importing_jax(run_python):
         return min(once() for _ in range(7))
 
     assert seconds("hidecmoe_jax") < 1.5 * seconds("jax")
+
+
+def test_no_two_test_files_share_a_name():
+    """pytest imports test files by their bare names, so a second one of a name ends the collection."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert len(names) == len(set(names)), sorted(name for name in set(names) if names.count(name) > 1)
