@@ -19,6 +19,7 @@ import pytest
 import sentencepiece
 from PIL import Image
 from safetensors.numpy import load_file
+from tiny import write_tokenizer
 
 from hidecmoe_jax.core.errors import CheckpointError, HidecmoeError, ResourceError
 from hidecmoe_jax.data.images import load, normalise
@@ -31,7 +32,6 @@ from hidecmoe_jax.port.exports.hf import write_hf
 from hidecmoe_jax.runs.config import Base, RunConfig
 from hidecmoe_jax.runs.session import open_base
 from hidecmoe_jax.storage.manifest import verify
-from tests.tiny import write_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
 KEY = "language_model.model.layers.1.self_attn.q_proj.weight"
