@@ -68,7 +68,9 @@ def test_every_import_of_the_package_is_declared():
 
 def test_every_import_of_tests_and_tools_is_declared():
     # jax requires the jaxlib of its own version.
-    faults = undeclared(imported("tests", "tools"), CORE | EXTRAS["dev"] | EXTRAS["oracle"] | {"jaxlib"})
+    faults = undeclared(
+        imported("tests", "tools", "docs/examples"), CORE | EXTRAS["dev"] | EXTRAS["oracle"] | {"jaxlib"}
+    )
     assert not faults, "\n".join(faults)
 
 
