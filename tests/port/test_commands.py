@@ -11,7 +11,7 @@ from hidecmoe_jax.port.checkpoints.check import REFERENCE
 from hidecmoe_jax.port.checkpoints.unpickle import unpickle
 
 PACKAGE = Path(hidecmoe_jax.__file__).parent
-TOOLS = PACKAGE.parent / "tools"
+TOOLS = Path(__file__).resolve().parents[2] / "tools"  # of the checkout: a wheel has none
 
 
 def test_no_text_of_the_package_points_into_tools():
