@@ -49,8 +49,8 @@ def check(
     policy = hj.Policy(errors=str(errors))
     report = hj.check_stream(specs, policy=policy, val_fraction=stream.val_fraction)
     print(report.text())
-    # Problems end in exit code 3, so that a script can stop before it trains.
-    return 0 if report.ok else DataError.exit_code
+    # An exit code of its own, so that a script can stop before it trains.
+    return report.exit_code
 
 
 def pocket(

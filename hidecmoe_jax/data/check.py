@@ -43,6 +43,7 @@ class Report:
       leaks: test items that are also training items.
       warnings: observations that do not prevent training.
       allowed_leaks: number of leaks that do not prevent training.
+      misconfigured: whether one of the problems is the stream's own: equal or bad names of tasks, no task at all.
     """
 
     tasks: tuple[Task, ...]
@@ -50,11 +51,19 @@ class Report:
     leaks: tuple[Leak, ...]
     warnings: tuple[str, ...]
     allowed_leaks: int = 0
+    misconfigured: bool = False
 
     @property
     def ok(self) -> bool:
         """Whether training may start."""
         return not self.problems and len(self.leaks) <= self.allowed_leaks
+
+    @property
+    def exit_code(self) -> int:
+        """Exit code of a command that checks: 0, 2 for a wrong list of tasks, 3 for wrong data."""
+        if self.ok:
+            return 0
+        return ConfigError.exit_code if self.misconfigured else DataError.exit_code
 
     def text(self) -> str:
         """Returns the report as a table and lists, for a terminal."""
@@ -113,6 +122,7 @@ def check_stream(
     problems: list[Problem] = []
     # The full list is written once at the end, so opening a task must not append to the file.
     quiet_policy = replace(policy, errors=None)
+    misconfigured = False
     for index, spec in enumerate(specs):
         try:
             opened.append(open_task(spec, index, policy=quiet_policy, val_fraction=val_fraction))
@@ -120,9 +130,12 @@ def check_stream(
             problems += error.problems
         except (DataError, ConfigError) as error:
             problems.append(Problem(spec.folder, None, str(error), spec.folder))
-    problems += _stream_problems(opened, specs)
+            misconfigured |= isinstance(error, ConfigError)
+    stream_problems = _stream_problems(opened, specs)
+    misconfigured |= bool(stream_problems)
     report = examine(opened, allowed_leaks=allowed_leaks, length=length, max_length=max_length)
-    report = replace(report, problems=(*problems, *report.problems))
+    all_problems = (*problems, *stream_problems, *report.problems)
+    report = replace(report, problems=all_problems, misconfigured=misconfigured)
     if policy.errors is not None:
         Path(policy.errors).unlink(missing_ok=True)
         if report.problems:

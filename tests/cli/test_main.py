@@ -152,6 +152,13 @@ def test_data_check_refuses_a_bad_folder_and_lists_every_problem(tmp_path, monke
     assert len((tmp_path / "data_errors.jsonl").read_text().splitlines()) == 8
 
 
+def test_data_check_of_two_tasks_of_one_name_ends_as_a_wrong_config_does(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    folders = [str(write_task(tmp_path / place / "birds", "a wren")) for place in ("north", "south")]
+    assert main(["data", "check", *folders]) == 2
+    assert "two tasks of a stream have one name" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("words", [["nowhere.yaml"], ["here", "nowhere"], []])
 def test_data_check_of_nothing_is_an_error(words, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

@@ -48,9 +48,12 @@ def test_two_tasks_of_one_name_are_a_problem_beside_the_others(make_task):
     report = check_stream([first, second, broken])
     assert [problem.source for problem in report.problems] == [broken.folder, "pets"]
     assert "two tasks of a stream have one name" in report.text() and "cannot be the name" in report.text()
-    assert [str(problem) for problem in check_stream([]).problems] == [
+    assert report.exit_code == 2
+    empty = check_stream([])
+    assert [str(problem) for problem in empty.problems] == [
         "stream: a stream without tasks: the list of task folders is empty"
     ]
+    assert empty.exit_code == 2
 
 
 def test_dt20_test_items_in_training_data_of_any_task_are_refused(make_task):
