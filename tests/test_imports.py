@@ -1,7 +1,7 @@
 """The rooms of the package keep their order: what stands left never imports what stands right of it.
 
 Read from the syntax trees, so that an import which happens only on one branch counts as well. The same trees
-are searched for what must not be in the sources at all (SEC1: ways to run data as code).
+are searched for what must not be in the sources at all (ways to run data as code).
 """
 
 import ast
@@ -137,7 +137,7 @@ def test_what_is_allowed_passes():
     assert order_faults("import hidecmoe_jax as hj", "hidecmoe_jax.cli.run") == []
 
 
-def test_sec1_no_way_to_run_data_as_code():
+def test_no_way_to_run_data_as_code():
     files = [*sources(), *(ROOT / "tools").rglob("*.py"), ROOT / "setup.py"]
     faults = [fault for path in files for fault in danger_faults(path.read_text(), name_of(path))]
     faults = [fault for fault in faults if not may_use_torch(fault)]
@@ -149,7 +149,7 @@ def may_use_torch(fault: str) -> bool:
     return fault.startswith(USE_TORCH) and fault.split()[-1].split(".")[0] == "torch"
 
 
-def test_sec1_torch_loads_only_tensors_where_it_loads_at_all():
+def test_torch_loads_only_tensors_where_it_loads_at_all():
     for path in [*sources(), *(ROOT / "tools").rglob("*.py")]:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load":
@@ -168,7 +168,7 @@ def test_sec1_torch_loads_only_tensors_where_it_loads_at_all():
         "tar.extractall(folder)",
     ],
 )
-def test_sec1_planted_dangers_are_found(planted):
+def test_planted_dangers_are_found(planted):
     assert danger_faults(planted, "planted")
 
 

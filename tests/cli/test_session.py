@@ -38,7 +38,7 @@ def test_a_run_leaves_a_report_and_the_resolved_config(world):
     assert (run / "config.yaml").is_file() and (run / "report.html").is_file()
 
 
-def test_ck22_an_existing_run_is_neither_mixed_nor_lost(world, capsys):
+def test_an_existing_run_is_neither_mixed_nor_lost(world, capsys):
     words = [*learn(world, "hide"), "--out", str(world / "runs" / "hide")]
     assert main(words) == 2
     error = capsys.readouterr().err
@@ -48,12 +48,12 @@ def test_ck22_an_existing_run_is_neither_mixed_nor_lost(world, capsys):
     assert main([*words, "--resume"]) == 0, "a finished run has nothing left to do"
 
 
-def test_ck21_nothing_to_resume_is_an_error(world, capsys):
+def test_nothing_to_resume_is_an_error(world, capsys):
     assert main([*learn(world, "hide"), "--out", str(world / "runs" / "none"), "--resume"]) == 4
     assert "nothing to resume" in capsys.readouterr().err
 
 
-def test_ck20_a_run_does_not_turn_into_another(world, capsys):
+def test_a_run_does_not_turn_into_another(world, capsys):
     words = [
         *learn(world, "hide"),
         "--out",

@@ -1,4 +1,4 @@
-"""Repeatable options keep every mention; nothing is overwritten unasked (CK22)."""
+"""Repeatable options keep every mention; nothing is overwritten unasked."""
 
 import io
 
@@ -31,7 +31,7 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_ck22_overwriting_needs_a_yes(tmp_path, monkeypatch):
+def test_overwriting_needs_a_yes(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO("y\n"))
     with pytest.raises(ConfigError, match="--yes"):
         confirm_overwrite(tmp_path, yes=False)

@@ -23,7 +23,7 @@ def test_clean_stream_is_ok(make_task):
     assert text[-1] == "ok"
 
 
-def test_dt9_problems_of_all_tasks_are_collected(make_task, tmp_path):
+def test_problems_of_all_tasks_are_collected(make_task, tmp_path):
     specs = []
     for name in ("animals", "smiles"):
         folder = make_task(name)
@@ -56,7 +56,7 @@ def test_two_tasks_of_one_name_are_a_problem_beside_the_others(make_task):
     assert empty.exit_code == 2
 
 
-def test_dt20_test_items_in_training_data_of_any_task_are_refused(make_task):
+def test_items_of_a_test_in_training_data_of_any_task_are_refused(make_task):
     animals, smiles = make_task("animals", seed=0), make_task("smiles", seed=1)
     shutil.copy(animals / "images" / "train_4.png", smiles / "images" / "test_2.png")
     specs = [TaskSpec(str(animals)), TaskSpec(str(smiles))]
@@ -76,7 +76,7 @@ def test_dt20_test_items_in_training_data_of_any_task_are_refused(make_task):
     assert report.ok and "with another question" in report.text()
 
 
-def test_dt14_look_alikes_of_control_tokens_are_counted(make_task):
+def test_look_alikes_of_control_tokens_are_counted(make_task):
     folder = make_task("animals")
     items = json.loads((folder / "train.json").read_text())
     items[0]["conversations"][1]["value"] = "a dog</s> USER: more"
@@ -85,7 +85,7 @@ def test_dt14_look_alikes_of_control_tokens_are_counted(make_task):
     assert report.ok and any("1 texts contain" in warning for warning in report.warnings)
 
 
-def test_dt16_over_long_records_are_reported(make_task):
+def test_over_long_records_are_reported(make_task):
     report = check_stream(
         [TaskSpec(str(make_task("animals")))],
         length=lambda record: 100 if record.id == "animals-3" else 10,
@@ -94,7 +94,7 @@ def test_dt16_over_long_records_are_reported(make_task):
     assert [(problem.id, "100 tokens" in problem.problem) for problem in report.problems] == [("animals-3", True)]
 
 
-def test_dt21_contradicting_answers_are_a_warning(make_task):
+def test_contradicting_answers_are_a_warning(make_task):
     folder = make_task("animals")
     items = json.loads((folder / "train.json").read_text())
     twin = json.loads(json.dumps(items[0])) | {"id": "twin"}

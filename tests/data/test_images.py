@@ -89,7 +89,7 @@ def test_digest_follows_content_not_name(tmp_path):
     ],
 )
 @pytest.mark.parametrize("judge", [inspect, lambda path: load(path, 8)])
-def test_dt10_what_is_no_picture_is_named(tmp_path, content, why, judge):
+def test_what_is_no_picture_is_named(tmp_path, content, why, judge):
     path = tmp_path / "a.jpg"
     path.write_bytes(content)
     with pytest.raises(DataError, match=why) as caught:
@@ -98,7 +98,7 @@ def test_dt10_what_is_no_picture_is_named(tmp_path, content, why, judge):
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "GIF"])
-def test_dt10_truncated_file_is_refused(tmp_path, kind):
+def test_truncated_file_is_refused(tmp_path, kind):
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
     path = saved(tmp_path / "whole", Image.fromarray(noise), format=kind)
     assert load(path, 8).shape == (8, 8, 3)
@@ -108,7 +108,7 @@ def test_dt10_truncated_file_is_refused(tmp_path, kind):
         load(path, 8)
 
 
-def test_dt10_flipped_bytes_never_give_another_error(tmp_path):
+def test_flipped_bytes_never_give_another_error(tmp_path):
     rng = np.random.default_rng(1)
     noise = rng.integers(0, 256, (24, 24, 3), np.uint8)
     for kind in ("JPEG", "PNG", "WEBP", "GIF"):
@@ -125,7 +125,7 @@ def test_dt10_flipped_bytes_never_give_another_error(tmp_path):
 
 
 @pytest.mark.parametrize("side", [9_000, 13_000, 40_000])
-def test_dt11_decompression_bomb_is_refused_before_decoding(tmp_path, side):
+def test_decompression_bomb_is_refused_before_decoding(tmp_path, side):
     path = png_header_only(tmp_path / "bomb.png", side, side)
     assert path.stat().st_size < 30_000
     with warnings.catch_warnings():
@@ -134,7 +134,7 @@ def test_dt11_decompression_bomb_is_refused_before_decoding(tmp_path, side):
             load(path, 8)
 
 
-def test_dt12_extreme_aspect_and_tiny_pictures_are_refused(tmp_path):
+def test_extreme_aspect_and_tiny_pictures_are_refused(tmp_path):
     with pytest.raises(DataError, match="px on a side, at most 16384"):
         inspect(png_header_only(tmp_path / "a.png", 65_000, 2))
     with pytest.raises(DataError, match="aspect 6500:2, at most 20:1"):
@@ -147,12 +147,12 @@ def test_dt12_extreme_aspect_and_tiny_pictures_are_refused(tmp_path):
         inspect(saved(tmp_path / "e.png", Image.new("RGB", (200, 10))), Limits(max_aspect=10))
 
 
-def test_dt13_sixteen_bit_grey_is_rescaled_not_clipped(tmp_path):
+def test_sixteen_bit_grey_is_rescaled_not_clipped(tmp_path):
     grey = Image.fromarray(np.full((8, 8), 40_000, np.uint16))
     assert (load(saved(tmp_path / "a.png", grey), 8) == round(40_000 / 257)).all()
 
 
-def test_dt13_transparency_shows_the_mean_colour(tmp_path):
+def test_transparency_shows_the_mean_colour(tmp_path):
     clear = saved(tmp_path / "a.png", Image.new("RGBA", (8, 8), (255, 0, 0, 0)))
     assert (load(clear, 8) == GROUND).all()
     palette = Image.new("P", (8, 8), 0)
@@ -160,7 +160,7 @@ def test_dt13_transparency_shows_the_mean_colour(tmp_path):
     assert (load(saved(tmp_path / "b.png", palette, transparency=0), 8) == GROUND).all()
 
 
-def test_dt13_exif_orientation_is_applied(tmp_path):
+def test_exif_orientation_is_applied(tmp_path):
     image = Image.new("RGB", (16, 8), (0, 0, 0))
     image.paste((255, 255, 255), (0, 0, 8, 8))
     exif = Image.Exif()
@@ -170,7 +170,7 @@ def test_dt13_exif_orientation_is_applied(tmp_path):
     assert (pixels[:, :4] == GROUND).all()
 
 
-def test_dt13_cmyk_grey_one_bit_and_first_frame(tmp_path):
+def test_cmyk_grey_one_bit_and_first_frame(tmp_path):
     cmyk = saved(tmp_path / "a.jpg", Image.new("CMYK", (8, 8), (0, 255, 255, 0)), quality=100)
     assert np.abs(load(cmyk, 8).astype(int) - (255, 0, 0)).max() <= 3
     assert (load(saved(tmp_path / "b.png", Image.new("1", (8, 8), 1)), 8) == 255).all()
@@ -179,7 +179,7 @@ def test_dt13_cmyk_grey_one_bit_and_first_frame(tmp_path):
     assert (load(path, 8) == (0, 0, 255)).all()
 
 
-def test_dt24_only_regular_files_are_read(tmp_path):
+def test_only_regular_files_are_read(tmp_path):
     pipe = tmp_path / "pipe.png"
     os.mkfifo(pipe)
     for path in (tmp_path, pipe, Path("/dev/zero"), tmp_path / "none.png"):

@@ -22,7 +22,7 @@ def sample(tokens: list[int], asked: list[int], name: str = "r0") -> Encoded:
 
 
 @given(PLANS)
-def test_dt19_every_epoch_sees_every_record_once_and_pads_the_rest(plan):
+def test_every_epoch_sees_every_record_once_and_pads_the_rest(plan):
     seen = np.stack([plan.indices(step) for step in range(plan.steps)]).reshape(plan.epochs, -1)
     assert seen.dtype == np.int32
     for epoch in seen:
@@ -30,7 +30,7 @@ def test_dt19_every_epoch_sees_every_record_once_and_pads_the_rest(plan):
         assert (epoch[plan.count :] == -1).all()
 
 
-def test_dt19_last_partial_batch_can_be_dropped():
+def test_last_partial_batch_can_be_dropped():
     plan = Plan(10, 4, 2, 0, last="drop")
     assert plan.steps == 4
     assert all((plan.indices(step) >= 0).all() for step in range(plan.steps))
@@ -77,7 +77,7 @@ def test_a_sample_larger_than_its_bucket_is_refused_never_cut():
 
 
 @pytest.mark.parametrize("wrong", [-200, -1, 10, 2**30])
-def test_rt12_ids_outside_the_vocabulary_never_reach_a_device(wrong):
+def test_ids_outside_the_vocabulary_never_reach_a_device(wrong):
     with pytest.raises(DataError, match=rf"(?s)'r0'.*{wrong}.*\[0, 10\)"):
         collate([sample([1, wrong, 2], [2])], length=8, answers=4, pad=0, vocab=10)
     with pytest.raises(DataError, match="padding id"):

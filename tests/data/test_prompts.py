@@ -78,7 +78,7 @@ def test_routing_text_is_the_first_question_without_pictures(tokenizer):
     assert routing_text(record(("<image>", "a dog"))) == ""
 
 
-def test_dt14_typed_control_tokens_stay_characters(tokenizer):
+def test_typed_control_tokens_stay_characters(tokenizer):
     typed = "</s><s><pad><unk> USER: ASSISTANT:"
     one = encode(record(("<image>\n" + typed, typed)), tokenizer, SHORT, **BOUND)
     control = {"bos": 1, "eos": 1, "pad": 0, "unk": 0, "image": 3}
@@ -88,13 +88,13 @@ def test_dt14_typed_control_tokens_stay_characters(tokenizer):
 
 @settings(max_examples=60, deadline=None)
 @given(text=st.text(max_size=60))
-def test_dt15_any_text_survives_without_control_tokens(tokenizer, text):
+def test_any_text_survives_without_control_tokens(tokenizer, text):
     ids = tokenizer.encode(text)
     assert not tokenizer.special & set(ids) and all(0 <= token < tokenizer.size for token in ids)
     assert tokenizer.decode(ids) == text
 
 
-def test_dt14_added_tokens_that_are_not_marked_special_are_refused(tokenizer_folder, tmp_path):
+def test_added_tokens_that_are_not_marked_special_are_refused(tokenizer_folder, tmp_path):
     raw = json.loads((tokenizer_folder / "tokenizer.json").read_text())
     for token in raw["added_tokens"]:
         token["special"] = False
@@ -103,21 +103,21 @@ def test_dt14_added_tokens_that_are_not_marked_special_are_refused(tokenizer_fol
         Tokenizer.load(tmp_path).encode("see <image> here")
 
 
-def test_dt14_a_typed_marker_never_shows_a_picture(tokenizer):
+def test_a_typed_marker_never_shows_a_picture(tokenizer):
     typed = record(("<image>\nwhat is <image>?", ""))
     for write in (encode, encode_question):
         with pytest.raises(DataError, match="(?s)2 <image> in the text, 1 pictures"):
             write(typed, tokenizer, SHORT, **BOUND)
 
 
-def test_dt16_over_long_record_is_refused_never_cut(tokenizer):
+def test_over_long_record_is_refused_never_cut(tokenizer):
     length = len(encode(ONE, tokenizer, SHORT, **BOUND).tokens)
     assert len(encode(ONE, tokenizer, SHORT, patches=3, max_length=length).tokens) == length
     with pytest.raises(DataError, match=f"(?s)'r0'.*{length} tokens, at most {length - 1}.*max_length"):
         encode(ONE, tokenizer, SHORT, patches=3, max_length=length - 1)
 
 
-def test_dt16_over_long_records_are_dropped_with_count_up_to_a_fraction(tokenizer):
+def test_over_long_records_are_dropped_with_count_up_to_a_fraction(tokenizer):
     long = Record("long", (), (Turn("what?", "dog " * 50 + "dog"),), "train.json#1")
     records = [long] + [record(("what?", "a dog"), images=())] * 9
     encoder = RecordEncoder(tokenizer, PLAIN, patches=3)
@@ -144,7 +144,7 @@ def test_a_record_is_tokenised_once(tokenizer, monkeypatch):
         encoder.questions([ONE], max_length=len(first[1].tokens) - 1)
 
 
-def test_dt17_an_answer_that_changes_in_tokenisation_is_an_error(tmp_path):
+def test_an_answer_that_changes_in_tokenisation_is_an_error(tmp_path):
     words = {token: number for number, token in enumerate(["<pad>", "<s>", "</s>", "<unk>", "a", "dog", "?"])}
     lossy = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="<unk>"))
     lossy.normalizer = tokenizers.normalizers.Lowercase()

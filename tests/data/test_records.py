@@ -74,7 +74,7 @@ def test_test_records(root):
     assert "looks like a test item" in refusal(root, [{"question_id": 0, "text": "?", "answer": "3"}])
 
 
-def test_dt1_trailing_comma_is_shown_with_line_and_column(root):
+def test_trailing_comma_is_shown_with_line_and_column(root):
     text = refusal(root, '[\n  {"id": "a"},\n  {"id": "b"},\n]')
     assert "train.json:" in text and "trailing comma" in text and '{"id": "b"},' in text or "]" in text
     assert any(place in text for place in (":4:1", ":3:14"))
@@ -91,11 +91,11 @@ def test_dt1_trailing_comma_is_shown_with_line_and_column(root):
         ('[{"id": "a",}]', "trailing comma"),
     ],
 )
-def test_dt1_malformed_json_gets_a_hint(root, text, hint):
+def test_malformed_json_gets_a_hint(root, text, hint):
     assert hint in refusal(root, text)
 
 
-def test_dt2_other_containers_are_named(root):
+def test_other_containers_are_named(root):
     assert "JSON lines" in refusal(root, json.dumps(item(0)) + "\n" + json.dumps(item(1)))
     assert "not an array" in refusal(root, item())
     (root / "train.json").write_bytes(b"\x1f\x8b\x08\x00rest")
@@ -105,7 +105,7 @@ def test_dt2_other_containers_are_named(root):
         read_train(root / "trian.json", root)
 
 
-def test_dt3_utf8_mark_is_accepted_other_encodings_are_named(root):
+def test_utf8_mark_is_accepted_other_encodings_are_named(root):
     text = json.dumps([item()])
     path = root / "train.json"
     path.write_bytes(text.encode("utf-8-sig"))
@@ -121,7 +121,7 @@ def test_dt3_utf8_mark_is_accepted_other_encodings_are_named(root):
             read_train(path, root)
 
 
-def test_dt4_duplicate_ids_are_refused_or_the_first_kept(root):
+def test_duplicate_ids_are_refused_or_the_first_kept(root):
     said = item(0)["conversations"]
     items = [item(0), item(1), item(0, conversations=[said[0], {"from": "gpt", "value": "a cat"}])]
     text = refusal(root, items)
@@ -134,7 +134,7 @@ def test_dt4_duplicate_ids_are_refused_or_the_first_kept(root):
         Policy(dedupe="keep-frist")
 
 
-def test_dt5_json_that_python_would_take_in_silence(root):
+def test_json_that_python_would_take_in_silence(root):
     twice = json.dumps([item()]).replace('"id": "r0"', '"id": "r0", "id": "r1"')
     assert "key 'id' stands more than once" in refusal(root, twice)
     assert "NaN is no JSON number" in refusal(root, json.dumps([item(score=float("nan"))]))
@@ -152,11 +152,11 @@ def test_dt5_json_that_python_would_take_in_silence(root):
         ({"image": {"path": "a"}}, "must be a path or a list"),
     ],
 )
-def test_dt6_pictures_and_their_markers_must_agree(root, changes, why):
+def test_pictures_and_their_markers_must_agree(root, changes, why):
     assert why in refusal(root, [item(**changes)])
 
 
-def test_dt6_first_twenty_are_shown_and_all_are_written(root, tmp_path):
+def test_first_twenty_are_shown_and_all_are_written(root, tmp_path):
     items = [item(number, image=None) for number in range(30)]
     errors = tmp_path / "out" / "data_errors.jsonl"
     text = refusal(root, items, policy=Policy(errors=str(errors)))
@@ -184,11 +184,11 @@ def turns(*said: tuple[str, str]) -> list[dict]:
         (None, "no 'conversations'"),
     ],
 )
-def test_dt7_roles_and_answers(root, said, why):
+def test_roles_and_answers(root, said, why):
     assert why in refusal(root, [item(conversations=said)])
 
 
-def test_dt8_paths_must_stay_in_the_folder(root, tmp_path):
+def test_paths_must_stay_in_the_folder(root, tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "secret.png")
     os.symlink(tmp_path / "secret.png", root / "images" / "link.png")
     os.symlink("a.png", root / "images" / "inner.png")
@@ -203,13 +203,13 @@ def test_dt8_paths_must_stay_in_the_folder(root, tmp_path):
     assert len(read_train(written(root, [item(image="images/inner.png")]), root)) == 1
 
 
-def test_dt9_all_missing_pictures_are_named_at_once(root):
+def test_all_missing_pictures_are_named_at_once(root):
     items = [item(0), item(1, image="images/x.png"), item(2, image="images/y.png")]
     text = refusal(root, items)
     assert "2 problems" in text and "images/x.png" in text and "images/y.png" in text
 
 
-def test_dt9_a_stated_fraction_may_be_skipped(root):
+def test_a_stated_fraction_may_be_skipped(root):
     items = [item(number) for number in range(9)] + [item(9, image="images/x.png")]
     read = read_file(written(root, items), root, test=False, policy=Policy(max_bad=0.1))
     assert len(read.records) == 9 and read.skipped == 1 and "images/x.png" in str(read.problems[0])
@@ -219,7 +219,7 @@ def test_dt9_a_stated_fraction_may_be_skipped(root):
         Policy(max_bad=1.0)
 
 
-def test_dt10_damaged_pictures_count_as_bad_records(root):
+def test_damaged_pictures_count_as_bad_records(root):
     whole = root / "images" / "b.png"
     Image.effect_noise((64, 64), 90).save(whole)
     whole.write_bytes(whole.read_bytes()[:900])
@@ -230,7 +230,7 @@ def test_dt10_damaged_pictures_count_as_bad_records(root):
     assert len(read_train(root / "train.json", root, policy=Policy(pictures="header"))) == 2
 
 
-def test_dt15_text_that_is_no_text(root):
+def test_text_that_is_no_text(root):
     for bad in ("\\ud800", "\\u0000"):
         for field in ("a dog", "What is it?", "r0"):
             text = json.dumps([item()]).replace(field, f"x{bad}")
@@ -240,17 +240,17 @@ def test_dt15_text_that_is_no_text(root):
     assert read_train(written(root, [item(conversations=said)]), root)[0].turns[0].answer == odd
 
 
-def test_dt18_no_records(root):
+def test_no_records(root):
     assert "no records" in refusal(root, [])
     assert "2 problems" in refusal(root, [1, "x"], policy=Policy(max_bad=0.99))
 
 
-def test_dt22_addresses_are_refused(root):
+def test_addresses_are_refused(root):
     for address in ("https://host/a.png", "file:///etc/passwd", "data:image/png;base64,AAAA"):
         assert "read from files only" in refusal(root, [item(image=address)])
 
 
-def test_dt24_folders_and_pipes_are_no_pictures(root):
+def test_folders_and_pipes_are_no_pictures(root):
     os.mkfifo(root / "images" / "pipe")
     for name in ("images", "images/pipe"):
         assert "not a regular file" in refusal(root, [item(image=name)])

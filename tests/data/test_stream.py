@@ -83,7 +83,7 @@ def test_carving_is_by_id_not_by_order_and_keeps_pictures_together():
     assert len(carved) == 10 and not {one.images for one in rest} & {one.images for one in carved}
 
 
-def test_dt18_nothing_left_to_carve_is_refused(make_task):
+def test_nothing_left_to_carve_is_refused(make_task):
     with pytest.raises(DataError, match="too few training records"):
         carve(records(5, 1), 0.1, "val")
     folder = make_task("animals")
@@ -105,7 +105,7 @@ def test_limits_choose_by_id_and_grow(make_task):
 @pytest.mark.parametrize(
     "name", ["../x", "CON", "con", "x" * 65, "", "a b", "аnimals", "-a", "a/b", ".", "a.b", "nul", "Animals"]
 )
-def test_sec2_names_that_cannot_be_folders_are_refused(name):
+def test_names_that_cannot_be_folders_are_refused(name):
     with pytest.raises(ConfigError, match="(?s)cannot be the name.*for example: name: [a-z0-9]"):
         task_name(name, where="config")
 
@@ -118,7 +118,7 @@ def test_a_folder_with_capitals_gives_a_name_in_lower_case(make_task):
         open_task(TaskSpec(str(capitals), name="ImageNet-R"), 0)
 
 
-def test_sec2_good_names_and_unique_names(make_task):
+def test_good_names_and_unique_names(make_task):
     for name in ("digits", "0-shot_a", "x" * 64, "console"):
         assert task_name(name, where="config") == name
     folder = str(make_task("animals"))
@@ -130,7 +130,7 @@ def test_sec2_good_names_and_unique_names(make_task):
         open_stream([])
 
 
-def test_ck17_fingerprint_follows_data_not_place(make_task, tmp_path):
+def test_fingerprint_follows_data_not_place(make_task, tmp_path):
     folder = make_task("animals")
     before = open_task(TaskSpec(str(folder)), 0)
     shutil.copytree(folder, tmp_path / "moved" / "animals")
@@ -149,7 +149,7 @@ def test_ck17_fingerprint_follows_data_not_place(make_task, tmp_path):
     assert any(line.startswith("test.json") for line in difference(changed.contents, again.contents))
 
 
-def test_dt9_skipped_records_are_said(make_task):
+def test_skipped_records_are_reported(make_task):
     folder = make_task("animals")
     (folder / "images" / "train_3.png").write_text("positives/3.png")
     with pytest.raises(DataError, match=r"train.json#3"):

@@ -53,7 +53,7 @@ def test_answers_come_in_the_order_of_the_records_and_none_twice(world):
     assert all(one.weights == () and one.choice == -1 for part in found for one in part)
 
 
-def test_rt4_ev5_batch_size_and_order_change_nothing(world):
+def test_batch_size_and_order_change_nothing(world):
     records = world.stream.tasks[0].test
     texts = {one.id: (one.text, one.ended) for part in ask(world, records) for one in part}
     for order, batch in ((records, 2), (records[::-1], 4)):
@@ -61,7 +61,7 @@ def test_rt4_ev5_batch_size_and_order_change_nothing(world):
         assert again == texts
 
 
-def test_ev1_answered_records_are_left_out_and_the_rest_is_the_same(world):
+def test_answered_records_are_left_out_and_the_rest_is_the_same(world):
     records = world.stream.tasks[0].test
     whole = [one for part in ask(world, records) for one in part]
     skip = frozenset(record.id for record in records[:2])

@@ -12,7 +12,7 @@ def told(rows, top_k=1):
     return evenness(Load(jnp.array(rows, jnp.int32), top_k))
 
 
-def test_tr6_share_and_entropy_are_those_of_the_most_uneven_layer():
+def test_share_and_entropy_are_those_of_the_most_uneven_layer():
     share, entropy = told([[5, 5, UNAVAILABLE], [9, 1, UNAVAILABLE]])
     assert share == pytest.approx(0.9)
     assert entropy == pytest.approx(-(0.9 * np.log(0.9) + 0.1 * np.log(0.1)) / np.log(2))
@@ -20,7 +20,7 @@ def test_tr6_share_and_entropy_are_those_of_the_most_uneven_layer():
     assert told([[0, 8, 0]]) == pytest.approx((1.0, 0.0))
 
 
-def test_tr6_with_several_experts_a_token_collapse_and_evenness_keep_their_ends():
+def test_with_several_experts_a_token_collapse_and_evenness_keep_their_ends():
     assert told([[6, 6, 0, 0]], 2) == pytest.approx((1.0, 0.0), abs=1e-9)
     assert told([[3, 3, 3, 3]], 2) == pytest.approx((0.5, 1.0))
     # Two experts of which each token takes two: nothing can be told.
@@ -34,7 +34,7 @@ def test_loads_of_micro_batches_are_summed_and_silent_slots_stay_so():
     np.testing.assert_array_equal(sum_loads(loads).count_LS, [[3, UNAVAILABLE, 5]])
 
 
-def test_tr7_loudness_is_the_norm_of_the_whole_update():
+def test_update_norm_is_that_of_the_whole_update():
     rng = np.random.default_rng(0)
     a = {site: rng.normal(size=(2, 5, 3, 2)).astype(np.float32) for site in ("x", "y")}
     b = {site: rng.normal(size=(2, 3, 2, 4)).astype(np.float32) for site in ("x", "y")}
@@ -43,7 +43,7 @@ def test_tr7_loudness_is_the_norm_of_the_whole_update():
     np.testing.assert_allclose(update_norms(bank), 0.5 * np.linalg.norm(update, axis=(2, 3)), rtol=1e-6)
 
 
-def test_tr7_an_expert_without_an_update_or_without_tokens_is_dead():
+def test_an_expert_without_an_update_or_without_tokens_is_dead():
     norm, chosen = np.array([[1.0, 1e-9, np.nan], [2.0, 3.0, 0.1]]), np.array([[5, 5, 0], [0, 1, 1]])
     assert dead(norm, chosen) == [(0, 1, "its update is zero"), (1, 0, "no token chose it")]
     assert dead(norm) == [(0, 1, "its update is zero")]

@@ -76,7 +76,7 @@ def test_modalities_are_counted_apart():
     np.testing.assert_allclose(anchors.image_NE[2] / 2, mean, atol=1e-6)
 
 
-def test_tr10_bfloat16_features_are_summed_in_float32_and_counted_in_integers():
+def test_bfloat16_features_are_summed_in_float32_and_counted_in_integers():
     # 1.0 summed 600 times in bfloat16 stops at 256.
     one = Pooled(jnp.ones((1, E), jnp.bfloat16), jnp.ones(1, bool), jnp.ones((1, D), jnp.bfloat16), jnp.ones(1, bool))
 
@@ -109,7 +109,7 @@ print("reduced")
 """
 
 
-def test_tr10_anchors_are_reduced_over_eight_devices(run_python):
+def test_anchors_are_reduced_over_eight_devices(run_python):
     done = run_python(SHARDED, devices=8)
     assert done.stdout.strip() == "reduced", done.stderr[-2000:]
 
@@ -131,7 +131,7 @@ def test_only_directions_count(learned):
     np.testing.assert_allclose(first.weight_BN, second.weight_BN, atol=1e-5)
 
 
-def test_rt4_a_batch_gets_the_weights_of_its_samples_in_any_order(learned):
+def test_a_batch_gets_the_weights_of_its_samples_in_any_order(learned):
     one = pooled(6)
     together = gate(learned, one, ALL).weight_BN
     alone = [gate(learned, jax.tree.map(lambda leaf, i=i: leaf[i : i + 1], one), ALL).weight_BN for i in range(6)]
@@ -141,7 +141,7 @@ def test_rt4_a_batch_gets_the_weights_of_its_samples_in_any_order(learned):
     np.testing.assert_allclose(together[order], mixed_up, atol=1e-5)
 
 
-def test_rt5_a_task_that_is_not_learned_gets_no_weight(learned):
+def test_a_task_that_is_not_learned_gets_no_weight(learned):
     one = pooled(5)
     found = gate(learned, one, jnp.asarray([True, False, True])).weight_BN
     np.testing.assert_array_equal(found[:, 1], 0.0)

@@ -45,17 +45,17 @@ def test_a_sample_is_unknown_below_the_threshold_of_the_task_it_would_go_to():
     np.testing.assert_array_equal(unknown(scores, 0.8), [False, False, True, True])
 
 
-def test_rt16_without_a_threshold_everything_is_unknown():
+def test_without_a_threshold_everything_is_unknown():
     scores = jnp.asarray([[1.0, 0.0], [0.0, 1.0]])
     np.testing.assert_array_equal(unknown(scores, jnp.asarray([jnp.nan, 0.5])), [True, False])
 
 
-def test_rt1_a_sample_without_real_scores_is_unknown_at_any_threshold():
+def test_a_sample_without_real_scores_is_unknown_at_any_threshold():
     rows = [[-jnp.inf, -jnp.inf], [LOWEST, -jnp.inf], [jnp.nan, 3.0], [-1e9, -jnp.inf]]
     np.testing.assert_array_equal(unknown(jnp.asarray(rows), -jnp.inf), [True, True, True, False])
 
 
-def test_rt1_held_out_and_unknown_agree():
+def test_held_out_and_unknown_agree():
     rng = np.random.default_rng(1)
     own, foreign = rng.normal(size=(500, 1)), rng.normal(size=(500, 1)) - 4
     limit = threshold(own.astype(np.float32)[:, 0], 0.05)

@@ -128,7 +128,7 @@ def test_a_constant_dimension_does_not_blow_up_rounding():
 
 
 @every
-def test_rt4_scores_do_not_depend_on_batch_mates_or_order(locator):
+def test_scores_do_not_depend_on_batch_mates_or_order(locator):
     memory, x, known = fitted(locator), samples(1, 8, seed=3), learned(0, 1, 2)
     together = np.asarray(jax.jit(locator.scores)(memory, x, known))
     order = np.random.default_rng(0).permutation(8)
@@ -138,7 +138,7 @@ def test_rt4_scores_do_not_depend_on_batch_mates_or_order(locator):
 
 
 @every
-def test_rt5_tasks_not_learned_are_never_chosen(locator):
+def test_tasks_not_learned_are_never_chosen(locator):
     memory, x = fitted(locator), samples(1, 20, seed=3)
     found = np.asarray(locator.scores(memory, x, learned(0, 2)))
     assert (found[:, [1, 3]] == -np.inf).all() and np.isfinite(found[:, [0, 2]]).all()
@@ -148,7 +148,7 @@ def test_rt5_tasks_not_learned_are_never_chosen(locator):
 
 @every
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_rt7_a_sample_that_is_not_finite_scores_lowest_and_harms_nobody(locator, bad):
+def test_a_sample_that_is_not_finite_scores_lowest_and_harms_nobody(locator, bad):
     memory, x = fitted(locator), samples(1, 4, seed=3)
     wanted = np.asarray(locator.scores(memory, x, learned(1, 2)))
     x[2, 5] = bad
@@ -158,7 +158,7 @@ def test_rt7_a_sample_that_is_not_finite_scores_lowest_and_harms_nobody(locator,
 
 
 @every
-def test_rt7_a_task_whose_memory_is_not_finite_is_not_chosen(locator):
+def test_a_task_whose_memory_is_not_finite_is_not_chosen(locator):
     memory = fitted(locator)
     memory = memory | {"center_ND": memory["center_ND"].at[1].set(jnp.nan)}
     found = np.asarray(locator.scores(memory, samples(1, 6, seed=3), learned(0, 1, 2)))

@@ -86,7 +86,7 @@ def test_fitting_a_task_changes_no_other_row_and_never_the_standardisation(memor
     assert memory["valid_NM"].dtype == after["valid_NM"].dtype == bool
 
 
-def test_rt4_scores_do_not_depend_on_batch_mates_or_order(memory):
+def test_scores_do_not_depend_on_batch_mates_or_order(memory):
     x, known = samples(1, 8, seed=3), learned(0, 1, 2)
     together = np.asarray(jax.jit(LOCATOR.scores)(memory, x, known))
     order = np.random.default_rng(0).permutation(8)
@@ -95,13 +95,13 @@ def test_rt4_scores_do_not_depend_on_batch_mates_or_order(memory):
     np.testing.assert_allclose(alone, together, atol=1e-6)
 
 
-def test_rt5_tasks_not_learned_are_never_chosen(memory):
+def test_tasks_not_learned_are_never_chosen(memory):
     found = np.asarray(LOCATOR.scores(memory, samples(1, 8, seed=3), learned(0, 2)))
     assert (found[:, [1, 3]] == -np.inf).all() and (np.abs(found[:, [0, 2]]) <= 1.001).all()
     assert (np.asarray(LOCATOR.scores(LOCATOR.blank(CAPACITY, D), samples(1, 3), learned())) == -np.inf).all()
 
 
-def test_rt7_what_is_not_finite_scores_lowest_and_harms_nobody(memory):
+def test_what_is_not_finite_scores_lowest_and_harms_nobody(memory):
     x = samples(1, 4, seed=3)
     wanted = np.asarray(LOCATOR.scores(memory, x, learned(1, 2)))
     x[2, 5] = np.nan

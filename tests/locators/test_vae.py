@@ -177,7 +177,7 @@ def test_tiny_tasks_get_finite_scores(memory, rows):
     assert np.isfinite(scores[:, [0, 3]]).all() and float(found["error_std_N"][3]) > 0
 
 
-def test_rt4_scores_do_not_depend_on_batch_mates_or_order(memory):
+def test_scores_do_not_depend_on_batch_mates_or_order(memory):
     x, known = samples(1, 8, seed=3), learned(0, 1, 2)
     together = np.asarray(LOCATOR.scores(memory, x, known))
     order = np.random.default_rng(0).permutation(8)
@@ -186,14 +186,14 @@ def test_rt4_scores_do_not_depend_on_batch_mates_or_order(memory):
     np.testing.assert_allclose(alone, together, rtol=1e-4, atol=1e-4)
 
 
-def test_rt5_tasks_not_learned_are_never_chosen(memory):
+def test_tasks_not_learned_are_never_chosen(memory):
     found = np.asarray(LOCATOR.scores(memory, samples(1, 20, seed=3), learned(0, 2)))
     assert (found[:, [1, 3]] == -np.inf).all() and np.isfinite(found[:, [0, 2]]).all()
     blank = LOCATOR.scores(LOCATOR.blank(CAPACITY, D), samples(1, 3), learned())
     assert (np.asarray(blank) == -np.inf).all()
 
 
-def test_rt7_what_is_not_finite_scores_lowest_and_harms_nobody(memory):
+def test_what_is_not_finite_scores_lowest_and_harms_nobody(memory):
     x = samples(1, 4, seed=3)
     wanted = np.asarray(LOCATOR.scores(memory, x, learned(1, 2)))
     x[2, 5] = np.inf

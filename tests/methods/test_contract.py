@@ -107,7 +107,7 @@ def test_from_archive_undoes_to_archive_bit_for_bit(taught, name):
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_tr5_earlier_experts_keep_every_byte(taught, name):
+def test_earlier_experts_keep_every_byte(taught, name):
     done = taught(name)
     lessons = len(done.kept)
     assert lessons == {"zero_shot": 0, "joint": 1}.get(name, 3)
@@ -197,7 +197,7 @@ def test_experts_say_something_after_training(taught):
 
 
 @pytest.mark.parametrize("name", ["hide", "merge_all", "per_task", "zero_shot", "cmoe", "stacked", "moelora"])
-def test_rt4_answers_do_not_depend_on_batch_mates(taught, name):
+def test_answers_do_not_depend_on_batch_mates(taught, name):
     done = taught(name)
     serving, records = served(done), done.session.test(done.session.stream.tasks[0])
     named = 0 if done.method.traits.needs_task_name else None
@@ -228,7 +228,7 @@ def test_a_stream_is_answered_by_one_program(taught):
     assert counts[1] == counts[2] == counts[3] == counts[4], "only the base without experts is a program of its own"
 
 
-def test_rt5_tasks_not_learned_yet_have_no_weight(taught):
+def test_tasks_not_learned_yet_have_no_weight(taught):
     done = taught("hide")
     serving = done.method.serve(done.session.model, done.method.from_archive(done.session.model, 4, done.kept[:2]))
     records = done.session.test(done.session.stream.tasks[2])

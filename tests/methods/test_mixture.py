@@ -304,7 +304,7 @@ def test_soft_weights_mix_what_the_tasks_routers_say(done):
     assert np.abs(one - other).max() > 1e-3
 
 
-def test_rt1_an_unknown_input_is_answered_by_the_base(done):
+def test_an_unknown_input_is_answered_by_the_base(done):
     batch, _ = asked(done)
     method, model = done.method, done.session.model
     serving = method.serve(model, done.learners[3])
@@ -326,7 +326,7 @@ def test_thresholds_are_read_from_records_that_were_kept_apart(done):
     assert (np.asarray(trusting.decide(serving, FrozenFeatures(pooled, far), None).weight_BN).sum(1) == 1).all()
 
 
-def test_rt1_a_layer_without_a_heard_expert_adds_nothing():
+def test_a_layer_without_an_active_expert_adds_nothing():
     method = Mixture(lora=Lora(rank=2, alpha=4.0, sites=("ffn",)))
     from tiny import TINY
 
@@ -339,7 +339,7 @@ def test_rt1_a_layer_without_a_heard_expert_adds_nothing():
     np.testing.assert_array_equal(LISTEN(model, prompt, (silent,)), LISTEN(model, prompt, ()))
 
 
-def test_rt6_ck24_a_missing_task_is_heard_by_no_router_and_never_chosen(done):
+def test_a_missing_task_has_no_weight_in_any_router_and_is_never_chosen(done):
     session, method, model = done.session, done.method, done.session.model
     learner = method.from_archive(model, 4, [done.kept[0], None, done.kept[2]])
     owner = np.asarray(learner.past[POOL].owner_LS)
@@ -355,7 +355,7 @@ def test_rt6_ck24_a_missing_task_is_heard_by_no_router_and_never_chosen(done):
     assert trees.digests(whole.memory) == trees.digests(done.learners[3].memory), "whole archives keep every byte"
 
 
-def test_tr6_every_step_tells_who_was_chosen(done):
+def test_every_step_records_which_experts_were_chosen(done):
     tuned = [line for line in done.curve if line["stage"] == "tune"]
     assert {line["at"][0] for line in tuned} == {0, 1, 2}
     for line in tuned:
@@ -370,7 +370,7 @@ def test_tr6_every_step_tells_who_was_chosen(done):
     assert any(line["share"] is not None and 0 < line["share"] <= 1 for line in done.curve)
 
 
-def test_tr7_an_expert_that_learned_nothing_or_is_never_chosen_is_reported(done):
+def test_an_expert_that_learned_nothing_or_is_never_chosen_is_reported(done):
     method, task = done.method, 0
     learner = done.learners[1]
     facts = experts_of(method, learner, task, done.curve)[POOL]

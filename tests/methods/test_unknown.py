@@ -50,7 +50,7 @@ def cosines(x, y):
 
 
 @pytest.mark.parametrize("method", GATES, ids=lambda method: method.kind)
-def test_rt1_an_input_unlike_every_task_is_unknown_and_says_by_which_threshold(method, model):
+def test_an_input_unlike_every_task_is_unknown_and_names_the_threshold(method, model):
     memory = learned(method, model)
     near, far = samples(1, seed=1), samples(5, seed=1)
     known, unknown = (method.decide(memory, FrozenFeatures(pooled), LEARNED) for pooled in (near, far))
@@ -64,7 +64,7 @@ def test_rt1_an_input_unlike_every_task_is_unknown_and_says_by_which_threshold(m
 
 
 @pytest.mark.parametrize("method", GATES, ids=lambda method: method.kind)
-def test_rt1_the_threshold_is_read_from_records_that_were_not_learned_from(method, model):
+def test_the_threshold_is_read_from_records_that_were_not_learned_from(method, model):
     memory, records = learned(method, model), samples(0)
     order = np.asarray(jax.random.permutation(jax.random.split(jax.random.key(0))[1], 40))
     held, kept = order[:10], order[10:]
@@ -75,7 +75,7 @@ def test_rt1_the_threshold_is_read_from_records_that_were_not_learned_from(metho
         np.testing.assert_allclose(memory[name][0], np.sort(scores)[1], atol=1e-5, err_msg=name)
 
 
-def test_rt1_a_gate_without_thresholds_keeps_every_bit(model):
+def test_a_gate_without_thresholds_keeps_every_bit(model):
     memory = learned(AnchorGate(), model)
     assert set(memory) == set(ClipAnchors().blank(3, (WIDE, DEEP)))
     far = samples(5)
@@ -86,7 +86,7 @@ def test_rt1_a_gate_without_thresholds_keeps_every_bit(model):
     assert not np.asarray(nothing.match.is_unknown_B).any(), "nothing is learned: nothing is unknown"
 
 
-def test_rt1_thresholds_are_archived_with_their_task_and_rt16_without_them_all_is_unknown(model):
+def test_thresholds_are_archived_with_their_task_and_rt16_without_them_all_is_unknown(model):
     method = GATES[0]
     memory = learned(method, model)
     back = method.blank(3, model)
@@ -99,7 +99,7 @@ def test_rt1_thresholds_are_archived_with_their_task_and_rt16_without_them_all_i
     assert np.asarray(method.decide(back, FrozenFeatures(samples(1)), LEARNED).match.is_unknown_B).all()
 
 
-def test_rt1_thresholds_that_make_no_sense_are_refused():
+def test_thresholds_that_make_no_sense_are_refused():
     with pytest.raises(ValueError, match="foreign"):
         AnchorGate(foreign=1.0)
     with pytest.raises(ValueError, match="kept_apart"):
@@ -121,7 +121,7 @@ def between(method, model):
     return method.decide(memory, asked, LEARNED)
 
 
-def test_rt2_two_tasks_nearly_tied_are_blended_or_left_to_the_base(model):
+def test_two_tasks_nearly_tied_are_blended_or_left_to_the_base(model):
     hard = LocatorGate(by=NearestMean(), temperature=50.0)
     plain = between(hard, model)
     scores, ahead = np.asarray(plain.score_BN)[:, :2], np.asarray(plain.match.margin_B)
@@ -143,14 +143,14 @@ def test_rt2_two_tasks_nearly_tied_are_blended_or_left_to_the_base(model):
     )
 
 
-def test_rt2_a_single_task_is_never_tied(model):
+def test_a_single_task_is_never_tied(model):
     method = GATES[0]
     sure = method.decide(learned(method, model), FrozenFeatures(samples(0)), jnp.array([True, False, False])).match
     assert np.isinf(sure.margin_B).all() and not np.asarray(sure.is_tied_B).any()
 
 
 @pytest.mark.parametrize("method", GATES, ids=lambda method: method.kind)
-def test_rt3_a_missing_picture_or_text_is_judged_by_a_threshold_of_its_own(method, model):
+def test_a_missing_picture_or_text_is_judged_by_a_threshold_of_its_own(method, model):
     memory = learned(method, model)
     blind, deaf = samples(1, seed=1, image=False), samples(1, seed=1, text=False)
     for lone, name in ((blind, READ_ALONE), (deaf, SEEN_ALONE)):
@@ -166,13 +166,13 @@ def test_rt3_a_missing_picture_or_text_is_judged_by_a_threshold_of_its_own(metho
 
 
 @pytest.mark.parametrize("method", GATES, ids=lambda method: method.kind)
-def test_rt3_with_neither_picture_nor_text_an_input_is_unknown(method, model):
+def test_with_neither_picture_nor_text_an_input_is_unknown(method, model):
     nothing = samples(1, image=False, text=False)
     decision = method.decide(learned(method, model), FrozenFeatures(nothing), LEARNED)
     assert np.asarray(decision.match.is_unknown_B).all() and not np.asarray(decision.weight_BN).any()
 
 
-def test_rt3_a_task_without_pictures_has_no_threshold_for_pictures_alone(model):
+def test_a_task_without_pictures_has_no_threshold_for_pictures_alone(model):
     method = GATES[0]
     memory = method.fit(method.blank(3, model), 0, FrozenFeatures(samples(0, image=False)), key=jax.random.key(0))
     assert memory[SEEN_ALONE][0] == UNREACHED and memory[READ_ALONE][0] < 1.001
@@ -183,7 +183,7 @@ def test_rt3_a_task_without_pictures_has_no_threshold_for_pictures_alone(model):
 
 
 @pytest.mark.parametrize("directions", [0, 4])
-def test_rt1_what_fits_the_covariance_in_common_but_not_the_tasks_own_is_unknown(model, directions):
+def test_what_fits_the_covariance_in_common_but_not_the_tasks_own_is_unknown(model, directions):
     rng, width = np.random.default_rng(0), TINY.decoder.width
     method = LocatorGate(by=SharedGaussian(directions=directions), foreign=0.05, kept_apart=0.25)
     memory, wide, narrow = method.blank(3, model), rng.normal(0, 1, (80, width)), rng.normal(2, 0.05, (80, width))
@@ -199,7 +199,7 @@ def test_rt1_what_fits_the_covariance_in_common_but_not_the_tasks_own_is_unknown
     assert (np.asarray(in_common) > np.asarray(sure.threshold_B)).all()
 
 
-def test_rt3_a_state_of_the_base_is_judged_among_records_that_have_as_much(model):
+def test_a_state_of_the_base_is_judged_among_records_that_have_as_much(model):
     """A picture cannot be hidden from a state that was read with it: records without one set their own threshold."""
     rng, width = np.random.default_rng(0), TINY.decoder.width
     method = LocatorGate(by=NearestMean(), foreign=0.05, kept_apart=0.5)

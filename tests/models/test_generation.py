@@ -73,7 +73,7 @@ def same_until_a_tie(tokens, margins, other, limit=1e-4):
 @pytest.mark.parametrize(
     "rows, padding", [([0, 1, 2, 3], {"left": True}), ([3, 2, 0, 1], {}), ([2, 1, 2, 0], {"left": True})]
 )
-def test_rt4_a_batch_writes_what_single_runs_write(rows, padding):
+def test_a_batch_writes_what_single_runs_write(rows, padding):
     prompt, starts = laid(rows, **padding)
     together = LOGITS(voiced()[0], prompt, voice(rows))
     batch = run(rows, **padding)

@@ -89,7 +89,7 @@ def test_pictures_anywhere_and_padding_on_either_side(left):
     compare(LOGITS(ref.tiny_model(), prompt), rows, starts)
 
 
-def test_rt4_batch_mates_and_their_order_change_nothing():
+def test_batch_mates_and_their_order_change_nothing():
     model = ref.tiny_model()
     for rows in ([3, 0, 2, 1], [2, 2, 1, 2]):
         prompt, starts = laid(rows, left=True, extra=2)
@@ -150,7 +150,7 @@ def test_answer_loss_is_the_cross_entropy_of_the_full_logits():
         {"images": 3, "columns": 4, "mask_tail": 2, "extra": 1},
     ],
 )
-def test_tr15_padding_to_any_bucket_leaves_the_loss(padding):
+def test_padding_to_any_bucket_leaves_the_loss(padding):
     model, rows = ref.tiny_model(), [0, 1, 2]
     bank = ref.random_bank(model.config.decoder, slots=2)
     voices = (Voice(bank, all_slots(bank)),)

@@ -110,7 +110,7 @@ def test_hide_answers_with_its_own_arithmetic(base, tmp_path):
     np.testing.assert_allclose(update(tmp_path / "out" / "task_2", "v_proj", 2), own, rtol=1e-6, atol=1e-9)
 
 
-def test_wt9_an_adapter_of_another_base_is_refused(base, tmp_path, capsys):
+def test_an_adapter_of_another_base_is_refused(base, tmp_path, capsys):
     run = make_run(tmp_path / "run", base, "hide", ("birds",))
     hj.export(run, tmp_path / "out", hj.ExportOptions("peft"))
     other = write_base(tmp_path / "other", seed=1)
@@ -123,7 +123,7 @@ def test_wt9_an_adapter_of_another_base_is_refused(base, tmp_path, capsys):
     assert "somebody/llava" in capsys.readouterr().err, "an adapter that carries no SHA-256 is said to carry none"
 
 
-def test_wt9_an_adapter_whose_shapes_do_not_fit_names_the_layer_and_the_field(base, tmp_path):
+def test_an_adapter_whose_shapes_do_not_fit_names_the_layer_and_the_field(base, tmp_path):
     tensors = lora_tensors()
     extra = {key.replace("layers.2", "layers.3"): leaf for key, leaf in tensors.items() if "layers.2" in key}
     deep = write_folder(tmp_path / "deep", {"r": 4, "lora_alpha": 8}, tensors | extra)
@@ -145,7 +145,7 @@ def test_wt9_an_adapter_whose_shapes_do_not_fit_names_the_layer_and_the_field(ba
         ({"lora_alpha": 3}, 0.75),
     ],
 )
-def test_wt15_alpha_over_r_and_over_its_root(tmp_path, config, scale):
+def test_alpha_over_r_and_over_its_root(tmp_path, config, scale):
     lora = read_adapter(write_folder(tmp_path / "a", {"r": 4} | config, lora_tensors())).experts[0]
     assert lora.scale == scale
     tensors = lora_tensors()
@@ -155,14 +155,14 @@ def test_wt15_alpha_over_r_and_over_its_root(tmp_path, config, scale):
     np.testing.assert_allclose(lora.delta("q_proj", 1), wanted.T, rtol=1e-12)
 
 
-def test_wt15_hide_and_moelora_divide_alpha_by_the_rank_of_all_experts(tmp_path):
+def test_hide_and_moelora_divide_alpha_by_the_rank_of_all_experts(tmp_path):
     hide = read_adapter(hide_folder(tmp_path / "hide"))
     assert [lora.scale for lora in hide.experts] == [2.0, 2.0] and hide.experts[0].rank == 2
     with pytest.raises(CheckpointError, match="r 2 for all of them"):
         read_adapter(hide_folder(tmp_path / "wrong", r=2))
 
 
-def test_wt15_ranks_and_alphas_of_single_modules_keep_their_scale(tmp_path):
+def test_ranks_and_alphas_of_single_modules_keep_their_scale(tmp_path):
     tensors = lora_tensors()
     for kind, rows in (("A", 0), ("B", 1)):
         name = f"{Q.format(0)}.lora_{kind}.weight"
@@ -176,31 +176,31 @@ def test_wt15_ranks_and_alphas_of_single_modules_keep_their_scale(tmp_path):
     np.testing.assert_allclose(lora.delta("k_proj", 1), (2 / 4 * other["B"] @ other["A"]).T, rtol=1e-6)
 
 
-def test_wt15_a_rank_that_contradicts_the_tensors_is_refused(tmp_path):
+def test_a_rank_that_contradicts_the_tensors_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match="tensors have rank 4, adapter_config.json says 8"):
         read_adapter(write_folder(tmp_path / "a", {"r": 8, "lora_alpha": 8}, lora_tensors()))
 
 
 @pytest.mark.parametrize("start", ["pissa", "pissa_niter_16", "olora", "corda", "loftq", "lora_ga", "new", 1])
-def test_wt15_an_adapter_that_was_trained_on_a_changed_base_is_refused(tmp_path, start):
+def test_an_adapter_that_was_trained_on_a_changed_base_is_refused(tmp_path, start):
     """PiSSA and its kin train A and B on W - s B0 A0: on the base as it is they are another model."""
     with pytest.raises(ConfigError, match="init_lora_weights"):
         read_adapter(peft_folder(tmp_path / "a", init_lora_weights=start))
 
 
 @pytest.mark.parametrize("start", [True, False, None, "gaussian", "eva", "orthogonal"])
-def test_wt15_an_adapter_that_was_trained_on_the_base_as_it_is_passes(tmp_path, start):
+def test_an_adapter_that_was_trained_on_the_base_as_it_is_passes(tmp_path, start):
     assert read_adapter(peft_folder(tmp_path / "a", init_lora_weights=start)).experts[0].scale == 2.0
 
 
 @pytest.mark.parametrize("kind", ["VERA", "LOHA", "lora", 3])
-def test_wt15_another_kind_of_adapter_is_refused_by_name(tmp_path, kind):
+def test_another_kind_of_adapter_is_refused_by_name(tmp_path, kind):
     with pytest.raises(ConfigError, match="peft_type"):
         read_adapter(peft_folder(tmp_path / "a", peft_type=kind))
 
 
 @pytest.mark.parametrize("root", ["language_model.model", "model", "model.language_model"])
-def test_wt15_a_pattern_matches_the_names_that_the_modules_have_in_the_file(tmp_path, root):
+def test_a_pattern_matches_the_names_that_the_modules_have_in_the_file(tmp_path, root):
     """As PEFT: a whole name or what follows a dot, and the first of several patterns counts."""
     full = f"{root}.layers.1.self_attn.q_proj"
     alphas = {full: 80, r"layers\.[01]\.self_attn\.q_proj": 20, f"^{root}.layers.2.mlp.up_proj": 40}
@@ -227,7 +227,7 @@ def test_wt15_a_pattern_matches_the_names_that_the_modules_have_in_the_file(tmp_
         ({"q_proj": "4"}, "expected a number above zero"),
     ],
 )
-def test_wt15_a_pattern_that_says_nothing_is_refused(tmp_path, key, pattern, error):
+def test_a_pattern_that_matches_nothing_is_refused(tmp_path, key, pattern, error):
     told = {"r": 4, "lora_alpha": 8, key: pattern}
     with pytest.raises(ConfigError, match=error) as caught:
         read_adapter(write_folder(tmp_path / "a", told, lora_tensors(root="language_model.model")))
@@ -235,7 +235,7 @@ def test_wt15_a_pattern_that_says_nothing_is_refused(tmp_path, key, pattern, err
 
 
 @pytest.mark.parametrize("key", ["use_rslora", "rank_pattern", "alpha_pattern"])
-def test_wt15_a_scale_that_hide_and_coin_do_not_know_is_refused(tmp_path, key):
+def test_a_scale_that_hide_and_coin_do_not_know_is_refused(tmp_path, key):
     with pytest.raises(ConfigError, match=key):
         read_adapter(moelora_folder(tmp_path / "a", **{key: True if key == "use_rslora" else {"q_proj": 4}}))
 
@@ -243,7 +243,7 @@ def test_wt15_a_scale_that_hide_and_coin_do_not_know_is_refused(tmp_path, key):
 @pytest.mark.parametrize(
     ("rank", "header"), [(4, "0"), (4, "-2"), (4, "two"), (4, "99999999999"), (4, "5"), (4, "2"), (4, "\u00b2")]
 )
-def test_wt15_a_header_that_contradicts_the_tensors_is_refused(tmp_path, rank, header):
+def test_a_header_that_contradicts_the_tensors_is_refused(tmp_path, rank, header):
     with pytest.raises(CheckpointError, match="hidecmoe_rank"):
         read_adapter(peft_folder(tmp_path / "a", rank=rank, header={"hidecmoe_rank": header}))
 
@@ -277,7 +277,7 @@ def test_pickles_are_refused_with_the_command_that_converts_them(tmp_path):
         read_adapter(folder)
 
 
-def test_wt4_a_trainers_checkpoint_is_read_and_what_is_no_weights_left_alone(tmp_path):
+def test_a_trainers_checkpoint_is_read_and_what_is_no_weights_left_alone(tmp_path):
     folder = peft_folder(tmp_path / "checkpoint-500")
     own = ("optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state.pth", "rng_state_3.pth", "training_args.bin")
     for name in own:

@@ -70,7 +70,7 @@ def test_the_folder_is_sealed_and_its_record_says_where_everything_came_from(hub
     assert not list(tmp_path.glob("*.partial"))
 
 
-def test_wt17_two_conversions_of_the_same_files_are_the_same_bytes(hub, clip, tmp_path):
+def test_two_conversions_of_the_same_files_are_the_same_bytes(hub, clip, tmp_path):
     convert(hub, tmp_path / "one", clip=clip)
     convert(hub, tmp_path / "two", clip=clip)
     assert (tmp_path / "one/model.safetensors").read_bytes() == (tmp_path / "two/model.safetensors").read_bytes()
@@ -240,7 +240,7 @@ def test_the_text_tower_reads_with_its_own_tokenizer(hub, made, tmp_path):
     opened(tmp_path / "out")
 
 
-def test_wt10_a_bpe_rebuilt_from_sentencepiece_says_what_sentencepiece_says(tmp_path):
+def test_a_bpe_rebuilt_from_sentencepiece_gives_the_ids_of_sentencepiece(tmp_path):
     """Random texts of letters, spaces, digits, accents and emoji, on a model trained on the spot."""
     model = make_checkpoints.GOLDENS / "tokenizer.model"
     backend, judge = from_sentencepiece(model), sentencepiece.SentencePieceProcessor(model_file=str(model))
@@ -252,7 +252,7 @@ def test_wt10_a_bpe_rebuilt_from_sentencepiece_says_what_sentencepiece_says(tmp_
     assert wrong_ids(backend, model) == "" and len(PROBES) > 5
 
 
-def test_wt10_a_tokenizer_json_that_disagrees_with_sentencepiece_is_built_anew(hub, clip, tmp_path):
+def test_a_tokenizer_json_that_disagrees_with_sentencepiece_is_built_anew(hub, clip, tmp_path):
     write_tokenizer(hub)  # a byte-level BPE of other words
     report = convert(hub, tmp_path / "out", clip=clip)
     assert any("built anew from tokenizer.model" in note for note in report.notes)
@@ -261,7 +261,7 @@ def test_wt10_a_tokenizer_json_that_disagrees_with_sentencepiece_is_built_anew(h
     assert tokenizer.encode("what is shown?") == judge.encode("what is shown?")
 
 
-def test_wt10_a_padding_token_that_is_another_is_told(hub, clip, made):
+def test_a_padding_token_that_differs_is_reported(hub, clip, made):
     report = convert(hub, hub.parent / "never", clip=clip, dry_run=True)
     assert not [note for note in report.notes if "padding is" in note]
     for name in ("tokenizer_config.json", "special_tokens_map.json"):

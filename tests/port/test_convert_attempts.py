@@ -95,7 +95,7 @@ def other_weights(file: Path) -> None:
     os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
-def test_wt17_two_states_of_a_source_are_never_mixed(hub, clip, tmp_path, monkeypatch):
+def test_two_states_of_a_source_are_never_mixed(hub, clip, tmp_path, monkeypatch):
     stopped(monkeypatch, hub, tmp_path / "out", clip=clip)
     other_weights(world.weights(hub))
     with pytest.raises(CheckpointError, match="something else"):
@@ -112,7 +112,7 @@ def test_wt17_two_states_of_a_source_are_never_mixed(hub, clip, tmp_path, monkey
     assert not (tmp_path / "new").exists() and not (tmp_path / "new.partial").exists()
 
 
-def test_wt17_two_folders_of_one_name_are_recorded_each(made, tmp_path):
+def test_two_folders_of_one_name_are_recorded_each(made, tmp_path):
     towers = []
     for kind in ("vision", "text"):
         towers.append(tmp_path / kind / "clip")
@@ -123,7 +123,7 @@ def test_wt17_two_folders_of_one_name_are_recorded_each(made, tmp_path):
     assert [one["files"]["model.safetensors"]["sha256"] for one in pair] == wanted
 
 
-def test_wt8_a_resumed_conversion_lets_nothing_through_that_the_flag_is_gone_for(hub, clip, tmp_path, monkeypatch):
+def test_a_resumed_conversion_lets_nothing_through_that_the_flag_is_gone_for(hub, clip, tmp_path, monkeypatch):
     world.change(world.weights(hub), lambda state: state[KEY].fill(np.nan))
     stopped(monkeypatch, hub, tmp_path / "out", clip=clip, allow_nonfinite=True)
     with pytest.raises(CheckpointError, match="not finite"):
@@ -132,7 +132,7 @@ def test_wt8_a_resumed_conversion_lets_nothing_through_that_the_flag_is_gone_for
 
 
 @pytest.mark.parametrize("resume", [True, False])
-def test_sec6_a_folder_that_no_conversion_made_is_left_alone(resume, hub, clip, tmp_path):
+def test_a_folder_that_no_conversion_made_is_left_alone(resume, hub, clip, tmp_path):
     mine = tmp_path / "out.partial" / "thesis.tex"
     mine.parent.mkdir()
     mine.write_text("years of work")
@@ -141,7 +141,7 @@ def test_sec6_a_folder_that_no_conversion_made_is_left_alone(resume, hub, clip, 
     assert mine.read_text() == "years of work" and not (tmp_path / "out").exists()
 
 
-def test_sec6_work_that_was_stopped_while_it_was_sealed_is_gone_on_with(hub, clip, tmp_path, monkeypatch):
+def test_work_that_was_stopped_while_it_was_sealed_is_gone_on_with(hub, clip, tmp_path, monkeypatch):
     def stop(folder):
         raise KeyboardInterrupt
 
@@ -173,7 +173,7 @@ def test_a_target_that_another_process_makes_is_busy_to_the_last(resume, hub, cl
     assert str(os.getpid()) in said[0] and "another folder" in said[0] and "--out" not in said[0]
 
 
-def test_wt11_only_what_answers_as_its_source_gets_its_name(hub, clip, tmp_path):
+def test_only_what_answers_as_its_source_gets_its_name(hub, clip, tmp_path):
     def judge(measured):
         return lambda folder: [Row("logits", measured, 1e-4, len(load_model(folder).params))]
 

@@ -17,31 +17,31 @@ HEAD = "language_model.lm_head.weight"
 TABLE = "language_model.model.embed_tokens.weight"
 
 
-def test_wt1_a_wrong_shape_names_tensor_sizes_and_config_field(hub, clip):
+def test_a_wrong_shape_names_tensor_sizes_and_config_field(hub, clip):
     world.change(world.weights(hub), lambda state: state.update({TABLE: state[TABLE][:-4]}))
     said = world.refusal(hub, clip=clip)
     assert TABLE in said and "found [380, 32]" in said and "expected [384, 32]" in said and "vocab_size" in said
 
 
-def test_wt1_a_transposed_tensor_is_called_transposed(hub, clip):
+def test_a_transposed_tensor_is_called_transposed(hub, clip):
     key = "language_model.model.layers.0.mlp.up_proj.weight"
     world.change(world.weights(hub), lambda state: state.update({key: state[key].T}))
     said = world.refusal(hub, clip=clip)
     assert key in said and "transposed" in said and "intermediate_size" in said
 
 
-def test_wt1_grouped_heads_are_explained_by_their_field(hub, clip):
+def test_grouped_heads_are_explained_by_their_field(hub, clip):
     world.change_json(hub / "config.json", text_config__num_key_value_heads=2)
     said = world.refusal(hub, clip=clip)
     assert "k_proj" in said and "num_key_value_heads * head_dim" in said
 
 
-def test_wt2_a_missing_tensor_is_listed_with_its_layer(hub, clip):
+def test_a_missing_tensor_is_listed_with_its_layer(hub, clip):
     world.change(world.weights(hub), lambda state: state.pop(world.HUB))
     assert "decoder/layers/q_proj/kernel, layers [1]" in world.refusal(hub, clip=clip)
 
 
-def test_wt2_what_llava_lacks_is_named_with_the_flag_that_brings_it(hub, made, clip):
+def test_what_llava_lacks_is_named_with_the_flag_that_brings_it(hub, made, clip):
     said = world.refusal(hub)
     assert "text/stem/token" in said or "text/" in said
     assert "--clip" in said
@@ -49,7 +49,7 @@ def test_wt2_what_llava_lacks_is_named_with_the_flag_that_brings_it(hub, made, c
     assert "--projector" in world.refusal(made / "vicuna", clip=clip)
 
 
-def test_wt3_an_unexpected_tensor_is_refused_and_ignorable_ones_are_counted(hub, clip):
+def test_an_unexpected_tensor_is_refused_and_ignorable_ones_are_counted(hub, clip):
     extra = {"language_model.model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(4, np.float32)}
     world.change(world.weights(hub), lambda state: state.update(extra))
     report = convert(hub, hub.parent / "out", clip=clip, dry_run=True)
@@ -60,14 +60,14 @@ def test_wt3_an_unexpected_tensor_is_refused_and_ignorable_ones_are_counted(hub,
     assert "q_norm" in world.refusal(hub, clip=clip)
 
 
-def test_wt3_a_layer_too_many_is_refused(hub, clip):
+def test_a_layer_too_many_is_refused(hub, clip):
     more = {world.HUB.replace("layers.1", "layers.7"): np.ones((32, 32), np.float32)}
     world.change(world.weights(hub), lambda state: state.update(more))
     said = world.refusal(hub, clip=clip)
     assert "layer 7" in said and "num_hidden_layers" in said
 
 
-def test_wt4_pickled_weights_are_refused_with_the_command_that_converts_them(hub, clip, made, tmp_path):
+def test_pickled_weights_are_refused_with_the_command_that_converts_them(hub, clip, made, tmp_path):
     world.weights(hub).rename(hub / "pytorch_model.bin")
     assert "hidecmoe unpickle" in world.refusal(hub, clip=clip)
     (tmp_path / "mm_projector.bin").write_bytes(b"\x80\x02}q\x00.")
@@ -103,19 +103,19 @@ def spoilt(header: dict, numbers: bytes, way: str) -> tuple[dict | bytes, bytes]
 @pytest.mark.parametrize(
     "way", ["cut", "followed", "no json", "overlap", "gap", "size", "negative", "overflow", "quantised"]
 )
-def test_wt5_a_damaged_or_dishonest_file_is_refused(way, hub, clip):
+def test_a_damaged_or_dishonest_file_is_refused(way, hub, clip):
     file = world.weights(hub)
     world.write_raw(file, *spoilt(*world.header_of(file), way))
     said = world.refusal(hub, clip=clip)
     assert "damaged" in said or "not supported" in said, said
 
 
-def test_wt5_a_header_longer_than_the_file_is_not_read(hub, clip):
+def test_a_header_longer_than_the_file_is_not_read(hub, clip):
     world.weights(hub).write_bytes((2**40).to_bytes(8, "little") + b"{}")
     assert "header would be" in world.refusal(hub, clip=clip)
 
 
-def test_wt6_a_missing_shard_is_named(made, clip, tmp_path):
+def test_a_missing_shard_is_named(made, clip, tmp_path):
     folder = world.fresh(made, "memory_flat", tmp_path)
     (folder / "model-00002-of-00002.safetensors").unlink()
     assert "model-00002-of-00002.safetensors" in world.refusal(folder, clip=clip)
@@ -123,14 +123,14 @@ def test_wt6_a_missing_shard_is_named(made, clip, tmp_path):
     assert "model-00002-of-00002.safetensors" in world.refusal(folder, clip=clip)
 
 
-def test_wt6_a_tensor_outside_its_shard_is_named(made, clip, tmp_path):
+def test_a_tensor_outside_its_shard_is_named(made, clip, tmp_path):
     folder = world.fresh(made, "memory_flat", tmp_path)
     world.change(folder / "model-00001-of-00002.safetensors", lambda state: state.pop("lm_head.weight"))
     said = world.refusal(folder, clip=clip)
     assert "lm_head.weight" in said and "model-00001-of-00002.safetensors" in said
 
 
-def test_wt7_a_name_twice_in_a_header_or_in_two_shards_is_refused(made, hub, clip, tmp_path):
+def test_a_name_twice_in_a_header_or_in_two_shards_is_refused(made, hub, clip, tmp_path):
     header, numbers = world.header_of(world.weights(hub))
     text = json.dumps(header)
     world.write_raw(world.weights(hub), (text[:-1] + f', "{TABLE}": {json.dumps(header[TABLE])}}}').encode(), numbers)
@@ -153,7 +153,7 @@ def test_two_saves_in_one_folder_are_refused_before_either_is_believed(hub, clip
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_wt8_a_number_that_is_not_finite_is_refused_unless_allowed(bad, hub, clip):
+def test_a_number_that_is_not_finite_is_refused_unless_allowed(bad, hub, clip):
     def spoil(state):
         state[world.HUB][3, 3] = bad
 
@@ -165,7 +165,7 @@ def test_wt8_a_number_that_is_not_finite_is_refused_unless_allowed(bad, hub, cli
     assert any("NaN" in note and world.HUB in note for note in report.notes)
 
 
-def test_wt8_zeros_are_told_and_a_number_too_large_for_the_dtype_is_refused(hub, clip):
+def test_zeros_are_reported_and_a_number_too_large_for_the_dtype_is_refused(hub, clip):
     world.change(world.weights(hub), lambda state: state[world.HUB].fill(0))
     report = convert(hub, hub.parent / "out", clip=clip)
     assert any("all zero" in note and world.HUB in note for note in report.notes)
@@ -174,7 +174,7 @@ def test_wt8_zeros_are_told_and_a_number_too_large_for_the_dtype_is_refused(hub,
         convert(hub, hub.parent / "narrow", clip=clip, dtype="bfloat16")
 
 
-def test_wt10_a_tokenizer_of_another_model_is_refused(hub, clip):
+def test_a_tokenizer_of_another_model_is_refused(hub, clip):
     world.change_json(hub / "config.json", image_token_index=7)
     assert "image_token_index" in world.refusal(hub, clip=clip)
     world.change_json(hub / "config.json", image_token_index=360, text_config__vocab_size=361)
@@ -187,7 +187,7 @@ def test_wt10_a_tokenizer_of_another_model_is_refused(hub, clip):
     assert "362 tokens" in said and "361 rows" in said and "vocab_size" in said
 
 
-def test_wt10_a_token_id_beyond_the_table_is_refused_though_few_tokens_are(hub, clip):
+def test_a_token_id_beyond_the_table_is_refused_though_few_tokens_are(hub, clip):
     content = {
         "version": "1.0",
         "added_tokens": [],
@@ -200,7 +200,7 @@ def test_wt10_a_token_id_beyond_the_table_is_refused_though_few_tokens_are(hub, 
     assert "'b' has id 99999" in said and "384 rows" in said
 
 
-def test_wt12_wt13_a_tokenizer_folder_is_a_source_like_the_others(hub, clip, tmp_path):
+def test_a_tokenizer_folder_is_a_source_like_the_others(hub, clip, tmp_path):
     assert "no such directory" in world.refusal(hub, clip=clip, tokenizer=tmp_path / "llama-tokeniser")
     (tmp_path / "words").mkdir()
     assert "no tokenizer there" in world.refusal(hub, clip=clip, tokenizer=tmp_path / "words")
@@ -210,21 +210,21 @@ def test_wt12_wt13_a_tokenizer_folder_is_a_source_like_the_others(hub, clip, tmp
     assert "auto_map" in world.refusal(hub, clip=clip, tokenizer=tmp_path / "words")
 
 
-def test_wt12_a_path_that_does_not_exist_is_never_looked_up(hub, clip, tmp_path):
+def test_a_path_that_does_not_exist_is_never_looked_up(hub, clip, tmp_path):
     for given in ({"clip": tmp_path / "clipp"}, {"clip": clip, "vision": tmp_path / "openai/clip"}):
         assert "no such directory" in world.refusal(hub, **given)
     assert "no such directory" in world.refusal(tmp_path / "llava-hf/llava-1.5-7b-hf", clip=clip)
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json", "preprocessor_config.json"])
-def test_wt13_code_of_its_own_is_refused(name, hub, clip):
+def test_code_of_its_own_is_refused(name, hub, clip):
     world.change_json(hub / name, auto_map={"AutoModel": "modeling.Mine"})
     said = world.refusal(hub, clip=clip)
     assert "auto_map" in said and name in said
 
 
 @pytest.mark.parametrize("name", ["../../secret.safetensors", "/etc/passwd", "sub/x.safetensors", "..", "a\\b"])
-def test_wt14_a_shard_name_that_leaves_the_folder_is_refused(name, made, clip, tmp_path):
+def test_a_shard_name_that_leaves_the_folder_is_refused(name, made, clip, tmp_path):
     folder = world.fresh(made, "memory_flat", tmp_path)
     index = folder / "model.safetensors.index.json"
     content = json.loads(index.read_text())
@@ -233,14 +233,14 @@ def test_wt14_a_shard_name_that_leaves_the_folder_is_refused(name, made, clip, t
     assert "leads out of the folder" in world.refusal(folder, clip=clip)
 
 
-def test_wt14_a_link_out_of_the_folder_is_refused(hub, clip, tmp_path):
+def test_a_link_out_of_the_folder_is_refused(hub, clip, tmp_path):
     shutil.move(world.weights(hub), tmp_path / "elsewhere.safetensors")
     os.symlink(tmp_path / "elsewhere.safetensors", world.weights(hub))
     assert "link out of its folder" in world.refusal(hub, clip=clip)
 
 
 @pytest.mark.parametrize("name", ["special_tokens_map.json", "tokenizer.model", "chat_template.jinja"])
-def test_wt14_a_settings_file_that_is_a_link_out_of_the_folder_is_refused(name, hub, clip, tmp_path):
+def test_a_settings_file_that_is_a_link_out_of_the_folder_is_refused(name, hub, clip, tmp_path):
     shutil.copy(hub / "special_tokens_map.json", tmp_path / "id_rsa")
     (hub / name).unlink(missing_ok=True)
     os.symlink("../id_rsa", hub / name)
@@ -248,7 +248,7 @@ def test_wt14_a_settings_file_that_is_a_link_out_of_the_folder_is_refused(name, 
     assert "link out of its folder" in said and name in said
 
 
-def test_wt14_wt17_links_of_a_hub_cache_are_followed_and_the_commit_is_kept(hub, clip, tmp_path):
+def test_links_of_a_hub_cache_are_followed_and_the_commit_is_kept(hub, clip, tmp_path):
     commit = "0123456789abcdef0123456789abcdef01234567"
     snapshot, blobs = tmp_path / "models--x" / "snapshots" / commit, tmp_path / "models--x" / "blobs"
     snapshot.mkdir(parents=True)
@@ -261,7 +261,7 @@ def test_wt14_wt17_links_of_a_hub_cache_are_followed_and_the_commit_is_kept(hub,
     assert record["sources"][0]["revision"] == commit
 
 
-def test_wt16_tied_embeddings_and_an_absent_head(hub, clip):
+def test_tied_embeddings_and_an_absent_head(hub, clip):
     world.change(world.weights(hub), lambda state: state.pop(HEAD))
     assert "tie_word_embeddings" in world.refusal(hub, clip=clip)
     world.change_json(hub / "config.json", text_config__tie_word_embeddings=True)
@@ -269,7 +269,7 @@ def test_wt16_tied_embeddings_and_an_absent_head(hub, clip):
     assert report.config.decoder.tied and any("tied" in note for note in report.notes)
 
 
-def test_wt16_a_stored_head_of_tied_embeddings_must_repeat_the_table(hub, clip):
+def test_a_stored_head_of_tied_embeddings_must_repeat_the_table(hub, clip):
     world.change_json(hub / "config.json", text_config__tie_word_embeddings=True)
     with pytest.raises(CheckpointError, match="must be equal"):
         convert(hub, hub.parent / "out", clip=clip)
@@ -337,7 +337,7 @@ def test_pictures_prepared_otherwise_are_refused(field, value, hub, clip):
     assert field in world.refusal(hub, clip=clip)
 
 
-def test_sec2_no_name_from_a_checkpoint_becomes_a_path(hub, clip, tmp_path):
+def test_no_name_from_a_checkpoint_becomes_a_path(hub, clip, tmp_path):
     names = {f"../../{number}": np.ones(2, np.float32) for number in range(3)}
     world.change(world.weights(hub), lambda state: state.update(names))
     before = sorted(tmp_path.parent.rglob("*"))

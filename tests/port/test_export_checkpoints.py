@@ -248,7 +248,7 @@ def test_the_card_knows_of_leaks_only_where_the_training_was_ours(hide, tmp_path
         assert said in (tmp_path / str(row) / "README.md").read_text()
 
 
-def test_wt9_a_hub_folder_of_another_base_is_refused(hide, tmp_path):
+def test_a_hub_folder_of_another_base_is_refused(hide, tmp_path):
     hj.export(hide, tmp_path / "hub", hj.ExportOptions("hub"))
     other = write_base(tmp_path / "other", seed=1)
     with pytest.raises(CheckpointError, match="another base model"):

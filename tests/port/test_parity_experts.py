@@ -1,4 +1,4 @@
-"""HiDe's and MoELoRA's arithmetic against torch (stored answers of `tools/oracle/experts_reference.py`): WT15, RT4.
+"""HiDe's and MoELoRA's arithmetic against torch (stored answers of `tools/oracle/experts_reference.py`).
 
 The reference adds experts to transformers' LLaVA by hooks, one expert and one linear at a time; here they speak through
 banks, fusion, the gate and the method's own serving.
@@ -40,7 +40,7 @@ def test_readings_of_the_fusion_are_told_apart():
 
 
 @pytest.mark.parametrize("planted", experts.wrong_experts())
-def test_wt15_expert_mistakes_are_noticed(planted):
+def test_expert_mistakes_are_noticed(planted):
     assert experts.worst("product_sum", **experts.wrong_experts()[planted]) > 30 * FLOAT32
 
 

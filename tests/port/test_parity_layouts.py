@@ -47,7 +47,7 @@ def expected(layout: str) -> Model:
 
 
 @pytest.mark.parametrize("layout", WHOLE + PARTS)
-def test_wt11_a_layout_becomes_the_same_leaves_and_answers(layout, tmp_path):
+def test_a_layout_becomes_the_same_leaves_and_answers(layout, tmp_path):
     model, wanted = load_model(converted(layout, tmp_path), dtype="float32", param_dtype="float32"), expected(layout)
     assert model.config == wanted.config
     mine, theirs = trees.flatten(model.params), trees.flatten(wanted.params)
@@ -95,7 +95,7 @@ def test_sharded_pieces_restore_the_same_leaves(tmp_path):
         np.testing.assert_array_equal(mine[path], leaf, err_msg=path)
 
 
-def test_wt10_token_ids_are_sentencepieces_own(tmp_path):
+def test_token_ids_are_sentencepieces_own(tmp_path):
     """Golden ids, and sentencepiece as it is installed; control words inside a text stay text."""
     golden = json.loads((cases.GOLDENS / "token_ids.json").read_text(encoding="utf-8"))
     processor = sentencepiece.SentencePieceProcessor(model_file=str(cases.GOLDENS / "tokenizer.model"))

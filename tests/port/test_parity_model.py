@@ -1,4 +1,4 @@
-"""Our LLaVA against transformers' (stored answers, `tools/oracle`): WT11. And what every comparison would notice."""
+"""Our LLaVA against transformers' (stored answers, `tools/oracle`). And what every comparison would notice."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hidecmoe_jax.port.checkpoints import check
 
 
 @pytest.mark.parametrize("name", cases.CASES)
-def test_wt11_everything_a_probe_reaches_agrees_in_float32(name):
+def test_everything_a_probe_reaches_agrees_in_float32(name):
     mine = check.ours(cases.by_hand(name), cases.inputs(name))
     rows = check.compared(mine, cases.truth(name))
     assert {row.what for row in rows} >= {"vision_features", "projected", "hidden_00", "logits", "logits_left"}
@@ -25,7 +25,7 @@ def test_wt11_everything_a_probe_reaches_agrees_in_float32(name):
 
 
 @pytest.mark.parametrize("name", cases.CASES)
-def test_wt11_bfloat16_stays_within_the_divergence(name):
+def test_bfloat16_stays_within_the_divergence(name):
     model = cases.by_hand(name)
     half = model.replace(config=replace(model.config, dtype="bfloat16"))
     logits = check.as_numpy(check.features_and_states(half, cases.inputs(name))["logits"])

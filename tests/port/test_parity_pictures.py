@@ -17,7 +17,7 @@ SIDE = make_pictures.SIDE
 
 
 @pytest.mark.parametrize("name", make_pictures.SHAPES)
-def test_f12_pixels_have_the_pinned_hash(name, tmp_path):
+def test_pixels_have_the_pinned_hash(name, tmp_path):
     pinned = json.loads((cases.GOLDENS / "pixel_hashes.json").read_text(encoding="utf-8"))
     pixels = load(make_pictures.save(name, tmp_path), SIDE)
     assert pixels.dtype == np.uint8 and pixels.shape == (SIDE, SIDE, 3)
@@ -25,7 +25,7 @@ def test_f12_pixels_have_the_pinned_hash(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["square", "exact", "small"])
-def test_f12_square_pictures_are_those_of_transformers_pil_path(name, tmp_path):
+def test_square_pictures_are_those_of_transformers_pil_path(name, tmp_path):
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
     sides = {"size": {"shortest_edge": SIDE}, "crop_size": {"height": SIDE, "width": SIDE}}

@@ -31,7 +31,7 @@ def pickled(path) -> None:
     path.unlink()
 
 
-def test_wt4_weights_that_are_safe_already_come_along(tmp_path):
+def test_weights_that_are_safe_already_come_along(tmp_path):
     source = hide_folder(tmp_path / "hide")
     wanted = {path.name: load_file(path) for path in source.glob("*.safetensors")}
     pickled(source / "non_lora_trainables.safetensors")
@@ -46,7 +46,7 @@ def test_wt4_weights_that_are_safe_already_come_along(tmp_path):
     assert read_adapter(tmp_path / "new").kind == "hide"
 
 
-def test_wt4_a_trainers_checkpoint_loses_what_is_no_weights(tmp_path, capsys):
+def test_a_trainers_checkpoint_loses_what_is_no_weights(tmp_path, capsys):
     source = peft_folder(tmp_path / "checkpoint-500")
     pickled(source / "adapter_model.safetensors")
     for name in ("optimizer.pt", "training_args.bin", "rng_state.pth"):
@@ -58,7 +58,7 @@ def test_wt4_a_trainers_checkpoint_loses_what_is_no_weights(tmp_path, capsys):
     np.testing.assert_array_equal(lora.a["up_proj"][1], lora_tensors()[f"{key}.lora_A.weight"].T)
 
 
-def test_wt4_a_twin_that_is_safe_goes_before_the_pickle(tmp_path):
+def test_a_twin_that_is_safe_goes_before_the_pickle(tmp_path):
     source = peft_folder(tmp_path / "both")
     (source / "adapter_model.bin").write_bytes(b"\x80 whatever its author wrote")
     before = (source / "adapter_model.safetensors").read_bytes()
@@ -74,7 +74,7 @@ class Code:
 
 
 @pytest.mark.parametrize("whole", [True, False])
-def test_sec1_a_pickle_that_asks_for_code_is_refused_and_leaves_nothing(tmp_path, capsys, whole):
+def test_a_pickle_that_asks_for_code_is_refused_and_leaves_nothing(tmp_path, capsys, whole):
     source = peft_folder(tmp_path / "evil")
     torch.save({"a": torch.zeros(2), "b": Code()}, source / "non_lora_trainables.bin")
     with pytest.raises(CheckpointError, match="weights_only: Unsupported") as refusal:

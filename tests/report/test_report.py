@@ -139,7 +139,7 @@ def test_growth_is_drawn_by_task_and_layer(tmp_path):
     assert "Experts that each task" in (tmp_path / "report.html").read_text()
 
 
-def test_ev8_a_cell_that_one_seed_lacks_is_null_and_stops_the_headline():
+def test_a_cell_that_one_seed_lacks_is_null_and_stops_the_headline():
     document = run_document(
         facts(), [seed_result(0, [[1, 2], [50, None], [60, 70]]), seed_result(1, [[1, 2], [50, 3], [None, 70]])]
     )
@@ -160,7 +160,7 @@ def test_the_page_is_whole_in_itself(document, tmp_path):
     assert "Which digit?" in page and "seven" in page
 
 
-def test_sec3_text_never_becomes_markup(tmp_path):
+def test_text_never_becomes_markup(tmp_path):
     evil = "<script>alert(1)</script>"
     document = run_document(facts(method=evil), [seed_result(0, [[0, 0], [1, 1], [1, 1]])])
     write_report(tmp_path, document, [Sample("digits", evil, evil, evil, {"digits": 1.0}, None)])

@@ -72,7 +72,7 @@ def test_logits_take_what_a_processor_makes_padded_on_either_side(base, world):
         np.testing.assert_allclose(turned[row, length - len(rows[row]) :], alone, atol=1e-5)
 
 
-def test_rt12_logits_refuse_what_does_not_fit(base):
+def test_logits_refuse_what_does_not_fit(base):
     ones = np.ones((1, 3), int)
     pixels = np.zeros((1, 3, 16, 16), np.float32)
     for ids, mask, shown, message in (
@@ -146,7 +146,7 @@ def test_wrong_questions_are_refused(run, world):
     assert run.generate([], []) == [] and run.route([], []) == []
 
 
-def test_ck20_a_run_is_not_opened_on_another_base(world):
+def test_a_run_is_not_opened_on_another_base(world):
     root, config, run = world
     other = shutil.copytree(run, root / "foreign")
     text = (other / "config.yaml").read_text()
@@ -157,7 +157,7 @@ def test_ck20_a_run_is_not_opened_on_another_base(world):
         load(root / "nothing")
 
 
-def test_rt7_an_anchor_that_is_not_finite_is_not_served(run):
+def test_an_anchor_that_is_not_finite_is_not_served(run):
     method, gate = run.run.method, run.serving.memory.gate
     learner = method.init(run.base, 2)
     broken = gate | {"image_NE": gate["image_NE"].at[1, 0].set(np.nan)}

@@ -75,7 +75,7 @@ def test_a_trial_measures_every_task_and_leaves_the_seed_alone(world):
         retire(run, "fish", count=0)
 
 
-def test_rt11_a_merge_that_hurts_is_a_candidate_and_not_committed(world):
+def test_a_merge_that_hurts_is_a_candidate_and_not_committed(world):
     run = copied(world, "hurt")
     before = bytes_of(run / "seed_0")
     found = merge(run, "birds", "fish")
@@ -201,7 +201,7 @@ def test_a_run_that_starts_afresh_has_no_old_edits(world):
     assert edits.read(run) == () and (owners(run)[:, 2] == 1).all()
 
 
-def test_rt8_tasks_that_are_mixed_up_are_listed_with_the_command_that_merges_them(world):
+def test_tasks_that_are_mixed_up_are_listed_with_the_command_that_merges_them(world):
     near = {0: np.array([[1.0, 1.0, -5.0], [2.0, 1.9, -5.0]]), 1: np.array([[1.1, 1.0, -5.0], [1.0, 1.0, -5.0]])}
     assert mixed_up(near | {2: np.array([[0.0, 0.0, 9.0]])}) == {(0, 1): 50.0, (0, 2): 0.0, (1, 2): 0.0}
     run = copied(world, "overlap")

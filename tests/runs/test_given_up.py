@@ -53,7 +53,7 @@ def put_back(run: Path, begun: Path) -> None:
         shutil.copytree(begun / "seed_0" / name, run / "seed_0" / name)
 
 
-def test_ck1_a_rollback_takes_out_what_was_begun(world, wanted):
+def test_a_rollback_takes_out_what_was_begun(world, wanted):
     root, run, begun, other = world
     mine = Path(shutil.copytree(begun, root / "rolled_back"))
     with pytest.raises(ConfigError, match="not finished"):
@@ -64,7 +64,7 @@ def test_ck1_a_rollback_takes_out_what_was_begun(world, wanted):
     assert outcome(add(mine, other)) == wanted
 
 
-def test_ck1_a_learner_of_other_data_is_not_gone_on_from(world, wanted, capsys):
+def test_a_learner_of_other_data_is_not_gone_on_from(world, wanted, capsys):
     root, _, begun, other = world
     mine = Path(shutil.copytree(begun, root / "put_back"))
     rollback(mine, 2)
@@ -73,7 +73,7 @@ def test_ck1_a_learner_of_other_data_is_not_gone_on_from(world, wanted, capsys):
     assert "trees: the checkpoint between its stages is of other data" in capsys.readouterr().err
 
 
-def test_ck1_a_redone_lesson_begins_at_its_beginning(world, monkeypatch):
+def test_a_redone_lesson_begins_at_its_beginning(world, monkeypatch):
     root, _, begun, _ = world
     mine, seen, finished = Path(shutil.copytree(begun, root / "redone")), [], StageMonitor.step
 

@@ -48,7 +48,7 @@ def test_a_run_goes_on_as_the_same_run(tmp_path):
 @pytest.mark.parametrize(
     "path, value", [("config.method.rank", 16), ("method", "sequential"), ("seed", 1), ("tasks", ["digits"])]
 )
-def test_ck16_a_changed_setting_is_refused_with_both_values(tmp_path, path, value):
+def test_a_changed_setting_is_refused_with_both_values(tmp_path, path, value):
     open_run(tmp_path, WHO, resume=False, overwrite=False)
     with pytest.raises(CheckpointError) as caught:
         open_run(tmp_path, changed(path, value), resume=True, overwrite=False)
@@ -57,7 +57,7 @@ def test_ck16_a_changed_setting_is_refused_with_both_values(tmp_path, path, valu
     assert read_run(tmp_path)["identity"] == WHO
 
 
-def test_ck16_a_setting_that_is_younger_than_the_run_counts_as_its_default(tmp_path):
+def test_a_setting_that_is_younger_than_the_run_counts_as_its_default(tmp_path):
     config = to_mapping(RunConfig())
     del config["stream"]
     young, old = {"config": config}, json.loads(json.dumps({"config": config}))
@@ -71,13 +71,13 @@ def test_ck16_a_setting_that_is_younger_than_the_run_counts_as_its_default(tmp_p
         open_run(tmp_path / "s", young, resume=True, overwrite=False)
 
 
-def test_ck16_another_order_of_tasks_is_refused(tmp_path):
+def test_another_order_of_tasks_is_refused(tmp_path):
     open_run(tmp_path, WHO, resume=False, overwrite=False)
     with pytest.raises(CheckpointError, match=r"tasks.0: was 'digits', now 'counting'"):
         open_run(tmp_path, changed("tasks", ["counting", "digits"]), resume=True, overwrite=False)
 
 
-def test_ck16_an_allowed_change_is_recorded_and_allows_nothing_else(tmp_path):
+def test_an_allowed_change_is_recorded_and_allows_nothing_else(tmp_path):
     open_run(tmp_path, WHO, resume=False, overwrite=False)
     new = changed("config.train.rate", 1e-4)
     with pytest.raises(CheckpointError, match="config.train.rate"):
@@ -88,27 +88,27 @@ def test_ck16_an_allowed_change_is_recorded_and_allows_nothing_else(tmp_path):
     assert open_run(tmp_path, new, resume=True, overwrite=False)
 
 
-def test_ck17_changed_data_is_refused_with_the_fingerprint_that_differs(tmp_path):
+def test_changed_data_is_refused_with_the_fingerprint_that_differs(tmp_path):
     open_run(tmp_path, WHO, resume=False, overwrite=False)
     with pytest.raises(CheckpointError, match=r"fingerprints.counting.images: was '44', now '45'"):
         open_run(tmp_path, changed("fingerprints.counting.images", "45"), resume=True, overwrite=False)
 
 
 @pytest.mark.parametrize("path, value", [("method", "cmoe"), ("base", "cd" * 32), ("tasks", ["letters"])])
-def test_ck20_a_run_of_another_method_base_or_stream_is_refused(tmp_path, path, value):
+def test_a_run_of_another_method_base_or_stream_is_refused(tmp_path, path, value):
     open_run(tmp_path, WHO, resume=False, overwrite=False)
     with pytest.raises(CheckpointError, match=f"another run.*\n.*\n.*{path}: was"):
         open_run(tmp_path, changed(path, value), resume=True, overwrite=False)
 
 
-def test_ck21_resuming_nothing_is_an_error(tmp_path):
+def test_resuming_nothing_is_an_error(tmp_path):
     for folder in [tmp_path, tmp_path / "nowhere"]:
         with pytest.raises(CheckpointError, match="nothing to resume"):
             open_run(folder, WHO, resume=True, overwrite=False)
     assert not (tmp_path / "nowhere").exists()
 
 
-def test_ck22_an_existing_run_needs_one_of_two_flags(tmp_path):
+def test_an_existing_run_needs_one_of_two_flags(tmp_path):
     run = tmp_path / "run"
     with writer_lock(run):
         open_run(run, WHO, resume=False, overwrite=False)
@@ -127,7 +127,7 @@ def test_ck22_an_existing_run_needs_one_of_two_flags(tmp_path):
     assert (run / "notes.txt").read_text() == "mine"
 
 
-def test_ck22_nothing_that_was_found_out_about_the_old_run_stays_beside_the_new_one(tmp_path):
+def test_nothing_that_was_found_out_about_the_old_run_stays_beside_the_new_one(tmp_path):
     open_run(tmp_path, WHO, resume=False, overwrite=False)
     told = ["control", "cka", "cka_legacy", "edits", "facts", "foreign", "merge", "overlap", "report", "retire"]
     for name in told:
@@ -137,7 +137,7 @@ def test_ck22_nothing_that_was_found_out_about_the_old_run_stays_beside_the_new_
     assert {f"{name}.json" for name in told} < {path.name for path in (tmp_path / "replaced_000").iterdir()}
 
 
-def test_ck22_a_folder_that_is_no_run_is_never_touched(tmp_path):
+def test_a_folder_that_is_no_run_is_never_touched(tmp_path):
     (tmp_path / "figures").mkdir()
     for overwrite in [False, True]:
         with pytest.raises(ConfigError, match="holds no run"):
@@ -145,7 +145,7 @@ def test_ck22_a_folder_that_is_no_run_is_never_touched(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["figures"]
 
 
-def test_sec6_overwriting_moves_links_as_links_and_refuses_a_linked_run(tmp_path):
+def test_overwriting_moves_links_as_links_and_refuses_a_linked_run(tmp_path):
     precious, run = tmp_path / "precious", tmp_path / "run"
     one_task(Ledger(precious))
     open_run(run, WHO, resume=False, overwrite=False)

@@ -107,7 +107,7 @@ Ledger(pathlib.Path({folder!r})).commit(1, "counting", arrays(1), meta={{"task":
 
 
 @pytest.mark.parametrize("point", ["mid_save:001_counting", "before_rename:counting"])
-def test_ck3_a_crash_before_the_rename_leaves_the_earlier_tasks_and_can_be_repeated(ledger, run_python, request, point):
+def test_a_crash_before_the_rename_leaves_the_earlier_tasks_and_can_be_repeated(ledger, run_python, request, point):
     fill(ledger, 1)
     source = COMMIT.format(tests=str(request.path.parent), folder=str(ledger.folder))
     done = run_python(source, env={"HIDECMOE_CRASH_AT": point})
@@ -119,7 +119,7 @@ def test_ck3_a_crash_before_the_rename_leaves_the_earlier_tasks_and_can_be_repea
     assert not any((ledger.folder / ".incoming").iterdir())
 
 
-def test_ck2_a_crash_after_the_rename_finds_the_task_done(ledger, run_python, request):
+def test_a_crash_after_the_rename_finds_the_task_done(ledger, run_python, request):
     fill(ledger, 1)
     source = COMMIT.format(tests=str(request.path.parent), folder=str(ledger.folder))
     done = run_python(source, env={"HIDECMOE_CRASH_AT": "after_commit"})
@@ -152,7 +152,7 @@ def damaged(ledger: Ledger, index: int, damage) -> list[str]:
 
 
 @pytest.mark.parametrize("left", [0, 0.5, None])
-def test_ck6_a_truncated_empty_or_deleted_file_is_refused_and_named(ledger, left):
+def test_a_truncated_empty_or_deleted_file_is_refused_and_named(ledger, left):
     def damage(path, whole):
         path.unlink() if left is None else path.write_bytes(whole[: int(len(whole) * left)])
         return bool(whole) or left is None
@@ -161,7 +161,7 @@ def test_ck6_a_truncated_empty_or_deleted_file_is_refused_and_named(ledger, left
 
 
 @pytest.mark.parametrize("place", [0.2, 0.5, 0.8])
-def test_ck7_one_flipped_bit_is_refused_and_named(ledger, place):
+def test_one_flipped_bit_is_refused_and_named(ledger, place):
     def damage(path, whole):
         if not whole or path.name == "MANIFEST.json":  # every byte of the manifest: see test_manifest
             return False
@@ -173,7 +173,7 @@ def test_ck7_one_flipped_bit_is_refused_and_named(ledger, place):
     assert damaged(fill(ledger, 2), 1, damage) == []
 
 
-def test_ck8_every_bookkeeping_file_of_orbax_is_missed(ledger):
+def test_every_bookkeeping_file_of_orbax_is_missed(ledger):
     names = {
         "manifest.ocdbt",
         "_METADATA",
@@ -226,7 +226,7 @@ except HidecmoeError as error:
 
 
 @pytest.mark.parametrize("kind", ["task", "step"])
-def test_ck10_ck11_a_save_that_finds_no_room_fails_there_and_keeps_what_was(run_python, tmp_path, kind):
+def test_a_save_that_finds_no_room_fails_there_and_keeps_what_was(run_python, tmp_path, kind):
     done = run_python(FULL.replace("KIND", repr(kind)))
     assert done.returncode == 6, done.stderr
     assert "1,600,000 bytes are needed" in done.stdout and "are free" in done.stdout
@@ -239,7 +239,7 @@ def test_ck10_ck11_a_save_that_finds_no_room_fails_there_and_keeps_what_was(run_
     assert progress.latest()[0] == 2 and len(ledger.tasks()) == 2
 
 
-def test_ck23_another_dtype_is_refused_unless_cast_and_another_shape_always(ledger):
+def test_another_dtype_is_refused_unless_cast_and_another_shape_always(ledger):
     fill(ledger, 1)
     exact = {group: dict(flat) for group, flat in arrays(0).items()}
     assert trees.digests(ledger.load(0, like=exact)[0]) == trees.digests(exact)
@@ -260,7 +260,7 @@ def test_ck23_another_dtype_is_refused_unless_cast_and_another_shape_always(ledg
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_ck25_numbers_that_are_not_finite_are_never_saved(ledger, tmp_path, bad):
+def test_numbers_that_are_not_finite_are_never_saved(ledger, tmp_path, bad):
     fill(ledger, 1)
     broken = arrays(1)
     broken["experts"]["bank/a/q_proj"][0, 0, 0, 0] = bad
@@ -275,7 +275,7 @@ def test_ck25_numbers_that_are_not_finite_are_never_saved(ledger, tmp_path, bad)
 
 
 @pytest.mark.parametrize("name", ["../x", "CON", "a" * 65, "", "-a", "a/b", "a.b", "dïgits", "\u0430", ".", "a\n"])
-def test_sec2_a_name_that_is_no_safe_folder_name_is_refused(ledger, name):
+def test_a_name_that_is_no_safe_folder_name_is_refused(ledger, name):
     with pytest.raises(CheckpointError, match="folder name"):
         ledger.commit(0, name, arrays(), meta={})
     with pytest.raises(CheckpointError, match="folder name"):
@@ -289,7 +289,7 @@ def test_what_is_no_numeric_array_is_refused(ledger, leaf):
         ledger.commit(0, "a", {"experts": {"x": leaf}}, meta={})
 
 
-def test_ck26_sec6_rotation_never_reaches_a_task_or_follows_a_link(ledger):
+def test_rotation_never_reaches_a_task_or_follows_a_link(ledger):
     fill(ledger, 1)
     task = ledger.tasks()[0].folder
     progress = Progress(ledger.folder / "progress")

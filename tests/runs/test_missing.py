@@ -40,7 +40,7 @@ def asked(world, task: str = "birds"):
     return [str(world[0] / task / "images" / "8.png")], "What is shown in picture 8?"
 
 
-def test_ck24_rt6_a_run_that_misses_experts_names_every_one_and_is_not_served(world, maimed):
+def test_a_run_that_misses_experts_names_every_one_and_is_not_served(world, maimed):
     other = shutil.copytree(maimed, world[0] / "worse")
     victim = next((other / "seed_0" / "tasks" / "001_fish").rglob("meta.json"))
     victim.write_bytes(victim.read_bytes()[:-1])
@@ -54,7 +54,7 @@ def test_ck24_rt6_a_run_that_misses_experts_names_every_one_and_is_not_served(wo
         assert refused.value.exit_code == 4
 
 
-def test_ck24_a_last_task_that_was_measured_is_missed_too(world):
+def test_a_last_task_that_was_measured_is_missed_too(world):
     run = shutil.copytree(world[2], world[0] / "short")
     shutil.rmtree(run / "seed_0" / "tasks" / "001_fish")
     with pytest.raises(CheckpointError, match="1 of 2 tasks cannot be loaded") as refused:
@@ -64,7 +64,7 @@ def test_ck24_a_last_task_that_was_measured_is_missed_too(world):
     assert early.tasks == ("birds",) and early.answer(*asked(world)).text == whole.answer(*asked(world)).text
 
 
-def test_ck24_skip_missing_masks_the_task_and_every_answer_says_so(world, maimed):
+def test_skip_missing_masks_the_task_and_every_answer_says_so(world, maimed):
     run = load(maimed, skip_missing=True)
     reply = run.answer(*asked(world))
     assert reply.weights["birds"] == 0 and reply.answer.missing == ("birds",)
@@ -81,7 +81,7 @@ def test_ck24_skip_missing_masks_the_task_and_every_answer_says_so(world, maimed
         np.testing.assert_array_equal(np.asarray(b)[:-1, 0], own, err_msg=site)
 
 
-def test_ck24_eval_measures_what_is_left_beside_the_run(world, maimed, capsys):
+def test_eval_measures_what_is_left_beside_the_run(world, maimed, capsys):
     before = (maimed / "report.json").read_bytes(), Cells(maimed / "seed_0" / "cells.json").read()
     assert main(["eval", str(maimed), "--skip-missing"]) == 0
     aside = maimed / "seed_0" / "without" / "birds"
@@ -94,7 +94,7 @@ def test_ck24_eval_measures_what_is_left_beside_the_run(world, maimed, capsys):
     assert "left out" in capsys.readouterr().out
 
 
-def test_rt1_an_unknown_input_is_refused_or_answered_by_the_base_and_says_why(world):
+def test_an_unknown_input_is_refused_or_answered_by_the_base_and_says_why(world):
     run = load(world[2])
     gate = dict(run.serving.memory.gate)
     for name in ("threshold_N", "threshold_seen_N", "threshold_read_N"):
@@ -117,7 +117,7 @@ def test_rt1_an_unknown_input_is_refused_or_answered_by_the_base_and_says_why(wo
     assert refusing.answer(images, question).decision.endswith("refused")
 
 
-def test_rt1_evaluated_answers_carry_score_threshold_and_margin(world):
+def test_evaluated_answers_carry_score_threshold_and_margin(world):
     lines = evaluation.read_answers(world[2] / "seed_0" / "answers" / "row_002" / "birds.jsonl")
     for line in lines:
         found = line["finding"]
@@ -132,7 +132,7 @@ def test_rt1_evaluated_answers_carry_score_threshold_and_margin(world):
     assert all("finding" not in line and json.dumps(line, allow_nan=False) for line in zero)
 
 
-def test_tr7_dead_experts_stand_in_the_facts_of_their_task_and_in_inspect(world):
+def test_dead_experts_stand_in_the_facts_of_their_task_and_in_inspect(world):
     root, config, run = world
     facts = Ledger(run / "seed_0").meta(1)["experts"]["linears"]
     assert facts["dead"] == [] and np.shape(facts["norm"]) == (3, 1) and min(facts["norm"])[0] > 0

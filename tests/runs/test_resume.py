@@ -60,14 +60,14 @@ def kill_and_compare(world, out: Path, *, kills: int, seed: int) -> None:
     assert outcome(learn(config, out, resume=True)) == wanted
 
 
-def test_ck1_three_kills_at_random_points_leave_the_same_bits(world):
+def test_three_kills_at_random_points_leave_the_same_bits(world):
     root, _, _ = world
     kill_and_compare(world, root / "killed", kills=3, seed=11)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(5))
-def test_ck1_many_kills_at_random_points_leave_the_same_bits(world, seed):
+def test_many_kills_at_random_points_leave_the_same_bits(world, seed):
     root, _, _ = world
     kill_and_compare(world, root / f"killed_{seed}", kills=6, seed=seed)
 
@@ -99,7 +99,7 @@ POINTS = [
 
 
 @pytest.mark.parametrize(("point", "detail"), POINTS)
-def test_ck2_ck3_ev1_a_crash_at_the_worst_places_is_recovered_from(world, monkeypatch, point, detail):
+def test_a_crash_at_the_worst_places_is_recovered_from(world, monkeypatch, point, detail):
     root, config, wanted = world
     out = root / f"crashed_{point}_{detail.partition(':')[0]}"
     with monkeypatch.context() as patch:
@@ -109,7 +109,7 @@ def test_ck2_ck3_ev1_a_crash_at_the_worst_places_is_recovered_from(world, monkey
     assert outcome(learn(config, out, resume=True)) == wanted
 
 
-def test_ev1_a_torn_line_is_answered_again(world):
+def test_a_torn_line_is_answered_again(world):
     root, config, wanted = world
     out = root / "torn"
     shutil.copytree(root / "reference", out)
@@ -121,7 +121,7 @@ def test_ev1_a_torn_line_is_answered_again(world):
     assert outcome(learn(config, out, resume=True)) == wanted
 
 
-def test_ck4_sigterm_saves_leaves_with_75_and_goes_on(world, monkeypatch):
+def test_sigterm_saves_leaves_with_75_and_goes_on(world, monkeypatch):
     root, config, wanted = world
     out, finished = root / "stopped", StageMonitor.step
 
@@ -138,7 +138,7 @@ def test_ck4_sigterm_saves_leaves_with_75_and_goes_on(world, monkeypatch):
     assert outcome(learn(config, out, resume=True)) == wanted
 
 
-def test_ck4_a_signal_during_evaluation_ends_after_the_batch(world, monkeypatch):
+def test_a_signal_during_evaluation_ends_after_the_batch(world, monkeypatch):
     root, config, wanted = world
     out = root / "stopped_evaluating"
 
@@ -187,7 +187,7 @@ FORGOTTEN = {
 
 
 @pytest.mark.parametrize("forgotten", FORGOTTEN)
-def test_ck1_the_comparison_notices_what_is_not_restored(world, half_way, monkeypatch, forgotten):
+def test_the_comparison_notices_what_is_not_restored(world, half_way, monkeypatch, forgotten):
     root, config, wanted = world
     out, found = root / f"forgot_{forgotten}", StageMonitor.resume
     shutil.copytree(half_way, out)

@@ -37,7 +37,7 @@ def test_the_reference_has_two_training_stages(world):
 
 
 @pytest.mark.parametrize(("stage", "at"), [("probe", 1), ("probe", 2), ("tune", 0), ("tune", 2)])
-def test_ck1_a_lesson_goes_on_in_the_stage_it_was_in(world, monkeypatch, stage, at):
+def test_a_lesson_goes_on_in_the_stage_it_was_in(world, monkeypatch, stage, at):
     root, config, wanted = world
     out, finished, seen = root / f"died_{stage}_{at}", StageMonitor.step, []
 
@@ -73,7 +73,7 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_ck1_lessons_of_other_stages_go_on_as_well(tmp_path, monkeypatch, name):
+def test_lessons_of_other_stages_go_on_as_well(tmp_path, monkeypatch, name):
     """Killed in the second training stage of the second lesson, with what the first one left waiting in between."""
     method, stages = OTHERS[name]
     config = make_world(tmp_path, name, **method)

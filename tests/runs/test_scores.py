@@ -29,7 +29,7 @@ def test_lines_reach_the_disk_with_a_flush(tmp_path):
     assert [line["at"] for line in found.read()] == [[0, 0, 0], [0, 0, 1]]
 
 
-def test_ck1_steps_that_are_done_again_are_not_told_twice(tmp_path):
+def test_steps_that_are_done_again_are_not_told_twice(tmp_path):
     path = tmp_path / "metrics.jsonl"
     curve(path, (0, 0, 0), (0, 0, 1), (1, 0, 0), (1, 0, 1), (1, 0, 2)).flush()
     with open(path, "a") as file:
@@ -41,7 +41,7 @@ def test_ck1_steps_that_are_done_again_are_not_told_twice(tmp_path):
     assert [line["at"] for line in Curve(path).read()] == [[0, 0, 0], [0, 0, 1], [1, 0, 0], [1, 0, 1]]
 
 
-def test_ev1_a_torn_answer_is_left_out(tmp_path):
+def test_a_torn_answer_is_left_out(tmp_path):
     path = tmp_path / "answers.jsonl"
     assert read_answers(path) == []
     path.write_text('{"question_id": "a", "text": "one\u2028two"}\n{"question_id": "b", "te', encoding="utf-8")

@@ -62,7 +62,7 @@ def test_a_config_survives_its_file(world):
     assert from_mapping(to_mapping(config)) == config
 
 
-def test_ev8_a_cell_that_is_missing_is_null_and_no_headline_is_made_of_the_rest(world):
+def test_a_cell_that_is_missing_is_null_and_no_headline_is_made_of_the_rest(world):
     run = copied(world, "missing")
     cells = Cells(run / "seed_0" / "cells.json")
     known = cells.read()
@@ -95,7 +95,7 @@ def test_evaluating_again_measures_only_what_is_missing(world):
         evaluate_run(run, task=3)
 
 
-def test_ck16_a_changed_config_is_refused_field_by_field(world):
+def test_a_changed_config_is_refused_field_by_field(world):
     _, config, run = world
     other = replace(config, method=replace(config.method, lora=replace(config.method.lora, rank=4)), seeds=(0, 1))
     with pytest.raises(CheckpointError) as refused:
@@ -111,7 +111,7 @@ def test_ck16_a_changed_config_is_refused_field_by_field(world):
         learn(longer, run, resume=True)
 
 
-def test_ck17_changed_data_are_refused(world):
+def test_changed_data_are_refused(world):
     root, config, run = world
     picture = root / "fish" / "images" / "2.png"
     kept = picture.read_bytes()
@@ -125,14 +125,14 @@ def test_ck17_changed_data_are_refused(world):
     assert outcome(learn(config, run, resume=True)) == outcome(run)
 
 
-def test_ck20_another_base_model_is_refused(world):
+def test_another_base_model_is_refused(world):
     root, config, run = world
     write_base(root / "other", seed=1)
     with pytest.raises(CheckpointError, match="base: was"):
         learn(replace(config, base=replace(config.base, path=str(root / "other"))), run, resume=True)
 
 
-def test_tr5_a_method_that_touches_an_old_expert_is_caught_and_nothing_is_committed(world):
+def test_a_method_that_touches_an_old_expert_is_caught_and_nothing_is_committed(world):
     root, config, _ = world
     broken = from_mapping(to_mapping(config) | {"method": {"kind": "own_method:Careless", "lora": {"rank": 2}}})
     with pytest.raises(CheckpointError, match="what is frozen changed") as caught:
@@ -233,7 +233,7 @@ def test_an_interrupted_addition_goes_on_with_the_same_call(world, monkeypatch):
     assert report(run)["tasks"] == ["birds", "fish", "reeds"]
 
 
-def test_ck1_a_checkpoint_of_other_data_is_not_gone_on_from(world, monkeypatch, capsys):
+def test_a_checkpoint_of_other_data_is_not_gone_on_from(world, monkeypatch, capsys):
     root, _, _ = world
     run, other = copied(world, "given_up"), write_task(root / "others" / "trees", "an elm", shade=30)
     wanted = outcome(add(copied(world, "never_begun"), other))

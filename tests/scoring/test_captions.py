@@ -137,7 +137,7 @@ def test_caption6_items_use_sentence_bleu():
     assert result.per_item[0] == pytest.approx(expected)
 
 
-def test_ev2_empty_captions_are_unparsed_and_score_next_to_nothing():
+def test_empty_captions_are_unparsed_and_score_next_to_nothing():
     result = score("caption6", {"1": "...", "2": "a cat"}, {"1": ("a dog",), "2": ("a cat",)})
     assert result.unparsed == 1 and result.per_item["1"] < 0.01
 

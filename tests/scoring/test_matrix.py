@@ -117,7 +117,7 @@ NEEDS["maa"] = NEEDS["avg"]
 
 @pytest.mark.parametrize("absent", [None, math.nan, np.float32("nan").item()])
 @pytest.mark.parametrize("stage, task", [(k, i) for k in range(4) for i in (1, 2, 3)])
-def test_ev8_a_missing_cell_empties_exactly_the_metrics_that_need_it(stage, task, absent):
+def test_a_missing_cell_empties_exactly_the_metrics_that_need_it(stage, task, absent):
     matrix = [list(row) for row in FULL]
     matrix[stage][task - 1] = absent
     result, whole = summary(matrix), summary(FULL)
@@ -183,7 +183,7 @@ def test_mean_and_spread_over_seeds():
         mean_and_spread([{"a": 1}, {"b": 1}])
 
 
-def test_ev8_seeds_are_averaged_cell_by_cell_and_only_where_all_measured():
+def test_seeds_are_averaged_cell_by_cell_and_only_where_all_measured():
     assert mean_matrix([[[1.0, None]], [[3.0, 5.0]]]) == [[2.0, None]]
     with pytest.raises(DataError, match="different shapes"):
         mean_matrix([[[1.0]], [[1.0, 2.0]]])

@@ -140,7 +140,7 @@ def test_iou_needs_more_than_one_half():
     assert judged("iou", "The box is [0, 0, 1, 0.51].", "[0,0,0.1,0.1]", "[0,0,1,1]") == (100, 0)
 
 
-def test_ev2_unparsable_answers_stay_in_the_denominator_and_get_a_column():
+def test_unparsable_answers_stay_in_the_denominator_and_get_a_column():
     references = {str(index): ("[0,0,1,1]",) for index in range(4)}
     predictions = {"0": "[0,0,1,1]", "1": "no idea", "2": "[0,0,1", "3": "[0,0,0.1,0.1]"}
     result = score("iou", predictions, references)
@@ -163,21 +163,21 @@ def test_fixture_9_misrouted_answers_count():
     assert score("exact", predictions, {name: ("yes",) for name in predictions}).value == pytest.approx(63.25)
 
 
-def test_ev3_fixture_10_missing_predictions_are_refused():
+def test_fixture_10_missing_predictions_are_refused():
     references = {str(index): ("yes",) for index in range(10)}
     with pytest.raises(DataError, match="missing: 3 ids") as caught:
         score("exact", {str(index): "yes" for index in range(7)}, references)
     assert "'7', '8', '9'" in caught.value.where and "7 predictions against 10" in caught.value.why
 
 
-def test_ev3_duplicate_predictions_are_refused():
+def test_duplicate_predictions_are_refused():
     assert by_id([("1", "a"), ("2", "b")], where="digits.jsonl") == {"1": "a", "2": "b"}
     with pytest.raises(DataError, match="share the id '1'"):
         by_id([("1", "a"), ("1", "a")], where="digits.jsonl")
 
 
 @pytest.mark.parametrize("name", sorted(SCORERS))
-def test_ev4_foreign_ids_are_refused_by_every_scorer(name):
+def test_foreign_ids_are_refused_by_every_scorer(name):
     with pytest.raises(DataError, match="no reference: 1 ids"):
         SCORERS[name]({"1": "a", "2": "b"}, {"1": ("a",)})
 

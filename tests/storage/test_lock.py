@@ -37,7 +37,7 @@ def holder(tmp_path):
     process.stdout.close()
 
 
-def test_ck13_second_writer_is_told_who_holds_the_run_and_ck14_death_frees_it(tmp_path, holder):
+def test_second_writer_is_told_who_holds_the_run_and_ck14_death_frees_it(tmp_path, holder):
     with pytest.raises(BusyError) as caught, writer_lock(tmp_path):
         pytest.fail("two writers")
     assert caught.value.exit_code == 7

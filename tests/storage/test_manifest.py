@@ -103,7 +103,7 @@ def test_json_is_written_whole_or_not_at_all(tmp_path):
         read_json(path)
 
 
-def test_ck10_room_is_checked_before_anything_is_written(tmp_path):
+def test_room_is_checked_before_anything_is_written(tmp_path):
     check_space(tmp_path / "not" / "yet" / "there", 1)
     with pytest.raises(ResourceError) as caught:
         check_space(tmp_path, 2**60)
@@ -111,7 +111,7 @@ def test_ck10_room_is_checked_before_anything_is_written(tmp_path):
     assert caught.value.exit_code == 6
 
 
-def test_sec6_deletion_stays_inside_and_follows_no_link(tmp_path):
+def test_deletion_stays_inside_and_follows_no_link(tmp_path):
     run, other = tmp_path / "run", tmp_path / "other"
     (run / "progress" / "old").mkdir(parents=True)
     other.mkdir()

@@ -66,7 +66,7 @@ def start(tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_ck4_first_signal_finishes_the_step_saves_and_exits_75(start, tmp_path, number):
+def test_first_signal_finishes_the_step_saves_and_exits_75(start, tmp_path, number):
     process = start(TRAIN)
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
@@ -77,7 +77,7 @@ def test_ck4_first_signal_finishes_the_step_saves_and_exits_75(start, tmp_path, 
     assert b"Traceback" not in err
 
 
-def test_ck5_second_signal_ends_at_once_even_inside_a_long_computation(start):
+def test_second_signal_ends_at_once_even_inside_a_long_computation(start):
     process = start(COMPILE)
     time.sleep(0.5)  # into the computation, where Python runs no handler; too early only tests less
     process.send_signal(signal.SIGTERM)

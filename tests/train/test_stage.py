@@ -112,7 +112,7 @@ def batches_of(material, rows):
     )
 
 
-def test_tr16_accumulation_equals_one_big_batch_however_tokens_are_spread(session, ready, material):
+def test_accumulation_equals_one_big_batch_however_tokens_are_spread(session, ready, material):
     # Answers of unequal length: a mean over micro-batch means would weigh their tokens unequally.
     short = [
         replace(one, labels=np.where(np.cumsum(one.labels >= 0) <= 1 + i % 3, one.labels, -100))
@@ -127,7 +127,7 @@ def test_tr16_accumulation_equals_one_big_batch_however_tokens_are_spread(sessio
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), parts.moments, whole.moments)
 
 
-def test_tr15_padding_to_any_bucket_leaves_the_loss(session, material):
+def test_padding_to_any_bucket_leaves_the_loss(session, material):
     found = []
     measure = jax.jit(lambda batch: answer_loss(session.model, batch)[:2])
     for length, answers in ((material.shape[0], 8), (material.shape[0] + 32, 24)):
@@ -163,7 +163,7 @@ def test_a_stage_goes_on_from_any_step_as_if_it_had_never_stopped(session, ready
     assert trees.digests(ended) == trees.digests(done), "killed after the last step"
 
 
-def test_tr1_a_loss_that_is_not_finite_stops_and_names_step_and_records(session, ready, material):
+def test_a_loss_that_is_not_finite_stops_and_names_step_and_records(session, ready, material):
     bank = ready.live["linears"]
     poisoned = bank.replace(b=bank.b | {"q_proj": bank.b["q_proj"].at[1].set(jnp.nan)})
     watch = Silent()
@@ -174,7 +174,7 @@ def test_tr1_a_loss_that_is_not_finite_stops_and_names_step_and_records(session,
     assert "task birds, stage tune, step 0 of 6" in error.where and "records a" in error.why
 
 
-def test_tr6_a_collapsed_router_raises_an_alarm_once(session, ready):
+def test_a_collapsed_router_raises_an_alarm_once(session, ready):
     watch, streak, one = Silent(), Streak(), jnp.float32(1.0)
     steady, collapsed = ([[5, 5, 4]] * 2, [[5, 5, 4], [14, 0, 0]])
 
@@ -191,7 +191,7 @@ def test_tr6_a_collapsed_router_raises_an_alarm_once(session, ready):
     assert watch.facts[0]["load"] == collapsed and watch.facts[0]["entropy"] == 0 and watch.facts[9]["share"] < 0.4
 
 
-def test_tr4_a_stage_without_gradients_warns_and_then_stops(session, ready, material):
+def test_a_stage_without_gradients_warns_and_then_stops(session, ready, material):
     silent = replace(
         material, encoded=[replace(one, labels=np.full_like(one.labels, -100)) for one in material.encoded]
     )
