@@ -114,9 +114,11 @@ def _adopt_hub(base: str, folders: list[Path], target: Path, how: Adoption, *, o
     """The run that a hub folder was exported from, on the same base."""
     if len(folders) > 1:
         raise ConfigError(
-            "a hub folder is a run of its own", where=", ".join(map(str, folders)), why=f"got {len(folders)} folders",
+            "a hub folder is a run of its own",
+            where=", ".join(map(str, folders)),
+            why=f"got {len(folders)} folders",
             remedy="give it alone",
-        )  # fmt: skip
+        )
     folder = folders[0]
     hub = read_hub(folder)
     settings = dict(hub.config)
@@ -133,9 +135,11 @@ def _adopt_hub(base: str, folders: list[Path], target: Path, how: Adoption, *, o
         refuse_base(folder, hub.base, digest)
     if how.names or (how.data and _data_names(how) != hub.tasks):
         raise ConfigError(
-            "a hub folder names its tasks itself", where=str(folder), why=f"they are {', '.join(hub.tasks)}",
+            "a hub folder names its tasks itself",
+            where=str(folder),
+            why=f"they are {', '.join(hub.tasks)}",
             remedy="leave --names out, and give --data folders of these names in this order",
-        )  # fmt: skip
+        )
     with fresh_folder(target, overwrite=overwrite) as unfinished:
         facts = {"adopted": [{"kind": "hub", "from": folder.name}]}
         write_run(unfinished, config, model, hub.names, hub.lessons, facts=facts, digest=digest, tasks=hub.tasks)
@@ -158,9 +162,11 @@ def _task_names(adapters: list[Adapter], count: int, how: Adoption) -> tuple[str
         names = tuple(f"task_{number + 1}" for number in range(count))
     if len(names) != count or len(set(names)) != count:
         raise ConfigError(
-            "names and adapters do not match", where=f"{count} tasks", why=f"got {len(names)}: {', '.join(names)}",
+            "names and adapters do not match",
+            where=f"{count} tasks",
+            why=f"got {len(names)}: {', '.join(names)}",
             remedy="give as many different --names (or --data folders) as there are tasks, in their order",
-        )  # fmt: skip
+        )
     # Checked last, because the names become folder names of the run.
     return tuple(task_name(name, where="name of a task") for name in names)
 

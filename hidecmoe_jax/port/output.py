@@ -28,20 +28,26 @@ def check_target(target: Path, *, overwrite: bool, sources: Iterable[Path] = ())
     for source in sources:
         if resolved == source.resolve() or resolved in source.resolve().parents:
             raise ConfigError(
-                "the output would take the place of what is read", where=str(target), why=f"{source} lies there",
+                "the output would take the place of what is read",
+                where=str(target),
+                why=f"{source} lies there",
                 remedy="give another folder",
-            )  # fmt: skip
+            )
     if target.is_symlink() or target.is_file():
         raise ConfigError(
-            "the output must be a folder", where=str(target),
-            why="it is a symbolic link" if target.is_symlink() else "it is a file", remedy="give another path",
-        )  # fmt: skip
+            "the output must be a folder",
+            where=str(target),
+            why="it is a symbolic link" if target.is_symlink() else "it is a file",
+            remedy="give another path",
+        )
     if target.is_dir() and any(target.iterdir()) and not overwrite:
         names = sorted(path.name for path in target.iterdir())
         raise ConfigError(
-            "the output folder is not empty", where=str(target), why=f"found {', '.join(names[:5])}",
+            "the output folder is not empty",
+            where=str(target),
+            why=f"found {', '.join(names[:5])}",
             remedy="give another folder, or --overwrite to replace everything in it",
-        )  # fmt: skip
+        )
 
 
 @contextlib.contextmanager

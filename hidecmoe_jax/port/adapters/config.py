@@ -26,7 +26,11 @@ WHOLE: dict[str, tuple] = {
     "arrow_config": (None,), "kasa_config": (None,), "monteclora_config": (None,),
 }  # fmt: skip
 """Fields and the values under which A and B are the whole update."""
-ONE_SCALE: dict[str, tuple] = {"use_rslora": (False, None), "rank_pattern": ({}, None), "alpha_pattern": ({}, None)}
+ONE_SCALE: dict[str, tuple] = {
+    "use_rslora": (False, None),
+    "rank_pattern": ({}, None),
+    "alpha_pattern": ({}, None),
+}
 """Fields that HiDe's and CoIN's tools ignore: they use one scale, alpha / r, for every module."""
 
 
@@ -39,17 +43,22 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     if not (folder / CONFIG).is_file():
         raise CheckpointError(
-            "no adapter there", where=str(folder / CONFIG), why="the file with its rank and scale is missing",
+            "no adapter there",
+            where=str(folder / CONFIG),
+            why="the file with its rank and scale is missing",
             remedy="give the folder that the adapter was saved to, with its adapter_config.json",
-        )  # fmt: skip
+        )
     config = read_json(folder / CONFIG)
     if not isinstance(config, dict):
         raise CheckpointError(
-            "the adapter's config is no JSON object", where=str(folder / CONFIG), why=f"it holds {config!r:.60}",
+            "the adapter's config is no JSON object",
+            where=str(folder / CONFIG),
+            why=f"it holds {config!r:.60}",
             remedy="get the adapter_config.json it was saved with",
-        )  # fmt: skip
+        )
     kind = config.get("peft_type")
-    if kind not in (None, "LORA") and not str(kind).startswith("MOE_LORA_"):
+    of_coin_or_hide = str(kind).startswith("MOE_LORA_")
+    if kind not in (None, "LORA") and not of_coin_or_hide:
         _refuse("peft_type", kind, "'LORA' or 'MOE_LORA_...'", folder)
     require(config, WHOLE, folder)
     return config
@@ -62,23 +71,29 @@ def require(config: Mapping[str, Any], allowed: Mapping[str, tuple], folder: Pat
             continue
         value = config[key]
         # Types are compared as well: 1 == True in Python, but 1 is another setting.
-        same = [option for option in values if type(value) is type(option) and value == option]
-        if not same:
-            _refuse(key, value, " or ".join(map(repr, values)), folder)
+        is_allowed = False
+        for option in values:
+            if type(value) is type(option) and value == option:
+                is_allowed = True
+        if not is_allowed:
+            expected = " or ".join(map(repr, values))
+            _refuse(key, value, expected, folder)
 
 
 def _refuse(key: str, value: Any, expected: str, folder: Path) -> None:
     raise ConfigError(
-        "this adapter is more than LoRA on linears", where=f"{folder / CONFIG}: {key}",
+        "this adapter is more than LoRA on linears",
+        where=f"{folder / CONFIG}: {key}",
         why=f"found {value!r}, expected {expected}: with anything else, A and B are not all that it adds to its base",
         remedy="merge it into its base with its own tool, and convert the merged model with `hidecmoe convert`",
-    )  # fmt: skip
+    )
 
 
 def above_zero(config: Mapping[str, Any], key: str, where: str) -> float:
     """The field's value, a finite number above zero; raises ConfigError for any other."""
     what = "the adapter does not say how it is scaled"
-    return _number(config.get(key), lambda value: 0 < value < math.inf, what, f"{where}: {key}", "a number above zero")
+    value = config.get(key)
+    return _number(value, lambda value: 0 < value < math.inf, what, f"{where}: {key}", "a number above zero")
 
 
 def dropout(config: Mapping[str, Any], folder: Path) -> float:
@@ -91,11 +106,14 @@ def dropout(config: Mapping[str, Any], folder: Path) -> float:
 
 def _number(value: Any, fits: Callable[[float], bool], what: str, where: str, expected: str) -> float:
     # bool is a subclass of int.
-    if isinstance(value, bool) or not isinstance(value, int | float) or not fits(value):
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not fits(value):
         raise ConfigError(
-            what, where=where, why=f"found {value!r}, expected {expected}",
+            what,
+            where=where,
+            why=f"found {value!r}, expected {expected}",
             remedy="get the adapter_config.json it was saved with",
-        )  # fmt: skip
+        )
     return float(value)
 
 
@@ -124,12 +142,18 @@ def of_modules(config: Mapping[str, Any], key: str, modules: Mapping[Any, str], 
             raise ConfigError(
                 "a pattern is no regular expression", where=f"{where}: {pattern}", why=str(error)
             ) from error
-        matched = [module for module, name in modules.items() if matcher.match(name)]
+        matched = []
+        for module, name in modules.items():
+            if matcher.match(name):
+                matched.append(module)
         if not matched:
+            example = next(iter(modules.values()), None)
             raise ConfigError(
-                "a pattern of the adapter matches none of its modules", where=f"{where}: {pattern}",
-                why=f"a module is called {next(iter(modules.values()), None)}",
+                "a pattern of the adapter matches none of its modules",
+                where=f"{where}: {pattern}",
+                why=f"a module is called {example}",
                 remedy="write the module's name as in the adapter's tensors, or remove the pattern",
-            )  # fmt: skip
-        numbers |= dict.fromkeys(matched, above_zero(patterns, pattern, where))
+            )
+        number = above_zero(patterns, pattern, where)
+        numbers |= dict.fromkeys(matched, number)
     return numbers

@@ -39,8 +39,8 @@ def check_base(adapter: Adapter, digest: str, model: Model) -> None:
         for site in lora.sites:
             width = lora.a[site][0].shape[0]
             out = lora.b[site][0].shape[1]
-            if (width, out) != sites[site]:
-                base_width, base_out = sites[site]
+            base_width, base_out = sites[site]
+            if (width, out) != (base_width, base_out):
                 _misfit(adapter, site, f"[{width} -> {out}]", f"{base_width} -> {base_out}")
     _check_projector(adapter, projector_leaves(model))
     widths = clip_widths(model)
@@ -60,24 +60,28 @@ def _check_projector(adapter: Adapter, base_leaves: Mapping[str, Any]) -> None:
         if leaf.shape != expected:
             _misfit(adapter, path, str(list(leaf.shape)), str(list(expected)))
     if adapter.projector and set(adapter.projector) != set(base_leaves):
-        _misfit(adapter, "projector", f"{len(adapter.projector)} of its leaves", f"all {len(base_leaves)}")
+        count = len(adapter.projector)
+        base_count = len(base_leaves)
+        _misfit(adapter, "projector", f"{count} of its leaves", f"all {base_count}")
 
 
 def refuse_base(where: Any, recorded: str, digest: str) -> NoReturn:
     """Raises CheckpointError: the SHA-256 of the base is not the recorded one."""
     raise CheckpointError(
-        "the adapter was trained on another base model", where=str(where),
+        "the adapter was trained on another base model",
+        where=str(where),
         why=f"the SHA-256 of its base is {recorded[:12]}..., this base has {digest[:12]}...",
         remedy="give the base model it was trained on, in the same dtype",
-    )  # fmt: skip
+    )
 
 
 def _misfit(adapter: Adapter, what: str, actual: str, expected: str) -> NoReturn:
     raise CheckpointError(
-        "the adapter does not fit the base model", where=f"{adapter.path}: {what}",
+        "the adapter does not fit the base model",
+        where=f"{adapter.path}: {what}",
         why=f"found {actual}, the base has {expected}",
         remedy="give the base model it was trained on",
-    )  # fmt: skip
+    )
 
 
 def lessons_of(adapters: list[Adapter], model: Model) -> tuple[Method, list[Groups]]:
@@ -88,13 +92,17 @@ def lessons_of(adapters: list[Adapter], model: Model) -> tuple[Method, list[Grou
     """
     names = [adapter.kind for adapter in adapters]
     kinds = set(names)
-    if len(kinds) > 1 or (len(adapters) > 1 and kinds != {"lora"}):
+    # Only plain LoRAs can be several: a HiDe or MoELoRA adapter is a whole run.
+    several_others = len(adapters) > 1 and kinds != {"lora"}
+    if len(kinds) > 1 or several_others:
         folders = [str(adapter.path) for adapter in adapters]
+        listed = ", ".join(names)
         raise ConfigError(
-            "these adapters cannot stand in one run", where=", ".join(folders),
-            why=f"kinds: {', '.join(names)}; several LoRAs can, or one HiDe adapter, "
-            "which holds all its tasks", remedy="adopt them one by one; of HiDe give the folder of the last task",
-        )  # fmt: skip
+            "these adapters cannot stand in one run",
+            where=", ".join(folders),
+            why=f"kinds: {listed}; several LoRAs can, or one HiDe adapter, which holds all its tasks",
+            remedy="adopt them one by one; of HiDe give the folder of the last task",
+        )
     first = adapters[0]
     loras: list[LoraWeights] = []
     for adapter in adapters:
@@ -131,9 +139,11 @@ def _common_projector(adapters: list[Adapter]) -> Leaves:
     for adapter in adapters[1:]:
         if trees.digests(adapter.projector) != expected:
             raise ConfigError(
-                "these adapters come with different projectors", where=f"{first.path} and {adapter.path}",
-                why="a run has one projector, which all its tasks share", remedy="adopt them as runs of their own",
-            )  # fmt: skip
+                "these adapters come with different projectors",
+                where=f"{first.path} and {adapter.path}",
+                why="a run has one projector, which all its tasks share",
+                remedy="adopt them as runs of their own",
+            )
     projector = {}
     for path, leaf in first.projector.items():
         # A kernel here is a transposed view of the adapter's tensor.
@@ -169,10 +179,14 @@ def bank_leaves(lora: LoraWeights, shape: Lora, model: Model) -> Leaves:
         a_LDSR = np.zeros((layers, width, 1, shape.rank), np.float32)
         b_LSRF = np.zeros((layers, 1, shape.rank, out), np.float32)
         # An adapter may end before the last layer; b stays zero above, so nothing is added.
-        for layer in range(lora.layers if site in lora.a else 0):
+        adapted_layers = lora.layers if site in lora.a else 0
+        for layer in range(adapted_layers):
+            a_DR = lora.a[site][layer]
             b_RF = lora.b[site][layer]
-            a_LDSR[layer, :, 0] = lora.a[site][layer]
-            b_LSRF[layer, 0] = b_RF * ratio if ratio != 1 else b_RF
+            if ratio != 1:
+                b_RF = b_RF * ratio
+            a_LDSR[layer, :, 0] = a_DR
+            b_LSRF[layer, 0] = b_RF
         leaves[f"a/{site}"] = a_LDSR
         leaves[f"b/{site}"] = b_LSRF
     return dict(sorted(leaves.items()))  # in the ledger's order
@@ -184,7 +198,8 @@ def _pool(experts: list[Leaves]) -> Leaves:
     pool = {}
     for path in experts[0]:
         leaves = [expert[path] for expert in experts]
-        pool[path] = np.concatenate(leaves, slot_axis[path[0]])
+        factor = path[0]  # the a or b of a/SITE, b/SITE
+        pool[path] = np.concatenate(leaves, slot_axis[factor])
     return pool
 
 
@@ -203,6 +218,8 @@ def _anchor_leaves(anchors: Mapping[str, np.ndarray], task: int) -> Leaves:
     """One task's anchors as sums over one sample; the gate only uses their direction."""
     count = np.asarray(1, np.int32)
     return {
-        "image_NE": anchors["image"][task], "image_count_N": count, "text_ND": anchors["text"][task],
+        "image_NE": anchors["image"][task],
+        "image_count_N": count,
+        "text_ND": anchors["text"][task],
         "text_count_N": count,
-    }  # fmt: skip
+    }

@@ -29,9 +29,20 @@ from hidecmoe_jax.port.checkpoints import names
 Tree = Literal["since5", "before5"]
 DECODER = {"since5": "model.language_model", "before5": "language_model.model"}
 PROJECTOR = {"since5": "model.multi_modal_projector", "before5": "multi_modal_projector"}
-_LINEARS = {key: rule for key, rule in names.DECODER.items() if rule.transform == "linear"}
-# A key is `layers.#.MODULE.weight`, its leaf `decoder/layers/SITE/...`.
-PART = {rule.leaf.split("/")[2]: key[9:-7] for key, rule in _LINEARS.items()}
+
+
+def _modules_of_sites() -> dict[str, str]:
+    """Site -> module below `layers.#.`: q_proj -> self_attn.q_proj."""
+    modules = {}
+    for key, rule in names.DECODER.items():
+        if rule.transform == "linear":
+            # A key is `layers.#.MODULE.weight`, its leaf `decoder/layers/SITE/...`.
+            site = rule.leaf.split("/")[2]
+            modules[site] = key.removeprefix("layers.#.").removesuffix(".weight")
+    return modules
+
+
+PART = _modules_of_sites()
 """Site -> module below `layers.#.`: q_proj -> self_attn.q_proj."""
 PROJECTOR_LEAVES = {rule.leaf: key for key, rule in names.PROJECTOR.items()}
 # Ranks that vLLM serves.
@@ -72,7 +83,8 @@ class LoraWeights:
     @property
     def rank(self) -> int:
         """Rank R."""
-        return self.a[self.sites[0]][0].shape[1]
+        first_DR = self.a[self.sites[0]][0]
+        return first_DR.shape[1]
 
     def delta(self, site: str, layer: int) -> np.ndarray:
         """The update of a kernel, float64 [D, F]."""
@@ -90,11 +102,13 @@ def served_rank(rank: int) -> int:
     for served in RANKS:
         if served >= rank:
             return served
+    allowed = ", ".join(map(str, RANKS))
     raise ConfigError(
-        "the adapter's rank is larger than any that vLLM serves", where=f"rank {rank}",
-        why=f"allowed are {', '.join(map(str, RANKS))}",
+        "the adapter's rank is larger than any that vLLM serves",
+        where=f"rank {rank}",
+        why=f"allowed are {allowed}",
         remedy="export the merged model of the task instead: --to hf --task NAME",
-    )  # fmt: skip
+    )
 
 
 def with_rank(lora: LoraWeights, rank: int) -> LoraWeights:
@@ -126,15 +140,17 @@ def _resized(factor: np.ndarray, rank: int, axis: int) -> np.ndarray:
 
 def tensors_of(lora: LoraWeights, tree: Tree) -> dict[str, np.ndarray]:
     """PEFT's tensors by name: `base_model.model.<module>.lora_A.weight` [R, D] and `lora_B.weight` [F, R]."""
+    decoder = f"base_model.model.{DECODER[tree]}"
+    projector = f"base_model.model.{PROJECTOR[tree]}"
     tensors = {}
     for site in lora.sites:
         factors = zip(lora.a[site], lora.b[site], strict=True)
         for layer, (a_DR, b_RF) in enumerate(factors):
-            module = f"base_model.model.{DECODER[tree]}.layers.{layer}.{PART[site]}"
+            module = f"{decoder}.layers.{layer}.{PART[site]}"
             tensors[f"{module}.lora_A.weight"] = np.ascontiguousarray(a_DR.T)
             tensors[f"{module}.lora_B.weight"] = np.ascontiguousarray(b_RF.T)
     for path, leaf in lora.projector.items():
-        name = f"base_model.model.{PROJECTOR[tree]}.{PROJECTOR_LEAVES[path]}"
+        name = f"{projector}.{PROJECTOR_LEAVES[path]}"
         tensors[name] = np.ascontiguousarray(leaf.T)
     return tensors
 
@@ -182,8 +198,10 @@ def write_peft(
     """
     # The rank before padding, so that `read_adapter` can cut the zeros off again.
     notes = {"format": "pt", RANK_KEY: str(lora.rank)} | dict(notes)
-    if pad == "vllm" or (pad == "fitting" and lora.rank <= RANKS[-1]):
-        lora = with_rank(lora, served_rank(lora.rank))
+    fits = pad == "fitting" and lora.rank <= RANKS[-1]
+    if pad == "vllm" or fits:
+        rank = served_rank(lora.rank)
+        lora = with_rank(lora, rank)
     folder.mkdir(parents=True, exist_ok=True)
     config = config_of(lora, base, dropout=dropout)
     save_tensors(tensors_of(lora, tree), folder / WEIGHTS, notes)

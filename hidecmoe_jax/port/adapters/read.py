@@ -23,12 +23,12 @@ from hidecmoe_jax.core.errors import CheckpointError, ConfigError
 from hidecmoe_jax.models.llama import SITES
 from hidecmoe_jax.port.adapters.config import ONE_SCALE, above_zero, dropout, of_modules, read_config, require
 from hidecmoe_jax.port.adapters.peft import BASE_KEY, CONFIG, RANK_KEY, TASK_KEY, WEIGHTS, LoraWeights, with_rank
-from hidecmoe_jax.port.adapters.sorting import SINGLE, AdapterTensors, sort_tensors
+from hidecmoe_jax.port.adapters.sorting import SINGLE, AdapterTensors, Pair, SiteLayer, sort_tensors
 from hidecmoe_jax.port.checkpoints.pickled import of_trainer, refuse_pickles, safe_name
 from hidecmoe_jax.port.checkpoints.source import open_source
 
 Kind = Literal["lora", "hide", "moelora"]
-Pairs = Mapping[tuple[str, int], tuple[np.ndarray, np.ndarray]]
+Pairs = Mapping[SiteLayer, Pair]
 DEAD_ROUTER = "HiDe stores a router for every linear and never uses it"
 
 
@@ -76,7 +76,11 @@ def read_adapter(folder: Path) -> Adapter:
     folder = Path(folder)
     present = sorted(folder.iterdir()) if folder.is_dir() else []
     # A pickle is ignored if the folder also has the safetensors file of the same weights.
-    unconverted = [file for file in present if not (folder / safe_name(file.name)).is_file()]
+    unconverted = []
+    for file in present:
+        converted = folder / safe_name(file.name)
+        if not converted.is_file():
+            unconverted.append(file)
     refuse_pickles(unconverted, folder)
     source = open_source(folder, "adapter")
     config = read_config(folder)
@@ -85,12 +89,18 @@ def read_adapter(folder: Path) -> Adapter:
         if of_trainer(file.name):
             ignored.append(f"{file.name} left alone: what a trainer keeps for itself")
     tensors = sort_tensors(folder, source.tensors, tuple(ignored))
+    # Other tools may give the file another name.
     weights = folder / WEIGHTS
-    header = _header(weights if weights.is_file() else source.files[0])
+    if not weights.is_file():
+        weights = source.files[0]
+    header = _header(weights)
     common: dict[str, Any] = {
-        "path": folder, "base_name": config.get("base_model_name_or_path"), "base": header.get(BASE_KEY),
-        "task": header.get(TASK_KEY), "dropout": dropout(config, folder),
-    }  # fmt: skip
+        "path": folder,
+        "base_name": config.get("base_model_name_or_path"),
+        "base": header.get(BASE_KEY),
+        "task": header.get(TASK_KEY),
+        "dropout": dropout(config, folder),
+    }
     if tensors.experts <= {SINGLE}:
         lora = _read_peft(tensors, config, header.get(RANK_KEY), folder)
         return Adapter(kind="lora", experts=(lora,), notes=tensors.notes, **common)
@@ -107,7 +117,7 @@ def _header(file: Path) -> dict[str, str]:
 
 
 def _assemble(
-    pairs: Pairs, scales: Mapping[tuple[str, int], float], scale: float, projector: Mapping[str, np.ndarray]
+    pairs: Pairs, scales: Mapping[SiteLayer, float], scale: float, projector: Mapping[str, np.ndarray]
 ) -> LoraWeights:
     """One LoRA of one rank and scale; absent layers become zeros, other scales are multiplied into b."""
     # Layers without tensors were not adapted (PEFT's layers_to_transform).
@@ -122,11 +132,13 @@ def _assemble(
         a[site] = [np.zeros((width, rank), np.float32) for _ in range(layers)]
         b[site] = [np.zeros((rank, out), np.float32) for _ in range(layers)]
     for (site, layer), (a_DR, b_RF) in pairs.items():
-        own_rank = a_DR.shape[1]
+        pair_rank = a_DR.shape[1]
         # One LoRA has one scale, so that of a single module goes into its b.
         ratio = np.float32(scales[site, layer] / scale)
-        a[site][layer][:, :own_rank] = a_DR
-        b[site][layer][:own_rank] = b_RF * ratio if ratio != 1 else b_RF
+        if ratio != 1:
+            b_RF = b_RF * ratio
+        a[site][layer][:, :pair_rank] = a_DR
+        b[site][layer][:pair_rank] = b_RF
     return LoraWeights(a, b, scale, dict(projector))
 
 
@@ -134,12 +146,14 @@ def _widths(pairs: Pairs) -> dict[str, tuple[int, int]]:
     """Input and output width of every site, in the decoder's order; raises CheckpointError if layers differ."""
     widths: dict[str, tuple[int, int]] = {}
     for (site, layer), (a_DR, b_RF) in pairs.items():
-        width = (a_DR.shape[0], b_RF.shape[1])
-        expected = widths.setdefault(site, width)
-        if width != expected:
-            why = f"layer {layer}: [{width[0]} -> {width[1]}], elsewhere {expected[0]} -> {expected[1]}"
+        width = a_DR.shape[0]
+        out = b_RF.shape[1]
+        first_width, first_out = widths.setdefault(site, (width, out))
+        if (width, out) != (first_width, first_out):
+            why = f"layer {layer}: [{width} -> {out}], elsewhere {first_width} -> {first_out}"
             raise CheckpointError("layers of an adapter differ in width", where=site, why=why)
-    return dict(sorted(widths.items(), key=lambda item: SITES.index(item[0])))
+    ordered = sorted(widths, key=SITES.index)
+    return {site: widths[site] for site in ordered}
 
 
 def _read_peft(
@@ -163,14 +177,18 @@ def _read_peft(
     scales = {}
     for (site, layer), (a_DR, _) in pairs.items():
         expected = ranks.get((site, layer), rank)
-        if a_DR.shape[1] != expected:
+        actual = a_DR.shape[1]
+        if actual != expected:
             raise CheckpointError(
-                "an adapter's rank is not the one it says", where=f"{folder}: layer {layer}, {site}",
-                why=f"tensors have rank {a_DR.shape[1]}, {CONFIG} says {expected:g}, which its scale is computed from",
+                "an adapter's rank is not the one it says",
+                where=f"{folder}: layer {layer}, {site}",
+                why=f"tensors have rank {actual}, {CONFIG} says {expected:g}, which its scale is computed from",
                 remedy="get the adapter_config.json it was saved with",
-            )  # fmt: skip
-        scales[site, layer] = alphas.get((site, layer), alpha) / divisor(expected)
-    lora = _assemble(pairs, scales, alpha / divisor(rank), tensors.projector)
+            )
+        module_alpha = alphas.get((site, layer), alpha)
+        scales[site, layer] = module_alpha / divisor(expected)
+    scale = alpha / divisor(rank)
+    lora = _assemble(pairs, scales, scale, tensors.projector)
     return _without_padding(lora, header_rank, folder)
 
 
@@ -178,16 +196,20 @@ def _without_padding(lora: LoraWeights, header_rank: str | None, folder: Path) -
     """An adapter of ours at the rank in its header, without the zeros that padded it for vLLM."""
     if header_rank is None:
         return lora
-    rank = int(header_rank) if re.fullmatch("[0-9]{1,6}", header_rank) else 0
+    rank = 0
+    if re.fullmatch("[0-9]{1,6}", header_rank):
+        rank = int(header_rank)
     try:
         if not 1 <= rank <= lora.rank:
             raise ValueError(f"expected a whole number from 1 to {lora.rank}")
         return with_rank(lora, rank)
     except ValueError as error:
         raise CheckpointError(
-            "the adapter's header contradicts its tensors", where=f"{folder / WEIGHTS}: {RANK_KEY}",
-            why=f"found {header_rank!r}: {error}", remedy="export it again, or get a whole copy",
-        ) from error  # fmt: skip
+            "the adapter's header contradicts its tensors",
+            where=f"{folder / WEIGHTS}: {RANK_KEY}",
+            why=f"found {header_rank!r}: {error}",
+            remedy="export it again, or get a whole copy",
+        ) from error
 
 
 def _read_split(tensors: AdapterTensors, config: Mapping[str, Any], folder: Path, common: Mapping[str, Any]) -> Adapter:
@@ -200,7 +222,9 @@ def _read_split(tensors: AdapterTensors, config: Mapping[str, Any], folder: Path
     # Both tools write the same factors; only HiDe counts tasks and stores anchors.
     if tensors.anchors or current is not None:
         return _read_hide(tensors, loras, current, folder, common)
-    routers = {site: _routers_of(tensors, site, loras, folder) for site in loras[0].sites}
+    routers = {}
+    for site in loras[0].sites:
+        routers[site] = _routers_of(tensors, site, loras, folder)
     return Adapter(kind="moelora", experts=tuple(loras), routers=routers, notes=tensors.notes, **common)
 
 
@@ -220,32 +244,37 @@ def _routers_of(tensors: AdapterTensors, site: str, loras: list[LoraWeights], fo
 
 def _split_experts(tensors: AdapterTensors, config: Mapping[str, Any], folder: Path) -> list[LoraWeights]:
     """The experts, each of rank r / E, all with the scale alpha / r."""
-    count = 1 + max(tensors.experts)  # a missing number in between is found below
+    count = 1 + max(tensors.experts)  # a missing number in between is an error below
     where = str(folder / CONFIG)
     stated = config.get("expert_num", count)
     rank = above_zero(config, "r", where)
     alpha = above_zero(config, "lora_alpha", where)
     if stated != count:
         raise CheckpointError(
-            "the number of experts is not the one the adapter says", where=str(folder),
-            why=f"tensors hold {count}, {CONFIG} says expert_num {stated}", remedy="get a whole copy of both files",
-        )  # fmt: skip
+            "the number of experts is not the one the adapter says",
+            where=str(folder),
+            why=f"tensors hold {count}, {CONFIG} says expert_num {stated}",
+            remedy="get a whole copy of both files",
+        )
+    # The tool divides one rank among its experts, while the scale divides by the whole rank.
+    scale = alpha / rank
     loras = []
     for number in range(count):
         pairs = tensors.pairs(number, folder)
         if not pairs:
             _missing(folder, f"expert {number}: lora_A.loraA.{number}.weight, lora_B.loraB.{number}.weight")
         for (site, layer), (a_DR, _) in pairs.items():
-            # The tool divides one rank among its experts.
-            if a_DR.shape[1] * count != rank:
+            expert_rank = a_DR.shape[1]
+            if expert_rank * count != rank:
                 raise CheckpointError(
-                    "an expert's rank is not its part of the whole", where=f"{folder}: layer {layer}, {site}",
-                    why=f"{count} experts of rank {a_DR.shape[1]}, {CONFIG} says r {rank:g} for all of them together; "
+                    "an expert's rank is not its part of the whole",
+                    where=f"{folder}: layer {layer}, {site}",
+                    why=f"{count} experts of rank {expert_rank}, {CONFIG} says r {rank:g} for all of them together; "
                     f"the scale {alpha:g} / r depends on it",
                     remedy="get the adapter_config.json it was saved with",
-                )  # fmt: skip
-        scale = alpha / rank
-        loras.append(_assemble(pairs, dict.fromkeys(pairs, scale), scale, tensors.projector))
+                )
+        scales = dict.fromkeys(pairs, scale)
+        loras.append(_assemble(pairs, scales, scale, tensors.projector))
     return loras
 
 
@@ -257,20 +286,24 @@ def _read_hide(
         _missing(folder, "image_anchors.0, text_anchors.0, ... (they are in non_lora_trainables)")
     if type(current) is not int or not 0 <= current < len(loras):
         raise ConfigError(
-            "the adapter does not say which task was learned last", where=f"{folder / CONFIG}: cur_task",
+            "the adapter does not say which task was learned last",
+            where=f"{folder / CONFIG}: cur_task",
             why=f"found {current!r}, expected 0..{len(loras) - 1}",
             remedy="get the adapter_config.json it was saved with",
-        )  # fmt: skip
+        )
     tasks = current + 1
     anchors = {}
     for kind in ("image", "text"):
         anchors[kind] = _anchors_of(tensors, kind, tasks, folder)
     notes = list(tensors.notes)
     if len(loras) > tasks:
-        notes.append(f"experts {tasks}..{len(loras) - 1} left out: cur_task is {current}, they were never trained")
+        last = len(loras) - 1
+        notes.append(f"experts {tasks}..{last} left out: cur_task is {current}, they were never trained")
     if tensors.routers:
-        notes.append(f"{len(tensors.routers)} tensors left out: {DEAD_ROUTER}")
-    return Adapter(kind="hide", experts=tuple(loras[:tasks]), anchors=anchors, notes=tuple(notes), **common)
+        count = len(tensors.routers)
+        notes.append(f"{count} tensors left out: {DEAD_ROUTER}")
+    experts = tuple(loras[:tasks])
+    return Adapter(kind="hide", experts=experts, anchors=anchors, notes=tuple(notes), **common)
 
 
 def _anchors_of(tensors: AdapterTensors, kind: str, tasks: int, folder: Path) -> np.ndarray:
@@ -283,20 +316,25 @@ def _anchors_of(tensors: AdapterTensors, kind: str, tasks: int, folder: Path) ->
         rows.append(anchor.reshape(-1))
     widths = [row.size for row in rows]
     if len(set(widths)) > 1:
-        why = f"widths {', '.join(map(str, widths))}"
+        listed = ", ".join(map(str, widths))
+        why = f"widths {listed}"
         raise CheckpointError("anchors of one kind differ in width", where=f"{folder}: {kind}_anchors", why=why)
     return np.stack(rows)
 
 
 def _missing(folder: Path, what: str) -> NoReturn:
     raise CheckpointError(
-        "a tensor of the adapter is missing", where=f"{folder}: {what}", why="no tensor of that name and shape",
+        "a tensor of the adapter is missing",
+        where=f"{folder}: {what}",
+        why="no tensor of that name and shape",
         remedy="copy the whole folder, non_lora_trainables included (`hidecmoe unpickle` makes safetensors of it)",
-    )  # fmt: skip
+    )
 
 
 def _contradiction(folder: Path, what: str) -> NoReturn:
     raise CheckpointError(
-        "the folder mixes adapters of several kinds", where=str(folder), why=f"it holds {what}",
+        "the folder mixes adapters of several kinds",
+        where=str(folder),
+        why=f"it holds {what}",
         remedy="give a folder with one adapter",
-    )  # fmt: skip
+    )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,12 @@ LEFT_OUT = {
 }
 """Pattern -> the reason why such tensors are not needed."""
 
+SiteLayer = tuple[str, int]
+"""An adapted linear: its site and the number of its layer."""
+
+Pair = tuple[np.ndarray, np.ndarray]
+"""Factors a [D, R] and b [R, F] of one linear."""
+
 SINGLE = -1
 """Expert number of factors that are not numbered (PEFT's LoRA)."""
 
@@ -53,8 +59,8 @@ class AdapterTensors:
     """
 
     factors: dict[tuple[str, int, str, int], np.ndarray] = field(default_factory=dict)
-    modules: dict[tuple[str, int], str] = field(default_factory=dict)
-    routers: dict[tuple[str, int], np.ndarray] = field(default_factory=dict)
+    modules: dict[SiteLayer, str] = field(default_factory=dict)
+    routers: dict[SiteLayer, np.ndarray] = field(default_factory=dict)
     anchors: dict[tuple[str, int], np.ndarray] = field(default_factory=dict)
     projector: dict[str, np.ndarray] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
@@ -64,9 +70,9 @@ class AdapterTensors:
         """Numbers of the experts that have factors."""
         return {expert for *_, expert in self.factors}
 
-    def pairs(self, expert: int, folder: Path) -> dict[tuple[str, int], tuple[np.ndarray, np.ndarray]]:
+    def pairs(self, expert: int, folder: Path) -> dict[SiteLayer, Pair]:
         """Factors (a [D, R], b [R, F]) of one expert by (site, layer); raises CheckpointError if they do not match."""
-        pairs: dict[tuple[str, int], tuple[np.ndarray, np.ndarray]] = {}
+        pairs: dict[SiteLayer, Pair] = {}
         for site, layer, _, number in sorted(self.factors):
             if number != expert or (site, layer) in pairs:
                 continue
@@ -74,14 +80,18 @@ class AdapterTensors:
             if expert != SINGLE:
                 where += f", expert {expert}"
             if site not in SITES:
-                raise CheckpointError("an adapter at an unknown linear", where=where, why=f"known: {', '.join(SITES)}")
+                known = ", ".join(SITES)
+                raise CheckpointError("an adapter at an unknown linear", where=where, why=f"known: {known}")
             a = self.factors.get((site, layer, "A", expert))
             b = self.factors.get((site, layer, "B", expert))
             if a is None or b is None:
                 raise CheckpointError("an adapter has one factor without the other", where=where)
             # Still in the file's orientation: a [R, D], b [F, R].
-            if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1]:
-                why = f"lora_A {list(a.shape)}, lora_B {list(b.shape)}; expected [rank, in] and [out, rank]"
+            are_matrices = a.ndim == 2 and b.ndim == 2
+            if not are_matrices or a.shape[0] != b.shape[1]:
+                shape_a = list(a.shape)
+                shape_b = list(b.shape)
+                why = f"lora_A {shape_a}, lora_B {shape_b}; expected [rank, in] and [out, rank]"
                 raise CheckpointError("factors of an adapter do not fit each other", where=where, why=why)
             pairs[site, layer] = (a.T, b.T)
         return pairs
@@ -106,15 +116,16 @@ def sort_tensors(folder: Path, tensors: Mapping[str, Tensor], notes: tuple[str, 
             left_out[reason] += 1
     if unknown:
         raise CheckpointError(
-            f"{len(unknown)} tensors of the adapter are unknown", where=f"{folder}: {unknown[0]}",
+            f"{len(unknown)} tensors of the adapter are unknown",
+            where=f"{folder}: {unknown[0]}",
             why="experts are at the decoder's linears "
             f"({', '.join(SITES)}), beside them only the projector may be trained; unknown: {', '.join(unknown[:6])}",
             remedy="merge the adapter into its base with its own tool, and convert the merged model",
-        )  # fmt: skip
-    counts = tuple(f"{count} tensors left out: {reason}" for reason, count in left_out.items())
-    return AdapterTensors(
-        tables.factors, tables.modules, tables.routers, tables.anchors, tables.projector, (*counts, *notes)
-    )
+        )
+    counts = []
+    for reason, count in left_out.items():
+        counts.append(f"{count} tensors left out: {reason}")
+    return replace(tables, notes=(*counts, *notes))
 
 
 def _sort_one(folder: Path, key: str, tensor: Tensor, tables: AdapterTensors) -> bool:
@@ -123,10 +134,11 @@ def _sort_one(folder: Path, key: str, tensor: Tensor, tables: AdapterTensors) ->
     factor = None if "vision" in key else _FACTOR.fullmatch(key)
     if factor:
         layer, site, kind, expert = factor.groups()
-        number = SINGLE if expert is None else int(expert)
-        _store(tables.factors, (site, int(layer), kind, number), tensor, folder)
+        layer_number = int(layer)
+        expert_number = SINGLE if expert is None else int(expert)
+        _store(tables.factors, (site, layer_number, kind, expert_number), tensor, folder)
         module, _, _ = key.rpartition(".lora_")
-        tables.modules[site, int(layer)] = module.removeprefix("base_model.model.")
+        tables.modules[site, layer_number] = module.removeprefix("base_model.model.")
         return True
     if router := _ROUTER.fullmatch(key):
         layer, site = router.groups()
@@ -137,12 +149,14 @@ def _sort_one(folder: Path, key: str, tensor: Tensor, tables: AdapterTensors) ->
         _store(tables.anchors, (kind, int(task)), tensor, folder)
         return True
     projector = _PROJECTOR.fullmatch(_plain_name(key))
-    target = None if projector is None else names.place(projector[1], "projector")
-    if target is not None:
-        rule = target.rule
-        _store(tables.projector, rule.leaf, tensor, folder, rule.transform)
-        return True
-    return False
+    if projector is None:
+        return False
+    target = names.place(projector[1], "projector")
+    if target is None:
+        return False
+    rule = target.rule
+    _store(tables.projector, rule.leaf, tensor, folder, rule.transform)
+    return True
 
 
 def _reason_left_out(key: str) -> str | None:
@@ -163,14 +177,17 @@ def _store(table: dict, key: Any, tensor: Tensor, folder: Path, transform: names
     array = np.asarray(tensor.read()).astype(np.float32)
     if not np.isfinite(array).all():
         raise CheckpointError(
-            "a weight of the adapter is not finite", where=f"{folder}: {tensor.key}", why="it holds NaN or infinity",
+            "a weight of the adapter is not finite",
+            where=f"{folder}: {tensor.key}",
+            why="it holds NaN or infinity",
             remedy="train it again, or get a whole copy",
-        )  # fmt: skip
+        )
     array = names.transformed(array, transform)
     # HiDe and CoIN register one tensor under two names, `loraA.0.weight` and `loraA.0.mlp.weight`.
     if key in table and not np.array_equal(table[key], array):
         raise CheckpointError(
-            "two tensors of the adapter mean the same and differ", where=f"{folder}: {tensor.key}",
+            "two tensors of the adapter mean the same and differ",
+            where=f"{folder}: {tensor.key}",
             remedy="remove the one that does not belong",
-        )  # fmt: skip
+        )
     table[key] = array

@@ -43,7 +43,8 @@ def refuse_pickles(files: Iterable[Path], source: Path) -> None:
     pickled = sorted(file.name for file in files if holds_weights(file.name))
     if pickled:
         raise CheckpointError(
-            "weights are pickled", where=f"{source}: {', '.join(pickled[:4])}",
+            "weights are pickled",
+            where=f"{source}: {', '.join(pickled[:4])}",
             why="a pickle runs whatever its author wrote into it; only safetensors is read",
             remedy=f"convert it in a process of its own (needs torch >= 2.6): hidecmoe unpickle {source} NEW",
-        )  # fmt: skip
+        )

@@ -109,9 +109,11 @@ def _read_state(torch: Any, path: Path) -> dict[str, Any]:
     # torch has no common class of error for files that it refuses: unpickling, zip and value errors all occur.
     except Exception as error:
         raise CheckpointError(
-            "a pickle cannot be read as tensors alone", where=str(path), why=_refusal(error),
+            "a pickle cannot be read as tensors alone",
+            where=str(path),
+            why=_refusal(error),
             remedy="ask the publisher for safetensors; a pickle with anything else in it is never opened",
-        ) from error  # fmt: skip
+        ) from error
     for key in NESTED:
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
@@ -119,9 +121,11 @@ def _read_state(torch: Any, path: Path) -> dict[str, Any]:
     others = [str(name) for name, value in entries if not isinstance(value, torch.Tensor)]
     if others:
         raise CheckpointError(
-            "not a plain state dict", where=str(path), why=f"not tensors: {', '.join(others[:5])}",
+            "not a plain state dict",
+            where=str(path),
+            why=f"not tensors: {', '.join(others[:5])}",
             remedy="save model.state_dict() with the tool that made the file",
-        )  # fmt: skip
+        )
     return state
 
 

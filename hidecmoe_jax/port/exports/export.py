@@ -108,9 +108,11 @@ def _vllm(run: LoadedRun, folder: Path, options: ExportOptions, target: Path) ->
     require_linear(run, "adapters for vLLM")
     if BASE in names_of(run, options.tasks):
         raise ConfigError(
-            "a task has the name of the folder that the base goes to", where=f"task {BASE}",
-            why=f"DST/{BASE} holds the base with the run's projector", remedy="use --to peft, or --to hf --task base",
-        )  # fmt: skip
+            "a task has the name of the folder that the base goes to",
+            where=f"task {BASE}",
+            why=f"DST/{BASE} holds the base with the run's projector",
+            remedy="use --to peft, or --to hf --task base",
+        )
     # vLLM loads LoRA on linears only, so the tuned projector goes into a base of its own.
     names, rank = _write_adapters(run, folder, options, projector=False)
     tuned = with_leaves(run.model, run.learner.shared)
@@ -129,9 +131,11 @@ def _hf(run: LoadedRun, folder: Path, options: ExportOptions, target: Path) -> l
     known = names_of(run)
     if len(known) > 1 and len(options.tasks) != 1:
         raise ConfigError(
-            "a merged model answers one task", where="--to hf", why=f"got {len(options.tasks)} of {len(known)} tasks",
+            "a merged model answers one task",
+            where="--to hf",
+            why=f"got {len(options.tasks)} of {len(known)} tasks",
             remedy=f"give one: --task {' | '.join(known)}",
-        )  # fmt: skip
+        )
     ((name, task),) = names_of(run, options.tasks).items()
     model = in_dtype_of(merged(run, task), run.model)
     tokenizer = base_folder(run.config.base.path)

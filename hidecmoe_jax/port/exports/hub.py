@@ -62,9 +62,11 @@ def write_hub(run: LoadedRun, folder: Path, options: ExportOptions, target: Path
     """
     if options.tasks:
         raise ConfigError(
-            "a hub folder holds the whole run", where=f"--task {' '.join(options.tasks)}",
-            why="its gate and its fusion are made of all tasks", remedy="leave --task out, or use --to peft or --to hf",
-        )  # fmt: skip
+            "a hub folder holds the whole run",
+            where=f"--task {' '.join(options.tasks)}",
+            why="its gate and its fusion are made of all tasks",
+            remedy="leave --task out, or use --to peft or --to hf",
+        )
     base_name = options.base or str(run.config.base.path)
     for name, groups in zip(run.tasks, run.archive, strict=True):
         _write_expert(run, folder / "experts" / name, groups, name, base_name)
@@ -209,9 +211,11 @@ def read_hub(folder: Path) -> Hub:
             task, _, leaf_path = name.partition("/")
             if task not in memory:
                 raise CheckpointError(
-                    "a hub folder routes to a task that it does not hold", where=f"{path}: {name}",
-                    why=f"{FACTS} names {', '.join(facts.experts) or 'no task'}", remedy="export the run again",
-                )  # fmt: skip
+                    "a hub folder routes to a task that it does not hold",
+                    where=f"{path}: {name}",
+                    why=f"{FACTS} names {', '.join(facts.experts) or 'no task'}",
+                    remedy="export the run again",
+                )
             memory[task][leaf_path] = leaf
     lessons = []
     for name in facts.experts:
@@ -244,10 +248,12 @@ def _read_facts(file: Path) -> _Facts:
     kind = method.get("kind") if isinstance(method, dict) else None
     if content.get("format") != FORMAT or str(kind) not in METHODS:
         raise ConfigError(
-            "this hub folder cannot be adopted", where=str(file),
+            "this hub folder cannot be adopted",
+            where=str(file),
             why=f"format {content.get('format')!r}, method {kind!r}; this version reads format {FORMAT} and the "
-            f"methods {', '.join(METHODS)}, and never runs code that a folder names", remedy="update the package",
-        )  # fmt: skip
+            f"methods {', '.join(METHODS)}, and never runs code that a folder names",
+            remedy="update the package",
+        )
     names = {field.name for field in fields(_Facts)}
     # Other fields are for people and for later versions.
     selected = {key: value for key, value in content.items() if key in names}

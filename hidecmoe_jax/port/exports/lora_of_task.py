@@ -31,15 +31,18 @@ def require_linear(run: LoadedRun, form: str) -> AsLora:
     method = run.config.method
     if not isinstance(method, AsLora):
         raise ConfigError(
-            f"the experts of {method.name!r} cannot be written as {form}", where=f"method: {type(method).__name__}",
+            f"the experts of {method.name!r} cannot be written as {form}",
+            where=f"method: {type(method).__name__}",
             why=f"{method.describe_experts()}; this form holds one LoRA on linears, the same for every token",
             remedy="use --to hub, which keeps experts and routers; answer with `hidecmoe ask` or `hidecmoe eval`",
-        )  # fmt: skip
+        )
     if method.lora_bank(run.learner) is None or not method.learned(run.learner):
         raise ConfigError(
-            f"there is no expert to write as {form}", where=f"method {method.name!r}",
-            why="nothing was learned: it answers with the base model alone", remedy="use --to hf-base",
-        )  # fmt: skip
+            f"there is no expert to write as {form}",
+            where=f"method {method.name!r}",
+            why="nothing was learned: it answers with the base model alone",
+            remedy="use --to hf-base",
+        )
     return method
 
 
