@@ -17,7 +17,8 @@ TAGS = ["continual-learning", "lora", "mixture-of-experts", "llava", "jax"]
 def card(run: LoadedRun, facts: dict[str, Any]) -> str:
     """Text of README.md; numbers are the run's own measurements, and missing ones are stated as such."""
     config = run.config
-    cells = Cells(run.folder.seed(config.seeds[0]).cells).read()
+    seed_folder = run.folder.seed(config.seeds[0])
+    cells = Cells(seed_folder.cells).read()
     head = {
         "base_model": facts["base"]["name"], "library_name": "hidecmoe_jax", "license": "other", "datasets": [],
         "tags": TAGS, "pipeline_tag": "image-text-to-text",
@@ -39,7 +40,8 @@ def card(run: LoadedRun, facts: dict[str, Any]) -> str:
 
 def _leaks(run: LoadedRun) -> str:
     """Sentence on test pictures among the training pictures; nothing is known of adopted experts."""
-    ledger = Ledger(run.folder.seed(run.config.seeds[0]).path)
+    seed_folder = run.folder.seed(run.config.seeds[0])
+    ledger = Ledger(seed_folder.path)
     adopted = []
     for number, name in enumerate(run.tasks):
         if "adopted" in ledger.meta(number):
@@ -86,10 +88,11 @@ def _matrix(run: LoadedRun, cells: dict) -> str:
         return "Not measured."
     lines = ["| after | " + " | ".join(run.tasks) + " |"]
     # Markdown needs a line of dashes between the head and the rows.
-    lines.append("|---" * (len(run.tasks) + 1) + "|")
+    columns = 1 + len(run.tasks)
+    lines.append("|---" * columns + "|")
     for row, scores in sorted(cells.items()):
-        columns = [_cell(scores, name) for name in run.tasks]
-        lines.append(f"| {_row_label(run, row)} | " + " | ".join(columns) + " |")
+        values = [_cell(scores, name) for name in run.tasks]
+        lines.append(f"| {_row_label(run, row)} | " + " | ".join(values) + " |")
     return "\n".join(lines)
 
 
@@ -110,11 +113,14 @@ def _forgetting(run: LoadedRun, cells: dict) -> str:
     changes = []
     # The last task had no later lesson that could have cost it anything.
     for number, name in enumerate(run.tasks[:-1]):
-        before = cells.get(number + 1, {}).get(name, {}).get("score")
+        row = cells.get(number + 1, {})
+        before = row.get(name, {}).get("score")
         after = last.get(name, {}).get("score")
         if before is not None and after is not None:
             changes.append(f"{name}: {after - before:+.1f}")
-    return f"Change from right after a task to the end: {', '.join(changes)}." if changes else "Not measured."
+    if not changes:
+        return "Not measured."
+    return f"Change from right after a task to the end: {', '.join(changes)}."
 
 
 def _routing(run: LoadedRun) -> str:

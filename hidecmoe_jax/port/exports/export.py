@@ -54,7 +54,8 @@ def _load(run: Path, options: ExportOptions) -> LoadedRun:
     """The run, or a base model's folder as a run that has learned nothing."""
     if options.form != "hf-base" or RunFolder(run).config.is_file():
         return load_run(run, task=options.row)
-    config = RunConfig(method=Routed(name="base", growth="none"), base=Base(path=str(run)))
+    method = Routed(name="base", growth="none")
+    config = RunConfig(method=method, base=Base(path=str(run)))
     model, tokenizer = open_base(config)
     learner = config.method.init(model, 1)
     # No lesson is archived or missing, and no SHA-256 of a base is recorded.
@@ -64,9 +65,11 @@ def _load(run: Path, options: ExportOptions) -> LoadedRun:
 def write_adapter(run: LoadedRun, lora: LoraWeights, name: str, folder: Path, options: ExportOptions) -> dict[str, Any]:
     """One adapter under the module names of one tree, or of both; returns its config."""
     settings: dict[str, Any] = {
-        "base": options.base or run.config.base.path, "notes": {BASE_KEY: run.base, TASK_KEY: name},
-        "dropout": run.config.method.lora.dropout, "pad": "vllm" if options.form == "vllm" else "fitting",
-    }  # fmt: skip
+        "base": options.base or run.config.base.path,
+        "notes": {BASE_KEY: run.base, TASK_KEY: name},
+        "dropout": run.config.method.lora.dropout,
+        "pad": "vllm" if options.form == "vllm" else "fitting",
+    }
     first: Tree = "before5" if options.tree == "before5" else "since5"
     config = write_peft(lora, folder, tree=first, **settings)
     if options.tree == "both":
@@ -85,9 +88,12 @@ def _write_adapters(
         if not projector:
             lora = dataclasses.replace(lora, projector={})
         config = write_adapter(run, lora, name, folder / name, options)
-        largest = max(largest, config["r"])
+        padded_rank = config["r"]
+        largest = max(largest, padded_rank)
+        alpha = config["lora_alpha"]
         tuned = " and projector" if lora.projector else ""
-        say(f"{number + 1}/{len(names)} {name}: rank {lora.rank} as {config['r']}, alpha {config['lora_alpha']}{tuned}")
+        progress = f"{number + 1}/{len(names)}"
+        say(f"{progress} {name}: rank {lora.rank} as {padded_rank}, alpha {alpha}{tuned}")
     return names, largest
 
 
@@ -97,8 +103,10 @@ def _write_adapters(
 def _peft(run: LoadedRun, folder: Path, options: ExportOptions, target: Path) -> list[str]:
     require_linear(run, "a PEFT adapter")
     names, _ = _write_adapters(run, folder, options, projector=True)
-    example = target / next(iter(names))
-    lines = [f"{len(names)} adapters: {', '.join(names)}", f"  PeftModel.from_pretrained(model, '{example}')"]
+    first_name = next(iter(names))
+    example = target / first_name
+    listed = ", ".join(names)
+    lines = [f"{len(names)} adapters: {listed}", f"  PeftModel.from_pretrained(model, '{example}')"]
     if options.tree == "both":
         lines.append(f"  transformers before 5: '{example / BEFORE}'")
     return lines
@@ -120,8 +128,10 @@ def _vllm(run: LoadedRun, folder: Path, options: ExportOptions, target: Path) ->
     tokenizer = base_folder(run.config.base.path)
     size = write_hf(base, folder / BASE, tokenizer=tokenizer, shard_gib=options.shard_gib)
     modules = " ".join(f"{name}={target / name}" for name in names)
+    listed = ", ".join(names)
+    gigabytes = size / 1e9
     return [
-        f"{BASE}: the base with the run's projector, {size / 1e9:.2f} GB; {len(names)} adapters: {', '.join(names)}",
+        f"{BASE}: the base with the run's projector, {gigabytes:.2f} GB; {len(names)} adapters: {listed}",
         f"  vllm serve {target / BASE} --enable-lora --max-lora-rank {rank} --lora-modules {modules}",
     ]
 
@@ -129,26 +139,32 @@ def _vllm(run: LoadedRun, folder: Path, options: ExportOptions, target: Path) ->
 def _hf(run: LoadedRun, folder: Path, options: ExportOptions, target: Path) -> list[str]:
     require_linear(run, "one merged model")
     known = names_of(run)
-    if len(known) > 1 and len(options.tasks) != 1:
+    count = len(options.tasks)
+    if len(known) > 1 and count != 1:
         raise ConfigError(
             "a merged model answers one task",
             where="--to hf",
-            why=f"got {len(options.tasks)} of {len(known)} tasks",
+            why=f"got {count} of {len(known)} tasks",
             remedy=f"give one: --task {' | '.join(known)}",
         )
     ((name, task),) = names_of(run, options.tasks).items()
     model = in_dtype_of(merged(run, task), run.model)
     tokenizer = base_folder(run.config.base.path)
     size = write_hf(model, folder, tokenizer=tokenizer, shard_gib=options.shard_gib)
-    return [f"{name}: merged, {size / 1e9:.2f} GB", f"  LlavaForConditionalGeneration.from_pretrained('{target}')"]
+    gigabytes = size / 1e9
+    return [
+        f"{name}: merged, {gigabytes:.2f} GB",
+        f"  LlavaForConditionalGeneration.from_pretrained('{target}')",
+    ]
 
 
 def _hf_base(run: LoadedRun, folder: Path, options: ExportOptions, target: Path) -> list[str]:
     tokenizer = base_folder(run.config.base.path)
     size = write_hf(run.model, folder, tokenizer=tokenizer, shard_gib=options.shard_gib)
     size += write_clip(run.model, folder / CLIP, tokenizer=tokenizer, shard_gib=options.shard_gib)
+    gigabytes = size / 1e9
     lines = [
-        f"the base without anything learned, {size / 1e9:.2f} GB; the CLIP pair of the gate in {CLIP}/",
+        f"the base without anything learned, {gigabytes:.2f} GB; the CLIP pair of the gate in {CLIP}/",
         f"  hidecmoe convert {target} NEW --clip {target / CLIP}",
     ]
     if run.model.config.text.eos_token == OLD_EOS:

@@ -83,7 +83,9 @@ class OutputTensor:
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape in the file."""
-        shape = self.leaf.shape if self.layer is None else self.leaf.shape[1:]
+        shape = self.leaf.shape
+        if self.layer is not None:
+            shape = shape[1:]
         first, *rest = source_shape(shape, self.rule.transform)
         return (first + self.more, *rest)
 
@@ -140,7 +142,9 @@ def write_hf(model: Model, folder: Path, *, tokenizer: Path, shard_gib: float = 
     more = table_rows(model.config) - model.config.vocabulary
     outputs = []
     for output in tensors(leaves, LLAVA):
-        outputs.append(replace(output, more=more) if output.rule.leaf in _TABLES else output)
+        if output.rule.leaf in _TABLES:
+            output = replace(output, more=more)
+        outputs.append(output)
     # CLIP's projection is no part of LLaVA either, see `write_clip`.
     elsewhere = {rule.leaf for rule in VISION_PROJECTION.values()}
     written = {output.rule.leaf for output in outputs}
@@ -186,14 +190,18 @@ def _write_processor(config: LlavaConfig, folder: Path) -> None:
 def table_rows(config: LlavaConfig) -> int:
     """Rows of token table and head in the export: a multiple of 64 if the image token is past the model's own table."""
     rows = config.vocabulary
-    return rows if config.image_token < rows else 64 * (config.image_token // 64 + 1)
+    if config.image_token < rows:
+        return rows
+    blocks = config.image_token // 64 + 1
+    return 64 * blocks
 
 
 def _copy_settings(source: Path, folder: Path) -> None:
     """Copies tokenizer and processor files, but nothing that describes our own weights."""
     for path in sorted(source.iterdir()):
         ours = path.name in (CONFIG, MANIFEST, RECORD) or path.name.endswith(".index.json")
-        if path.is_file() and path.suffix in (".json", ".model", ".jinja", ".txt") and not ours:
+        of_tokenizer = path.suffix in (".json", ".model", ".jinja", ".txt")
+        if path.is_file() and of_tokenizer and not ours:
             shutil.copyfile(path, folder / path.name)
 
 
@@ -202,9 +210,12 @@ def _source_fields(folder: Path) -> dict[str, Any]:
     tokenizer = Tokenizer.load(folder)
     ids = {"bos_token_id": tokenizer.bos, "eos_token_id": tokenizer.eos, "pad_token_id": tokenizer.pad}
     # The conversion recorded the source's config in the base folder, if it was converted.
-    record = read_json(folder / RECORD) if (folder / RECORD).is_file() else {}
+    record = {}
+    if (folder / RECORD).is_file():
+        record = read_json(folder / RECORD)
     source = record.get("source_config") or {}
-    context = (source.get("text_config") or source).get("max_position_embeddings", CONTEXT)
+    text = source.get("text_config") or source
+    context = text.get("max_position_embeddings", CONTEXT)
     return ids | {"max_position_embeddings": context}
 
 
@@ -214,7 +225,9 @@ def write_clip(model: Model, folder: Path, *, tokenizer: Path, shard_gib: float 
     text_folder = tokenizer / TEXT_FOLDER
     _copy_settings(text_folder if text_folder.is_dir() else tokenizer, folder)
     write_json(folder / CONFIG, clip_config(model.config))
-    return write_shards(tensors(trees.flatten(model.params), CLIP), folder, shard_gib=shard_gib)
+    leaves = trees.flatten(model.params)
+    outputs = tensors(leaves, CLIP)
+    return write_shards(outputs, folder, shard_gib=shard_gib)
 
 
 def write_shards(outputs: list[OutputTensor], folder: Path, *, shard_gib: float) -> int:
@@ -222,17 +235,19 @@ def write_shards(outputs: list[OutputTensor], folder: Path, *, shard_gib: float)
     total = sum(output.nbytes for output in outputs)
     check_space(folder, total)  # before the first byte, so that a full disk leaves nothing behind
     shards = _cut(outputs, shard_gib * 2**30)
-    if len(shards) == 1:
+    count = len(shards)
+    if count == 1:
         files = [WEIGHTS]
     else:
-        files = [f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
+        files = [f"model-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1)]
     weight_map: dict[str, str] = {}
     for name, shard in zip(files, shards, strict=True):
         with disk_errors("could not write weights", folder / name, needed=total):
             _write_file(folder / name, shard)
         weight_map |= {output.key: name for output in shard}
-    if len(shards) > 1:
-        write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+    if count > 1:
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        write_json(folder / INDEX, index)
     return total
 
 
@@ -251,18 +266,22 @@ def _cut(outputs: list[OutputTensor], limit: float) -> list[list[OutputTensor]]:
 
 def _write_file(path: Path, outputs: list[OutputTensor]) -> None:
     """One safetensors file, tensor after tensor."""
-    header, _ = header_bytes(((output.key, output.dtype, output.shape) for output in outputs), {"format": "pt"})
+    entries = [(output.key, output.dtype, output.shape) for output in outputs]
+    header, _ = header_bytes(entries, {"format": "pt"})
     with open(path, "wb") as file:
         file.write(header)
         for output in outputs:
-            file.write(output.read().reshape(-1).view(np.uint8).data)
+            array = output.read()
+            # Bytes of the buffer itself: `tobytes` would copy the whole tensor.
+            file.write(array.reshape(-1).view(np.uint8).data)
         file.flush()
         os.fsync(file.fileno())
 
 
 def hf_config(config: LlavaConfig) -> dict[str, Any]:
     """config.json of LlavaForConditionalGeneration; `rope_theta` twice, for transformers before and since 5."""
-    decoder, dtype = config.decoder, config.param_dtype
+    decoder = config.decoder
+    dtype = config.param_dtype
     text = {
         "model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": table_rows(config),
         "hidden_size": decoder.width, "intermediate_size": decoder.hidden, "num_hidden_layers": decoder.layers,

@@ -46,6 +46,7 @@ from hidecmoe_jax.storage.arrays import Groups
 from hidecmoe_jax.storage.files import read_json
 from hidecmoe_jax.storage.manifest import verify
 
+Leaves = dict[str, np.ndarray]
 FORMAT = 1
 FACTS = "hidecmoe.json"
 EXPERTS = "experts.safetensors"
@@ -73,9 +74,16 @@ def write_hub(run: LoadedRun, folder: Path, options: ExportOptions, target: Path
     _write_routing(run, folder / "routing")
     _write_projector(run, folder)
     facts = _facts(run, base_name)
-    (folder / FACTS).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-    (folder / "README.md").write_text(card(run, facts), encoding="utf-8")
+    _write_indented(folder / FACTS, facts)
+    text = card(run, facts)
+    (folder / "README.md").write_text(text, encoding="utf-8")
     return [f"{len(run.tasks)} tasks, card and manifest", _adoption(run, target)]
+
+
+def _write_indented(file: Path, content: dict[str, Any]) -> None:
+    """JSON with one space of indent and a newline at its end."""
+    text = json.dumps(content, indent=1) + "\n"
+    file.write_text(text, encoding="utf-8")
 
 
 def _adoption(run: LoadedRun, target: Path) -> str:
@@ -89,7 +97,9 @@ def _write_projector(run: LoadedRun, folder: Path) -> None:
     """The tuned projector under Hugging Face's names, if there is one; for other tools, adoption does not read it."""
     tensors = {}
     for path, leaf in run.learner.shared.items():
-        tensors[f"{PROJECTOR['before5']}.{PROJECTOR_LEAVES[path]}"] = np.asarray(leaf).T
+        name = f"{PROJECTOR['before5']}.{PROJECTOR_LEAVES[path]}"
+        # Kernels are [in, out] here and [out, in] there.
+        tensors[name] = np.asarray(leaf).T
     if tensors:
         save_tensors(tensors, folder / "projector.safetensors")
 
@@ -116,7 +126,7 @@ def _write_routing(run: LoadedRun, folder: Path) -> None:
     """Leaves of the gate in one file, token routers in another, named TASK/PATH; thresholds as JSON, to be read."""
     method = run.config.method
     gate_file = "prototypes" if method.gate is None else method.gate.stores
-    files: dict[str, dict[str, np.ndarray]] = {gate_file: {}, "routers": {}}
+    files: dict[str, Leaves] = {gate_file: {}, "routers": {}}
     thresholds: dict[str, dict[str, float]] = {}
     for task, groups in zip(run.tasks, run.archive, strict=True):
         for path, leaf in groups["memory"].items():
@@ -134,7 +144,7 @@ def _write_routing(run: LoadedRun, folder: Path) -> None:
     # Exact for anchors. Other gates hold these records out in the same way, and the text is a byte of the format.
     source = "records of each task that its anchors left out"
     content = {"from": source, "settings": settings, "thresholds": thresholds}
-    (folder / "thresholds.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    _write_indented(folder / "thresholds.json", content)
 
 
 def _facts(run: LoadedRun, base_name: str) -> dict[str, Any]:
@@ -152,20 +162,29 @@ def _facts(run: LoadedRun, base_name: str) -> dict[str, Any]:
     if isinstance(method, AsLora):
         expanded = list(method.expanded(layers, run.learner.memory))
     # Joint training has one lesson for several tasks.
-    tasks = task_names(run.folder.path) if run.tasks == (JOINT,) else list(run.tasks)
+    tasks = list(run.tasks)
+    if run.tasks == (JOINT,):
+        tasks = task_names(run.folder.path)
+    target_modules = []
     linears = run.learner.past.get(LINEARS)
+    if linears is not None:
+        target_modules = list(linears.sites)
+    lora = None
+    if method.lora is not None:
+        lora = strict.plain(method.lora) | {"rule": "alpha / rank"}
     known_edits = []
     for edit in edits.read(run.folder.path):
         # The run may be exported as it was before a later lesson, and so before edits that came after it.
         if edit.tasks <= len(tasks):
             known_edits.append(strict.plain(edit))
+    base_config = strict.plain(run.model.config)
     return {
         "format": FORMAT, "version": VERSION, "bank_version": len(run.tasks), "experts": list(run.tasks),
         "tasks": tasks, "config": settings,
-        "base": {"name": base_name, "sha256": run.base, "files": files, "config": strict.plain(run.model.config)},
-        "lora": None if method.lora is None else strict.plain(method.lora) | {"rule": "alpha / rank"},
+        "base": {"name": base_name, "sha256": run.base, "files": files, "config": base_config},
+        "lora": lora,
         "layer_roles": {"layers": layers, "expanded": expanded, "last": layers - 1},
-        "target_modules": list(linears.sites) if linears is not None else [],
+        "target_modules": target_modules,
         "edits": known_edits,
     }  # fmt: skip
 
@@ -205,7 +224,7 @@ def read_hub(folder: Path) -> Hub:
     """
     verify(folder, remedy="download it again, as files and not as links into a cache", exempt=FREE)
     facts = _read_facts(folder / FACTS)
-    memory: dict[str, dict[str, np.ndarray]] = {name: {} for name in facts.experts}
+    memory: dict[str, Leaves] = {name: {} for name in facts.experts}
     for path in sorted((folder / "routing").glob("*.safetensors")):
         for name, leaf in _load(path).items():
             task, _, leaf_path = name.partition("/")
@@ -219,8 +238,10 @@ def read_hub(folder: Path) -> Hub:
             memory[task][leaf_path] = leaf
     lessons = []
     for name in facts.experts:
-        lessons.append(_lesson(folder / "experts" / name, memory[name]))
-    return Hub(facts.config, facts.base["sha256"], facts.tasks, facts.experts, lessons, list(facts.edits))
+        lesson = _lesson(folder / "experts" / name, memory[name])
+        lessons.append(lesson)
+    base_digest = facts.base["sha256"]
+    return Hub(facts.config, base_digest, facts.tasks, facts.experts, lessons, list(facts.edits))
 
 
 @dataclass(frozen=True)
@@ -234,9 +255,11 @@ class _Facts:
     edits: tuple[dict[str, Any], ...]
 
     def __post_init__(self) -> None:
-        if not isinstance(self.base.get("sha256"), str):
-            raise ValueError(f"base.sha256 is {self.base.get('sha256')!r}, expected text")
-        if len(set(self.experts)) < len(self.experts):
+        digest = self.base.get("sha256")
+        if not isinstance(digest, str):
+            raise ValueError(f"base.sha256 is {digest!r}, expected text")
+        distinct = set(self.experts)
+        if len(distinct) < len(self.experts):
             raise ValueError(f"experts names one twice: {', '.join(self.experts)}")
 
 
@@ -246,11 +269,12 @@ def _read_facts(file: Path) -> _Facts:
     config = content.get("config")
     method = config.get("method") if isinstance(config, dict) else None
     kind = method.get("kind") if isinstance(method, dict) else None
-    if content.get("format") != FORMAT or str(kind) not in METHODS:
+    version = content.get("format")
+    if version != FORMAT or str(kind) not in METHODS:
         raise ConfigError(
             "this hub folder cannot be adopted",
             where=str(file),
-            why=f"format {content.get('format')!r}, method {kind!r}; this version reads format {FORMAT} and the "
+            why=f"format {version!r}, method {kind!r}; this version reads format {FORMAT} and the "
             f"methods {', '.join(METHODS)}, and never runs code that a folder names",
             remedy="update the package",
         )
@@ -269,22 +293,28 @@ def _read_facts(file: Path) -> _Facts:
 def _lesson(folder: Path, memory: dict[str, np.ndarray]) -> Groups:
     """Archive of one lesson, from either form of an expert."""
     if (folder / EXPERTS).is_file():
+        shared = {}
         # Written only where something is shared.
-        shared = _load(folder / SHARED) if (folder / SHARED).is_file() else {}
-        return {"experts": _load(folder / EXPERTS), "shared": shared, "memory": memory}
+        if (folder / SHARED).is_file():
+            shared = _load(folder / SHARED)
+        experts = _load(folder / EXPERTS)
+        return {"experts": experts, "shared": shared, "memory": memory}
     lora = read_adapter(folder).experts[0]
     experts = {}
     for site in lora.sites:
+        a_LDR = np.stack(lora.a[site])
+        b_LRF = np.stack(lora.b[site])
         # A bank has an axis of slots, here a single one: a [L, D, 1, R], b [L, 1, R, F].
-        experts[f"a/{site}"] = np.stack(lora.a[site])[:, :, None]
-        experts[f"b/{site}"] = np.stack(lora.b[site])[:, None]
+        experts[f"a/{site}"] = a_LDR[:, :, None]
+        experts[f"b/{site}"] = b_LRF[:, None]
     shared = {}
     for path, leaf in lora.projector.items():
         shared[path] = np.ascontiguousarray(leaf)
     return {"experts": dict(sorted(experts.items())), "shared": shared, "memory": memory}
 
 
-def _load(path: Path) -> dict[str, np.ndarray]:
+def _load(path: Path) -> Leaves:
+    """Arrays of a safetensors file by name; raises CheckpointError if it cannot be read."""
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:

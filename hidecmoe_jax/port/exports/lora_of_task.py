@@ -36,7 +36,8 @@ def require_linear(run: LoadedRun, form: str) -> AsLora:
             why=f"{method.describe_experts()}; this form holds one LoRA on linears, the same for every token",
             remedy="use --to hub, which keeps experts and routers; answer with `hidecmoe ask` or `hidecmoe eval`",
         )
-    if method.lora_bank(run.learner) is None or not method.learned(run.learner):
+    has_bank = method.lora_bank(run.learner) is not None
+    if not has_bank or not method.learned(run.learner):
         raise ConfigError(
             f"there is no expert to write as {form}",
             where=f"method {method.name!r}",
@@ -103,9 +104,10 @@ def lora_of(bank: Bank, gain_LS: np.ndarray) -> LoraWeights:
 def _side_by_side(a_DSR: np.ndarray, b_SRF: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray]:
     """Slots concatenated in the rank and padded with zeros: a [D, rank], b [rank, F]."""
     width, slots, slot_rank = a_DSR.shape
+    out = b_SRF.shape[2]
     used = slots * slot_rank
     a_DR = np.zeros((width, rank), np.float32)
-    b_RF = np.zeros((rank, b_SRF.shape[2]), np.float32)
+    b_RF = np.zeros((rank, out), np.float32)
     a_DR[:, :used] = a_DSR.reshape(width, used)
     b_RF[:used] = b_SRF.reshape(used, -1)
     return a_DR, b_RF
