@@ -52,7 +52,8 @@ class Adoption:
     @property
     def task_specs(self) -> tuple[TaskSpec, ...]:
         """The task folders with absolute paths."""
-        return tuple(TaskSpec(str(Path(folder).resolve())) for folder in self.data)
+        folders = [Path(folder).resolve() for folder in self.data]
+        return tuple(TaskSpec(str(folder)) for folder in folders)
 
 
 def adopt(
@@ -72,7 +73,8 @@ def adopt(
     how = how or Adoption()
     target = Path(out)
     folders = [Path(folder) for folder in adapters]
-    check_target(target, overwrite=overwrite, sources=[*folders, base_folder(str(base))])
+    sources = [*folders, base_folder(str(base))]
+    check_target(target, overwrite=overwrite, sources=sources)
     if any(is_hub(folder) for folder in folders):
         return _adopt_hub(str(base), folders, target, how, overwrite=overwrite)
     # Adapters are read before the base is opened: their errors are quick, and a 7B base takes minutes.
@@ -88,7 +90,8 @@ def adopt(
     notes: list[str] = []
     origins = []
     for adapter in read:
-        notes += [f"{adapter.path}: {note}" for note in adapter.notes]
+        for note in adapter.notes:
+            notes.append(f"{adapter.path}: {note}")
         origins.append({"kind": adapter.kind, "from": adapter.base_name, "task": adapter.task})
     with fresh_folder(target, overwrite=overwrite) as unfinished:
         facts = {"adopted": origins, "notes": notes}
@@ -100,7 +103,9 @@ def adopt(
                 "Every shape fits."
             )
     eval_hint = "" if how.data else "; give task folders with --data to measure it with `hidecmoe eval`"
-    return [*notes, f"{method.name}: {len(lessons)} tasks ({', '.join(names)}){eval_hint}"]
+    listed = ", ".join(names)
+    summary = f"{method.name}: {len(lessons)} tasks ({listed}){eval_hint}"
+    return [*notes, summary]
 
 
 def _base_config(path: str, how: Adoption) -> Base:
@@ -122,7 +127,9 @@ def _adopt_hub(base: str, folders: list[Path], target: Path, how: Adoption, *, o
     folder = folders[0]
     hub = read_hub(folder)
     settings = dict(hub.config)
-    settings["base"] = settings.get("base", {}) | {"path": base}
+    # Its other settings of the base stay: they are part of how the run was learned.
+    base_settings = settings.get("base", {})
+    settings["base"] = base_settings | {"path": base}
     # A hub folder has no data, so the stream is what this adoption was given.
     task_folders = [{"folder": spec.folder} for spec in how.task_specs]
     settings["stream"] = {"pocket": None, "tasks": task_folders}
@@ -146,7 +153,8 @@ def _adopt_hub(base: str, folders: list[Path], target: Path, how: Adoption, *, o
         if hub.edits:
             write_json(RunFolder(unfinished).edits, {"edits": hub.edits})
             edits.read(unfinished)  # refuses edits that this version cannot apply, before the folder gets its name
-    return [f"{config.method.name}: {len(hub.names)} lessons ({', '.join(hub.names)})"]
+    listed = ", ".join(hub.names)
+    return [f"{config.method.name}: {len(hub.names)} lessons ({listed})"]
 
 
 def _task_names(adapters: list[Adapter], count: int, how: Adoption) -> tuple[str, ...]:
@@ -160,11 +168,13 @@ def _task_names(adapters: list[Adapter], count: int, how: Adoption) -> tuple[str
         names = tuple(recorded)
     else:
         names = tuple(f"task_{number + 1}" for number in range(count))
-    if len(names) != count or len(set(names)) != count:
+    distinct = set(names)
+    if len(names) != count or len(distinct) != count:
+        listed = ", ".join(names)
         raise ConfigError(
             "names and adapters do not match",
             where=f"{count} tasks",
-            why=f"got {len(names)}: {', '.join(names)}",
+            why=f"got {len(names)}: {listed}",
             remedy="give as many different --names (or --data folders) as there are tasks, in their order",
         )
     # Checked last, because the names become folder names of the run.
@@ -180,9 +190,11 @@ def _data_names(how: Adoption) -> tuple[str, ...]:
 def run_config(base: str, method: Any, how: Adoption) -> RunConfig:
     """The configuration of an adopted run."""
     if how.template not in TEMPLATES:
-        raise ConfigError("unknown template", where=f"--template {how.template}", why=f"known: {', '.join(TEMPLATES)}")
+        known = ", ".join(TEMPLATES)
+        raise ConfigError("unknown template", where=f"--template {how.template}", why=f"known: {known}")
     stream = StreamConfig(None, how.task_specs)
-    config = RunConfig(method=method, base=Base(path=base), stream=stream, template=TEMPLATES[how.template])
+    template = TEMPLATES[how.template]
+    config = RunConfig(method=method, base=Base(path=base), stream=stream, template=template)
     # Through JSON, so that the overrides meet lists and numbers as a config file has them.
     text = json.dumps(to_mapping(config))
     settings = strict.override(json.loads(text), how.overrides)
@@ -202,7 +214,8 @@ def write_run(
     """
     method = config.method
     # Raises before anything is written if this method cannot serve these lessons.
-    learner = method.from_archive(model, config.slots_for(len(lessons)), lessons)
+    slots = config.slots_for(len(lessons))
+    learner = method.from_archive(model, slots, lessons)
     method.serve(model, learner)
     if config.stream.tasks:
         identity = identity_of(config, checked_stream(config), digest)
@@ -214,10 +227,12 @@ def write_run(
     open_run(folder, identity, resume=False, overwrite=False, session=session_facts())
     write_config(config, folder)
     for seed in config.seeds:
-        ledger = Ledger(RunFolder(folder).seed(seed).path)
+        seed_folder = RunFolder(folder).seed(seed)
+        ledger = Ledger(seed_folder.path)
         for number, groups in enumerate(lessons):
-            record = {"tasks": [names[number]], "method": method.name, "seed": seed, "base": digest, "samples": 0}
+            name = names[number]
+            record = {"tasks": [name], "method": method.name, "seed": seed, "base": digest, "samples": 0}
             # Nothing was trained here, so there are neither epochs nor stages.
             record |= {"epochs": 0, "seconds": 0.0, "stages": {}, "experts": {}}
             record |= dict(facts)
-            ledger.commit(number, names[number], groups, meta=record)
+            ledger.commit(number, name, groups, meta=record)

@@ -26,7 +26,8 @@ def check_target(target: Path, *, overwrite: bool, sources: Iterable[Path] = ())
     """
     resolved = target.resolve()
     for source in sources:
-        if resolved == source.resolve() or resolved in source.resolve().parents:
+        read_path = source.resolve()
+        if resolved == read_path or resolved in read_path.parents:
             raise ConfigError(
                 "the output would take the place of what is read",
                 where=str(target),
@@ -34,10 +35,11 @@ def check_target(target: Path, *, overwrite: bool, sources: Iterable[Path] = ())
                 remedy="give another folder",
             )
     if target.is_symlink() or target.is_file():
+        kind = "a symbolic link" if target.is_symlink() else "a file"
         raise ConfigError(
             "the output must be a folder",
             where=str(target),
-            why="it is a symbolic link" if target.is_symlink() else "it is a file",
+            why=f"it is {kind}",
             remedy="give another path",
         )
     if target.is_dir() and any(target.iterdir()) and not overwrite:

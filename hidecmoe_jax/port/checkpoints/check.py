@@ -88,7 +88,8 @@ def read_states(model: Model, prompt: Prompt, where_K2: Array) -> tuple[Array, A
     length = prompt.tokens_BT.shape[1]
     causal_TS = jnp.tril(jnp.ones((length, length), bool))
     # A key must be a valid token and not later than its query.
-    mask_B1TS = prompt.mask_BT[:, None, None, :] & causal_TS[None, None]
+    is_valid_B11S = prompt.mask_BT[:, None, None, :]
+    mask_B1TS = is_valid_B11S & causal_TS[None, None]
     rows, columns = where_K2.T
 
     def step(x, params):
@@ -101,7 +102,9 @@ def read_states(model: Model, prompt: Prompt, where_K2: Array) -> tuple[Array, A
     first = embed(model, prompt)
     last, states = jax.lax.scan(step, first, decoder_layers(model))
     normed = final_norm(model, last)[rows, columns]
-    return jnp.concatenate([first[rows, columns][None], states, normed[None]]), head(model, normed)
+    embedded = first[rows, columns]
+    all_states = jnp.concatenate([embedded[None], states, normed[None]])
+    return all_states, head(model, normed)
 
 
 _write = jax.jit(generate, static_argnames="sampling")
@@ -122,12 +125,17 @@ def features_and_states(model: Model, inputs: Mapping[str, np.ndarray]) -> dict[
     clip_ids = jnp.asarray(inputs["clip_ids"])
     out = _run_towers(model, pixels, clip_ids)
     patches = patches_of(out["vision_features"], inputs["pictures"])
-    prompt = Prompt(jnp.asarray(inputs["tokens"]), jnp.asarray(inputs["mask"]), patches)
-    states, logits = read_states(model, prompt, jnp.asarray(inputs["where"]))
+    tokens = jnp.asarray(inputs["tokens"])
+    mask = jnp.asarray(inputs["mask"])
+    prompt = Prompt(tokens, mask, patches)
+    where = jnp.asarray(inputs["where"])
+    states, logits = read_states(model, prompt, where)
     for index, state in enumerate(states[:-1]):
         out[f"hidden_{index:02d}"] = state
+    out["hidden_normed"] = states[-1]
     # Every second place: logits are as wide as the vocabulary, and the tests store them.
-    return out | {"hidden_normed": states[-1], "logits": logits[::2]}
+    out["logits"] = logits[::2]
+    return out
 
 
 def ours(model: Model, inputs: Mapping[str, np.ndarray], *, steps: int = STEPS) -> Arrays:
@@ -136,13 +144,18 @@ def ours(model: Model, inputs: Mapping[str, np.ndarray], *, steps: int = STEPS) 
     tokens, mask, where = left_padded(inputs)
     patches = patches_of(out["vision_features"], inputs["pictures"])
     left = Prompt(jnp.asarray(tokens), jnp.asarray(mask), patches)
-    out["logits_left"] = read_states(model, left, jnp.asarray(where[::4]))[1]
+    _, logits_left = read_states(model, left, jnp.asarray(where[::4]))
+    out["logits_left"] = logits_left
     out["logits_long"] = _long_logits(model, inputs, out["vision_features"])
-    right = Prompt(jnp.asarray(inputs["tokens"]), jnp.asarray(inputs["mask"]), patches)
+    right_tokens = jnp.asarray(inputs["tokens"])
+    right_mask = jnp.asarray(inputs["mask"])
+    right = Prompt(right_tokens, right_mask, patches)
     sampling = Sampling(max_new_tokens=steps, eos_token=-1)  # no end token, so that all rows have `steps` tokens
     sample_ids = jnp.arange(len(tokens), dtype=jnp.int32)
-    for side, prompt in (("left", left), ("right", right)):
-        generated = _write(model, prompt, (), sampling=sampling, key=jax.random.key(0), sample_ids_B=sample_ids)
+    key = jax.random.key(0)
+    prompts = {"left": left, "right": right}
+    for side, prompt in prompts.items():
+        generated = _write(model, prompt, (), sampling=sampling, key=key, sample_ids_B=sample_ids)
         out[f"greedy_{side}"] = generated.tokens_BN
         out[f"margin_{side}"] = generated.margin_BN
     return {name: as_numpy(value) for name, value in out.items()}
@@ -154,8 +167,10 @@ def _long_logits(model: Model, inputs: Mapping[str, np.ndarray], features: Array
     picture = features[inputs["long_picture"]][None, None]
     prompt = Prompt(tokens, jnp.ones_like(tokens, bool), picture)
     columns = np.arange(tokens.shape[1], dtype=np.int32)[::16]
-    places = np.stack([np.zeros_like(columns), columns], axis=1)
-    return read_states(model, prompt, jnp.asarray(places))[1]
+    rows = np.zeros_like(columns)
+    places = np.stack([rows, columns], axis=1)
+    _, logits = read_states(model, prompt, jnp.asarray(places))
+    return logits
 
 
 def as_numpy(value: Array) -> np.ndarray:
@@ -187,8 +202,10 @@ def wrong_tokens(mine: Mapping[str, np.ndarray], truth: Mapping[str, np.ndarray]
     wrong = 0
     count = 0
     for row, expected in enumerate(truth["greedy"]):
+        until = len(expected)
         # After a near tie both continuations are right, so nothing behind it is compared.
-        until = int(np.argmax(near_tie[row])) if near_tie[row].any() else len(expected)
+        if near_tie[row].any():
+            until = int(np.argmax(near_tie[row]))
         actual = mine[f"greedy_{side}"][row]
         differs = actual[:until] != expected[:until]
         wrong += int(differs.sum())
@@ -226,7 +243,8 @@ def compared(
             shapes = f"ours {actual.shape}, theirs {expected.shape}"
             raise CheckpointError("the comparison does not fit", where=name, why=shapes)
         if dtype == "float32":
-            allowed = TOLERANCE["clip" if name.startswith("clip") else "float32"]
+            kind = "clip" if name.startswith("clip") else "float32"
+            allowed = TOLERANCE[kind]
             difference = float(np.abs(actual - expected).max())
             rows.append(Row(name, difference, allowed, actual.size))
         elif name.startswith("logits"):
@@ -253,7 +271,9 @@ def wider_than_bfloat16(folders: Sequence[Path]) -> bool:
     for folder in folders:
         for file in sorted(folder.glob("*.safetensors")):
             with safe_open(file, "numpy") as content:
-                dtypes = {content.get_slice(name).get_dtype() for name in content.keys()}
+                slices = [content.get_slice(name) for name in content.keys()]
+                dtypes = {tensor.get_dtype() for tensor in slices}
+            # Integers are buffers, which no weight is made from.
             if dtypes - {"BF16", "I64"}:
                 return True
     return False
@@ -289,14 +309,20 @@ def check(
     settings = json.loads(path.read_text(encoding="utf-8"))
     stored = strict.build(LlavaConfig, settings, str(path))
     clips = [clip] if isinstance(clip, Path) else list(clip or [])
-    # Weights that were bfloat16 already are exact, and are compared in float32.
-    half = stored.param_dtype == "bfloat16"
-    dtype = dtype or ("bfloat16" if half and wider_than_bfloat16([source, *clips]) else "float32")
+    if not dtype:
+        # Weights that were bfloat16 already are exact, and are compared in float32.
+        is_bfloat16 = stored.param_dtype == "bfloat16"
+        was_rounded = is_bfloat16 and wider_than_bfloat16([source, *clips])
+        dtype = "bfloat16" if was_rounded else "float32"
     inputs = probe(stored, words=words, long=long)
     inputs["image_token"] = np.array(stored.image_token)
-    flags = ["--clip", *map(str, clips)] if clips else []
-    flags += ["--projector", str(projector)] if projector is not None else []
-    flags += ["--vision", str(vision)] if vision is not None else []
+    flags = []
+    if clips:
+        flags += ["--clip", *map(str, clips)]
+    if projector is not None:
+        flags += ["--projector", str(projector)]
+    if vision is not None:
+        flags += ["--vision", str(vision)]
     command = [python or sys.executable, str(REFERENCE), str(source)]
     truth = _run_reference(command, inputs, flags)
     # In float32 the stored weights are widened, so that both sides compute with the same numbers.

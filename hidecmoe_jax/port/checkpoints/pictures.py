@@ -30,13 +30,16 @@ def picture_settings(folders: Iterable[Path], config: LlavaConfig) -> tuple[dict
         image = contents.get(image_file, {})
         processor = contents.get(processor_file, {})
         # transformers 5 nests them in the processor's file; the older file of their own has precedence.
-        settings = image.get("image_processor", image) or processor.get("image_processor")
+        settings = image.get("image_processor", image)
+        if not settings:
+            settings = processor.get("image_processor")
         if settings is None:
             continue
         file = folder / (image_file if image else processor_file)
         notes = _judge(settings, file, config)
         # The files are copied as they are, so their bytes are returned and not the parsed settings.
-        return {name: (folder / name).read_bytes() for name in contents}, notes
+        copies = {name: (folder / name).read_bytes() for name in contents}
+        return copies, notes
     return {}, ["no picture settings in the checkpoint: CLIP's own mean and deviation are used"]
 
 
@@ -46,17 +49,23 @@ def _judge(settings: Any, file: Path, config: LlavaConfig) -> list[str]:
         refuse_settings(file, f"image_processor {settings!r}, expected an object")
     _require_clip_numbers(settings, file)
     for key in ("do_resize", "do_rescale", "do_normalize"):
-        if settings.get(key, True) is not True:
-            refuse_settings(file, f"{key} {settings[key]!r}, this library does it with every picture (true)")
+        value = settings.get(key, True)
+        if value is not True:
+            refuse_settings(file, f"{key} {value!r}, this library does it with every picture (true)")
     side = config.vision.image_size
     for key in ("crop_size", "size"):
         value = settings.get(key, side)
         sides = list(value.values()) if isinstance(value, dict) else [value]
-        if not sides or any(size != side for size in sides):
+        other_sides = [size for size in sides if size != side]
+        if not sides or other_sides:
             refuse_settings(file, f"{key} {value}, the vision tower reads {side} px (image_size)")
-    if settings.get("resample", _BICUBIC) != _BICUBIC:
-        refuse_settings(file, f"resample {settings['resample']}, this library resizes bicubically (3)")
-    if settings.get("do_center_crop", True) and not settings.get("do_pad", False):
+    resample = settings.get("resample", _BICUBIC)
+    if resample != _BICUBIC:
+        refuse_settings(file, f"resample {resample}, this library resizes bicubically (3)")
+    # transformers' defaults, for fields that are absent.
+    crops = settings.get("do_center_crop", True)
+    pads = settings.get("do_pad", False)
+    if crops and not pads:
         return [
             "the settings crop pictures to their centre; here they are padded to a square, as LLaVA-1.5 was trained"
         ]
@@ -65,11 +74,13 @@ def _judge(settings: Any, file: Path, config: LlavaConfig) -> list[str]:
 
 def _require_clip_numbers(settings: Mapping[str, Any], file: Path) -> None:
     """Mean, deviation and scale must be CLIP's; absent ones are."""
-    for key, expected in (("image_mean", CLIP_MEAN), ("image_std", CLIP_STD), ("rescale_factor", (1 / 255,))):
+    clip_numbers = {"image_mean": CLIP_MEAN, "image_std": CLIP_STD, "rescale_factor": (1 / 255,)}
+    for key, expected in clip_numbers.items():
         value = settings.get(key, expected)
         numbers = value if isinstance(value, list | tuple) else [value]
-        equal = len(numbers) == len(expected) and all(isinstance(number, int | float) for number in numbers)
-        if equal:
+        are_numbers = all(isinstance(number, int | float) for number in numbers)
+        equal = False
+        if are_numbers and len(numbers) == len(expected):
             differences = [abs(a - b) for a, b in zip(numbers, expected, strict=True)]
             equal = max(differences) <= 1e-6
         if not equal:

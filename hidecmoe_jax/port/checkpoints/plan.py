@@ -113,13 +113,20 @@ def choose_dtype(sources: Sequence[ClassifiedSource], dtype: str | None) -> tupl
     for classified in sources:
         for tensor in classified.source.tensors.values():
             # Integers are buffers such as position ids, which no leaf is made from.
-            if tensor.dtype.kind != "i" and place(tensor.key, classified.layout):
+            is_integer = tensor.dtype.kind == "i"
+            if not is_integer and place(tensor.key, classified.layout):
                 names[tensor.dtype.name] += 1
-    chosen = dtype or ("bfloat16" if set(names) == {"bfloat16"} else "float32")
+    chosen = dtype
+    if not chosen:
+        chosen = "bfloat16" if set(names) == {"bfloat16"} else "float32"
     counts = ", ".join(f"{count} {name}" for name, count in sorted(names.items()))
+    rounded = []
     # Widening to float32 loses nothing.
-    rounded = [name for name in names if name != chosen] if chosen == "bfloat16" else []
-    effect = f"{', '.join(rounded)} is rounded, as --dtype asks" if rounded else "exact"
+    if chosen == "bfloat16":
+        rounded = [name for name in names if name != chosen]
+    effect = "exact"
+    if rounded:
+        effect = f"{', '.join(rounded)} is rounded, as --dtype asks"
     return chosen, f"{chosen}, from {counts}; {effect}"
 
 
@@ -191,7 +198,8 @@ def _duplicate(classified: ClassifiedSource, tensor: Tensor, filling: Filling) -
             why=f"{provider.source.role} has {first.key}",
             remedy=f"leave out {source.role}",
         )
-    return Duplicate(tensor, first, source.role, must_agree=source.role == "separate projector")
+    must_agree = source.role == "separate projector"
+    return Duplicate(tensor, first, source.role, must_agree=must_agree)
 
 
 def _tied_head(classified: ClassifiedSource, tensor: Tensor, filled: dict[Destination, Filling]) -> Duplicate:
@@ -214,17 +222,20 @@ def _misfit(source: Source, tensor: Tensor, target: Place, template: dict) -> li
     if path not in template:
         return [f"{where}: found {tensor.spelled}, the config has no such part ({path})"]
     shape = template[path].shape
-    if target.layer is not None and target.layer >= shape[0]:
-        return [f"{where}: layer {target.layer}, expected layers 0 to {shape[0] - 1} (num_hidden_layers)"]
-    # A stack of layers is filled by one tensor a layer.
-    leaf_shape = shape if target.layer is None else shape[1:]
-    expected = source_shape(leaf_shape, target.rule.transform)
+    layer = target.layer
+    if layer is not None:
+        # A stack of layers is filled by one tensor a layer.
+        layer_count, *shape = shape
+        if layer >= layer_count:
+            return [f"{where}: layer {layer}, expected layers 0 to {layer_count - 1} (num_hidden_layers)"]
+    expected = source_shape(tuple(shape), target.rule.transform)
     if tensor.dtype not in DTYPES.values():
         allowed = ", ".join(dtype.name for dtype in DTYPES.values())
         return [f"{where}: found {tensor.spelled}, expected one of {allowed}"]
     if tensor.shape != expected:
+        actual = list(tensor.shape)
         hint = "; it looks transposed" if tensor.shape == expected[::-1] else ""
-        return [f"{where}: found {list(tensor.shape)}, expected {list(expected)} ({target.rule.fields}){hint}"]
+        return [f"{where}: found {actual}, expected {list(expected)} ({target.rule.fields}){hint}"]
     return []
 
 
@@ -255,15 +266,16 @@ def _leaves(
     tensor_count = sum(len(classified.source.tensors) for classified in sources)
     for path, abstract in template.items():
         stacked = "/layers/" in path
+        # A leaf that is no stack has a single destination, without a layer.
+        layers: Sequence[int | None] = range(abstract.shape[0]) if stacked else (None,)
         # A wrong layer count could otherwise make the list of missing layers arbitrarily long.
-        if stacked and abstract.shape[0] > tensor_count:
+        if stacked and len(layers) > tensor_count:
             raise CheckpointError(
                 "the config counts more layers than there are tensors",
                 where=f"{sources[0].source.path}: num_hidden_layers",
-                why=f"{path} would have {abstract.shape[0]:,} layers, all sources hold {tensor_count:,} tensors",
+                why=f"{path} would have {len(layers):,} layers, all sources hold {tensor_count:,} tensors",
                 remedy="config.json and weights do not belong together, or the copy is not whole",
             )
-        layers = range(abstract.shape[0]) if stacked else (None,)
         unfilled = [layer for layer in layers if (path, layer) not in filled]
         if unfilled:
             missing[path] = unfilled if stacked else []
@@ -287,13 +299,19 @@ def _leaves(
 def _flags_for(missing: list[str], sources: Sequence[ClassifiedSource]) -> str:
     """The flags that bring the missing leaves, as a sentence."""
     # CLIP's projection lies under vision/, but LLaVA's tower does not have it.
-    tower = [path for path in missing if path.startswith("vision/") and path != PROJECTION]
+    tower = []
+    clip_pair = []
+    for path in missing:
+        if path.startswith("text/") or path == PROJECTION:
+            clip_pair.append(path)
+        elif path.startswith("vision/"):
+            tower.append(path)
     words = []
     if tower:
         tower_name = sources[0].source.config.get("mm_vision_tower")
         hint = f" (config.json calls it {tower_name!r})" if tower_name else ""
         words.append(f"the vision tower: --vision DIR (CLIPVisionModel) or --clip DIR (CLIPModel){hint}")
-    if any(path.startswith("text/") or path == PROJECTION for path in missing):
+    if clip_pair:
         words.append(
             "CLIP's text tower and projections, which task anchors need and no LLaVA checkpoint has: --clip with "
             "the CLIPModel folder that the vision tower came from (openai/clip-vit-large-patch14-336)"
@@ -307,5 +325,8 @@ def _flags_for(missing: list[str], sources: Sequence[ClassifiedSource]) -> str:
 
 def _some(lines: list[str]) -> str:
     """The first lines, and how many more there are."""
-    more = [f"... and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
-    return "\n         ".join(lines[:_SHOWN] + more)
+    shown = lines[:_SHOWN]
+    hidden = len(lines) - len(shown)
+    if hidden:
+        shown.append(f"... and {hidden} more")
+    return "\n         ".join(shown)

@@ -32,9 +32,31 @@ def probe(config: LlavaConfig, *, words: int | None = None, long: int = LONG, se
     rng = np.random.default_rng(seed)
     vocabulary = config.vocabulary
     limit = min(words or vocabulary, vocabulary)
-    # Ids 0 to 2 are the special tokens of LLaMA's tokenizer.
+    # Ids 0 to 2 are LLaMA's special tokens.
     text_ids = np.array([number for number in range(3, limit) if number != config.image_token])
     patches = [config.image_token] * config.patches
+    # The order of the draws is part of the stored answers of the tests: prompts, pixels, long prompt, CLIP's texts.
+    rows, pictures = _prompts(rng, text_ids, patches)
+    tokens, mask = padded(rows)
+    side = config.vision.image_size
+    picture_count = 1 + int(pictures.max())
+    pixels = rng.uniform(-1.7, 1.7, (picture_count, side, side, 3)).astype(np.float32)
+    long_tokens = _long_prompt(rng, text_ids, patches, long)
+    clip_ids = _clip_ids(config, rng)
+    return {
+        "pixels": pixels,
+        "tokens": tokens,
+        "mask": mask,
+        "pictures": pictures,
+        "where": _compared_places(tokens, mask, config),
+        "long_tokens": long_tokens,
+        "long_picture": np.array(0, np.int32),
+        "clip_ids": clip_ids,
+    }
+
+
+def _prompts(rng: np.random.Generator, text_ids: np.ndarray, patches: list[int]) -> tuple[list[list[int]], np.ndarray]:
+    """Tokens of the prompts of `SHAPES`, and the numbers of their pictures, int32 [B, I] (-1 for none)."""
     rows: list[list[int]] = []
     pictures_of_rows: list[list[int]] = []
     picture_count = 0
@@ -42,6 +64,7 @@ def probe(config: LlavaConfig, *, words: int | None = None, long: int = LONG, se
         row: list[int] = []
         pictures_of_row: list[int] = []
         for position, length in enumerate(runs):
+            # Runs of text and pictures take turns.
             if position % 2:
                 row += patches
                 pictures_of_row.append(picture_count)
@@ -50,24 +73,11 @@ def probe(config: LlavaConfig, *, words: int | None = None, long: int = LONG, se
                 row += rng.choice(text_ids, length).tolist()
         rows.append(row)
         pictures_of_rows.append(pictures_of_row)
-    tokens, mask = padded(rows)
     most = max(map(len, pictures_of_rows))
     pictures = np.full((len(rows), most), -1, np.int32)
     for number, pictures_of_row in enumerate(pictures_of_rows):
         pictures[number, : len(pictures_of_row)] = pictures_of_row
-    side = config.vision.image_size
-    # The order of these draws is part of the stored answers of the tests.
-    pixels = rng.uniform(-1.7, 1.7, (picture_count, side, side, 3)).astype(np.float32)
-    return {
-        "pixels": pixels,
-        "tokens": tokens,
-        "mask": mask,
-        "pictures": pictures,
-        "where": _compared_places(tokens, mask, config),
-        "long_tokens": _long_prompt(rng, text_ids, patches, long),
-        "long_picture": np.array(0, np.int32),
-        "clip_ids": _clip_ids(config, rng),
-    }
+    return rows, pictures
 
 
 def _long_prompt(rng: np.random.Generator, text_ids: np.ndarray, patches: list[int], length: int) -> np.ndarray:
@@ -107,10 +117,12 @@ def _clip_ids(config: LlavaConfig, rng: np.random.Generator) -> np.ndarray:
 def padded(rows: Sequence[Sequence[int]], *, left: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """Tokens int32 [B, T] and mask bool [B, T] of rows of unequal length."""
     longest = max(map(len, rows))
-    tokens = np.zeros((len(rows), longest), np.int32)
-    mask = np.zeros((len(rows), longest), bool)
+    shape = (len(rows), longest)
+    tokens = np.zeros(shape, np.int32)
+    mask = np.zeros(shape, bool)
     for number, row in enumerate(rows):
-        columns = slice(longest - len(row), None) if left else slice(0, len(row))
+        start = longest - len(row) if left else 0
+        columns = slice(start, start + len(row))
         tokens[number, columns] = row
         mask[number, columns] = True
     return tokens, mask
@@ -124,6 +136,7 @@ def left_padded(inputs: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarra
         rows.append(row[valid].tolist())
     tokens, left_mask = padded(rows, left=True)
     where = inputs["where"].copy()
-    padding = (~mask).sum(axis=1)
-    where[:, 1] += padding[where[:, 0]]
+    padding_of_row = (~mask).sum(axis=1)
+    rows_of_places = where[:, 0]
+    where[:, 1] += padding_of_row[rows_of_places]
     return tokens, left_mask, where.astype(np.int32)

@@ -43,13 +43,18 @@ class Report:
     def lines(self) -> list[str]:
         """The report as it is printed."""
         kind = "one file" if self.layout == "file" else "Orbax pieces that any mesh reads"
-        speed = f", {self.nbytes / 2**20 / self.seconds:.0f} MB/s" if self.seconds else ""
+        speed = ""
+        if self.seconds:  # a dry run takes none
+            megabytes = self.nbytes / 2**20
+            speed = f", {megabytes / self.seconds:.0f} MB/s"
+        size = self.nbytes / 2**30
         lines = [f"{self.target} ({kind})"]
-        lines.append(f"{self.tensors} tensors -> {self.leaves} leaves, {self.nbytes / 2**30:.2f} GiB{speed}")
+        lines.append(f"{self.tensors} tensors -> {self.leaves} leaves, {size:.2f} GiB{speed}")
         # Sorted, so that two reports of one checkpoint are equal.
         for pattern, count in sorted(self.dropped.items()):
             lines.append(f"left out: {count} x {pattern}")
-        lines.append(f"disk needed: {self.disk / 2**30:.2f} GiB")
+        disk = self.disk / 2**30
+        lines.append(f"disk needed: {disk:.2f} GiB")
         lines += self.notes
         if self.checked == "not checked":
             lines.append("not checked against the source's own answers: --check does it (needs the extra `oracle`)")
@@ -64,7 +69,9 @@ def finding_notes(findings: Findings) -> list[str]:
     if findings.rounded:
         notes.append(f"{findings.rounded} tensors were rounded to the target's dtype")
     if findings.zero:
-        notes.append(f"warning: all zero: {', '.join(findings.zero[:8])} ({len(findings.zero)})")
+        count = len(findings.zero)
+        keys = ", ".join(findings.zero[:8])
+        notes.append(f"warning: all zero: {keys} ({count})")
     if findings.nonfinite:
         keys = ", ".join(findings.nonfinite[:8])
         notes.append(f"warning: NaN or infinity in {keys}: load_model refuses this model")

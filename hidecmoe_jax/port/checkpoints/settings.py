@@ -83,23 +83,29 @@ def llava_config(
     vision = vision_config(layout, main, tower, projection)
     layer_field = "vision_feature_layer" if layout == "hf-llava" else "mm_vision_select_layer"
     layer = config.get(layer_field, -2)
-    if type(layer) is not int or not -vision.layers <= layer <= vision.layers:
-        _refuse(main, "vision_feature_layer", layer, f"one layer from -{vision.layers} to {vision.layers}")
-    # Bytes of the decoder's feed-forward kernels in bfloat16: above this, activations are recomputed.
+    count = vision.layers
+    if type(layer) is not int or not -count <= layer <= count:
+        _refuse(main, "vision_feature_layer", layer, f"one layer from -{count} to {count}")
+    # Bytes of the decoder's feed-forward kernels in bfloat16, three a layer: above this, activations are recomputed.
     kernel = decoder.width * decoder.hidden
-    large = decoder.layers * kernel * 3 * 2 > _REMAT_BYTES
+    kernel_bytes = decoder.layers * kernel * 3 * 2
+    large = kernel_bytes > _REMAT_BYTES
     text_shape = text_config(text)
     return LlavaConfig(vision, text_shape, decoder, feature_layer=layer, dtype=dtype, param_dtype=dtype, remat=large)
 
 
 def decoder_config(config: Mapping[str, Any], layout: str, source: Source) -> DecoderConfig:
     """The LLaMA part: `text_config` of a Hugging Face LLaVA, the top level in other layouts."""
-    settings = _object(config, "text_config", source) if layout == "hf-llava" else config
-    if layout != "hf-llava" and not settings:
+    if layout == "hf-llava":
+        settings = _object(config, "text_config", source)
+    elif config:
+        settings = config
+    else:
         raise CheckpointError("a checkpoint without config.json", where=str(source.path), why="its shapes are unknown")
     _require_values(settings, _LLAMA_ONLY, source)
     # Hugging Face LLaVA writes it at either level; in the other layouts both levels are the same object.
-    tied = settings.get("tie_word_embeddings", config.get("tie_word_embeddings", False))
+    tied_above = config.get("tie_word_embeddings", False)
+    tied = settings.get("tie_word_embeddings", tied_above)
     if type(tied) not in (bool, type(None)):
         _refuse(source, "tie_word_embeddings", tied, "true or false")
     fields = _typed(_LLAMA, settings, source)
@@ -126,15 +132,21 @@ def vision_config(layout: str, main: Source, tower: Source | None, projection: S
             settings = _object(main.config, "vision_config", main)
     else:
         # Original LLaVA has no config of its tower, even where it stores the tower's weights.
-        described_by = tower if tower is not None and tower is not main else projection
-        settings = {} if described_by is None else _nested(described_by, "vision_config")
+        described_by = projection
+        if tower is not None and tower is not main:
+            described_by = tower
+        settings = {}
+        if described_by is not None:
+            settings = _nested(described_by, "vision_config")
     fields = _typed(_VISION, settings, main)
     _require_heads(fields, main)
-    if fields["patch_size"] > fields["image_size"]:
-        _refuse(main, "patch_size", fields["patch_size"], f"at most image_size ({fields['image_size']})")
+    image_size = fields["image_size"]
+    patch_size = fields["patch_size"]
+    if patch_size > image_size:
+        _refuse(main, "patch_size", patch_size, f"at most image_size ({image_size})")
     _require_values(fields, _CLIP_VISION_ONLY, main)
     return VisionConfig(
-        image_size=fields["image_size"], patch_size=fields["patch_size"], width=fields["hidden_size"],
+        image_size=image_size, patch_size=patch_size, width=fields["hidden_size"],
         layers=fields["num_hidden_layers"], heads=fields["num_attention_heads"], hidden=fields["intermediate_size"],
         projection=_projection_width(projection, "vision_config"), activation=_activation(fields, main),
         epsilon=fields["layer_norm_eps"],
@@ -152,15 +164,17 @@ def text_config(source: Source | None) -> TextConfig:
     settings = _nested(source, "text_config")
     fields = _typed(_TEXT, settings, source)
     _require_heads(fields, source)
-    eos = fields["eos_token_id"]
+    vocabulary = fields["vocab_size"]
     for field in ("eos_token_id", END_TOKEN):
         token = fields.get(field, 0)
-        if type(token) is not int or not 0 <= token < fields["vocab_size"]:
-            _refuse(source, field, token, f"a whole number below vocab_size ({fields['vocab_size']})")
-    highest = fields["vocab_size"] - 1
-    end = fields.get(END_TOKEN, highest if eos == OLD_EOS else eos)
+        if type(token) is not int or not 0 <= token < vocabulary:
+            _refuse(source, field, token, f"a whole number below vocab_size ({vocabulary})")
+    end = fields["eos_token_id"]
+    if end == OLD_EOS:
+        end = vocabulary - 1
+    end = fields.get(END_TOKEN, end)
     return TextConfig(
-        vocabulary=fields["vocab_size"], context=fields["max_position_embeddings"], width=fields["hidden_size"],
+        vocabulary=vocabulary, context=fields["max_position_embeddings"], width=fields["hidden_size"],
         layers=fields["num_hidden_layers"], heads=fields["num_attention_heads"], hidden=fields["intermediate_size"],
         projection=_projection_width(source, "text_config"), eos_token=end,
         activation=_activation(fields, source), epsilon=fields["layer_norm_eps"],
@@ -173,7 +187,7 @@ def _projection_width(source: Source | None, name: str) -> int:
         return 512
     tower_fields = {"projection_dim": 512} | _nested(source, name)
     # The towers' configs inside a CLIPModel hold a stale value, so the top level overrides them.
-    top_level = {key: value for key, value in source.config.items() if key == "projection_dim"}
+    top_level = {"projection_dim": source.config.get("projection_dim")}
     fields = _typed(tower_fields, top_level, source)
     return fields["projection_dim"]
 
@@ -181,7 +195,9 @@ def _projection_width(source: Source | None, name: str) -> int:
 def _nested(source: Source, name: str) -> dict[str, Any]:
     """A tower's own settings without nulls; very old CLIP configs keep them under `<name>_dict`."""
     config = source.config
-    settings = _object(config, name, source) or _object(config, f"{name}_dict", source)
+    settings = _object(config, name, source)
+    if not settings:
+        settings = _object(config, f"{name}_dict", source)
     if not settings and "vision_config" not in config and "text_config" not in config:
         settings = config  # a single tower's folder
     return {key: value for key, value in settings.items() if value is not None}
@@ -200,10 +216,13 @@ def _typed(defaults: Mapping[str, Any], settings: Mapping[str, Any], source: Sou
     fields = dict(defaults)
     fields |= {key: value for key, value in settings.items() if value is not None}
     for field, value in fields.items():
-        if field in _SIZES and (type(value) is not int or not 1 <= value <= _LARGEST):
-            _refuse(source, field, value, f"a whole number from 1 to {_LARGEST}")
-        if field in _POSITIVE and (type(value) not in (int, float) or not value > 0):
-            _refuse(source, field, value, "a number above 0")
+        # By type and not isinstance: a bool is an int as well.
+        if field in _SIZES:
+            if type(value) is not int or not 1 <= value <= _LARGEST:
+                _refuse(source, field, value, f"a whole number from 1 to {_LARGEST}")
+        if field in _POSITIVE:
+            if type(value) not in (int, float) or not value > 0:
+                _refuse(source, field, value, "a number above 0")
     return fields
 
 
@@ -220,7 +239,9 @@ def _theta(fields: Mapping[str, Any], source: Source) -> float:
     parameters = _object(fields, "rope_parameters", source)
     nested = _typed({}, parameters, source)
     scaling = _object(fields, "rope_scaling", source) or nested
-    kind = scaling.get("rope_type", scaling.get("type", "default"))
+    # `type` is the field's older name.
+    old_kind = scaling.get("type", "default")
+    kind = scaling.get("rope_type", old_kind)
     if kind != "default" or "factor" in scaling:
         _refuse(source, "rope_scaling", scaling, "none: scaled rotary positions are not built in")
     # LlamaConfig's default, for files that state none.
@@ -240,8 +261,9 @@ def _require_values(config: Mapping[str, Any], allowed: Mapping[str, tuple], sou
     for field, values in allowed.items():
         value = config.get(field)
         if value not in values:
-            expected = [repr(allowed) for allowed in values if allowed is not None]
-            _refuse(source, field, value, " or ".join(expected) or "nothing")
+            spelled = [repr(option) for option in values if option is not None]
+            expected = " or ".join(spelled) or "nothing"
+            _refuse(source, field, value, expected)
 
 
 def _refuse(source: Source, field: str, value: Any, expected: str) -> None:

@@ -80,12 +80,14 @@ def write_leaves(
                 entry = None
             if entry and entry["sha256"] == _hashed(stream, offsets[leaf.path], leaf.nbytes):
                 sums[leaf.path] = entry["sha256"]
-                findings.add(Findings(entry["zero"], entry["nonfinite"], entry["rounded"]))
+                recorded_findings = Findings(entry["zero"], entry["nonfinite"], entry["rounded"])
+                findings.add(recorded_findings)
                 done(leaf.nbytes)
                 continue
             of_leaf = Findings()
-            sums[leaf.path] = _write(leaf, stream, offsets[leaf.path], of_leaf, allow_nonfinite, done)
-            waiting.append({"leaf": leaf.path, "sha256": sums[leaf.path], **of_leaf.__dict__})
+            digest = _write(leaf, stream, offsets[leaf.path], of_leaf, allow_nonfinite, done)
+            sums[leaf.path] = digest
+            waiting.append({"leaf": leaf.path, "sha256": digest, **of_leaf.__dict__})
             unsynced += leaf.nbytes
             findings.add(of_leaf)
             if unsynced >= SYNC_EVERY or leaf is plan.leaves[-1]:
@@ -137,8 +139,10 @@ def _examine(tensor: Tensor, array: np.ndarray, leaf: Leaf, findings: Findings, 
                 tensor, leaf, "it holds NaN or infinity", "--allow-nonfinite writes it nevertheless, for inspection"
             )
         findings.nonfinite.append(tensor.key)
-    # The sign bit is masked, so that -0 counts as zero.
-    magnitude = array.view(np.uint16) & 0x7FFF if array.dtype.itemsize == 2 else array
+    magnitude = array
+    if array.dtype.itemsize == 2:
+        # The sign bit is masked, so that -0 counts as zero.
+        magnitude = array.view(np.uint16) & 0x7FFF
     if not magnitude.any():
         findings.zero.append(tensor.key)
     findings.rounded += leaf.dtype.itemsize == 2 and tensor.dtype != leaf.dtype
@@ -154,7 +158,9 @@ def finite(array: np.ndarray) -> bool:
     """True if all numbers are finite; 16-bit floats are tested by their exponent bits, which is many times faster."""
     if array.dtype.itemsize == 2:
         mask = np.uint16(0x7C00 if array.dtype == np.float16 else 0x7F80)
-        return not bool(((array.view(np.uint16) & mask) == mask).any())
+        exponents = array.view(np.uint16) & mask
+        # All exponent bits are set in NaN and infinity, and in nothing else.
+        return not bool((exponents == mask).any())
     return bool(np.isfinite(array).all())
 
 
@@ -171,7 +177,8 @@ def compare_duplicate(duplicate: Duplicate) -> str:
     elif np.array_equal(again, first):
         return ""
     else:
-        apart = f"up to {float(np.max(np.abs(again - first))):.2g} apart"
+        largest = float(np.max(np.abs(again - first)))
+        apart = f"up to {largest:.2g} apart"
     if duplicate.must_agree:
         field = "tie_word_embeddings is true" if duplicate.role == "tied lm_head" else "both are in the folder"
         raise CheckpointError(
@@ -196,7 +203,9 @@ def open_leaves(plan: Plan, file: Path) -> dict[str, np.ndarray]:
 def _recorded(journal: Path) -> dict[str, dict]:
     """Entries of the journal by leaf; a last line that a crash cut off is ignored."""
     entries = {}
-    lines = journal.read_text(encoding="utf-8").splitlines() if journal.exists() else []
+    if not journal.exists():
+        return entries
+    lines = journal.read_text(encoding="utf-8").splitlines()
     for line in lines:
         try:
             entry = json.loads(line)

@@ -114,7 +114,8 @@ class Towers:
         kind = read_config(folder)["architectures"][0]
         known = {cls.__name__: cls for cls in (CLIPModel, CLIPVisionModelWithProjection, CLIPTextModelWithProjection)}
         if kind not in known:
-            raise SystemExit(f"{folder}: a {kind} has no projection to compare; give one of {', '.join(known)}")
+            names = ", ".join(known)
+            raise SystemExit(f"{folder}: a {kind} has no projection to compare; give one of {names}")
         self.kind = kind
         self.model = known[kind].from_pretrained(folder, dtype=torch.float32).eval()
 
@@ -139,9 +140,11 @@ def _left(tokens: np.ndarray, mask: np.ndarray, where: np.ndarray):
     left_where = where.copy()
     for row in range(len(tokens)):
         count = int(mask[row].sum())
+        padding = tokens.shape[1] - count
         left_tokens[row, -count:] = tokens[row, :count]
         left_mask[row, -count:] = True
-        left_where[where[:, 0] == row, 1] += tokens.shape[1] - count
+        in_row = where[:, 0] == row
+        left_where[in_row, 1] += padding
     return left_tokens, left_mask, left_where
 
 
@@ -172,7 +175,9 @@ def answers(model, inputs: Mapping[str, np.ndarray], *, steps: int = STEPS) -> A
     """The outputs of `check.ours` for a probe, computed by transformers."""
     pixels = torch.tensor(inputs["pixels"]).permute(0, 3, 1, 2).contiguous()
     tower = model.model.vision_tower(pixel_values=pixels, output_hidden_states=True)
-    features = tower.hidden_states[model.config.vision_feature_layer][:, 1:]
+    feature_layer = tower.hidden_states[model.config.vision_feature_layer]
+    # The first token is the class token.
+    features = feature_layer[:, 1:]
     out = {"vision_features": features, "projected": model.model.multi_modal_projector(features)}
     tokens = inputs["tokens"]
     mask = inputs["mask"]
@@ -192,14 +197,16 @@ def answers(model, inputs: Mapping[str, np.ndarray], *, steps: int = STEPS) -> A
     long = inputs["long_tokens"][None]
     long_mask = np.ones_like(long, bool)
     picture = pixels[int(inputs["long_picture"])][None]
+    long_logits = read(model, long, long_mask, picture).logits
     # As many places as `check._long_logits` takes: every 16th.
-    out["logits_long"] = read(model, long, long_mask, picture).logits[0, ::16]
+    out["logits_long"] = long_logits[0, ::16]
     written = model.generate(
         input_ids=torch.tensor(left_tokens).long(), attention_mask=torch.tensor(left_mask).long(), pixel_values=pixels,
         max_new_tokens=steps, do_sample=False, output_logits=True, return_dict_in_generate=True, eos_token_id=None,
         pad_token_id=0,
     )  # fmt: skip
-    best = torch.stack(written.logits, 1).float().topk(2, dim=-1).values
+    step_logits = torch.stack(written.logits, 1).float()
+    best = step_logits.topk(2, dim=-1).values
     # `sequences` begins with the prompt.
     out["greedy"] = written.sequences[:, tokens.shape[1] :].int()
     out["margin"] = best[..., 0] - best[..., 1]
