@@ -21,10 +21,11 @@ def control(run: Run, /, *, task: int = 0, repeats: int = 3) -> None:
       repeats: repetitions, each with another random split of the records.
     """
     study = hj.probe_control(run, task=task, repeats=repeats)
-    for control in study["controls"]:
-        rate = 100 * control["false_expansion_rate"]
-        tokens = percentages(control["frequency"])
-        print(f"balance {control['balance']:<6g} false expansions {rate:5.1f}%   tokens at the probe, %: {tokens}")
+    for measured in study["controls"]:
+        balance = measured["balance"]
+        rate = 100 * measured["false_expansion_rate"]
+        tokens = percentages(measured["frequency"])
+        print(f"balance {balance:<6g} false expansions {rate:5.1f}%   tokens at the probe, %: {tokens}")
     threshold = study["controls"][0]["threshold"]
     print(f"a layer is expanded above, %: {percentages(threshold)}")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
@@ -59,22 +59,16 @@ def convert(
     """
     # Conversion reads and writes files; JAX, which starts below, must not occupy an accelerator for it.
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    clips = joined(clip)
-    compare = hj.conversion_check(source, clip=clips, projector=projector, vision=vision, python=python)
-    report = hj.convert(
-        source,
-        target,
-        dtype=dtype,
-        clip=clips,
-        vision=vision,
-        projector=projector,
-        tokenizer=tokenizer,
-        layout=layout,
-        dry_run=dry_run,
-        resume=resume,
-        allow_nonfinite=allow_nonfinite,
-        check=compare if check else None,
-    )
+    parts: dict[str, Any] = {"clip": joined(clip), "vision": vision, "projector": projector}
+    form: dict[str, Any] = {"dtype": dtype, "tokenizer": tokenizer, "layout": layout}
+    how: dict[str, Any] = {"dry_run": dry_run, "resume": resume, "allow_nonfinite": allow_nonfinite}
+    compare = hj.conversion_check(source, **parts, python=python) if check else None
+    report = hj.convert(source, target, **parts, **form, **how, check=compare)
+    show(report.lines(), dry_run=dry_run)
+
+
+def show(lines: list[str], *, dry_run: bool) -> None:
+    """Prints the report of a conversion; that of a dry run has a heading."""
     if dry_run:
         print("would be written:")
-    print("\n".join(report.lines()))
+    print("\n".join(lines))

@@ -31,8 +31,12 @@ def overlap(run: Run, /, *, count: int | None = None, mixed: float = 25.0, alike
     pairs = hj.overlap(run, count=count, mixed=mixed, alike=alike)
     print(f"{'':<2}{'tasks':<40} {'mixed up':>9} {'cosine':>8}")
     for pair in pairs:
-        share = "-" if pair["mixed"] is None else f"{pair['mixed']:.1f}%"
-        cosine = "-" if pair["cosine"] is None else f"{pair['cosine']:.3f}"
+        share = "-"
+        cosine = "-"
+        if pair["mixed"] is not None:
+            share = f"{pair['mixed']:.1f}%"
+        if pair["cosine"] is not None:
+            cosine = f"{pair['cosine']:.3f}"
         mark = "! " if pair["near"] else "  "
         names = " and ".join(pair["tasks"])
         print(f"{mark}{names:<40} {share:>9} {cosine:>8}")
@@ -141,11 +145,16 @@ def show(edit: dict[str, Any]) -> None:
     several = len(edit["stored"]) > 1
     print(edit["what"])
     print(f"{'task':<32} {'questions':>9} {'before':>8} {'after':>8} {'change':>8}")
-    for line in edit["tasks"]:
-        name = f"{line['task']}, seed {line['seed']}" if several else line["task"]
-        print(f"{name:<32} {line['count']:>9} {line['before']:8.1f} {line['after']:8.1f} {line['change']:+8.1f}")
+    for measured in edit["tasks"]:
+        name = measured["task"]
+        if several:
+            name += f", seed {measured['seed']}"
+        scores = f"{measured['before']:8.1f} {measured['after']:8.1f} {measured['change']:+8.1f}"
+        print(f"{name:<32} {measured['count']:>9} {scores}")
     for seed, size in edit["stored"].items():
         name = f"stored parameters, seed {seed}" if several else "stored parameters"
-        change = size["after"] - size["before"]
-        print(f"{name:<32} {'':>9} {size['before']:>8,} {size['after']:>8,} {change:>+8,}")
+        before = size["before"]
+        after = size["after"]
+        change = after - before
+        print(f"{name:<32} {'':>9} {before:>8,} {after:>8,} {change:>+8,}")
     print("committed" if edit["committed"] else "a trial: nothing was changed; --commit does it")

@@ -26,4 +26,7 @@ def foreign(run: Run, /, *, count: int = 100) -> None:
 
 def row(label: str, measured: dict[str, float]) -> str:
     """One line of the table: AUROC, percent of unknown inputs detected, percent of known inputs refused."""
-    return f"{label:<28} {measured['auroc']:7.3f} {measured['unknown']:8.1f}% {measured['false_alarms']:12.1f}%"
+    auroc = measured["auroc"]
+    detected = measured["unknown"]
+    refused = measured["false_alarms"]
+    return f"{label:<28} {auroc:7.3f} {detected:8.1f}% {refused:12.1f}%"
