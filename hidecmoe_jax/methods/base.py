@@ -137,8 +137,11 @@ def trainable(learner: Learner) -> dict:
 
 def with_trainable(learner: Learner, leaves: dict) -> Learner:
     """The learner with other trainable leaves."""
-    live = {name: bank.with_factors(leaves["experts"][name]) for name, bank in learner.live.items()}
-    return learner.replace(live=live, tuned=dict(leaves["shared"]), routers=dict(leaves["routers"]))
+    factors = leaves["experts"]
+    live = {name: bank.with_factors(factors[name]) for name, bank in learner.live.items()}
+    tuned = dict(leaves["shared"])
+    routers = dict(leaves["routers"])
+    return learner.replace(live=live, tuned=tuned, routers=routers)
 
 
 def check_finite(memory: Any) -> None:
@@ -154,12 +157,16 @@ def check_finite(memory: Any) -> None:
 
 def with_leaves(model: Model, leaves: dict[str, Array]) -> Model:
     """The base model with some leaves replaced by path."""
-    return model.replace(params=trees.overlay(model.params, leaves)) if leaves else model
+    if not leaves:
+        return model
+    params = trees.overlay(model.params, leaves)
+    return model.replace(params=params)
 
 
 def with_experts_folded(model: Model, bank: Bank, gain_LS: Array) -> Model:
     """The model with a bank's experts, weighted by `gain_LS`, added to the decoder's weights, in the base's dtypes."""
-    return with_decoder_layers(model, merge_into_base(decoder_layers(model), bank, gain_LS))
+    layers = merge_into_base(decoder_layers(model), bank, gain_LS)
+    return with_decoder_layers(model, layers)
 
 
 def no_parameters() -> dict[str, int]:
@@ -245,7 +252,10 @@ class Method(Protocol):
 
     def records(self, stream: Stream, lesson: tuple[int, ...]) -> tuple[Record, ...]:
         """The training records of a lesson. By default those of its tasks."""
-        return tuple(record for task in lesson for record in stream.tasks[task].train)
+        records: list[Record] = []
+        for task in lesson:
+            records += stream.tasks[task].train
+        return tuple(records)
 
     def variants(self) -> dict[str, Method]:
         """Other ways to serve the same archive, by name; the report shows their last row beside the method's own."""

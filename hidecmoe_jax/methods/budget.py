@@ -3,8 +3,8 @@
 Everything beyond the base that answering needs is counted: experts in owned slots, routers, the gate's arrays, the
 tuned projector. All but the experts follows from the method, so the rank is the free parameter; `alpha` stays, so that
 experts of any rank learn in steps of one size (arXiv 2106.09685, section 4.1; docs/crossings.md has the numbers).
-The growth of a mixture that probes is not known beforehand: `probe.expects` is the share that is reckoned with, and the
-report holds the forecast against what was stored in the end.
+The growth of a mixture that probes is not known beforehand: `probe.expects` is the share of layers that the forecast
+takes as expanded, and the report compares the forecast with what was stored in the end.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ def forecast(method: Method, model: Model, tasks: int) -> int:
     Raises:
       ConfigError: a method whose size cannot be forecast.
     """
-    return sum(_resizable(method).stored_after(model, tasks).values())
+    by_kind = _resizable(method).stored_after(model, tasks)
+    return sum(by_kind.values())
 
 
 def at_budget(method: Method, model: Model, tasks: int, budget: int) -> Method:
@@ -39,7 +40,9 @@ def at_budget(method: Method, model: Model, tasks: int, budget: int) -> Method:
     # The size is a linear function of the rank: two points give it.
     at_one = forecast(resizable.with_rank(1), model, tasks)
     at_two = forecast(resizable.with_rank(2), model, tasks)
-    rank = max(1, round(1 + (budget - at_one) / (at_two - at_one)))
+    per_rank = at_two - at_one
+    exact_rank = 1 + (budget - at_one) / per_rank
+    rank = max(1, round(exact_rank))
     resized = resizable.with_rank(rank)
     size = forecast(resized, model, tasks)
     if abs(size / budget - 1) > WITHIN:

@@ -1,6 +1,6 @@
 """What a method can do beyond learning and answering, as protocols that callers test for.
 
-A method implements those that apply to it and inherits nothing for them; a caller asks `isinstance(method, Editable)`
+A method implements those that apply to it and inherits nothing for them; a caller tests `isinstance(method, Editable)`
 and never for a class. The hooks a method must have are in `methods.base.Method`.
 """
 
@@ -73,7 +73,7 @@ class Resizable(Protocol):
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """What probing found, by layer: whether it expands (bool [L]), how often the router chose the probe, and the
+    """Result of probing by layer: whether it expands (bool [L]), how often the router chose the probe, and the
     frequency above which a layer expands (float64 [L])."""
 
     expands_L: np.ndarray
@@ -97,4 +97,4 @@ class Probes(Protocol):
         """The method with other probe settings."""
 
     def probe_result(self, learner: Learner, lesson: int) -> ProbeResult:
-        """What the probes of a lesson found."""
+        """Frequencies and thresholds of a lesson's probes, and the layers that were expanded."""

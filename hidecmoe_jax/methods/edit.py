@@ -12,7 +12,7 @@ never touched and an edit is undone by leaving it out. Merge modes carry the nam
   gate masks the task.
 * merge, one expert per task: in layers that keep one expert per task the merged expert takes the slot of `into`, the
   other slot becomes EMPTY, and both tasks are served from the former (`shared_slots`). Fused layers stay as they are.
-* always: what the gate stores of a task stays in the memory, and what a task gave to a merged expert stays in it.
+* always: what the gate stores of a task stays in the memory, and a task's share of a merged expert stays in it.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Edit:
       task, into: numbers of tasks, from 0.
       layers: decoder layers; None for all in which the task (for a merge: both) owns experts to be edited.
       mode, weights, density: as in `combine`. Two weights, of the expert merged into and of every one merged into it;
-        empty for those with which copies of an expert give it back.
+        empty for `even_weights`.
       seed: draws the numbers that DARE drops.
       expert: retire this one alone of the experts that the task owns in a layer of a pool, counted from 0 in the order
         of slots; None for all.
@@ -57,7 +57,7 @@ class Edit:
     expert: int | None = None
 
     def __post_init__(self):
-        if self.kind == "merge" and (self.into is None or self.into == self.task):
+        if self.kind == "merge" and self.into in (None, self.task):
             raise ValueError("a merge needs two tasks")
         if self.mode not in combine.MODES:
             raise ValueError(f"unknown mode {self.mode!r}; {nearest(self.mode, combine.MODES)}")
@@ -71,7 +71,9 @@ class Edit:
     @property
     def tasks(self) -> tuple[int, ...]:
         """The tasks whose experts it needs: the one merged into first."""
-        return (self.task,) if self.into is None else (self.into, self.task)
+        if self.into is None:
+            return (self.task,)
+        return (self.into, self.task)
 
 
 def narrowed(method: Method, learner: Learner, edit: Edit, since: int | None = None) -> Edit | None:
@@ -110,7 +112,7 @@ def not_editable(method: Method, edit: Edit) -> ConfigError:
 
 
 def even_weights(mode: str, count: int) -> tuple[float, ...]:
-    """Weights with which `combine` makes of `count` copies of an expert that expert again."""
+    """Weights with which `combine` merges `count` copies of an expert into that same expert."""
     rule = mode.removesuffix("_svd")
     if rule in ("ties", "dare_ties"):
         return (1.0,) * count  # these rules take a mean
@@ -125,9 +127,12 @@ def rows_with_experts(bank: Bank, edit: Edit) -> np.ndarray:
     owner_LS = np.asarray(bank.owner_LS)
     # Experts are numbered from 0.
     needed = 1 if edit.expert is None else edit.expert + 1
-    enough = [(owner_LS == task).sum(axis=1) >= needed for task in edit.tasks]
-    enough_L = np.all(enough, axis=0)
-    return np.flatnonzero(enough_L)
+    owns_enough = []
+    for task in edit.tasks:
+        experts_L = (owner_LS == task).sum(axis=1)
+        owns_enough.append(experts_L >= needed)
+    all_own_enough_L = np.all(owns_enough, axis=0)
+    return np.flatnonzero(all_own_enough_L)
 
 
 def in_layers(bank: Bank, rows: np.ndarray, edit: Edit) -> Edit | None:
@@ -149,34 +154,38 @@ def requested_rows(bank: Bank, rows: np.ndarray, edit: Edit, *, reasons: tuple[s
     Raises:
       ConfigError: it can be made in no row, or a layer is named in which it cannot be made.
     """
-    try:
-        requested = rows if edit.layers is None else rows_of(bank, edit.layers)
-    except ValueError as error:
-        raise ConfigError("no such layers", where="layers", why=str(error)) from error
-    if len(rows) and set(requested) <= set(rows):
+    requested = rows
+    if edit.layers is not None:
+        try:
+            requested = rows_of(bank, edit.layers)
+        except ValueError as error:
+            raise ConfigError("no such layers", where="layers", why=str(error)) from error
+    is_possible = set(requested) <= set(rows)
+    if len(rows) and is_possible:
         return requested
     owns = "both own" if len(edit.tasks) > 1 else "it owns"
-    owned = f"layers in which {owns} experts: {layer_list(bank, rows)}"
+    experts = f"{owns} experts"
     if edit.expert is not None:
-        owned = f"layers in which it owns an expert number {edit.expert}, counted from 0: {layer_list(bank, rows)}"
+        experts = f"it owns an expert number {edit.expert}, counted from 0"
+    causes = [f"layers in which {experts}: {layer_list(bank, rows)}"]
     if reasons:
-        owned = f"among them {owned}"
-    # The first reason, then the layers that are left, then the causes of there being no more.
-    first, *rest = (*reasons, "")
-    why = "; ".join(text for text in (first, owned, *rest) if text)
+        # The first reason, then the layers that are left, then the causes of there being no more.
+        first, *further = reasons
+        causes = [first, f"among them {causes[0]}", *further]
     show = "`hidecmoe inspect RUN` shows who owns what"
     numbers = [f"number {task}" for task in edit.tasks]
     raise ConfigError(
         "there is no expert to edit",
         where=f"task {' and '.join(numbers)}",
-        why=why,
+        why="; ".join(causes),
         remedy=f"give other tasks or --layers; {show}" if len(rows) else show,
     )
 
 
 def layer_list(bank: Bank, rows: np.ndarray) -> str:
     """The decoder layers of some rows of a bank, for messages."""
-    return ", ".join(str(row + bank.first_layer) for row in rows) or "none"
+    layers = [str(row + bank.first_layer) for row in rows]
+    return ", ".join(layers) or "none"
 
 
 def one_row(bank: Bank, row: int) -> Bank:
@@ -187,16 +196,25 @@ def one_row(bank: Bank, row: int) -> Bank:
 
 def merge_slots(bank: Bank, row: int, sources: tuple[int, ...], edit: Edit) -> Bank:
     """The bank with the experts of these slots of one row merged into the first of them; the others become EMPTY."""
-    merged = _combined(one_row(bank, row), sources, edit)
-    a_LDR = {site: leaf[:, :, 0] for site, leaf in merged.a.items()}
-    b_LRF = {site: leaf[:, 0] for site, leaf in merged.b.items()}
-    bank = write(bank, np.array([row]), sources[0], a_LDR=a_LDR, b_LRF=b_LRF, owner=edit.into)
-    emptied = np.array(sources[1:])
-    rows = np.full(len(emptied), row)
-    return clear(bank, rows, emptied)
+    target, *others = sources
+    layer = one_row(bank, row)
+    merged = _combined(layer, sources, edit)
+    # The merged expert is in the only slot of its bank.
+    a_LDR = {site: a_LD1R[:, :, 0] for site, a_LD1R in merged.a.items()}
+    b_LRF = {site: b_L1RF[:, 0] for site, b_L1RF in merged.b.items()}
+    rows = np.array([row])
+    bank = write(bank, rows, target, a_LDR=a_LDR, b_LRF=b_LRF, owner=edit.into)
+    emptied = np.array(others)
+    rows_of_emptied = np.full(len(emptied), row)
+    return clear(bank, rows_of_emptied, emptied)
 
 
 def _combined(layer: Bank, sources: tuple[int, ...], edit: Edit) -> Bank:
+    """The experts in these slots of a bank of one layer, merged into a bank of one slot.
+
+    Raises:
+      ConfigError: as `combine`.
+    """
     weights = even_weights(edit.mode, len(sources))
     if edit.weights:
         into, other = edit.weights

@@ -39,8 +39,10 @@ def edited(learner: Learner, edit: Edit) -> Learner:
 def _retired(learner: Learner, edit: Edit, rows: np.ndarray) -> Learner:
     """Empties the slots of a task, or one of them, and hides them from every router."""
     bank = learner.past[POOL]
-    in_rows_L = np.isin(np.arange(bank.layers), rows)
-    retired_LS = (np.asarray(bank.owner_LS) == edit.task) & in_rows_L[:, None]
+    owner_LS = np.asarray(bank.owner_LS)
+    all_rows = np.arange(bank.layers)
+    in_rows_L1 = np.isin(all_rows, rows)[:, None]
+    retired_LS = (owner_LS == edit.task) & in_rows_L1
     if edit.expert is not None:
         # At a task's slots the running count is the number of that expert in its layer, from 1.
         number_LS = np.cumsum(retired_LS, axis=1)
@@ -52,7 +54,8 @@ def _retired(learner: Learner, edit: Edit, rows: np.ndarray) -> Learner:
     routers = memory.routers.at[:, layers, :, slots].set(0.0)
     memory = memory.replace(visible=visible, routers=routers)
     emptied = clear(bank, layers, slots)
-    return learner.replace(past=learner.past | {POOL: emptied}, memory=memory)
+    past = learner.past | {POOL: emptied}
+    return learner.replace(past=past, memory=memory)
 
 
 def _merged(learner: Learner, edit: Edit, rows: np.ndarray) -> Learner:
@@ -63,38 +66,49 @@ def _merged(learner: Learner, edit: Edit, rows: np.ndarray) -> Learner:
     router_NLDS = np.array(memory.routers)
     visible_NLS = np.array(memory.visible)
     for row in rows:
-        targets = _most_similar(one_row(bank, row), owner_LS[row], edit)
+        layer = one_row(bank, row)
+        targets = _most_similar(layer, owner_LS[row], edit)
+        # Basic slices are views: what is written to them is in both arrays.
+        router_NDS = router_NLDS[:, row]
+        visible_NS = visible_NLS[:, row]
         for target, merged_slots in targets.items():
             sources = (target, *merged_slots)
             bank = merge_slots(bank, row, sources, edit)
-            # Basic slices are views, so this writes into both arrays.
-            _merge_columns(router_NLDS[:, row], visible_NLS[:, row], sources)
-    memory = memory.replace(routers=jnp.asarray(router_NLDS), visible=jnp.asarray(visible_NLS))
-    return learner.replace(past=learner.past | {POOL: bank}, memory=memory)
+            _merge_columns(router_NDS, visible_NS, sources)
+    routers = jnp.asarray(router_NLDS)
+    visible = jnp.asarray(visible_NLS)
+    memory = memory.replace(routers=routers, visible=visible)
+    past = learner.past | {POOL: bank}
+    return learner.replace(past=past, memory=memory)
 
 
 def _most_similar(layer: Bank, owner_S: np.ndarray, edit: Edit) -> dict[int, list[int]]:
     """For slots of `edit.into` in one layer, the slots of `edit.task` that are merged into them: those whose update has
     the largest cosine with theirs; of equals the first."""
-    targets = np.flatnonzero(owner_S == edit.into)
+    targets = np.flatnonzero(owner_S == edit.into).tolist()
+    slots = np.flatnonzero(owner_S == edit.task).tolist()
     by_target: dict[int, list[int]] = {}
-    for slot in np.flatnonzero(owner_S == edit.task):
-        cosines = [closeness(layer, int(target), int(slot))[0] for target in targets]
+    for slot in slots:
+        cosines = [closeness(layer, target, slot)[0] for target in targets]
         # An update that is zero has no cosine (NaN): it comes after every other.
-        nearest = int(np.argmax(np.nan_to_num(cosines, nan=-2.0)))
-        target = int(targets[nearest])
-        by_target.setdefault(target, []).append(int(slot))
+        comparable = np.nan_to_num(cosines, nan=-2.0)
+        nearest = int(np.argmax(comparable))
+        merged_slots = by_target.setdefault(targets[nearest], [])
+        merged_slots.append(slot)
     return by_target
 
 
 def _merge_columns(router_NDS: np.ndarray, visible_NS: np.ndarray, sources: tuple[int, ...]) -> None:
     """One layer's routers and masks after a merge into the first of `sources`, in place."""
     slots = list(sources)
-    for task in np.flatnonzero(visible_NS[:, slots].any(axis=1)):
+    merged_slot = slots[0]
+    reaches_any_N = visible_NS[:, slots].any(axis=1)
+    for task in np.flatnonzero(reaches_any_N):
         visible = [slot for slot in slots if visible_NS[task, slot]]
+        router_DS = router_NDS[task]
         # Read before the columns are cleared.
-        column_D = router_NDS[task][:, visible].mean(axis=1)
-        router_NDS[task][:, slots] = 0.0
+        column_D = router_DS[:, visible].mean(axis=1)
+        router_DS[:, slots] = 0.0
         visible_NS[task, slots] = False
-        router_NDS[task][:, slots[0]] = column_D
-        visible_NS[task, slots[0]] = True
+        router_DS[:, merged_slot] = column_D
+        visible_NS[task, merged_slot] = True

@@ -34,8 +34,10 @@ def narrowed(method: Routed, learner: Learner, edit: Edit, since: int | None) ->
     if bank is None:
         return edit
     if edit.kind == "retire":
-        return edit if edit.task in method.learned(learner) else None
-    return in_layers(bank, _mergeable_rows(method, learner, bank, edit, since), edit)
+        is_learned = edit.task in method.learned(learner)
+        return edit if is_learned else None
+    rows = _mergeable_rows(method, learner, bank, edit, since)
+    return in_layers(bank, rows, edit)
 
 
 def edited(method: Routed, learner: Learner, edit: Edit, since: int | None) -> Learner:
@@ -59,7 +61,8 @@ def _separate_layers(method: Routed, learner: Learner, bank: Bank, since: int | 
     memory = learner.memory
     if method.chooses and since is not None:
         # Layers are chosen from the mean over tasks: later tasks had not contributed yet.
-        memory = memory.replace(worth=memory.worth.at[since:].set(0.0))
+        worth_then_NL = memory.worth.at[since:].set(0.0)
+        memory = memory.replace(worth=worth_then_NL)
     return method.expanded(bank.layers, memory)
 
 
@@ -74,21 +77,26 @@ def _mergeable_rows(method: Routed, learner: Learner, bank: Bank, edit: Edit, si
 def _merged(method: Routed, learner: Learner, edit: Edit, since: int | None) -> Learner:
     """Merges the experts of two tasks in the layers that keep tasks apart."""
     bank = method.lora_bank(learner)
+    memory = learner.memory
     rows = _mergeable_rows(method, learner, bank, edit, since)
-    separate = ", ".join(map(str, _separate_layers(method, learner, bank, since))) or "none"
+    separate_layers = _separate_layers(method, learner, bank, since)
+    separate = ", ".join(map(str, separate_layers)) or "none"
     reasons = [f"layers that keep tasks apart: {separate}; the others are fused, a merge already"]
-    for (task, home), shared_rows in shared_slots.redirected(learner.memory.home).items():
+    redirects = shared_slots.redirected(memory.home)
+    for (task, home), shared_rows in redirects.items():
         if task in edit.tasks:
             layers = layer_list(bank, shared_rows)
             reasons.append(f"number {task} is served from the slot of number {home} in layers {layers}")
     slot_LN = shared_slots.own_slots(bank)
     requested = requested_rows(bank, rows, edit, reasons=tuple(reasons))
     for row in requested:
+        target_slot = int(slot_LN[row, edit.into])
+        merged_slot = int(slot_LN[row, edit.task])
         # The first source is the slot that the merged expert takes.
-        sources = (int(slot_LN[row, edit.into]), int(slot_LN[row, edit.task]))
-        bank = merge_slots(bank, row, sources, edit)
-    home_LN = shared_slots.redirect(learner.memory.home, requested, edit.task, edit.into, shape=slot_LN.shape)
-    return method.with_bank(learner, bank, learner.memory.replace(home=home_LN))
+        bank = merge_slots(bank, row, (target_slot, merged_slot), edit)
+    home_LN = shared_slots.redirect(memory.home, requested, edit.task, edit.into, shape=slot_LN.shape)
+    memory = memory.replace(home=home_LN)
+    return method.with_bank(learner, bank, memory)
 
 
 def _retired(method: Routed, learner: Learner, edit: Edit) -> Learner:
@@ -96,12 +104,16 @@ def _retired(method: Routed, learner: Learner, edit: Edit) -> Learner:
     _require_whole_task(method, learner, edit)
     bank = method.lora_bank(learner)
     if edit.task not in method.learned(learner):
-        requested_rows(bank, rows_with_experts(bank, edit), edit)  # raises: the task owns nothing
+        rows = rows_with_experts(bank, edit)
+        requested_rows(bank, rows, edit)  # raises: the task owns nothing
+    is_owned_LS = np.asarray(bank.owner_LS) == edit.task
     # A task that was merged in every layer owns nothing; only its redirects go.
-    if (np.asarray(bank.owner_LS) == edit.task).any():
+    if is_owned_LS.any():
         bank = surgery.retire(bank, edit.task)
-    home_LN = shared_slots.clear_redirects(learner.memory.home, edit.task)
-    return method.with_bank(learner, bank, learner.memory.replace(home=home_LN))
+    memory = learner.memory
+    home_LN = shared_slots.clear_redirects(memory.home, edit.task)
+    memory = memory.replace(home=home_LN)
+    return method.with_bank(learner, bank, memory)
 
 
 def _require_whole_task(method: Routed, learner: Learner, edit: Edit) -> None:
@@ -112,10 +124,11 @@ def _require_whole_task(method: Routed, learner: Learner, edit: Edit) -> None:
         if field == "layers":
             why = "inputs would be routed to a task that lacks a part of its expert"
         raise ConfigError(f"{method.name} retires whole tasks", where=field, why=why, remedy=f"leave --{field} out")
-    guests = [task for task, home in shared_slots.redirected(learner.memory.home) if home == edit.task]
+    redirects = shared_slots.redirected(learner.memory.home)
+    guests = [f"number {task}" for task, home in redirects if home == edit.task]
     if guests:
         raise ConfigError(
             "other tasks are served from the expert of this task", where=f"task number {edit.task}",
-            why=f"merged into it: {', '.join(f'number {task}' for task in guests)}",
+            why=f"merged into it: {', '.join(guests)}",
             remedy="take the merge back first (hidecmoe restore RUN), or retire the others first",
         )  # fmt: skip

@@ -32,8 +32,9 @@ def owners(bank: Bank) -> tuple[int, ...]:
 
 def archived(bank: Bank, task: int) -> dict[str, Array]:
     """The factors of a task's own expert, flat. They are read by slot, so those of a retired task are zero."""
-    slot = pool.slice_slots(bank, 1 + task, 2 + task)
-    return trees.flatten(slot.factors)
+    slot = 1 + task
+    expert = pool.slice_slots(bank, slot, slot + 1)
+    return trees.flatten(expert.factors)
 
 
 def planted(bank: Bank, bare: Bank, task: int, factors: dict[str, Array]) -> Bank:
@@ -42,9 +43,11 @@ def planted(bank: Bank, bare: Bank, task: int, factors: dict[str, Array]) -> Ban
     Args:
       bare: one empty slot of the same shape.
     """
-    expert = bare.with_factors(trees.unflatten(factors))
-    expert = expert.replace(owner_LS=jnp.full_like(bare.owner_LS, task))
-    return surgery.plant(bank, 1 + task, expert, task)
+    slot = 1 + task
+    owner_L1 = jnp.full_like(bare.owner_LS, task)
+    tree = trees.unflatten(factors)
+    expert = bare.with_factors(tree).replace(owner_LS=owner_L1)
+    return surgery.plant(bank, slot, expert, task)
 
 
 @dataclass(frozen=True)
@@ -69,11 +72,13 @@ class FusionRule:
         """
         sources = self._sources(bank, slot_LN)
         layers = layers if sources["tasks"] else ()
-        has_fusion_L = np.asarray(bank.owner_LS)[:, FUSED_SLOT] == FUSED
+        owner_LS = np.asarray(bank.owner_LS)
+        has_fusion_L = owner_LS[:, FUSED_SLOT] == FUSED
         layer_L = np.arange(bank.layers) + bank.first_layer
         to_fuse_L = np.isin(layer_L, layers)
+        is_stale_L = has_fusion_L & ~to_fuse_L
         # Fusions of layers that are expanded now, or whose last task was retired.
-        stale = np.flatnonzero(has_fusion_L & ~to_fuse_L)
+        stale = np.flatnonzero(is_stale_L)
         if stale.size:
             fused_slots = np.full(stale.size, FUSED_SLOT)
             bank = clear(bank, stale, fused_slots)
@@ -90,17 +95,22 @@ class FusionRule:
 
     def stored(self, tasks: int) -> int:
         """How many experts serving needs of a fused layer after so many tasks: product sums keep the rank of all."""
-        return min(tasks, 1) if self.mode == "factor_sum" else tasks
+        if self.mode == "factor_sum":
+            return min(tasks, 1)
+        return tasks
 
     def _sources(self, bank: Bank, slot_LN: np.ndarray | None) -> dict[str, Any]:
         """Tasks, their weights and their slots, as `surgery` takes them."""
-        slot_LN = own_slots(bank) if slot_LN is None else slot_LN
+        if slot_LN is None:
+            slot_LN = own_slots(bank)
         has_slot_N = (slot_LN >= 0).any(axis=0)
         tasks = tuple(np.flatnonzero(has_slot_N).tolist())
-        if self.eps and tasks and len(self.eps) <= max(tasks):
+        weights = len(self.eps)
+        needed = max(tasks, default=-1) + 1
+        if self.eps and weights < needed:
             raise ConfigError(
                 "a fusion weight is missing", where=self.where,
-                why=f"{len(self.eps)} weights for {max(tasks) + 1} tasks",
+                why=f"{weights} weights for {needed} tasks",
                 remedy="give one weight per task, or leave it empty for 1.0 each",
             )  # fmt: skip
         eps = (1.0,) * len(tasks)

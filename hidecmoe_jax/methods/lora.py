@@ -62,6 +62,7 @@ class Lora:
 
     def size(self, model: Model) -> int:
         """Parameters of one expert in one layer, R (D + F) summed over sites."""
+        shapes = self.shapes(model).values()
         # a is [D, R] and b is [R, F]: together R * (D + F).
-        widths = [sum(shape) for shape in self.shapes(model).values()]
+        widths = [sum(shape) for shape in shapes]
         return self.rank * sum(widths)

@@ -32,8 +32,8 @@ def stages_of(method: Mixture, lesson: int) -> tuple[Stage, ...]:
     stages: list[Stage] = []
     if lesson and method.probes:
         probe = method.probe
-        stages.append(TrainProbe(method=method, steps=probe.steps, rate=probe.rate, accumulate=probe.accumulate))
-        stages.append(CountUsage(method=method))
+        train_probe = TrainProbe(method=method, steps=probe.steps, rate=probe.rate, accumulate=probe.accumulate)
+        stages += [train_probe, CountUsage(method=method)]
     stages.append(Tune(method=method))
     if method.gate.kind != "named":
         stages.append(FitGate(gate=method.gate))
@@ -45,15 +45,20 @@ def pool_voices(method: Mixture, learner: Learner, key: Array | None) -> tuple[V
     past = learner.past[POOL]
     live = learner.live[POOL]
     router_L1DS = learner.routers[POOL][:, None]
-    old = Routing(_owned(past), router_L1DS[..., : past.slots], method.top_k, softmax_group=POOL)
-    new = Routing(_owned(live), router_L1DS[..., past.slots :], method.top_k, softmax_group=POOL)
-    return Voice(past, old), Voice(live, new, key, dropout=method.lora.dropout)
+    old_columns = router_L1DS[..., : past.slots]
+    new_columns = router_L1DS[..., past.slots :]
+    old_routing = Routing(_owned(past), old_columns, method.top_k, softmax_group=POOL)
+    new_routing = Routing(_owned(live), new_columns, method.top_k, softmax_group=POOL)
+    old_voice = Voice(past, old_routing)
+    new_voice = Voice(live, new_routing, key, dropout=method.lora.dropout)
+    return old_voice, new_voice
 
 
 def _owned(bank: Bank) -> Array:
     """Gain 1 for owned slots and 0 for EMPTY ones, float32 [L, 1, S]."""
     is_owned_LS = bank.owner_LS != EMPTY
-    return is_owned_LS.astype(jnp.float32)[:, None]
+    gain_LS = is_owned_LS.astype(jnp.float32)
+    return gain_LS[:, None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,9 +97,11 @@ class PoolStage(Stage):
 
         # The pool reaches up to the top, so its tallies are those of the last segment of layers.
         used = jax.tree.map(by_slot, *tallies[-1])
+        balance_a_token = balance_loss(used.count, used.chance, active_LS)
         # Times the tokens, because `total` is a sum over answer tokens and is divided by their number later.
-        balance = balance_loss(used.count, used.chance, active_LS) * tokens.astype(jnp.float32)
-        load = Load(jnp.where(active_LS, used.count, UNAVAILABLE), self.method.top_k)
+        balance = balance_a_token * tokens.astype(jnp.float32)
+        count_LS = jnp.where(active_LS, used.count, UNAVAILABLE)
+        load = Load(count_LS, self.method.top_k)
         return Loss(total + weight * balance, tokens, load)
 
 
@@ -113,16 +120,19 @@ class TrainProbe(PoolStage):
         """Puts a blank expert and a router with a column for it into training."""
         bare = self.method.blank_bank(model, 1)
         live = expert_init.blank(bare, 1, lesson, key)
-        last_router = learner.memory.routers[max(lesson - 1, 0)]
-        router = expert_init.blank_router(last_router, learner.past[POOL], 1, key)
+        previous = max(lesson - 1, 0)
+        last_router = learner.memory.routers[previous]
+        past = learner.past[POOL]
+        router = expert_init.blank_router(last_router, past, 1, key)
         return learner.replace(live={POOL: live}, routers={POOL: router})
 
     def finish(self, model: Model, learner: Learner, lesson: int, result: FrozenFeatures | None, key: Array) -> Learner:
         """Stores the trained probe for the measurement."""
+        memory = learner.memory
         factors = learner.live[POOL].factors
-        probe = learner.memory.probe.replace(factors=factors, router=learner.routers[POOL])
-        memory = learner.memory.replace(probe=probe)
-        return learner.replace(live={}, routers={}, memory=memory)
+        router = learner.routers[POOL]
+        probe = memory.probe.replace(factors=factors, router=router)
+        return learner.replace(live={}, routers={}, memory=memory.replace(probe=probe))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,26 +149,36 @@ class CountUsage(PoolStage):
         bare = self.method.blank_bank(model, 1)
         live = bare.with_factors(probe.factors)
         # Any owner will do: a slot takes part as soon as it is not EMPTY.
-        live = live.replace(owner_LS=jnp.zeros_like(bare.owner_LS))
+        owner_L1 = jnp.zeros_like(bare.owner_LS)
+        live = live.replace(owner_LS=owner_L1)
         probing = learner.replace(live={POOL: live}, routers={POOL: probe.router})
         voices = pool_voices(self.method, probing, None)
         _, _, tallies = answer_loss(model, batch, (*below, *voices), tally=True)
-        return jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=1), *tallies[-1])
+
+        def by_slot(*voice_LSK: Array) -> Array:
+            return jnp.concatenate(voice_LSK, axis=1)
+
+        # The pool reaches up to the top, so its tallies are those of the last segment of layers.
+        return jax.tree.map(by_slot, *tallies[-1])
 
     def finish(self, model: Model, learner: Learner, lesson: int, result: FrozenFeatures | None, key: Array) -> Learner:
         """Stores the verdict: which layers are expanded, and the counts it was read from."""
-        active_LS = np.asarray(learner.past[POOL].owner_LS) != EMPTY
-        probe_L1 = np.ones((len(active_LS), 1), bool)
-        active_LS = np.concatenate([active_LS, probe_L1], axis=1)
-        count_LS = tokens_per_slot(result.usage.count, self.method.probe)
-        expand_L = layers_to_expand(count_LS, active_LS, self.method.probe, fewest=self.method.top_k)
-        verdict = learner.memory.verdict
+        method = self.method
+        memory = learner.memory
+        verdict = memory.verdict
+        usage = result.usage
+        owner_LS = np.asarray(learner.past[POOL].owner_LS)
+        owned_LS = owner_LS != EMPTY
+        probe_L1 = np.ones((len(owned_LS), 1), bool)
+        active_LS = np.concatenate([owned_LS, probe_L1], axis=1)
+        count_LS = tokens_per_slot(usage.count, method.probe)
+        expand_L = layers_to_expand(count_LS, active_LS, method.probe, fewest=method.top_k)
         verdict = verdict.replace(
             expand=verdict.expand.at[lesson].set(expand_L),
-            count=verdict.count.at[lesson].set(result.usage.count),
-            mass=verdict.mass.at[lesson].set(result.usage.mass),
+            count=verdict.count.at[lesson].set(usage.count),
+            mass=verdict.mass.at[lesson].set(usage.mass),
         )
-        return learner.replace(memory=learner.memory.replace(verdict=verdict))
+        return learner.replace(memory=memory.replace(verdict=verdict))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,7 +190,8 @@ class Tune(PoolStage):
     def balance(self, learner: Learner) -> Array:
         """The method's weight in the first task, in which the pool is empty; 0 in later ones, float32 []."""
         # An array and not a field of the stage: another stage would compile another program.
-        is_first = jnp.all(learner.past[POOL].owner_LS == EMPTY)
+        owner_LS = learner.past[POOL].owner_LS
+        is_first = jnp.all(owner_LS == EMPTY)
         return jnp.where(is_first, self.method.balance, 0.0)
 
     def prepare(self, model: Model, learner: Learner, lesson: int, key: Array) -> Learner:
@@ -186,13 +207,16 @@ class Tune(PoolStage):
             router = expert_init.probe_router(memory.probe.router, new)
         else:
             # The first lesson has no predecessor; its own row is still zeros.
-            last_router = memory.routers[max(lesson - 1, 0)]
+            previous = max(lesson - 1, 0)
+            last_router = memory.routers[previous]
             router = expert_init.blank_router(last_router, past, new, key)
         # Empty slots make up for what a task gets less than another, so that all tasks train by one program.
         padding = max(method.first, method.more) - new
         if padding:
-            live = pool.concat_slots([live, method.blank_bank(model, padding)])
-        router = jnp.pad(router, ((0, 0), (0, 0), (0, padding)))
+            empty_slots = method.blank_bank(model, padding)
+            live = pool.concat_slots([live, empty_slots])
+        not_padded = (0, 0)
+        router = jnp.pad(router, (not_padded, not_padded, (0, padding)))
         return learner.replace(live={POOL: live}, routers={POOL: router})
 
     def _initial_experts(self, live: Bank, learner: Learner, lesson: int) -> Bank:
@@ -201,9 +225,10 @@ class Tune(PoolStage):
         memory = learner.memory
         past = learner.past[POOL]
         if method.start == "copy":
+            count_NLSK = np.asarray(memory.verdict.count)
             # Without the probe, which is the last slot and not in the pool.
-            count_LSK = np.asarray(memory.verdict.count)[lesson, :, :-1]
-            count_LS = tokens_per_slot(count_LSK, method.probe)
+            pool_count_LSK = count_NLSK[lesson, :, :-1]
+            count_LS = tokens_per_slot(pool_count_LSK, method.probe)
             live = expert_init.init_from_copy(live, past, count_LS)
         elif method.start == "probe":
             live = expert_init.init_from_probe(live, memory.probe.factors)
@@ -215,19 +240,23 @@ class Tune(PoolStage):
         router = learner.routers[POOL]
         memory = learner.memory
         new_slots = self.method.slots(lesson)
+        first_new = new_slots.start
         # Without the EMPTY slots that `prepare` padded with.
         experts = pool.slice_slots(live, 0, len(new_slots))
-        past = pool.write_slots(learner.past[POOL], new_slots.start, experts)
-        visible_LS = past.owner_LS != EMPTY
+        bank = pool.write_slots(learner.past[POOL], first_new, experts)
+        visible_LS = bank.owner_LS != EMPTY
         # While training, new experts' columns are behind the pool's; in the pool they move to their slots.
-        pool_columns = router[..., : past.slots]
-        new_columns = router[..., past.slots : past.slots + len(new_slots)]
-        closed = dynamic_update_slice_in_dim(pool_columns, new_columns, new_slots.start, axis=2)
-        closed = jnp.where(visible_LS[:, None, :], closed, 0.0)
+        pool_columns = router[..., : bank.slots]
+        end_of_new = bank.slots + len(new_slots)
+        new_columns = router[..., bank.slots : end_of_new]
+        joined = dynamic_update_slice_in_dim(pool_columns, new_columns, first_new, axis=2)
+        visible_L1S = visible_LS[:, None, :]
+        closed = jnp.where(visible_L1S, joined, 0.0)
         memory = memory.replace(
             routers=memory.routers.at[lesson].set(closed),
             visible=memory.visible.at[lesson].set(visible_LS),
             # Zeros and not None: the tree and its shapes stay the same over all lessons.
             probe=jax.tree.map(jnp.zeros_like, memory.probe),
         )
-        return learner.replace(live={}, routers={}, past=learner.past | {POOL: past}, memory=memory)
+        past = learner.past | {POOL: bank}
+        return learner.replace(live={}, routers={}, past=past, memory=memory)

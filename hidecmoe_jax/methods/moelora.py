@@ -75,7 +75,8 @@ class MoeLora(Method):
 
     def init(self, model: Model, capacity: int) -> Learner:
         """No experts; the room is the same for any number of tasks."""
-        return Learner({}, {}, {LINEARS: self.blank(model)}, {}, MoeLoraMemory())
+        past = {LINEARS: self.blank(model)}
+        return Learner({}, {}, past, {}, MoeLoraMemory())
 
     def stages(self, lesson: int) -> tuple[Stage, ...]:
         """Tuning."""
@@ -86,10 +87,12 @@ class MoeLora(Method):
         router_key, *expert_keys = jax.random.split(key, self.experts + 1)
         bare = self.lora.blank(model, 1)
         banks = [surgery.sprout(bare, 0, lesson, expert_key) for expert_key in expert_keys]
+        widths = self.lora.shapes(model)
         routers = {}
-        for site, (width, _) in self.lora.shapes(model).items():
+        for site, (width, _) in widths.items():
             # Keyed by the site's name, so that another choice of sites draws the same routers.
-            site_key = jax.random.fold_in(router_key, zlib.crc32(site.encode()))
+            site_number = zlib.crc32(site.encode())
+            site_key = jax.random.fold_in(router_key, site_number)
             shape = (bare.layers, width, self.experts)
             bound = width**-0.5
             routers[site] = jax.random.uniform(site_key, shape, jnp.float32, -bound, bound)
@@ -97,13 +100,18 @@ class MoeLora(Method):
 
     def voice(self, bank: Bank, routers: dict[str, Array], key: Array | None = None) -> Voice:
         """All experts under the routers of their linears."""
-        gain_L1S = jnp.ones((bank.layers, 1, bank.slots), jnp.float32)
-        return Voice(bank, Routing(gain_L1S, site_routers=routers), key, dropout=self.lora.dropout)
+        shape = (bank.layers, 1, bank.slots)
+        gain_L1S = jnp.ones(shape, jnp.float32)
+        routing = Routing(gain_L1S, site_routers=routers)
+        return Voice(bank, routing, key, dropout=self.lora.dropout)
 
     def to_archive(self, learner: Learner, lesson: int) -> Archive:
         """All experts, the projector and all routers, as this lesson left them."""
-        routers = {f"router/{site}": leaf for site, leaf in learner.memory.routers.items()}
-        experts = trees.flatten(learner.past[LINEARS].factors)
+        routers = {}
+        for site, router_LDS in learner.memory.routers.items():
+            routers[f"router/{site}"] = router_LDS
+        bank = learner.past[LINEARS]
+        experts = trees.flatten(bank.factors)
         return {"experts": experts, "shared": dict(learner.shared), "memory": routers}
 
     def from_archive(self, model: Model, capacity: int, archive: Sequence[Archive | None]) -> Learner:
@@ -112,12 +120,18 @@ class MoeLora(Method):
         if not archive:
             return learner
         last = archive[-1]
-        bank = self.blank(model).with_factors(trees.unflatten(last["experts"]))
+        factors = trees.unflatten(last["experts"])
+        bank = self.blank(model).with_factors(factors)
         # No task owns an expert: 0 only marks the slots as taken.
-        bank = bank.replace(owner_LS=jnp.zeros_like(bank.owner_LS))
+        owner_LS = jnp.zeros_like(bank.owner_LS)
+        bank = bank.replace(owner_LS=owner_LS)
         shared = {path: jnp.asarray(leaf) for path, leaf in last["shared"].items()}
-        routers = {path.removeprefix("router/"): jnp.asarray(leaf) for path, leaf in last["memory"].items()}
-        return learner.replace(past={LINEARS: bank}, shared=shared, memory=MoeLoraMemory(routers))
+        routers = {}
+        for path, router_LDS in last["memory"].items():
+            site = path.removeprefix("router/")
+            routers[site] = jnp.asarray(router_LDS)
+        memory = MoeLoraMemory(routers)
+        return learner.replace(past={LINEARS: bank}, shared=shared, memory=memory)
 
     def learned(self, learner: Learner) -> tuple[int, ...]:
         """No task owns an expert."""
@@ -125,7 +139,8 @@ class MoeLora(Method):
 
     def describe_experts(self) -> str:
         """Where the experts are and what is routed among them, for messages."""
-        return f"every token mixes {self.experts} experts at every linear ({', '.join(self.lora.sites)})"
+        sites = ", ".join(self.lora.sites)
+        return f"every token mixes {self.experts} experts at every linear ({sites})"
 
     def serve(self, model: Model, learner: Learner) -> Serving:
         """Experts and routers as they are.
@@ -137,28 +152,38 @@ class MoeLora(Method):
         memory = learner.memory
         if memory.routers:
             memory = memory.replace(bank=learner.past[LINEARS])
-        return Serving(with_leaves(model, learner.shared), None, None, memory)
+        tuned_model = with_leaves(model, learner.shared)
+        return Serving(tuned_model, None, None, memory)
 
     def decide(self, serving: Serving, features: FrozenFeatures, named_B: Array | None) -> Decision:
         """There is no task to choose."""
-        weight_B0 = jnp.zeros((features.pooled.text_BD.shape[0], 0))
+        samples = features.pooled.text_BD.shape[0]
+        weight_B0 = jnp.zeros((samples, 0))
         return Decision(weight_B0, weight_B0)
 
     def voices(self, serving: Serving, decision: Decision) -> tuple[Voice, ...]:
         """All experts, weighted token by token."""
         memory = serving.memory
-        return (self.voice(memory.bank, memory.routers),) if memory.routers else ()
+        if not memory.routers:
+            return ()
+        voice = self.voice(memory.bank, memory.routers)
+        return (voice,)
 
     def sizes(self, model: Model, learner: Learner) -> dict[str, dict[str, int]]:
         """Parameters beyond the base by kind: `stored` to serve, `archived` in the ledger, `trained` in one stage."""
         if not learner.memory.routers:
             return {"stored": no_parameters(), "archived": no_parameters(), "trained": no_parameters()}
-        layers = model.config.layers
-        widths = [width for width, _ in self.lora.shapes(model).values()]
+        shapes = self.lora.shapes(model)
+        # A router reads what its linear reads: the first of the two widths.
+        widths = [width for width, _ in shapes.values()]
+        experts = model.config.layers * self.experts
+        projector = 0
+        if self.train_projector:
+            projector = trees.count(projector_leaves(model))
         stored = no_parameters() | {
-            "experts": layers * self.experts * self.lora.size(model),
-            "routers": layers * self.experts * sum(widths),
-            "projector": trees.count(projector_leaves(model)) if self.train_projector else 0,
+            "experts": experts * self.lora.size(model),
+            "routers": experts * sum(widths),
+            "projector": projector,
         }
         return {"stored": stored, "archived": stored, "trained": stored}
 
@@ -176,12 +201,15 @@ class TuneAll(Stage):
         routers = learner.memory.routers
         if not routers:
             live, routers = self.method.fresh(model, lesson, key)
-        tuned = tuned_projector(model, learner) if self.method.train_projector else {}
+        tuned = {}
+        if self.method.train_projector:
+            tuned = tuned_projector(model, learner)
         return learner.replace(live={LINEARS: live}, tuned=tuned, routers=dict(routers))
 
     def loss(self, model: Model, learner: Learner, batch: Batch, key: Array) -> Loss:
         """Answer loss with all experts under their routers."""
-        voice = self.method.voice(learner.live[LINEARS], learner.routers, key)
+        live = learner.live[LINEARS]
+        voice = self.method.voice(live, learner.routers, key)
         tuned_model = with_leaves(model, learner.shared | learner.tuned)
         total, tokens, _ = answer_loss(tuned_model, batch, (voice,))
         return Loss(total, tokens)
@@ -189,5 +217,6 @@ class TuneAll(Stage):
     def finish(self, model: Model, learner: Learner, lesson: int, result: FrozenFeatures | None, key: Array) -> Learner:
         """Hands everything on to the next task."""
         memory = MoeLoraMemory(dict(learner.routers))
+        past = dict(learner.live)
         shared = learner.shared | learner.tuned
-        return learner.replace(live={}, tuned={}, routers={}, past=dict(learner.live), shared=shared, memory=memory)
+        return learner.replace(live={}, tuned={}, routers={}, past=past, shared=shared, memory=memory)

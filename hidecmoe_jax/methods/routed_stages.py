@@ -45,7 +45,8 @@ def tuned_projector(model: Model, learner: Learner) -> dict[str, Array]:
     2e-5 would be lost in bfloat16."""
     tuned = {}
     for path, leaf in projector_leaves(model).items():
-        tuned[path] = learner.shared.get(path, leaf.astype(jnp.float32))
+        untuned = leaf.astype(jnp.float32)
+        tuned[path] = learner.shared.get(path, untuned)
     return tuned
 
 
@@ -62,8 +63,11 @@ class Tune(Stage):
         if method.growth == "shared" and method.learned(learner):
             expert = surgery.extract(learner.past[LINEARS], 0)
         else:
-            expert = surgery.sprout(method.lora.blank(model, 1), 0, lesson, key)
-        tuned = tuned_projector(model, learner) if method.train_projector else {}
+            bare = method.lora.blank(model, 1)
+            expert = surgery.sprout(bare, 0, lesson, key)
+        tuned = {}
+        if method.train_projector:
+            tuned = tuned_projector(model, learner)
         return learner.replace(live={LINEARS: expert}, tuned=tuned)
 
     def loss(self, model: Model, learner: Learner, batch: Batch, key: Array) -> Loss:
@@ -77,17 +81,18 @@ class Tune(Stage):
 
     def finish(self, model: Model, learner: Learner, lesson: int, result: FrozenFeatures | None, key: Array) -> Learner:
         """Plants the trained expert, fuses the layers that are not expanded, and stores the tuned projector."""
-        past = learner.past[LINEARS]
+        method = self.method
         expert = learner.live[LINEARS]
-        if self.method.growth == "shared":
+        if method.growth == "shared":
             # Into a blank bank: the shared expert replaces itself.
-            past = surgery.plant(self.method.lora.blank(model, 1), 0, expert, 0)
+            bare = method.lora.blank(model, 1)
+            bank = surgery.plant(bare, 0, expert, 0)
         else:
-            # Slot 0 is the fusion's.
-            past = surgery.plant(past, 1 + lesson, expert, lesson)
-            past = self.method.fused_again(past, learner.memory)
+            slot = 1 + lesson  # slot 0 is the fusion's
+            bank = surgery.plant(learner.past[LINEARS], slot, expert, lesson)
+            bank = method.fused_again(bank, learner.memory)
         shared = learner.shared | learner.tuned
-        return learner.replace(live={}, tuned={}, past={LINEARS: past}, shared=shared)
+        return learner.replace(live={}, tuned={}, past={LINEARS: bank}, shared=shared)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,11 +121,14 @@ class ProbeLayers(_LayerStage):
     def loss(self, model: Model, learner: Learner, batch: Batch, key: Array) -> Loss:
         """Answer loss with every token mixing all tasks' experts."""
         tuned_model = with_leaves(model, learner.shared)
-        return self.method.expand.loss(tuned_model, learner.past[LINEARS], learner.routers[LINEARS], batch)
+        bank = learner.past[LINEARS]
+        router_LDS = learner.routers[LINEARS]
+        return self.method.expand.loss(tuned_model, bank, router_LDS, batch)
 
     def finish(self, model: Model, learner: Learner, lesson: int, result: FrozenFeatures | None, key: Array) -> Learner:
         """Stores the routers for the measurement."""
-        return learner.replace(routers={}, memory=learner.memory.replace(router=learner.routers[LINEARS]))
+        memory = learner.memory.replace(router=learner.routers[LINEARS])
+        return learner.replace(routers={}, memory=memory)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +149,8 @@ class WeighLayers(_LayerStage):
         is_own_S = jax.nn.one_hot(1 + lesson, past.slots)
         own_LS = jnp.broadcast_to(is_own_S, past.owner_LS.shape)
         fused_LS = rule.gains(past, layers, slot_LN)
-        memory = learner.memory.replace(weighing=LayerGains(own_LS, fused_LS))
+        gains = LayerGains(own_LS, fused_LS)
+        memory = learner.memory.replace(weighing=gains)
         return learner.replace(past={LINEARS: past}, memory=memory)
 
     def usage(self, model: Model, learner: Learner, batch: Batch) -> dict[str, Array]:
@@ -156,7 +165,8 @@ class WeighLayers(_LayerStage):
         past = learner.past[LINEARS]
         memory = learner.memory
         choice = self.method.expand
-        worth_L = choice.worth(result.usage, _earlier_slots(past, lesson))
+        earlier_S = _earlier_slots(past, lesson)
+        worth_L = choice.worth(result.usage, earlier_S)
         worth_NL = memory.worth.at[lesson].set(worth_L)
         # Routers go back to zero, so that the memory is the same whether or not layers were probed.
         router = choice.blank_router(past, model.config.width)
@@ -167,4 +177,6 @@ class WeighLayers(_LayerStage):
 def _earlier_slots(bank: Bank, lesson: int) -> np.ndarray:
     """Slots that hold an expert of another task than the lesson's, bool [S]."""
     earlier = [task for task in owners(bank) if task != lesson]
-    return np.isin(np.asarray(bank.owner_LS), earlier).any(axis=0)
+    owner_LS = np.asarray(bank.owner_LS)
+    is_earlier_LS = np.isin(owner_LS, earlier)
+    return is_earlier_LS.any(axis=0)

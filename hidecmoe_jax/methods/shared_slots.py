@@ -20,11 +20,14 @@ def redirect(home_LN: Array | None, rows: np.ndarray, task: int, into: int, *, s
     Args:
       shape: rows of the bank and tasks there is room for, (L, N).
     """
-    unmerged_LN = np.broadcast_to(np.arange(shape[1]), shape)
-    redirected_LN = np.array(unmerged_LN if home_LN is None else home_LN)
+    _, tasks = shape
+    if home_LN is None:
+        home_LN = np.broadcast_to(np.arange(tasks), shape)
+    redirected_LN = np.array(home_LN)
     homes_RN = redirected_LN[rows]
     # Not the column of `task` alone: tasks that were merged into it before move along.
-    redirected_LN[rows] = np.where(homes_RN == task, into, homes_RN)
+    moves_RN = homes_RN == task
+    redirected_LN[rows] = np.where(moves_RN, into, homes_RN)
     return jnp.asarray(redirected_LN, jnp.int32)
 
 
@@ -34,10 +37,12 @@ def clear_redirects(home_LN: Array | None, task: int) -> Array | None:
         return None
     cleared_LN = np.array(home_LN)
     cleared_LN[:, task] = task
-    unmerged_N = np.arange(cleared_LN.shape[1])
-    # None again, so that the learner equals a learner that was never merged.
-    is_redirected = (cleared_LN != unmerged_N).any()
-    return jnp.asarray(cleared_LN) if is_redirected else None
+    _, tasks = cleared_LN.shape
+    is_redirected_LN = cleared_LN != np.arange(tasks)
+    if not is_redirected_LN.any():
+        # None again, so that the learner equals a learner that was never merged.
+        return None
+    return jnp.asarray(cleared_LN)
 
 
 def redirected(home_LN: Array | None) -> dict[tuple[int, int], np.ndarray]:
@@ -48,10 +53,12 @@ def redirected(home_LN: Array | None) -> dict[tuple[int, int], np.ndarray]:
     unmerged_N = np.arange(table_LN.shape[1])
     rows, tasks = np.nonzero(table_LN != unmerged_N)
     homes = table_LN[rows, tasks]
-    pairs = set(zip(tasks.tolist(), homes.tolist(), strict=True))
+    pairs = zip(tasks.tolist(), homes.tolist(), strict=True)
+    distinct_pairs = set(pairs)
     rows_by_pair = {}
-    for task, home in sorted(pairs):
-        rows_by_pair[task, home] = np.flatnonzero(table_LN[:, task] == home)
+    for task, home in sorted(distinct_pairs):
+        is_served_L = table_LN[:, task] == home
+        rows_by_pair[task, home] = np.flatnonzero(is_served_L)
     return rows_by_pair
 
 
@@ -60,8 +67,9 @@ def own_slots(bank: Bank) -> np.ndarray:
     fusion; -1 where it owns none."""
     tasks = bank.slots - 1
     slots = [owned_slots(bank, task) for task in range(tasks)]
+    slot_table = np.array(slots, np.int32)
     # The reshape is for a bank without tasks, whose list is empty.
-    slot_NL = np.array(slots, np.int32).reshape(tasks, bank.layers)
+    slot_NL = slot_table.reshape(tasks, bank.layers)
     return slot_NL.T
 
 
@@ -70,5 +78,7 @@ def serving_slots(bank: Bank, home_LN: Array | None) -> np.ndarray:
     own_LN = own_slots(bank)
     if home_LN is None:
         return own_LN
-    home_slot_LN = np.take_along_axis(own_LN, np.asarray(home_LN), axis=1)
-    return np.where(own_LN >= 0, own_LN, home_slot_LN)
+    home_LN = np.asarray(home_LN)
+    home_slot_LN = np.take_along_axis(own_LN, home_LN, axis=1)
+    has_own_LN = own_LN >= 0
+    return np.where(has_own_LN, own_LN, home_slot_LN)

@@ -112,7 +112,11 @@ class Stacked(Wrapper):
 
     def variants(self) -> dict[str, Stacked]:
         """The same experts under each fusion rule, by its name."""
-        return {rule: replace(self, below=replace(self.below, fusion=rule)) for rule in surgery.FUSIONS}
+        by_rule = {}
+        for rule in surgery.FUSIONS:
+            below = replace(self.below, fusion=rule)
+            by_rule[rule] = replace(self, below=below)
+        return by_rule
 
     def stages(self, lesson: int) -> tuple[Stage, ...]:
         """Stages of the mixture, each wrapped so that the lower layers contribute below the pool."""
@@ -133,27 +137,35 @@ class Stacked(Wrapper):
         Raises:
           ConfigError: no layer is left for the mixture.
         """
-        if self.below.layers >= model.config.layers:
+        layers = model.config.layers
+        if self.below.layers >= layers:
             raise ConfigError(
                 "no layer is left to grow", where="method.below.layers",
-                why=f"{self.below.layers} of a decoder with {model.config.layers} layers",
-                remedy=f"choose from 1..{model.config.layers - 1}, or method.kind=routed",
+                why=f"{self.below.layers} of a decoder with {layers} layers",
+                remedy=f"choose from 1..{layers - 1}, or method.kind=routed",
             )  # fmt: skip
-        return self.with_lower(self.inner.init(model, capacity), self.below.blank(model, capacity + 1))
+        learner = self.inner.init(model, capacity)
+        # One slot more than tasks: slot 0 holds the fusion.
+        bank = self.below.blank(model, capacity + 1)
+        return self.with_lower(learner, bank)
 
     def with_lower(self, learner: Learner, bank: Bank) -> Learner:
         """The learner with these lower experts, fused, and the gains of their fusion."""
         layers = tuple(self.below.span)
-        bank = self.below.fusing.fused(bank, layers)
-        gain_LS = self.below.fusing.gains(bank, layers)
+        rule = self.below.fusing
+        bank = rule.fused(bank, layers)
+        gain_LS = rule.gains(bank, layers)
         of_mixture = {name: getattr(learner.memory, name) for name in MixtureMemory.__dataclass_fields__}
-        return learner.replace(past=learner.past | {LOWER: bank}, memory=StackedMemory(**of_mixture, lower=gain_LS))
+        memory = StackedMemory(**of_mixture, lower=gain_LS)
+        past = learner.past | {LOWER: bank}
+        return learner.replace(past=past, memory=memory)
 
     def to_archive(self, learner: Learner, lesson: int) -> Archive:
         """What the mixture archives of a task, and its lower expert."""
         archive = self.inner.to_archive(learner, lesson)
-        lower = archived(learner.past[LOWER], lesson)
-        experts = archive["experts"] | {f"{LOWER}/{path}": leaf for path, leaf in lower.items()}
+        experts = dict(archive["experts"])
+        for path, leaf in archived(learner.past[LOWER], lesson).items():
+            experts[f"{LOWER}/{path}"] = leaf
         return archive | {"experts": experts}
 
     def from_archive(self, model: Model, capacity: int, archive: Sequence[Archive | None]) -> Learner:
@@ -168,13 +180,17 @@ class Stacked(Wrapper):
             upper, lower = _split_experts(groups["experts"])
             above.append(groups | {"experts": upper})
             bank = planted(bank, bare, task, lower)
-        return self.with_lower(self.inner.from_archive(model, capacity, above), bank)
+        learner = self.inner.from_archive(model, capacity, above)
+        return self.with_lower(learner, bank)
 
     def growth_of(self, model: Model, learner: Learner) -> dict[str, Any]:
         """Where the mixture added experts and why; every task also added a lower expert."""
         growth = self.inner.growth_of(model, learner)
         lower = self.below.expert_size(model)
-        parameters = [counts | {"experts": counts["experts"] + lower} for counts in growth["parameters"]]
+        parameters = []
+        for counts in growth["parameters"]:
+            experts = counts["experts"] + lower
+            parameters.append(counts | {"experts": experts})
         return growth | {"parameters": parameters}
 
     def narrow_edit(self, learner: Learner, edit: Edit, since: int | None) -> Edit | None:
@@ -192,7 +208,8 @@ class Stacked(Wrapper):
 
     def with_rank(self, rank: int) -> Stacked:
         """The method with experts of another rank, in both parts."""
-        below = replace(self.below, lora=replace(self.below.lora, rank=rank))
+        lora = replace(self.below.lora, rank=rank)
+        below = replace(self.below, lora=lora)
         return replace(self, below=below, above=self.above.with_rank(rank))
 
     @property
@@ -210,7 +227,7 @@ class Stacked(Wrapper):
         return replace(self, above=self.above.with_probe(probe))
 
     def probe_result(self, learner: Learner, lesson: int) -> ProbeResult:
-        """What the probes of a lesson found."""
+        """Frequencies and thresholds of a lesson's probes, and the layers that were expanded."""
         return self.inner.probe_result(learner, lesson)
 
     def serve(self, model: Model, learner: Learner) -> Serving:
@@ -219,22 +236,24 @@ class Stacked(Wrapper):
         Raises:
           NumericsError: as `check_finite`.
         """
-        folded = with_experts_folded(model, learner.past[LOWER], learner.memory.lower)
+        lower_bank = learner.past[LOWER]
+        folded = with_experts_folded(model, lower_bank, learner.memory.lower)
         return self.inner.serve(folded, learner)
 
     def stored_after(self, model: Model, tasks: int) -> dict[str, int]:
         """Parameters beyond the base that answering is expected to need after `tasks` tasks, by kind."""
         counts = self.inner.stored_after(model, tasks)
-        return counts | {"experts": counts["experts"] + self._fusion_size(model, tasks)}
+        experts = counts["experts"] + self._fusion_size(model, tasks)
+        return counts | {"experts": experts}
 
     def _fusion_size(self, model: Model, tasks: int) -> int:
         """Parameters of the fusion of so many tasks."""
-        return self.below.expert_size(model) * self.below.fusing.stored(tasks)
+        experts = self.below.fusing.stored(tasks)
+        return experts * self.below.expert_size(model)
 
     def sizes(self, model: Model, learner: Learner) -> dict[str, dict[str, int]]:
         """Parameters beyond the base by kind: `stored` to serve, `archived` in the ledger, `trained` for the largest
         task."""
-        sizes = self.inner.sizes(model, learner)
         tasks = len(owners(learner.past[LOWER]))
         expert = self.below.expert_size(model)
         lower = {
@@ -242,16 +261,22 @@ class Stacked(Wrapper):
             "archived": expert * tasks,
             "trained": expert * min(tasks, 1),
         }
-        return {name: counts | {"experts": counts["experts"] + lower[name]} for name, counts in sizes.items()}
+        sizes = {}
+        for name, counts in self.inner.sizes(model, learner).items():
+            experts = counts["experts"] + lower[name]
+            sizes[name] = counts | {"experts": experts}
+        return sizes
 
 
 def _split_experts(stored: dict[str, Array]) -> tuple[dict[str, Array], dict[str, Array]]:
     """The `experts` group of an archive as that of the mixture and that of the lower expert."""
     upper: dict[str, Array] = {}
     lower: dict[str, Array] = {}
+    prefix = f"{LOWER}/"
     for path, leaf in stored.items():
-        if path.startswith(f"{LOWER}/"):
-            lower[path.removeprefix(f"{LOWER}/")] = jnp.asarray(leaf)
+        if path.startswith(prefix):
+            inner_path = path.removeprefix(prefix)
+            lower[inner_path] = jnp.asarray(leaf)
         else:
             upper[path] = leaf
     return upper, lower
@@ -264,15 +289,20 @@ class AboveFusion(WrappedStage):
     method: Stacked
 
     def _fusion(self, learner: Learner) -> tuple[Voice]:
-        return (Voice(learner.past[LOWER], Routing(learner.memory.lower[:, None])),)
+        """The lower experts under the gains of their fusion."""
+        gain_L1S = learner.memory.lower[:, None]
+        routing = Routing(gain_L1S)
+        return (Voice(learner.past[LOWER], routing),)
 
     def loss(self, model: Model, learner: Learner, batch: Batch, key: Array) -> Loss:
         """The mixture's loss above the fusion."""
-        return self.inner.loss(model, learner, batch, key, self._fusion(learner))
+        below = self._fusion(learner)
+        return self.inner.loss(model, learner, batch, key, below)
 
     def usage(self, model: Model, learner: Learner, batch: Batch) -> Tally:
         """How often every slot of the pool is chosen above the fusion."""
-        return self.inner.usage(model, learner, batch, self._fusion(learner))
+        below = self._fusion(learner)
+        return self.inner.usage(model, learner, batch, below)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -286,19 +316,23 @@ class TuneBoth(WrappedStage):
         ready = self.inner.prepare(model, learner, lesson, key)
         below = self.method.below
         lower_key = jax.random.fold_in(key, below.layers)
-        expert = surgery.sprout(below.blank(model, 1), 0, lesson, lower_key)
+        bare = below.blank(model, 1)
+        expert = surgery.sprout(bare, 0, lesson, lower_key)
         # Beside the pool's: each family of experts trains in a bank of its own.
-        return ready.replace(live=ready.live | {LOWER: expert})
+        live = ready.live | {LOWER: expert}
+        return ready.replace(live=live)
 
     def loss(self, model: Model, learner: Learner, batch: Batch, key: Array) -> Loss:
         """The mixture's loss above the lower expert that trains."""
         expert = learner.live[LOWER]
-        voice = Voice(expert, all_slots(expert), key, dropout=self.method.below.lora.dropout)
+        dropout = self.method.below.lora.dropout
+        voice = Voice(expert, all_slots(expert), key, dropout=dropout)
         return self.inner.loss(model, learner, batch, key, (voice,))
 
     def finish(self, model: Model, learner: Learner, lesson: int, result: FrozenFeatures | None, key: Array) -> Learner:
         """What the mixture does; then the lower expert is planted and the fusion made anew."""
         done = self.inner.finish(model, learner, lesson, result, key)
-        # Slot 0 holds the fusion, so the expert of lesson t is in slot 1 + t.
-        planted_bank = surgery.plant(done.past[LOWER], 1 + lesson, learner.live[LOWER], lesson)
-        return self.method.with_lower(done, planted_bank)
+        expert = learner.live[LOWER]
+        slot = 1 + lesson  # slot 0 holds the fusion
+        bank = surgery.plant(done.past[LOWER], slot, expert, lesson)
+        return self.method.with_lower(done, bank)

@@ -101,7 +101,9 @@ class AnchorGate:
     def blank(self, capacity: int, model: Model) -> Memory:
         """Room for the anchors of `capacity` tasks."""
         room = ClipAnchors().blank(capacity, clip_widths(model))
-        return room if self.foreign is None else room | blank_thresholds(capacity, sides=True)
+        if self.foreign is None:
+            return room
+        return room | blank_thresholds(capacity, sides=True)
 
     def fit(self, memory: Memory, task: int, features: FrozenFeatures, *, key: Array) -> Memory:
         """Adds the task's anchors; with `foreign`, which records are left out for the thresholds is random."""
@@ -121,7 +123,8 @@ class AnchorGate:
 
     def scores(self, memory: Memory, features: FrozenFeatures, learned_N: Array) -> Array:
         """Mixed cosines, float32 [B, N]; -inf for tasks that are not learned."""
-        return ClipAnchors(self.mixing).scores(memory, features.pooled, learned_N)
+        by = ClipAnchors(self.mixing)
+        return by.scores(memory, features.pooled, learned_N)
 
     def decide(self, memory: Memory, features: FrozenFeatures, learned_N: Array) -> Decision:
         """The softmax over learned tasks, and the mixed cosine it comes from; all zero for an unknown input."""
@@ -131,7 +134,8 @@ class AnchorGate:
         )  # fmt: skip
         limits = None if self.foreign is None else limits_of(memory, features.pooled)
         match = match_of(gated.mixed_BN, learned_N, limits=limits, unknown_share=self.foreign)
-        weight_BN = jnp.where(match.is_unknown_B[:, None], 0.0, gated.weight_BN)
+        is_unknown_B1 = match.is_unknown_B[:, None]
+        weight_BN = jnp.where(is_unknown_B1, 0.0, gated.weight_BN)
         return Decision(weight_BN, gated.mixed_BN, match)
 
     def to_archive(self, memory: Memory, task: int) -> Memory:
@@ -140,7 +144,11 @@ class AnchorGate:
 
     def from_archive(self, memory: Memory, task: int, archive: Memory) -> Memory:
         """The inverse of `to_archive`."""
-        return {name: leaf.at[task].set(stored(archive, name)) for name, leaf in memory.items()}
+        restored = {}
+        for name, leaf in memory.items():
+            row = stored(archive, name)
+            restored[name] = leaf.at[task].set(row)
+        return restored
 
     def size(self, model: Model) -> int:
         """Numbers stored per task."""
@@ -210,7 +218,9 @@ def _not_named() -> ConfigError:
 
 def stored(archive: Memory, name: str) -> Array | float:
     """What was archived of a task; a threshold that was not archived is one that no score reaches."""
-    return archive.get(name, UNREACHED) if name in THRESHOLDS else archive[name]
+    if name in THRESHOLDS:
+        return archive.get(name, UNREACHED)
+    return archive[name]
 
 
 def clip_widths(model: Model) -> tuple[int, int]:

@@ -17,7 +17,7 @@ from hidecmoe_jax.locators.anchors import ClipAnchors
 from hidecmoe_jax.locators.gaussian import ClassGaussian, NearestMean, SharedGaussian
 from hidecmoe_jax.locators.neighbours import Neighbours
 from hidecmoe_jax.locators.vae import Vae
-from hidecmoe_jax.methods.base import Decision, FrozenFeatures
+from hidecmoe_jax.methods.base import Decision, FrozenFeatures, Match
 from hidecmoe_jax.methods.gates.anchors import clip_widths, stored
 from hidecmoe_jax.methods.gates.unknown import blank_thresholds, fit_apart, limits_of, match_of
 from hidecmoe_jax.models.llava import Model, Reading
@@ -65,7 +65,9 @@ class LocatorGate:
     @property
     def reads(self) -> Reading | None:
         """The state of the base that is scored; None for anchors, which score CLIP's features."""
-        return None if self.by.kind == ClipAnchors.kind else self.state
+        if self.by.kind == ClipAnchors.kind:
+            return None
+        return self.state
 
     @property
     def stores(self) -> str:
@@ -78,16 +80,24 @@ class LocatorGate:
         return {"foreign": self.foreign, "kept_apart": self.kept_apart}
 
     def _scored(self, features: FrozenFeatures) -> Any:
-        return features.pooled if self.reads is None else features.state_BD
+        """What the locator scores: the state of the base, or CLIP's features."""
+        if self.reads is None:
+            return features.pooled
+        return features.state_BD
 
     def _width(self, model: Model) -> Any:
-        return clip_widths(model) if self.reads is None else model.config.width
+        """Width of what the locator scores; of CLIP's features the two widths."""
+        if self.reads is None:
+            return clip_widths(model)
+        return model.config.width
 
     def blank(self, capacity: int, model: Model) -> dict[str, Array]:
         """Memory with room for `capacity` tasks."""
-        room = self.by.blank(capacity, self._width(model))
+        width = self._width(model)
+        room = self.by.blank(capacity, width)
         # One-sided thresholds only where something is refused: archives of other runs keep their bytes.
-        return room | blank_thresholds(capacity, sides=self.foreign is not None)
+        has_sides = self.foreign is not None
+        return room | blank_thresholds(capacity, sides=has_sides)
 
     def fit(self, memory: dict[str, Array], task: int, features: FrozenFeatures, *, key: Array) -> dict[str, Array]:
         """Fits the locator to a task, and the score below which an input is unknown to the task."""
@@ -98,7 +108,8 @@ class LocatorGate:
 
     def scores(self, memory: dict[str, Array], features: FrozenFeatures, learned_N: Array) -> Array:
         """The locator's scores, float32 [B, N]; -inf for tasks that are not learned."""
-        return self.by.scores(memory, self._scored(features), learned_N)
+        scored = self._scored(features)
+        return self.by.scores(memory, scored, learned_N)
 
     def decide(self, memory: dict[str, Array], features: FrozenFeatures, learned_N: Array) -> Decision:
         """One-hot on the nearest task, or soft weights; all zero for an unknown input."""
@@ -107,16 +118,12 @@ class LocatorGate:
         typical_BN = None
         if self.foreign is not None:
             limits = limits_of(memory, features.pooled)
-            typical_BN = self.by.typical_scores(memory, self._scored(features), score_BN)
+            scored = self._scored(features)
+            typical_BN = self.by.typical_scores(memory, scored, score_BN)
         match = match_of(
             score_BN, learned_N, typical_BN=typical_BN, limits=limits, unknown_share=self.foreign, tie=self.tie or 0.0
         )
-        hard_BN = jax.nn.one_hot(jnp.argmax(score_BN, axis=-1), score_BN.shape[-1])
-        soft_BN = jax.nn.softmax(jnp.where(learned_N[None], score_BN / self.temperature, -jnp.inf), axis=-1)
-        weight_BN = soft_BN if self.soft else hard_BN
-        if self.tie is not None:
-            by_answer = {"blend": soft_BN, "best": hard_BN, "base": jnp.zeros_like(hard_BN)}
-            weight_BN = jnp.where(match.is_tied_B[:, None], by_answer[self.tied], weight_BN)
+        weight_BN = self._weights(score_BN, learned_N, match)
         # Before the first task the softmax is over nothing (NaN): no weight may come from it.
         is_known_B1 = jnp.any(learned_N) & ~match.is_unknown_B[:, None]
         weight_BN = jnp.where(is_known_B1, weight_BN, 0.0)
@@ -124,11 +131,28 @@ class LocatorGate:
         finite_BN = jnp.where(learned_N[None], score_BN, 0.0)
         return Decision(weight_BN, finite_BN, match)
 
+    def _weights(self, score_BN: Array, learned_N: Array, match: Match) -> Array:
+        """Weights of the tasks as if every input were known, float32 [B, N]."""
+        nearest_B = jnp.argmax(score_BN, axis=-1)
+        hard_BN = jax.nn.one_hot(nearest_B, score_BN.shape[-1])
+        logit_BN = score_BN / self.temperature
+        masked_BN = jnp.where(learned_N[None], logit_BN, -jnp.inf)
+        soft_BN = jax.nn.softmax(masked_BN, axis=-1)
+        weight_BN = soft_BN if self.soft else hard_BN
+        if self.tie is None:
+            return weight_BN
+        none_BN = jnp.zeros_like(hard_BN)
+        by_answer = {"blend": soft_BN, "best": hard_BN, "base": none_BN}
+        tied_BN = by_answer[self.tied]
+        is_tied_B1 = match.is_tied_B[:, None]
+        return jnp.where(is_tied_B1, tied_BN, weight_BN)
+
     def to_archive(self, memory: dict[str, Array], task: int) -> dict[str, Array]:
         """Rows of one task, with the standardisation that all tasks share."""
         archive = {}
         for name, leaf in memory.items():
-            archive[name] = leaf if name in self.by.shared_leaves else leaf[task]
+            is_shared = name in self.by.shared_leaves
+            archive[name] = leaf if is_shared else leaf[task]
         return archive
 
     def from_archive(self, memory: dict[str, Array], task: int, archive: dict[str, Array]) -> dict[str, Array]:
@@ -138,12 +162,14 @@ class LocatorGate:
             if name in self.by.shared_leaves:
                 restored[name] = jnp.asarray(archive[name])
             else:
-                restored[name] = leaf.at[task].set(stored(archive, name))
+                row = stored(archive, name)
+                restored[name] = leaf.at[task].set(row)
         return restored
 
     def size(self, model: Model) -> int:
         """Numbers stored per task."""
-        return self.by.size(self._width(model))
+        width = self._width(model)
+        return self.by.size(width)
 
     def flops(self, stored: int, *, model: Model, tasks: int) -> int:
         """Operations of deciding one query among `tasks`, for which `stored` numbers are stored."""

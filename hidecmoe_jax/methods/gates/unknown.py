@@ -35,7 +35,8 @@ THRESHOLDS = (BOTH, SEEN_ALONE, READ_ALONE)
 def blank_thresholds(capacity: int, *, sides: bool) -> dict[str, Array]:
     """Thresholds of no task; `sides` with those for inputs that lack an image or text."""
     names = THRESHOLDS if sides else (BOTH,)
-    return {name: jnp.full((capacity,), LOWEST) for name in names}
+    shape = (capacity,)
+    return {name: jnp.full(shape, LOWEST) for name in names}
 
 
 def fit_apart(
@@ -63,9 +64,10 @@ def fit_apart(
     order = np.asarray(jax.random.permutation(order_key, count))
     # Whatever the share, a record is left to fit on.
     held_out = min(round(share * count), count - 1)
-    held_rows = order[:held_out]
-    held = jax.tree.map(itemgetter(held_rows), features)
-    fitted_features = jax.tree.map(itemgetter(order[held_out:]), features)
+    take_held = itemgetter(order[:held_out])
+    take_fitted = itemgetter(order[held_out:])
+    held = jax.tree.map(take_held, features)
+    fitted_features = jax.tree.map(take_fitted, features)
     fitted = by.fit(memory, task, fitted_features, key=fit_key)
     if not held_out:
         return fitted
@@ -73,16 +75,18 @@ def fit_apart(
     if SEEN_ALONE in fitted and features is pooled:
         views |= _one_modality_hidden(held)
     elif SEEN_ALONE in fitted:
-        views = _by_modality(held, jax.tree.map(itemgetter(held_rows), pooled))
+        held_pooled = jax.tree.map(take_held, pooled)
+        views = _by_modality(held, held_pooled)
     # Scored as if the task were the only one, so that a threshold does not depend on the order of tasks.
     only_task_N = jnp.arange(len(fitted[BOTH])) == task
     for name, view in views.items():
         limit = UNREACHED
-        records = jax.tree.leaves(view)[0].shape[0]
-        if records:
+        first_leaf = jax.tree.leaves(view)[0]
+        if len(first_leaf):
             score_BN = np.asarray(by.scores(fitted, view, only_task_N))
             limit = threshold(score_BN[:, task], foreign or 0.0)
-        fitted = fitted | {name: fitted[name].at[task].set(limit)}
+        threshold_N = fitted[name].at[task].set(limit)
+        fitted = fitted | {name: threshold_N}
     return fitted
 
 
@@ -92,9 +96,11 @@ def _one_modality_hidden(held: Pooled) -> dict[str, Pooled]:
     has_text = np.asarray(held.has_text_B)
     images = jax.tree.map(itemgetter(has_image), held)
     texts = jax.tree.map(itemgetter(has_text), held)
+    no_text_B = jnp.zeros(int(has_image.sum()), bool)
+    no_image_B = jnp.zeros(int(has_text.sum()), bool)
     return {
-        SEEN_ALONE: images.replace(has_text_B=jnp.zeros(int(has_image.sum()), bool)),
-        READ_ALONE: texts.replace(has_image_B=jnp.zeros(int(has_text.sum()), bool)),
+        SEEN_ALONE: images.replace(has_text_B=no_text_B),
+        READ_ALONE: texts.replace(has_image_B=no_image_B),
     }
 
 
@@ -120,7 +126,8 @@ def limits_of(memory: dict[str, Array], pooled: Pooled) -> Array:
     has_text_B1 = pooled.has_text_B[:, None]
     text_alone_BN = jnp.where(has_text_B1, memory[READ_ALONE], UNREACHED)
     one_modality_BN = jnp.where(has_image_B1, memory[SEEN_ALONE], text_alone_BN)
-    return jnp.where(has_image_B1 & has_text_B1, memory[BOTH], one_modality_BN)
+    has_both_B1 = has_image_B1 & has_text_B1
+    return jnp.where(has_both_B1, memory[BOTH], one_modality_BN)
 
 
 def match_of(
@@ -142,20 +149,27 @@ def match_of(
     """
     among_BN = jnp.where(learned_N[None], score_BN, -jnp.inf)
     nearest_B = jnp.argmax(among_BN, axis=-1).astype(jnp.int32)
+    nearest_B1 = nearest_B[:, None]
     best_B = jnp.max(among_BN, axis=-1)
-    is_nearest_BN = jnp.arange(among_BN.shape[-1]) == nearest_B[:, None]
-    second_B = jnp.max(jnp.where(is_nearest_BN, -jnp.inf, among_BN), axis=-1)
+    tasks = jnp.arange(among_BN.shape[-1])
+    is_nearest_BN = tasks == nearest_B1
+    others_BN = jnp.where(is_nearest_BN, -jnp.inf, among_BN)
+    second_B = jnp.max(others_BN, axis=-1)
+    has_second = jnp.sum(learned_N) > 1
     # With one task there is no second best: the difference would be infinite or NaN.
-    margin_B = jnp.where(jnp.sum(learned_N) > 1, best_B - second_B, jnp.inf)
+    margin_B = jnp.where(has_second, best_B - second_B, jnp.inf)
     if typical_BN is not None:
         # An input has to be typical of its nearest task; that it is typical of another one does not count.
-        among_BN = jnp.where(is_nearest_BN & learned_N[None], typical_BN, -jnp.inf)
+        is_candidate_BN = is_nearest_BN & learned_N[None]
+        among_BN = jnp.where(is_candidate_BN, typical_BN, -jnp.inf)
         best_B = jnp.max(among_BN, axis=-1)
     if limits is None:
         threshold_B = jnp.full_like(best_B, -jnp.inf)
         is_unknown_B = jnp.zeros_like(best_B, bool)
     else:
         limits_BN = jnp.broadcast_to(limits, among_BN.shape)
-        threshold_B = jnp.take_along_axis(limits_BN, nearest_B[:, None], axis=-1)[:, 0]
+        threshold_B1 = jnp.take_along_axis(limits_BN, nearest_B1, axis=-1)
+        threshold_B = threshold_B1[:, 0]
         is_unknown_B = jnp.any(learned_N) & unknown(among_BN, limits)
-    return Match(nearest_B, best_B, threshold_B, margin_B, is_unknown_B, margin_B < tie, unknown_share)
+    is_tied_B = margin_B < tie
+    return Match(nearest_B, best_B, threshold_B, margin_B, is_unknown_B, is_tied_B, unknown_share)

@@ -16,8 +16,12 @@ ROUTER_STD = 0.02
 
 def blank(bare: Bank, new: int, task: int, key: Array) -> Bank:
     """`new` experts of a task whose update is zero, in every layer; `bare` is a bank of one empty slot."""
-    # They share an owner, so each is sprouted in a bank of its own.
-    experts = [surgery.sprout(bare, 0, task, jax.random.fold_in(key, number)) for number in range(new)]
+    experts = []
+    for number in range(new):
+        expert_key = jax.random.fold_in(key, number)
+        # They share an owner, so each is sprouted in a bank of its own.
+        expert = surgery.sprout(bare, 0, task, expert_key)
+        experts.append(expert)
     return pool.concat_slots(experts)
 
 
@@ -27,23 +31,32 @@ def init_from_copy(live: Bank, past: Bank, used_LS: np.ndarray) -> Bank:
     Args:
       used_LS: tokens that chose each old slot.
     """
-    is_owned_LS = np.asarray(past.owner_LS) != EMPTY
+    owner_LS = np.asarray(past.owner_LS)
+    is_owned_LS = owner_LS != EMPTY
     source_LM = most_used(used_LS, is_owned_LS, live.slots)
-    rows_L1 = np.arange(past.layers)[:, None]
+    rows_L = np.arange(past.layers)
+    rows_L1 = rows_L[:, None]
     a = {}
     for site, a_LDSR in past.a.items():
         # Slots come second here, so that one index picks a slot of its own for every layer.
         a_LSDR = jnp.moveaxis(a_LDSR, 2, 1)
-        a[site] = jnp.moveaxis(a_LSDR[rows_L1, source_LM], 1, 2)
-    b = {site: b_LSRF[rows_L1, source_LM] for site, b_LSRF in past.b.items()}
+        source_LMDR = a_LSDR[rows_L1, source_LM]
+        a[site] = jnp.moveaxis(source_LMDR, 1, 2)
+    b = {}
+    for site, b_LSRF in past.b.items():
+        b[site] = b_LSRF[rows_L1, source_LM]
     return live.replace(a=a, b=b)
 
 
 def init_from_probe(live: Bank, probe: dict[str, dict[str, Array]]) -> Bank:
     """Initialise the new experts with the probe's weights; `probe` holds the factors of one slot, [L, D, 1, R] and
     [L, 1, R, F] by site."""
-    a = {site: jnp.repeat(leaf, live.slots, axis=2) for site, leaf in probe["a"].items()}
-    b = {site: jnp.repeat(leaf, live.slots, axis=1) for site, leaf in probe["b"].items()}
+    a = {}
+    for site, a_LD1R in probe["a"].items():
+        a[site] = jnp.repeat(a_LD1R, live.slots, axis=2)
+    b = {}
+    for site, b_L1RF in probe["b"].items():
+        b[site] = jnp.repeat(b_L1RF, live.slots, axis=1)
     return live.replace(a=a, b=b)
 
 
@@ -52,25 +65,32 @@ def keep_only_layers(live: Bank, expand_L: Array) -> Bank:
     expand_L111 = expand_L[:, None, None, None]
     a = {}
     b = {}
-    for site in live.a:
-        a[site] = jnp.where(expand_L111, live.a[site], 0.0)
-        b[site] = jnp.where(expand_L111, live.b[site], 0.0)
-    owner_LS = jnp.where(expand_L[:, None], live.owner_LS, EMPTY)
-    return live.replace(a=a, b=b, owner_LS=owner_LS)
+    for site, a_LDMR in live.a.items():
+        b_LMRF = live.b[site]
+        a[site] = jnp.where(expand_L111, a_LDMR, 0.0)
+        b[site] = jnp.where(expand_L111, b_LMRF, 0.0)
+    expand_L1 = expand_L[:, None]
+    owner_LM = jnp.where(expand_L1, live.owner_LS, EMPTY)
+    return live.replace(a=a, b=b, owner_LS=owner_LM)
 
 
 def blank_router(old_LDS: Array, past: Bank, new: int, key: Array) -> Array:
     """The last task's router with columns for `new` experts: the mean of the old columns (CMoE-D10); small noise where
     there is no old expert."""
-    shape = (*old_LDS.shape[:2], new)
-    active_LS = (past.owner_LS != EMPTY).astype(jnp.float32)
+    layers, width, _ = old_LDS.shape
+    shape = (layers, width, new)
+    is_owned_LS = past.owner_LS != EMPTY
+    active_LS = is_owned_LS.astype(jnp.float32)
     if not np.asarray(active_LS).any():
         noise = ROUTER_STD * jax.random.normal(key, shape)
         return jnp.concatenate([old_LDS, noise], axis=-1)
     # A layer without an old expert gets columns of zeros.
-    experts_L1 = jnp.maximum(active_LS.sum(-1, keepdims=True), 1.0)
-    mean_LD = jnp.einsum("lds,ls->ld", old_LDS, active_LS) / experts_L1
-    new_LDM = jnp.broadcast_to(mean_LD[..., None], shape)
+    owned_L1 = active_LS.sum(-1, keepdims=True)
+    experts_L1 = jnp.maximum(owned_L1, 1.0)
+    total_LD = jnp.einsum("lds,ls->ld", old_LDS, active_LS)
+    mean_LD = total_LD / experts_L1
+    mean_LD1 = mean_LD[..., None]
+    new_LDM = jnp.broadcast_to(mean_LD1, shape)
     return jnp.concatenate([old_LDS, new_LDM], axis=-1)
 
 

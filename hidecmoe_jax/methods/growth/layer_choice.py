@@ -64,9 +64,12 @@ class LayerChoice:
     def pick(self, worth_NL: Array) -> tuple[int, ...]:
         """The layers of most worth over all tasks, ascending; of equals the upper ones, so it is `last` as long as
         nothing is measured."""
-        total_L = np.asarray(worth_NL, np.float64).sum(axis=0)
-        best_first = sorted(range(len(total_L)), key=lambda layer: (total_L[layer], layer), reverse=True)
-        return tuple(sorted(best_first[: self.layers]))
+        exact_NL = np.asarray(worth_NL, np.float64)
+        total_L = exact_NL.sum(axis=0)
+        layers = range(len(total_L))
+        best_first = sorted(layers, key=lambda layer: (total_L[layer], layer), reverse=True)
+        best = best_first[: self.layers]
+        return tuple(sorted(best))
 
     def subset(self, name: str, count: int, seed: int) -> np.ndarray:
         """Numbers of the records, of `count`, that routers are trained on (`probe`) or layers measured on (`measure`).
@@ -78,14 +81,19 @@ class LayerChoice:
             probe = Probe(share=self.share, measured=0.2)
             trained, measured = split_records(probe, count, seed, otherwise="set method.expand.by=loss")
             return trained if name == "probe" else measured
-        order = np.random.default_rng([seed, 2]).permutation(count)
+        generator = np.random.default_rng([seed, 2])
+        order = generator.permutation(count)
+        share_of_records = round(self.share * count)
         # `hsic` is defined from four records on.
-        measured = max(4, round(self.share * count))
+        measured = max(4, share_of_records)
         return order[:measured]
 
     def blank_router(self, bank: Bank, width: int) -> Array | None:
         """Zero token routers [L, D, S] of a `probe`; None for the other measures."""
-        return jnp.zeros((bank.layers, width, bank.slots)) if self.by == "probe" else None
+        if self.by != "probe":
+            return None
+        shape = (bank.layers, width, bank.slots)
+        return jnp.zeros(shape)
 
     def loss(self, model: Model, bank: Bank, router_LDS: Array, batch: Batch) -> Loss:
         """Answer loss with every token mixing all tasks' experts; the routers alone train."""
@@ -127,17 +135,29 @@ class LayerChoice:
         hsic_EL3 = sums["hsic_SL3"][earlier_S]
         own_EL, cross_EL, other_EL = np.moveaxis(hsic_EL3, -1, 0)
         power_EL = own_EL * other_EL
-        norm_EL = np.sqrt(np.where(power_EL > 0, power_EL, 1.0))
+        varies_EL = power_EL > 0
+        positive_EL = np.where(varies_EL, power_EL, 1.0)
+        ratio_EL = cross_EL / np.sqrt(positive_EL)
         # Features that do not vary have no CKA: they count as alike, so the layer is worth nothing.
-        cka_EL = np.where(power_EL > 0, cross_EL / norm_EL, 1.0)
-        return (1.0 - cka_EL).mean(axis=0).astype(np.float32)
+        cka_EL = np.where(varies_EL, ratio_EL, 1.0)
+        worth_L = (1.0 - cka_EL).mean(axis=0)
+        return worth_L.astype(np.float32)
 
 
 def _every_task(bank: Bank, router_LDS: Array, top_k: int) -> Voice:
     """The experts of all tasks under a token router; the fusion and EMPTY slots cannot be chosen."""
-    active_LS = (bank.owner_LS >= 0).astype(jnp.float32)
-    routing = Routing(active_LS[:, None], router_LDS[:, None], top_k)
+    # EMPTY and FUSED are negative.
+    is_task_LS = bank.owner_LS >= 0
+    gain_L1S = is_task_LS.astype(jnp.float32)[:, None]
+    router_L1DS = router_LDS[:, None]
+    routing = Routing(gain_L1S, router_L1DS, top_k)
     return Voice(bank, routing)
+
+
+def _weighted(bank: Bank, gain_LS: Array) -> Voice:
+    """The bank's experts with the same gains for every sample."""
+    gain_L1S = gain_LS[:, None]
+    return Voice(bank, Routing(gain_L1S))
 
 
 def _losses(model: Model, bank: Bank, gains: LayerGains, batch: Batch) -> dict[str, Array]:
@@ -147,12 +167,13 @@ def _losses(model: Model, bank: Bank, gains: LayerGains, batch: Batch) -> dict[s
     def loss(layer: Array) -> tuple[Array, Array]:
         is_own_L1 = (layers == layer)[:, None]
         gain_LS = jnp.where(is_own_L1, gains.own, gains.fused)
-        voice = Voice(bank, Routing(gain_LS[:, None]))
+        voice = _weighted(bank, gain_LS)
         total, tokens, _ = answer_loss(model, batch, (voice,))
         return total, tokens
 
     # Layer -1 matches no layer: the loss with all of them fused.
-    nll_V, tokens_V = jax.lax.map(loss, jnp.arange(-1, bank.layers))
+    own_layers = jnp.arange(-1, bank.layers)
+    nll_V, tokens_V = jax.lax.map(loss, own_layers)
     return {"nll_V": nll_V, "tokens": tokens_V[0]}
 
 
@@ -165,31 +186,40 @@ def _similarities(model: Model, bank: Bank, own_LS: Array, batch: Batch) -> dict
     real_B = jnp.any(batch.answer_mask_BA, axis=-1)
 
     def features(gain_LS: Array) -> Array:
-        voice = Voice(bank, Routing(gain_LS[:, None]))
+        voice = _weighted(bank, gain_LS)
         return layer_features(model, batch.prompt, (voice,))
 
     def compared(slot: Array) -> Array:
         is_slot_S = jax.nn.one_hot(slot, bank.slots)
-        other_LBD = features(jnp.broadcast_to(is_slot_S, own_LS.shape))
-        pairs = ((own_LBD, own_LBD), (own_LBD, other_LBD), (other_LBD, other_LBD))
+        slot_LS = jnp.broadcast_to(is_slot_S, own_LS.shape)
+        other_LBD = features(slot_LS)
         hsic_by_layer = jax.vmap(hsic, (0, 0, None))
-        return jnp.stack([hsic_by_layer(x, y, real_B) for x, y in pairs], axis=-1)
+        own_L = hsic_by_layer(own_LBD, own_LBD, real_B)
+        cross_L = hsic_by_layer(own_LBD, other_LBD, real_B)
+        other_L = hsic_by_layer(other_LBD, other_LBD, real_B)
+        return jnp.stack([own_L, cross_L, other_L], axis=-1)
 
     own_LBD = features(own_LS)
+    slots = jnp.arange(bank.slots)
     # Slot after slot: features under one other expert at a time are in memory.
-    return {"hsic_SL3": jax.lax.map(compared, jnp.arange(bank.slots))}
+    hsic_SL3 = jax.lax.map(compared, slots)
+    return {"hsic_SL3": hsic_SL3}
 
 
 def hsic(x_BD: Array, y_BD: Array, real_B: Array) -> Array:
     """Unbiased estimate of the linear Hilbert-Schmidt criterion (Song et al. 2012) over the real rows; 0 below four."""
     count = jnp.sum(real_B)
     n = jnp.maximum(count, 4).astype(jnp.float32)
-    both_real_BB = real_B[:, None] & real_B[None, :]
+    real_B1 = real_B[:, None]
+    both_real_BB = real_B1 & real_B[None, :]
+    is_same_BB = jnp.eye(len(real_B), dtype=bool)
     # The diagonal is left out: a row's product with itself is what biases the plain estimate.
-    pair_BB = (both_real_BB & ~jnp.eye(len(real_B), dtype=bool)).astype(jnp.float32)
+    is_pair_BB = both_real_BB & ~is_same_BB
+    pair_BB = is_pair_BB.astype(jnp.float32)
 
     def kernel(z_BD: Array) -> Array:
-        mean_D = jnp.sum(z_BD * real_B[:, None], axis=0) / n
+        total_D = jnp.sum(z_BD * real_B1, axis=0)
+        mean_D = total_D / n
         centred_BD = z_BD - mean_D
         # Accelerators shorten float32 products by default.
         kernel_BB = jnp.matmul(centred_BD, centred_BD.T, precision=jax.lax.Precision.HIGHEST)
@@ -197,8 +227,13 @@ def hsic(x_BD: Array, y_BD: Array, real_B: Array) -> Array:
 
     k = kernel(x_BD)
     m = kernel(y_BD)
-    of_totals = k.sum() * m.sum() / ((n - 1) * (n - 2))
-    of_rows = 2.0 / (n - 2) * jnp.dot(k.sum(0), m.sum(0))
+    total_product = k.sum() * m.sum()
+    of_totals = total_product / ((n - 1) * (n - 2))
+    row_scale = 2.0 / (n - 2)
+    row_product = jnp.dot(k.sum(0), m.sum(0))
+    of_rows = row_scale * row_product
     cross = of_totals - of_rows
-    estimate = ((k * m).sum() + cross) / (n * (n - 3))
+    trace = (k * m).sum()
+    pairs = n * (n - 3)
+    estimate = (trace + cross) / pairs
     return jnp.where(count >= 4, estimate, 0.0)

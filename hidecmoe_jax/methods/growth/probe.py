@@ -29,7 +29,7 @@ class Probe:
       rule: `within` a layer, against the mean over its experts; or `across` layers, against the mean over probes.
       slack: how many standard deviations below the mean still expand (the paper's alpha).
       tokens: kinds of tokens that are counted.
-      expects: part of the layers that a later task is expected to expand; only an equal budget reckons with it.
+      expects: part of the layers that a later task is expected to expand; only the forecast of a size uses it.
     """
 
     share: float = 0.1
@@ -74,20 +74,25 @@ def split_records(
             "too few records to probe with", why=f"{count}, at least 2 are needed",
             remedy=f"add records to the task, or {otherwise}",
         )  # fmt: skip
-    order = np.random.default_rng([seed, 1]).permutation(count)
-    chosen = order[: max(2, round(probe.share * count))]
+    generator = np.random.default_rng([seed, 1])
+    order = generator.permutation(count)
+    used = max(2, round(probe.share * count))
+    chosen = order[:used]
     measured = max(1, round(probe.measured * len(chosen)))
     # Whatever the share, a record is left to train on.
     measured = min(measured, len(chosen) - 1)
-    return chosen[measured:], chosen[:measured]
+    trained_on = chosen[measured:]
+    measured_on = chosen[:measured]
+    return trained_on, measured_on
 
 
 def tokens_per_slot(count_LSK: np.ndarray, probe: Probe) -> np.ndarray:
     """Tokens that chose each slot, int64 [L, S], over the kinds of tokens that count."""
     order = ("image", "text", "answer")
     kinds = [order.index(name) for name in probe.tokens]
-    count_LSK = np.asarray(count_LSK, np.int64)
-    return count_LSK[:, :, kinds].sum(axis=-1)
+    exact_LSK = np.asarray(count_LSK, np.int64)
+    counted_LSK = exact_LSK[:, :, kinds]
+    return counted_LSK.sum(axis=-1)
 
 
 def thresholds(count_LS: np.ndarray, active_LS: np.ndarray, probe: Probe) -> np.ndarray:
@@ -96,13 +101,17 @@ def thresholds(count_LS: np.ndarray, active_LS: np.ndarray, probe: Probe) -> np.
     active_LS = np.asarray(active_LS, bool)
     if probe.rule == "across":
         probe_L = count_LS[:, -1]
-        common = probe_L.mean() - probe.slack * probe_L.std()
+        slack = probe.slack * probe_L.std()
+        common = probe_L.mean() - slack
         return np.full(len(probe_L), common)
     experts_L = active_LS.sum(axis=1)
-    mean_L = count_LS.sum(axis=1) / experts_L
+    tokens_L = count_LS.sum(axis=1)
+    mean_L = tokens_L / experts_L
+    deviation_LS = count_LS - mean_L[:, None]
     # Slots that cannot be chosen are no experts: their zeros must not widen the spread.
-    square_LS = np.where(active_LS, (count_LS - mean_L[:, None]) ** 2, 0.0)
-    spread_L = np.sqrt(square_LS.sum(axis=1) / experts_L)
+    square_LS = np.where(active_LS, deviation_LS**2, 0.0)
+    variance_L = square_LS.sum(axis=1) / experts_L
+    spread_L = np.sqrt(variance_L)
     return mean_L - probe.slack * spread_L
 
 
@@ -119,24 +128,32 @@ def layers_to_expand(count_LS: np.ndarray, active_LS: np.ndarray, probe: Probe, 
       ValueError: a probe that could not be chosen.
     """
     active_LS = np.asarray(active_LS, bool)
-    if not active_LS[:, -1].all():
+    probe_active_L = active_LS[:, -1]
+    if not probe_active_L.all():
         raise ValueError("every layer needs its probe among the active slots")
-    probe_L = np.asarray(count_LS, np.int64)[:, -1]
+    exact_LS = np.asarray(count_LS, np.int64)
+    probe_L = exact_LS[:, -1]
     # Whole numbers stand on both sides of an even load, and their quotient is exact then: it expands nothing.
     is_chosen_L = probe_L > thresholds(count_LS, active_LS, probe)
-    experts_L = active_LS[:, :-1].sum(axis=1)
-    return is_chosen_L | (experts_L < fewest)
+    old_active_LS = active_LS[:, :-1]
+    experts_L = old_active_LS.sum(axis=1)
+    has_too_few_L = experts_L < fewest
+    return is_chosen_L | has_too_few_L
 
 
 def most_used(count_LS: np.ndarray, active_LS: np.ndarray, number: int) -> np.ndarray:
     """The `number` most used active slots of every layer, most used first, int32 [L, number]; repeated where there are
     fewer, -1 where there is none. Of equals the first."""
+    exact_LS = np.asarray(count_LS, np.int64)
     # Inactive slots get the key 1, behind every count, which are negated.
-    key_LS = np.where(active_LS, -np.asarray(count_LS, np.int64), 1)
+    key_LS = np.where(active_LS, -exact_LS, 1)
     ranked_LS = np.argsort(key_LS, axis=1, kind="stable")
-    active_L = np.asarray(active_LS, bool).sum(axis=1)
+    active_LS = np.asarray(active_LS, bool)
+    active_L1 = active_LS.sum(axis=1)[:, None]
+    available_L1 = np.maximum(active_L1, 1)
+    place_M = np.arange(number)
     # The remainder starts again with the most used slot where there are fewer than `number`.
-    available_L1 = np.maximum(active_L, 1)[:, None]
-    place_LM = np.arange(number)[None] % available_L1
+    place_LM = place_M[None] % available_L1
     best_LM = np.take_along_axis(ranked_LS, place_LM, axis=1)
-    return np.where(active_L[:, None] > 0, best_LM, -1).astype(np.int32)
+    most_used_LM = np.where(active_L1 > 0, best_LM, -1)
+    return most_used_LM.astype(np.int32)

@@ -29,7 +29,8 @@ def probe_frequencies(
       active_LS: bool, slots that could be chosen.
     """
     # Every token makes `top_k` choices, so the sum of choices is `top_k` times the number of tokens.
-    scale_L = top_k / np.maximum(count_LS.sum(axis=1), 1)
+    choices_L = np.maximum(count_LS.sum(axis=1), 1)
+    scale_L = top_k / choices_L
     frequency_L = count_LS[:, -1] * scale_L
     threshold_L = thresholds(count_LS, active_LS, probe) * scale_L
     return frequency_L, threshold_L
@@ -99,9 +100,14 @@ class PoolSummary:
         """
         growth: dict[str, list] = {key: [] for key in GROWTH}
         for task in range(len(self.slots)):
-            facts: dict[str, Any] = self._probing(task) if self.count_NLSK[task].any() else {}
-            facts["experts"] = (self.owner_LS == task).sum(axis=1).tolist()
-            facts = {name: self._from_the_bottom(name, rows) for name, rows in facts.items()}
+            by_layer: dict[str, Any] = {}
+            if self.count_NLSK[task].any():
+                by_layer = self._probing(task)
+            added_LS = self.owner_LS == task
+            by_layer["experts"] = added_LS.sum(axis=1).tolist()
+            facts: dict[str, Any] = {}
+            for name, rows in by_layer.items():
+                facts[name] = self._from_the_bottom(name, rows)
             facts["parameters"] = self.added(task)
             for key in GROWTH:
                 growth[key].append(facts.get(key))
@@ -112,7 +118,8 @@ class PoolSummary:
         if rows is None:
             return None
         if name == "used":
-            return [[0.0] * self.lowest + row for row in rows]
+            below = [0.0] * self.lowest
+            return [below + row for row in rows]
         missing = 0 if name == "experts" else None
         return [missing] * self.lowest + rows
 
@@ -139,35 +146,43 @@ class PoolSummary:
         }
         added = [self.added(task) for task in self.learned]
         largest = max(added, key=lambda counts: sum(counts.values()))
-        return {"stored": stored, "archived": stored, "trained": no_parameters() | largest}
+        trained = no_parameters() | largest
+        return {"stored": stored, "archived": stored, "trained": trained}
 
     def _probing(self, task: int) -> dict[str, Any]:
         """Facts from the counts of a task's probe, by the names of `growth`, each a list by layer of the pool."""
         count_LSK = self.count_NLSK[task]
         mass_LSK = self.mass_NLSK[task]
         count_LS = tokens_per_slot(count_LSK, self.probe)
-        active_LS = active_slots(self.owner_LS, self.slots[task].start)
+        first_new = self.slots[task].start
+        active_LS = active_slots(self.owner_LS, first_new)
         frequency_L, threshold_L = probe_frequencies(count_LS, active_LS, self.probe, self.top_k)
-        tokens_L = np.maximum(count_LS.sum(axis=1), 1) / self.top_k
+        choices_L = np.maximum(count_LS.sum(axis=1), 1)
+        tokens_L = choices_L / self.top_k
         # Of the pool, without the probe as the last slot.
         pool_count_LS = count_LS[:, :-1]
+        pool_active_LS = active_LS[:, :-1]
         used = []
         for other in range(task):
-            chosen_L = np.where(self.owner_LS == other, pool_count_LS, 0).sum(axis=1)
-            used.append((chosen_L / tokens_L).tolist())
+            is_of_other_LS = self.owner_LS == other
+            chosen_L = np.where(is_of_other_LS, pool_count_LS, 0).sum(axis=1)
+            used_L = chosen_L / tokens_L
+            used.append(used_L.tolist())
         choices_LK = np.maximum(count_LSK.sum(axis=1), 1)
-        by_kind_LK = count_LSK[:, -1] * self.top_k / choices_LK
-        # Keeps a layer without tokens from dividing by zero.
-        total_mass_L = np.maximum(mass_LSK.sum((1, 2)), 1e-9)
-        mass_L = mass_LSK[:, -1].sum(-1) / total_mass_L
-        source_L = most_used(pool_count_LS, active_LS[:, :-1], 1)[:, 0]
+        probe_LK = count_LSK[:, -1]
+        by_kind_LK = probe_LK * self.top_k / choices_LK
+        mass_of_all_L = mass_LSK.sum((1, 2))
+        mass_of_probe_L = mass_LSK[:, -1].sum(-1)
+        # The least mass keeps a layer without tokens from dividing by zero.
+        mass_L = mass_of_probe_L / np.maximum(mass_of_all_L, 1e-9)
+        source_L1 = most_used(pool_count_LS, pool_active_LS, 1)
         return {
             "frequency": frequency_L.tolist(),
             "threshold": threshold_L.tolist(),
             "by_kind": by_kind_LK.tolist(),
             "mass": mass_L.tolist(),
             "used": used,
-            "drift": self._drift(task, source_L) if self.copies else None,
+            "drift": self._drift(task, source_L1[:, 0]) if self.copies else None,
         }
 
     def _drift(self, task: int, source_L: np.ndarray) -> list[dict[str, float] | None]:
@@ -180,9 +195,13 @@ class PoolSummary:
         # Both measures compare a pair of slots in all layers at once, so the loop is over sources.
         for slot in sorted(sources):
             distance_by_site = distance(self.bank, slot, new_slot)
-            distance_L = np.mean(list(distance_by_site.values()), axis=0)
+            distances = list(distance_by_site.values())
+            distance_L = np.mean(distances, axis=0)
             cosine_L = closeness(self.bank, slot, new_slot)
-            copied_L = (source_L == slot) & added_L
+            is_source_L = source_L == slot
+            copied_L = is_source_L & added_L
             for layer in np.flatnonzero(copied_L):
-                drift[layer] = {"cosine": float(cosine_L[layer]), "distance": float(distance_L[layer])}
+                cosine = float(cosine_L[layer])
+                mean_distance = float(distance_L[layer])
+                drift[layer] = {"cosine": cosine, "distance": mean_distance}
         return drift
