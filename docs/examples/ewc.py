@@ -1,8 +1,4 @@
-"""Elastic weight consolidation (arXiv 1612.00796) around a method that trains one shared expert.
-
-After a task the squared gradients of its records are counted (the diagonal Fisher information); while later tasks
-train, leaves that mattered are pulled back to where that task left them.
-"""
+"""Elastic weight consolidation (arXiv 1612.00796) around a method that trains one shared expert."""
 
 from __future__ import annotations
 
@@ -53,6 +49,8 @@ class Ewc(Wrapper):
 
 @dataclass(frozen=True, kw_only=True)
 class Penalised(WrappedStage):
+    """Tuning with a penalty that pulls leaves which mattered to earlier tasks back to where the last task left them."""
+
     strength: float
 
     def loss(self, model, learner, batch, key):
@@ -63,13 +61,15 @@ class Penalised(WrappedStage):
 
 
 class CountFisher(WrappedStage):
-    def usage(self, model, learner, batch):
-        def squared(record):
-            def loss(leaves):
-                one = jax.tree.map(lambda leaf: leaf[None], record)
-                return self.inner.loss(model, with_trainable(learner, leaves), one, jax.random.key(0)).total
+    """Adds a task's diagonal Fisher information: the mean of the squared gradients of its records, after tuning."""
 
-            return jax.tree.map(jnp.square, jax.grad(loss)(trainable(learner)))
+    def usage(self, model, learner, batch):
+        def loss(leaves, record):
+            batch_of_one = jax.tree.map(lambda leaf: leaf[None], record)
+            return self.inner.loss(model, with_trainable(learner, leaves), batch_of_one, jax.random.key(0)).total
+
+        def squared(record):
+            return jax.tree.map(jnp.square, jax.grad(loss)(trainable(learner), record))
 
         return jax.tree.map(lambda leaf: leaf.sum(axis=0), jax.lax.map(squared, batch))
 

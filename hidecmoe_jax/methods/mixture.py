@@ -17,7 +17,6 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 from jax import Array
 
 from hidecmoe_jax.core import trees
@@ -45,57 +44,12 @@ from hidecmoe_jax.methods.gates.locator import LocatorGate
 from hidecmoe_jax.methods.growth.probe import Probe, tokens_per_slot
 from hidecmoe_jax.methods.growth.summary import PoolSummary, active_slots, probe_frequencies
 from hidecmoe_jax.methods.lora import PARALLEL, Lora
+from hidecmoe_jax.methods.mixture_memory import MixtureMemory, ProbeState, Verdict
 from hidecmoe_jax.methods.stages import Stage
 from hidecmoe_jax.models.llava import Model
 from hidecmoe_jax.models.voices import KINDS
 
 COUNTS = ("count", "mass")  # of a probe: tokens that chose each slot, and the router weights they gave it
-
-
-@struct.dataclass
-class ProbeState:
-    """A trained probe between its training and the tuning of its task; zeros at other times, so that shapes never
-    change.
-
-    Attributes:
-      factors: of the probe's experts, one slot in every layer.
-      router: float32 [L, D, S + 1], with a column for the probe behind those of the pool.
-    """
-
-    factors: dict[str, dict[str, Array]]
-    router: Array
-
-
-@struct.dataclass
-class Verdict:
-    """What probing found, by task and layer; zeros where nothing was probed.
-
-    Attributes:
-      expand: bool [N, L], layers that get new experts.
-      count: int32 [N, L, S + 1, K], tokens of each kind that chose each slot, the probe last.
-      mass: float32 [N, L, S + 1, K], the router weights they gave it.
-    """
-
-    expand: Array
-    count: Array
-    mass: Array
-
-
-@struct.dataclass
-class MixtureMemory:
-    """What a mixture stores beside its experts.
-
-    Attributes:
-      routers: float32 [N, L, D, S], every task's router over the pool.
-      visible: bool [N, L, S], slots that every task's router reaches.
-      gate: arrays of the gate, by name.
-    """
-
-    routers: Array
-    visible: Array
-    gate: dict[str, Array]
-    probe: ProbeState
-    verdict: Verdict
 
 
 @dataclass(frozen=True)
@@ -158,8 +112,10 @@ class Mixture(Method):
 
     def slots(self, task: int) -> range:
         """Slots of a task's experts in every layer that has them."""
-        start = 0 if task == 0 else self.first + (task - 1) * self.more
-        return range(start, start + (self.more if task else self.first))
+        if task == 0:
+            return range(self.first)
+        start = self.first + (task - 1) * self.more
+        return range(start, start + self.more)
 
     def layers(self, model: Model) -> range:
         """The decoder layers that have experts."""
@@ -184,7 +140,8 @@ class Mixture(Method):
         slots = self.slots(capacity - 1).stop
         layers = len(self.layers(model))
         width = model.config.width
-        probe = ProbeState(self.blank_bank(model, 1).factors, jnp.zeros((layers, width, slots + 1)))
+        probe_bank = self.blank_bank(model, 1)
+        probe = ProbeState(probe_bank.factors, jnp.zeros((layers, width, slots + 1)))
         verdict = Verdict(
             expand=jnp.zeros((capacity, layers), bool),
             count=jnp.zeros((capacity, layers, slots + 1, KINDS), jnp.int32),
@@ -197,7 +154,8 @@ class Mixture(Method):
             probe=probe,
             verdict=verdict,
         )
-        return Learner({}, {}, {POOL: self.blank_bank(model, slots)}, {}, memory)
+        past = {POOL: self.blank_bank(model, slots)}
+        return Learner({}, {}, past, {}, memory)
 
     def stages(self, lesson: int) -> tuple[Stage, ...]:
         """Probe, count, tune, fit the gate; the first task has nothing to compare a probe with."""
@@ -216,10 +174,12 @@ class Mixture(Method):
             "expand": verdict["expand"],
         }
         for name in COUNTS:
-            old = verdict[name][:, : own.start]
-            probe = verdict[name][:, -1:]
+            table_LSK = verdict[name]
+            old = table_LSK[:, : own.start]
+            probe = table_LSK[:, -1:]
             stored[name] = np.concatenate([old, probe], axis=1)
-        for name, leaf in self.gate.to_archive(memory.gate, lesson).items():
+        of_gate = self.gate.to_archive(memory.gate, lesson)
+        for name, leaf in of_gate.items():
             stored[f"gate/{name}"] = leaf
         experts = trees.flatten(expert.factors) | {"owner": expert.owner_LS}
         return {"experts": experts, "shared": {}, "memory": stored}
@@ -240,16 +200,18 @@ class Mixture(Method):
                 continue
             own = self.slots(task)
             stored = groups["memory"]
-            past = pool.write_slots(past, own.start, self._archived_experts(model, groups["experts"], len(own)))
+            experts = self._archived_experts(model, groups["experts"], len(own))
+            past = pool.write_slots(past, own.start, experts)
             routers[task, :, :, : own.stop] = stored["router"]
             visible[task, :, : own.stop] = stored["visible"]
             verdict.expand[task] = stored["expand"]
             for name, table in (("count", verdict.count), ("mass", verdict.mass)):
                 if name in stored:  # early archives have no mass
-                    table[task, :, : own.start] = stored[name][:, :-1]
-                    table[task, :, -1] = stored[name][:, -1]
-            of_gate = {path: leaf for path, leaf in stored.items() if self.is_gate_leaf(path)}
-            gate = self.gate.from_archive(gate, task, {path[len("gate/") :]: leaf for path, leaf in of_gate.items()})
+                    count_LSK = stored[name]
+                    table[task, :, : own.start] = count_LSK[:, :-1]
+                    table[task, :, -1] = count_LSK[:, -1]
+            of_gate = {path.removeprefix("gate/"): leaf for path, leaf in stored.items() if self.is_gate_leaf(path)}
+            gate = self.gate.from_archive(gate, task, of_gate)
         # Experts of lessons that could not be loaded are EMPTY: no later router may reach them.
         visible &= np.asarray(past.owner_LS) != EMPTY
         memory = memory.replace(
@@ -261,9 +223,10 @@ class Mixture(Method):
         return learner.replace(past={POOL: past}, memory=memory)
 
     def _archived_experts(self, model: Model, stored: dict[str, Array], slots: int) -> Bank:
-        factors = {path: leaf for path, leaf in stored.items() if path != "owner"}
-        experts = self.blank_bank(model, slots).with_factors(trees.unflatten(factors))
-        return experts.replace(owner_LS=jnp.asarray(stored["owner"], jnp.int32))
+        leaves = {path: leaf for path, leaf in stored.items() if path != "owner"}
+        factors = trees.unflatten(leaves)
+        owner_LS = jnp.asarray(stored["owner"], jnp.int32)
+        return self.blank_bank(model, slots).with_factors(factors).replace(owner_LS=owner_LS)
 
     def learned(self, learner: Learner) -> tuple[int, ...]:
         """Numbers of the tasks whose router reaches an expert."""
@@ -327,12 +290,15 @@ class Mixture(Method):
         return replace(self, probe=probe)
 
     def probe_result(self, learner: Learner, lesson: int) -> ProbeResult:
-        """What the probes of a lesson found."""
+        """Frequencies and thresholds of a lesson's probes, and the layers that were expanded."""
         verdict = learner.memory.verdict
-        count_LS = tokens_per_slot(np.asarray(verdict.count[lesson]), self.probe)
-        active_LS = active_slots(np.asarray(learner.past[POOL].owner_LS), self.slots(lesson).start)
+        owner_LS = np.asarray(learner.past[POOL].owner_LS)
+        count_LSK = np.asarray(verdict.count[lesson])
+        count_LS = tokens_per_slot(count_LSK, self.probe)
+        active_LS = active_slots(owner_LS, self.slots(lesson).start)
         frequency_L, threshold_L = probe_frequencies(count_LS, active_LS, self.probe, self.top_k)
-        return ProbeResult(np.asarray(verdict.expand[lesson]), frequency_L, threshold_L)
+        expand_L = np.asarray(verdict.expand[lesson])
+        return ProbeResult(expand_L, frequency_L, threshold_L)
 
     def serve(self, model: Model, learner: Learner) -> Serving:
         """The pool as it is; nothing is folded, for every token may go elsewhere.
@@ -360,21 +326,27 @@ class Mixture(Method):
         if self.gate.mixes_tasks:
             voices = []
             for task in range(len(router_NLDS)):
-                gain_LBS = visible_NLS[task][:, None] * weight_BN[None, :, task, None]
-                voices.append(Voice(serving.bank, Routing(gain_LBS, router_NLDS[task][:, None], self.top_k)))
+                visible_L1S = visible_NLS[task][:, None]
+                gain_LBS = visible_L1S * weight_BN[None, :, task, None]
+                routing = Routing(gain_LBS, router_NLDS[task][:, None], self.top_k)
+                voices.append(Voice(serving.bank, routing))
             return tuple(voices)
         choice_B = jnp.argmax(weight_BN, axis=-1)
         is_known_B = jnp.max(weight_BN, axis=-1) > 0
         # An unknown input gets some task's router, but no active slot.
-        gain_LBS = jnp.moveaxis(visible_NLS[choice_B] * is_known_B[:, None, None], 0, 1)
+        gain_BLS = visible_NLS[choice_B] * is_known_B[:, None, None]
+        gain_LBS = jnp.moveaxis(gain_BLS, 0, 1)
         router_LBDS = jnp.moveaxis(router_NLDS[choice_B], 0, 1)
-        return (Voice(serving.bank, Routing(gain_LBS, router_LBDS, self.top_k)),)
+        routing = Routing(gain_LBS, router_LBDS, self.top_k)
+        return (Voice(serving.bank, routing),)
 
     def stored_after(self, model: Model, tasks: int) -> dict[str, int]:
         """Parameters beyond the base that answering is expected to need after `tasks` tasks, by kind."""
         layers = len(self.layers(model))
         expanded_share = 1.0 if self.growth == "uniform" else self.probe.expects
-        visible = [layers * (self.first + self.more * expanded_share * task) for task in range(tasks)]
+        more_a_task = self.more * expanded_share
+        # Slots that every task's router reaches: its own and those of the tasks before.
+        visible = [layers * (self.first + more_a_task * task) for task in range(tasks)]
         owned = visible[-1] if visible else 0
         return no_parameters() | {
             "experts": round(self.lora.size(model) * owned),

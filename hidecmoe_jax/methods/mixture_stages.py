@@ -155,11 +155,11 @@ class CountUsage(PoolStage):
         voices = pool_voices(self.method, probing, None)
         _, _, tallies = answer_loss(model, batch, (*below, *voices), tally=True)
 
-        def by_slot(*voice_LSK: Array) -> Array:
+        def side_by_side(*voice_LSK: Array) -> Array:
             return jnp.concatenate(voice_LSK, axis=1)
 
         # The pool reaches up to the top, so its tallies are those of the last segment of layers.
-        return jax.tree.map(by_slot, *tallies[-1])
+        return jax.tree.map(side_by_side, *tallies[-1])
 
     def finish(self, model: Model, learner: Learner, lesson: int, result: FrozenFeatures | None, key: Array) -> Learner:
         """Stores the verdict: which layers are expanded, and the counts it was read from."""

@@ -1,4 +1,4 @@
-"""The family of routed expert methods: one class, whose parts say which method it is.
+"""The family of routed expert methods: one class, whose parts define the method.
 
 A `Routed` method gives every task one LoRA expert on the chosen linears of every decoder layer (arXiv 2503.12941,
 section 3). When a task ends, experts of most layers are fused into one, and the *expanded* layers keep one expert per
@@ -25,7 +25,7 @@ from hidecmoe_jax.core.errors import ConfigError
 from hidecmoe_jax.experts import surgery
 from hidecmoe_jax.experts.bank import Bank
 from hidecmoe_jax.experts.routing import Routing, Voice
-from hidecmoe_jax.methods import edit_tasks, routed_stages
+from hidecmoe_jax.methods import edit_tasks, routed_sizes, routed_stages
 from hidecmoe_jax.methods.base import (
     Archive,
     Decision,
@@ -35,7 +35,6 @@ from hidecmoe_jax.methods.base import (
     Serving,
     Traits,
     check_finite,
-    no_parameters,
     with_experts_folded,
     with_leaves,
 )
@@ -45,9 +44,9 @@ from hidecmoe_jax.methods.gates.anchors import AnchorGate, NamedGate
 from hidecmoe_jax.methods.gates.locator import LocatorGate
 from hidecmoe_jax.methods.growth.layer_choice import LayerChoice, LayerGains
 from hidecmoe_jax.methods.lora import LINEARS, Lora
-from hidecmoe_jax.methods.shared_slots import own_slots, redirected, serving_slots
+from hidecmoe_jax.methods.shared_slots import redirected, serving_slots
 from hidecmoe_jax.methods.stages import Stage
-from hidecmoe_jax.models.llava import Model, projector_leaves
+from hidecmoe_jax.models.llava import Model
 
 
 @struct.dataclass
@@ -101,12 +100,14 @@ class Routed(Method):
     def traits(self) -> Traits:
         """What callers may rely on. One expert shared by all tasks is overwritten by every task."""
         mixes = self.gate.mixes_tasks
+        # Neither a fusion nor the projector changes after a task.
+        keeps_shared_weights = self.expand == "all" and not self.train_projector
         return Traits(
             one_task_per_lesson=self.growth != "none" and not self.union,
             needs_task_name=self.gated and self.gate.kind == "named",
             keeps_old_experts=self.gated,
             mixes_tasks=mixes,
-            answers_are_final=self.gated and self.expand == "all" and not self.train_projector and not mixes,
+            answers_are_final=self.gated and keeps_shared_weights and not mixes,
             reads=self.gate.reads if self.gated else None,
         )
 
@@ -136,16 +137,18 @@ class Routed(Method):
             return ()
         if isinstance(self.expand, LayerChoice):
             return self._chosen_layers(self.expand, layers, memory)
+        all_layers = range(layers)
         if isinstance(self.expand, str):
-            named = {"last": (layers - 1,), "all": tuple(range(layers)), "none": ()}
+            named = {"last": (layers - 1,), "all": tuple(all_layers), "none": ()}
             return named[self.expand]
-        wrong = [layer for layer in sorted(set(self.expand)) if not 0 <= layer < layers]
+        expanded = sorted(set(self.expand))
+        wrong = [layer for layer in expanded if layer not in all_layers]
         if wrong:
             raise ConfigError(
                 "cannot expand these layers", where="method.expand", why=f"{wrong} of a decoder with {layers} layers",
                 remedy=f"choose from 0..{layers - 1}, or last, all, none",
             )  # fmt: skip
-        return tuple(sorted(set(self.expand)))
+        return tuple(expanded)
 
     def _chosen_layers(self, choice: LayerChoice, layers: int, memory: RoutedMemory | None) -> tuple[int, ...]:
         if choice.layers > layers:
@@ -167,15 +170,18 @@ class Routed(Method):
         if self.growth == "none":
             return Learner({}, {}, {}, {}, RoutedMemory())
         # One slot more than tasks: slot 0 holds the fusion.
-        past = self.lora.blank(model, 1 if self.growth == "shared" else capacity + 1)
-        self.expanded(past.layers)  # raises where the decoder has no such layers
+        slots = 1 if self.growth == "shared" else capacity + 1
+        bank = self.lora.blank(model, slots)
+        self.expanded(bank.layers)  # raises where the decoder has no such layers
         memory = RoutedMemory()
         if self.gated:
-            memory = memory.replace(gate=self.gate.blank(capacity, model))
+            gate = self.gate.blank(capacity, model)
+            memory = memory.replace(gate=gate)
         if self.chooses:
-            worth = jnp.zeros((capacity, past.layers))
-            memory = memory.replace(worth=worth, router=self.expand.blank_router(past, model.config.width))
-        return Learner({}, {}, {LINEARS: past}, {}, memory)
+            worth_NL = jnp.zeros((capacity, bank.layers))
+            router = self.expand.blank_router(bank, model.config.width)
+            memory = memory.replace(worth=worth_NL, router=router)
+        return Learner({}, {}, {LINEARS: bank}, {}, memory)
 
     def stages(self, lesson: int) -> tuple[Stage, ...]:
         """Tuning; from the second task on weighing layers, where they are chosen; then fitting the gate."""
@@ -185,16 +191,21 @@ class Routed(Method):
         """Each task a lesson, all tasks one lesson (joint training), or nothing to learn."""
         if self.growth == "none":
             return ()
-        return (tuple(range(tasks)),) if self.union else super().lessons(tasks)
+        if self.union:
+            return (tuple(range(tasks)),)
+        return super().lessons(tasks)
 
     def to_archive(self, learner: Learner, lesson: int) -> Archive:
         """A task's own expert, the shared leaves as it left them, and the gate's part of it."""
         bank = learner.past[LINEARS]
+        memory = learner.memory
         experts = trees.flatten(bank.factors) if self.growth == "shared" else archived(bank, lesson)
-        memory = self.gate.to_archive(learner.memory.gate, lesson) if self.gated else {}
+        stored = {}
+        if self.gated:
+            stored = self.gate.to_archive(memory.gate, lesson)
         if self.chooses:
-            memory = memory | {"worth": learner.memory.worth[lesson]}
-        return {"experts": experts, "shared": dict(learner.shared), "memory": memory}
+            stored = stored | {"worth": memory.worth[lesson]}
+        return {"experts": experts, "shared": dict(learner.shared), "memory": stored}
 
     def from_archive(self, model: Model, capacity: int, archive: Sequence[Archive | None]) -> Learner:
         """The learner after the archived lessons, in order: the inverse of `to_archive`. A lesson that is None is not
@@ -207,18 +218,22 @@ class Routed(Method):
         last = loaded[max(loaded)]
         shared = {path: jnp.asarray(leaf) for path, leaf in last["shared"].items()}
         if self.growth == "shared":
-            expert = bare.with_factors(trees.unflatten(last["experts"]))
+            factors = trees.unflatten(last["experts"])
             # The shared expert has owner 0 whatever task trained it last.
-            expert = expert.replace(owner_LS=jnp.zeros_like(bare.owner_LS))
+            owner_L1 = jnp.zeros_like(bare.owner_LS)
+            expert = bare.with_factors(factors).replace(owner_LS=owner_L1)
             past = surgery.plant(bare, 0, expert, 0)
             return learner.replace(past={LINEARS: past}, shared=shared)
         past = learner.past[LINEARS]
         memory = learner.memory
         for task, groups in loaded.items():
+            stored = groups["memory"]
             past = planted(past, bare, task, groups["experts"])
-            memory = memory.replace(gate=self.gate.from_archive(memory.gate, task, groups["memory"]))
+            gate = self.gate.from_archive(memory.gate, task, stored)
+            memory = memory.replace(gate=gate)
             if self.chooses:
-                memory = memory.replace(worth=memory.worth.at[task].set(groups["memory"]["worth"]))
+                worth_NL = memory.worth.at[task].set(stored["worth"])
+                memory = memory.replace(worth=worth_NL)
         return self.with_bank(learner.replace(shared=shared), past, memory)
 
     @property
@@ -229,35 +244,41 @@ class Routed(Method):
     def fused_again(self, past: Bank, memory: RoutedMemory) -> Bank:
         """The bank with its fusion made anew from the experts of all tasks that own one."""
         layers = self.fused(past.layers, memory)
-        return self.fusing.fused(past, layers, serving_slots(past, memory.home))
+        slot_LN = serving_slots(past, memory.home)
+        return self.fusing.fused(past, layers, slot_LN)
 
     def with_bank(self, learner: Learner, bank: Bank, memory: RoutedMemory) -> Learner:
         """The learner with another bank and memory, its fusions made anew."""
-        return learner.replace(past={LINEARS: self.fused_again(bank, memory)}, memory=memory)
+        past = {LINEARS: self.fused_again(bank, memory)}
+        return learner.replace(past=past, memory=memory)
 
     def learned(self, learner: Learner) -> tuple[int, ...]:
         """Numbers of the tasks that have an expert, or were merged into another task's."""
         if LINEARS not in learner.past:
             return ()
-        merged = {task for task, _ in self.redirects(learner)}
-        return tuple(sorted({*owners(learner.past[LINEARS]), *merged}))
+        tasks = set(owners(learner.past[LINEARS]))
+        tasks |= {task for task, _ in self.redirects(learner)}
+        return tuple(sorted(tasks))
 
     def fused_gains(self, bank: Bank, memory: RoutedMemory) -> np.ndarray:
         """Constant gains [L, S] of the layers that are not expanded; zero elsewhere."""
         if self.growth == "shared":
             return np.ones(bank.owner_LS.shape, np.float32)
         layers = self.fused(bank.layers, memory)
-        return np.asarray(self.fusing.gains(bank, layers, serving_slots(bank, memory.home)))
+        slot_LN = serving_slots(bank, memory.home)
+        gain_LS = self.fusing.gains(bank, layers, slot_LN)
+        return np.asarray(gain_LS)
 
     def growth_of(self, model: Model, learner: Learner) -> dict:
         """Layers chosen to be expanded, and the worth of every layer to each task; empty where they are given."""
         if not self.chooses:
             return {}
         tasks = max(self.learned(learner), default=-1) + 1
+        worth_NL = np.asarray(learner.memory.worth)
         # The learned tasks' rows alone: the memory may have room for more.
-        worth = np.asarray(learner.memory.worth)[:tasks]
+        worth = worth_NL[:tasks].tolist()
         expanded = self.expanded(model.config.layers, learner.memory)
-        return {"expanded": list(expanded), "worth": worth.tolist(), "by": self.expand.by}
+        return {"expanded": list(expanded), "worth": worth, "by": self.expand.by}
 
     def is_gate_leaf(self, path: str) -> bool:
         """Every leaf of an archive's `memory` group but the worth of layers."""
@@ -271,16 +292,21 @@ class Routed(Method):
         """Gain of every slot when `task` is named, float32 [L, S]: the constant gains, and in the expanded layers 1 for
         the slot that serves the task."""
         bank = learner.past[LINEARS]
-        gain_LS = np.array(self.fused_gains(bank, learner.memory))
-        slot_LN = serving_slots(bank, learner.memory.home)
-        for layer in self.expanded(bank.layers, learner.memory):
-            gain_LS[layer] = np.arange(bank.slots) == slot_LN[layer, task]
+        memory = learner.memory
+        gain_LS = np.array(self.fused_gains(bank, memory))
+        slots = np.arange(bank.slots)
+        slot_LN = serving_slots(bank, memory.home)
+        for layer in self.expanded(bank.layers, memory):
+            serving_slot = slot_LN[layer, task]
+            gain_LS[layer] = slots == serving_slot
         return gain_LS
 
     def archived_expert(self, model: Model, factors: dict[str, Array]) -> Bank:
         """A task's own expert as a bank of one slot, from the `experts` group of its archive."""
-        bank = self.lora.blank(model, 1).with_factors(trees.unflatten(factors))
-        return bank.replace(owner_LS=np.zeros_like(np.asarray(bank.owner_LS)))
+        tree = trees.unflatten(factors)
+        bank = self.lora.blank(model, 1).with_factors(tree)
+        owner_L1 = np.zeros_like(np.asarray(bank.owner_LS))
+        return bank.replace(owner_LS=owner_L1)
 
     def narrow_edit(self, learner: Learner, edit: Edit, since: int | None) -> Edit | None:
         """As `Editable`."""
@@ -313,23 +339,28 @@ class Routed(Method):
         model = with_leaves(model, learner.shared)
         if not self.learned(learner):
             return Serving(model, None, None, learner.memory)
+        memory = learner.memory
         bank = learner.past[LINEARS]
-        folded = with_experts_folded(model, bank, self.fused_gains(bank, learner.memory))
-        expanded = self.expanded(bank.layers, learner.memory)
+        fused_LS = self.fused_gains(bank, memory)
+        folded = with_experts_folded(model, bank, fused_LS)
+        expanded = self.expanded(bank.layers, memory)
         if not expanded:
-            return Serving(folded, None, None, learner.memory)
+            return Serving(folded, None, None, memory)
         # The decoder takes one run of layers: fused layers in between have no slot for any task (-1).
         first = expanded[0]
         last = expanded[-1] + 1
-        is_expanded_L1 = np.isin(np.arange(first, last), expanded)[:, None]
-        slot_LN = serving_slots(bank, learner.memory.home)[first:last]
+        in_run_L = np.arange(first, last)
+        is_expanded_L1 = np.isin(in_run_L, expanded)[:, None]
+        slot_LN = serving_slots(bank, memory.home)[first:last]
         slot_LN = np.where(is_expanded_L1, slot_LN, -1).astype(np.int32)
-        return Serving(folded, surgery.cut(bank, first, last), jnp.asarray(slot_LN), learner.memory)
+        run = surgery.cut(bank, first, last)
+        return Serving(folded, run, jnp.asarray(slot_LN), memory)
 
     def decide(self, serving: Serving, features: FrozenFeatures, named_B: Array | None) -> Decision:
         """One-hot on the named task, or the gate's weights."""
         if serving.slot_LN is None:
-            weight_B0 = jnp.zeros((features.pooled.text_BD.shape[0], 0))
+            samples = features.pooled.text_BD.shape[0]
+            weight_B0 = jnp.zeros((samples, 0))
             return Decision(weight_B0, weight_B0)
         tasks = serving.slot_LN.shape[1]
         learned_N = jnp.any(serving.slot_LN >= 0, axis=0)
@@ -344,9 +375,11 @@ class Routed(Method):
         if serving.bank is None:
             return ()
         slots = jnp.arange(serving.bank.slots)
+        slot_LN1 = serving.slot_LN[..., None]
         # Slot -1 matches no slot, so a layer without the task's expert adds nothing.
-        place_LNS = (serving.slot_LN[..., None] == slots).astype(jnp.float32)
-        gain_LBS = jnp.einsum("lns,bn->lbs", place_LNS, decision.weight_BN, precision=jax.lax.Precision.HIGHEST)
+        place_LNS = (slot_LN1 == slots).astype(jnp.float32)
+        exact = jax.lax.Precision.HIGHEST
+        gain_LBS = jnp.einsum("lns,bn->lbs", place_LNS, decision.weight_BN, precision=exact)
         return (Voice(serving.bank, Routing(gain_LBS)),)
 
     def stored_after(self, model: Model, tasks: int) -> dict[str, int]:
@@ -354,36 +387,8 @@ class Routed(Method):
 
         Layers fused by `factor_sum` need one expert; product sums keep the rank of all their tasks.
         """
-        if not tasks or self.growth == "none":
-            return no_parameters()
-        layers = model.config.layers
-        expanded = len(self.expanded(layers))
-        per_fused = self.fusing.stored(tasks) if self.gated else 1
-        return no_parameters() | {
-            "experts": self.lora.size(model) * (expanded * tasks + (layers - expanded) * per_fused),
-            "locator": tasks * self.gate.size(model) if self.gated else 0,
-            "projector": trees.count(projector_leaves(model)) if self.train_projector else 0,
-        }
+        return routed_sizes.stored_after(self, model, tasks)
 
     def sizes(self, model: Model, learner: Learner) -> dict[str, dict[str, int]]:
         """Parameters beyond the base by kind: `stored` to serve, `archived` in the ledger, `trained` in one stage."""
-        tasks = len(self.learned(learner))
-        if not tasks:
-            return {"stored": no_parameters(), "archived": no_parameters(), "trained": no_parameters()}
-        stored = self.stored_after(model, tasks)
-        expert = self.lora.size(model) * learner.past[LINEARS].layers
-        stored |= {"experts": stored["experts"] - self.lora.size(model) * self._merged_away(learner)}
-        archived = stored | {"experts": expert * tasks, "projector": stored["projector"] * tasks}
-        trained = no_parameters() | {"experts": expert, "projector": stored["projector"]}
-        return {"stored": stored, "archived": archived, "trained": trained}
-
-    def _merged_away(self, learner: Learner) -> int:
-        """Experts that learned tasks lack in layers that store one for every task."""
-        if not self.gated:
-            return 0
-        past = learner.past[LINEARS]
-        tasks = list(self.learned(learner))
-        stored_layers = range(past.layers)
-        if self.fusion == "factor_sum":
-            stored_layers = self.expanded(past.layers, learner.memory)
-        return int((own_slots(past)[list(stored_layers)][:, tasks] < 0).sum())
+        return routed_sizes.sizes(self, model, learner)

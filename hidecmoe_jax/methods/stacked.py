@@ -27,7 +27,8 @@ from hidecmoe_jax.methods.edit import Edit
 from hidecmoe_jax.methods.fusion import FusionRule, archived, owners, planted
 from hidecmoe_jax.methods.growth.probe import Probe
 from hidecmoe_jax.methods.lora import Lora
-from hidecmoe_jax.methods.mixture import Mixture, MixtureMemory
+from hidecmoe_jax.methods.mixture import Mixture
+from hidecmoe_jax.methods.mixture_memory import MixtureMemory
 from hidecmoe_jax.methods.mixture_stages import CountUsage, TrainProbe, Tune
 from hidecmoe_jax.methods.stages import Stage, WrappedStage
 from hidecmoe_jax.methods.wrapper import Wrapper

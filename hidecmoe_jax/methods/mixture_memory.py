@@ -1,0 +1,54 @@
+"""What a mixture stores beside its experts; field names are paths in checkpoints."""
+
+from __future__ import annotations
+
+from flax import struct
+from jax import Array
+
+
+@struct.dataclass
+class ProbeState:
+    """A trained probe between its training and the tuning of its task; zeros at other times, so that shapes never
+    change.
+
+    Attributes:
+      factors: of the probe's experts, one slot in every layer.
+      router: float32 [L, D, S + 1], with a column for the probe behind those of the pool.
+    """
+
+    factors: dict[str, dict[str, Array]]
+    router: Array
+
+
+@struct.dataclass
+class Verdict:
+    """Result of probing by task and layer; zeros where nothing was probed.
+
+    Attributes:
+      expand: bool [N, L], layers that get new experts.
+      count: int32 [N, L, S + 1, K], tokens of each kind that chose each slot, the probe last.
+      mass: float32 [N, L, S + 1, K], the router weights they gave it.
+    """
+
+    expand: Array
+    count: Array
+    mass: Array
+
+
+@struct.dataclass
+class MixtureMemory:
+    """What a mixture stores beside its experts.
+
+    Attributes:
+      routers: float32 [N, L, D, S], every task's router over the pool.
+      visible: bool [N, L, S], slots that every task's router reaches.
+      gate: arrays of the gate, by name.
+      probe: the trained probe of the lesson that is being learned.
+      verdict: what the probes of all lessons measured.
+    """
+
+    routers: Array
+    visible: Array
+    gate: dict[str, Array]
+    probe: ProbeState
+    verdict: Verdict
