@@ -83,7 +83,8 @@ class Assistant:
         ids_BT = np.asarray(input_ids, np.int32)
         mask_BT = np.asarray(attention_mask).astype(bool)
         vocabulary = self.config.vocabulary
-        if ids_BT.ndim != 2 or ids_BT.shape != mask_BT.shape:
+        same_shape = ids_BT.shape == mask_BT.shape
+        if ids_BT.ndim != 2 or not same_shape:
             raise DataError(
                 "ids and mask do not fit", why=f"shapes {ids_BT.shape} and {mask_BT.shape}, both must be [B, T]"
             )
@@ -95,7 +96,8 @@ class Assistant:
                 "token ids outside the vocabulary",
                 why=f"range {ids_BT.min()}..{ids_BT.max()}, allowed 0..{vocabulary - 1}",
             )
-        patches_BIPD = self._patches(is_image_BT.sum(axis=1), pixel_values)
+        image_tokens_B = is_image_BT.sum(axis=1)
+        patches_BIPD = self._patches(image_tokens_B, pixel_values)
         prompt = Prompt(jnp.asarray(ids_BT), jnp.asarray(mask_BT), patches_BIPD)
         return np.asarray(_logits(self.serving.model, prompt))
 
@@ -107,22 +109,28 @@ class Assistant:
         """
         patches = self.config.patches
         pictures = 0 if pixel_values is None else len(pixel_values)
-        if (image_tokens_B % patches).any() or image_tokens_B.sum() != pictures * patches:
+        has_part_of_picture = (image_tokens_B % patches).any()
+        expected_tokens = pictures * patches
+        if has_part_of_picture or image_tokens_B.sum() != expected_tokens:
             raise DataError(
                 "image tokens and pictures do not match",
                 why=f"{image_tokens_B.tolist()} image tokens, {pictures} pictures of {patches} patches",
             )
         if not pictures:
             return None
-        pixels = np.asarray(pixel_values, np.float32).transpose(0, 2, 3, 1)
-        patches_MPD = np.asarray(_see(self.serving.model, pixels)[0])
+        channels_first = np.asarray(pixel_values, np.float32)
+        pixels = channels_first.transpose(0, 2, 3, 1)
+        features = _see(self.serving.model, pixels)
+        patches_MPD = np.asarray(features[0])
         pictures_B = image_tokens_B // patches
-        shape = (len(pictures_B), int(pictures_B.max()), *patches_MPD.shape[1:])
-        patches_BIPD = np.zeros(shape, np.float32)
+        most_pictures = int(pictures_B.max())
+        _, *patch_shape = patches_MPD.shape
+        patches_BIPD = np.zeros((len(pictures_B), most_pictures, *patch_shape), np.float32)
         start = 0
         for row, count in enumerate(pictures_B):
-            patches_BIPD[row, :count] = patches_MPD[start : start + count]
-            start += count
+            end = start + count
+            patches_BIPD[row, :count] = patches_MPD[start:end]
+            start = end
         return patches_BIPD
 
     def _records(self, images: Sequence[Any], prompts: Sequence[str]) -> tuple[Record, ...]:
@@ -135,18 +143,22 @@ class Assistant:
             )
         records = []
         for number, text in enumerate(prompts):
+            where = f"prompt {number}"
             pictures = images[number]
             paths = [pictures] if isinstance(pictures, str | Path) else list(pictures or [])
-            # Pictures come before a question that does not place them itself.
-            question = text if IMAGE in text else f"{IMAGE}\n" * len(paths) + text
-            if question.count(IMAGE) != len(paths):
+            question = text
+            if IMAGE not in text:
+                # Pictures come before a question that does not place them itself.
+                question = f"{IMAGE}\n" * len(paths) + text
+            marks = question.count(IMAGE)
+            if marks != len(paths):
                 raise DataError(
-                    "pictures and <image> marks do not match",
-                    where=f"prompt {number}",
-                    why=f"{len(paths)} against {question.count(IMAGE)}",
+                    "pictures and <image> marks do not match", where=where, why=f"{len(paths)} against {marks}"
                 )
             files = tuple(str(path) for path in paths)
-            records.append(Record(str(number), files, (Turn(question, ""),), f"prompt {number}"))
+            turns = (Turn(question, ""),)
+            record = Record(str(number), files, turns, where)
+            records.append(record)
         return tuple(records)
 
     def engine(self, records: Sequence[Record], **writing: Any) -> Engine:
@@ -177,7 +189,8 @@ class Assistant:
             return []
         engine = self.engine(records, **writing)
         inputs = engine.inputs(records)
-        decision = engine.decide(self.serving, inputs, self._number(named))
+        task = self._number(named)
+        decision = engine.decide(self.serving, inputs, task)
         answers: list[Answer] = []
         key = jax.random.key(seed)
         for batch in engine.answer(self.serving, inputs, decision, key=key):
@@ -196,7 +209,8 @@ class Assistant:
         if named is None:
             return None
         if named not in self.tasks:
-            raise DataError("no such task", where=named, why=f"learned are {', '.join(self.tasks) or 'none'}")
+            learned = ", ".join(self.tasks) or "none"
+            raise DataError("no such task", where=named, why=f"learned are {learned}")
         if named in self.serving.missing:
             raise CheckpointError("this task could not be loaded", where=named, remedy="restore its folder from a copy")
         return self.tasks.index(named)
@@ -211,14 +225,16 @@ class Assistant:
         decision = engine.decide(self.serving, inputs)
         weights = []
         for row in decision.weight_BN.tolist():
-            weights.append(dict(zip(self.tasks, row, strict=False)))
+            by_task = zip(self.tasks, row, strict=False)
+            weights.append(dict(by_task))
         return weights
 
     def answer(self, images: Sequence[str | Path], question: str, *, named: str | None = None) -> Reply:
         """Answers one question about any number of pictures."""
-        answer = self.generate([list(images)], [question], named=named)[0]
+        (answer,) = self.generate([list(images)], [question], named=named)
         by_task = zip(self.tasks, answer.weights, strict=False)
-        weights = dict(sorted(by_task, key=lambda item: -item[1]))
+        largest_first = sorted(by_task, key=lambda item: -item[1])
+        weights = dict(largest_first)
         if not weights:
             return Reply(answer.text, {}, "no routed experts: one model for everything", answer)
         sentence = f"answered as {named}, which was named"
@@ -248,7 +264,10 @@ def _explain(tasks: tuple[str, ...], answer: Answer, weights: dict[str, float], 
         return f"two tasks are nearly tied, {nearest} is only {finding.ahead:.3f} ahead; {outcome}"
     if top == 0:
         return f"belongs to no known task: {fallback}"
-    margin = top - weights[others[0]] if others else None
+    margin = None
+    if others:
+        second = others[0]
+        margin = top - weights[second]
     if top == 1 and finding is not None:
         margin = finding.ahead  # one-hot weights hide how close the choice was; the scores do not
     lead = "" if margin is None else f", {margin:.3f} ahead of the next task"
@@ -275,13 +294,15 @@ def load(path: str | Path, *, task: int | None = None, skip_missing: bool = Fals
         learned on, or no such task.
     """
     if not RunFolder(Path(path)).config.is_file():
-        config = RunConfig(method=Routed(name="base", growth="none"), base=Base(path=str(path)))
+        no_experts = Routed(name="base", growth="none")
+        config = RunConfig(method=no_experts, base=Base(path=str(path)))
         model, tokenizer = open_base(config)
         # A method without experts serves the base model as it is.
         learner = config.method.init(model, 1)
         serving = config.method.serve(model, learner)
         return Assistant(config, model, serving, tokenizer, ())
     run = load_run(path, task=task, skip_missing=skip_missing)
-    serving = run.config.method.serve(run.model, run.learner)
+    method = run.config.method
+    serving = method.serve(run.model, run.learner)
     serving = serving.replace(missing=run.missing)
     return Assistant(run.config, run.model, serving, run.tokenizer, run.tasks)

@@ -57,8 +57,8 @@ def flops_per_query(
 
 def _scoring(method: Method, model: Model, learner: Learner, tasks: int) -> int:
     """Operations of the gate's decision for one query."""
-    stored = method.sizes(model, learner)["stored"]["locator"]
-    return method.gate.flops(stored, model=model, tasks=tasks)
+    stored = method.sizes(model, learner)["stored"]
+    return method.gate.flops(stored["locator"], model=model, tasks=tasks)
 
 
 def _served_shapes(method: Method, serving: Serving) -> tuple[tuple[Voice, ...], int]:
@@ -71,7 +71,9 @@ def _served_shapes(method: Method, serving: Serving) -> tuple[tuple[Voice, ...],
     state = jax.ShapeDtypeStruct((1, config.width), jnp.float32)
     pooled = Pooled(image, present, text, present)
     frozen = FrozenFeatures(pooled, state)
-    task = jax.ShapeDtypeStruct((1,), jnp.int32) if method.traits.needs_task_name else None
+    task = None
+    if method.traits.needs_task_name:
+        task = jax.ShapeDtypeStruct((1,), jnp.int32)
 
     def serve(serving, frozen, task):
         decision = method.decide(serving, frozen, task)

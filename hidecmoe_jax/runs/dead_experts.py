@@ -42,19 +42,22 @@ def experts_of(method: Method, learner: Learner, number: int, lines: Sequence[di
         if not len(slots):
             continue
         mine_LE = mine_LS[:, slots]
-        norms_LS = update_norms(bank)
+        norms_LE = update_norms(bank)[:, slots]
         # NaN where the layer lacks the expert: what is not there is not dead.
-        norm_LE = np.where(mine_LE, norms_LS[:, slots], np.nan)
+        norm_LE = np.where(mine_LE, norms_LE, np.nan)
         chose_LE = None
         if counts and family in routed_families:
             # Experts in training are counted behind all slots of old ones; what one method trains is the bank itself.
             start = bank.slots if isolated else 0
+            end = start + len(slots)
             counts_NLS = np.asarray(counts, np.int64)
-            chose_LE = counts_NLS[:, :, start : start + len(slots)].sum(axis=0)
+            chose_LE = counts_NLS[:, :, start:end].sum(axis=0)
         idle = []
-        for layer, expert, why in dead(norm_LE, chose_LE):
-            idle.append([layer + bank.first_layer, expert, why])
-        facts[family] = {"norm": _table(norm_LE.round(6), mine_LE), "dead": idle}
+        for row, expert, why in dead(norm_LE, chose_LE):
+            layer = row + bank.first_layer
+            idle.append([layer, expert, why])
+        norms = _table(norm_LE.round(6), mine_LE)
+        facts[family] = {"norm": norms, "dead": idle}
         if chose_LE is not None:
             facts[family]["chose"] = _table(chose_LE, mine_LE)
     return facts
@@ -87,9 +90,11 @@ def sentence(experts: dict[str, Any]) -> str:
         shown.append(f"layer {layer} expert {expert} ({why})")
     if len(idle) > SHOWN:
         shown.append("...")
-    return f"{len(idle)} dead experts: {', '.join(shown)}"
+    named = ", ".join(shown)
+    return f"{len(idle)} dead experts: {named}"
 
 
 def _table(values_LE: np.ndarray, present_LE: np.ndarray) -> list[list[float | int | None]]:
     """Values as plain numbers, None where a layer lacks the expert."""
-    return np.where(present_LE, values_LE.astype(object), None).tolist()
+    objects_LE = values_LE.astype(object)
+    return np.where(present_LE, objects_LE, None).tolist()

@@ -45,8 +45,9 @@ class LoadedArchive:
     def first(self, count: int | None) -> LoadedArchive:
         """The same for the first lessons; None for all."""
         names = self.names[:count]
+        archive = self.archive[:count]
         lost = {name: why for name, why in self.lost.items() if name in names}
-        return LoadedArchive(self.folder, names, self.archive[:count], lost)
+        return LoadedArchive(self.folder, names, archive, lost)
 
     def require(self, method: Method, *, skip_missing: bool) -> None:
         """Refuses an archive with lost lessons, unless asked to skip them and the method keeps its lessons apart.
@@ -73,7 +74,8 @@ def expected(folder: SeedFolder, names: Sequence[str]) -> tuple[str, ...]:
         for path in folder.tasks.iterdir():
             match = _NUMBERED.fullmatch(path.name)
             if match is not None:
-                counts.append(int(match[1]) + 1)
+                lesson = int(match[1])
+                counts.append(lesson + 1)
     return tuple(names[: max(counts)])
 
 
@@ -88,13 +90,15 @@ def load_archive(
     Raises:
       CheckpointError: there are fewer lessons, or a folder among them is not one of a lesson.
     """
-    names = expected(folder, [lesson_name(tasks, lesson) for lesson in method.lessons(len(tasks))])
+    lessons = method.lessons(len(tasks))
+    names = expected(folder, [lesson_name(tasks, lesson) for lesson in lessons])
     if count is not None and not 0 <= count <= len(names):
         raise CheckpointError(
             "no such task in the run", where=str(folder.path), why=f"asked for {count}, learned are {len(names)}"
         )
     ledger = Ledger(folder.path)
-    archive, lost = ledger.load_all(names[:count])
+    wanted = names[:count]
+    archive, lost = ledger.load_all(wanted)
     if not lost and count is None:
         ledger.tasks()  # refuses folders that do not belong there
-    return LoadedArchive(folder, names[:count], archive, lost)
+    return LoadedArchive(folder, wanted, archive, lost)

@@ -31,14 +31,18 @@ KnownAnswers = dict[tuple[str, str], dict[str, Any]]  # lines of answers files b
 def cache_key(session: Session, serving: Serving, task: Task) -> str:
     """Digest of what the texts of a cell depend on, beside the choice of a task and what was learned of that task."""
     config = to_mapping(session.config)
-    evaluated = {name: config["evaluate"][name] for name in ("split", "writing")}
+    evaluate = config["evaluate"]
+    evaluated = {"split": evaluate["split"], "writing": evaluate["writing"]}
     # Other shapes are another compiled program, which may round differently: more task slots, a longer prompt.
-    shapes: list[Any] = [[str(leaf.dtype), leaf.shape] for leaf in _routing_leaves(serving)]
+    shapes: list[Any] = []
+    for leaf in _routing_leaves(serving):
+        shapes.append([str(leaf.dtype), leaf.shape])
     shapes.append(session.prompt_length)
     parts = [session.base_digest, config["method"], config["base"], config["template"], evaluated]
     parts += [dict(task.contents), shapes]
     plain = json.dumps(parts, sort_keys=True)
-    return hashlib.sha256(plain.encode()).hexdigest()[:16]
+    digest = hashlib.sha256(plain.encode())
+    return digest.hexdigest()[:16]
 
 
 def _routing_leaves(serving: Serving) -> list[jax.Array]:
@@ -49,14 +53,17 @@ def _routing_leaves(serving: Serving) -> list[jax.Array]:
     """
     memory = trees.flatten(serving.memory)
     by_path = sorted(memory, key=lambda path: path.split("/"))
-    return jax.tree.leaves((serving.bank, serving.slot_LN)) + [memory[path] for path in by_path]
+    leaves = jax.tree.leaves((serving.bank, serving.slot_LN))
+    leaves += [memory[path] for path in by_path]
+    return leaves
 
 
 def learned_names(session: Session, row: int) -> frozenset[str]:
     """Names of the tasks that are learned in a row."""
+    tasks = session.stream.tasks
     names = set()
     for lesson in session.lessons[:row]:
-        names |= {session.stream.tasks[task].name for task in lesson}
+        names |= {tasks[task].name for task in lesson}
     return frozenset(names)
 
 
@@ -108,11 +115,16 @@ def reusable_answers(
         chosen = choice(weights, learned)
         # Where `chosen` is None the text may change, and `known` has no entry under None.
         line = known.get((answer.id, chosen))
+        if line is None:
+            continue
         # The text of a refused line was dropped, so it serves only where the answer is refused again.
-        if line is not None and (answer.refused or not _refused(line)):
-            reusable.append(with_text(answer, line["text"], line["ended"]))
+        if answer.refused or not _refused(line):
+            complete = with_text(answer, line["text"], line["ended"])
+            reusable.append(complete)
     return reusable
 
 
 def _refused(line: dict[str, Any]) -> bool:
-    return bool(line.get("finding", {}).get("refused"))
+    """Whether the answer of a line was refused."""
+    finding = line.get("finding", {})
+    return bool(finding.get("refused"))

@@ -29,7 +29,7 @@ def seed_result(
     for lesson in lessons:
         taught.append(taught[-1] + len(lesson))
     reference = _table(cells, tasks, taught, "score", named=True)
-    has_reference = any(row.count(None) < len(row) for row in reference)
+    measured_rows = [row for row in reference if row.count(None) < len(row)]
     last = cells.get(len(lessons), {})
     chosen = confusion(last, tasks)
     routing_confusion = None
@@ -39,7 +39,8 @@ def seed_result(
         routed = chosen[:, :-1]  # the last column counts unknown inputs
         routing_confusion = routed.tolist()
         questions = sum(last[task]["count"] for task in tasks)
-        routing_accuracy = 100.0 * routed.trace() / questions
+        right = routed.trace()
+        routing_accuracy = 100.0 * right / questions
         if not named:
             locator_confusion = chosen.tolist()
     answers = 0
@@ -50,7 +51,7 @@ def seed_result(
     return SeedResult(
         seed=seed,
         matrix=_table(cells, tasks, taught, "score"),
-        named_task_matrix=reference if has_reference else None,
+        named_task_matrix=reference if measured_rows else None,
         routing_confusion=routing_confusion,
         locator_confusion=locator_confusion,
         routing_accuracy=routing_accuracy,
@@ -69,7 +70,9 @@ def _table(
     Args:
       taught: number of tasks taught, by row of the cells.
     """
-    rows: list[list] = [[None] * len(tasks) for _ in range(taught[-1] + 1)]
+    rows: list[list] = []
+    for _ in range(taught[-1] + 1):
+        rows.append([None] * len(tasks))
     for row, place in enumerate(taught):
         measured = cells.get(row, {})
         for column, task in enumerate(tasks):
@@ -107,7 +110,9 @@ def _curves(folder: SeedFolder) -> dict[str, list[tuple[int, float]]]:
     curves = defaultdict(list)
     for line in Curve(folder.metrics).read():
         name = line["task"]
-        if line["stage"] != "tune":
-            name = f"{name} ({line['stage']})"
-        curves[name].append((line["step"], line["loss"]))
+        stage = line["stage"]
+        if stage != "tune":
+            name = f"{name} ({stage})"
+        point = (line["step"], line["loss"])
+        curves[name].append(point)
     return dict(curves)

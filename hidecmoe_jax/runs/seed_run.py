@@ -53,12 +53,15 @@ class Options:
 
 def lesson_name(tasks: Sequence[str], lesson: tuple[int, ...]) -> str:
     """Name of a commit of a run with these tasks: the task's, or `joint`."""
-    return tasks[lesson[0]] if len(lesson) == 1 else JOINT
+    if len(lesson) != 1:
+        return JOINT
+    return tasks[lesson[0]]
 
 
 def data_of(stream: Stream, lesson: tuple[int, ...]) -> list[list[str]]:
     """Names and fingerprints of the tasks up to a lesson; checkpoints of the lesson are valid for these alone."""
-    return [[task.name, task.fingerprint] for task in stream.tasks[: max(lesson) + 1]]
+    last = max(lesson)
+    return [[task.name, task.fingerprint] for task in stream.tasks[: last + 1]]
 
 
 def tune_of(tune: TrainConfig, stream: Stream, lesson: tuple[int, ...]) -> TrainConfig:
@@ -66,9 +69,13 @@ def tune_of(tune: TrainConfig, stream: Stream, lesson: tuple[int, ...]) -> Train
     if len(lesson) > 1:
         return tune
     task = stream.tasks[lesson[0]]
-    ratio = task.rate / tune.rate if task.rate is not None and tune.rate else 1.0
+    ratio = 1.0
+    if task.rate is not None and tune.rate:
+        ratio = task.rate / tune.rate
     epochs = task.epochs or tune.epochs
-    return replace(tune, epochs=epochs, rate=tune.rate * ratio, projector_rate=tune.projector_rate * ratio)
+    rate = tune.rate * ratio
+    projector_rate = tune.projector_rate * ratio
+    return replace(tune, epochs=epochs, rate=rate, projector_rate=projector_rate)
 
 
 @dataclass(frozen=True)
@@ -95,7 +102,8 @@ class SeedRun:
         """Walks the stream."""
         self.folder.path.mkdir(parents=True, exist_ok=True)
         config = self.session.config
-        slots = config.slots_for(len(self.session.stream.tasks))
+        tasks = len(self.session.stream.tasks)
+        slots = config.slots_for(tasks)
         if slots > config.capacity:
             say(f"capacity grows from {config.capacity} to {slots} experts; programs compile once more")
         self.ledger.clean()
@@ -109,8 +117,9 @@ class SeedRun:
                 archive.append(groups)
                 clear_checkpoints(self.folder)
             self.rows.evaluate(number + 1, archive)
+        is_first_seed = self.seed == config.seeds[0]
         # The report shows the variants of the first seed alone.
-        if config.evaluate.variants and self.seed == config.seeds[0]:
+        if config.evaluate.variants and is_first_seed:
             self.rows.evaluate_variants(archive)
 
     @property
@@ -146,19 +155,24 @@ class SeedRun:
         for place, stage, trained in walk:
             learner = jax.block_until_ready(trained)
             took[stage.kind] = round(time.monotonic() - since, 3)
+            later_stages = stages[place + 1 :]
             # After the last training stage a lesson is nearly over: what is saved next is the commit.
-            if any(later.trains for later in stages[place + 1 :]):
+            if any(later.trains for later in later_stages):
                 about = {"lesson": number, "data": data, "stages": took}
                 stage_checkpoints(self.folder).save(place, trees.flatten(learner), meta=about)
             since = time.monotonic()
         self._verify(learner, held, name)
-        facts = {"tasks": [tasks[task].name for task in lesson], "method": method.name, "seed": self.seed}
-        facts |= {"base": session.base_digest, "samples": len(setup.data.encoded), "epochs": setup.tune.epochs}
-        facts |= {"seconds": round(time.monotonic() - start, 3), "stages": took}
+        names = [tasks[task].name for task in lesson]
+        records = len(setup.data.encoded)
+        epochs = setup.tune.epochs
+        seconds = round(time.monotonic() - start, 3)
+        facts = {"tasks": names, "method": method.name, "seed": self.seed, "base": session.base_digest}
+        facts |= {"samples": records, "epochs": epochs, "seconds": seconds, "stages": took}
         curve = Curve(self.folder.metrics).read()
         facts["experts"] = experts_of(method, learner, number, curve)
-        self.ledger.commit(number, name, method.to_archive(learner, number), meta=facts)
-        say(f"learned {name}: {facts['samples']} records, {setup.tune.epochs} epochs, {facts['seconds']:.1f} s")
+        archive = method.to_archive(learner, number)
+        self.ledger.commit(number, name, archive, meta=facts)
+        say(f"learned {name}: {records} records, {epochs} epochs, {seconds:.1f} s")
         idle = sentence(facts["experts"])
         if idle:
             say(f"warning: {name} has {idle}")
@@ -193,7 +207,8 @@ class SeedRun:
         self, learner: Learner, number: int, name: str, data: list[list[str]]
     ) -> tuple[Learner, int, dict[str, float]]:
         """The learner after the finished stages of a lesson, their number, and the seconds that each one took."""
-        checkpoint = stage_checkpoints(self.folder).latest(on_corrupt=self.options.on_corrupt)
+        checkpoints = stage_checkpoints(self.folder)
+        checkpoint = checkpoints.latest(on_corrupt=self.options.on_corrupt)
         if checkpoint is None:
             return learner, 0, {}
         place, flat, facts = checkpoint
@@ -212,14 +227,17 @@ class SeedRun:
         session = self.session
         method = session.config.method
         changed = []
-        if session.config.verify_base and trees.digest(session.model.params) != session.base_digest:
-            changed.append("the base model")
+        if session.config.verify_base:
+            digest = trees.digest(session.model.params)
+            if digest != session.base_digest:
+                changed.append("the base model")
         # A method that trains its old experts further changes them by design.
         frozen = held if method.traits.keeps_old_experts else ()
         for task, groups in enumerate(frozen):
             now = method.to_archive(learner, task)
             for group in ("experts", "memory"):
-                if trees.digests(now[group]) != trees.digests(groups[group]):
+                digests = trees.digests(now[group])
+                if digests != trees.digests(groups[group]):
                     changed.append(f"{group} of lesson {task}")
         if changed:
             raise CheckpointError(

@@ -53,8 +53,9 @@ def learn(
     folder = Path(out)
     check_run(folder, resume=chosen.resume, overwrite=chosen.overwrite)
     folder.mkdir(parents=True, exist_ok=True)
+    errors = RunFolder(folder).errors
     with writer_lock(folder), graceful_stop() as stop:
-        session = open_session(config, errors=str(RunFolder(folder).errors))
+        session = open_session(config, errors=str(errors))
         enter(session, folder, chosen)
         walk(session, folder, chosen, stop)
     return folder
@@ -79,7 +80,8 @@ def walk(session: Session, folder: Path, options: Options, stop: Stop) -> None:
     """Runs every seed of a run that was entered, then writes the report."""
     run = RunFolder(folder)
     for seed in session.config.seeds:
-        SeedRun(session, run.seed(seed), seed, options, stop).run()
+        seed_run = SeedRun(session, run.seed(seed), seed, options, stop)
+        seed_run.run()
     results.write(session, folder)
 
 
@@ -103,10 +105,12 @@ def add(
                 "this method cannot add a task", where=str(folder.path),
                 why=f"{config.method.name} does not learn one by one",
             )  # fmt: skip
-        spec = TaskSpec(str(Path(task).resolve()), epochs=epochs, rate=rate)
+        task_folder = Path(task).resolve()
+        spec = TaskSpec(str(task_folder), epochs=epochs, rate=rate)
         finished = min(_learned(folder, config)) == len(names)
         # The config was written with the new task before its learning began.
-        resuming = not finished and config.stream.tasks[-1:] == (spec,)
+        has_new_task = config.stream.tasks[-1:] == (spec,)
+        resuming = not finished and has_new_task
         if not finished and not resuming:
             raise ConfigError(
                 "the run is not finished", where=str(folder.path),
@@ -163,7 +167,8 @@ def rollback(run: str | Path, tasks: int) -> Path:
     with writer_lock(folder.path), graceful_stop() as stop:
         names = task_names(folder.path)
         least = min(_learned(folder, config))
-        if not config.method.traits.one_task_per_lesson or not 1 <= tasks <= least or tasks == len(names):
+        is_earlier = 1 <= tasks <= least and tasks != len(names)
+        if not config.method.traits.one_task_per_lesson or not is_earlier:
             raise ConfigError(
                 "there is no such point to go back to", where=str(folder.path),
                 why=f"asked for {tasks}; {config.method.name} has learned {least} of {len(names)} tasks",
@@ -173,8 +178,10 @@ def rollback(run: str | Path, tasks: int) -> Path:
         stream = config.stream
         for known in range(len(names), tasks, -1):
             stream = without_last(stream, names[:known])
-        session = open_session(dataclasses.replace(config, stream=stream), errors=str(folder.errors))
-        options = Options(resume=True, allow=_fields_of(names[tasks:]))
+        shorter = dataclasses.replace(config, stream=stream)
+        session = open_session(shorter, errors=str(folder.errors))
+        dropped = names[tasks:]
+        options = Options(resume=True, allow=_fields_of(dropped))
         # Refuses another run before anything is moved.
         changes_of(folder.path, session.identity(), options.allow)
         for seed in config.seeds:
@@ -191,7 +198,8 @@ def _withdraw_from(seed: SeedFolder, names: Sequence[str], tasks: int) -> None:
         learned = len(Ledger(seed.path).tasks())
         withdraw = withdraw_last if row <= learned else withdraw_begun
         withdraw(seed, row, names[row - 1])
-    Curve(seed.metrics).rewind((tasks, 0, 0))
+    curve = Curve(seed.metrics)
+    curve.rewind((tasks, 0, 0))
 
 
 def without_last(stream: StreamConfig, names: Sequence[str]) -> StreamConfig:
@@ -199,7 +207,9 @@ def without_last(stream: StreamConfig, names: Sequence[str]) -> StreamConfig:
     if stream.tasks:
         return dataclasses.replace(stream, tasks=stream.tasks[:-1])
     rest = tuple(names[:-1])
-    pocket = dataclasses.replace(stream.pocket, tasks=rest) if rest else None
+    pocket = None
+    if rest:
+        pocket = dataclasses.replace(stream.pocket, tasks=rest)
     return dataclasses.replace(stream, pocket=pocket)
 
 
@@ -226,7 +236,8 @@ def evaluate_run(
             rows = Rows(session, folder.seed(seed), seed, stop, full_matrix)
             lost |= _evaluate_rows(rows, task, skip_missing=skip_missing)
         if lost:
-            say(f"the report stays as it is, for tasks cannot be loaded: {'; '.join(lost.values())}")
+            why = "; ".join(lost.values())
+            say(f"the report stays as it is, for tasks cannot be loaded: {why}")
         else:
             results.write(session, folder.path)
     return folder.path
@@ -237,20 +248,24 @@ def _evaluate_rows(rows: Rows, task: int | None, *, skip_missing: bool) -> dict[
     method = rows.session.config.method
     names = [spec.name for spec in rows.session.stream.tasks]
     whole = load_archive(rows.folder, method, names)
-    if task is not None and not 0 <= task <= len(whole.names):
+    learned = len(whole.names)
+    if task is not None and not 0 <= task <= learned:
         raise ConfigError(
             "no such row", where=f"{rows.folder.run.path}, seed {rows.seed}",
-            why=f"asked for {task}, learned are {len(whole.names)}",
+            why=f"asked for {task}, learned are {learned}",
         )  # fmt: skip
     loaded = whole.first(task)
     loaded.require(method, skip_missing=skip_missing)
+    archive = loaded.archive
+    last_row = len(archive)
     if loaded.lost:
-        aside = rows.evaluate_without(len(loaded.archive), loaded.archive, tuple(loaded.lost))
-        say(f"measured without {', '.join(loaded.lost)}: {aside.path}")
+        aside = rows.evaluate_without(last_row, archive, tuple(loaded.lost))
+        lost_names = ", ".join(loaded.lost)
+        say(f"measured without {lost_names}: {aside.path}")
         return whole.lost
     # Row 0 is the base model, so n lessons have n + 1 rows.
-    every_row = range(len(loaded.archive) + 1)
+    every_row = range(last_row + 1)
     wanted_rows = every_row if task is None else (task,)
     for row in wanted_rows:
-        rows.evaluate(row, loaded.archive)
+        rows.evaluate(row, archive)
     return whole.lost

@@ -43,9 +43,12 @@ class StageMonitor:
     def resume(self, stage: Stage) -> tuple[int, dict[str, np.ndarray]] | None:
         """The newest checkpoint of this very stage and data, if any; metrics after it are dropped."""
         checkpoint = self.progress.latest(on_corrupt=self.on_corrupt)
-        step, state, facts = checkpoint if checkpoint is not None else (0, {}, {})
+        if checkpoint is None:
+            checkpoint = (0, {}, {})
+        step, state, facts = checkpoint
         same_stage = tuple(facts.get("at", ())) == self.at
-        usable = same_stage and facts.get("data") == self.data
+        same_data = facts.get("data") == self.data
+        usable = same_stage and same_data
         first_step = step + 1 if usable else 0
         # Lines after the checkpoint are written again when their steps are.
         self.curve.rewind((*self.at, first_step))
@@ -73,10 +76,12 @@ class StageMonitor:
         done = step + 1
         last = done == steps
         stopping = self.stop.requested
+        is_multiple = done % self.tune.save_every == 0
         # After the last step the stage is over; what it trained is saved between the stages or committed.
-        due = done % self.tune.save_every == 0 and not last
+        due = is_multiple and not last
+        many_pending = len(self.curve.pending) >= FLUSH_EVERY
         # Metrics are on disk before the checkpoint that they lead up to, so that resuming never leaves a gap.
-        if due or last or stopping or len(self.curve.pending) >= FLUSH_EVERY:
+        if due or last or stopping or many_pending:
             self.curve.flush()
         if due or stopping:
             about = {"at": list(self.at), "data": self.data}
@@ -89,7 +94,8 @@ class StageMonitor:
     def _show(self, stage: Stage, step: int, steps: int, loss: float) -> None:
         """Moves the progress bar on by one step."""
         if self.shown is None:
-            self.shown = bar(f"{self.name}: {stage.kind}", initial=step)(range(steps))
+            show = bar(f"{self.name}: {stage.kind}", initial=step)
+            self.shown = show(range(steps))
         self.shown.update(1)
         steps_a_second = self.shown.format_dict["rate"] or 0.0
         samples_a_second = steps_a_second * self.tune.batch * self.tune.accumulate

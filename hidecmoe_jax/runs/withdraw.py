@@ -15,7 +15,8 @@ from hidecmoe_jax.runs.scores import Cells
 
 def withdraw_last(seed: SeedFolder, row: int, task: str) -> None:
     """Takes out the last lesson of a seed, the answers of its row and those to its task: it can be learned again."""
-    aside = Ledger(seed.path).withdraw(row - 1)
+    ledger = Ledger(seed.path)
+    aside = ledger.withdraw(row - 1)
     clear_checkpoints(seed)
     answers = _row(seed, row) + seed.columns(task)
     _move(answers, aside)
@@ -26,7 +27,8 @@ def withdraw_begun(seed: SeedFolder, row: int, task: str) -> None:
     """Takes out what there is of an unfinished lesson: checkpoints, and early answers to its task."""
     clear_checkpoints(seed)
     columns = seed.columns(task)
-    aside = seed.next_withdrawn(f"{row - 1:03d}_{task}")
+    lesson = row - 1
+    aside = seed.next_withdrawn(f"{lesson:03d}_{task}")
     _move(columns, aside)
     Cells(seed.cells).forget(row, task)
 
@@ -48,5 +50,6 @@ def _move(paths: list[Path], aside: Path) -> None:
     for path in paths:
         # The columns of a row that was moved are gone with it.
         if path.exists():
-            name = f"{aside.name}.{path.parent.name}.{path.name}"
+            row_name = path.parent.name
+            name = f"{aside.name}.{row_name}.{path.name}"
             path.rename(aside.parent / name)

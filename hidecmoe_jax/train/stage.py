@@ -70,7 +70,8 @@ class StageData:
             return self
         records = tuple(self.records[row] for row in rows)
         encoded = tuple(self.encoded[row] for row in rows)
-        return replace(self, records=records, encoded=encoded, features=self.features.only(np.asarray(rows)))
+        features = self.features.only(np.asarray(rows))
+        return replace(self, records=records, encoded=encoded, features=features)
 
     def batch(self, rows: np.ndarray) -> Batch:
         """Records `rows` [B] as a batch; -1 gives a row that counts for nothing."""
@@ -134,7 +135,8 @@ def run_stage(
     Raises:
       NumericsError: loss, gradient, update or parameters not finite, or no gradient for 50 steps.
     """
-    plan = Plan(len(data.encoded), tune.batch * tune.accumulate, tune.epochs, seed)
+    step_records = tune.batch * tune.accumulate
+    plan = Plan(len(data.encoded), step_records, tune.epochs, seed)
     state = begin(learner, tune)
     start = 0
     resumed = observer.resume(stage)
@@ -152,19 +154,30 @@ def run_stage(
     traced = replace(tune, epochs=1, rate=0.0, projector_rate=0.0, save_every=1)
     for step in range(start, plan.steps):
         rows = plan.indices(step).reshape(tune.accumulate, tune.batch)
-        factor = shape_of_rate(step, plan.steps, tune.warmup)
-        peaks = {"experts": tune.rate, "routers": tune.rate, "shared": tune.projector_rate}
-        rates = {name: jnp.float32(peak * factor) for name, peak in peaks.items()}
-        micro_batches = [data.batch(micro_rows) for micro_rows in rows]
-        batches = jax.tree.map(lambda *leaves: np.stack(leaves), *micro_batches)
-        state, metrics = take_step(
-            state, model, context, batches, rates, jax.random.fold_in(key, step), stage=stage, tune=traced
-        )
+        rates = _rates(tune, step, plan.steps)
+        batches = _stacked(data, rows)
+        step_key = jax.random.fold_in(key, step)
+        state, metrics = take_step(state, model, context, batches, rates, step_key, stage=stage, tune=traced)
         # The previous step is reported only now, so that the device works on this one meanwhile.
         streak = _report(pending, observer, stage, plan.steps, task, streak)
-        pending = (step, metrics, state, [data.encoded[row].id for row in rows.ravel() if row >= 0])
+        ids = [data.encoded[row].id for row in rows.ravel() if row >= 0]
+        pending = (step, metrics, state, ids)
     _report(pending, observer, stage, plan.steps, task, streak)
     return with_trainable(learner, state.leaves)
+
+
+def _rates(tune: TrainConfig, step: int, steps: int) -> dict[str, jax.Array]:
+    """Learning rates of a step by group of leaves, float32 []."""
+    factor = shape_of_rate(step, steps, tune.warmup)
+    rate = jnp.float32(tune.rate * factor)
+    projector_rate = jnp.float32(tune.projector_rate * factor)
+    return {"experts": rate, "routers": rate, "shared": projector_rate}
+
+
+def _stacked(data: StageData, rows: np.ndarray) -> Batch:
+    """Micro-batches of the records `rows`, int [micro-batch, B], stacked on a leading axis."""
+    micro_batches = [data.batch(micro_rows) for micro_rows in rows]
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *micro_batches)
 
 
 def tuned_for(stage: Stage, tune: TrainConfig, count: int) -> TrainConfig:
@@ -175,8 +188,9 @@ def tuned_for(stage: Stage, tune: TrainConfig, count: int) -> TrainConfig:
         tune = replace(tune, accumulate=stage.accumulate)
     if not stage.steps:
         return tune
-    steps_per_pass = Plan(count, tune.batch * tune.accumulate, 1, 0).epoch_steps
-    return replace(tune, epochs=math.ceil(stage.steps / steps_per_pass))
+    one_pass = Plan(count, tune.batch * tune.accumulate, 1, 0)
+    passes = math.ceil(stage.steps / one_pass.epoch_steps)
+    return replace(tune, epochs=passes)
 
 
 _usage = partial(jax.jit, static_argnames=("stage",))(
@@ -191,14 +205,16 @@ def count_usage(model: Model, learner: Learner, stage: Stage, data: StageData, b
         rows = np.arange(start, start + batch, dtype=np.int32)
         # The last batch is filled up with -1: all batches have one shape.
         rows = np.where(rows < len(data.encoded), rows, -1)
-        counts = jax.device_get(_usage(stage, model, learner, data.batch(rows)))
-        counts = jax.tree.map(_widened, counts)
+        on_device = _usage(stage, model, learner, data.batch(rows))
+        counts = jax.tree.map(_widened, jax.device_get(on_device))
         total = counts if total is None else jax.tree.map(np.add, total, counts)
     return total
 
 
 def _widened(leaf: np.ndarray) -> np.ndarray:
-    return leaf.astype(np.int64 if leaf.dtype == np.int32 else np.float64)
+    """Integers as int64, floats as float64."""
+    dtype = np.int64 if leaf.dtype == np.int32 else np.float64
+    return leaf.astype(dtype)
 
 
 def _loads(load: Load | None) -> dict[str, Any]:
@@ -206,7 +222,8 @@ def _loads(load: Load | None) -> dict[str, Any]:
     if load is None:
         return {}
     share, entropy = evenness(load) or (None, None)
-    return {"load": np.asarray(load.count_LS).tolist(), "share": share, "entropy": entropy}
+    count_LS = np.asarray(load.count_LS)
+    return {"load": count_LS.tolist(), "share": share, "entropy": entropy}
 
 
 def _collapsed(facts: dict[str, Any]) -> bool:
@@ -226,23 +243,25 @@ def _report(pending, observer: StageObserver, stage: Stage, steps: int, task: st
     if pending is None:
         return streak
     step, metrics, state, ids = pending
-    facts = _check(metrics, f"task {task}, stage {stage.kind}, step {step} of {steps}", lambda: ids)
+    where = f"task {task}, stage {stage.kind}"
+    facts = _check(metrics, f"{where}, step {step} of {steps}", lambda: ids)
     facts |= _loads(metrics.load)
+    has_no_gradient = facts["gradient"] == 0.0 or facts["tokens"] == 0
     # A probe has no gradient where no earlier expert is left to compare it with, and that is no failure.
-    learns_nothing = stage.subset_name == "all" and (facts["gradient"] == 0.0 or facts["tokens"] == 0)
+    learns_nothing = stage.subset_name == "all" and has_no_gradient
     still = streak.still + 1 if learns_nothing else 0
     collapsed = streak.collapsed + 1 if _collapsed(facts) else 0
     if collapsed == COLLAPSED:
         observer.warn(
-            f"task {task}, stage {stage.kind}: for {collapsed} steps a router has sent nearly everything to the same "
-            f"experts (share {facts['share']:.3f}, entropy {facts['entropy']:.3f}, in the most uneven layer)"
+            f"{where}: for {collapsed} steps a router has sent nearly everything to the same experts "
+            f"(share {facts['share']:.3f}, entropy {facts['entropy']:.3f}, in the most uneven layer)"
         )
     if still == STILL_WARN:
         observer.warn(f"task {task}: no gradient for {still} steps (loss {facts['loss']:.4f})")
     if still >= STILL_STOP:
         raise NumericsError(
             "nothing is being learned",
-            where=f"task {task}, stage {stage.kind}, step {step}",
+            where=f"{where}, step {step}",
             why=f"the gradient has been exactly 0 for {still} steps, loss {facts['loss']}",
             remedy="check that answers are not empty and that the experts' sites are among those of the model",
         )

@@ -66,8 +66,12 @@ def from_checkpoint(template: State, flat: dict[str, Any]) -> State:
       CheckpointError: the paths, shapes or dtypes are not those of the template.
     """
     chain_paths = {_checkpoint_path(path): path for path in trees.flatten(template)}
-    renamed = {chain_paths.get(path, path): leaf for path, leaf in flat.items()}
-    return jax.tree.map(jnp.asarray, trees.restore_into(template, renamed))
+    renamed = {}
+    for path, leaf in flat.items():
+        chain_path = chain_paths.get(path, path)
+        renamed[chain_path] = leaf
+    restored = trees.restore_into(template, renamed)
+    return jax.tree.map(jnp.asarray, restored)
 
 
 def _checkpoint_path(path: str) -> str:
@@ -80,20 +84,29 @@ def _summed(
     """Loss sum, token count, gradient sum and loads over the leading micro-batch axis."""
 
     def loss(leaves: Any, batch: Batch, key: Array) -> tuple[Array, tuple[Array, Load | None]]:
-        result = stage.loss(model, with_trainable(learner, leaves), batch, key)
+        training = with_trainable(learner, leaves)
+        result = stage.loss(model, training, batch, key)
         return result.total, (result.tokens, result.load)
 
     def add(carry: tuple, inputs: tuple) -> tuple[tuple, Load | None]:
         total, tokens, gradient = carry
         batch, index = inputs
         value_and_grad = jax.value_and_grad(loss, has_aux=True)
-        (micro_total, (micro_tokens, load)), grad = value_and_grad(leaves, batch, jax.random.fold_in(key, index))
-        return (total + micro_total, tokens + micro_tokens, jax.tree.map(jnp.add, gradient, grad)), load
+        micro_key = jax.random.fold_in(key, index)
+        (micro_total, (micro_tokens, load)), micro_gradient = value_and_grad(leaves, batch, micro_key)
+        total = total + micro_total
+        tokens = tokens + micro_tokens
+        gradient = jax.tree.map(jnp.add, gradient, micro_gradient)
+        return (total, tokens, gradient), load
 
-    micro = jax.tree.leaves(batches)[0].shape[0]
-    zero = (jnp.zeros(()), jnp.zeros((), jnp.int32), jax.tree.map(jnp.zeros_like, leaves))
-    (total, tokens, gradient), loads = jax.lax.scan(add, zero, (batches, jnp.arange(micro)))
-    return total, tokens, gradient, None if loads is None else sum_loads(loads)
+    first_leaf = jax.tree.leaves(batches)[0]
+    micro_batches = first_leaf.shape[0]
+    no_gradient = jax.tree.map(jnp.zeros_like, leaves)
+    zero = (jnp.zeros(()), jnp.zeros((), jnp.int32), no_gradient)
+    numbered = (batches, jnp.arange(micro_batches))
+    (total, tokens, gradient), loads = jax.lax.scan(add, zero, numbered)
+    load = None if loads is None else sum_loads(loads)
+    return total, tokens, gradient, load
 
 
 @partial(jax.jit, static_argnames=("stage", "tune"))
@@ -116,10 +129,12 @@ def take_step(
       rates: learning rates of this step, by group of the leaves: experts, routers, shared.
     """
     total, tokens, gradient, load = _summed(stage, model, learner, state.leaves, batches, key)
+    divisor = jnp.maximum(tokens, 1).astype(jnp.float32)
     # Divided once, after the sum: micro-batches with more answer tokens count for more.
-    share = 1.0 / jnp.maximum(tokens, 1).astype(jnp.float32)
+    share = 1.0 / divisor
     gradient = jax.tree.map(lambda g: g * share.astype(g.dtype), gradient)
-    updates, moments = optimizer(tune).update(gradient, state.moments, state.leaves, rates=rates)
+    transformation = optimizer(tune)
+    updates, moments = transformation.update(gradient, state.moments, state.leaves, rates=rates)
     leaves = optax.apply_updates(state.leaves, updates)
     # The update as it was rounded into the leaves: too small a rate shows as 0.
     update = jax.tree.map(lambda new, old: new - old, leaves, state.leaves)
