@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 def narrowed(learner: Learner, edit: Edit) -> Edit | None:
     """The edit in those of its layers in which the pool has experts for it; None where it has none."""
     bank = learner.past[POOL]
-    return in_layers(bank, rows_with_experts(bank, edit), edit)
+    rows = rows_with_experts(bank, edit)
+    return in_layers(bank, rows, edit)
 
 
 def edited(learner: Learner, edit: Edit) -> Learner:
@@ -30,7 +31,8 @@ def edited(learner: Learner, edit: Edit) -> Learner:
       ConfigError: as `requested_rows`.
     """
     bank = learner.past[POOL]
-    rows = requested_rows(bank, rows_with_experts(bank, edit), edit)
+    possible_rows = rows_with_experts(bank, edit)
+    rows = requested_rows(bank, possible_rows, edit)
     if edit.kind == "retire":
         return _retired(learner, edit, rows)
     return _merged(learner, edit, rows)

@@ -163,19 +163,21 @@ class Mixture(Method):
 
     def to_archive(self, learner: Learner, lesson: int) -> Archive:
         """A task's experts, its router over the slots of its time, the gate's part of it, and the verdict."""
-        own = self.slots(lesson)
+        slots = self.slots(lesson)
         memory = learner.memory
-        expert = pool.slice_slots(learner.past[POOL], own.start, own.stop)
+        expert = pool.slice_slots(learner.past[POOL], slots.start, slots.stop)
         # Cut on the host: these shapes grow with the task, and each would be a program of its own.
-        verdict = {name: np.asarray(leaf[lesson]) for name, leaf in vars(memory.verdict).items()}
+        router_LDS = np.asarray(memory.routers[lesson])
+        visible_LS = np.asarray(memory.visible[lesson])
         stored = {
-            "router": np.asarray(memory.routers[lesson])[..., : own.stop],
-            "visible": np.asarray(memory.visible[lesson])[..., : own.stop],
-            "expand": verdict["expand"],
+            "router": router_LDS[..., : slots.stop],
+            "visible": visible_LS[..., : slots.stop],
+            "expand": np.asarray(memory.verdict.expand[lesson]),
         }
         for name in COUNTS:
-            table_LSK = verdict[name]
-            old = table_LSK[:, : own.start]
+            table_NLSK = getattr(memory.verdict, name)
+            table_LSK = np.asarray(table_NLSK[lesson])
+            old = table_LSK[:, : slots.start]
             probe = table_LSK[:, -1:]
             stored[name] = np.concatenate([old, probe], axis=1)
         of_gate = self.gate.to_archive(memory.gate, lesson)
@@ -198,19 +200,25 @@ class Mixture(Method):
         for task, groups in enumerate(archive):
             if groups is None:
                 continue
-            own = self.slots(task)
+            slots = self.slots(task)
             stored = groups["memory"]
-            experts = self._archived_experts(model, groups["experts"], len(own))
-            past = pool.write_slots(past, own.start, experts)
-            routers[task, :, :, : own.stop] = stored["router"]
-            visible[task, :, : own.stop] = stored["visible"]
+            experts = self._archived_experts(model, groups["experts"], len(slots))
+            past = pool.write_slots(past, slots.start, experts)
+            routers[task, :, :, : slots.stop] = stored["router"]
+            visible[task, :, : slots.stop] = stored["visible"]
             verdict.expand[task] = stored["expand"]
-            for name, table in (("count", verdict.count), ("mass", verdict.mass)):
+            for name in COUNTS:
                 if name in stored:  # early archives have no mass
-                    count_LSK = stored[name]
-                    table[task, :, : own.start] = count_LSK[:, :-1]
-                    table[task, :, -1] = count_LSK[:, -1]
-            of_gate = {path.removeprefix("gate/"): leaf for path, leaf in stored.items() if self.is_gate_leaf(path)}
+                    table_LSK = getattr(verdict, name)[task]
+                    stored_LSK = stored[name]
+                    # A view of the table: what is written to it is in the table.
+                    table_LSK[:, : slots.start] = stored_LSK[:, :-1]
+                    table_LSK[:, -1] = stored_LSK[:, -1]
+            of_gate = {}
+            for path, leaf in stored.items():
+                if self.is_gate_leaf(path):
+                    name = path.removeprefix("gate/")
+                    of_gate[name] = leaf
             gate = self.gate.from_archive(gate, task, of_gate)
         # Experts of lessons that could not be loaded are EMPTY: no later router may reach them.
         visible &= np.asarray(past.owner_LS) != EMPTY
@@ -261,7 +269,8 @@ class Mixture(Method):
     def describe_experts(self) -> str:
         """Where the experts are and what is routed among them, for messages."""
         where = "beside the feed-forward block" if PARALLEL in self.lora.sites else "at linears"
-        return f"every token is routed among experts {where} ({', '.join(self.lora.sites)})"
+        sites = ", ".join(self.lora.sites)
+        return f"every token is routed among experts {where} ({sites})"
 
     def narrow_edit(self, learner: Learner, edit: Edit, since: int | None) -> Edit | None:
         """As `Editable`."""
@@ -328,7 +337,8 @@ class Mixture(Method):
             for task in range(len(router_NLDS)):
                 visible_L1S = visible_NLS[task][:, None]
                 gain_LBS = visible_L1S * weight_BN[None, :, task, None]
-                routing = Routing(gain_LBS, router_NLDS[task][:, None], self.top_k)
+                router_L1DS = router_NLDS[task][:, None]
+                routing = Routing(gain_LBS, router_L1DS, self.top_k)
                 voices.append(Voice(serving.bank, routing))
             return tuple(voices)
         choice_B = jnp.argmax(weight_BN, axis=-1)

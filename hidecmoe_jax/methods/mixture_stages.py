@@ -85,10 +85,14 @@ class PoolStage(Stage):
         Args:
           below: voices of layers below the pool's.
         """
-        voices = pool_voices(self.method, learner, key)
-        total, tokens, tallies = answer_loss(model, batch, (*below, *voices), tally=True)
+        pool_pair = pool_voices(self.method, learner, key)
+        voices = (*below, *pool_pair)
+        total, tokens, tallies = answer_loss(model, batch, voices, tally=True)
         weight = self.balance(learner)
-        active = [voice.routing.gain_LBS[:, 0] > 0 for voice in voices]
+        active = []
+        for voice in pool_pair:
+            gain_LS = voice.routing.gain_LBS[:, 0]
+            active.append(gain_LS > 0)
         active_LS = jnp.concatenate(active, axis=-1)
 
         def by_slot(*voice_LSK: Array) -> Array:
@@ -152,8 +156,8 @@ class CountUsage(PoolStage):
         owner_L1 = jnp.zeros_like(bare.owner_LS)
         live = live.replace(owner_LS=owner_L1)
         probing = learner.replace(live={POOL: live}, routers={POOL: probe.router})
-        voices = pool_voices(self.method, probing, None)
-        _, _, tallies = answer_loss(model, batch, (*below, *voices), tally=True)
+        voices = (*below, *pool_voices(self.method, probing, None))
+        _, _, tallies = answer_loss(model, batch, voices, tally=True)
 
         def side_by_side(*voice_LSK: Array) -> Array:
             return jnp.concatenate(voice_LSK, axis=1)

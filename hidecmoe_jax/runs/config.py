@@ -179,9 +179,10 @@ def write_config(config: RunConfig, run: Path) -> None:
     """The resolved configuration, as YAML that `load_config` reads back."""
     path = RunFolder(run).config
     # Renamed into place: a crash leaves the old file or the new one, never half of one.
-    part = path.with_name(f"{path.name}.part")
-    part.write_text(yaml.safe_dump(to_mapping(config), sort_keys=False), encoding="utf-8")
-    part.replace(path)
+    unfinished = path.with_name(f"{path.name}.part")
+    text = yaml.safe_dump(to_mapping(config), sort_keys=False)
+    unfinished.write_text(text, encoding="utf-8")
+    unfinished.replace(path)
 
 
 def from_mapping(mapping: Mapping[str, Any], where: str = "config") -> RunConfig:

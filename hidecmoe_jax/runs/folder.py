@@ -1,4 +1,4 @@
-"""Layout of a run folder: the one place that knows its file and folder names.
+"""Layout of a run folder: the one place that defines its file and folder names.
 
 ```
 RUN/

@@ -28,39 +28,39 @@ def check_run(folder: Path, *, resume: bool, overwrite: bool) -> bool:
     """Returns whether `folder` holds a run; decides from the flags alone, reads and writes nothing else.
 
     Raises:
-      ConfigError: a run is there and no flag says what to do with it, or both flags are given, or the folder
+      ConfigError: a run is there and no flag decides what happens to it, or both flags are given, or the folder
         holds something that is no run.
       CheckpointError: `resume` and there is nothing to resume.
     """
     if resume and overwrite:
         raise ConfigError("--resume and --overwrite exclude each other", where=str(folder), remedy="give one of them")
-    there = RunFolder(folder).identity.is_file()
-    if not there and resume:
+    has_run = RunFolder(folder).identity.is_file()
+    if not has_run and resume:
         raise CheckpointError(
             "nothing to resume",
             where=str(folder),
             why=f"there is no {IDENTITY}",
             remedy="check --out, or start afresh without --resume",
         )
-    if there and not resume and not overwrite:
+    if has_run and not resume and not overwrite:
         raise ConfigError(
             "the run already exists",
             where=str(folder),
             why="its work would be lost or mixed with another's",
             remedy="use --overwrite to start afresh (the old run is moved aside) or --resume to go on",
         )
-    # The list of bad records may be there before a run is: it says why the run did not start.
+    # The list of bad records may be there before a run is: it lists why the run did not start.
     strangers = []
     if folder.is_dir():
         strangers = [path.name for path in folder.iterdir() if path.name not in (LOCK, NOTE, ERRORS)]
-    if not there and strangers:
+    if not has_run and strangers:
         raise ConfigError(
             "the folder is not empty and holds no run",
             where=str(folder),
             why=f"found {', '.join(sorted(strangers)[:5])}, but no {IDENTITY}",
             remedy="give another --out",
         )
-    return there
+    return has_run
 
 
 def open_run(
@@ -86,13 +86,13 @@ def open_run(
       ConfigError: as `check_run`.
       CheckpointError: as `check_run`, and where the identity differs or cannot be read.
     """
-    there = check_run(folder, resume=resume, overwrite=overwrite)
+    has_run = check_run(folder, resume=resume, overwrite=overwrite)
     now = {"started": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **(session or {})}
-    # As JSON gives it back, so that tuples compare equal to the lists of the file.
+    # Through JSON, so that tuples compare equal to the lists of the file.
     fresh = json.loads(json.dumps(dict(identity), allow_nan=False))
-    if there and overwrite:
+    if has_run and overwrite:
         replace(folder)
-    if not there or overwrite:
+    if not has_run or overwrite:
         folder.mkdir(parents=True, exist_ok=True)
         write_json(RunFolder(folder).identity, {"format": FORMAT, "identity": fresh, "changes": [], "sessions": [now]})
         return False

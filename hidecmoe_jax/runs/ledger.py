@@ -145,7 +145,11 @@ class Ledger:
         Raises:
           CheckpointError: as `load`.
         """
-        return [self.load(record.index)[0] for record in self.tasks()[:count]]
+        archive = []
+        for record in self.tasks()[:count]:
+            groups, _ = self.load(record.index)
+            archive.append(groups)
+        return archive
 
     def load_all(self, names: Sequence[str]) -> tuple[list[Groups | None], dict[str, str]]:
         """Groups of the tasks that are expected, in order, None for those that cannot be loaded; and why, by name.
@@ -156,7 +160,8 @@ class Ledger:
         groups: list[Groups | None] = []
         lost: dict[str, str] = {}
         for index, name in enumerate(names):
-            record = TaskRecord(index, name, self.place.task(index, name))
+            folder = self.place.task(index, name)
+            record = TaskRecord(index, name, folder)
             try:
                 stored, meta = read_store(record.folder)
                 self._check_name(record, meta)
@@ -219,11 +224,12 @@ class Ledger:
             old, _ = read_facts(record.folder)
         # Digests are compared, not arrays: nothing has to be loaded.
         new = describe(on_host(groups))
-        if record.folder != folder or trees.flatten(old) != trees.flatten(new):
+        is_other_task = record.folder != folder
+        if is_other_task or trees.flatten(old) != trees.flatten(new):
             raise CheckpointError(
                 "a finished task is never overwritten",
                 where=str(record.folder),
-                why="it is another task" if record.folder != folder else "its arrays are others than these",
+                why="it is another task" if is_other_task else "its arrays are others than these",
                 remedy="redo the last task, or start a new run with another --out",
             )
         return record
@@ -274,10 +280,12 @@ def _fitted(groups: Groups, like: Mapping[str, Mapping[str, Any]], *, cast: bool
         if path in saved and array.dtype != saved[path].dtype:
             other.append(path)
     if other and not cast:
-        shown = "; ".join(f"{path}: saved {saved[path].dtype}, wanted {wanted[path].dtype}" for path in other[:8])
+        shown = []
+        for path in other[:8]:
+            shown.append(f"{path}: saved {saved[path].dtype}, wanted {wanted[path].dtype}")
         raise CheckpointError(
             f"{len(other)} arrays were saved in another dtype",
-            why=shown,
+            why="; ".join(shown),
             remedy="load them in the dtype they were saved in, or convert them with Ledger.load(..., cast=True)",
         )
     converted: Groups = {}
@@ -286,6 +294,7 @@ def _fitted(groups: Groups, like: Mapping[str, Mapping[str, Any]], *, cast: bool
         for path, array in flat.items():
             full_path = f"{group}/{path}"
             if full_path in other:
-                converted[group][path] = array.astype(wanted[full_path].dtype)
+                dtype = wanted[full_path].dtype
+                converted[group][path] = array.astype(dtype)
     trees.restore_into(wanted, trees.flatten(converted))  # refuses other paths and shapes
     return converted

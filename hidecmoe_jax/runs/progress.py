@@ -60,7 +60,8 @@ class Progress:
         with disk_errors("could not make the folder for checkpoints", self.folder, needed=0):
             self.folder.mkdir(parents=True, exist_ok=True)
         # Leftovers of a crash while a checkpoint was written or deleted.
-        self._drop([path for path in self.folder.iterdir() if path.name.startswith(".half_")])
+        leftovers = [path for path in self.folder.iterdir() if path.name.startswith(".half_")]
+        self._drop(leftovers)
         old = self._saved()
         serial = _serial(old[-1]) + 1 if old else 0
         folder = self.folder / f"{serial:06d}_step_{step}"
@@ -71,8 +72,9 @@ class Progress:
             os.rename(aside, folder)
             sync_folder(self.folder)
         crash_point("after_progress_save", str(step))
+        saved = [*old, folder]
         # Only after the new one is durable: at every moment one checkpoint is intact.
-        self._drop([*old, folder][: -self.keep])
+        self._drop(saved[: -self.keep])
         return folder
 
     def latest(self, *, on_corrupt: str = "refuse") -> tuple[int, dict[str, np.ndarray], dict[str, Any]] | None:
@@ -94,12 +96,13 @@ class Progress:
             try:
                 groups, meta = read_store(folder)
             except CheckpointError as error:
-                if on_corrupt == "refuse" or place == len(saved) - 1:
+                older = saved[: len(saved) - 1 - place]
+                if on_corrupt == "refuse" or not older:
                     raise CheckpointError(
                         error.what,
                         where=error.where,
                         why=error.why,
-                        remedy=self._remedy(saved[: len(saved) - 1 - place]),
+                        remedy=self._remedy(older),
                     ) from error
                 self._note(folder, error)
                 continue
@@ -128,6 +131,7 @@ class Progress:
             remove_inside(self.folder, aside)
 
     def _remedy(self, older: list[Path]) -> str:
+        """How to go on without a damaged checkpoint, from the newest intact one of `older`."""
         for folder in reversed(older):
             try:
                 _, meta = read_store(folder)

@@ -183,7 +183,7 @@ def _variants(seed: SeedFolder, method: Method, tasks: Sequence[str], row: int) 
 
 
 def _added(facts: dict[str, Any], lessons: Sequence[str]) -> dict[str, dict[str, int]]:
-    """Numbers that every lesson added, by kind; the same for all where a method does not say otherwise."""
+    """Numbers that every lesson added, by kind; even shares of the total where a method reports none of its own."""
     by_lesson = facts.get("growth", {}).get("parameters")
     if not by_lesson:
         each = {}

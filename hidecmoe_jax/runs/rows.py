@@ -38,7 +38,7 @@ class Rows:
         return self.session.learner_after(archive, self.folder.run.path)
 
     def wanted(self, row: int) -> tuple[int, ...]:
-        """Tasks a row is measured on: all in row 0, in the last, and on request; else as `evaluate.between` says."""
+        """Tasks a row is measured on: all in row 0, in the last, and on request; else as set by `evaluate.between`."""
         evaluate = self.session.config.evaluate
         lessons = self.session.lessons
         tasks = tuple(range(len(self.session.stream.tasks)))
@@ -52,7 +52,8 @@ class Rows:
             return ()
         learned = self._learned(row)
         # The next task shows what the run does with a task before it is learned (forward transfer).
-        return tuple(task for task in tasks if task in learned or task == max(learned) + 1)
+        measured = learned | {max(learned) + 1}
+        return tuple(task for task in tasks if task in measured)
 
     def _learned(self, row: int) -> set[int]:
         """Numbers of the tasks that are learned in a row."""
@@ -62,7 +63,7 @@ class Rows:
         return learned
 
     def evaluate(self, row: int, archive: list[Groups | None]) -> None:
-        """Measures the missing cells of a row; learned tasks also with the task named, as `evaluate.named` says.
+        """Measures the missing cells of a row; learned tasks also with the task named, as set by `evaluate.named`.
 
         Raises:
           PreemptedError: after a signal, between two cells.
@@ -72,9 +73,11 @@ class Rows:
         learner = self.learner_after(archive[:row])
         serving = method.serve(self.session.model, learner)
         named = method.traits.needs_task_name
-        reference = serving.bank is not None and not named and self._has_reference(row)
+        routes = serving.bank is not None and not named
+        reference = routes and self._has_reference(row)
+        edits = read(self.folder.run.path)
         # An edit changes the experts of a task, so answers of earlier rows no longer hold.
-        edited = any(committed.tasks <= row for committed in read(self.folder.run.path))
+        edited = any(committed.tasks <= row for committed in edits)
         reuse = evaluate.reuse and method.traits.answers_are_final and not edited
         learned = self._learned(row)
         cell = partial(self._cell, serving, row, folder=self.folder, reuse=reuse)
@@ -86,7 +89,10 @@ class Rows:
     def _has_reference(self, row: int) -> bool:
         """Whether a row is also measured with the task named."""
         named = self.session.config.evaluate.named
-        return row > 0 and (named == "all" or (named == "last" and row == len(self.session.lessons)))
+        if row == 0:
+            return False
+        is_last = row == len(self.session.lessons)
+        return named == "all" or (named == "last" and is_last)
 
     def evaluate_without(self, row: int, archive: list[Groups | None], lost: tuple[str, ...]) -> CellsFolder:
         """Measures a row without the lessons that were lost (None in the archive); returns its own folder."""
@@ -107,9 +113,11 @@ class Rows:
             # The method's own rule was measured by the last row itself.
             if method == config.method:
                 continue
-            session = replace(self.session, config=replace(config, method=method))
+            variant_config = replace(config, method=method)
+            session = replace(self.session, config=variant_config)
             rows = replace(self, session=session)
-            serving = method.serve(self.session.model, rows.learner_after(archive))
+            learner = rows.learner_after(archive)
+            serving = method.serve(self.session.model, learner)
             for task in range(len(self.session.stream.tasks)):
                 rows._cell(
                     serving, len(self.session.lessons), task,
