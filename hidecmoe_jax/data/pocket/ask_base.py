@@ -16,14 +16,22 @@ LETTERS = "ABCD"
 
 def choose(rng: np.random.Generator, options: Sequence[str]) -> str:
     """Returns one of the options."""
-    return str(options[int(rng.integers(len(options)))])
+    index = int(rng.integers(len(options)))
+    return str(options[index])
+
+
+def right_or_any(rng: np.random.Generator, right: str, options: Sequence[str]) -> str:
+    """Returns `right` in half of the cases, else one of the options: what a question with yes or no asks for."""
+    if rng.random() < 0.5:
+        return right
+    return choose(rng, options)
 
 
 def shuffled(rng: np.random.Generator, items: Sequence, most: int | None = None) -> list:
     """Returns the items in random order, at most `most` of them."""
     # `rng.permutation(items)` would turn texts and things into numpy values.
-    order = rng.permutation(len(items))[:most]
-    return [items[index] for index in order]
+    order = rng.permutation(len(items))
+    return [items[index] for index in order[:most]]
 
 
 def lettered_options(rng: np.random.Generator, right: str, candidates: Sequence[str]) -> tuple[str, str]:
@@ -33,7 +41,9 @@ def lettered_options(rng: np.random.Generator, right: str, candidates: Sequence[
     position = int(rng.integers(len(texts) + 1))
     texts.insert(position, right)
     # Fewer than four options where there are few candidates: the last letters stay unused.
-    options = [f"{letter}. {text}" for letter, text in zip(LETTERS, texts, strict=False)]
+    options = []
+    for letter, text in zip(LETTERS, texts, strict=False):
+        options.append(f"{letter}. {text}")
     return " ".join(options), LETTERS[position]
 
 

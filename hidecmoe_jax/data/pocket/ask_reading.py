@@ -8,10 +8,21 @@ from hidecmoe_jax.data.pocket.ask_base import (
     Turns,
     choose,
     lettered_options,
+    right_or_any,
     shuffled,
     yes_no,
 )
-from hidecmoe_jax.data.pocket.picture import COLOURS, DIGITS, TEXTURES, UPPER, Picture, colours_of, names_of, of_kind
+from hidecmoe_jax.data.pocket.picture import (
+    COLOURS,
+    DIGITS,
+    TEXTURES,
+    UPPER,
+    Picture,
+    Thing,
+    colours_of,
+    names_of,
+    of_kind,
+)
 from hidecmoe_jax.data.pocket.words import NUMBERS, article, box, place, point, spell
 
 COLOUR_NAMES = list(COLOURS)
@@ -31,9 +42,11 @@ def read_character(picture: Picture, rng: np.random.Generator) -> Turns:
             yield "Write the digit in words.", NUMBERS[value]
         if rng.random() < 0.3:
             extra = int(rng.integers(1, 6))
-            yield f"What is this digit plus {extra}?", str(value + extra)
+            total = value + extra
+            yield f"What is this digit plus {extra}?", str(total)
     # Drawn whether it is used or not: the order of the draws decides all later questions.
-    other = choose(rng, DIGITS if kind == "digit" else UPPER)
+    alphabet = DIGITS if kind == "digit" else UPPER
+    other = choose(rng, alphabet)
     guess = character if rng.random() < 0.5 else other
     yield f"Is this the {kind} {guess}?", yes_no(guess == character)
     yield "What colour is it?", thing.colour
@@ -49,23 +62,27 @@ def read_word(picture: Picture, rng: np.random.Generator) -> Turns:
     text = picture.extra["text"]
     things = picture.things
     capitals = text.upper()
-    yield "Read the text.", spell(capitals)
-    yield "What does it say?", f"it says {spell(capitals)}"
+    spelled = spell(capitals)
+    yield "Read the text.", spelled
+    yield "What does it say?", f"it says {spelled}"
     yield "How many characters are there?", str(len(text))
     yield "What is the first character?", capitals[0]
     yield "What is the last character?", capitals[-1]
     index = int(rng.integers(len(text)))
-    yield f"What is character {index + 1}?", capitals[index]
+    character = capitals[index]
+    # Questions count from one.
+    yield f"What is character {index + 1}?", character
     yield "List the characters.", ", ".join(capitals)
     yield "What colour is the text?", things[0].colour
     yield "Give the box of the first character.", box(things[0])
     yield "Give the box of the last character.", box(things[-1])
-    guess = capitals[index] if rng.random() < 0.5 else choose(rng, UPPER)
+    guess = right_or_any(rng, character, UPPER)
     yield f"Is there the character {guess}?", yes_no(guess in capitals)
     digits = list(filter(str.isdigit, text))
     if len(digits) > 1:
         yield "Write the digits with dashes.", "-".join(digits)
-        yield "Add the digits.", str(sum(map(int, digits)))
+        total = sum(map(int, digits))
+        yield "Add the digits.", str(total)
 
 
 def read_chart(picture: Picture, rng: np.random.Generator) -> Turns:
@@ -81,25 +98,39 @@ def read_chart(picture: Picture, rng: np.random.Generator) -> Turns:
         yield "What colour is the tallest bar?", tallest.colour
     lowest = min(values)
     if values.count(lowest) == 1:
-        yield "Which bar is the lowest?", bars[values.index(lowest)].name
+        shortest = bars[values.index(lowest)]
+        yield "Which bar is the lowest?", shortest.name
     for bar in shuffled(rng, bars, 2):
-        yield f"What is the value of {bar.name}?", str(bar.value)
-        yield f"What colour is bar {bar.name}?", bar.colour
-        if values.count(bar.value or 0) == 1:
-            yield f"Which bar has the value {bar.value}?", bar.name
-        yield f"Give the box of bar {bar.name}.", box(bar)
+        name = bar.name
+        value = bar.value or 0
+        yield f"What is the value of {name}?", str(value)
+        yield f"What colour is bar {name}?", bar.colour
+        if values.count(value) == 1:
+            yield f"Which bar has the value {value}?", name
+        yield f"Give the box of bar {name}.", box(bar)
         options, letter = lettered_options(rng, bar.colour, COLOUR_NAMES)
-        yield f"What colour is bar {bar.name}? {options}", letter
+        yield f"What colour is bar {name}? {options}", letter
     first, second = shuffled(rng, bars, 2)
-    difference = (first.value or 0) - (second.value or 0)
-    if difference:
-        taller = first if difference > 0 else second
-        lower = second if difference > 0 else first
-        yield f"Which is taller, {first.name} or {second.name}?", taller.name
-        yield f"Is {first.name} taller than {second.name}?", yes_no(taller is first)
-        yield f"How much taller is {taller.name} than {lower.name}?", str(abs(difference))
+    yield from _compare_bars(first, second)
     yield "List the bars.", ", ".join(names_of(bars))
-    yield "List the values.", ", ".join(f"{bar.name} {bar.value}" for bar in bars)
+    named_values = [f"{bar.name} {bar.value}" for bar in bars]
+    yield "List the values.", ", ".join(named_values)
+
+
+def _compare_bars(first: Thing, second: Thing) -> Turns:
+    """Which of two bars is taller and by how much; nothing about bars of equal height."""
+    difference = (first.value or 0) - (second.value or 0)
+    if difference == 0:
+        return
+    taller = first
+    lower = second
+    if difference < 0:
+        taller = second
+        lower = first
+    yield f"Which is taller, {first.name} or {second.name}?", taller.name
+    yield f"Is {first.name} taller than {second.name}?", yes_no(taller is first)
+    gap = abs(difference)
+    yield f"How much taller is {taller.name} than {lower.name}?", str(gap)
 
 
 def read_grid(picture: Picture, rng: np.random.Generator) -> Turns:
@@ -109,14 +140,19 @@ def read_grid(picture: Picture, rng: np.random.Generator) -> Turns:
     flat = sum(cells, [])  # all rows, one after the other
     row = int(rng.integers(side))
     column = int(rng.integers(side))
+    colours_of_row = cells[row]
     colours_of_column = [colours[column] for colours in cells]
-    yield f"What colour is row {row + 1} column {column + 1}?", cells[row][column]
-    yield f"List row {row + 1}.", ", ".join(cells[row])
-    yield f"List column {column + 1}.", ", ".join(colours_of_column)
+    # Questions count from one.
+    row_number = row + 1
+    column_number = column + 1
+    yield f"What colour is row {row_number} column {column_number}?", colours_of_row[column]
+    yield f"List row {row_number}.", ", ".join(colours_of_row)
+    yield f"List column {column_number}.", ", ".join(colours_of_column)
     colour = choose(rng, flat)
     count = flat.count(colour)
+    count_of_others = len(flat) - count
     yield f"How many cells are {colour}?", str(count)
-    yield f"How many cells are not {colour}?", str(len(flat) - count)
+    yield f"How many cells are not {colour}?", str(count_of_others)
     guess = choose(rng, COLOUR_NAMES)
     yield f"Is there {article(guess)} cell?", yes_no(guess in flat)
     yield "How many rows are there?", str(side)
@@ -132,7 +168,7 @@ def read_texture(picture: Picture, rng: np.random.Generator) -> Turns:
     yield "What colour is the pattern?", thing.colour
     options, letter = lettered_options(rng, pattern, TEXTURES)
     yield f"Which pattern is this? {options}", letter
-    guess = pattern if rng.random() < 0.5 else choose(rng, TEXTURES)
+    guess = right_or_any(rng, pattern, TEXTURES)
     yield f"Are there {guess}?", yes_no(guess == pattern)
     yield "What colour is the ground?", picture.ground
     yield "What is this?", f"{thing.colour} {pattern}"
@@ -145,12 +181,16 @@ def read_lines(picture: Picture, rng: np.random.Generator) -> Turns:
     colours = colours_of(lines)
     yield "How many lines are there?", str(len(lines))
     for line in shuffled(rng, lines, 2):
-        if names.count(line.name) == 1:
-            yield f"What colour is the {line.name} line?", line.colour
-            yield f"Give the box of the {line.name} line.", box(line)
-        if colours.count(line.colour) == 1:
-            yield f"Which way does the {line.colour} line go?", line.name
+        direction = line.name
+        colour = line.colour
+        if names.count(direction) == 1:
+            yield f"What colour is the {direction} line?", colour
+            yield f"Give the box of the {direction} line.", box(line)
+        if colours.count(colour) == 1:
+            yield f"Which way does the {colour} line go?", direction
     guess = choose(rng, ("horizontal", "vertical", "rising", "falling"))
     yield f"Is there {article(guess)} line?", yes_no(guess in names)
-    yield f"How many lines are {guess}?", str(names.count(guess))
-    yield "List the lines.", ", ".join(f"{line.colour} {line.name}" for line in lines)
+    count = names.count(guess)
+    yield f"How many lines are {guess}?", str(count)
+    descriptions = [f"{line.colour} {line.name}" for line in lines]
+    yield "List the lines.", ", ".join(descriptions)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 
 from hidecmoe_jax.data.pocket.ask_base import (
@@ -70,7 +72,8 @@ def locate_things(picture: Picture, rng: np.random.Generator) -> Turns:
     for thing in shuffled(rng, picture.things, 1):
         field = place(thing)
         if occupied.count(field) == 1:
-            yield f"What is {at(field)}?", article(coloured(thing))
+            phrase = article(coloured(thing))
+            yield f"What is {at(field)}?", phrase
     top, centre, bottom = PLACES
     field = choose(rng, top + centre + bottom)
     if field not in occupied and rng.random() < 0.3:
@@ -81,13 +84,19 @@ def exist_things(picture: Picture, rng: np.random.Generator) -> Turns:
     """Whether there is such a thing; balanced between things of the picture and ones that differ in one property."""
     shown = set(map(coloured, picture.things))
     for _ in range(2):
-        thing = picture.things[int(rng.integers(len(picture.things)))]
+        index = int(rng.integers(len(picture.things)))
+        thing = picture.things[index]
         if rng.random() < 0.5:
-            yield f"Is there {article(coloured(thing))}?", "yes"
+            phrase = coloured(thing)
+            yield f"Is there {article(phrase)}?", "yes"
             continue
-        name = choose(rng, SHAPES) if rng.random() < 0.5 else noun(thing)
         # One property changes at most: another shape in the same colour, or the same thing in another colour.
-        colour = thing.colour if name != noun(thing) else choose(rng, COLOUR_NAMES)
+        name = noun(thing)
+        if rng.random() < 0.5:
+            name = choose(rng, SHAPES)
+        colour = thing.colour
+        if name == noun(thing):
+            colour = choose(rng, COLOUR_NAMES)
         phrase = f"{colour} {name}"
         yield f"Is there {article(phrase)}?", yes_no(phrase in shown)
 
@@ -109,12 +118,15 @@ def relate_things(picture: Picture, rng: np.random.Generator) -> Turns:
     if abs(x - other_x) > SURE:
         is_left = x < other_x
         side = choose(rng, ("left", "right"))
-        yield f"Is the {first} {side} of the {second}?", yes_no(is_left == (side == "left"))
-        yield f"Which is further left, the {first} or the {second}?", first if is_left else second
+        is_true = is_left == (side == "left")
+        yield f"Is the {first} {side} of the {second}?", yes_no(is_true)
+        leftmost = first if is_left else second
+        yield f"Which is further left, the {first} or the {second}?", leftmost
     if abs(y - other_y) > SURE:
         is_above = y < other_y
         side = choose(rng, ("above", "below"))
-        yield f"Is the {first} {side} the {second}?", yes_no(is_above == (side == "above"))
+        is_true = is_above == (side == "above")
+        yield f"Is the {first} {side} the {second}?", yes_no(is_true)
     if thing.size != other.size:
         larger = first if thing.size == "large" else second
         yield f"Which is larger, the {first} or the {second}?", larger
@@ -128,17 +140,22 @@ def count_things(picture: Picture, rng: np.random.Generator) -> Turns:
     if rng.random() < 0.3:
         yield "Write the number of things in words.", NUMBERS[total]
     # Mostly a colour and a shape of the picture, now and then any other, so that 0 is an answer too.
-    colour = things[int(rng.integers(total))].colour if rng.random() < 0.8 else choose(rng, COLOUR_NAMES)
-    of_colour = colours_of(things).count(colour)
+    colours = colours_of(things)
+    candidates = colours if rng.random() < 0.8 else COLOUR_NAMES
+    colour = choose(rng, candidates)
+    of_colour = colours.count(colour)
+    of_other_colours = total - of_colour
     yield f"How many things are {colour}?", str(of_colour)
-    yield f"How many things are not {colour}?", str(total - of_colour)
+    yield f"How many things are not {colour}?", str(of_other_colours)
     shapes = names_of(of_kind(things, "shape"))
-    shape = choose(rng, SHAPES) if not shapes or rng.random() < 0.2 else choose(rng, shapes)
+    candidates = SHAPES if not shapes or rng.random() < 0.2 else shapes
+    shape = choose(rng, candidates)
     of_shape = shapes.count(shape)
+    of_other_shapes = total - of_shape
     shape_plural = plural(shape)
     yield f"How many {shape_plural} are there?", str(of_shape)
     if rng.random() < 0.3:
-        yield f"How many things are not {shape_plural}?", str(total - of_shape)
+        yield f"How many things are not {shape_plural}?", str(of_other_shapes)
     if rng.random() < 0.3:
         yield f"How many {shape_plural}, in words?", NUMBERS[of_shape]
     if rng.random() < 0.4:
@@ -147,7 +164,8 @@ def count_things(picture: Picture, rng: np.random.Generator) -> Turns:
         yield f"How many things are {size}?", str(of_size)
     if rng.random() < 0.3:
         extra = int(rng.integers(1, 5))
-        yield f"How many things are there, plus {extra}?", str(total + extra)
+        with_extra = total + extra
+        yield f"How many things are there, plus {extra}?", str(with_extra)
 
 
 def find_things(picture: Picture, rng: np.random.Generator) -> Turns:
@@ -166,7 +184,8 @@ def find_things(picture: Picture, rng: np.random.Generator) -> Turns:
         candidates = SHAPES if rng.random() < 0.5 else names
         name = choose(rng, candidates)
         yield f"Is there {article(name)}?", yes_no(name in names)
-        yield f"How many {plural(name)} are there?", str(names.count(name))
+        count = names.count(name)
+        yield f"How many {plural(name)} are there?", str(count)
 
 
 def plain_language(rng: np.random.Generator) -> Turns:
@@ -176,17 +195,23 @@ def plain_language(rng: np.random.Generator) -> Turns:
     """
     plurals = tuple(map(plural, SHAPES))
     # Plurals are listed twice, which doubles their probability.
-    word = choose(rng, (*SHAPES, *COLOURS, *plurals, *plurals))
+    words = (*SHAPES, *COLOURS, *plurals, *plurals)
+    word = choose(rng, words)
     other = choose(rng, plurals)
     yield f"Repeat: {word}.", word
-    yield f"Not {choose(rng, COLOUR_NAMES)} but {other}: what?", other
-    vocabulary = (COLOUR_NAMES, list(SHAPES), list(UPPER))[int(rng.integers(3))]
+    colour = choose(rng, COLOUR_NAMES)
+    yield f"Not {colour} but {other}: what?", other
+    vocabularies = (COLOUR_NAMES, list(SHAPES), list(UPPER))
+    vocabulary = vocabularies[int(rng.integers(3))]
     right = choose(rng, vocabulary)
     options, letter = lettered_options(rng, right, vocabulary)
     yield f"Which option is {right}? {options}", letter
-    smaller, larger = sorted(rng.integers(0, 7, size=2).tolist())
-    yield f"What is {larger} plus {smaller}?", str(smaller + larger)
-    yield f"What is {larger} minus {smaller}?", str(larger - smaller)
+    numbers = rng.integers(0, 7, size=2).tolist()
+    smaller, larger = sorted(numbers)
+    total = smaller + larger
+    difference = larger - smaller
+    yield f"What is {larger} plus {smaller}?", str(total)
+    yield f"What is {larger} minus {smaller}?", str(difference)
     yield f"Write {smaller} in words.", NUMBERS[smaller]
 
 
@@ -199,11 +224,19 @@ def list_things(picture: Picture, rng: np.random.Generator) -> Turns:
         yield "Name the colours from left to right.", join(colours_of(things))
     shapes = names_of(of_kind(things, "shape"))
     if shapes and rng.random() < 0.3:
-        counts = []
-        # The most frequent kind first, equal counts by the alphabet: the order has to follow from the picture.
-        for name in sorted(set(shapes), key=lambda name: (-shapes.count(name), name)):
-            count = shapes.count(name)
-            counts.append(f"{count} {name if count == 1 else plural(name)}")
-        yield "Count every kind of shape.", ", ".join(counts)
+        yield "Count every kind of shape.", _counts(shapes)
     if rng.random() < 0.3:
         yield "What colour is the ground?", picture.ground
+
+
+def _counts(names: list[str]) -> str:
+    """How often each name occurs, as text: "2 stars, 1 ring"."""
+    count_of = Counter(names)
+    # The most frequent name first, equal counts by the alphabet: the order has to follow from the picture.
+    ordered = sorted(count_of, key=lambda name: (-count_of[name], name))
+    counts = []
+    for name in ordered:
+        count = count_of[name]
+        counted = name if count == 1 else plural(name)
+        counts.append(f"{count} {counted}")
+    return ", ".join(counts)

@@ -22,7 +22,8 @@ _GROUNDS = (
 
 def pick(rng: np.random.Generator, options: Sequence):
     """Returns one of the options; several times faster than `rng.choice`."""
-    return options[int(rng.random() * len(options))]
+    index = int(rng.random() * len(options))
+    return options[index]
 
 
 def picks(rng: np.random.Generator, options: Sequence, count: int) -> list:
@@ -35,11 +36,19 @@ def between(rng: np.random.Generator, low: float, high: float) -> float:
     return low + (high - low) * rng.random()
 
 
+def whole_between(rng: np.random.Generator, low: int, high: int) -> int:
+    """Returns a uniform whole number from `low` to `high`, both included."""
+    return low + int(rng.random() * (high - low + 1))
+
+
 def _is_visible(ink: tuple[int, int, int], ground: tuple[int, int, int]) -> bool:
     """Whether two RGB values differ clearly in brightness, or a little in brightness and much in hue."""
     difference = np.array(ink, float) - np.array(ground, float)
     brightness = abs(difference @ _LUMA)
-    return brightness > 38 or (brightness > 14 and np.abs(difference).sum() > 190)
+    if brightness > 38:
+        return True
+    distance = np.abs(difference).sum()
+    return brightness > 14 and distance > 190
 
 
 @lru_cache(maxsize=1)
@@ -87,28 +96,66 @@ def ground_for(rng: np.random.Generator, ground: str, colours: Sequence[str]) ->
     return ground
 
 
+def ground_under(rng: np.random.Generator, ground: str | None, colour: str | None) -> str:
+    """Returns the ground asked for, as `pick_ground` does, or another one where `colour` is not visible on it.
+
+    Args:
+      colour: colour of what is drawn on the ground; None if it is chosen after the ground.
+    """
+    ground = pick_ground(rng, ground)
+    if colour is None:
+        return ground
+    return ground_for(rng, ground, (colour,))
+
+
 def tint(rng: np.random.Generator, name: str) -> tuple[int, int, int]:
     """Returns the RGB value of a colour name, with a little jitter."""
     # Plain Python is several times faster than numpy for three numbers.
     shifts = rng.normal(0, 7, 3).tolist()
     channels = []
-    for channel, shift in zip(COLOURS[name], shifts, strict=False):
-        shifted = min(max(channel + shift, 0), 255)
-        channels.append(int(shifted))
+    for mean, shift in zip(COLOURS[name], shifts, strict=False):
+        channel = min(max(mean + shift, 0), 255)
+        channels.append(int(channel))
     return tuple(channels)
+
+
+def blank(side: int, colour: tuple[int, int, int]) -> Image.Image:
+    """Returns a square RGB image in one colour."""
+    return Image.new("RGB", (side, side), colour)
 
 
 @lru_cache(maxsize=1)
 def _grain() -> np.ndarray:
     """Unit noise from a fixed seed, four pictures wide; a slice of it is cheaper than fresh noise."""
-    return np.random.default_rng(20).normal(0, 1, (4 * SIDE, 4 * SIDE, 3)).astype(np.float32)
+    shape = (4 * SIDE, 4 * SIDE, 3)
+    noise = np.random.default_rng(20).normal(0, 1, shape)
+    return noise.astype(np.float32)
 
 
 @lru_cache(maxsize=4)
 def _ramp(size: int) -> np.ndarray:
     """Coordinates from -1 to 1 along x and y, float32 [2, size, size]."""
     line = np.linspace(-1, 1, size, dtype=np.float32)
-    return np.stack(np.broadcast_arrays(line[None, :], line[:, None]))
+    x = line[None, :]
+    y = line[:, None]
+    return np.stack(np.broadcast_arrays(x, y))
+
+
+def _noise(rng: np.random.Generator, size: int, channels: int) -> np.ndarray:
+    """Noise [size, size, channels] of random strength, from a random place of the grain; one channel is grey noise."""
+    corner = rng.random(2) * 3 * SIDE
+    y, x = corner.astype(int).tolist()
+    grain = _grain()[y : y + size, x : x + size, :channels]
+    strength = between(rng, 2, 22)
+    return grain * strength
+
+
+def _uneven_light(rng: np.random.Generator, size: int) -> np.ndarray:
+    """Brightness [size, size, 1] that rises along a random direction."""
+    slope = rng.normal(0, 18, 2)
+    along_axes = _ramp(size) * slope[:, None, None]
+    gradient = along_axes.sum(0)
+    return gradient[..., None]
 
 
 def wear(image: Image.Image, rng: np.random.Generator, amount: float) -> np.ndarray:
@@ -119,7 +166,8 @@ def wear(image: Image.Image, rng: np.random.Generator, amount: float) -> np.ndar
     # Always five draws, whatever `amount` is.
     blur, noise, light, fading, coloured_noise = rng.random(5).tolist()
     if blur < 0.18 * amount:
-        image = image.filter(ImageFilter.GaussianBlur(between(rng, 0.4, 1.0)))
+        radius = between(rng, 0.4, 1.0)
+        image = image.filter(ImageFilter.GaussianBlur(radius))
     pixels = np.asarray(image)
     has_noise = noise < 0.35 * amount
     has_light = light < 0.15 * amount
@@ -129,15 +177,10 @@ def wear(image: Image.Image, rng: np.random.Generator, amount: float) -> np.ndar
     size = pixels.shape[0]
     worn = pixels.astype(np.float32)
     if has_noise:
-        y, x = (rng.random(2) * 3 * SIDE).astype(int).tolist()
         channels = 3 if coloured_noise < 0.6 else 1
-        grain = _grain()[y : y + size, x : x + size, :channels]
-        strength = between(rng, 2, 22)
-        worn += grain * strength
+        worn += _noise(rng, size, channels)
     if has_light:
-        slope = rng.normal(0, 18, 2)
-        gradient = (_ramp(size) * slope[:, None, None]).sum(0)
-        worn += gradient[..., None]
+        worn += _uneven_light(rng, size)
     if has_contrast:
         contrast = between(rng, 0.6, 1.05)
         brightness = rng.normal(0, 10)

@@ -8,13 +8,24 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from hidecmoe_jax.core.errors import DataError
-from hidecmoe_jax.data.pocket.draw_base import between, ground_for, pick, pick_ground, tint, visible_on, wear
+from hidecmoe_jax.data.pocket.draw_base import (
+    between,
+    blank,
+    ground_for,
+    pick,
+    pick_ground,
+    tint,
+    visible_on,
+    wear,
+    whole_between,
+)
 from hidecmoe_jax.data.pocket.draw_shapes import box_of
 from hidecmoe_jax.data.pocket.draw_text import kind_of
 from hidecmoe_jax.data.pocket.fonts import FONTS, extent, paste_word
 from hidecmoe_jax.data.pocket.picture import UPPER, Picture, Thing
 
-_UPRIGHT = tuple(name for name in FONTS if "Italic" not in name and "Oblique" not in name and name != "cmti10")
+_SLANTED = tuple(name for name in FONTS if "Italic" in name or "Oblique" in name or name == "cmti10")
+_UPRIGHT = tuple(name for name in FONTS if name not in _SLANTED)
 _LIGHT_GROUNDS = ("white", "gray", "yellow", "cyan", "pink", "orange")
 
 
@@ -58,16 +69,21 @@ def chart(
     The things of the picture are the bars from left to right, then their letters from left to right.
     """
     count = _count(rng, values, labels, colours)
-    values = values or [1 + int(rng.random() * 9) for _ in range(count)]
-    labels = labels or [UPPER[index] for index in rng.permutation(26)[:count]]
-    ground = pick_ground(rng, ground or pick(rng, ("white", "white", "black", "gray")))
+    values = values or [whole_between(rng, 1, 9) for _ in range(count)]
+    if not labels:
+        indices = rng.permutation(26)[:count]
+        labels = [UPPER[index] for index in indices]
+    ground = ground or pick(rng, ("white", "white", "black", "gray"))
+    ground = pick_ground(rng, ground)
     # Only a constraint on the colours can make another ground necessary.
     ground = ground_for(rng, ground, colours or ())
-    visible = visible_on(ground)
-    colours = colours or [visible[index % len(visible)] for index in rng.permutation(len(visible))[:count]]
+    if not colours:
+        visible = visible_on(ground)
+        indices = rng.permutation(len(visible))[:count]
+        colours = [visible[index] for index in indices]
     if not len(values) == len(labels) == len(colours):
         raise DataError("chart: values, labels and colours differ in length")
-    image = Image.new("RGB", (size, size), tint(rng, ground))
+    image = blank(size, tint(rng, ground))
     brush = ImageDraw.Draw(image)
     frame = _frame(rng, size, count)
     # A gray axis would be invisible on a gray ground.
@@ -79,19 +95,22 @@ def chart(
             brush.line((0, y, size, y), fill=axis)
     bars = []
     letters = []
-    for index in range(count):
-        bars.append(_put_bar(brush, rng, size, frame, index, labels[index], colours[index], values[index]))
-        letters.append(_put_letter(image, size, frame, index, labels[index], lettering))
+    for index, label in enumerate(labels):
+        bar = _put_bar(brush, rng, size, frame, index, label, colours[index], values[index])
+        bars.append(bar)
+        letter = _put_letter(image, size, frame, index, label, lettering)
+        letters.append(letter)
     if rng.random() < 0.7:
         brush.line((0, frame.floor, size, frame.floor), fill=axis)
     extra = {"labels": list(labels), "values": list(map(int, values)), "colours": list(colours)}
-    return Picture(wear(image, rng, worn * 0.6), (*bars, *letters), ground, "chart", extra)
+    pixels = wear(image, rng, worn * 0.6)
+    return Picture(pixels, (*bars, *letters), ground, "chart", extra)
 
 
 def _count(rng: np.random.Generator, *lists: list | None) -> int:
     """Number of bars: the length of the first list that is not empty, or 3-5."""
     # Drawn also where a list decides, so that a constraint does not shift the later draws.
-    drawn = 3 + int(rng.random() * 3)
+    drawn = whole_between(rng, 3, 5)
     lengths = [len(values) for values in lists if values]
     return lengths[0] if lengths else drawn
 
@@ -100,7 +119,8 @@ def _frame(rng: np.random.Generator, size: int, count: int) -> _Frame:
     unit = size / 56
     step = between(rng, 4.1, 4.6) * unit
     slot = (size - 2) / count
-    return _Frame(floor=44 * unit, step=step, slot=slot, width=slot * between(rng, 0.5, 0.85))
+    share_of_slot = between(rng, 0.5, 0.85)
+    return _Frame(floor=44 * unit, step=step, slot=slot, width=slot * share_of_slot)
 
 
 def _lettering(rng: np.random.Generator, size: int, ground: str) -> _Lettering:
@@ -131,7 +151,8 @@ def _put_bar(
     # Pillow counts the lower right corner to the rectangle.
     brush.rectangle((x0, y0, x1 - 1, y1 - 1), fill=tint(rng, colour))
     size_name = "large" if value > 5 else "small"
-    return Thing("bar", label, colour, size_name, box_of(x0, y0, x1, y1, size), value=int(value))
+    box = box_of(x0, y0, x1, y1, size)
+    return Thing("bar", label, colour, size_name, box, value=int(value))
 
 
 def _put_letter(

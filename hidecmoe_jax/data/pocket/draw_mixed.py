@@ -5,8 +5,18 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image, ImageDraw
 
-from hidecmoe_jax.data.pocket.draw_base import between, pick, pick_ground, picks, tint, visible_on, wear
-from hidecmoe_jax.data.pocket.draw_shapes import box_of, layout, put_shape, random_radii, random_sizes
+from hidecmoe_jax.data.pocket.draw_base import (
+    between,
+    blank,
+    pick,
+    pick_ground,
+    picks,
+    tint,
+    visible_on,
+    wear,
+    whole_between,
+)
+from hidecmoe_jax.data.pocket.draw_shapes import ALWAYS_FILLED, box_of, layout, put_shape, random_radii, random_sizes
 from hidecmoe_jax.data.pocket.draw_text import kind_of
 from hidecmoe_jax.data.pocket.fonts import FONTS, glyph, paste_mask
 from hidecmoe_jax.data.pocket.picture import DIGITS, SHAPES, UPPER, Picture, Thing
@@ -31,36 +41,74 @@ def mixed(
     """
     ground = pick_ground(rng, ground)
     is_free = shapes is None and text is None
-    if sign or (sign is None and is_free and rng.random() < 0.4):
+    # Drawn only where the caller leaves it open.
+    if sign is None and is_free:
+        sign = rng.random() < 0.4
+    if sign:
         return _sign(rng, size, ground, text or alphabet, worn)
-    shapes = shapes or picks(rng, SHAPES, 1 + int(rng.random() * 2))
-    text = text or "".join(picks(rng, alphabet, 1 + int(rng.random() * 3)))
+    if not shapes:
+        count = whole_between(rng, 1, 2)
+        shapes = picks(rng, SHAPES, count)
+    if not text:
+        length = whole_between(rng, 1, 3)
+        text = "".join(picks(rng, alphabet, length))
     sizes, radii, centres = _places(rng, size, shapes, text)
+    image, things = _draw_shapes(rng, size, ground, shapes, sizes, radii, centres)
+    # Places of the characters follow those of the shapes.
+    start = len(shapes)
+    for letter, radius, centre in zip(text, radii[start:], centres[start:], strict=True):
+        thing = _put_letter(image, rng, ground, letter, radius, centre)
+        things.append(thing)
+    pixels = wear(image, rng, worn)
+    return Picture(pixels, tuple(things), ground, "mixed", {"text": text})
+
+
+def _draw_shapes(
+    rng: np.random.Generator,
+    size: int,
+    ground: str,
+    shapes: list[str],
+    sizes: list[str],
+    radii: list[float],
+    centres: list[tuple],
+) -> tuple[Image.Image, list[Thing]]:
+    """Draws shapes on an empty ground; returns the image at its final size, and the shapes in order."""
     paper = tint(rng, ground)
-    image = Image.new("RGB", (2 * size, 2 * size), paper)
+    # Shapes are drawn at twice the size and averaged down; characters are pasted at the final size.
+    image = blank(2 * size, paper)
     brush = ImageDraw.Draw(image)
     things = []
     for index, shape in enumerate(shapes):
         colour = pick(rng, visible_on(ground))
-        solid = shape in ("circle", "ring") or rng.random() < 0.8
+        solid = shape in ALWAYS_FILLED or rng.random() < 0.8
         ink = tint(rng, colour)
-        box = put_shape(
-            brush, rng, shape, centre=centres[index], radius=radii[index], ink=ink, ground=paper, filled=solid
-        )
-        things.append(Thing("shape", shape, colour, sizes[index], box_of(*box, size), solid))
-    # Shapes are drawn at twice the size and averaged down; characters are pasted at the final size.
-    image = image.reduce(2)
-    for index, letter in enumerate(text, start=len(shapes)):
-        colour = pick(rng, visible_on(ground))
-        font = pick(rng, FONTS)
-        mask, _, _ = glyph(font, int(radii[index] * 1.9), letter)
-        x, y = centres[index]
-        # A wide letter may be wider than the square its height was made for.
-        left = min(max(round(x - mask.width / 2), 0), size - mask.width)
-        top = min(max(round(y - mask.height / 2), 0), size - mask.height)
-        box = paste_mask(image, tint(rng, colour), mask, left, top)
-        things.append(Thing(kind_of(letter), letter, colour, "small", box_of(*box, size), font=font))
-    return Picture(wear(image, rng, worn), tuple(things), ground, "mixed", {"text": text})
+        centre = centres[index]
+        radius = radii[index]
+        pixel_box = put_shape(brush, rng, shape, centre=centre, radius=radius, ink=ink, ground=paper, filled=solid)
+        box = box_of(*pixel_box, size)
+        thing = Thing("shape", shape, colour, sizes[index], box, solid)
+        things.append(thing)
+    return image.reduce(2), things
+
+
+def _put_letter(
+    image: Image.Image, rng: np.random.Generator, ground: str, letter: str, radius: float, centre: tuple
+) -> Thing:
+    """Draws one character in a square of half side `radius`, moved where it would reach over the edge."""
+    size = image.width
+    colour = pick(rng, visible_on(ground))
+    font = pick(rng, FONTS)
+    points = int(radius * 1.9)
+    mask, _, _ = glyph(font, points, letter)
+    x, y = centre
+    # A wide letter may be wider than the square its height was made for.
+    left = round(x - mask.width / 2)
+    left = min(max(left, 0), size - mask.width)
+    top = round(y - mask.height / 2)
+    top = min(max(top, 0), size - mask.height)
+    pixel_box = paste_mask(image, tint(rng, colour), mask, left, top)
+    box = box_of(*pixel_box, size)
+    return Thing(kind_of(letter), letter, colour, "small", box, font=font)
 
 
 def _places(rng: np.random.Generator, size: int, shapes: list[str], text: str) -> tuple[list[str], list[float], list]:
@@ -69,7 +117,9 @@ def _places(rng: np.random.Generator, size: int, shapes: list[str], text: str) -
     while True:
         sizes = random_sizes(rng, len(shapes), 0.3)
         radii = random_radii(rng, sizes, size)
-        radii += [between(rng, 6.5, 9) * unit for _ in text]
+        for _ in text:
+            radius = between(rng, 6.5, 9)
+            radii.append(radius * unit)
         centres = layout(rng, radii, size)
         if centres is not None:
             return sizes, radii, centres
@@ -83,20 +133,26 @@ def _sign(rng: np.random.Generator, size: int, ground: str, alphabet: str, worn:
     x = between(rng, radius, size - radius)
     y = between(rng, radius, size - radius)
     paper = tint(rng, ground)
-    image = Image.new("RGB", (2 * size, 2 * size), paper)
+    image = blank(2 * size, paper)
     brush = ImageDraw.Draw(image)
     ink = tint(rng, colour)
-    shape_box = put_shape(brush, rng, shape, centre=(x, y), radius=radius, ink=ink, ground=paper, filled=True)
+    shape_pixels = put_shape(brush, rng, shape, centre=(x, y), radius=radius, ink=ink, ground=paper, filled=True)
+    shape_box = box_of(*shape_pixels, size)
     image = image.reduce(2)
     text = pick(rng, alphabet)
     text_colour = pick(rng, visible_on(colour))
     font = pick(rng, FONTS)
-    mask, _, _ = glyph(font, int(radius * between(rng, 0.95, 1.35)), text)
+    zoom = between(rng, 0.95, 1.35)
+    points = int(radius * zoom)
+    mask, _, _ = glyph(font, points, text)
     left = round(x - mask.width / 2)
     top = round(y - mask.height / 2)
-    text_box = paste_mask(image, tint(rng, text_colour), mask, left, top)
+    text_pixels = paste_mask(image, tint(rng, text_colour), mask, left, top)
+    text_box = box_of(*text_pixels, size)
     things = (
-        Thing("shape", shape, colour, "large", box_of(*shape_box, size)),
-        Thing(kind_of(text), text, text_colour, "small", box_of(*text_box, size), font=font),
+        Thing("shape", shape, colour, "large", shape_box),
+        Thing(kind_of(text), text, text_colour, "small", text_box, font=font),
     )
-    return Picture(wear(image, rng, worn), things, ground, "mixed", {"sign": True, "text": text})
+    pixels = wear(image, rng, worn)
+    extra = {"sign": True, "text": text}
+    return Picture(pixels, things, ground, "mixed", extra)

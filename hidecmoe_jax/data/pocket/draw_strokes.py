@@ -21,35 +21,63 @@ def _spline(count: int) -> np.ndarray:
     rows = []
     for piece in range(count - 1):
         for u in np.linspace(0, 1, 5, endpoint=False):
-            row = np.zeros(count)
-            weights = (
-                -u + 2 * u**2 - u**3,
-                2 - 5 * u**2 + 3 * u**3,
-                u + 4 * u**2 - 3 * u**3,
-                u**3 - u**2,
-            )
-            for offset, weight in zip((-1, 0, 1, 2), weights, strict=False):
-                # The first and last point stand in for the neighbours that they lack.
-                neighbour = min(max(piece + offset, 0), count - 1)
-                row[neighbour] += weight / 2
+            row = _spline_row(count, piece, u)
             rows.append(row)
     last = np.zeros(count)
     last[-1] = 1
-    return np.array([*rows, last])
+    rows.append(last)
+    return np.array(rows)
+
+
+def _spline_row(count: int, piece: int, u: float) -> np.ndarray:
+    """Weights [count] of the control points at the place `u` in [0, 1) between points `piece` and `piece + 1`."""
+    row = np.zeros(count)
+    for offset, weight in enumerate(_doubled_weights(u)):
+        neighbour = piece - 1 + offset
+        # The first and last point stand in for the neighbours that they lack.
+        index = min(max(neighbour, 0), count - 1)
+        row[index] += weight / 2
+    return row
+
+
+def _doubled_weights(u: float) -> tuple[float, float, float, float]:
+    """Twice the Catmull-Rom weights of four points in a row, at the place `u` between the middle two."""
+    square = u**2
+    cube = u**3
+    first = -u + 2 * square - cube
+    second = 2 - 5 * square + 3 * cube
+    third = u + 4 * square - 3 * cube
+    fourth = cube - square
+    return first, second, third, fourth
 
 
 def _bend(points_N2: np.ndarray, rng: np.random.Generator, strength: float) -> np.ndarray:
     """Adds a smooth random displacement, a sum of four sine waves, to points in [0, 1]^2."""
     amplitude = rng.normal(0, strength, (2, 4))
     phase = rng.random((2, 4)) * 6.283
-    x = points_N2[:, :1]
-    y = points_N2[:, 1:]
-    along = np.concatenate([x * 3.1, y * 3.1, x * 6.3, y * 6.3], axis=1)
+    long_waves = points_N2 * 3.1
+    short_waves = points_N2 * 6.3
+    along = np.concatenate([long_waves, short_waves], axis=1)
     shifts = []
     for axis in (0, 1):
-        waves = np.sin(along + phase[axis]) * amplitude[axis] * (1, 1, 0.5, 0.5)
+        angles = along + phase[axis]
+        # Short waves are half as high as long ones.
+        waves = np.sin(angles) * amplitude[axis] * (1, 1, 0.5, 0.5)
         shifts.append(waves.sum(1))
     return points_N2 + np.stack(shifts, axis=1)
+
+
+def _slanted(points_N2: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Shears points horizontally and then rotates them around (0, 0), both by random amounts."""
+    slant = rng.normal(-0.08, 0.16)
+    turn = rng.normal(0, 0.09)
+    cos = np.cos(turn)
+    sin = np.sin(turn)
+    # A rotation after a horizontal shear.
+    x_row = [cos, sin]
+    y_row = [slant * cos - sin, cos + slant * sin]
+    transform = np.array([x_row, y_row])
+    return points_N2 @ transform
 
 
 def write(name: str, rng: np.random.Generator, *, canvas: int = 64, pen: float | None = None) -> Image.Image:
@@ -59,20 +87,16 @@ def write(name: str, rng: np.random.Generator, *, canvas: int = 64, pen: float |
       pen: width of the stroke as a fraction of the canvas; by default a random one from 0.055 to 0.155.
     """
     ways = skeletons()[name]
-    way = ways[int(rng.random() * len(ways))]
-    lines = _shaken(way, rng)
-    points = _bend(np.concatenate(lines) - 0.5, rng, 0.035)
-    slant = rng.normal(-0.08, 0.16)
-    turn = rng.normal(0, 0.09)
-    cos = np.cos(turn)
-    sin = np.sin(turn)
-    # A rotation after a horizontal shear.
-    transform = np.array([[cos, sin], [slant * cos - sin, cos + slant * sin]])
-    points = points @ transform
+    way_index = int(rng.random() * len(ways))
+    lines = _shaken(ways[way_index], rng)
+    centred = np.concatenate(lines) - 0.5
+    points = _bend(centred, rng, 0.035)
+    points = _slanted(points, rng)
     if pen is None:
         pen = 0.055 + 0.1 * rng.random()
     width = pen * canvas
-    points = _fitted(points, rng, canvas, canvas - width - 2)
+    room = canvas - width - 2
+    points = _fitted(points, rng, canvas, room)
     image = Image.new("L", (canvas, canvas), 0)
     brush = ImageDraw.Draw(image)
     start = 0
@@ -88,9 +112,11 @@ def _shaken(way: tuple, rng: np.random.Generator) -> list[np.ndarray]:
     wobble = 0.012 + 0.03 * rng.random()
     lines = []
     for kind, control in way:
-        line = control + rng.normal(0, wobble, control.shape)
+        jitter = rng.normal(0, wobble, control.shape)
+        line = control + jitter
         if kind == CURVED:
-            line = _spline(len(line)) @ line
+            spline = _spline(len(line))
+            line = spline @ line
         lines.append(line)
     return lines
 
@@ -101,22 +127,30 @@ def _fitted(points_N2: np.ndarray, rng: np.random.Generator, canvas: int, room: 
     high = points_N2.max(0)
     # A vertical line has no width; the lower bound keeps the scale finite.
     width, height = np.maximum(high - low, 0.08)
-    aspect = min(width / height * (0.75 + 0.4 * rng.random()), 1.0)
-    scale = np.array([aspect * room / width, room / height])
-    return (points_N2 - (low + high) / 2) * scale + canvas / 2
+    stretch = 0.75 + 0.4 * rng.random()
+    aspect = min(width / height * stretch, 1.0)
+    scale_x = aspect * room / width
+    scale_y = room / height
+    scale = np.array([scale_x, scale_y])
+    middle = (low + high) / 2
+    return (points_N2 - middle) * scale + canvas / 2
 
 
 def _put_stroke(brush: ImageDraw.ImageDraw, points_N2: np.ndarray, width: float) -> None:
     """Draws one line with round ends."""
     radius = width / 2
     line = [tuple(point) for point in points_N2.tolist()]
-    brush.line(line, fill=255, width=max(1, round(width)), joint="curve")
+    whole_width = max(1, round(width))
+    brush.line(line, fill=255, width=whole_width, joint="curve")
     for x, y in (line[0], line[-1]):
-        brush.ellipse((x - radius, y - radius, x + radius, y + radius), fill=255)
+        end = (x - radius, y - radius, x + radius, y + radius)
+        brush.ellipse(end, fill=255)
 
 
 def scan(mask: Image.Image, cells: int) -> Image.Image:
     """Returns the share of ink in `cells` x `cells` blocks in 17 steps, as in scanned digit collections."""
-    grey = np.asarray(mask.resize((cells, cells), Image.Resampling.BOX), np.float32)
+    small = mask.resize((cells, cells), Image.Resampling.BOX)
+    grey = np.asarray(small, np.float32)
     steps = np.round(grey / 255 * 16)
-    return Image.fromarray((steps / 16 * 255).astype(np.uint8))
+    levels = steps / 16 * 255
+    return Image.fromarray(levels.astype(np.uint8))

@@ -6,7 +6,17 @@ import numpy as np
 from PIL import Image
 
 from hidecmoe_jax.core.errors import DataError
-from hidecmoe_jax.data.pocket.draw_base import between, ground_for, pick, pick_ground, picks, tint, visible_on, wear
+from hidecmoe_jax.data.pocket.draw_base import (
+    between,
+    blank,
+    ground_under,
+    pick,
+    picks,
+    tint,
+    visible_on,
+    wear,
+    whole_between,
+)
 from hidecmoe_jax.data.pocket.draw_shapes import box_of
 from hidecmoe_jax.data.pocket.draw_strokes import scan, write
 from hidecmoe_jax.data.pocket.fonts import FONTS, extent, glyph, paste_mask, paste_word
@@ -16,8 +26,9 @@ from hidecmoe_jax.data.pocket.skeletons import skeletons
 _RESAMPLING = (Image.Resampling.NEAREST, Image.Resampling.BOX, Image.Resampling.BILINEAR, Image.Resampling.BICUBIC)
 # Small letters that differ from their capitals in size alone (and l, which looks like I or 1) are not drawn alone.
 _AMBIGUOUS = frozenset("cosvwxzl")
+_CLEAR = "".join(letter for letter in LOWER if letter not in _AMBIGUOUS)
 # Digits four times and capitals three times as often as small letters.
-_ALONE = tuple(DIGITS * 4 + UPPER * 3 + "".join(letter for letter in LOWER if letter not in _AMBIGUOUS))
+_ALONE = tuple(DIGITS * 4 + UPPER * 3 + _CLEAR)
 
 
 def kind_of(character: str) -> str:
@@ -27,16 +38,22 @@ def kind_of(character: str) -> str:
 
 def _coarse(mask: Image.Image, rng: np.random.Generator, cells: int, *, counted: bool) -> Image.Image:
     """The mask at a low resolution and scaled back, smooth or blocky."""
-    low = scan(mask, cells) if counted else mask.resize((cells, cells), Image.Resampling.BOX)
-    return low.resize(mask.size, pick(rng, _RESAMPLING))
+    if counted:
+        low = scan(mask, cells)
+    else:
+        low = mask.resize((cells, cells), Image.Resampling.BOX)
+    smooth = pick(rng, _RESAMPLING)
+    return low.resize(mask.size, smooth)
 
 
 def _tone(rng: np.random.Generator, ground: str | None, colour: str | None) -> tuple[str, str]:
     """Colour and ground of one character; in half of the free choices black and white, as in scans."""
     if ground is None and colour is None and rng.random() < 0.5:
         return pick(rng, (("black", "white"), ("white", "black")))
-    ground = ground_for(rng, pick_ground(rng, ground), (colour,) if colour is not None else ())
-    return colour or pick(rng, visible_on(ground)), ground
+    ground = ground_under(rng, ground, colour)
+    if not colour:
+        colour = pick(rng, visible_on(ground))
+    return colour, ground
 
 
 def _picture_of(
@@ -61,25 +78,31 @@ def _picture_of(
     """
     colour, ground = tone
     left, top = at
-    image = Image.new("RGB", (size, size), tint(rng, ground))
+    image = blank(size, tint(rng, ground))
     paper = image.getpixel((0, 0))
     ink = []
     for full, empty in zip(tint(rng, colour), paper, strict=False):
-        ink.append(round(empty + (full - empty) * ink_share))
+        channel = empty + (full - empty) * ink_share
+        ink.append(round(channel))
     paste_mask(image, tuple(ink), mask, left, top)
     # Faint grey at the edges of a coarse mask would not be taken for a part of the character.
     dark = mask.point(lambda value: 255 * (value > 60))
     x0, y0, x1, y1 = dark.getbbox() or (0, 0, mask.width, mask.height)
     box = box_of(left + x0, top + y0, left + x1, top + y1, size)
-    thing = Thing(kind_of(character), character, colour, "large" if large else "small", box, font=font)
-    return Picture(wear(image, rng, worn), (thing,), ground, family, {"text": character})
+    size_name = "large" if large else "small"
+    thing = Thing(kind_of(character), character, colour, size_name, box, font=font)
+    pixels = wear(image, rng, worn)
+    return Picture(pixels, (thing,), ground, family, {"text": character})
 
 
 def _square(mask: Image.Image) -> Image.Image:
     """The mask in the middle of a square canvas with a small margin."""
-    side = round(max(mask.size) * 1.08) + 1
+    longest = max(mask.size)
+    side = round(longest * 1.08) + 1
     canvas = Image.new("L", (side, side), 0)
-    canvas.paste(mask, ((side - mask.width) // 2, (side - mask.height) // 2))
+    left = (side - mask.width) // 2
+    top = (side - mask.height) // 2
+    canvas.paste(mask, (left, top))
     return canvas
 
 
@@ -92,24 +115,32 @@ def _anywhere(rng: np.random.Generator, size: int, mask: Image.Image) -> tuple[i
 
 def _printed(rng: np.random.Generator, size: int, text: str, font: str, *, large: bool) -> Image.Image:
     """The mask of a printed character, now and then rotated or coarse; never larger than the picture."""
-    points = int(between(rng, 30, 62) if large else between(rng, 13, 22))
+    smallest, largest = (30, 62) if large else (13, 22)
+    points = int(between(rng, smallest, largest))
     mask, _, _ = glyph(font, points, text)
     if rng.random() < 0.35:
-        mask = _square(mask).rotate(rng.normal(0, 9), Image.Resampling.BILINEAR)
+        angle = rng.normal(0, 9)
+        mask = _square(mask).rotate(angle, Image.Resampling.BILINEAR)
         mask = mask.crop(mask.getbbox())
     if large and rng.random() < 0.3:
         mask = _square(mask).resize((2 * size, 2 * size))
         cells = int(between(rng, 8, 18))
-        mask = _coarse(mask, rng, cells, counted=rng.random() < 0.4)
+        counted = rng.random() < 0.4
+        mask = _coarse(mask, rng, cells, counted=counted)
         side = int(between(rng, 0.55, 1.0) * size)
         mask = mask.resize((side, side), Image.Resampling.BOX)
+    return _not_larger(mask, size)
+
+
+def _not_larger(mask: Image.Image, size: int) -> Image.Image:
+    """The mask, scaled down where a side is longer than `size`."""
     longest = max(mask.size)
-    if longest > size:
-        share = size / longest
-        width = max(int(mask.width * share), 1)
-        height = max(int(mask.height * share), 1)
-        mask = mask.resize((width, height))
-    return mask
+    if longest <= size:
+        return mask
+    share = size / longest
+    width = int(mask.width * share)
+    height = int(mask.height * share)
+    return mask.resize((max(width, 1), max(height, 1)))
 
 
 def character(
@@ -152,8 +183,7 @@ def handwriting(
     """
     known = skeletons()
     if text is None:
-        letters = tuple(name for name in known if name not in DIGITS)
-        text = pick(rng, alphabet or (DIGITS if rng.random() < 0.75 else letters))
+        text = pick(rng, alphabet or _handwritten_alphabet(rng))
     if text not in known:
         raise DataError(f"no handwriting for {text!r}", why=f"known: {''.join(known)}")
     look = look or pick(rng, ("scan", "scan", "coarse", "pen"))
@@ -163,17 +193,11 @@ def handwriting(
         mask = _square(printed).resize((64, 64))
     else:
         mask = write(text, rng)
-    fills_picture = rng.random() < (0.75 if look == "scan" else 0.3)
-    side = size if fills_picture else int(between(rng, 0.4, 1.0) * size)
-    if look == "scan":
-        mask = scan(mask, 8)
-    elif look == "coarse":
-        cells = int(between(rng, 9, 20))
-        mask = mask.resize((cells, cells), Image.Resampling.BOX)
-    elif look != "pen":
-        raise DataError(f"no look called {look!r}", why="known: scan, coarse, pen")
-    smooth = Image.Resampling.BOX if look == "pen" else pick(rng, _RESAMPLING)
-    mask = mask.resize((side, side), smooth)
+    share_of_full = 0.75 if look == "scan" else 0.3
+    side = size
+    if rng.random() >= share_of_full:
+        side = int(between(rng, 0.4, 1.0) * size)
+    mask = _with_look(mask, rng, look, side)
     at = _anywhere(rng, size, mask)
     tone = _tone(rng, ground, colour)
     ink_share = between(rng, 0.75, 1.0)
@@ -192,6 +216,30 @@ def handwriting(
     )
 
 
+def _handwritten_alphabet(rng: np.random.Generator) -> tuple[str, ...] | str:
+    """Characters of one handwritten picture: mostly the digits, else all letters that have a skeleton."""
+    if rng.random() < 0.75:
+        return DIGITS
+    return tuple(name for name in skeletons() if name not in DIGITS)
+
+
+def _with_look(mask: Image.Image, rng: np.random.Generator, look: str, side: int) -> Image.Image:
+    """The mask [side, side] of handwriting as counts of ink, at a low resolution or as the pen left it.
+
+    Raises:
+      DataError: no such look.
+    """
+    if look == "scan":
+        mask = scan(mask, 8)
+    elif look == "coarse":
+        cells = int(between(rng, 9, 20))
+        mask = mask.resize((cells, cells), Image.Resampling.BOX)
+    elif look != "pen":
+        raise DataError(f"no look called {look!r}", why="known: scan, coarse, pen")
+    smooth = Image.Resampling.BOX if look == "pen" else pick(rng, _RESAMPLING)
+    return mask.resize((side, side), smooth)
+
+
 def word(
     rng: np.random.Generator,
     size: int,
@@ -207,20 +255,24 @@ def word(
     """Draws 2-5 characters on a line, mostly capitals and digits, in one colour or now and then in several."""
     if text is None:
         letters = alphabet or pick(rng, (UPPER, UPPER, UPPER + DIGITS, DIGITS, LOWER))
-        text = "".join(picks(rng, letters, length or 2 + int(rng.random() * 4)))
+        if not length:
+            length = whole_between(rng, 2, 5)
+        text = "".join(picks(rng, letters, length))
     if any(letter not in GLYPHS for letter in text):
         raise DataError(f"cannot write {text!r}", why=f"drawn characters: {GLYPHS}")
-    ground = ground_for(rng, pick_ground(rng, ground), (colour,) if colour is not None else ())
+    ground = ground_under(rng, ground, colour)
     is_motley = colour is None and rng.random() < 0.15
     main = colour or pick(rng, visible_on(ground))
-    colours = picks(rng, visible_on(ground), len(text)) if is_motley else [main] * len(text)
+    colours = [main] * len(text)
+    if is_motley:
+        colours = picks(rng, visible_on(ground), len(text))
     font = font or pick(rng, FONTS)
     spacing = between(rng, 0, 2.0)
-    points = _fitting_points(text, font, int(between(rng, 13, 34)), spacing, size)
+    wanted_points = int(between(rng, 13, 34))
+    points = _fitting_points(text, font, wanted_points, spacing, size)
+    image = blank(size, tint(rng, ground))
     width, top, bottom = extent(text, font, points, spacing)
-    image = Image.new("RGB", (size, size), tint(rng, ground))
-    left = between(rng, 1, max(size - 1 - width, 1.01))
-    baseline = between(rng, 1 - top, max(size - 1 - bottom, 1.01 - top))
+    left, baseline = _line_start(rng, size, width, top, bottom)
     # Letters of one word in one colour share one tint, as if printed at once.
     ink = [tint(rng, name) for name in colours] if is_motley else tint(rng, main)
     boxes = paste_word(
@@ -235,9 +287,22 @@ def word(
     )
     size_name = "large" if points >= 20 else "small"
     things = []
-    for letter, name, box in zip(text, colours, boxes, strict=False):
-        things.append(Thing(kind_of(letter), letter, name, size_name, box_of(*box, size), font=font))
-    return Picture(wear(image, rng, worn), tuple(things), ground, "word", {"text": text})
+    for letter, name, pixel_box in zip(text, colours, boxes, strict=False):
+        box = box_of(*pixel_box, size)
+        thing = Thing(kind_of(letter), letter, name, size_name, box, font=font)
+        things.append(thing)
+    pixels = wear(image, rng, worn)
+    return Picture(pixels, tuple(things), ground, "word", {"text": text})
+
+
+def _line_start(rng: np.random.Generator, size: int, width: float, top: int, bottom: int) -> tuple[float, float]:
+    """A random place (left, baseline) of a line whose width, highest and lowest ink are as of `extent`."""
+    # A line as wide or as high as the picture leaves no choice; the range must not be empty all the same.
+    rightmost = max(size - 1 - width, 1.01)
+    lowest = max(size - 1 - bottom, 1.01 - top)
+    left = between(rng, 1, rightmost)
+    baseline = between(rng, 1 - top, lowest)
+    return left, baseline
 
 
 def _fitting_points(text: str, font: str, points: int, spacing: float, size: int) -> int:

@@ -29,7 +29,8 @@ MOST_NAMED = 5
 
 
 def _pick(rng: np.random.Generator, *options: str) -> str:
-    return options[int(rng.integers(len(options)))]
+    index = int(rng.integers(len(options)))
+    return options[index]
 
 
 def _on_ground(picture: Picture) -> str:
@@ -38,11 +39,15 @@ def _on_ground(picture: Picture) -> str:
 
 def _mention(thing: Thing, rng: np.random.Generator) -> str:
     """One thing with its article, now and then with size and place."""
-    phrase = sized(thing) if rng.random() < 0.4 else coloured(thing)
-    phrase = article(phrase)
+    describe = sized if rng.random() < 0.4 else coloured
+    phrase = article(describe(thing))
     if rng.random() < 0.7:
-        return f"{phrase} {at(place(thing))}"
+        return f"{phrase} {_at_place(thing)}"
     return phrase
+
+
+def _at_place(thing: Thing) -> str:
+    return at(place(thing))
 
 
 def _things(picture: Picture, rng: np.random.Generator) -> str:
@@ -50,7 +55,8 @@ def _things(picture: Picture, rng: np.random.Generator) -> str:
     count = len(things)
     if not things:
         return f"an empty {picture.ground} picture"
-    mentions = join([_mention(thing, rng) for thing in things[:MOST_NAMED]])
+    phrases = [_mention(thing, rng) for thing in things[:MOST_NAMED]]
+    mentions = join(phrases)
     form = int(rng.integers(4))
     if form == 0:
         return f"{mentions} {_on_ground(picture)}"
@@ -73,13 +79,25 @@ def _character(picture: Picture, rng: np.random.Generator) -> str:
     if picture.family == "handwriting":
         kind = f"handwritten {kind}"
     # Every choice is drawn in this order, whether its text is used or not.
-    size = f"{thing.size} " if rng.random() < 0.5 else ""
-    colour = f"{thing.colour} " if rng.random() < 0.8 else ""
-    where = f" {at(place(thing))}" if rng.random() < 0.6 else ""
-    ground = f" {_on_ground(picture)}" if rng.random() < 0.5 else ""
-    phrase = f"{size}{colour}{kind}"
-    phrase = f"the {phrase}" if rng.random() < 0.25 else article(phrase)
-    return f"{phrase} {thing.name}{where}{ground}"
+    names_size = rng.random() < 0.5
+    names_colour = rng.random() < 0.8
+    names_place = rng.random() < 0.6
+    names_ground = rng.random() < 0.5
+    is_definite = rng.random() < 0.25
+    words = []
+    if names_size:
+        words.append(thing.size)
+    if names_colour:
+        words.append(thing.colour)
+    words.append(kind)
+    phrase = " ".join(words)
+    phrase = f"the {phrase}" if is_definite else article(phrase)
+    words = [phrase, thing.name]
+    if names_place:
+        words.append(_at_place(thing))
+    if names_ground:
+        words.append(_on_ground(picture))
+    return " ".join(words)
 
 
 def _word(picture: Picture, rng: np.random.Generator) -> str:
@@ -88,51 +106,60 @@ def _word(picture: Picture, rng: np.random.Generator) -> str:
     spelled = spell(text)
     form = int(rng.integers(4))
     if form == 0:
-        return f"the word {spelled} in {colour} {_on_ground(picture)}"
+        ground = _on_ground(picture)
+        return f"the word {spelled} in {colour} {ground}"
     if form == 1:
         return f"{len(text)} characters that read {spelled}"
     if form == 2:
         # The character in the middle stands for the place of the word.
         middle = picture.things[len(text) // 2]
-        return f"{colour} text {at(place(middle))}: {spelled}"
+        return f"{colour} text {_at_place(middle)}: {spelled}"
     return f"it says {spelled}"
 
 
 def _chart(picture: Picture, rng: np.random.Generator) -> str:
     bars = of_kind(picture.things, "bar")
-    coloured_bars = ", ".join(f"{bar.colour} {bar.name} {bar.value}" for bar in bars)
+    phrases = [f"{bar.colour} {bar.name} {bar.value}" for bar in bars]
+    coloured_bars = ", ".join(phrases)
     form = int(rng.integers(3))
     if form == 0:
         return f"a chart with {len(bars)} bars: {coloured_bars}"
     if form == 1:
-        plain_bars = ", ".join(f"{bar.name} {bar.value}" for bar in bars)
+        phrases = [f"{bar.name} {bar.value}" for bar in bars]
+        plain_bars = ", ".join(phrases)
         tallest = max(bars, key=lambda bar: bar.value or 0)
-        return f"a bar chart {_on_ground(picture)}: {plain_bars}, {tallest.name} is the tallest"
+        ground = _on_ground(picture)
+        return f"a bar chart {ground}: {plain_bars}, {tallest.name} is the tallest"
     return f"bars {coloured_bars}"
 
 
 def _grid(picture: Picture, rng: np.random.Generator) -> str:
-    rows = "; ".join(map(" ".join, picture.extra["cells"]))
+    cells = picture.extra["cells"]
+    rows = "; ".join(map(" ".join, cells))
     side = picture.extra["k"]
-    return _pick(rng, f"a grid of {side} by {side}: {rows}", f"coloured cells: {rows}")
+    with_size = f"a grid of {side} by {side}: {rows}"
+    return _pick(rng, with_size, f"coloured cells: {rows}")
 
 
 def _texture(picture: Picture, rng: np.random.Generator) -> str:
     thing = picture.things[0]
     phrase = f"{thing.colour} {thing.name}"
-    return _pick(
-        rng,
-        f"{phrase} {_on_ground(picture)}",
-        f"a picture of {phrase}",
-        f"a pattern of {thing.name} in {thing.colour} and {picture.ground}",
-    )
+    on_ground = f"{phrase} {_on_ground(picture)}"
+    with_ground = f"a pattern of {thing.name} in {thing.colour} and {picture.ground}"
+    return _pick(rng, on_ground, f"a picture of {phrase}", with_ground)
 
 
 def _lines(picture: Picture, rng: np.random.Generator) -> str:
     count = len(picture.things)
-    mentions = join([article(f"{line.colour} {line.name} line") for line in picture.things])
+    phrases = []
+    for line in picture.things:
+        phrase = f"{line.colour} {line.name} line"
+        phrases.append(article(phrase))
+    mentions = join(phrases)
     word = "line" if count == 1 else "lines"
-    return _pick(rng, mentions, f"{NUMBERS[count]} {word}: {mentions}", f"{mentions} {_on_ground(picture)}")
+    counted = f"{NUMBERS[count]} {word}: {mentions}"
+    on_ground = f"{mentions} {_on_ground(picture)}"
+    return _pick(rng, mentions, counted, on_ground)
 
 
 CAPTIONS = {

@@ -30,11 +30,10 @@ def outline(shape: str) -> np.ndarray:
     if shape in _POLYGONS:
         return np.array(_POLYGONS[shape], float)
     if shape in ("circle", "ring"):
-        return _on_circle(np.linspace(0, 2 * np.pi, 24, endpoint=False))
+        angles = np.linspace(0, 2 * np.pi, 24, endpoint=False)
+        return _on_circle(angles)
     if shape == "star":
-        corners = np.arange(10)
-        radius = np.where(corners % 2, 0.42, 1.05)
-        return _on_circle(-np.pi / 2 + corners * np.pi / 5) * radius[:, None]
+        return _star()
     if shape == "heart":
         return _heart()
     if shape == "moon":
@@ -43,22 +42,37 @@ def outline(shape: str) -> np.ndarray:
 
 
 def _on_circle(angles: np.ndarray) -> np.ndarray:
-    return np.stack([np.cos(angles), np.sin(angles)], 1)
+    x = np.cos(angles)
+    y = np.sin(angles)
+    return np.stack([x, y], 1)
+
+
+def _star() -> np.ndarray:
+    """Five tips and five notches in turn, the first tip at the top."""
+    corners = np.arange(10)
+    angles = -np.pi / 2 + corners * np.pi / 5
+    is_notch = corners % 2
+    radius = np.where(is_notch, 0.42, 1.05)
+    return _on_circle(angles) * radius[:, None]
 
 
 def _heart() -> np.ndarray:
     """The usual heart curve, scaled and centred."""
     t = np.linspace(0, 2 * np.pi, 28, endpoint=False)
     x = np.sin(t) ** 3 * 1.02
-    y = -(13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t)) / 15
+    height = 13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t)
+    # The curve's y points up.
+    y = -height / 15
     return np.stack([x, y - 0.12], 1)
 
 
 def _moon() -> np.ndarray:
     """A crescent: most of the unit circle, and back along a smaller ellipse."""
-    outer = _on_circle(np.linspace(0.9, 2 * np.pi - 0.9, 18))
+    outer_angles = np.linspace(0.9, 2 * np.pi - 0.9, 18)
+    outer = _on_circle(outer_angles)
     angles = np.linspace(2 * np.pi - 1.35, 1.35, 14)
     inner_x = 0.52 + 0.75 * np.cos(angles)
     inner_y = 0.82 * np.sin(angles)
     inner = np.stack([inner_x, inner_y], 1)
-    return np.concatenate([outer, inner]) + (0.15, 0)
+    crescent = np.concatenate([outer, inner])
+    return crescent + (0.15, 0)

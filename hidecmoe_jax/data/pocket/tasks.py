@@ -20,8 +20,8 @@ from hidecmoe_jax.core.errors import ConfigError
 from hidecmoe_jax.data.pocket import task_words
 from hidecmoe_jax.data.pocket.ask_base import shuffled
 from hidecmoe_jax.data.pocket.draw import draw
-from hidecmoe_jax.data.pocket.draw_base import between, pick, picks, tint, visible_on, wear
-from hidecmoe_jax.data.pocket.picture import SHAPES, SIDE, UPPER, Thing, colours_of, names_of
+from hidecmoe_jax.data.pocket.draw_base import between, blank, pick, picks, tint, visible_on, wear
+from hidecmoe_jax.data.pocket.picture import SHAPES, SIDE, UPPER, colours_of, names_of
 from hidecmoe_jax.data.pocket.words import box, coloured, plural
 from hidecmoe_jax.data.real_images import handwritten_digits
 
@@ -56,46 +56,57 @@ Item = tuple[np.ndarray, str, tuple[str, ...]]  # pixels, question, accepted ans
 
 
 def _ask(task: str, rng: np.random.Generator, **fill: str) -> str:
-    return pick(rng, task_words.TEMPLATES[task]).format(**fill)
+    wording = pick(rng, task_words.TEMPLATES[task])
+    return wording.format(**fill)
 
 
 def digits(rng: np.random.Generator, scan: np.ndarray, value: int) -> Item:
     """Name a real handwritten digit; `scan` is [8, 8] with values 0..16, shown enlarged on a plain ground."""
     side = int(between(rng, 30, 52))
     smooth = pick(rng, (Image.Resampling.BICUBIC, Image.Resampling.BILINEAR))
-    grey = (scan / 16 * 255).astype(np.uint8)
-    mask = Image.fromarray(grey).resize((side, side), smooth)
+    levels = scan / 16 * 255
+    grey = Image.fromarray(levels.astype(np.uint8))
+    mask = grey.resize((side, side), smooth)
     ground = pick(rng, ("white", "black", "gray", "yellow", "cyan"))
-    image = Image.new("RGB", (SIDE, SIDE), tint(rng, ground))
+    image = blank(SIDE, tint(rng, ground))
     colour = pick(rng, visible_on(ground))
-    ink = Image.new("RGB", (side, side), tint(rng, colour))
-    left = int(between(rng, 0, SIDE - side))
-    top = int(between(rng, 0, SIDE - side))
+    ink = blank(side, tint(rng, colour))
+    room = SIDE - side
+    left = int(between(rng, 0, room))
+    top = int(between(rng, 0, room))
     image.paste(ink, (left, top), mask)
-    return wear(image, rng, 0.5), _ask("digits", rng), (task_words.digit_answer(value),)
+    pixels = wear(image, rng, 0.5)
+    question = _ask("digits", rng)
+    answer = task_words.digit_answer(value)
+    return pixels, question, (answer,)
 
 
 def counting(rng: np.random.Generator) -> Item:
     """Count one shape among 2-6 things."""
     shape = pick(rng, SHAPES)
     total = 2 + int(rng.integers(5))
-    wanted = int(rng.integers(0, min(total, 5) + 1))
-    others = [name for name in SHAPES if name != shape]
-    shapes = [shape] * wanted + picks(rng, others, total - wanted)
-    picture = draw("scene", rng, shapes=shuffled(rng, shapes))
+    most = min(total, 5)
+    wanted = int(rng.integers(0, most + 1))
+    other_shapes = [name for name in SHAPES if name != shape]
+    others = picks(rng, other_shapes, total - wanted)
+    shapes = shuffled(rng, [shape] * wanted + others)
+    picture = draw("scene", rng, shapes=shapes)
     question = _ask("counting", rng, what=plural(shape))
-    return picture.pixels, question, (task_words.counting_answer(wanted, shape),)
+    answer = task_words.counting_answer(wanted, shape)
+    return picture.pixels, question, (answer,)
 
 
 def arithmetic(rng: np.random.Generator) -> Item:
     """Count the things that remain after one change, as in CLEVR-Math (arXiv 2208.05358)."""
-    picture = draw("scene", rng, count=2 + int(rng.integers(5)))
+    count = 2 + int(rng.integers(5))
+    picture = draw("scene", rng, count=count)
     things = picture.things
     kind = int(rng.integers(3))
     if kind == 0:
         more = 1 + int(rng.integers(3))
         shape = pick(rng, SHAPES)
-        change = f"Add {more} small {shape if more == 1 else plural(shape)}."
+        noun = shape if more == 1 else plural(shape)
+        change = f"Add {more} small {noun}."
         remaining = len(things) + more
     elif kind == 1:
         colours = colours_of(things)
@@ -107,24 +118,31 @@ def arithmetic(rng: np.random.Generator) -> Item:
         shape = pick(rng, shapes)
         change = f"Take away all {plural(shape)}."
         remaining = len(things) - shapes.count(shape)
-    return picture.pixels, _ask("arithmetic", rng, change=change), (str(remaining),)
+    question = _ask("arithmetic", rng, change=change)
+    return picture.pixels, question, (str(remaining),)
 
 
 def reading(rng: np.random.Generator) -> Item:
     """Spell a word of three or four capitals."""
-    picture = draw("word", rng, length=3 + int(rng.integers(2)), alphabet=UPPER)
-    return picture.pixels, _ask("reading", rng), (task_words.reading_answer(picture.extra["text"]),)
+    length = 3 + int(rng.integers(2))
+    picture = draw("word", rng, length=length, alphabet=UPPER)
+    question = _ask("reading", rng)
+    answer = task_words.reading_answer(picture.extra["text"])
+    return picture.pixels, question, (answer,)
 
 
 def charts(rng: np.random.Generator) -> Item:
     """Choose the colour of the highest or the lowest of four bars from their colours."""
-    values = (1 + rng.permutation(9)[:4]).tolist()
+    # Four different heights, so that one bar is the highest and one the lowest.
+    heights = 1 + rng.permutation(9)
+    values = heights[:4].tolist()
     picture = draw("chart", rng, values=values)
     # The bars come first among the things, then their letters.
     colours = colours_of(picture.things[:4])
     which = pick(rng, ("highest", "lowest"))
     extreme = max(values) if which == "highest" else min(values)
-    right = colours[values.index(extreme)]
+    index = values.index(extreme)
+    right = colours[index]
     options = task_words.options(shuffled(rng, colours))
     question = _ask("charts", rng, which=which, options=options)
     return picture.pixels, question, (right,)
@@ -138,19 +156,21 @@ def grounding(rng: np.random.Generator) -> Item:
     while len(set(map(coloured, picture.things))) < count:
         picture = draw("scene", rng, count=count)
     thing = pick(rng, picture.things)
-    return picture.pixels, _ask("grounding", rng, what=coloured(thing)), (box(thing),)
+    question = _ask("grounding", rng, what=coloured(thing))
+    return picture.pixels, question, (box(thing),)
 
 
 def captioning(rng: np.random.Generator) -> Item:
     """List one to three things in note form; from left to right and from the top down are both accepted."""
-    picture = draw("scene", rng, count=1 + int(rng.integers(3)))
-
-    def listed(axis: int) -> str:
-        ordered: list[Thing] = sorted(picture.things, key=lambda thing: thing.centre[axis])
-        return task_words.notes(ordered)
-
-    answers = dict.fromkeys((listed(0), listed(1)))
-    return picture.pixels, _ask("captioning", rng), tuple(answers)
+    count = 1 + int(rng.integers(3))
+    picture = draw("scene", rng, count=count)
+    from_left = sorted(picture.things, key=lambda thing: thing.centre[0])
+    from_top = sorted(picture.things, key=lambda thing: thing.centre[1])
+    listings = (task_words.notes(from_left), task_words.notes(from_top))
+    question = _ask("captioning", rng)
+    # Both orders may be the same text, which is then one answer.
+    answers = tuple(dict.fromkeys(listings))
+    return picture.pixels, question, answers
 
 
 MAKERS: dict[str, Callable[..., Item]] = {
@@ -173,35 +193,44 @@ def _items(task: str, seed: int, counts: dict[str, int]) -> dict[str, list[Item]
         return _digit_items(number, seed, counts)
     make = MAKERS[task]
     splits = {}
-    for index, (split, count) in enumerate(counts.items()):
-        splits[split] = [make(np.random.default_rng([seed, number, index, item])) for item in range(count)]
+    for split_index, (split, count) in enumerate(counts.items()):
+        items = []
+        for item_index in range(count):
+            rng = np.random.default_rng([seed, number, split_index, item_index])
+            items.append(make(rng))
+        splits[split] = items
     return splits
 
 
 def _digit_items(number: int, seed: int, counts: dict[str, int]) -> dict[str, list[Item]]:
     """Items of the task `digits`; every scan is in one split only."""
     scans, values = handwritten_digits()
-    if sum(counts.values()) > len(scans):
+    wanted = sum(counts.values())
+    if wanted > len(scans):
         raise ConfigError(
-            "not enough handwritten digits", where="stream.pocket", why=f"{sum(counts.values())} of {len(scans)}",
+            "not enough handwritten digits", where="stream.pocket", why=f"{wanted} of {len(scans)}",
             remedy="lower stream.pocket.train, val or test",
         )  # fmt: skip
-    order = np.random.default_rng([seed, number]).permutation(len(scans))
+    order_rng = np.random.default_rng([seed, number])
+    order = order_rng.permutation(len(scans))
     start = 0
     splits = {}
     for split, count in counts.items():
         items = []
         for row in order[start : start + count]:
             rng = np.random.default_rng([seed, number, int(row)])
-            items.append(digits(rng, scans[row].reshape(8, 8), int(values[row])))
+            scan = scans[row].reshape(8, 8)
+            value = int(values[row])
+            items.append(digits(rng, scan, value))
         splits[split] = items
         start += count
     return splits
 
 
 def _train_record(name: str, image: str, question: str, answers: tuple[str, ...]) -> dict:
-    turns = [{"from": "human", "value": f"<image>\n{question}"}, {"from": "gpt", "value": answers[0]}]
-    return {"id": name, "image": image, "conversations": turns}
+    asked = {"from": "human", "value": f"<image>\n{question}"}
+    answered = {"from": "gpt", "value": answers[0]}
+    return {"id": name, "image": image, "conversations": [asked, answered]}
 
 
 def _test_record(name: str, image: str, question: str, answers: tuple[str, ...]) -> dict:
@@ -214,16 +243,24 @@ def _test_record(name: str, image: str, question: str, answers: tuple[str, ...])
 def write_task(folder: Path, task: str, *, seed: int, counts: dict[str, int]) -> None:
     """Writes one task: `task.json`, a JSON file for every split, and `images/`."""
     (folder / "images").mkdir(parents=True)
-    for split, items in _items(task, seed, counts).items():
+    items_of_split = _items(task, seed, counts)
+    for split, items in items_of_split.items():
         record_of = _train_record if split == "train" else _test_record
         records = []
         for number, (pixels, question, answers) in enumerate(items):
             image = f"images/{split}_{number:05d}.png"
             Image.fromarray(pixels).save(folder / image, compress_level=1)
-            records.append(record_of(f"{task}-{split}-{number}", image, question, answers))
-        (folder / f"{split}.json").write_text(json.dumps(records, indent=0) + "\n", encoding="utf-8")
+            name = f"{task}-{split}-{number}"
+            record = record_of(name, image, question, answers)
+            records.append(record)
+        _write_json(folder / f"{split}.json", records, indent=0)
     about = {"name": task, "scorer": SCORERS[task], "description": _DESCRIPTIONS[task]}
-    (folder / "task.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+    _write_json(folder / "task.json", about, indent=1)
+
+
+def _write_json(path: Path, value: dict | list, *, indent: int) -> None:
+    text = json.dumps(value, indent=indent)
+    path.write_text(text + "\n", encoding="utf-8")
 
 
 def write_stream(folder: str | Path, *, seed: int = 0, train: int = 1000, val: int = 200, test: int = 300) -> Path:

@@ -26,7 +26,9 @@ _PREPOSITIONS = {"middle": "in the", "left": "on the", "right": "on the"}
 
 def article(phrase: str) -> str:
     """Returns the phrase with "a" or "an" before it."""
-    return f"an {phrase}" if phrase[0] in "aeiou" else f"a {phrase}"
+    if phrase[0] in "aeiou":
+        return f"an {phrase}"
+    return f"a {phrase}"
 
 
 def plural(noun: str) -> str:
@@ -57,12 +59,14 @@ def coordinate(value: float) -> str:
 
 def box(thing: Thing) -> str:
     """Returns the box of a thing as "[x0,y0,x1,y1]"."""
-    return "[" + ",".join(map(coordinate, thing.box)) + "]"
+    coordinates = ",".join(map(coordinate, thing.box))
+    return f"[{coordinates}]"
 
 
 def point(thing: Thing) -> str:
     """Returns the centre of a thing as "(x,y)"."""
-    return "(" + ",".join(map(coordinate, thing.centre)) + ")"
+    coordinates = ",".join(map(coordinate, thing.centre))
+    return f"({coordinates})"
 
 
 def noun(thing: Thing) -> str:
@@ -96,7 +100,9 @@ def join(parts: Sequence[str]) -> str:
     """Returns "a, b and c"."""
     if len(parts) == 1:
         return parts[0]
-    return ", ".join(parts[:-1]) + " and " + parts[-1]
+    *firsts, last = parts
+    listed = ", ".join(firsts)
+    return f"{listed} and {last}"
 
 
 def unique(thing: Thing, things: Sequence[Thing]) -> str | None:
