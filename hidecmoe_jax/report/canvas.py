@@ -68,13 +68,16 @@ def heat(axis, values: Values, *, top: float, text: Callable[[int, int], str]) -
             _hatch(axis, row, column)
             continue
         # Ink on the darker half of the scale would be hard to read.
-        color = "white" if shade > 0.55 * top else INK
+        is_dark = shade > 0.55 * top
+        color = "white" if is_dark else INK
         style = {"ha": "center", "va": "center", "fontsize": 9, "linespacing": 1.15, "color": color}
         axis.text(column, row, text(row, column), **style)
     # White lines between cells: a grid on minor ticks, which lie on the cells' borders.
     rows, columns = shades.shape
-    axis.set_xticks(np.arange(columns - 1) + 0.5, minor=True)
-    axis.set_yticks(np.arange(rows - 1) + 0.5, minor=True)
+    borders_x = np.arange(columns - 1) + 0.5
+    borders_y = np.arange(rows - 1) + 0.5
+    axis.set_xticks(borders_x, minor=True)
+    axis.set_yticks(borders_y, minor=True)
     axis.grid(which="minor", color="white", linewidth=1.2)
     axis.tick_params(which="both", length=0)
     axis.spines[["left", "bottom"]].set_visible(False)
@@ -86,7 +89,8 @@ def _hatch(axis, row: int, column: int) -> None:
     # Cells are centred on whole numbers.
     corner = (column - 0.5, row - 0.5)
     style = {"facecolor": "#F4F4F4", "edgecolor": "#D0D0D0", "hatch": "////", "linewidth": 0}
-    axis.add_patch(Rectangle(corner, 1, 1, **style))
+    cell = Rectangle(corner, 1, 1, **style)
+    axis.add_patch(cell)
 
 
 def heat_by_layer(
@@ -94,9 +98,10 @@ def heat_by_layer(
 ) -> None:
     """Heat map with one row a task (the first of `tasks`, as many as rows) and one column a decoder layer."""
     heat(axis, values, top=top, text=text)
+    rows = len(values)
     layers = range(len(values[0]))
     axis.set_xticks(layers, layers)
-    axis.set_yticks(range(len(values)), shortened(tasks[: len(values)]))
+    axis.set_yticks(range(rows), shortened(tasks[:rows]))
 
 
 def tasks_on(axis, tasks: Sequence[str]) -> None:
@@ -125,19 +130,25 @@ def rows_of_bars(axis, labels: Sequence[str], *, longest: float) -> None:
     """Axes of horizontal bars from top to bottom, with room for a number behind the longest."""
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-    axis.set_yticks(range(len(labels)), labels)
-    axis.set_ylim(len(labels) - 0.4, -0.6)
-    axis.set_xlim(0, (longest or 1) * 1.22)
+    count = len(labels)
+    axis.set_yticks(range(count), labels)
+    axis.set_ylim(count - 0.4, -0.6)
+    # A scale from 0 to 0 is none.
+    longest = longest or 1
+    axis.set_xlim(0, longest * 1.22)
     axis.tick_params(axis="y", length=0)
     axis.spines["left"].set_visible(False)
     axis.grid(axis="x", color=GRID)
     axis.xaxis.set_major_locator(MaxNLocator(5))
-    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: count_text(value)))
+    formatter = FuncFormatter(lambda value, _: count_text(value))
+    axis.xaxis.set_major_formatter(formatter)
 
 
 def cut(name: str, most: int = 18) -> str:
     """The name, or its beginning and an ellipsis, for titles."""
-    return name if len(name) <= most else name[: most - 1] + "\u2026"
+    if len(name) <= most:
+        return name
+    return name[: most - 1] + "\u2026"
 
 
 def short(name: str, most: int = 18) -> str:
@@ -154,5 +165,6 @@ def count_text(value: float) -> str:
     """A large number in three digits and a unit, such as `1.25M`."""
     for scale, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= scale:
-            return f"{value / scale:.3g}{unit}"
+            scaled = value / scale
+            return f"{scaled:.3g}{unit}"
     return f"{value:.4g}"

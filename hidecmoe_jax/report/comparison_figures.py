@@ -36,7 +36,8 @@ def compare_figures(document: Document) -> dict[str, bytes]:
 def last_and_forgetting(document: Document):
     """Bars of Last and forgetting per method; whiskers are one standard deviation over seeds, dots the seeds."""
     methods = document["methods"]
-    figure, (left, right) = canvas(9.5, 1.3 + 0.5 * len(methods), columns=2)
+    height = 1.3 + 0.5 * len(methods)
+    figure, (left, right) = canvas(9.5, height, columns=2)
     _metric_bars(left, methods, "last", "Last \u00b7 higher is better")
     _metric_bars(right, methods, "forgetting", "Forgetting \u00b7 lower is better")
     right.set_yticklabels([])  # the same methods as on the left
@@ -91,14 +92,16 @@ def last_by_task(document: Document):
     width = 0.82 / len(methods)
     # A group of bars needs room for its methods, and for the task's name below.
     group_width = max(0.9, 0.24 * len(methods))
-    figure, axis = canvas(max(7.0, 1.8 + len(tasks) * group_width), 4.2)
+    figure_width = 1.8 + len(tasks) * group_width
+    figure, axis = canvas(max(7.0, figure_width), 4.2)
     top = 100.0
     middle = (len(methods) - 1) / 2
     for index, method in enumerate(methods):
         shift = (index - middle) * width
         places = np.arange(len(tasks)) + shift
         color = PALETTE[index % len(PALETTE)]
-        top = max(top, _task_bars(axis, method, places, width=width * 0.92, color=color))
+        highest = _task_bars(axis, method, places, width=width * 0.92, color=color)
+        top = max(top, highest)
     names_below(axis, range(len(tasks)), tasks)
     axis.set_ylim(0, top * 1.03)
     axis.grid(axis="y", color=GRID)
@@ -125,7 +128,8 @@ def _task_bars(axis, method: Document, places: Sequence[float], *, width: float,
     for place, score in zip(places, scores, strict=True):
         if score is None:
             axis.text(place, 1, DASH, ha="center", va="bottom", color=FAINT, fontsize=9)
-    return float(np.add(heights, stds).max())
+    ends = np.add(heights, stds)
+    return float(ends.max())
 
 
 def _final_row(entry: Document) -> list[float | None]:
@@ -133,8 +137,12 @@ def _final_row(entry: Document) -> list[float | None]:
     matrix = entry["matrix"]
     scores = np.array(matrix, np.float64)  # NaN where not measured
     learned = scores[1:]
-    return matrix[0] if np.isnan(learned).all() else matrix[-1]
+    if np.isnan(learned).all():
+        return matrix[0]
+    return matrix[-1]
 
 
 def _std(values: Sequence[float | None]) -> float:
-    return statistics.stdev(values) if len(values) > 1 and None not in values else 0.0
+    if len(values) < 2 or None in values:
+        return 0.0
+    return statistics.stdev(values)

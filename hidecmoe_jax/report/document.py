@@ -47,15 +47,12 @@ def run_document(
     # CIDEr-D has no upper end of 100, so a mean with it is no percentage.
     open_ended = [task for task, scorer in scorers.items() if not bounded(scorer)]
     per_seed = [_seed_entry(seed, facts.tasks, open_ended) for seed in seeds]
-
-    def entries(key: str) -> list:
-        return [entry[key] for entry in per_seed]
-
     headlines = []
     for entry in per_seed:
         headlines.append({name: entry[name] for name in HEADLINES})
     spread = mean_and_spread(headlines)
-    located = _summed_cells([seed.locator_confusion for seed in seeds])
+    means = {name: spread[name]["mean"] for name in HEADLINES}
+    numbers = [seed.seed for seed in seeds]
     # The order of the keys is the order in the file; readers compare files byte by byte.
     return {
         "format": FORMAT,
@@ -63,18 +60,13 @@ def run_document(
         "tasks": list(facts.tasks),
         "scorers": scorers,
         "open_ended": open_ended,
-        "matrix": mean_matrix(entries("matrix")),
-        **{name: spread[name]["mean"] for name in HEADLINES},
-        "missing": _missing(per_seed),
-        "named_task_row": _mean_row(entries("named_task_row")),
-        "named_task_matrix": _mean_matrix(entries("named_task_matrix")),
-        "routing_confusion": _summed_cells(entries("routing_confusion")),
-        "locator_confusion": _counts_and_shares(located, facts.tasks),
-        "unparsed": _summed_cells(entries("unparsed")),
+        "matrix": mean_matrix(_of_each(per_seed, "matrix")),
+        **means,
+        **_tables(facts, seeds, per_seed),
         **_costs(facts),
         "seconds": _mean_by_name([seed.seconds for seed in seeds]),
         "answers": _mean_by_name([seed.answers for seed in seeds]),
-        "seeds": {"list": [seed.seed for seed in seeds], "spread": spread, "per_seed": per_seed},
+        "seeds": {"list": numbers, "spread": spread, "per_seed": per_seed},
         "curves": _curves(seeds[0].curves),
         "fusion_modes": _fusion_modes(fusion_modes or {}),
         "settings": dict(facts.settings),
@@ -82,10 +74,32 @@ def run_document(
     }
 
 
+def _of_each(entries: Sequence[Mapping[str, object]], key: str) -> list:
+    """The value of a key in every entry."""
+    return [entry[key] for entry in entries]
+
+
+def _tables(
+    facts: RunFacts, seeds: Sequence[SeedResult], per_seed: Sequence[Mapping[str, object]]
+) -> dict[str, object]:
+    """Tables over all seeds: what is missing, scores with the task named, confusion, and unparsed answers."""
+    located = _summed_cells([seed.locator_confusion for seed in seeds])
+    return {
+        "missing": _missing(per_seed),
+        "named_task_row": _mean_row(_of_each(per_seed, "named_task_row")),
+        "named_task_matrix": _mean_matrix(_of_each(per_seed, "named_task_matrix")),
+        "routing_confusion": _summed_cells(_of_each(per_seed, "routing_confusion")),
+        "locator_confusion": _counts_and_shares(located, facts.tasks),
+        "unparsed": _summed_cells(_of_each(per_seed, "unparsed")),
+    }
+
+
 def _costs(facts: RunFacts) -> dict[str, object]:
     """Numbers of parameters, bytes and operations, with the notes on the experts that they count."""
     added = {task: dict(counts) for task, counts in facts.added_parameters.items()}
-    flops = None if facts.flops_per_query is None else dict(facts.flops_per_query)
+    flops = None
+    if facts.flops_per_query is not None:
+        flops = dict(facts.flops_per_query)
     return {
         "stored_parameters": _parameters(facts.stored_parameters),
         "archived_parameters": _parameters(facts.archived_parameters),
@@ -116,10 +130,13 @@ def compare_document(documents: Sequence[Mapping[str, object]], *, budget: int |
         _check_same_stream(document, first)
         name = str(document["method"])
         occurrences[name] += 1
-        label = name if occurrences[name] == 1 else f"{name} ({occurrences[name]})"
-        stored = (document.get("stored_parameters") or {}).get("total")
+        number = occurrences[name]
+        label = name if number == 1 else f"{name} ({number})"
+        sizes = document.get("stored_parameters") or {}
+        stored = sizes.get("total")
         of_budget = stored / budget if budget and stored else None
-        methods.append({"label": label, "of_budget": of_budget, **document})
+        entry = {"label": label, "of_budget": of_budget, **document}
+        methods.append(entry)
     return {
         "format": FORMAT,
         "tasks": first["tasks"],
@@ -144,16 +161,27 @@ def _seed_entry(seed: SeedResult, names: Sequence[str], open_ended: Sequence[str
     """One seed's metrics and tables, as under `seeds.per_seed` in the document."""
     tasks = len(names)
     metrics = summary(seed.matrix)
-    named_rows = named_row = named_last = bwt_named = None
+    named_rows = None
+    named_row = None
+    named_last = None
+    bwt_named = None
     if seed.named_task_matrix:
         named_rows = _all_rows(seed.named_task_matrix, tasks)
         named_row = named_rows[-1]
         named_last = _mean(named_row)
         bwt_named = summary(named_rows)["bwt_t"]
-    final = zip(names, _finite_row(seed.matrix[-1]), strict=True)
+    final_row = _finite_row(seed.matrix[-1])
     # CIDEr-D alone could lift a mean above 100, so this mean leaves such tasks out.
-    bounded_scores = [score for name, score in final if name not in open_ended]
-    confusion = list(map(list, seed.routing_confusion)) if seed.routing_confusion else None
+    bounded_scores = []
+    for name, score in zip(names, final_row, strict=True):
+        if name not in open_ended:
+            bounded_scores.append(score)
+    confusion = None
+    if seed.routing_confusion:
+        confusion = list(map(list, seed.routing_confusion))
+    unparsed = None
+    if seed.unparsed:
+        unparsed = _all_rows(seed.unparsed, tasks)
     return {
         "seed": seed.seed,
         "matrix": _all_rows(seed.matrix, tasks),
@@ -168,7 +196,7 @@ def _seed_entry(seed: SeedResult, names: Sequence[str], open_ended: Sequence[str
         "routing_accuracy": _routing_accuracy(seed),
         "routing_confusion": confusion,
         "locator_confusion": _counts_and_shares(seed.locator_confusion, names),
-        "unparsed": _all_rows(seed.unparsed, tasks) if seed.unparsed else None,
+        "unparsed": unparsed,
         "seconds": dict(seed.seconds),
         "answers": dict(seed.answers),
     }
@@ -185,7 +213,10 @@ def _counts_and_shares(counts: Counts | None, tasks: Sequence[str]) -> dict[str,
         total = sum(numbers)
         rows.append(numbers)
         # A task without items has no shares.
-        shares.append([number / total for number in numbers] if total else [None] * len(numbers))
+        row_shares = [None] * len(numbers)
+        if total:
+            row_shares = [number / total for number in numbers]
+        shares.append(row_shares)
     return {"tasks": list(tasks), "columns": [*tasks, UNKNOWN], "counts": rows, "shares": shares}
 
 
@@ -194,11 +225,14 @@ def _routing_accuracy(seed: SeedResult) -> float | None:
         return _finite(seed.routing_accuracy)
     if not seed.routing_confusion:
         return None
-    total = right = 0
+    total = 0
+    right = 0
     for task, row in enumerate(seed.routing_confusion):
         total += sum(row)
         right += row[task]
-    return 100 * right / total if total else None
+    if not total:
+        return None
+    return 100 * right / total
 
 
 def _all_rows(matrix: Matrix, tasks: int) -> list[Row]:
@@ -212,15 +246,16 @@ def _all_rows(matrix: Matrix, tasks: int) -> list[Row]:
 def _parameters(counts: Mapping[str, int] | None) -> dict[str, int] | None:
     if counts is None:
         return None
-    unexpected = set(counts) ^ {"total", *PARTS}
+    names = ("total", *PARTS)
+    is_complete = set(counts) == set(names)
     # A total may hold more than the named parts: a method may store numbers of another kind.
-    if unexpected or counts["total"] < sum(counts[part] for part in PARTS):
+    if not is_complete or counts["total"] < sum(counts[part] for part in PARTS):
         raise DataError(
             "A parameter count does not add up",
             why=f"{dict(counts)}; expected a total that is not smaller than the sum of {', '.join(PARTS)}",
             remedy="count with `trees.count`",
         )
-    return {name: int(counts[name]) for name in ("total", *PARTS)}
+    return {name: int(counts[name]) for name in names}
 
 
 def _missing(per_seed: Sequence[Mapping[str, object]]) -> dict[str, list[str]]:
@@ -233,12 +268,13 @@ def _missing(per_seed: Sequence[Mapping[str, object]]) -> dict[str, list[str]]:
 
 
 def _curves(curves: Mapping[str, Curve]) -> dict[str, list[list]]:
-    points: dict[str, list[list]] = {}
+    lists = {}
     for name, curve in curves.items():
-        points[name] = []
+        points = []
         for step, loss in curve:
-            points[name].append([int(step), _finite(loss)])
-    return points
+            points.append([int(step), _finite(loss)])
+        lists[name] = points
+    return lists
 
 
 def _fusion_modes(modes: Mapping[str, Sequence[float | None]]) -> dict[str, dict[str, object]]:
@@ -255,7 +291,7 @@ def _finite_row(row: Sequence[float | None]) -> Row:
 
 def _finite(value: float | None) -> float | int | None:
     """The value, or None for NaN and infinities, which JSON does not have."""
-    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+    if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
 
@@ -268,7 +304,9 @@ def _difference(minuend: float | None, subtrahend: float | None) -> float | None
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
-    return None if not values or None in values else statistics.fmean(values)
+    if not values or None in values:
+        return None
+    return statistics.fmean(values)
 
 
 def _mean_row(rows: Sequence[Sequence[float | None] | None]) -> Row | None:
@@ -279,7 +317,9 @@ def _mean_row(rows: Sequence[Sequence[float | None] | None]) -> Row | None:
 
 
 def _mean_matrix(tables: Sequence[Matrix | None]) -> list[Row] | None:
-    return None if None in tables else mean_matrix(tables)
+    if None in tables:
+        return None
+    return mean_matrix(tables)
 
 
 def _mean_by_name(rows: Sequence[Mapping[str, float]]) -> dict[str, float | None]:
@@ -289,7 +329,8 @@ def _mean_by_name(rows: Sequence[Mapping[str, float]]) -> dict[str, float | None
         names |= dict.fromkeys(row)
     means = {}
     for name in names:
-        means[name] = _mean([row.get(name) for row in rows])
+        values = [row.get(name) for row in rows]
+        means[name] = _mean(values)
     return means
 
 

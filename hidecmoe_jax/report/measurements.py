@@ -109,6 +109,7 @@ def check_consistent(facts: RunFacts, seeds: Sequence[SeedResult]) -> None:
 
 def _wrong_shapes(seed: SeedResult, tasks: int) -> list[str]:
     """Tables of one seed whose shape contradicts the number of tasks, in words."""
+    number = seed.seed
     problems = []
     # Optional tables that were not measured are empty here, so they have no wrong row.
     tables = {
@@ -119,12 +120,13 @@ def _wrong_shapes(seed: SeedResult, tasks: int) -> list[str]:
     }
     for name, rows in tables.items():
         if any(len(row) != tasks for row in rows):
-            problems.append(f"{name} of seed {seed.seed} has rows whose length is not the number of tasks, {tasks}")
+            problems.append(f"{name} of seed {number} has rows whose length is not the number of tasks, {tasks}")
     if seed.routing_confusion and len(seed.routing_confusion) != tasks:
-        problems.append(f"routing_confusion of seed {seed.seed} does not have one row for each task")
+        problems.append(f"routing_confusion of seed {number} does not have one row for each task")
     if seed.locator_confusion is not None:
         lengths = [len(row) for row in seed.locator_confusion]
         # One column more than tasks: the inputs that the gate takes for unknown.
-        if lengths != [tasks + 1] * tasks:
-            problems.append(f"locator_confusion of seed {seed.seed} is not {tasks} x {tasks + 1}")
+        columns = tasks + 1
+        if lengths != [columns] * tasks:
+            problems.append(f"locator_confusion of seed {number} is not {tasks} x {columns}")
     return problems

@@ -1,0 +1,95 @@
+"""Figures of a method that grows: where it added experts and why, drawn from the report document of a run alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from hidecmoe_jax.report.canvas import DOT, INK, canvas, cut, heat_by_layer, titles
+
+Document = Mapping[str, object]
+
+
+def growth(document: Document):
+    """Experts that each task added in each layer, and the share of tokens that picked its probe there.
+
+    A second panel shows the share of the last probed task's tokens that picked each earlier task's experts.
+    """
+    tasks = document["tasks"]
+    grown = document["growth"]
+    added = np.array(grown["experts"])
+    last_used = None  # [tasks before the one probed last, layers]
+    for used in grown.get("used", []):
+        last_used = used or last_used
+    panels = 1 if last_used is None else 2
+    panel_width = 3.0 + 0.62 * added.shape[1]
+    width = panel_width * panels
+    height = 1.8 + 0.55 * len(added)
+    figure, axes = canvas(width, height, columns=panels)
+    axes = np.atleast_1d(axes)
+    _added_experts(axes[0], added, grown["frequency"], document)
+    if last_used is not None:
+        _used_experts(axes[1], 100 * np.array(last_used), tasks)
+    return figure
+
+
+def _used_experts(axis, used: np.ndarray, tasks: Sequence[str]) -> None:
+    """Heat map of the percent of tokens of the task after the first `len(used)` that picked each task's experts."""
+
+    def text(task: int, layer: int) -> str:
+        share = used[task, layer]
+        return f"{share:.0f}%"
+
+    heat_by_layer(axis, used, tasks, text=text)
+    probed = cut(tasks[len(used)])
+    title = f"Tokens of {probed} that\npicked each task's experts"
+    titles(axis, title, x="decoder layer", y="")
+
+
+def _added_experts(axis, added: np.ndarray, frequency: Sequence[Sequence[float] | None], document: Document) -> None:
+    """Heat map of the probes' frequencies with the number of added experts; frequency is None for the first task."""
+    shares = np.full(added.shape, np.nan)
+    for task, picked in enumerate(frequency):
+        if picked is not None:
+            shares[task] = 100 * np.array(picked)
+
+    def text(task: int, layer: int) -> str:
+        count = added[task, layer]
+        mark = f"+{count}" if count else DOT
+        share = shares[task, layer]
+        if np.isnan(share):
+            return mark
+        return f"{mark}\n{share:.0f}%"
+
+    # A task that was not probed is white, not hatched: its number of experts is known.
+    heat_by_layer(axis, np.nan_to_num(shares), document["tasks"], text=text)
+    title = f"Experts added, and tokens\nthat picked the probe {DOT} {document['method']}"
+    titles(axis, title, x="decoder layer", y="")
+
+
+def expansion(document: Document):
+    """Measured benefit of expanding each layer for each task; the chosen layers are framed."""
+    grown = document["growth"]
+    worth = np.array(grown["worth"])
+
+    def text(task: int, layer: int) -> str:
+        # A row of zeros is a task that has nothing to be compared with.
+        if not worth[task].any():
+            return DOT
+        benefit = worth[task, layer]
+        return f"{benefit:.2f}"
+
+    width = 2.6 + 0.62 * worth.shape[1]
+    height = 1.6 + 0.5 * len(worth)
+    figure, axis = canvas(width, height)
+    # A scale from 0 to 0 is none, so a run without any benefit gets a tiny one.
+    top = max(1e-6, worth.max())
+    heat_by_layer(axis, worth, document["tasks"], top=top, text=text)
+    for layer in grown["expanded"]:
+        left = layer - 0.48
+        right = layer + 0.48
+        axis.axvspan(left, right, fill=False, edgecolor=INK, linewidth=1.6)
+    title = f"Benefit of expanding a layer,\nby {grown['by']} {DOT} {document['method']}"
+    titles(axis, title, x="decoder layer", y="")
+    return figure
