@@ -75,7 +75,9 @@ class Report:
         problems = [f"{problem.file or 'stream'}: {problem}" for problem in self.problems]
         lines += _first("problem  ", problems)
         lines += _first("leak     ", self.leaks)
-        verdict = "ok" if self.ok else f"refused: {len(self.problems)} problems, {len(self.leaks)} leaks"
+        verdict = "ok"
+        if not self.ok:
+            verdict = f"refused: {len(self.problems)} problems, {len(self.leaks)} leaks"
         # Also where the leaks are allowed: whoever reads the report should see that there are some.
         if self.leaks:
             verdict += f" ({self.allowed_leaks} leaks allowed)"
@@ -125,7 +127,8 @@ def check_stream(
     misconfigured = False
     for index, spec in enumerate(specs):
         try:
-            opened.append(open_task(spec, index, policy=quiet_policy, val_fraction=val_fraction))
+            task = open_task(spec, index, policy=quiet_policy, val_fraction=val_fraction)
+            opened.append(task)
         except BadRecords as error:
             problems += error.problems
         except (DataError, ConfigError) as error:
@@ -184,7 +187,10 @@ def _table(rows: list[tuple[str, ...]]) -> list[str]:
 
 def _row(task: Task) -> tuple[str, ...]:
     """The cells of a task in the table; answer words are minimum / median / maximum."""
-    words = [len(record.turns[-1].answer.split()) for record in task.train + task.test]
+    words = []
+    for record in task.train + task.test:
+        answer = record.turns[-1].answer
+        words.append(len(answer.split()))
     spread = f"{min(words)} / {median(words):g} / {max(words)}"
     return (
         task.name,
@@ -200,8 +206,9 @@ def _row(task: Task) -> tuple[str, ...]:
 def _first(label: str, things: Sequence[object]) -> list[str]:
     """Lines for the first things, and one line for the number of the others."""
     lines = [f"{label}{thing}" for thing in things[:SHOWN]]
-    if len(things) > SHOWN:
-        lines.append(f"{label}... and {len(things) - SHOWN} more")
+    others = len(things) - SHOWN
+    if others > 0:
+        lines.append(f"{label}... and {others} more")
     return lines
 
 
@@ -214,7 +221,8 @@ def _length_problems(tasks: Iterable[Task], length: Callable[[Record], int], max
             try:
                 tokens = length(record)
             except DataError as error:
-                problems.append(Problem(record.source, record.id, f"{error.what}: {error.why}", task.root))
+                text = f"{error.what}: {error.why}"
+                problems.append(Problem(record.source, record.id, text, task.root))
                 continue
             if tokens > max_length:
                 text = f"{tokens} tokens, at most {max_length} are trained on, and nothing is cut"
@@ -227,7 +235,8 @@ Key = tuple[tuple[str, ...], str]
 
 def _key(record: Record, turn: Turn, digests: Mapping[str, str]) -> Key:
     """What makes two items equal: the contents of the pictures in order, and the question without markers."""
-    return _pictures(record, digests), turn.question.replace(IMAGE, "").strip()
+    question = turn.question.replace(IMAGE, "")
+    return _pictures(record, digests), question.strip()
 
 
 def _pictures(record: Record, digests: Mapping[str, str]) -> tuple[str, ...]:

@@ -64,7 +64,8 @@ class Features:
         """Returns patch tokens [B, I, P, D] of records `rows` (-1 pads with zeros); None if no record has a picture."""
         if self.picture_NI.shape[1] == 0:
             return None
-        pictures_BI = np.where(rows[:, None] >= 0, self.picture_NI[rows], -1)
+        is_record_B1 = rows[:, None] >= 0
+        pictures_BI = np.where(is_record_B1, self.picture_NI[rows], -1)
         # Padding reads picture 0 and is set to zero below; every distinct picture is loaded once.
         readable_BI = np.maximum(pictures_BI, 0)
         wanted, position = np.unique(readable_BI, return_inverse=True)
@@ -73,15 +74,17 @@ class Features:
         else:
             paths = [self.paths[row] for row in wanted]
             patches, _ = _tower_outputs(self.model, paths, self.batch, keep=True, progress=iter)
-        patches_BIPD = patches[position.reshape(pictures_BI.shape)]
-        is_real = (pictures_BI >= 0)[..., None, None]
+        position_BI = position.reshape(pictures_BI.shape)
+        patches_BIPD = patches[position_BI]
+        is_real_BI = pictures_BI >= 0
         zero = np.zeros((), patches_BIPD.dtype)
-        return np.where(is_real, patches_BIPD, zero)
+        return np.where(is_real_BI[..., None, None], patches_BIPD, zero)
 
     def pooled(self, rows: np.ndarray) -> Pooled:
         """Returns pooled features of records `rows`; -1 gives a record with neither picture nor text."""
         is_real = rows >= 0
-        shows_any = (self.picture_NI[rows] >= 0).any(axis=1)
+        is_picture_BI = self.picture_NI[rows] >= 0
+        shows_any = is_picture_BI.any(axis=1)
         has_image = is_real & shows_any
         has_text = is_real & self.has_text_N[rows]
         return Pooled(self.image_NE[rows], has_image, self.text_ND[rows], has_text)
@@ -104,7 +107,10 @@ def _tower_outputs(
         if keep:
             patches.append(np.asarray(patches_BPD)[:count])
         pooled.append(np.asarray(pooled_BE)[:count])
-    return (np.concatenate(patches) if keep else None), np.concatenate(pooled)
+    patches_MPD = None
+    if keep:
+        patches_MPD = np.concatenate(patches)
+    return patches_MPD, np.concatenate(pooled)
 
 
 def _texts(model: Model, tokenizer: Tokenizer, texts: Sequence[str], batch: int) -> tuple[np.ndarray, int]:
@@ -128,8 +134,9 @@ def _texts(model: Model, tokenizer: Tokenizer, texts: Sequence[str], batch: int)
         state, _ = _text(model, padded)
         states.append(np.asarray(state)[: len(ids)])
     state_of = dict(zip(distinct, np.concatenate(states), strict=True))
+    text_ND = np.stack([state_of[text] for text in texts])
     truncated = sum(text in cut for text in texts)
-    return np.stack([state_of[text] for text in texts]), truncated
+    return text_ND, truncated
 
 
 def extract(
@@ -150,9 +157,11 @@ def extract(
     config = model.config
     paths, picture_NI = _pictures(records)
     # Counted as float32, the largest dtype that patches have.
-    bytes_of_patches = len(paths) * config.patches * config.patch_width * 4
+    bytes_of_picture = config.patches * config.patch_width * 4
+    bytes_of_patches = len(paths) * bytes_of_picture
     keep = bytes_of_patches / 2**30 <= budget_gib
-    image_NE = np.zeros((len(records), config.pooled_widths[0]), np.float32)
+    width = config.pooled_widths[0]
+    image_NE = np.zeros((len(records), width), np.float32)
     patches = None
     if paths:
         patches, pooled_ME = _tower_outputs(model, paths, batch, keep=keep, progress=progress)
@@ -184,4 +193,5 @@ def _mean_over_pictures(pooled_ME: np.ndarray, picture_NI: np.ndarray) -> np.nda
     rows_NI = np.maximum(picture_NI, 0)
     embedded_NIE = pooled_ME[rows_NI] * is_real[..., None]
     count = np.maximum(is_real.sum(axis=1), 1)
-    return (embedded_NIE.sum(axis=1) / count[:, None]).astype(np.float32)
+    mean_NE = embedded_NIE.sum(axis=1) / count[:, None]
+    return mean_NE.astype(np.float32)

@@ -89,7 +89,8 @@ def _name(item: Mapping[str, Any]) -> tuple[str, list[str]]:
     # LLaVA's training files use `id`, its evaluation files `question_id`.
     value = item.get("id", item.get("question_id"))
     if value is None:
-        return "", [f"no 'id' (or 'question_id'); keys: {sorted(item)[:8]}"]
+        keys = sorted(item)[:8]
+        return "", [f"no 'id' (or 'question_id'); keys: {keys}"]
     # A bool is an int in Python.
     if isinstance(value, bool) or not isinstance(value, str | int):
         return "", [f"the id must be text or an integer, found {kind(value)}"]
@@ -109,7 +110,8 @@ def _image_names(item: Mapping[str, Any]) -> tuple[list[str], list[str]]:
         return [], []
     # LLaVA writes one path; several pictures are a list.
     names = value if isinstance(value, list) else [value]
-    if not names or not all(isinstance(name, str) and name for name in names):
+    are_names = all(isinstance(name, str) and name for name in names)
+    if not names or not are_names:
         return [], [f"'image' must be a path or a list of paths, found {kind(value)}"]
     return names, []
 
@@ -121,7 +123,8 @@ def _locate(name: str, home: Path) -> tuple[str, str | None]:
     text_problems = _text_problems(name, "the image path")
     if text_problems:
         return "", text_problems[0]
-    if Path(name).is_absolute() or "\\" in name:
+    has_backslash = "\\" in name
+    if Path(name).is_absolute() or has_backslash:
         return "", f"image {name!r} must be a path relative to {home}, with forward slashes"
     try:
         # Resolved first, so that neither `..` nor a symbolic link can lead outside.
@@ -170,7 +173,9 @@ def _train_turns(item: Mapping[str, Any]) -> tuple[tuple[Turn, ...], list[str]]:
 def _is_message(message: Any) -> bool:
     if not isinstance(message, Mapping):
         return False
-    return isinstance(message.get("from"), str) and isinstance(message.get("value"), str)
+    has_sender = isinstance(message.get("from"), str)
+    has_text = isinstance(message.get("value"), str)
+    return has_sender and has_text
 
 
 def _message_problems(message: Any, number: int) -> list[str]:
@@ -184,9 +189,10 @@ def _message_problems(message: Any, number: int) -> list[str]:
         problems.append(f"turn {number} is from {sender!r}; {nearest(sender, _ROLES)}")
     elif sender != role:
         problems.append(f"turn {number} is from {sender!r} where {role!r} is expected")
-    problems += _text_problems(message["value"], f"turn {number}")
+    text = message["value"]
+    problems += _text_problems(text, f"turn {number}")
     if role == "gpt":
-        problems += _answer_problems(message["value"], f"the answer in turn {number}")
+        problems += _answer_problems(text, f"the answer in turn {number}")
     return problems
 
 
@@ -198,11 +204,13 @@ def _test_turns(item: Mapping[str, Any], pictures: int) -> tuple[tuple[Turn, ...
         hint = nearest("text", map(str, item))
         return (), (), [f"'text' must be the question, found {kind(text)}; {hint}"]
     if answers is None and "answer" not in item:
-        return (), (), [f"no 'answer' (or list 'answers'); keys: {sorted(map(str, item))[:8]}"]
-    if answers is not None and not (isinstance(answers, list) and answers):
+        keys = sorted(map(str, item))[:8]
+        return (), (), [f"no 'answer' (or list 'answers'); keys: {keys}"]
+    is_filled_list = isinstance(answers, list) and bool(answers)
+    if answers is not None and not is_filled_list:
         return (), (), [f"'answers' must be a list of texts, found {kind(answers)}"]
     answer = item["answer"] if "answer" in item else answers[0]
-    references = tuple(answers) if answers is not None else (answer,)
+    references = (answer,) if answers is None else tuple(answers)
     problems = _text_problems(text, "'text'")
     for value in (answer, *references):
         if not isinstance(value, str):
@@ -214,7 +222,9 @@ def _test_turns(item: Mapping[str, Any], pictures: int) -> tuple[tuple[Turn, ...
         # The answer is usually one of the references, so its problems stand twice.
         return (), references, list(dict.fromkeys(problems))
     # LLaVA's test files write no markers; training files do.
-    question = text if IMAGE in text else f"{IMAGE}\n" * pictures + text
+    question = text
+    if IMAGE not in text:
+        question = f"{IMAGE}\n" * pictures + text
     return (Turn(question, answer),), references, []
 
 
@@ -238,7 +248,8 @@ def _answer_problems(text: str, what: str) -> list[str]:
 
 def _text_problems(text: str, what: str) -> list[str]:
     if "\x00" in text:
-        return [f"{what} contains a NUL character at {text.index(chr(0))}"]
+        place = text.index("\x00")
+        return [f"{what} contains a NUL character at {place}"]
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:

@@ -20,9 +20,15 @@ def handwritten_digits() -> tuple[np.ndarray, np.ndarray]:
     """Scans [1797, 64] as float64 from 0 (paper) to 16 (ink), rows of 8 x 8 pixels, and digits [1797] as int64."""
     with gzip.open(FOLDER / "digits.csv.gz", "rt") as file:
         table = np.loadtxt(file, delimiter=",")
-    return table[:, :-1], table[:, -1].astype(np.int64)
+    scans = table[:, :-1]
+    digits = table[:, -1]
+    return scans, digits.astype(np.int64)
 
 
 def photographs() -> list[np.ndarray]:
     """The two photographs as uint8 [427, 640, 3], in the order of `PHOTOGRAPHS`."""
-    return [np.asarray(Image.open(FOLDER / name)) for name in PHOTOGRAPHS]
+    pictures = []
+    for name in PHOTOGRAPHS:
+        image = Image.open(FOLDER / name)
+        pictures.append(np.asarray(image))
+    return pictures

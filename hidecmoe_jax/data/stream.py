@@ -121,7 +121,8 @@ class Stream:
 
     def fingerprint(self) -> str:
         """Returns the SHA-256 over the tasks' names and fingerprints, in order."""
-        return _hash([[task.name, task.fingerprint] for task in self.tasks])
+        pairs = [[task.name, task.fingerprint] for task in self.tasks]
+        return _hash(pairs)
 
 
 def open_stream(specs: Sequence[TaskSpec], *, policy: Policy = POLICY, val_fraction: float = 0.1) -> Stream:
@@ -132,7 +133,8 @@ def open_stream(specs: Sequence[TaskSpec], *, policy: Policy = POLICY, val_fract
     """
     tasks = []
     for index, spec in enumerate(specs):
-        tasks.append(open_task(spec, index, policy=policy, val_fraction=val_fraction))
+        task = open_task(spec, index, policy=policy, val_fraction=val_fraction)
+        tasks.append(task)
     return Stream(tuple(tasks))
 
 
@@ -162,10 +164,11 @@ def open_task(spec: TaskSpec, index: int, *, policy: Policy = POLICY, val_fracti
             pictures.update(record.images)
     digests = _digests(sorted(pictures))
     contents = _contents(files, splits, digests, root)
+    # Only a name that somebody wrote is used letter by letter; published data sets have capitals in folder names.
+    name = spec.name or about.get("name") or folder.name.lower()
     return Task(
         index=index,
-        # Only a name that somebody wrote is used letter by letter; published data sets have capitals in folder names.
-        name=task_name(spec.name or about.get("name") or folder.name.lower(), where=str(folder)),
+        name=task_name(name, where=str(folder)),
         root=str(folder.resolve()),
         **splits,
         scorer=spec.scorer or about.get("scorer", "exact"),
@@ -187,7 +190,8 @@ def task_name(name: str, *, where: str) -> str:
     is_reserved = _RESERVED.fullmatch(name) is not None
     if NAME.fullmatch(name) and not is_reserved:
         return name
-    example = re.sub(r"[^a-z0-9_-]+", "_", name.lower()).strip("_-")[:64] or "task"
+    cleaned = re.sub(r"[^a-z0-9_-]+", "_", name.lower())
+    example = cleaned.strip("_-")[:64] or "task"
     why = f"{name[:80]!r} does not match {NAME.pattern}"
     if is_reserved:
         example = f"task_{name}"
@@ -214,7 +218,9 @@ def carve(records: tuple[Record, ...], fraction: float, salt: str) -> tuple[tupl
     """
     groups: dict[tuple[str, ...], list[Record]] = {}
     for record in records:
-        groups.setdefault(record.images or (record.id,), []).append(record)
+        # A record without a picture is a group of its own.
+        key = record.images or (record.id,)
+        groups.setdefault(key, []).append(record)
     # At least one group fits, however large the groups are.
     smallest = min(map(len, groups.values()))
     wanted = max(1, round(len(records) * fraction), smallest)
@@ -225,6 +231,7 @@ def carve(records: tuple[Record, ...], fraction: float, salt: str) -> tuple[tupl
         if len(carved_ids) + len(group) <= wanted:
             carved_ids |= {record.id for record in group}
     rest = _with_ids(records, carved_ids, False)
+    carved = _with_ids(records, carved_ids, True)
     if not rest:
         raise DataError(
             f"too few training records to carve a {salt} split",
@@ -232,7 +239,7 @@ def carve(records: tuple[Record, ...], fraction: float, salt: str) -> tuple[tupl
             why=f"{len(records)} records of {len(groups)} pictures",
             remedy=f"add records, or give a {salt}.json",
         )
-    return rest, _with_ids(records, carved_ids, True)
+    return rest, carved
 
 
 def _with_ids(records: tuple[Record, ...], ids: set[str], inside: bool) -> tuple[Record, ...]:
@@ -279,9 +286,10 @@ def _splits(
     for split in splits:
         # Limits apply after the split, so that a smaller run tests on a part of the same test records.
         limit = getattr(spec, f"limit_{split}")
-        if limit is not None and limit < len(splits[split]):
-            notes.append(f"{split}: {limit} of {len(splits[split])} records, by limit_{split}")
-            splits[split] = sample(splits[split], limit)
+        records = splits[split]
+        if limit is not None and limit < len(records):
+            notes.append(f"{split}: {limit} of {len(records)} records, by limit_{split}")
+            splits[split] = sample(records, limit)
     return files, splits, tuple(notes)
 
 
@@ -314,7 +322,8 @@ def _about(folder: Path) -> dict[str, str]:
     if not path.is_file():
         return {}
     about = read_json(path)
-    if not isinstance(about, dict) or not all(isinstance(value, str) for value in about.values()):
+    is_object_of_texts = isinstance(about, dict) and all(isinstance(value, str) for value in about.values())
+    if not is_object_of_texts:
         raise DataError(
             "task.json must be an object of texts",
             where=str(path),
@@ -336,7 +345,8 @@ def _digests(paths: Iterable[str]) -> dict[str, str]:
     paths = list(paths)
     # Hashing waits for the disk and runs outside the interpreter's lock, so threads help.
     with ThreadPoolExecutor(max_workers=2) as pool:
-        return dict(zip(paths, pool.map(file_digest, paths), strict=True))
+        digests = pool.map(file_digest, paths)
+        return dict(zip(paths, digests, strict=True))
 
 
 def _contents(

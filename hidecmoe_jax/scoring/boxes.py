@@ -14,7 +14,8 @@ from hidecmoe_jax.core.errors import DataError
 Box = tuple[float, float, float, float]
 
 _DECIMAL = r"\s*([+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+))\s*"
-_BOX = re.compile(r"\[" + ",".join([_DECIMAL] * 4) + r"\]")
+_DECIMALS = ",".join([_DECIMAL] * 4)
+_BOX = re.compile(rf"\[{_DECIMALS}\]")
 
 
 def parse_box(text: str) -> Box | None:
@@ -29,17 +30,22 @@ def parse_box(text: str) -> Box | None:
 
 def parse_box_legacy(text: str) -> Box | None:
     """Returns a box as CoIN's evaluator reads it: without brackets and without one more character at both ends."""
-    inner = text.strip().strip("[]")[1:-1]
+    bare = text.strip().strip("[]")
+    inner = bare[1:-1]
     try:
         values = [float(value) for value in inner.split(",")]
     except ValueError:
         return None
-    return tuple(values) if len(values) == 4 else None
+    if len(values) != 4:
+        return None
+    return tuple(values)
 
 
 def overlap(left: Box, right: Box) -> float:
     """Returns the intersection over union in 0-1; 0 for a box without area or with swapped corners."""
-    if area(left) == 0 or area(right) == 0:
+    area_left = area(left)
+    area_right = area(right)
+    if area_left == 0 or area_right == 0:
         return 0.0
     # The intersection of two boxes is a box; it has swapped corners, and so no area, where they do not meet.
     x1 = max(left[0], right[0])
@@ -47,7 +53,7 @@ def overlap(left: Box, right: Box) -> float:
     x2 = min(left[2], right[2])
     y2 = min(left[3], right[3])
     shared = area((x1, y1, x2, y2))
-    union = area(left) + area(right) - shared
+    union = area_left + area_right - shared
     return shared / union
 
 
@@ -72,9 +78,10 @@ def iou_legacy(prediction: str, references: tuple[str, ...]) -> float | None:
 def _best(box: Box | None, references: tuple[str, ...]) -> float | None:
     truths = list(map(parse_box, references))
     if None in truths:
+        reference = references[truths.index(None)]
         raise DataError(
             "A reference answer of a grounding task is not a box",
-            why=f"reference {references[truths.index(None)]!r}, expected '[x1,y1,x2,y2]'",
+            why=f"reference {reference!r}, expected '[x1,y1,x2,y2]'",
             remedy="correct the answer in test.json, or choose another scorer (`scorer: exact`)",
         )
     if box is None:

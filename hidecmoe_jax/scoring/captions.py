@@ -58,18 +58,23 @@ def caption6(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> 
     words = list(map(tokenize, candidates))
     truths = []
     for texts in references:
-        truths.append(list(map(tokenize, texts)))
+        truth = list(map(tokenize, texts))
+        truths.append(truth)
     counts = _matches(words, truths)
     rouges = list(map(rouge_l, words, truths))
     ciders = cider_d(words, truths)
     per_item = []
     for count, rouge, cider in zip(counts, rouges, ciders, strict=True):
-        total = sum(_bleu(count)) + rouge + cider
+        bleus = _bleu(count)
+        total = sum(bleus) + rouge + cider
         per_item.append(100 * total / len(PARTS))
     mean_rouge = sum(rouges) / len(rouges)
     mean_cider = sum(ciders) / len(ciders)
-    numbers = [*_bleu(_total(counts)), mean_rouge, mean_cider]
-    parts = {name: 100 * number for name, number in zip(PARTS, numbers, strict=True)}
+    corpus_bleus = _bleu(_total(counts))
+    numbers = [*corpus_bleus, mean_rouge, mean_cider]
+    parts = {}
+    for name, number in zip(PARTS, numbers, strict=True):
+        parts[name] = 100 * number
     value = sum(parts.values()) / len(PARTS)
     return Captioned(value=value, per_item=tuple(per_item), parts=parts)
 
@@ -94,7 +99,9 @@ def rouge_l(candidate: list[str], references: Sequence[list[str]]) -> float:
     if precision == 0 or recall == 0:
         return 0.0
     # Not the best F of a reference: best precision and best recall may come from two of them.
-    return (1 + BETA**2) * precision * recall / (recall + BETA**2 * precision)
+    weight = BETA**2
+    product = (1 + weight) * precision * recall
+    return product / (recall + weight * precision)
 
 
 def cider_d(candidates: Sequence[list[str]], references: Sequence[Sequence[list[str]]]) -> list[float]:
@@ -115,7 +122,8 @@ def cider_d(candidates: Sequence[list[str]], references: Sequence[Sequence[list[
         for grams in grams_of_texts:
             truth = _weigh(grams, frequency, documents)
             similarities.append(_similarity(answer, truth))
-        scores.append(10 * sum(similarities) / len(similarities))
+        total = 10 * sum(similarities)
+        scores.append(total / len(similarities))
     return scores
 
 
@@ -146,10 +154,13 @@ def _match(candidate: list[str], references: Sequence[list[str]]) -> list[int]:
         allowed |= _grams(reference)
     matches = [0] * ORDER
     for gram, count in offered.items():
-        matches[len(gram) - 1] += min(count, allowed[gram])
+        order = len(gram) - 1
+        # Clipped: a repeated n-gram matches as often as a reference has it.
+        matches[order] += min(count, allowed[gram])
     length = len(candidate)
     # Of two equally close references the shorter one counts.
-    closest = min(map(len, references), key=lambda size: (abs(size - length), size))
+    lengths = map(len, references)
+    closest = min(lengths, key=lambda size: (abs(size - length), size))
     # n words have n - 1 bigrams, and so on; a text shorter than the order offers none.
     offers = [max(0, length - order) for order in range(ORDER)]
     return [length, closest, *matches, *offers]
@@ -164,10 +175,12 @@ def _bleu(counts: Sequence[int]) -> list[float]:
     brevity = math.exp(1 - 1 / ratio) if ratio < 1 else 1.0
     product = 1.0
     scores = []
-    for order in range(ORDER):
-        product *= (matches[order] + TINY) / (offered[order] + SMALL)
+    for order, match in enumerate(matches):
+        offer = offered[order]
+        product *= (match + TINY) / (offer + SMALL)
         # BLEU-n is the geometric mean of the precisions of orders 1 to n.
-        precision = product ** (1 / (order + 1))
+        exponent = 1 / (order + 1)
+        precision = product**exponent
         scores.append(brevity * precision)
     return scores
 
@@ -179,7 +192,10 @@ def _longest_common(left: list[str], right: list[str]) -> int:
         diagonal = 0  # the cell up and to the left, before this row overwrote it
         for column, other in enumerate(right, start=1):
             above = row[column]
-            row[column] = diagonal + 1 if word == other else max(above, row[column - 1])
+            if word == other:
+                row[column] = diagonal + 1
+            else:
+                row[column] = max(above, row[column - 1])
             diagonal = above
     return row[-1]
 
@@ -199,9 +215,12 @@ def _weigh(grams: Grams, frequency: Counter, documents: float) -> _Weighed:
     length = 0
     for gram, count in grams.items():
         # An n-gram that no reference has counts as if one had it.
-        rarity = documents - math.log(max(1, frequency[gram]))
-        orders[len(gram) - 1][gram] = count * rarity
-        if len(gram) == 2:
+        occurrences = max(1, frequency[gram])
+        rarity = documents - math.log(occurrences)
+        order = len(gram)
+        weights = orders[order - 1]
+        weights[gram] = count * rarity
+        if order == 2:
             length += count
     norms = []
     for weights in orders:
@@ -217,16 +236,21 @@ def _similarity(answer: _Weighed, truth: _Weighed) -> float:
         norm = answer.norms[order] * truth.norms[order]
         if norm == 0:
             continue
-        weights = truth.orders[order]
-        answer_weights = answer.orders[order]
-        products = []
-        for gram, weight in answer_weights.items():
-            if gram in weights:
-                # Clipped: an n-gram that is repeated more often than in the reference gains nothing.
-                clipped = min(weight, weights[gram])
-                products.append(clipped * weights[gram])
-        shared = sum(products)
+        shared = _clipped_product(answer.orders[order], truth.orders[order])
         total += shared / norm
     difference = answer.length - truth.length
-    penalty = math.exp(-(difference**2) / (2 * SIGMA**2))
+    width = 2 * SIGMA**2
+    penalty = math.exp(-(difference**2) / width)
     return total / ORDER * penalty
+
+
+def _clipped_product(weights: dict[tuple[str, ...], float], truths: dict[tuple[str, ...], float]) -> float:
+    """Inner product of an answer's and a reference's weights."""
+    products = []
+    for gram, weight in weights.items():
+        if gram in truths:
+            truth = truths[gram]
+            # Clipped: an n-gram that is repeated more often than in the reference gains nothing.
+            clipped = min(weight, truth)
+            products.append(clipped * truth)
+    return sum(products)

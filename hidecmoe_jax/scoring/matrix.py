@@ -71,9 +71,10 @@ def mean_and_spread(rows: Sequence[Mapping[str, object]]) -> dict[str, dict[str,
     """
     if not rows:
         raise DataError("No seeds to average", remedy="run at least one seed")
+    names = set(rows[0])
     for row in rows[1:]:
-        if set(row) != set(rows[0]):
-            unshared = sorted(set(row) ^ set(rows[0]))
+        if set(row) != names:
+            unshared = sorted(set(row) ^ names)
             raise DataError(
                 "Seeds report different numbers",
                 why=f"only in some: {', '.join(unshared)}",
@@ -106,7 +107,8 @@ def mean_matrix(matrices: Sequence[Matrix]) -> list[list[float | None]]:
     """
     shapes = set()
     for matrix in matrices:
-        shapes.add((len(matrix), len(matrix[0])))
+        shape = (len(matrix), len(matrix[0]))
+        shapes.add(shape)
     if len(shapes) != 1:
         raise DataError(
             "Matrices of different shapes cannot be averaged",
@@ -136,7 +138,9 @@ class _Cells:
     absent: list[str] = field(default_factory=list)
 
     def __call__(self, stage: int, task: int) -> float:
-        value = self.matrix[stage][task - 1] if stage < len(self.matrix) else None
+        value = None
+        if stage < len(self.matrix):
+            value = self.matrix[stage][task - 1]
         if not _absent(value):
             return float(value)
         self.absent.append(f"R[{stage},{task}]")
@@ -159,7 +163,8 @@ class _Cells:
 def _last(r: _Cells) -> float:
     # A zero-shot matrix has the single row 0, which is its last one.
     final = len(r.matrix) - 1
-    return statistics.fmean(r.row(final, _range(1, r.tasks)))
+    scores = r.row(final, _range(1, r.tasks))
+    return statistics.fmean(scores)
 
 
 def _avg(r: _Cells) -> float:
@@ -188,19 +193,22 @@ def _changes(r: _Cells, tasks: range) -> list[float]:
 
 
 def _bwt_t(r: _Cells) -> float:
-    return statistics.fmean(_changes(r, _range(1, r.tasks)))
+    changes = _changes(r, _range(1, r.tasks))
+    return statistics.fmean(changes)
 
 
 def _bwt_t_minus_1(r: _Cells) -> float:
-    return statistics.fmean(_changes(r, _range(1, r.tasks - 1)))
+    changes = _changes(r, _range(1, r.tasks - 1))
+    return statistics.fmean(changes)
 
 
 def _forgetting(r: _Cells) -> float:
     losses = []
     for task in _range(1, r.tasks - 1):
         # Over the stages from the task's own to the last but one, as published.
-        best = max(r.column(task, _range(task, r.tasks - 1)))
-        losses.append(best - r(r.tasks, task))
+        scores = r.column(task, _range(task, r.tasks - 1))
+        final = r(r.tasks, task)
+        losses.append(max(scores) - final)
     return statistics.fmean(losses)
 
 
@@ -208,7 +216,9 @@ def _fwt(r: _Cells) -> float:
     gains = []
     for task in _range(2, r.tasks):
         # Just before the task is learned, against the model before any task.
-        gains.append(r(task - 1, task) - r(0, task))
+        before = r(task - 1, task)
+        zero_shot = r(0, task)
+        gains.append(before - zero_shot)
     return statistics.fmean(gains)
 
 

@@ -112,7 +112,8 @@ def _size(budget: int | str, configs: Sequence[RunConfig], session: Session) -> 
             "no method of that name", where="equal budget", why=nearest(budget, methods),
             remedy=f"give a number, or one of {', '.join(methods)}",
         )  # fmt: skip
-    size = forecast(methods[budget], session.model, len(session.stream.tasks))
+    tasks = len(session.stream.tasks)
+    size = forecast(methods[budget], session.model, tasks)
     if not size:
         raise ConfigError("this method stores nothing", where=f"equal budget: {budget}", remedy="name another one")
     return size
@@ -123,7 +124,9 @@ def _fitted(config: RunConfig, session: Session, size: int) -> RunConfig:
     tasks = len(session.stream.tasks)
     method = at_budget(config.method, session.model, tasks, size)
     stored = forecast(method, session.model, tasks)
-    say(f"{method.name}: rank {rank_of(method)}, {stored:,} numbers, {stored / size:.3f} of the budget")
+    rank = rank_of(method)
+    share = stored / size
+    say(f"{method.name}: rank {rank}, {stored:,} numbers, {share:.3f} of the budget")
     return dataclasses.replace(config, method=method)
 
 

@@ -54,7 +54,8 @@ class EditTrial:
     commit: bool = False
 
     def __post_init__(self):
-        if self.allowed < 0 or (self.count is not None and self.count < 1):
+        has_questions = self.count is None or self.count >= 1
+        if self.allowed < 0 or not has_questions:
             raise ConfigError(
                 "a trial needs at least one question, and `allowed` is not negative", where="count, allowed",
                 why=f"got count {self.count}, allowed {self.allowed}",
@@ -84,7 +85,8 @@ def retire(
     folder = Path(run)
     edit = _edit(kind="retire", task=_number(folder, task), layers=layers, expert=expert)
     which = "the experts" if expert is None else f"expert {expert}"
-    return _try(folder, edit, f"retire {which} of {task}", EditTrial(**trial))
+    what = f"retire {which} of {task}"
+    return _try(folder, edit, what, EditTrial(**trial))
 
 
 def merge(
@@ -106,8 +108,11 @@ def merge(
     """
     folder = Path(run)
     rule = {"mode": mode, "weights": tuple(weights), "density": density, "seed": seed}
-    edit = _edit(kind="merge", task=_number(folder, task), into=_number(folder, into), layers=layers, **rule)
-    return _try(folder, edit, f"merge the experts of {task} into those of {into} ({mode})", EditTrial(**trial))
+    task_number = _number(folder, task)
+    into_number = _number(folder, into)
+    edit = _edit(kind="merge", task=task_number, into=into_number, layers=layers, **rule)
+    what = f"merge the experts of {task} into those of {into} ({mode})"
+    return _try(folder, edit, what, EditTrial(**trial))
 
 
 def restore(run: str | Path) -> Path:
@@ -136,14 +141,17 @@ def restore(run: str | Path) -> Path:
         # Seeds that the edit left as they were keep their last row.
         untouched = last.effect.get("left", ())
         seeds = [seed for seed in config.seeds if seed not in untouched]
-        commit_edits(finished.session, folder, committed[:-1], seeds, stop)
+        earlier = committed[:-1]
+        commit_edits(finished.session, folder, earlier, seeds, stop)
     return folder
 
 
 def _edit(*, layers: Sequence[int] | None, **fields: Any) -> Edit:
     """An `Edit` of sorted layers; its errors as `ConfigError`."""
     # Sorted: edits are compared, and the order in which layers were typed does not matter.
-    ordered = None if layers is None else tuple(sorted(set(layers)))
+    ordered = None
+    if layers is not None:
+        ordered = tuple(sorted(set(layers)))
     try:
         return Edit(layers=ordered, **fields)
     except ValueError as error:
@@ -179,7 +187,8 @@ def _try(folder: Path, edit: Edit, what: str, trial: EditTrial) -> dict[str, Any
             refuse_if_harmful(lines, trial.allowed, what)
             now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
             committed = Committed(edit, len(finished.tasks), what, now, effect)
-            commit_edits(finished.session, folder, (*edits.read(folder), committed), list(by_seed), stop)
+            all_edits = (*edits.read(folder), committed)
+            commit_edits(finished.session, folder, all_edits, list(by_seed), stop)
             result["committed"] = True
             write_json(finished.folder.study(edit.kind), result)
     return result
@@ -193,7 +202,8 @@ def _require_finished(folder: Path) -> None:
     for seed in config.seeds:
         ledger = Ledger(RunFolder(folder).seed(seed).path)
         learned.append(len(ledger.tasks()))
-    if not config.method.traits.one_task_per_lesson or set(learned) != {tasks}:
+    learns_task_by_task = config.method.traits.one_task_per_lesson
+    if not learns_task_by_task or set(learned) != {tasks}:
         raise ConfigError(
             "only a finished run that learned task by task can be edited", where=str(folder),
             why=f"its seeds have learned {learned} of {tasks} tasks", remedy="finish it with --resume",
@@ -251,8 +261,10 @@ def commit_edits(
 ) -> None:
     """Replaces the edits of a run with `committed` and measures the last row of the changed `seeds` again."""
     # The old row goes first: a run that dies in between lacks a row, but never has one of another learner.
+    last_row = len(session.stream.tasks)
     for seed in seeds:
-        withdraw_row(RunFolder(folder).seed(seed), len(session.stream.tasks))
+        seed_folder = RunFolder(folder).seed(seed)
+        withdraw_row(seed_folder, last_row)
     edits.write(folder, committed)
     # Resuming measures exactly the rows that are missing.
     options = Options(resume=True)
@@ -279,15 +291,18 @@ def _effect(
         old = old_scores[task.name]
         new = new_scores[task.name]
         records, _ = held_out(task, count)
-        line = {"seed": seed, "task": task.name, "count": len(records)}
         # Rounded: with `allowed` 0, float noise must not refuse an edit that changes no answer.
-        lines.append(line | {"before": old, "after": new, "change": round(new - old, 6)})
+        change = round(new - old, 6)
+        line = {"seed": seed, "task": task.name, "count": len(records), "before": old, "after": new, "change": change}
+        lines.append(line)
     old_sizes = method.sizes(run.model, before)["stored"]
     new_sizes = method.sizes(run.model, after)["stored"]
     kinds = {}
     for kind, size in old_sizes.items():
         kinds[kind] = [size, new_sizes[kind]]
-    return lines, {"before": sum(old_sizes.values()), "after": sum(new_sizes.values()), "kinds": kinds}
+    total_before = sum(old_sizes.values())
+    total_after = sum(new_sizes.values())
+    return lines, {"before": total_before, "after": total_after, "kinds": kinds}
 
 
 def _scores(

@@ -23,20 +23,23 @@ def describe(run: str | Path) -> str:
     lines = [f"{method.name}: {method}", ""]
     for seed in finished.config.seeds:
         lines += _lessons(finished, seed)
-    for committed in edits.read(finished.folder.path):
-        lines.append(f"edit after {committed.tasks} tasks, {committed.at}: {committed.what}")
+    committed = edits.read(finished.folder.path)
+    for edit in committed:
+        lines.append(f"edit after {edit.tasks} tasks, {edit.at}: {edit.what}")
     archive = finished.ledger().archive()
     learner = finished.learner(archive)
     if learner.past:
         # Seeds may grow experts in different layers.
         lines += ["", f"experts of seed {finished.first}:"]
-    redirects = method.redirects(learner) if learner.past else {}
-    for family, bank in learner.past.items():
-        lines += _slots(family, bank, redirects)
-    lines += ["", f"base: {trees.count(finished.model.params):,} parameters"]
-    for what, counts in method.sizes(finished.model, learner).items():
-        sizes = [f"{kind} {count:,}" for kind, count in counts.items()]
-        lines.append(f"{what}: {', '.join(sizes)}")
+        redirects = method.redirects(learner)
+        for family, bank in learner.past.items():
+            lines += _slots(family, bank, redirects)
+    base_size = trees.count(finished.model.params)
+    lines += ["", f"base: {base_size:,} parameters"]
+    counts_of = method.sizes(finished.model, learner)
+    for what, counts in counts_of.items():
+        sizes = ", ".join(f"{kind} {count:,}" for kind, count in counts.items())
+        lines.append(f"{what}: {sizes}")
     return "\n".join(lines)
 
 
@@ -44,12 +47,15 @@ def _lessons(run: FinishedRun, seed: int) -> list[str]:
     """A line for every lesson of a seed, with its score in the last row, and remarks on dead experts."""
     ledger = run.ledger(seed)
     lessons = ledger.tasks()
-    cells = Cells(run.seed(seed).cells).read()
-    last_row = cells.get(len(lessons), {})
+    scores = Cells(run.seed(seed).cells).read()
+    last_row = scores.get(len(lessons), {})
     lines = [f"seed {seed}: {len(lessons)} lessons"]
     for lesson in lessons:
-        score = last_row.get(lesson.name, {}).get("score")
-        shown = "not measured" if score is None else f"{score:.1f}"
+        cell = last_row.get(lesson.name, {})
+        score = cell.get("score")
+        shown = "not measured"
+        if score is not None:
+            shown = f"{score:.1f}"
         facts = ledger.meta(lesson.index)
         records = facts["samples"]
         seconds = facts["seconds"]
@@ -67,17 +73,20 @@ def _slots(family: str, bank: Bank, redirects: dict[tuple[int, int], np.ndarray]
     Args:
       redirects: rows of the bank by (task, task whose slot serves it).
     """
-    lines = [
-        "",
-        f"{family}: rank {bank.rank}, {bank.slots} slots, sites {', '.join(bank.sites)}",
-        "  layer  slots (F fused, . empty)",
-    ]
+    sites = ", ".join(bank.sites)
+    head = f"{family}: rank {bank.rank}, {bank.slots} slots, sites {sites}"
+    lines = ["", head, "  layer  slots (F fused, . empty)"]
     # The first row of a bank need not be the first decoder layer.
     owners_LS = np.asarray(bank.owner_LS).tolist()
     for layer, owners in enumerate(owners_LS, bank.first_layer):
-        marks = [_MARKS.get(owner, str(owner)) for owner in owners]
-        lines.append(f"  {layer:>5}  {' '.join(marks)}")
+        marks = " ".join(map(_mark, owners))
+        lines.append(f"  {layer:>5}  {marks}")
     for (task, home), rows in redirects.items():
-        layers = [str(row + bank.first_layer) for row in rows]
-        lines.append(f"  task {task} is answered from the expert of task {home} in layers {', '.join(layers)}")
+        layers = ", ".join(str(row + bank.first_layer) for row in rows)
+        lines.append(f"  task {task} is answered from the expert of task {home} in layers {layers}")
     return lines
+
+
+def _mark(owner: int) -> str:
+    """The owner of a slot in the table: a task's number, or a letter for what is no task."""
+    return _MARKS.get(owner, str(owner))

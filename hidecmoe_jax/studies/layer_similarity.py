@@ -14,6 +14,7 @@ Letters after names are axes: T tasks (one model each), L layers, N questions, D
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
 
@@ -23,6 +24,7 @@ import numpy as np
 
 from hidecmoe_jax.core.errors import ConfigError
 from hidecmoe_jax.data.records import Record
+from hidecmoe_jax.data.stream import Task
 from hidecmoe_jax.evaluate.engine import batch_rows
 from hidecmoe_jax.experts import surgery
 from hidecmoe_jax.experts.routing import Voice, all_slots
@@ -53,30 +55,29 @@ def study(run: str | Path, *, count: int = 500, legacy: bool = False) -> Path:
     archive = finished.ledger().archive()
     # Without edits: experts that were retired since are compared too.
     learner = finished.learner(archive, edits=False)
-    if not method.traits.keeps_old_experts or LINEARS not in learner.past or len(archive) < 2:
+    has_experts = method.traits.keeps_old_experts and LINEARS in learner.past
+    if not has_experts or len(archive) < 2:
         raise ConfigError(
             "nothing to compare", where=str(run),
             why=f"{method.name} keeps no expert per task, or learned one task",
             remedy="give a run with one expert per task, such as configs/pocket/hide.yaml",
         )  # fmt: skip
     tasks = session.stream.tasks[: len(archive)]
-    common: list[Record] = []  # questions of all tasks in equal parts
-    share = max(1, count // len(tasks))
-    for task in tasks:
-        common += session.test(task)[:share]
+    common = _questions_of_all(session, tasks, count)
     features = []
     for index, task in enumerate(bar("similarity")(tasks)):
         projector = archive[index]["shared"]
         model, voices = _single_task_model(session.model, learner, projector, index)
-        records = tuple(common)
+        records = common
         label = "all shown"
         if legacy:
             records = session.test(task)[:count]
             label = f"{task.name} shown"
-        features.append(_features(session, model, voices, records, label))
+        feature_LND = _features(session, model, voices, records, label)
+        features.append(feature_LND)
     # Legacy: tasks may have different numbers of questions.
-    rows = min(feature.shape[1] for feature in features)
-    features_TLND = np.stack([feature[:, :rows] for feature in features])
+    rows = min(feature_LND.shape[1] for feature_LND in features)
+    features_TLND = np.stack([feature_LND[:, :rows] for feature_LND in features])
     layers_LTT = cka_matrices(features_TLND, legacy=legacy)
     name = "cka_legacy" if legacy else "cka"
     names = [task.name for task in tasks]
@@ -89,6 +90,15 @@ def study(run: str | Path, *, count: int = 500, legacy: bool = False) -> Path:
     return picture
 
 
+def _questions_of_all(session: Session, tasks: Sequence[Task], count: int) -> tuple[Record, ...]:
+    """About `count` test records, of all tasks in equal parts; at least one of each."""
+    share = max(1, count // len(tasks))
+    records: list[Record] = []
+    for task in tasks:
+        records += session.test(task)[:share]
+    return tuple(records)
+
+
 def _single_task_model(
     base: Model,
     learner: Learner,
@@ -97,9 +107,11 @@ def _single_task_model(
 ) -> tuple[Model, Voices]:
     """The base with a task's own projector (`leaves`, by path), and the task's expert alone in all layers."""
     arrays = {path: jnp.asarray(leaf) for path, leaf in leaves.items()}
-    experts = [surgery.extract(bank, task) for bank in learner.past.values()]
-    voices = tuple(Voice(expert, all_slots(expert)) for expert in experts)
-    return with_leaves(base, arrays), voices
+    voices = []
+    for bank in learner.past.values():
+        expert = surgery.extract(bank, task)
+        voices.append(Voice(expert, all_slots(expert)))
+    return with_leaves(base, arrays), tuple(voices)
 
 
 _features_of = jax.jit(layer_features)
@@ -132,8 +144,9 @@ def cka_matrices(features_TLND: np.ndarray, *, legacy: bool = False) -> np.ndarr
     tasks, layers = features_TLND.shape[:2]
     similarity_LTT = np.ones((layers, tasks, tasks))
     for layer in range(layers):
+        features_TND = features_TLND[:, layer]
         for i, j in combinations(range(tasks), 2):
-            value = cka(features_TLND[i, layer], features_TLND[j, layer], legacy=legacy)
+            value = cka(features_TND[i], features_TND[j], legacy=legacy)
             similarity_LTT[layer, i, j] = value
             similarity_LTT[layer, j, i] = value
     return similarity_LTT
@@ -165,14 +178,17 @@ def cka(x_ND: np.ndarray, y_ND: np.ndarray, *, legacy: bool = False) -> float:
     power = estimate(k, k) * estimate(m, m)
     if power <= 0:
         return 0.0
-    return estimate(k, m) / float(np.sqrt(power))
+    norm = float(np.sqrt(power))
+    return estimate(k, m) / norm
 
 
 def _rbf(x_ND: np.ndarray) -> np.ndarray:
     """RBF kernel [N, N] whose squared width is the median of the non-zero squared distances."""
     norms = (x_ND**2).sum(1)
+    sums = norms[:, None] + norms[None]
+    doubled_products = 2 * x_ND @ x_ND.T
     # Rounding can make |a|^2 + |b|^2 - 2ab slightly negative.
-    squared = np.maximum(norms[:, None] + norms[None] - 2 * x_ND @ x_ND.T, 0.0)
+    squared = np.maximum(sums - doubled_products, 0.0)
     np.fill_diagonal(squared, 0.0)
     positive = squared[squared > 0]
     if not positive.size:
@@ -183,7 +199,8 @@ def _rbf(x_ND: np.ndarray) -> np.ndarray:
 
 def _biased_hsic(k: np.ndarray, m: np.ndarray) -> float:
     """Biased Hilbert-Schmidt independence criterion of two kernels [N, N], without its constant factor."""
-    centre = np.eye(len(k)) - 1.0 / len(k)
+    n = len(k)
+    centre = np.eye(n) - 1.0 / n
     centred_k = centre @ k @ centre
     centred_m = centre @ m @ centre
     return float((centred_k * centred_m).sum())
@@ -195,7 +212,10 @@ def _debiased_hsic(k: np.ndarray, m: np.ndarray) -> float:
     # A sample's similarity to itself is what biases the estimate.
     k = k - np.diag(np.diag(k))
     m = m - np.diag(np.diag(m))
-    totals = k.sum() * m.sum() / ((n - 1) * (n - 2))
-    columns = 2.0 / (n - 2) * (k.sum(0) @ m.sum(0))
+    pairs = (n - 1) * (n - 2)
+    totals = k.sum() * m.sum() / pairs
+    column_product = k.sum(0) @ m.sum(0)
+    columns = 2.0 / (n - 2) * column_product
     products = (k * m).sum()
-    return float((products + (totals - columns)) / (n * (n - 3)))
+    correction = totals - columns
+    return float((products + correction) / (n * (n - 3)))

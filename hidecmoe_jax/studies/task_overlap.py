@@ -50,7 +50,8 @@ def overlap(
     finished = open_with_data(run)
     method = finished.config.method
     archive = finished.ledger().archive()
-    if len(archive) < 2 or not isinstance(method, Editable) or not method.traits.keeps_old_experts:
+    has_experts = isinstance(method, Editable) and method.traits.keeps_old_experts
+    if len(archive) < 2 or not has_experts:
         raise ConfigError(
             "there are no two tasks to compare", where=str(run),
             why=f"{method.name} has learned {len(archive)} lessons", remedy="give a run with experts for every task",
@@ -70,7 +71,8 @@ def overlap(
         if near:
             suggestion = _suggestion(finished, learner, i, j, own_experts=cosine is not None)
         names = [finished.tasks[i], finished.tasks[j]]
-        pairs.append({"tasks": names, "mixed": share, "cosine": cosine, "near": near, "suggestion": suggestion})
+        pair = {"tasks": names, "mixed": share, "cosine": cosine, "near": near, "suggestion": suggestion}
+        pairs.append(pair)
     pairs.sort(key=_descending)
     write_json(finished.folder.study("overlap"), {"mixed": mixed, "alike": alike, "pairs": pairs})
     return pairs
@@ -90,13 +92,16 @@ def _reaches(value: float | None, limit: float) -> bool:
 def _suggestion(run: RunWithData, learner: Learner, i: int, j: int, *, own_experts: bool) -> str | None:
     """The command to try for two tasks that are near: merge where possible, otherwise retire the second."""
     folder = run.folder.path
+    method = run.config.method
+    first = run.tasks[i]
+    second = run.tasks[j]
     edit = Edit("merge", j, into=i)
-    if narrowed(run.config.method, learner, edit) is not None:
-        return f"hidecmoe merge {folder} {run.tasks[i]} {run.tasks[j]}"
+    if narrowed(method, learner, edit) is not None:
+        return f"hidecmoe merge {folder} {first} {second}"
     # A task that was merged before has no expert of its own to retire.
-    merged = {task for task, _ in run.config.method.redirects(learner)}
-    if own_experts and not merged & {i, j}:
-        return f"hidecmoe retire {folder} {run.tasks[j]}"
+    merged = {task for task, _ in method.redirects(learner)}
+    if own_experts and merged.isdisjoint((i, j)):
+        return f"hidecmoe retire {folder} {second}"
     return None
 
 
@@ -110,7 +115,8 @@ def _confused(
     method = run.config.method
     memory = method.gate_memory(learner)
     slots = run.config.slots_for(len(run.tasks))
-    learned_N = jnp.isin(jnp.arange(slots), jnp.asarray(learned))
+    learned_tasks = jnp.asarray(learned)
+    learned_N = jnp.isin(jnp.arange(slots), learned_tasks)
     scores_of = jax.jit(method.gate.scores)
     scores = {}
     for task in learned:
@@ -129,12 +135,15 @@ def mixed_up(scores: dict[int, np.ndarray]) -> dict[tuple[int, int], float]:
     """
     shares = {}
     for i, j in combinations(scores, 2):
-        lead_i = scores[i][:, j] - scores[i][:, i]
-        lead_j = scores[j][:, i] - scores[j][:, j]
+        scores_i = scores[i]
+        scores_j = scores[j]
+        lead_i = scores_i[:, j] - scores_i[:, i]
+        lead_j = scores_j[:, i] - scores_j[:, j]
         # The sign is 1 for nearer to the other task, 0 for equally near, -1 for nearer to its own.
         leads = np.concatenate([lead_i, lead_j])
         signs = np.sign(leads)
-        percent = 50.0 * float(1.0 + signs.mean())
+        doubled_share = float(1.0 + signs.mean())
+        percent = 50.0 * doubled_share
         shares[i, j] = round(percent, 2)
     return shares
 
@@ -152,16 +161,19 @@ def _closest(learner: Learner, i: int, j: int) -> float | None:
 def _closest_in_bank(bank: Bank, i: int, j: int) -> float | None:
     """Cosine of the most similar experts of two tasks, the mean over layers in which both own some."""
     owner_LS = np.asarray(bank.owner_LS)
+    is_of_i_LS = owner_LS == i
+    is_of_j_LS = owner_LS == j
     best_L = np.full(bank.layers, -np.inf)
-    slots_i = np.flatnonzero((owner_LS == i).any(axis=0))
-    slots_j = np.flatnonzero((owner_LS == j).any(axis=0))
+    slots_i = np.flatnonzero(is_of_i_LS.any(axis=0))
+    slots_j = np.flatnonzero(is_of_j_LS.any(axis=0))
     for slot_i in slots_i:
         for slot_j in slots_j:
             # A slot may have another owner in each layer.
-            both_L = (owner_LS[:, slot_i] == i) & (owner_LS[:, slot_j] == j)
+            both_L = is_of_i_LS[:, slot_i] & is_of_j_LS[:, slot_j]
             cosine_L = closeness(bank, int(slot_i), int(slot_j))
             cosine_L = np.nan_to_num(cosine_L, nan=-np.inf)
-            best_L = np.where(both_L, np.maximum(best_L, cosine_L), best_L)
+            larger_L = np.maximum(best_L, cosine_L)
+            best_L = np.where(both_L, larger_L, best_L)
     compared_L = np.isfinite(best_L)
     if not compared_L.any():
         return None

@@ -55,32 +55,39 @@ def foreign_study(run: str | Path, *, count: int = 100) -> dict[str, Any]:
     archive = finished.ledger().archive()
     learner = finished.learner(archive)
     memory = method.gate_memory(learner)
-    learned = method.learned(learner) if "threshold_N" in memory else ()
+    learned = ()
+    if "threshold_N" in memory:
+        learned = method.learned(learner)
     _require_thresholds(run, finished.tasks, learned, memory)
     margins = _Margins(finished.session, memory, margins_of(method.gate))
     known = [margins.of_task(task, learned) for task in learned]
-    result: dict[str, Any] = {"known": {}, "left_out": {}, "outsiders": {}}
+    called_unknown = {}
     for task, margin in zip(learned, known, strict=True):
-        result["known"][finished.tasks[task]] = _percent_unknown(margin)
+        name = finished.tasks[task]
+        called_unknown[name] = _percent_unknown(margin)
+    left_out = {}
     for task in learned:
-        rest = [other for other in learned if other != task]
-        inside = np.concatenate([margins.of_task(other, rest) for other in rest])
-        outside = margins.of_task(task, rest)
-        result["left_out"][finished.tasks[task]] = _detection(inside, outside)
+        name = finished.tasks[task]
+        left_out[name] = _detection_without(task, learned, margins)
+    of_outsiders = {}
     # The pictures are read inside the block, where their features are computed.
     with tempfile.TemporaryDirectory() as folder:
         for kind in OUTSIDERS:
             records = outsiders(finished.session, kind, Path(folder), count)
             inside = np.concatenate(known)
             outside = margins.of(records, kind, learned)
-            result["outsiders"][kind] = _detection(inside, outside)
+            of_outsiders[kind] = _detection(inside, outside)
+    result: dict[str, Any] = {"known": called_unknown, "left_out": left_out, "outsiders": of_outsiders}
     write_json(finished.folder.study("foreign"), result)
     return result
 
 
 def _require_thresholds(run: str | Path, names: Sequence[str], learned: tuple[int, ...], memory: Memory) -> None:
     """Refuses a run with fewer than two tasks that have thresholds."""
-    without = [names[task] for task in learned if memory["threshold_N"][task] <= LOWEST]
+    without = []
+    for task in learned:
+        if memory["threshold_N"][task] <= LOWEST:
+            without.append(names[task])
     if len(learned) >= 2 and not without:
         return
     why = f"{len(learned)} tasks have thresholds, two are needed"
@@ -103,14 +110,26 @@ class _Margins:
     def of(self, records: tuple[Record, ...], label: str, tasks: Iterable[int]) -> np.ndarray:
         """Margins [M] of records; `label` names them in the feature cache."""
         slots = jnp.arange(len(self.memory["threshold_N"]))
-        learned_N = jnp.isin(slots, jnp.asarray(list(tasks)))
-        features = self.session.engine.inputs(records, label).frozen()
-        return np.asarray(self.function(self.memory, features, learned_N))
+        learned = jnp.asarray(list(tasks))
+        learned_N = jnp.isin(slots, learned)
+        inputs = self.session.engine.inputs(records, label)
+        margin_M = self.function(self.memory, inputs.frozen(), learned_N)
+        return np.asarray(margin_M)
 
     def of_task(self, index: int, tasks: Iterable[int]) -> np.ndarray:
         """Margins [M] of a task's test records."""
         task = self.session.stream.tasks[index]
-        return self.of(self.session.test(task), self.session.label(task), tasks)
+        records = self.session.test(task)
+        label = self.session.label(task)
+        return self.of(records, label, tasks)
+
+
+def _detection_without(task: int, learned: Sequence[int], margins: _Margins) -> dict[str, float]:
+    """How well inputs of a task are detected as unknown when the gate has all other learned tasks."""
+    others = [other for other in learned if other != task]
+    inside = np.concatenate([margins.of_task(other, others) for other in others])
+    outside = margins.of_task(task, others)
+    return _detection(inside, outside)
 
 
 def margins_of(gate: LocatorGate | AnchorGate) -> MarginFunction:
@@ -119,11 +138,14 @@ def margins_of(gate: LocatorGate | AnchorGate) -> MarginFunction:
     A gate that never answers "unknown" is taken with the threshold that loses none of the held-out records.
     """
     # A gate without `foreign` computes no thresholds when it decides.
-    strict = gate if gate.foreign is not None else replace(gate, foreign=0.0)
+    strict = gate
+    if gate.foreign is None:
+        strict = replace(gate, foreign=0.0)
 
     @jax.jit
     def margins(memory: Memory, features: FrozenFeatures, learned_N: Array) -> Array:
-        match = strict.decide(memory, features, learned_N).match
+        decision = strict.decide(memory, features, learned_N)
+        match = decision.match
         return match.score_B - match.threshold_B
 
     return margins
@@ -164,9 +186,10 @@ def outsiders(session: Session, kind: str, folder: Path, count: int) -> tuple[Re
         pixels = _pixels(kind, rng, size)
         Image.fromarray(pixels).save(path)
         # There may be more pictures than questions.
-        question = questions[chosen[number % len(chosen)]]
-        turn = Turn(question, "")
-        records.append(Record(f"{kind}-{number}", (str(path),), (turn,), kind))
+        index = chosen[number % len(chosen)]
+        turn = Turn(questions[index], "")
+        record = Record(f"{kind}-{number}", (str(path),), (turn,), kind)
+        records.append(record)
     return tuple(records)
 
 
@@ -177,9 +200,11 @@ def _pixels(kind: str, rng: np.random.Generator, size: int) -> np.ndarray:
     if kind == "blank":
         colour = rng.integers(0, 256, 3, dtype=np.uint8)
         return np.broadcast_to(colour, (size, size, 3)).copy()
-    photograph = photographs()[int(rng.integers(2))]
+    index = int(rng.integers(2))
+    photograph = photographs()[index]
     height, width = photograph.shape[:2]
-    side = int(rng.integers(120, min(height, width)))
+    longest = min(height, width)
+    side = int(rng.integers(120, longest))
     top = int(rng.integers(0, height - side + 1))
     left = int(rng.integers(0, width - side + 1))
     return photograph[top : top + side, left : left + side]
