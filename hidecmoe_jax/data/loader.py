@@ -140,16 +140,11 @@ def collate(
         if sample is None:
             continue
         check_ids(sample.tokens, vocab, where=f"id {sample.id!r}")
-        size = len(sample.tokens)
         positions = np.flatnonzero(sample.labels != IGNORED)
+        size = len(sample.tokens)
         count = len(positions)
         if size > length or count > answers:
-            raise DataError(
-                "a sample does not fit its batch shape",
-                where=f"id {sample.id!r}",
-                why=f"{size} tokens, {count} of answers; the shape holds {length} and {answers}",
-                remedy="choose the shape over all samples (`shapes`)",
-            )
+            raise _does_not_fit(sample, f"{size} tokens, {count} of answers; the shape holds {length} and {answers}")
         assert not count or positions[0] > 0, "no hidden state predicts the first token"
         assert np.array_equal(sample.labels[positions], sample.tokens[positions]), "labels are shifted against tokens"
         tokens_BT[row, :size] = sample.tokens
@@ -159,6 +154,15 @@ def collate(
         answer_BA[row, :count] = sample.labels[positions]
         answer_mask_BA[row, :count] = True
     return Batch(Prompt(tokens_BT, mask_BT, patches_BIPD), where_BA, answer_BA, answer_mask_BA)
+
+
+def _does_not_fit(sample: Encoded, why: str) -> DataError:
+    return DataError(
+        "a sample does not fit its batch shape",
+        where=f"id {sample.id!r}",
+        why=why,
+        remedy="choose the shape over all samples (`shapes`)",
+    )
 
 
 def check_ids(tokens: np.ndarray, vocab: int, *, where: str) -> None:

@@ -52,11 +52,7 @@ def compare(
     folder.mkdir(parents=True, exist_ok=True)
     with graceful_stop() as stop:
         runs = [folder / name for name in names]
-        continued = []  # runs that were begun before
-        for run in runs:
-            continues = resume and RunFolder(run).identity.is_file()
-            check_run(run, resume=continues, overwrite=overwrite)
-            continued.append(continues)
+        continued = _continued(runs, resume=resume, overwrite=overwrite)
         session = open_session(configs[0])
         size = None
         if budget is not None:
@@ -77,6 +73,16 @@ def compare(
                 walk(run_session, run, options, stop)
     write_json(RunFolder(folder).comparison, {"runs": names, "budget": size})
     return results.rebuild(folder)
+
+
+def _continued(runs: Sequence[Path], *, resume: bool, overwrite: bool) -> list[bool]:
+    """Whether each run is resumed, because it was begun before; refuses folders as `check_run` does."""
+    continued = []
+    for run in runs:
+        continues = resume and RunFolder(run).identity.is_file()
+        check_run(run, resume=continues, overwrite=overwrite)
+        continued.append(continues)
+    return continued
 
 
 def _require_comparable(configs: Sequence[RunConfig], names: Sequence[str]) -> None:

@@ -71,23 +71,21 @@ def chart(
     count = _count(rng, values, labels, colours)
     values = values or [whole_between(rng, 1, 9) for _ in range(count)]
     if not labels:
-        indices = rng.permutation(26)[:count]
-        labels = [UPPER[index] for index in indices]
+        indices = rng.permutation(26)
+        labels = [UPPER[index] for index in indices[:count]]
     ground = ground or pick(rng, ("white", "white", "black", "gray"))
     ground = pick_ground(rng, ground)
     # Only a constraint on the colours can make another ground necessary.
     ground = ground_for(rng, ground, colours or ())
-    if not colours:
-        visible = visible_on(ground)
-        indices = rng.permutation(len(visible))[:count]
-        colours = [visible[index] for index in indices]
+    colours = colours or _random_colours(rng, ground, count)
     if not len(values) == len(labels) == len(colours):
         raise DataError("chart: values, labels and colours differ in length")
     image = blank(size, tint(rng, ground))
     brush = ImageDraw.Draw(image)
     frame = _frame(rng, size, count)
     # A gray axis would be invisible on a gray ground.
-    axis = tint(rng, "gray" if ground != "gray" else "black")
+    axis_colour = "gray" if ground != "gray" else "black"
+    axis = tint(rng, axis_colour)
     lettering = _lettering(rng, size, ground)
     if rng.random() < 0.3:
         for level in (3, 6, 9):
@@ -113,6 +111,13 @@ def _count(rng: np.random.Generator, *lists: list | None) -> int:
     drawn = whole_between(rng, 3, 5)
     lengths = [len(values) for values in lists if values]
     return lengths[0] if lengths else drawn
+
+
+def _random_colours(rng: np.random.Generator, ground: str, count: int) -> list[str]:
+    """Different colours that are visible on the ground, in random order."""
+    visible = visible_on(ground)
+    indices = rng.permutation(len(visible))
+    return [visible[index] for index in indices[:count]]
 
 
 def _frame(rng: np.random.Generator, size: int, count: int) -> _Frame:

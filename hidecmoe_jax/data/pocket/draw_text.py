@@ -254,10 +254,7 @@ def word(
 ) -> Picture:
     """Draws 2-5 characters on a line, mostly capitals and digits, in one colour or now and then in several."""
     if text is None:
-        letters = alphabet or pick(rng, (UPPER, UPPER, UPPER + DIGITS, DIGITS, LOWER))
-        if not length:
-            length = whole_between(rng, 2, 5)
-        text = "".join(picks(rng, letters, length))
+        text = _random_text(rng, alphabet, length)
     if any(letter not in GLYPHS for letter in text):
         raise DataError(f"cannot write {text!r}", why=f"drawn characters: {GLYPHS}")
     ground = ground_under(rng, ground, colour)
@@ -293,6 +290,14 @@ def word(
         things.append(thing)
     pixels = wear(image, rng, worn)
     return Picture(pixels, tuple(things), ground, "word", {"text": text})
+
+
+def _random_text(rng: np.random.Generator, alphabet: str | None, length: int | None) -> str:
+    """Random characters, 2-5 of them and mostly capitals unless length and alphabet are given."""
+    letters = alphabet or pick(rng, (UPPER, UPPER, UPPER + DIGITS, DIGITS, LOWER))
+    if not length:
+        length = whole_between(rng, 2, 5)
+    return "".join(picks(rng, letters, length))
 
 
 def _line_start(rng: np.random.Generator, size: int, width: float, top: int, bottom: int) -> tuple[float, float]:
