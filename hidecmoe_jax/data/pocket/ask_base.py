@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from hidecmoe_jax.data.pocket.picture import Picture
+from hidecmoe_jax.data.pocket.words import article
 
 Turns = Iterator[tuple[str, str]]
 Asker = Callable[[Picture, np.random.Generator], Turns]
@@ -38,13 +39,19 @@ def lettered_options(rng: np.random.Generator, right: str, candidates: Sequence[
     """Returns "A. x B. y C. z D. w", with `right` among up to four options, and the letter of `right`."""
     wrong = [text for text in candidates if text != right]
     texts = shuffled(rng, wrong, 3)
-    position = int(rng.integers(len(texts) + 1))
+    places = len(texts) + 1
+    position = int(rng.integers(places))
     texts.insert(position, right)
     # Fewer than four options where there are few candidates: the last letters stay unused.
     options = []
     for letter, text in zip(LETTERS, texts, strict=False):
         options.append(f"{letter}. {text}")
     return " ".join(options), LETTERS[position]
+
+
+def is_there(phrase: str, statement: bool) -> tuple[str, str]:
+    """Returns the question whether there is such a thing on the picture, and its answer."""
+    return f"Is there {article(phrase)}?", yes_no(statement)
 
 
 def yes_no(statement: bool) -> str:

@@ -7,6 +7,7 @@ import numpy as np
 from hidecmoe_jax.data.pocket.ask_base import (
     Turns,
     choose,
+    is_there,
     lettered_options,
     right_or_any,
     shuffled,
@@ -154,7 +155,7 @@ def read_grid(picture: Picture, rng: np.random.Generator) -> Turns:
     yield f"How many cells are {colour}?", str(count)
     yield f"How many cells are not {colour}?", str(count_of_others)
     guess = choose(rng, COLOUR_NAMES)
-    yield f"Is there {article(guess)} cell?", yes_no(guess in flat)
+    yield is_there(f"{guess} cell", guess in flat)
     yield "How many rows are there?", str(side)
     yield "What colour is the top left cell?", cells[0][0]
     yield "What colour is the bottom right cell?", cells[-1][-1]
@@ -189,7 +190,7 @@ def read_lines(picture: Picture, rng: np.random.Generator) -> Turns:
         if colours.count(colour) == 1:
             yield f"Which way does the {colour} line go?", direction
     guess = choose(rng, ("horizontal", "vertical", "rising", "falling"))
-    yield f"Is there {article(guess)} line?", yes_no(guess in names)
+    yield is_there(f"{guess} line", guess in names)
     count = names.count(guess)
     yield f"How many lines are {guess}?", str(count)
     descriptions = [f"{line.colour} {line.name}" for line in lines]

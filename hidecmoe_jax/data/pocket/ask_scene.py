@@ -9,6 +9,7 @@ import numpy as np
 from hidecmoe_jax.data.pocket.ask_base import (
     Turns,
     choose,
+    is_there,
     lettered_options,
     shuffled,
     yes_no,
@@ -87,8 +88,7 @@ def exist_things(picture: Picture, rng: np.random.Generator) -> Turns:
         index = int(rng.integers(len(picture.things)))
         thing = picture.things[index]
         if rng.random() < 0.5:
-            phrase = coloured(thing)
-            yield f"Is there {article(phrase)}?", "yes"
+            yield is_there(coloured(thing), True)
             continue
         # One property changes at most: another shape in the same colour, or the same thing in another colour.
         name = noun(thing)
@@ -98,7 +98,7 @@ def exist_things(picture: Picture, rng: np.random.Generator) -> Turns:
         if name == noun(thing):
             colour = choose(rng, COLOUR_NAMES)
         phrase = f"{colour} {name}"
-        yield f"Is there {article(phrase)}?", yes_no(phrase in shown)
+        yield is_there(phrase, phrase in shown)
 
 
 def relate_things(picture: Picture, rng: np.random.Generator) -> Turns:
@@ -183,7 +183,7 @@ def find_things(picture: Picture, rng: np.random.Generator) -> Turns:
     for _ in range(3):
         candidates = SHAPES if rng.random() < 0.5 else names
         name = choose(rng, candidates)
-        yield f"Is there {article(name)}?", yes_no(name in names)
+        yield is_there(name, name in names)
         count = names.count(name)
         yield f"How many {plural(name)} are there?", str(count)
 

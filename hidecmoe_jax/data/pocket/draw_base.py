@@ -38,12 +38,15 @@ def between(rng: np.random.Generator, low: float, high: float) -> float:
 
 def whole_between(rng: np.random.Generator, low: int, high: int) -> int:
     """Returns a uniform whole number from `low` to `high`, both included."""
-    return low + int(rng.random() * (high - low + 1))
+    count = high - low + 1
+    return low + int(rng.random() * count)
 
 
 def _is_visible(ink: tuple[int, int, int], ground: tuple[int, int, int]) -> bool:
     """Whether two RGB values differ clearly in brightness, or a little in brightness and much in hue."""
-    difference = np.array(ink, float) - np.array(ground, float)
+    ink_rgb = np.array(ink, float)
+    ground_rgb = np.array(ground, float)
+    difference = ink_rgb - ground_rgb
     brightness = abs(difference @ _LUMA)
     if brightness > 38:
         return True
@@ -56,8 +59,11 @@ def _visible_colours() -> dict[str, tuple[str, ...]]:
     """For every ground the names of the colours that are visible on it."""
     table = {}
     for ground, ground_rgb in COLOURS.items():
+        visible = []
         # A colour is never visible on itself.
-        visible = [name for name, rgb in COLOURS.items() if _is_visible(rgb, ground_rgb)]
+        for name, rgb in COLOURS.items():
+            if _is_visible(rgb, ground_rgb):
+                visible.append(name)
         table[ground] = tuple(visible)
     return table
 
@@ -124,11 +130,17 @@ def blank(side: int, colour: tuple[int, int, int]) -> Image.Image:
     return Image.new("RGB", (side, side), colour)
 
 
+def square_around(x: float, y: float, radius: float) -> tuple[float, float, float, float]:
+    """Returns the box (x0, y0, x1, y1) of a circle."""
+    return x - radius, y - radius, x + radius, y + radius
+
+
 @lru_cache(maxsize=1)
 def _grain() -> np.ndarray:
     """Unit noise from a fixed seed, four pictures wide; a slice of it is cheaper than fresh noise."""
     shape = (4 * SIDE, 4 * SIDE, 3)
-    noise = np.random.default_rng(20).normal(0, 1, shape)
+    rng = np.random.default_rng(20)
+    noise = rng.normal(0, 1, shape)
     return noise.astype(np.float32)
 
 
@@ -185,4 +197,5 @@ def wear(image: Image.Image, rng: np.random.Generator, amount: float) -> np.ndar
         contrast = between(rng, 0.6, 1.05)
         brightness = rng.normal(0, 10)
         worn = (worn - 128) * contrast + 128 + brightness
-    return np.clip(worn, 0, 255).astype(np.uint8)
+    clipped = np.clip(worn, 0, 255)
+    return clipped.astype(np.uint8)

@@ -64,7 +64,9 @@ def _put_cells(image: Image.Image, rng: np.random.Generator, cells: list[list[st
             y1 = edges[row + 1]
             colour = cells[row][column]
             # Pillow counts the lower right corner to the rectangle.
-            inside = (x0 + rule, y0 + rule, x1 - 1 - rule, y1 - 1 - rule)
+            right = x1 - 1 - rule
+            bottom = y1 - 1 - rule
+            inside = (x0 + rule, y0 + rule, right, bottom)
             brush.rectangle(inside, fill=tint(rng, colour))
             box = box_of(x0, y0, x1, y1, size)
             cell = Thing("cell", "cell", colour, size_name, box)
@@ -100,8 +102,8 @@ def _pattern(name: str, rng: np.random.Generator, size: int) -> np.ndarray:
     Raises:
       DataError: no such pattern.
     """
-    coordinates = np.mgrid[0:size, 0:size].astype(np.float32)
-    y, x = coordinates
+    coordinates = np.mgrid[0:size, 0:size]
+    y, x = coordinates.astype(np.float32)
     period = between(rng, 5, 16)
     phase = between(rng, 0, 6.283)
     f = 6.2832 / period

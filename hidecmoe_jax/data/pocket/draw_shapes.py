@@ -18,6 +18,7 @@ from hidecmoe_jax.data.pocket.draw_base import (
     ground_for,
     pick,
     pick_ground,
+    square_around,
     tint,
     visible_on,
     wear,
@@ -69,8 +70,7 @@ def put_shape(
         inner = radius * between(rng, 0.48, 0.6) * zoom
         x = centre[0] * zoom
         y = centre[1] * zoom
-        hole = (x - inner, y - inner, x + inner, y + inner)
-        brush.ellipse(hole, fill=ground)
+        brush.ellipse(square_around(x, y, inner), fill=ground)
     x0, y0 = points.min(0).tolist()
     x1, y1 = points.max(0).tolist()
     return x0, y0, x1, y1

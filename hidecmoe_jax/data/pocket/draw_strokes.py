@@ -12,6 +12,7 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image, ImageDraw
 
+from hidecmoe_jax.data.pocket.draw_base import square_around
 from hidecmoe_jax.data.pocket.skeletons import CURVED, skeletons
 
 
@@ -58,11 +59,11 @@ def _bend(points_N2: np.ndarray, rng: np.random.Generator, strength: float) -> n
     long_waves = points_N2 * 3.1
     short_waves = points_N2 * 6.3
     along = np.concatenate([long_waves, short_waves], axis=1)
+    heights = (1, 1, 0.5, 0.5)  # short waves are half as high as long ones
     shifts = []
     for axis in (0, 1):
         angles = along + phase[axis]
-        # Short waves are half as high as long ones.
-        waves = np.sin(angles) * amplitude[axis] * (1, 1, 0.5, 0.5)
+        waves = np.sin(angles) * amplitude[axis] * heights
         shifts.append(waves.sum(1))
     return points_N2 + np.stack(shifts, axis=1)
 
@@ -75,8 +76,9 @@ def _slanted(points_N2: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     sin = np.sin(turn)
     # A rotation after a horizontal shear.
     x_row = [cos, sin]
-    y_row = [slant * cos - sin, cos + slant * sin]
-    transform = np.array([x_row, y_row])
+    sheared_x = slant * cos - sin
+    sheared_y = cos + slant * sin
+    transform = np.array([x_row, [sheared_x, sheared_y]])
     return points_N2 @ transform
 
 
@@ -142,9 +144,9 @@ def _put_stroke(brush: ImageDraw.ImageDraw, points_N2: np.ndarray, width: float)
     line = [tuple(point) for point in points_N2.tolist()]
     whole_width = max(1, round(width))
     brush.line(line, fill=255, width=whole_width, joint="curve")
-    for x, y in (line[0], line[-1]):
-        end = (x - radius, y - radius, x + radius, y + radius)
-        brush.ellipse(end, fill=255)
+    ends = (line[0], line[-1])
+    for x, y in ends:
+        brush.ellipse(square_around(x, y, radius), fill=255)
 
 
 def scan(mask: Image.Image, cells: int) -> Image.Image:

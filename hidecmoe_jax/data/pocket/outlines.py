@@ -50,7 +50,8 @@ def _on_circle(angles: np.ndarray) -> np.ndarray:
 def _star() -> np.ndarray:
     """Five tips and five notches in turn, the first tip at the top."""
     corners = np.arange(10)
-    angles = -np.pi / 2 + corners * np.pi / 5
+    turns = corners * np.pi / 5
+    angles = -np.pi / 2 + turns
     is_notch = corners % 2
     radius = np.where(is_notch, 0.42, 1.05)
     return _on_circle(angles) * radius[:, None]
@@ -68,9 +69,10 @@ def _heart() -> np.ndarray:
 
 def _moon() -> np.ndarray:
     """A crescent: most of the unit circle, and back along a smaller ellipse."""
-    outer_angles = np.linspace(0.9, 2 * np.pi - 0.9, 18)
+    full_turn = 2 * np.pi
+    outer_angles = np.linspace(0.9, full_turn - 0.9, 18)
     outer = _on_circle(outer_angles)
-    angles = np.linspace(2 * np.pi - 1.35, 1.35, 14)
+    angles = np.linspace(full_turn - 1.35, 1.35, 14)
     inner_x = 0.52 + 0.75 * np.cos(angles)
     inner_y = 0.82 * np.sin(angles)
     inner = np.stack([inner_x, inner_y], 1)

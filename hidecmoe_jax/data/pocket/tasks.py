@@ -50,6 +50,8 @@ _DESCRIPTIONS = {
     "captioning": "One to three things in note form; they may be listed from left to right or from the top down.",
 }
 
+_SMOOTH = (Image.Resampling.BICUBIC, Image.Resampling.BILINEAR)
+
 Item = tuple[np.ndarray, str, tuple[str, ...]]  # pixels, question, accepted answers
 
 # In every maker below the order of the random draws is part of the data: it decides the bytes of the stream.
@@ -63,7 +65,7 @@ def _ask(task: str, rng: np.random.Generator, **fill: str) -> str:
 def digits(rng: np.random.Generator, scan: np.ndarray, value: int) -> Item:
     """Name a real handwritten digit; `scan` is [8, 8] with values 0..16, shown enlarged on a plain ground."""
     side = int(between(rng, 30, 52))
-    smooth = pick(rng, (Image.Resampling.BICUBIC, Image.Resampling.BILINEAR))
+    smooth = pick(rng, _SMOOTH)
     levels = scan / 16 * 255
     grey = Image.fromarray(levels.astype(np.uint8))
     mask = grey.resize((side, side), smooth)
