@@ -140,13 +140,9 @@ def collate(
         if sample is None:
             continue
         check_ids(sample.tokens, vocab, where=f"id {sample.id!r}")
-        positions = np.flatnonzero(sample.labels != IGNORED)
+        positions = _answer_positions(sample, length, answers)
         size = len(sample.tokens)
         count = len(positions)
-        if size > length or count > answers:
-            raise _does_not_fit(sample, f"{size} tokens, {count} of answers; the shape holds {length} and {answers}")
-        assert not count or positions[0] > 0, "no hidden state predicts the first token"
-        assert np.array_equal(sample.labels[positions], sample.tokens[positions]), "labels are shifted against tokens"
         tokens_BT[row, :size] = sample.tokens
         mask_BT[row, :size] = True
         # A causal model predicts a token from the hidden state before it.
@@ -156,13 +152,26 @@ def collate(
     return Batch(Prompt(tokens_BT, mask_BT, patches_BIPD), where_BA, answer_BA, answer_mask_BA)
 
 
-def _does_not_fit(sample: Encoded, why: str) -> DataError:
-    return DataError(
-        "a sample does not fit its batch shape",
-        where=f"id {sample.id!r}",
-        why=why,
-        remedy="choose the shape over all samples (`shapes`)",
-    )
+def _answer_positions(sample: Encoded, length: int, answers: int) -> np.ndarray:
+    """Positions of a sample's answer tokens; refuses a sample that does not fit `length` tokens and `answers` of them.
+
+    Raises:
+      DataError: it does not fit.
+    """
+    positions = np.flatnonzero(sample.labels != IGNORED)
+    size = len(sample.tokens)
+    count = len(positions)
+    if size > length or count > answers:
+        raise DataError(
+            "a sample does not fit its batch shape",
+            where=f"id {sample.id!r}",
+            why=f"{size} tokens, {count} of answers; the shape holds {length} and {answers}",
+            remedy="choose the shape over all samples (`shapes`)",
+        )
+    assert not count or positions[0] > 0, "no hidden state predicts the first token"
+    labels = sample.labels[positions]
+    assert np.array_equal(labels, sample.tokens[positions]), "labels are shifted against tokens"
+    return positions
 
 
 def check_ids(tokens: np.ndarray, vocab: int, *, where: str) -> None:

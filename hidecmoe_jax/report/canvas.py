@@ -101,7 +101,8 @@ def heat_by_layer(
     rows = len(values)
     layers = range(len(values[0]))
     axis.set_xticks(layers, layers)
-    axis.set_yticks(range(rows), shortened(tasks[:rows]))
+    names = shortened(tasks[:rows])
+    axis.set_yticks(range(rows), names)
 
 
 def tasks_on(axis, tasks: Sequence[str]) -> None:

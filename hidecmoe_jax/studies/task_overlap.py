@@ -58,13 +58,13 @@ def overlap(
         )  # fmt: skip
     learner = finished.learner(archive)
     learned = method.learned(learner)
-    confused = None
+    confused = {}
     # A gate that is given the task's name confuses nothing.
     if not method.traits.needs_task_name:
         confused = _confused(finished, learner, learned, count)
     pairs = []
     for i, j in combinations(learned, 2):
-        share = None if confused is None else confused[i, j]
+        share = confused.get((i, j))
         cosine = _closest(learner, i, j)
         near = _reaches(share, mixed) or _reaches(cosine, alike)
         suggestion = None

@@ -188,7 +188,8 @@ def outsiders(session: Session, kind: str, folder: Path, count: int) -> tuple[Re
         # There may be more pictures than questions.
         index = chosen[number % len(chosen)]
         turn = Turn(questions[index], "")
-        record = Record(f"{kind}-{number}", (str(path),), (turn,), kind)
+        name = f"{kind}-{number}"
+        record = Record(name, (str(path),), (turn,), kind)
         records.append(record)
     return tuple(records)
 
@@ -207,4 +208,6 @@ def _pixels(kind: str, rng: np.random.Generator, size: int) -> np.ndarray:
     side = int(rng.integers(120, longest))
     top = int(rng.integers(0, height - side + 1))
     left = int(rng.integers(0, width - side + 1))
-    return photograph[top : top + side, left : left + side]
+    bottom = top + side
+    right = left + side
+    return photograph[top:bottom, left:right]

@@ -27,6 +27,7 @@ from hidecmoe_jax.data.pocket.picture import (
 from hidecmoe_jax.data.pocket.words import NUMBERS, article, box, place, point, spell
 
 COLOUR_NAMES = list(COLOURS)
+DIRECTIONS = ("horizontal", "vertical", "rising", "falling")
 
 
 def read_character(picture: Picture, rng: np.random.Generator) -> Turns:
@@ -49,7 +50,8 @@ def read_character(picture: Picture, rng: np.random.Generator) -> Turns:
     alphabet = DIGITS if kind == "digit" else UPPER
     other = choose(rng, alphabet)
     guess = character if rng.random() < 0.5 else other
-    yield f"Is this the {kind} {guess}?", yes_no(guess == character)
+    is_right = guess == character
+    yield f"Is this the {kind} {guess}?", yes_no(is_right)
     yield "What colour is it?", thing.colour
     yield "Give the box.", box(thing)
     yield "Point to it.", point(thing)
@@ -78,7 +80,8 @@ def read_word(picture: Picture, rng: np.random.Generator) -> Turns:
     yield "Give the box of the first character.", box(things[0])
     yield "Give the box of the last character.", box(things[-1])
     guess = right_or_any(rng, character, UPPER)
-    yield f"Is there the character {guess}?", yes_no(guess in capitals)
+    is_shown = guess in capitals
+    yield f"Is there the character {guess}?", yes_no(is_shown)
     digits = list(filter(str.isdigit, text))
     if len(digits) > 1:
         yield "Write the digits with dashes.", "-".join(digits)
@@ -189,7 +192,7 @@ def read_lines(picture: Picture, rng: np.random.Generator) -> Turns:
             yield f"Give the box of the {direction} line.", box(line)
         if colours.count(colour) == 1:
             yield f"Which way does the {colour} line go?", direction
-    guess = choose(rng, ("horizontal", "vertical", "rising", "falling"))
+    guess = choose(rng, DIRECTIONS)
     yield is_there(f"{guess} line", guess in names)
     count = names.count(guess)
     yield f"How many lines are {guess}?", str(count)

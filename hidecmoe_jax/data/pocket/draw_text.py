@@ -108,8 +108,10 @@ def _square(mask: Image.Image) -> Image.Image:
 
 def _anywhere(rng: np.random.Generator, size: int, mask: Image.Image) -> tuple[int, int]:
     """A random place (left, top) of a mask on the picture."""
-    left = int(between(rng, 0, size - mask.width + 1))
-    top = int(between(rng, 0, size - mask.height + 1))
+    room_x = size - mask.width + 1
+    room_y = size - mask.height + 1
+    left = int(between(rng, 0, room_x))
+    top = int(between(rng, 0, room_y))
     return left, top
 
 
@@ -189,7 +191,8 @@ def handwriting(
     look = look or pick(rng, ("scan", "scan", "coarse", "pen"))
     # One in eight is a printed character with the look of a scan.
     if rng.random() < 0.12:
-        printed, _, _ = glyph(pick(rng, FONTS), 60, text)
+        printed_font = pick(rng, FONTS)
+        printed, _, _ = glyph(printed_font, 60, text)
         mask = _square(printed).resize((64, 64))
     else:
         mask = write(text, rng)
@@ -236,7 +239,9 @@ def _with_look(mask: Image.Image, rng: np.random.Generator, look: str, side: int
         mask = mask.resize((cells, cells), Image.Resampling.BOX)
     elif look != "pen":
         raise DataError(f"no look called {look!r}", why="known: scan, coarse, pen")
-    smooth = Image.Resampling.BOX if look == "pen" else pick(rng, _RESAMPLING)
+    smooth = Image.Resampling.BOX
+    if look != "pen":
+        smooth = pick(rng, _RESAMPLING)
     return mask.resize((side, side), smooth)
 
 
@@ -253,10 +258,7 @@ def word(
     worn: float = 1.0,
 ) -> Picture:
     """Draws 2-5 characters on a line, mostly capitals and digits, in one colour or now and then in several."""
-    if text is None:
-        text = _random_text(rng, alphabet, length)
-    if any(letter not in GLYPHS for letter in text):
-        raise DataError(f"cannot write {text!r}", why=f"drawn characters: {GLYPHS}")
+    text = _text_of(rng, text, alphabet, length)
     ground = ground_under(rng, ground, colour)
     is_motley = colour is None and rng.random() < 0.15
     main = colour or pick(rng, visible_on(ground))
@@ -271,7 +273,10 @@ def word(
     width, top, bottom = extent(text, font, points, spacing)
     left, baseline = _line_start(rng, size, width, top, bottom)
     # Letters of one word in one colour share one tint, as if printed at once.
-    ink = [tint(rng, name) for name in colours] if is_motley else tint(rng, main)
+    if is_motley:
+        ink = [tint(rng, name) for name in colours]
+    else:
+        ink = tint(rng, main)
     boxes = paste_word(
         image,
         text,
@@ -286,18 +291,25 @@ def word(
     things = []
     for letter, name, pixel_box in zip(text, colours, boxes, strict=False):
         box = box_of(*pixel_box, size)
-        thing = Thing(kind_of(letter), letter, name, size_name, box, font=font)
-        things.append(thing)
+        things.append(Thing(kind_of(letter), letter, name, size_name, box, font=font))
     pixels = wear(image, rng, worn)
     return Picture(pixels, tuple(things), ground, "word", {"text": text})
 
 
-def _random_text(rng: np.random.Generator, alphabet: str | None, length: int | None) -> str:
-    """Random characters, 2-5 of them and mostly capitals unless length and alphabet are given."""
-    letters = alphabet or pick(rng, (UPPER, UPPER, UPPER + DIGITS, DIGITS, LOWER))
-    if not length:
-        length = whole_between(rng, 2, 5)
-    return "".join(picks(rng, letters, length))
+def _text_of(rng: np.random.Generator, text: str | None, alphabet: str | None, length: int | None) -> str:
+    """The text asked for, or random characters: 2-5 and mostly capitals, unless length or alphabet are given.
+
+    Raises:
+      DataError: a character that is not drawn.
+    """
+    if text is None:
+        letters = alphabet or pick(rng, (UPPER, UPPER, UPPER + DIGITS, DIGITS, LOWER))
+        if not length:
+            length = whole_between(rng, 2, 5)
+        text = "".join(picks(rng, letters, length))
+    if any(letter not in GLYPHS for letter in text):
+        raise DataError(f"cannot write {text!r}", why=f"drawn characters: {GLYPHS}")
+    return text
 
 
 def _line_start(rng: np.random.Generator, size: int, width: float, top: int, bottom: int) -> tuple[float, float]:
@@ -312,8 +324,9 @@ def _line_start(rng: np.random.Generator, size: int, width: float, top: int, bot
 
 def _fitting_points(text: str, font: str, points: int, spacing: float, size: int) -> int:
     """The font size, reduced until the line fits on the picture, but not below 8 points."""
+    room = size - 2
     width, top, bottom = extent(text, font, points, spacing)
-    while (width > size - 2 or bottom - top > size - 2) and points > 8:
+    while (width > room or bottom - top > room) and points > 8:
         points -= 1
         width, top, bottom = extent(text, font, points, spacing)
     return points

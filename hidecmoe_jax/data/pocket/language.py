@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from hidecmoe_jax.data.pocket.ask_base import shuffled
+from hidecmoe_jax.data.pocket.ask_base import choose, shuffled
 from hidecmoe_jax.data.pocket.asks import ASKS
 from hidecmoe_jax.data.pocket.picture import LOWER, UPPER, Picture, Thing, of_kind
 from hidecmoe_jax.data.pocket.words import (
@@ -29,8 +29,7 @@ MOST_NAMED = 5
 
 
 def _pick(rng: np.random.Generator, *options: str) -> str:
-    index = int(rng.integers(len(options)))
-    return options[index]
+    return choose(rng, options)
 
 
 def _on_ground(picture: Picture) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from hidecmoe_jax.data.pocket.ask_base import choose
 from hidecmoe_jax.data.pocket.picture import COLOURS, DIGITS, SHAPES, UPPER, Thing
 from hidecmoe_jax.data.pocket.words import NUMBERS, PLACES, coloured, place, plural
 
@@ -78,22 +79,25 @@ def note(thing: Thing) -> str:
 
 def notes(things: Sequence[Thing]) -> str:
     """Returns a scene in note form, things in the given order: "2 things: red star (top); blue ring (left)"."""
-    return f"{len(things)} things: " + "; ".join(map(note, things))
+    listed = "; ".join(map(note, things))
+    return f"{len(things)} things: {listed}"
 
 
 def options(texts: Sequence[str]) -> str:
     """Returns the options of a question as text: "red, blue, pink or green"."""
-    return f"{', '.join(texts[:-1])} or {texts[-1]}"
+    *firsts, last = texts
+    listed = ", ".join(firsts)
+    return f"{listed} or {last}"
 
 
 def examples(rng: np.random.Generator) -> Iterator[tuple[str, str]]:
     """Yields one (question, answer) of each task with invented content, for training the tokenizer."""
-    shape = SHAPES[int(rng.integers(len(SHAPES)))]
-    colour = list(COLOURS)[int(rng.integers(len(COLOURS)))]
+    shape = choose(rng, SHAPES)
+    colour = choose(rng, list(COLOURS))
     letters = rng.permutation(list(UPPER))[:4].tolist()
     hues = rng.permutation(list(COLOURS))[:4].tolist()
     row = PLACES[int(rng.integers(3))]
-    where = row[int(rng.integers(3))]
+    where = choose(rng, row)
     count = int(rng.integers(10))
     shapes = plural(shape)
     which = ("highest", "lowest")[count % 2]
@@ -107,7 +111,6 @@ def examples(rng: np.random.Generator) -> Iterator[tuple[str, str]]:
         "captioning": ({}, f"{count} things: {colour} {shape} ({where}); {colour} digit {DIGITS[count]} ({where})"),
     }
     for task, (fill, answer) in fills.items():
-        wordings = TEMPLATES[task]
-        template = wordings[int(rng.integers(len(wordings)))]
+        template = choose(rng, TEMPLATES[task])
         yield template.format(**fill), answer
     yield f"Add {count} small {shapes}.", f"Take away all {shapes}."
