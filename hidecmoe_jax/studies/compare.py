@@ -90,10 +90,11 @@ def _require_comparable(configs: Sequence[RunConfig], names: Sequence[str]) -> N
     if len(set(names)) != len(names):
         raise ConfigError("two methods have one name", where=", ".join(names), remedy="set method.name in each config")
     for config in configs[1:]:
-        for part in ("base", "stream", "evaluate", "template"):
-            if _measured_on(config, part) != _measured_on(configs[0], part):
+        for section in ("base", "stream", "evaluate", "template"):
+            expected = _measured_on(configs[0], section)
+            if _measured_on(config, section) != expected:
                 raise ConfigError(
-                    "these configs cannot be compared", where=f"{config.method.name}: {part}",
+                    "these configs cannot be compared", where=f"{config.method.name}: {section}",
                     why=f"it differs from that of {names[0]}", remedy="give both the same, or --set it for all",
                 )  # fmt: skip
 

@@ -47,19 +47,21 @@ def _lessons(run: FinishedRun, seed: int) -> list[str]:
     """A line for every lesson of a seed, with its score in the last row, and remarks on dead experts."""
     ledger = run.ledger(seed)
     lessons = ledger.tasks()
+    count = len(lessons)
     scores = Cells(run.seed(seed).cells).read()
-    last_row = scores.get(len(lessons), {})
-    lines = [f"seed {seed}: {len(lessons)} lessons"]
+    last_row = scores.get(count, {})
+    lines = [f"seed {seed}: {count} lessons"]
     for lesson in lessons:
         cell = last_row.get(lesson.name, {})
         score = cell.get("score")
         shown = "not measured"
         if score is not None:
             shown = f"{score:.1f}"
-        facts = ledger.meta(lesson.index)
+        index = lesson.index
+        facts = ledger.meta(index)
         records = facts["samples"]
         seconds = facts["seconds"]
-        label = f"  {lesson.index}  {lesson.name:<24}"
+        label = f"  {index}  {lesson.name:<24}"
         lines.append(f"{label} score {shown:>12}   {records} records, {seconds} s")
         idle = sentence(facts.get("experts", {}))
         if idle:

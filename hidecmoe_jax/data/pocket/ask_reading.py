@@ -64,6 +64,7 @@ def read_word(picture: Picture, rng: np.random.Generator) -> Turns:
     """Two to five characters, the whole word or one by one."""
     text = picture.extra["text"]
     things = picture.things
+    # Capitals and small letters of one word have the same answers.
     capitals = text.upper()
     spelled = spell(capitals)
     yield "Read the text.", spelled

@@ -1,6 +1,6 @@
 """Wordings and answer forms of the seven tasks of the pocket stream.
 
-Every form is built from pieces that the base model knows, in a combination that it was never trained on. Wordings
+Every form is built from pieces of the base model's training, in a combination that it was never trained on. Wordings
 overlap between tasks, and with the base model's own training, while answer forms differ: "Where is ..." is answered by
 words in the base's training and by a box in `grounding`; "How many ..." is answered by "3" in one task and by "3 stars"
 in another. That conflict is why a model trained task after task forgets.

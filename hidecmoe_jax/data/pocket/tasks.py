@@ -215,6 +215,7 @@ def _digit_items(number: int, seed: int, counts: dict[str, int]) -> dict[str, li
         )  # fmt: skip
     order_rng = np.random.default_rng([seed, number])
     order = order_rng.permutation(len(scans))
+    # Splits are pieces of one order, one behind the other, so they share no scan.
     start = 0
     splits = {}
     for split, count in counts.items():
