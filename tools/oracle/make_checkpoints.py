@@ -29,19 +29,26 @@ _OLD = {"_name_or_path": "", "torch_dtype": "float32", "transformers_version": "
 
 def save_tensors(path: Path, state: State, *, bfloat16: bool = False) -> None:
     """One safetensors file, written by hand; as bfloat16 the values must be exact in it already."""
+    dtype = "BF16" if bfloat16 else "F32"
     header = {"__metadata__": {"format": "pt"}}
-    parts = []
-    at = 0
+    blocks = []
+    start = 0
     for name, value in state.items():
-        value = np.ascontiguousarray(value)
-        data = ((value.view(np.uint32) >> 16).astype(np.uint16) if bfloat16 else value).tobytes()
-        kind = "BF16" if bfloat16 else "F32"
-        header[name] = {"dtype": kind, "shape": list(np.shape(state[name])), "data_offsets": [at, at + len(data)]}
-        parts.append(data)
-        at += len(data)
-    head = json.dumps(header).encode()
-    head += b" " * (-len(head) % 8)
-    path.write_bytes(len(head).to_bytes(8, "little") + head + b"".join(parts))
+        # Taken before `ascontiguousarray`, which makes one axis of none.
+        shape = list(np.shape(value))
+        array = np.ascontiguousarray(value)
+        if bfloat16:
+            # The upper half of a float32 is the bfloat16.
+            array = (array.view(np.uint32) >> 16).astype(np.uint16)
+        data = array.tobytes()
+        stop = start + len(data)
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [start, stop]}
+        blocks.append(data)
+        start = stop
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    length = len(text).to_bytes(8, "little")
+    path.write_bytes(length + text + b"".join(blocks))
 
 
 def save_shards(folder: Path, state: State, *, count: int, bfloat16: bool = False) -> None:
@@ -49,12 +56,15 @@ def save_shards(folder: Path, state: State, *, count: int, bfloat16: bool = Fals
     names = sorted(state)
     weight_map = {}
     for number in range(count):
-        shard = f"model-{number + 1:05d}-of-{count:05d}.safetensors"
-        part = names[number::count]
-        save_tensors(folder / shard, {name: state[name] for name in part}, bfloat16=bfloat16)
-        weight_map |= dict.fromkeys(part, shard)
-    size = sum(value.size for value in state.values()) * (2 if bfloat16 else 4)
-    write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": size}, "weight_map": weight_map})
+        file = f"model-{number + 1:05d}-of-{count:05d}.safetensors"
+        names_in_shard = names[number::count]
+        shard = {name: state[name] for name in names_in_shard}
+        save_tensors(folder / file, shard, bfloat16=bfloat16)
+        weight_map |= dict.fromkeys(names_in_shard, file)
+    itemsize = 2 if bfloat16 else 4
+    size = sum(value.size for value in state.values()) * itemsize
+    index = {"metadata": {"total_size": size}, "weight_map": weight_map}
+    write_json(folder / "model.safetensors.index.json", index)
 
 
 def write_json(path: Path, value: dict) -> None:
@@ -63,7 +73,7 @@ def write_json(path: Path, value: dict) -> None:
 
 
 def write_tokenizer(folder: Path, *, image: bool) -> None:
-    """The LLaMA tokenizer of the goldens; with `image`, its two added tokens as LLaVA's hub folders name them."""
+    """The LLaMA tokenizer of the goldens; with `image`, its two added tokens as in LLaVA's hub folders."""
     shutil.copyfile(GOLDENS / "tokenizer.model", folder / "tokenizer.model")
     names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
     names["pad_token"] = "<pad>" if image else "<unk>"
@@ -72,9 +82,8 @@ def write_tokenizer(folder: Path, *, image: bool) -> None:
     if image:
         write_json(folder / "added_tokens.json", {"<image>": IMAGE, "<pad>": PAD})
         flags = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False, "special": True}
-        order = ("<unk>", "<s>", "</s>")
-        added = {str(place): {"content": name, **flags} for place, name in enumerate(order)}
-        added |= {str(IMAGE): {"content": "<image>", **flags}, str(PAD): {"content": "<pad>", **flags}}
+        contents = {0: "<unk>", 1: "<s>", 2: "</s>", IMAGE: "<image>", PAD: "<pad>"}
+        added = {str(token): {"content": content, **flags} for token, content in contents.items()}
         settings |= {"added_tokens_decoder": added, "processor_class": "LlavaProcessor"}
     write_json(folder / "tokenizer_config.json", settings | names)
 
@@ -92,8 +101,9 @@ def write_processor(folder: Path, case: Case) -> None:
 
 
 def llava_config(case: Case, *, old: bool) -> dict:
-    """A `LlavaForConditionalGeneration` config: as the hub's 2023 folders leave out defaults, or as transformers 5."""
-    text, vision = dict(case.text), dict(case.vision)
+    """A `LlavaForConditionalGeneration` config: without defaults as in the hub's 2023 folders, or of transformers 5."""
+    text = dict(case.text)
+    vision = dict(case.vision)
     config = {"architectures": ["LlavaForConditionalGeneration"], "model_type": "llava", "projector_hidden_act": "gelu"}
     config |= {"vision_feature_layer": case.feature_layer, "vision_feature_select_strategy": "default"}
     config |= {"image_token_index": case.image_token, "tie_word_embeddings": text.get("tie_word_embeddings", False)}
@@ -119,12 +129,14 @@ def _hub_name(name: str) -> str:
 
 
 def _memory_name(name: str) -> str:
-    name = name.replace("language_model.model.", "model.language_model.").replace("language_model.lm_head", "lm_head")
+    name = name.replace("language_model.model.", "model.language_model.")
+    name = name.replace("language_model.lm_head", "lm_head")
     return name if name.startswith(("model.", "lm_head")) else f"model.{name}"
 
 
 def _original_name(name: str) -> str:
-    name = name.replace("language_model.model.", "model.").replace("language_model.lm_head", "lm_head")
+    name = name.replace("language_model.model.", "model.")
+    name = name.replace("language_model.lm_head", "lm_head")
     name = name.replace("multi_modal_projector.linear_1", "model.mm_projector.0")
     name = name.replace("multi_modal_projector.linear_2", "model.mm_projector.2")
     return name.replace("vision_tower.", "model.vision_tower.vision_tower.vision_model.")
@@ -133,13 +145,14 @@ def _original_name(name: str) -> str:
 def write_hub(folder: Path, case: Case) -> None:
     """Names and config of the hub's folders of 2023-24, one file."""
     write_json(folder / "config.json", llava_config(case, old=True))
-    save_tensors(folder / "model.safetensors", renamed(llava_state(case), _hub_name), bfloat16=case.bfloat16)
+    state = renamed(llava_state(case), _hub_name)
+    save_tensors(folder / "model.safetensors", state, bfloat16=case.bfloat16)
     write_tokenizer(folder, image=True)
     write_processor(folder, case)
 
 
 def write_current(folder: Path, case: Case) -> None:
-    """What transformers 5 saves, in three shards."""
+    """A folder as transformers 5 saves it, in three shards."""
     write_json(folder / "config.json", llava_config(case, old=False))
     save_shards(folder, llava_state(case), count=3, bfloat16=case.bfloat16)
     write_tokenizer(folder, image=True)
@@ -149,7 +162,8 @@ def write_current(folder: Path, case: Case) -> None:
 def write_memory(folder: Path, case: Case) -> None:
     """Module names of transformers 4.52 and later as tensor names, two shards."""
     write_json(folder / "config.json", llava_config(case, old=True))
-    state = renamed(renamed(llava_state(case), _hub_name), _memory_name)
+    hub_state = renamed(llava_state(case), _hub_name)
+    state = renamed(hub_state, _memory_name)
     save_shards(folder, state, count=2, bfloat16=case.bfloat16)
     write_tokenizer(folder, image=True)
     write_processor(folder, case)
@@ -158,7 +172,8 @@ def write_memory(folder: Path, case: Case) -> None:
 def write_memory_flat(folder: Path, case: Case) -> None:
     """The same since transformers 5, whose vision tower has one module less."""
     write_json(folder / "config.json", llava_config(case, old=False))
-    save_shards(folder, renamed(llava_state(case), _memory_name), count=2, bfloat16=case.bfloat16)
+    state = renamed(llava_state(case), _memory_name)
+    save_shards(folder, state, count=2, bfloat16=case.bfloat16)
     write_tokenizer(folder, image=True)
     write_processor(folder, case)
 
@@ -176,9 +191,24 @@ def original_config(case: Case, *, tower: str) -> dict:
 
 
 def _original_state(case: Case) -> State:
+    """All tensors under the original layout's names; its tables end at `BASE_ROWS`."""
     state = renamed(llava_state(case), _original_name)
-    return {name: value[:BASE_ROWS] if "embed_tokens" in name or "lm_head" in name else value
-            for name, value in state.items()}  # fmt: skip
+    for name, value in state.items():
+        if "embed_tokens" in name or "lm_head" in name:
+            state[name] = value[:BASE_ROWS]
+    return state
+
+
+def _language_model_and_projector(case: Case) -> tuple[State, State]:
+    """The original layout's tensors without the vision tower: the language model's, and the projector's."""
+    language: State = {}
+    projector: State = {}
+    for name, value in _original_state(case).items():
+        if "mm_projector" in name:
+            projector[name] = value
+        elif "vision_tower" not in name:
+            language[name] = value
+    return language, projector
 
 
 def write_original(folder: Path, case: Case) -> None:
@@ -196,9 +226,8 @@ def write_original(folder: Path, case: Case) -> None:
 def write_separate(folder: Path, case: Case) -> None:
     """Without vision tower; the projector lies in `mm_projector.safetensors`, under the names of its training."""
     write_json(folder / "config.json", original_config(case, tower="../clip"))
-    state = {name: value for name, value in _original_state(case).items() if "vision_tower" not in name}
-    projector = {name: value for name, value in state.items() if "mm_projector" in name}
-    save_shards(folder, {name: value for name, value in state.items() if name not in projector}, count=2)
+    language, projector = _language_model_and_projector(case)
+    save_shards(folder, language, count=2)
     save_tensors(folder / "mm_projector.safetensors", projector)
     write_tokenizer(folder, image=False)
 
@@ -207,9 +236,8 @@ def write_vicuna(folder: Path, case: Case) -> None:
     """A plain LLaMA and, beside its folder, `projector/mm_projector.safetensors` of a first training stage."""
     config = case.text | _OLD | {"architectures": ["LlamaForCausalLM"], "vocab_size": BASE_ROWS, "hidden_act": "silu"}
     write_json(folder / "config.json", config | {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0})
-    state = {name: value for name, value in _original_state(case).items() if "vision_tower" not in name}
-    projector = {name: value for name, value in state.items() if "mm_projector" in name}
-    save_tensors(folder / "model.safetensors", {name: v for name, v in state.items() if name not in projector})
+    language, projector = _language_model_and_projector(case)
+    save_tensors(folder / "model.safetensors", language)
     write_tokenizer(folder, image=False)
     beside = folder.parent / f"{folder.name}_projector"
     beside.mkdir(exist_ok=True)
@@ -233,7 +261,8 @@ def write_clip(folder: Path, case: Case) -> None:
 def write_clip_vision(folder: Path, case: Case) -> None:
     """`CLIPVisionModelWithProjection`."""
     write_json(folder / "config.json", case.vision | {"architectures": ["CLIPVisionModelWithProjection"]})
-    state = {name: v for name, v in clip_state(case).items() if name.startswith(("vision_model", "visual_projection"))}
+    of_vision = ("vision_model", "visual_projection")
+    state = {name: value for name, value in clip_state(case).items() if name.startswith(of_vision)}
     save_tensors(folder / "model.safetensors", state, bfloat16=case.bfloat16)
     write_processor(folder, case)
 
@@ -258,7 +287,7 @@ WRITERS: dict[str, tuple[str, Callable[[Path, Case], None]]] = {
     "clip_vision_plain": ("plain", write_clip_vision),
     "clip_text_plain": ("plain", write_clip_text),
 }
-"""Layout -> the case it holds and its writer."""
+"""Layout -> the case that is written in it, and its writer."""
 
 
 def write(layout: str, root: Path) -> Path:

@@ -1,4 +1,4 @@
-"""Drawn pictures and the hashes of the pixels a tower reads, pinned so that no library changes them unseen (F12).
+"""Drawn pictures and the hashes of the pixels a tower reads, stored so that a library that changes them is noticed.
 
 Pictures come from a formula. Square ones give what transformers' own image processor gives on its PIL path; other
 shapes are padded, which that processor does not do, and are compared with LLaVA's padding in the tests.
@@ -28,9 +28,12 @@ def picture(name: str) -> np.ndarray:
     """uint8 [H, W, 3]: two ramps, a disc and a fine grid, so that a resampling filter shows."""
     height, width = SHAPES[name]
     y, x = np.mgrid[:height, :width]
-    disc = (x - width / 3) ** 2 + (y - height / 2) ** 2 < (min(height, width) / 4) ** 2
-    channels = (x * 255 // width, np.where(disc, 230, y * 255 // height), ((x // 2 + y // 2) % 2) * 160 + 40)
-    return np.stack([np.broadcast_to(channel, (height, width)) for channel in channels], axis=-1).astype(np.uint8)
+    radius = min(height, width) / 4
+    disc = (x - width / 3) ** 2 + (y - height / 2) ** 2 < radius**2
+    red = x * 255 // width
+    green = np.where(disc, 230, y * 255 // height)
+    blue = ((x // 2 + y // 2) % 2) * 160 + 40
+    return np.stack([red, green, blue], axis=-1).astype(np.uint8)
 
 
 def save(name: str, folder: Path) -> Path:
@@ -41,9 +44,14 @@ def save(name: str, folder: Path) -> Path:
 
 
 def hashes() -> dict[str, str]:
-    """SHA-256 of the pixels that `data.images.load` gives for every picture."""
+    """SHA-256 of the pixels that `data.images.load` reads of every picture."""
+    digests = {}
     with tempfile.TemporaryDirectory() as folder:
-        return {name: hashlib.sha256(load(save(name, Path(folder)), SIDE).tobytes()).hexdigest() for name in SHAPES}
+        for name in SHAPES:
+            path = save(name, Path(folder))
+            pixels = load(path, SIDE)
+            digests[name] = hashlib.sha256(pixels.tobytes()).hexdigest()
+    return digests
 
 
 def main() -> None:
@@ -51,7 +59,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     folder = parser.parse_args().folder
-    (folder / "pixel_hashes.json").write_text(json.dumps(hashes(), indent=1) + "\n", encoding="utf-8")
+    text = json.dumps(hashes(), indent=1) + "\n"
+    (folder / "pixel_hashes.json").write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

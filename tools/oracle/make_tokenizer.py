@@ -1,4 +1,4 @@
-"""Trains the small LLaMA tokenizer of the parity tests and stores what sentencepiece itself makes of some texts.
+"""Trains the small LLaMA tokenizer of the parity tests and stores sentencepiece's own ids of some texts.
 
 Same settings as LLaMA's: BPE, byte fallback, digits apart, no normalisation, a space before every text.
 
@@ -62,8 +62,10 @@ def main() -> None:
     folder = parser.parse_args().folder
     model = train()
     (folder / "tokenizer.model").write_bytes(model)
+    # One text a line, with its ids on the same one.
     lines = [f"{json.dumps(text)}: {json.dumps(ids)}" for text, ids in golden_ids(model).items()]
-    (folder / "token_ids.json").write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+    body = ",\n".join(lines)
+    (folder / "token_ids.json").write_text(f"{{\n{body}\n}}\n", encoding="utf-8")
     print(f"{len(model)} bytes, {IMAGE} pieces, {len(TEXTS)} texts")
 
 

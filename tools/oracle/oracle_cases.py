@@ -1,4 +1,4 @@
-"""Small models that both sides can make from nothing: configs in Hugging Face's words and weights from a formula.
+"""Small models of the parity tests: configs with Hugging Face's field names, and weights from a formula.
 
 No checkpoint is stored in the repository. A weight is a function of its name, its shape and the case's seed, drawn from
 the raw 64-bit stream of PCG64 (which NumPy promises never to change), so the oracle and the tests write the same bytes.
@@ -31,7 +31,8 @@ class Case:
     extra: dict = field(default_factory=dict)
 
 
-IMAGE, PAD = 360, 361
+IMAGE = 360
+PAD = 361
 VOCABULARY = 384  # the tokenizer has 360 pieces and two added tokens; the rest of the table is padding
 _VISION = {
     "hidden_size": 16, "intermediate_size": 40, "num_hidden_layers": 3, "num_attention_heads": 2, "image_size": 20,
@@ -89,38 +90,48 @@ def drawn(name: str, shape: tuple[int, ...], seed: int, scale: float, centre: fl
 def round_bfloat16(value: np.ndarray) -> np.ndarray:
     """float32 rounded to the nearest bfloat16 (ties to even), still stored as float32."""
     bits = np.ascontiguousarray(value, np.float32).view(np.uint32)
-    return ((bits + 0x7FFF + ((bits >> 16) & 1)) & np.uint32(0xFFFF0000)).view(np.float32)
+    last_bit = (bits >> 16) & 1  # a tie is rounded to the side where this bit is 0
+    rounded = (bits + 0x7FFF + last_bit) & np.uint32(0xFFFF0000)
+    return rounded.view(np.float32)
 
 
 def weight(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
-    """The value of one tensor; what kind it is is read from its name."""
+    """The value of one tensor; its kind is read from its name."""
     if "norm" in name or "layrnorm" in name:
-        return drawn(name, shape, seed, 0.2, 1.0 if name.endswith("weight") else 0.0)
+        centre = 1.0 if name.endswith("weight") else 0.0
+        return drawn(name, shape, seed, 0.2, centre)
     if name.endswith("bias"):
         return drawn(name, shape, seed, 0.1)
     small = {"embed_tokens": 0.04, "patch_embedding": 0.01, "class_embedding": 0.03, "position_embedding": 0.03}
     small["token_embedding"] = 0.03
-    for part, scale in small.items():
-        if part in name:
+    for module, scale in small.items():
+        if module in name:
             return drawn(name, shape, seed, scale)
-    return drawn(name, shape, seed, (2.0 if "lm_head" in name else 1.0) * float(np.sqrt(3.0 / shape[-1])))
+    # A uniform of this half-width keeps the variance of the input.
+    scale = float(np.sqrt(3.0 / shape[-1]))
+    gain = 2.0 if "lm_head" in name else 1.0
+    return drawn(name, shape, seed, gain * scale)
 
 
 def filled(shapes: dict[str, tuple[int, ...]], case: Case) -> State:
     """All tensors of a table of shapes."""
-    state = {name: weight(name, shape, case.seed) for name, shape in shapes.items()}
-    if case.text.get("tie_word_embeddings", False):
-        state = {name: value * 5 if "embed_tokens" in name else value for name, value in state.items()}
-    return {name: round_bfloat16(value) for name, value in state.items()} if case.bfloat16 else state
+    tied = case.text.get("tie_word_embeddings", False)
+    state = {}
+    for name, shape in shapes.items():
+        value = weight(name, shape, case.seed)
+        if tied and "embed_tokens" in name:
+            # The table is the head as well, whose weights are larger.
+            value = value * 5
+        state[name] = round_bfloat16(value) if case.bfloat16 else value
+    return state
 
 
 def _block(width: int, hidden: int) -> dict[str, tuple[int, ...]]:
+    """Shapes of one block of a CLIP tower."""
+    linears = {f"self_attn.{letter}_proj": (width, width) for letter in ("q", "k", "v", "out")}
+    linears |= {"mlp.fc1": (hidden, width), "mlp.fc2": (width, hidden)}
     shapes: dict[str, tuple[int, ...]] = {}
-    for name, rows, columns in (
-        *((f"self_attn.{letter}_proj", width, width) for letter in ("q", "k", "v", "out")),
-        ("mlp.fc1", hidden, width),
-        ("mlp.fc2", width, hidden),
-    ):
+    for name, (rows, columns) in linears.items():
         shapes |= {f"{name}.weight": (rows, columns), f"{name}.bias": (rows,)}
     for norm in ("layer_norm1", "layer_norm2"):
         shapes |= {f"{norm}.weight": (width,), f"{norm}.bias": (width,)}
@@ -128,7 +139,12 @@ def _block(width: int, hidden: int) -> dict[str, tuple[int, ...]]:
 
 
 def _stack(prefix: str, count: int, block: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-    return {f"{prefix}.{layer}.{name}": shape for layer in range(count) for name, shape in block.items()}
+    """Shapes of `count` equal blocks."""
+    shapes = {}
+    for layer in range(count):
+        for name, shape in block.items():
+            shapes[f"{prefix}.{layer}.{name}"] = shape
+    return shapes
 
 
 def vision_shapes(config: dict, prefix: str) -> dict[str, tuple[int, ...]]:
@@ -187,14 +203,17 @@ def decoder_shapes(config: dict, prefix: str) -> dict[str, tuple[int, ...]]:
 
 def llava_state(case: Case) -> State:
     """The model under the names that transformers 5 writes."""
-    width, seen = case.text["hidden_size"], case.vision["hidden_size"]
+    width = case.text["hidden_size"]
+    vision_width = case.vision["hidden_size"]
     shapes = decoder_shapes(case.text, "language_model.model.")
     if not case.text.get("tie_word_embeddings", False):
         shapes["language_model.lm_head.weight"] = (case.text["vocab_size"], width)
     shapes |= {
-        "multi_modal_projector.linear_1.weight": (width, seen), "multi_modal_projector.linear_1.bias": (width,),
-        "multi_modal_projector.linear_2.weight": (width, width), "multi_modal_projector.linear_2.bias": (width,),
-    }  # fmt: skip
+        "multi_modal_projector.linear_1.weight": (width, vision_width),
+        "multi_modal_projector.linear_1.bias": (width,),
+        "multi_modal_projector.linear_2.weight": (width, width),
+        "multi_modal_projector.linear_2.bias": (width,),
+    }
     return filled(shapes | vision_shapes(case.vision, "vision_tower."), case)
 
 

@@ -1,7 +1,7 @@
-"""Errors that conversions and reimplementations really make, planted one at a time: which comparison notices each?
+"""Planted errors: mistakes that conversions and reimplementations make, and the comparisons that must notice them.
 
-A plant takes a model to a wrong one and names the comparisons that must then exceed what they allow three times over;
-the tests hold it to that, and `table.py` prints the measured sizes.
+A plant changes a model into a wrong one and names the comparisons that must then exceed what they allow three times
+over. The tests check this, and `table.py` prints the measured sizes.
 """
 
 from __future__ import annotations
@@ -50,18 +50,21 @@ def _leaf(path: str, change: Callable) -> Callable[[Model], Model]:
 
     def changed(model: Model) -> Model:
         leaf = trees.flatten(model.params)[path]
-        return model.replace(params=trees.overlay(model.params, {path: change(leaf, model.config)}))
+        wrong = change(leaf, model.config)
+        return model.replace(params=trees.overlay(model.params, {path: wrong}))
 
     return changed
 
 
 def _both(*changes: Callable[[Model], Model]) -> Callable[[Model], Model]:
-    def change(model: Model) -> Model:
-        for one in changes:
-            model = one(model)
+    """Several changes, one after another."""
+
+    def changed(model: Model) -> Model:
+        for change in changes:
+            model = change(model)
         return model
 
-    return change
+    return changed
 
 
 def _paired(kernel_LDF, config):
@@ -76,20 +79,30 @@ def _heads(kernel_LDF, config):
     return kernel_LDF.reshape(split)[:, :, ::-1].reshape(kernel_LDF.shape)
 
 
-def _swapped(one: str, two: str) -> Callable[[Model], Model]:
-    def change(model: Model) -> Model:
-        leaves = trees.flatten(model.params)
-        return model.replace(params=trees.overlay(model.params, {one: leaves[two], two: leaves[one]}))
+def _swapped(path: str, other: str) -> Callable[[Model], Model]:
+    """Exchanges the leaves at two paths."""
 
-    return change
+    def changed(model: Model) -> Model:
+        leaves = trees.flatten(model.params)
+        exchanged = {path: leaves[other], other: leaves[path]}
+        return model.replace(params=trees.overlay(model.params, exchanged))
+
+    return changed
+
+
+def _last_layers(kernel_LDF, config):
+    """The last two of three layers in the other order."""
+    return kernel_LDF[np.array([0, 2, 1])]
 
 
 def _channels(kernel_KD, config):
+    """Colour channels in reversed order (BGR)."""
     size = config.vision.patch_size
     return kernel_KD.reshape(size, size, 3, -1)[:, :, ::-1].reshape(kernel_KD.shape)
 
 
 def _patch_axes(kernel_KD, config):
+    """Rows and columns of every patch exchanged."""
     size = config.vision.patch_size
     return kernel_KD.reshape(size, size, 3, -1).swapaxes(0, 1).reshape(kernel_KD.shape)
 
@@ -118,8 +131,8 @@ PLANTS = (
     Plant("gate and up projection swapped", "plain", _swapped(SITE.format("gate_proj"), SITE.format("up_proj")),
           ("hidden_01", *LAST)),
     Plant("last two layers swapped", "plain",
-          _both(*(_leaf(SITE.format(site), lambda leaf, _: leaf[np.array([0, 2, 1])])
-                  for site in ("q_proj", "k_proj", "v_proj", "o_proj"))), ("hidden_02", *LAST)),
+          _both(*(_leaf(SITE.format(site), _last_layers) for site in ("q_proj", "k_proj", "v_proj", "o_proj"))),
+          ("hidden_02", *LAST)),
     Plant("patches read with rows and columns swapped", "plain", _leaf("vision/stem/patch/kernel", _patch_axes),
           ("vision_features", "clip_image")),
     Plant("patches read as BGR", "plain", _leaf("vision/stem/patch/kernel", _channels),
@@ -135,7 +148,7 @@ PLANTS = (
           ("vision_features", "projected", *LAST)),
     Plant("tanh GELU for exact GELU in the projector", "plain", lambda model: model, ("projected", "hidden_00", *LAST)),
 )  # fmt: skip
-"""The one that lies in code comes last: it drops all compiled programs."""
+"""The error in code and not in a model comes last, because it drops all compiled programs."""
 
 
 def _tanh(name: str, x):
@@ -144,7 +157,7 @@ def _tanh(name: str, x):
 
 @contextmanager
 def planted_code(plant: Plant):
-    """The one error that lies in code and not in a model; compiled programs are dropped before and after."""
+    """Plants the error that is in code and not in a model; compiled programs are dropped before and after."""
     if not plant.what.startswith("tanh"):
         yield
         return
@@ -159,9 +172,11 @@ def planted_code(plant: Plant):
 
 
 def sizes(plant: Plant, model: Model, inputs: Mapping, truth: Mapping) -> dict[str, float]:
-    """How far every comparison exceeds what it allows (1 is the limit) with the error planted."""
+    """Difference of every comparison as a multiple of what it allows (1 is the limit), with the error planted."""
     with planted_code(plant):
-        outputs = check.features_and_states(plant.change(model), inputs)
+        wrong = plant.change(model)
+        outputs = check.features_and_states(wrong, inputs)
         mine = {name: check.as_numpy(value) for name, value in outputs.items()}
-    rows = check.compared(mine, {name: truth[name] for name in mine}, written=False)
+    compared_truth = {name: truth[name] for name in mine}
+    rows = check.compared(mine, compared_truth, written=False)
     return {row.what: row.measured / row.allowed for row in rows}

@@ -14,7 +14,7 @@ from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
-import oracle_experts as given
+import oracle_experts
 import planted
 
 TESTS = Path(__file__).resolve().parents[2] / "tests" / "port"
@@ -25,7 +25,8 @@ import parity_experts as experts  # noqa: E402
 
 from hidecmoe_jax.port.checkpoints import check  # noqa: E402
 
-START, END = "<!-- measured: begin -->", "<!-- measured: end -->"
+START = "<!-- measured: begin -->"
+END = "<!-- measured: end -->"
 MEANING = {
     "vision_features": "vision features of the feature layer", "projected": "projector output",
     "hidden_00": "embeddings with pictures in place", "logits": "logits, right-padded",
@@ -39,15 +40,17 @@ MEANING = {
 
 
 def measured() -> dict[str, dict[str, check.Row]]:
-    """Comparison -> case -> what was measured; the divergences of bfloat16 among them."""
+    """Comparison -> case -> measured row; the divergences of bfloat16 among them."""
     table: dict[str, dict[str, check.Row]] = {}
     for name in cases.CASES:
         print(name, file=sys.stderr)
         model = cases.by_hand(name)
+        inputs = cases.inputs(name)
         truth = cases.truth(name)
-        rows = check.compared(check.ours(model, cases.inputs(name)), truth)
+        rows = check.compared(check.ours(model, inputs), truth)
         half = model.replace(config=replace(model.config, dtype="bfloat16"))
-        logits = check.as_numpy(check.features_and_states(half, cases.inputs(name))["logits"])
+        outputs = check.features_and_states(half, inputs)
+        logits = check.as_numpy(outputs["logits"])
         rows += check.compared({"logits": logits}, {"logits": truth["logits"]}, dtype="bfloat16")
         for row in rows:
             table.setdefault(row.what, {})[name] = row
@@ -57,7 +60,8 @@ def measured() -> dict[str, dict[str, check.Row]]:
 def meaning(what: str) -> str:
     """A comparison in words."""
     if what.startswith("hidden_") and what not in MEANING:
-        return f"hidden state after layer {int(what[7:])}"
+        layer = int(what.removeprefix("hidden_"))
+        return f"hidden state after layer {layer}"
     return MEANING.get(what, f"{what} in bfloat16")
 
 
@@ -68,8 +72,11 @@ def comparison_lines() -> Iterator[str]:
     yield "| comparison | allowed | " + " | ".join(names) + " |"
     yield "|---|---|" + "---|" * len(names)
     for what, by_case in table.items():
+        # Every case allows the same.
         allowed = next(iter(by_case.values())).allowed
-        cells = [f"{by_case[name].measured:.1e}" if name in by_case else "-" for name in names]
+        cells = []
+        for name in names:
+            cells.append(f"{by_case[name].measured:.1e}" if name in by_case else "-")
         yield f"| {meaning(what)} | {allowed:g} | " + " | ".join(cells) + " |"
 
 
@@ -77,9 +84,11 @@ def expert_lines() -> Iterator[str]:
     """The table of the experts' arithmetic."""
     linear = experts.moelora_linear()
     model = experts.moelora_model()
-    rows = [(f"HiDe served in the whole model, {reading}", 1e-4, experts.worst(reading)) for reading in given.READINGS]
+    rows = []
+    for reading in oracle_experts.READINGS:
+        rows.append((f"HiDe served in the whole model, {reading}", 1e-4, experts.worst(reading)))
     rows.append(("HiDe with the official gate, factor_sum", 1e-4, experts.worst("factor_sum", "_legacy")))
-    for temperature in given.TEMPERATURES:
+    for temperature in oracle_experts.TEMPERATURES:
         rows.append((f"gate at temperature {temperature}", 2e-6, experts.clean_gate(temperature)))
         rows.append((f"official gate at temperature {temperature}", 2e-6, experts.legacy_gate(temperature)))
     rows.append(("MoELoRA, one linear", 1e-5, linear.pop("output")))
@@ -97,7 +106,8 @@ def expert_plant_lines() -> Iterator[str]:
     yield "| planted error | difference it makes |"
     yield "|---|---|"
     sizes = {name: experts.worst("product_sum", **wrong) for name, wrong in experts.wrong_experts().items()}
-    for name, size in (sizes | experts.wrong_gates()).items():
+    sizes |= experts.wrong_gates()
+    for name, size in sizes.items():
         yield f"| {name} | {size:.1e} |"
 
 
@@ -106,11 +116,11 @@ def plant_lines() -> Iterator[str]:
     yield "| planted error | case | noticed by (times what is allowed) |"
     yield "|---|---|---|"
     for plant in planted.PLANTS:
-        case = (cases.by_hand(plant.case), cases.inputs(plant.case), cases.truth(plant.case))
-        found = {name: size for name, size in planted.sizes(plant, *case).items() if size > 1}
+        model = cases.by_hand(plant.case)
+        sizes = planted.sizes(plant, model, cases.inputs(plant.case), cases.truth(plant.case))
         print(plant.what, file=sys.stderr)
-        sizes = ", ".join(f"{meaning(name)} {size:.0f}" for name, size in found.items())
-        yield f"| {plant.what} | {plant.case} | {sizes} |"
+        noticed = [f"{meaning(name)} {size:.0f}" for name, size in sizes.items() if size > 1]
+        yield f"| {plant.what} | {plant.case} | {', '.join(noticed)} |"
 
 
 def document(text: str) -> str:
