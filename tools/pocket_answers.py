@@ -1,8 +1,8 @@
 """Zero-shot accuracy of the pocket model on its pre-training kinds of questions, with pictures that no stage drew.
 
-An answer counts if it is equal to the reference; a box if it overlaps the true one by more than half, as in the
+An answer is correct if it is equal to the reference; a box, if it overlaps the true one by more than half, as in the
 stream's scorer `iou`. Linear probes (pocket_probe.py) measure the towers; this measures the decoder, by kind of
-question. A task can only be learned quickly if the kinds it is made of are answered here.
+question. A task can only be learned quickly if the model answers the kinds of questions it consists of.
 
     python tools/pocket_answers.py                 the shipped model, 220 pictures
     python tools/pocket_answers.py --from FOLDER   another one
@@ -33,21 +33,29 @@ _NAMES = re.compile(rf"\b({'|'.join((*COLOURS, *SHAPES))})(?:e?s)?\b")
 
 
 def kind_of(family: str, question: str) -> str:
-    """A question without the things it names: `scene: What colour is the SHAPE?`."""
-    return f"{family}: " + _NAMES.sub(lambda match: "COLOUR" if match[1] in COLOURS else "SHAPE", question)
+    """A question with placeholders for the things it names: `scene: What colour is the SHAPE?`."""
+
+    def placeholder(match: re.Match) -> str:
+        return "COLOUR" if match[1] in COLOURS else "SHAPE"
+
+    return f"{family}: {_NAMES.sub(placeholder, question)}"
 
 
 def correct(text: str, truth: str) -> bool:
-    """Whether an answer counts."""
+    """Whether an answer is correct."""
     if truth.startswith("["):
-        return (iou(text, (truth,)) or 0.0) > 0.5
+        overlap = iou(text, (truth,)) or 0.0  # None for an answer that is no box
+        return overlap > 0.5
     return text.strip() == truth.strip()
 
 
 def answered(source: str, pictures: int) -> dict[str, list[bool]]:
-    """Whether each answer counts, by kind of question."""
+    """Whether each answer is correct, by kind of question."""
     rng = np.random.default_rng(SEED)
-    images, prompts, references, kinds = [], [], [], []
+    images = []
+    prompts = []
+    references = []
+    kinds = []
     with tempfile.TemporaryDirectory() as folder:
         for number in range(pictures):
             family = FAMILIES[number % len(FAMILIES)]
@@ -76,15 +84,22 @@ def main() -> None:
     options = parser.parse_args()
     marks = answered(options.source, options.pictures)
     every = list(chain.from_iterable(marks.values()))
-    table = {kind: [round(100 * float(np.mean(hits)), 1), len(hits)] for kind, hits in marks.items()}
-    table = dict(sorted(table.items(), key=lambda item: -item[1][1]))
+    table = {"all": percent_and_count(every)}
+    # The kinds with most questions first.
+    for kind in sorted(marks, key=lambda kind: -len(marks[kind])):
+        table[kind] = percent_and_count(marks[kind])
     print(f"{100 * np.mean(every):5.1f} %  of {len(every)} questions are answered")
     for kind, (percent, count) in table.items():
-        if count >= options.least:
+        if kind != "all" and count >= options.least:
             print(f"{percent:5.1f} %  of {count:3}  {kind}")
     if options.out:
-        everything = {"all": [round(100 * float(np.mean(every)), 1), len(every)]}
-        options.out.write_text(json.dumps(everything | table, indent=2) + "\n", encoding="utf-8")
+        options.out.write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
+
+
+def percent_and_count(marks: list[bool]) -> list[float]:
+    """Percent of correct answers, and number of answers."""
+    percent = 100 * float(np.mean(marks))
+    return [round(percent, 1), len(marks)]
 
 
 if __name__ == "__main__":

@@ -1,9 +1,7 @@
-"""What a pre-training stage leaves beside its checkpoint: a small JSON with its plan, its cost and its last
-loss.
+"""Record of a pre-training stage beside its checkpoint: a small JSON with plan, cost and last loss.
 
-`STAGE.json` is written whenever `STAGE.npz` is, so a stage that was stopped and went on adds up its seconds,
-and a plan that was changed on the way (more steps, another rate) is on record as two plans and not as the
-last one.
+`STAGE.json` is written whenever `STAGE.npz` is. The seconds of a stage that was stopped and continued are added up, and
+a plan that was changed in between (more steps, another rate) is recorded as two plans.
 """
 
 from __future__ import annotations
@@ -21,9 +19,11 @@ WINDOW = 50
 
 
 def read_facts(folder: Path, stage: str) -> dict:
-    """Facts of a stage, or an empty dict where none were written."""
+    """Record of a stage; empty if there is none."""
     path = folder / f"{stage}.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if not path.is_file():
+        return {}
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def write_facts(
@@ -33,30 +33,36 @@ def write_facts(
 
     Args:
       plan: the stage's dataclass with at least `steps` and `batch`.
-      before: facts found when this process began, at step `start`; its seconds are added to.
+      before: record as it was when this process began, at step `start`; its seconds are added to.
       step: steps done in all.
       seconds: wall time of this process so far.
       losses: losses of the last steps, oldest first.
     """
+    # A plan that no step was done with is dropped.
     plans = [entry for entry in before.get("plans", []) if entry["from_step"] < start]
     if not plans or plans[-1]["plan"] != asdict(plan):
         plans.append({"from_step": start, "plan": asdict(plan)})
+    last_losses = [float(value) for value in losses[-WINDOW:]]
+    total_seconds = before.get("seconds", 0.0) + seconds
     facts = {
         "stage": stage,
         "steps": step,
         "batch": plan.batch,
         "samples": _samples(plans, step),
-        "seconds": round(before.get("seconds", 0.0) + seconds, 1),
-        "final_loss": round(float(np.mean([float(value) for value in losses[-WINDOW:]])), 4),
+        "seconds": round(total_seconds, 1),
+        "final_loss": round(float(np.mean(last_losses)), 4),
         "device": jax.devices()[0].device_kind,
         "plans": plans,
     }
-    part = folder / f"{stage}.part.json"
-    part.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-    part.replace(folder / f"{stage}.json")
+    unfinished = folder / f"{stage}.part.json"
+    unfinished.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    unfinished.replace(folder / f"{stage}.json")
 
 
 def _samples(plans: list[dict], steps: int) -> int:
-    """Samples seen by `steps` steps under plans that followed each other."""
+    """Number of samples in `steps` steps under plans that followed each other."""
     ends = [entry["from_step"] for entry in plans[1:]] + [steps]
-    return sum((end - entry["from_step"]) * entry["plan"]["batch"] for entry, end in zip(plans, ends, strict=True))
+    samples = 0
+    for entry, end in zip(plans, ends, strict=True):
+        samples += (end - entry["from_step"]) * entry["plan"]["batch"]
+    return samples

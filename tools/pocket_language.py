@@ -1,15 +1,15 @@
-"""Language stages of the pocket model: projector and decoder learn to talk about what the frozen tower sees.
+"""Language stages of the pocket model: train projector and decoder on the frozen tower's features.
 
-`projector` aligns with captions, `instruct` tunes on questions. Both follow LLaVA's order (arXiv 2304.08485),
-but the decoder starts from nothing and so trains in both. Several questions about one picture are packed into
-one conversation: the picture is paid for once and every answer after it counts. None of the pocket stream's
-wordings or answer forms occur here.
+`projector` trains on captions, `instruct` on questions. Both follow LLaVA's order (arXiv 2304.08485), but the decoder
+is initialised at random, so it is trained in both. Several questions about one picture are packed into one
+conversation: the picture is computed once, and every answer after it contributes to the loss. None of the pocket
+stream's wordings or answer forms occur here.
 
-Three things made the decoder learn to find a thing by its name, which 90,000 conversations without them did not:
-an answer counts by the square root of its length (boxes are twenty tokens, a colour is one, and most that must be
-found is short), projected patches are pulled towards the embeddings of their names, and part of the conversations
-about scenes consists of nothing but look-ups. A few turns need no picture: a decoder that starts from nothing lacks
-what a language model brings along.
+Three measures made the decoder learn to find a thing by its name, which 90,000 conversations without them did not: an
+answer is weighted by the square root of its length (a box has twenty tokens, a colour one, and most answers that need a
+look-up are short), an additional loss pulls projected patches towards the embeddings of their names, and a share of the
+conversations about scenes consists of look-ups alone. A few turns need no picture, because a decoder initialised at
+random lacks what a language model has learned before.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ from hidecmoe_jax.models.store import pocket_folder
 
 SHARES = {"scene": 0.3, "mixed": 0.12, "word": 0.26, "chart": 0.14, "character": 0.05, "handwriting": 0.07}
 SHARES |= {"grid": 0.02, "texture": 0.02, "lines": 0.02}
-"""Families of pictures: single characters are learnt early, scenes take longest."""
+"""Share of each family of pictures: single characters are learned early, scenes take longest."""
 
 NAMES = (CLASSES, INKS, ("top", "bottom"), ("left", "right"), tuple("123456789"))
-"""What a patch can be called: what covers it, in which colour, where the middle of that thing is, how high a bar is."""
+"""Names of a patch, by sort: what covers it, its colour, where the middle of that thing is (two), a bar's height."""
 
 SHARPNESS = 15.0
-"""What cosines between patches and names are multiplied by before their softmax."""
+"""Factor of the cosines between patches and names before their softmax."""
 
 DESCRIBE = ("Describe the picture.", "What is there to see?", "Say what this is.")
 
@@ -80,11 +80,13 @@ class LanguagePlan:
 
 def conversation(picture, rng: np.random.Generator, plan: LanguagePlan) -> list[Turn]:
     """Turns about one picture."""
-    turns = [(DESCRIBE[int(rng.integers(len(DESCRIBE)))], caption(picture, rng))]
+    instruction = DESCRIBE[int(rng.integers(len(DESCRIBE)))]
+    turns = [(instruction, caption(picture, rng))]
     if plan.stage == "instruct":
         asked = questions(picture, rng, most=plan.turns) + plain(rng, most=2)
-        turns = ([turns[0]] if rng.random() < 0.25 else []) + asked
-        turns = some(turns, rng, most=plan.turns)
+        with_caption = rng.random() < 0.25
+        candidates = turns + asked if with_caption else asked
+        turns = some(candidates, rng, most=plan.turns)
     return shown(turns)
 
 
@@ -95,17 +97,23 @@ def plain(rng: np.random.Generator, *, most: int) -> list[tuple[str, str]]:
 
 def look_ups(picture, rng: np.random.Generator, plan: LanguagePlan) -> list[Turn]:
     """Turns that each find one thing by its noun."""
-    return shown(some([*find_things(picture, rng), *plain(rng, most=2)], rng, most=plan.turns))
+    turns = [*find_things(picture, rng), *plain(rng, most=2)]
+    return shown(some(turns, rng, most=plan.turns))
 
 
 def some(turns: list[tuple[str, str]], rng: np.random.Generator, *, most: int) -> list[tuple[str, str]]:
     """Up to `most` of the turns, in random order."""
-    return [turns[i] for i in rng.permutation(len(turns))[:most]]
+    order = rng.permutation(len(turns))
+    return [turns[number] for number in order[:most]]
 
 
 def shown(turns: list[tuple[str, str]]) -> list[Turn]:
-    """A conversation about one picture: the first turn with its `<image>`."""
-    return [Turn(f"<image>\n{q}" if i == 0 else q, a) for i, (q, a) in enumerate(turns)]
+    """A conversation about one picture, whose first question begins with `<image>`."""
+    result = [Turn(question, answer) for question, answer in turns]
+    if turns:
+        question, answer = turns[0]
+        result[0] = Turn(f"<image>\n{question}", answer)
+    return result
 
 
 def packed(
@@ -120,9 +128,10 @@ def packed(
         turns = talk(picture, rng, plan)
         while turns:
             record = Record("drawn", ("drawn",), tuple(turns), picture.family)
-            one = encode(record, tokenizer, Template(), patches=patches, max_length=2**20)
-            if len(one.tokens) <= plan.length and (one.labels >= 0).sum() <= plan.answers:
-                return one
+            encoded = encode(record, tokenizer, Template(), patches=patches, max_length=2**20)
+            answer_tokens = (encoded.labels >= 0).sum()
+            if len(encoded.tokens) <= plan.length and answer_tokens <= plan.answers:
+                return encoded
             turns = turns[:-1]
     raise ConfigError(
         "no turn fits the plan", why=f"length {plan.length}, answers {plan.answers}", remedy="give more room"
@@ -130,23 +139,33 @@ def packed(
 
 
 def weights(where_BA: np.ndarray, mask_BA: np.ndarray) -> np.ndarray:
-    """How much every answer token counts, float32 [B, A]: one over the square root of its answer's length."""
-    starts = mask_BA & np.concatenate([np.ones_like(mask_BA[:, :1]), np.diff(where_BA, axis=1) != 1], axis=1)
-    turn_BA = np.cumsum(starts, axis=1)
-    together = (turn_BA[:, :, None] == turn_BA[:, None, :]) & mask_BA[:, None, :]
-    return np.where(mask_BA, 1.0 / np.sqrt(np.maximum(together.sum(-1), 1)), 0.0).astype(np.float32)
+    """Weight of every answer token in the loss, float32 [B, A]: one over the square root of its answer's length."""
+    # An answer begins at the first token, and wherever a position does not follow the one before.
+    first_B1 = np.ones_like(mask_BA[:, :1])
+    is_gap = np.diff(where_BA, axis=1) != 1
+    starts_BA = mask_BA & np.concatenate([first_B1, is_gap], axis=1)
+    turn_BA = np.cumsum(starts_BA, axis=1)
+    same_answer_BAA = (turn_BA[:, :, None] == turn_BA[:, None, :]) & mask_BA[:, None, :]
+    length_BA = np.maximum(same_answer_BAA.sum(-1), 1)
+    weight_BA = 1.0 / np.sqrt(length_BA)
+    return np.where(mask_BA, weight_BA, 0.0).astype(np.float32)
 
 
 def draw_conversations(plan: LanguagePlan, step: int, patches: int, tokenizer: Tokenizer) -> dict[str, np.ndarray]:
     """Pictures, packed conversations and the truth about patches of one step; a pure function of (seed, step)."""
     rng = np.random.default_rng([plan.seed, len(plan.stage), step])
-    shares, pictures, encoded = np.array(list(SHARES.values())) / sum(SHARES.values()), [], []
-    for family in rng.choice(list(SHARES), size=plan.batch, p=shares):
-        focused = rng.random() < plan.focus
-        pictures.append(draw("scene" if focused else str(family), rng))
-        talk = look_ups if focused else conversation
-        encoded.append(packed(pictures[-1], rng, plan, talk=talk, patches=patches, tokenizer=tokenizer))
+    shares = np.array(list(SHARES.values())) / sum(SHARES.values())
+    families = rng.choice(list(SHARES), size=plan.batch, p=shares)
+    pictures = []
+    encoded = []
+    for family in families:
+        is_focused = rng.random() < plan.focus
+        picture = draw("scene" if is_focused else str(family), rng)
+        talk = look_ups if is_focused else conversation
+        pictures.append(picture)
+        encoded.append(packed(picture, rng, plan, talk=talk, patches=patches, tokenizer=tokenizer))
     batch = collate(encoded, length=plan.length, answers=plan.answers, pad=tokenizer.pad, vocab=tokenizer.size)
+    side = round(patches**0.5)
     return {
         "tokens_BT": batch.prompt.tokens_BT,
         "mask_BT": batch.prompt.mask_BT,
@@ -155,48 +174,69 @@ def draw_conversations(plan: LanguagePlan, step: int, patches: int, tokenizer: T
         "answer_mask_BA": batch.answer_mask_BA,
         "pixels": np.stack([picture.pixels for picture in pictures]),
         "weight_BA": weights(batch.where_BA, batch.answer_mask_BA),
-        "called_NBP": np.stack([called(picture, round(patches**0.5)) for picture in pictures], axis=1),
+        "called_NBP": np.stack([called(picture, side) for picture in pictures], axis=1),
     }
 
 
 def produce(plan: LanguagePlan, config: LlavaConfig, start: int, worker: int, into) -> None:
-    """Work of a drawing process."""
+    """Work of a drawing process: puts its share of the steps into its queue."""
     tokenizer = Tokenizer.load(pocket_folder())
     for step in range(start + worker, plan.steps, plan.workers):
-        into.put((step, draw_conversations(plan, step, config.vision.patches, tokenizer)))
+        arrays = draw_conversations(plan, step, config.vision.patches, tokenizer)
+        into.put((step, arrays))
 
 
 def called(picture: Picture, side: int) -> np.ndarray:
-    """What every patch is called, as indices into `NAMES`, int32 [5, P]; -1 where it has no name of a sort."""
+    """Names of every patch as indices into `NAMES`, int32 [5, P]; -1 where it has no name of a sort."""
     kind, ink, _, box = patch_truth(picture, side)
-    x, y = ((box[:, :2] + box[:, 2:]) / 2).clip(0, 0.999).T
-    third = np.array([0, -1, 1])  # of what lies in the middle neither side is said
-    value = np.array([(thing.value or 0) - 1 for thing in picture.things] + [-1])[covering(picture, side)]
-    return np.where(
-        kind > 0, np.stack([kind, ink, third[(3 * y).astype(int)], third[(3 * x).astype(int)], value]), -1
-    ).astype(np.int32)
+    middle = (box[:, :2] + box[:, 2:]) / 2
+    x, y = middle.clip(0, 0.999).T
+    # Things in the middle third are called by neither side.
+    third = np.array([0, -1, 1])
+    vertical = third[(3 * y).astype(int)]
+    horizontal = third[(3 * x).astype(int)]
+    # The last entry is that of uncovered patches, whose index is -1.
+    values = [(thing.value or 0) - 1 for thing in picture.things] + [-1]
+    value = np.array(values)[covering(picture, side)]
+    names = np.stack([kind, ink, vertical, horizontal, value])
+    return np.where(kind > 0, names, -1).astype(np.int32)
 
 
 def name_tokens(tokenizer: Tokenizer) -> tuple[np.ndarray, ...]:
     """Token ids of `NAMES`, int [C] each; -1 where a name is not one token."""
-    coded = [[tokenizer.encode(f" {name}") for name in names] for names in NAMES]
-    return tuple(np.array([ids[0] if len(ids) == 1 else -1 for ids in sort]) for sort in coded)
+    tokens_by_sort = []
+    for names in NAMES:
+        tokens = []
+        for name in names:
+            ids = tokenizer.encode(f" {name}")
+            tokens.append(ids[0] if len(ids) == 1 else -1)
+        tokens_by_sort.append(np.array(tokens))
+    return tuple(tokens_by_sort)
 
 
 def naming_loss(table_VD, seen_BPD, called_NBP, names: tuple[np.ndarray, ...]):
-    """Cross-entropy of the names a projected patch points to, among the embeddings of all names of a sort.
+    """Cross-entropy of a projected patch's names, among the embeddings of all names of a sort.
 
     A question finds a thing by comparing a word with patches. With both in one space a single comparison serves all
     words; without, every word has to be aligned by the answers that happen to depend on it.
+
+    Args:
+      table_VD: token embeddings.
+      seen_BPD: projected patches.
+      called_NBP: as `called` returns them, batched.
+      names: as `name_tokens` returns them.
     """
-    seen, total = _unit(seen_BPD), 0.0
+    patches_BPD = _unit(seen_BPD)
+    total = 0.0
     for tokens, truth in zip(names, called_NBP, strict=True):
-        known, said = jnp.asarray(tokens >= 0), jnp.maximum(truth, 0)
+        # A name of several tokens has no embedding of its own and is left out.
+        is_token = jnp.asarray(tokens >= 0)
+        label = jnp.maximum(truth, 0)
         words = _unit(table_VD[jnp.maximum(tokens, 0)])
-        logits = jnp.where(known, SHARPNESS * seen @ words.T, -1e9)
-        weight = ((truth >= 0) & known[said]).astype(jnp.float32)
-        each = optax.softmax_cross_entropy_with_integer_labels(logits, said)
-        total += jnp.sum(each * weight) / jnp.maximum(weight.sum(), 1.0)
+        logits = jnp.where(is_token, SHARPNESS * patches_BPD @ words.T, -1e9)
+        weight = ((truth >= 0) & is_token[label]).astype(jnp.float32)
+        nll = optax.softmax_cross_entropy_with_integer_labels(logits, label)
+        total += jnp.sum(nll * weight) / jnp.maximum(weight.sum(), 1.0)
     return total
 
 
@@ -216,53 +256,56 @@ def step_once(leaves, state, model: Model, arrays: dict, names: tuple, *, plan: 
         nll_BA, _ = answer_nll(model.replace(params=model.params | leaves), batch)
         mean = jnp.sum(nll_BA * weight_BA) / jnp.maximum(weight_BA.sum(), 1e-6)
         table = leaves["decoder"]["embedding"]["table"]
-        seen = Projector(table.shape[-1]).apply({"params": leaves["projector"]}, patches)
-        naming = naming_loss(table, seen, arrays["called_NBP"], names)
+        projected = Projector(table.shape[-1]).apply({"params": leaves["projector"]}, patches)
+        naming = naming_loss(table, projected, arrays["called_NBP"], names)
         return mean + plan.naming * naming, (mean, naming)
 
-    (_, told), gradient = jax.value_and_grad(loss, has_aux=True)(leaves)
+    (_, losses), gradient = jax.value_and_grad(loss, has_aux=True)(leaves)
     update, state = optimiser(plan).update(gradient, state, leaves)
-    return optax.apply_updates(leaves, update), state, told
+    return optax.apply_updates(leaves, update), state, losses
 
 
 def train_language(
     config: LlavaConfig, plan: LanguagePlan, towers: dict, folder: Path, start_from: dict | None
 ) -> dict:
-    """Runs a stage, going on from its checkpoint; returns projector and decoder."""
+    """Runs a stage, continued from its checkpoint if it exists; returns projector and decoder."""
     model = init_model(config, jax.random.key(plan.seed))
     model = model.replace(params=model.params | towers)
     leaves = start_from or {name: model.params[name] for name in ("projector", "decoder")}
     path = folder / f"{plan.stage}.npz"
-    tree, start = {"leaves": leaves, "state": optimiser(plan).init(leaves)}, 0
+    tree = {"leaves": leaves, "state": optimiser(plan).init(leaves)}
+    start = 0
     if path.is_file():
         tree, start = read(path, tree)
+    # Copied, because a step donates its arguments and the caller's arrays must stay valid.
     leaves, state = jax.tree.map(jnp.copy, (tree["leaves"], tree["state"]))
     frozen = model.replace(params={name: model.params[name] for name in ("vision", "text")})
     names = name_tokens(Tokenizer.load(pocket_folder()))
-    before, losses, named = read_facts(folder, plan.stage), deque(maxlen=WINDOW), deque(maxlen=WINDOW)
-    progress, since = tqdm(total=plan.steps, initial=start, desc=plan.stage, mininterval=5), time.time()
-    for step, arrays in ahead(partial(produce, plan, config, start), plan.workers, range(start, plan.steps)):
+    before = read_facts(folder, plan.stage)
+    answer_losses = deque(maxlen=WINDOW)
+    naming_losses = deque(maxlen=WINDOW)
+    progress = tqdm(total=plan.steps, initial=start, desc=plan.stage, mininterval=5)
+    began = time.time()
+    work = partial(produce, plan, config, start)
+    for step, arrays in ahead(work, plan.workers, range(start, plan.steps)):
+        done = step + 1
         arrays = arrays | {"pixels": normalise(arrays["pixels"])}
-        leaves, state, (value, naming) = step_once(leaves, state, frozen, arrays, names, plan=plan)
-        losses.append(value)
-        named.append(naming)
+        leaves, state, (answer_loss, naming) = step_once(leaves, state, frozen, arrays, names, plan=plan)
+        answer_losses.append(answer_loss)
+        naming_losses.append(naming)
         progress.update(1)
-        if (step + 1) % 50 == 0:
-            rate = (step + 1 - start) * plan.batch / (time.time() - since)
-            means = (float(np.mean(jax.device_get(list(part)))) for part in (losses, named))
-            tqdm.write("{} step {} loss {:.4f} names {:.3f} {:.0f}/s".format(plan.stage, step + 1, *means, rate))
-        if (step + 1) % plan.save_every == 0 or step + 1 == plan.steps:
-            save(path, {"leaves": leaves, "state": state}, step + 1)
-            seconds = time.time() - since
-            write_facts(
-                folder,
-                plan.stage,
-                plan,
-                before=before,
-                start=start,
-                step=step + 1,
-                seconds=seconds,
-                losses=list(losses),
-            )
+        if done % 50 == 0:
+            rate = (done - start) * plan.batch / (time.time() - began)
+            means = f"loss {_mean(answer_losses):.4f} names {_mean(naming_losses):.3f}"
+            tqdm.write(f"{plan.stage} step {done} {means} {rate:.0f}/s")
+        if done % plan.save_every == 0 or done == plan.steps:
+            save(path, {"leaves": leaves, "state": state}, done)
+            cost = {"start": start, "step": done, "seconds": time.time() - began}
+            write_facts(folder, plan.stage, plan, before=before, losses=list(answer_losses), **cost)
     progress.close()
     return leaves
+
+
+def _mean(losses: deque) -> float:
+    """Mean of losses that are still on the device."""
+    return float(np.mean(jax.device_get(list(losses))))

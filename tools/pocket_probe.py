@@ -1,11 +1,10 @@
-"""Linear probes of the pocket model's frozen vision tower: is what the tasks need already in the patch
-tokens?
+"""Linear probes of the pocket model's frozen vision tower: how well its patch tokens separate what the tasks ask for.
 
-The towers stay frozen while tasks are learned, so a task can only be learned if the feature layer tells its
-answers apart. A logistic regression on those features says how far it does, on pictures that no training step
-has drawn (another seed) and on real handwriting that no stage has seen. What kind of features a probe reads
-(`pooled`: mean and maximum over patches; `flat`: all patches side by side) and how strongly it is regularised
-is chosen on a fifth of its training items; the test items are looked at once.
+The towers stay frozen while tasks are learned, so a task can only be learned if its answers can be separated in the
+feature layer. A logistic regression on those features measures this, on pictures that no training step has drawn
+(another seed) and on real handwriting that no stage was trained on. The features of a probe (`pooled`: mean and maximum
+over patches; `flat`: all patches concatenated) and its regularisation are selected on a fifth of its training items;
+the test items are used once.
 """
 
 from __future__ import annotations
@@ -43,10 +42,10 @@ GATE = 90.0
 
 GATED = ("digits", "shapes", "colours", "positions", "characters")
 STRENGTHS = {"pooled": (0.03, 0.3, 3.0), "flat": (0.0003, 0.003)}
-"""What kinds of features are tried with which inverse regularisation."""
+"""Kind of features -> inverse regularisations that are tried with it."""
 
 CROWD = 24
-"""Captions that a picture has to find its own among, as in a batch of the vision stage."""
+"""Number of captions among which a picture's own has to be the nearest, as in a batch of the vision stage."""
 
 Labelled = tuple[np.ndarray, np.ndarray]  # uint8 pixels [N, S, S, 3], labels [N]
 
@@ -74,29 +73,38 @@ def scans(rng: np.random.Generator, count: int) -> Labelled:
             "not enough handwritten digits", why=f"{count} of {len(drawn)}", remedy="lower ProbePlan.digits"
         )
     rows = rng.permutation(len(drawn))[:count]
-    return np.stack([digits(rng, drawn[row].reshape(8, 8), int(values[row]))[0] for row in rows]), values[rows]
+    pixels = []
+    for row in rows:
+        shown, *_ = digits(rng, drawn[row].reshape(8, 8), int(values[row]))
+        pixels.append(shown)
+    return np.stack(pixels), values[rows]
 
 
 def labelled(rng: np.random.Generator, count: int, *, make: Callable, name: Callable[[Picture], object]) -> Labelled:
     """Drawn pictures with one label each."""
     pictures = [make(rng) for _ in range(count)]
-    return np.stack([picture.pixels for picture in pictures]), np.array([name(picture) for picture in pictures])
+    pixels = np.stack([picture.pixels for picture in pictures])
+    labels = np.array([name(picture) for picture in pictures])
+    return pixels, labels
 
 
 def collections(plan: ProbePlan) -> Iterator[tuple[str, int, Labelled]]:
     """Yields (probe, training items, all items) with generators that no training stage uses."""
-    one = partial(draw, "scene", count=1)
+    scene = partial(draw, "scene")
+    one_thing = partial(draw, "scene", count=1)
     character = partial(draw, "character", alphabet=UPPER + DIGITS)
     makers = {
         "digits": (plan.digits, scans),
-        "shapes": (plan.drawn, partial(labelled, make=one, name=lambda p: p.things[0].name)),
-        "colours": (plan.drawn, partial(labelled, make=one, name=lambda p: p.things[0].colour)),
-        "positions": (plan.drawn, partial(labelled, make=one, name=lambda p: place(p.things[0]))),
-        "characters": (plan.characters, partial(labelled, make=character, name=lambda p: p.things[0].name)),
-        "counts": (plan.drawn, partial(labelled, make=partial(draw, "scene"), name=lambda p: len(p.things))),
+        "shapes": (plan.drawn, partial(labelled, make=one_thing, name=lambda picture: picture.things[0].name)),
+        "colours": (plan.drawn, partial(labelled, make=one_thing, name=lambda picture: picture.things[0].colour)),
+        "positions": (plan.drawn, partial(labelled, make=one_thing, name=lambda picture: place(picture.things[0]))),
+        "characters": (plan.characters, partial(labelled, make=character, name=lambda picture: picture.things[0].name)),
+        "counts": (plan.drawn, partial(labelled, make=scene, name=lambda picture: len(picture.things))),
     }
-    for number, (name, ((train, test), make)) in enumerate(makers.items()):
-        yield name, train, make(np.random.default_rng([plan.seed, number]), train + test)
+    for number, (name, (sizes, make)) in enumerate(makers.items()):
+        train, test = sizes
+        rng = np.random.default_rng([plan.seed, number])
+        yield name, train, make(rng, train + test)
 
 
 @partial(jax.jit, static_argnames=("config",))
@@ -106,18 +114,21 @@ def _look(tower: dict, pixels: jax.Array, *, config: LlavaConfig) -> tuple[jax.A
 
 def features(tower: dict, config: LlavaConfig, pixels: np.ndarray, batch: int) -> tuple[np.ndarray, np.ndarray]:
     """Patch tokens [N, P, D] and class embeddings [N, E] of uint8 pictures, float32, in even batches."""
-    patches, pooled = [], []
+    patches = []
+    pooled = []
     for start in range(0, len(pixels), batch):
-        part = pixels[start : start + batch]
-        filled = np.concatenate([part, np.zeros((batch - len(part), *part.shape[1:]), part.dtype)])
-        seen, embedded = _look(tower, normalise(filled), config=config)
-        patches.append(np.asarray(seen)[: len(part)])
-        pooled.append(np.asarray(embedded)[: len(part)])
+        rows = pixels[start : start + batch]
+        # The last batch is filled up with zeros, so that one program serves all.
+        padding = np.zeros((batch - len(rows), *rows.shape[1:]), rows.dtype)
+        filled = np.concatenate([rows, padding])
+        tokens, embedded = _look(tower, normalise(filled), config=config)
+        patches.append(np.asarray(tokens)[: len(rows)])
+        pooled.append(np.asarray(embedded)[: len(rows)])
     return np.concatenate(patches), np.concatenate(pooled)
 
 
 def kinds_of(patches_NPD: np.ndarray) -> dict[str, np.ndarray]:
-    """The two readings of patch tokens that probes choose from."""
+    """The two kinds of features that probes select from, by name."""
     return {
         "pooled": np.concatenate([patches_NPD.mean(1), patches_NPD.max(1)], axis=1),
         "flat": patches_NPD.reshape(len(patches_NPD), -1),
@@ -129,45 +140,69 @@ def _score(x: np.ndarray, y: np.ndarray, cut: int, strength: float) -> float:
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
-    mean, spread = x[:cut].mean(0), x[:cut].std(0) + 1e-4
+    mean = x[:cut].mean(0)
+    spread = x[:cut].std(0) + 1e-4
     x = (x - mean) / spread
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # 200 steps are the protocol, not a failure to fit
         fitted = LogisticRegression(C=strength, max_iter=200).fit(x[:cut], y[:cut])
-    return 100.0 * float((fitted.predict(x[cut:]) == y[cut:]).mean())
+    correct = fitted.predict(x[cut:]) == y[cut:]
+    return 100.0 * float(correct.mean())
 
 
 def probe(
     patches_NPD: np.ndarray, labels: np.ndarray, train: int, *, kinds: tuple[str, ...] = tuple(STRENGTHS)
 ) -> dict:
-    """Chooses features and strength on the last fifth of the training rows, refits, scores the rest."""
-    read, inner = kinds_of(patches_NPD), train - train // 5
-    tried = [
-        (_score(read[kind][:train], labels[:train], inner, strength), kind, strength)
-        for kind in kinds
-        for strength in STRENGTHS[kind]
-    ]
-    _, kind, strength = max(tried)
-    right = _score(read[kind], labels, train, strength)
+    """Selects features and strength on the last fifth of the training rows, refits, scores the rest."""
+    features_by_kind = kinds_of(patches_NPD)
+    fitted_on = train - train // 5
+    candidates = []
+    for kind in kinds:
+        for strength in STRENGTHS[kind]:
+            score = _score(features_by_kind[kind][:train], labels[:train], fitted_on, strength)
+            candidates.append((score, kind, strength))
+    _, kind, strength = max(candidates)
+    percent = _score(features_by_kind[kind], labels, train, strength)
     return {
-        "percent": round(right, 1), "features": kind, "C": strength, "classes": len(set(labels.tolist())),
-        "train": train, "test": len(labels) - train,
-    }  # fmt: skip
+        "percent": round(percent, 1),
+        "features": kind,
+        "C": strength,
+        "classes": len(set(labels.tolist())),
+        "train": train,
+        "test": len(labels) - train,
+    }
 
 
 def match(towers: dict, config: LlavaConfig, tokenizer: Tokenizer, plan: ProbePlan) -> dict:
-    """How often a picture's embedding lies nearest to its own caption's among `CROWD`, over all families."""
+    """Percent of pictures whose embedding is nearest to their own caption's among `CROWD`, over all families."""
     rng = np.random.default_rng([plan.seed, 99])
     shares = np.array(list(SHARES.values())) / sum(SHARES.values())
-    pictures = [draw(str(family), rng) for family in rng.choice(list(SHARES), size=plan.pairs, p=shares)]
-    ids = np.stack([text_ids(tokenizer, caption(picture, rng), config.text.context)[0] for picture in pictures])
-    _, image = features(towers["vision"], config, np.stack([picture.pixels for picture in pictures]), plan.batch)
-    read = jax.jit(lambda tower, rows: text_tower(tower, config.text, rows)[1])
-    text = np.concatenate([np.asarray(read(towers["text"], ids[at : at + CROWD])) for at in range(0, len(ids), CROWD)])
-    image, text = (rows / np.linalg.norm(rows, axis=-1, keepdims=True) for rows in (image, text))
-    near = np.einsum("gie,gje->gij", *(rows.reshape(-1, CROWD, rows.shape[-1]) for rows in (image, text)))
-    right = 100.0 * float((near.argmax(-1) == np.arange(CROWD)).mean())
-    return {"percent": round(right, 1), "among": CROWD, "test": plan.pairs}
+    families = rng.choice(list(SHARES), size=plan.pairs, p=shares)
+    # All pictures are drawn before the first caption, because both draw from one generator.
+    pictures = [draw(str(family), rng) for family in families]
+    ids = []
+    for picture in pictures:
+        tokens, _, _ = text_ids(tokenizer, caption(picture, rng), config.text.context)
+        ids.append(tokens)
+    pixels = np.stack([picture.pixels for picture in pictures])
+    _, image = features(towers["vision"], config, pixels, plan.batch)
+    embed_texts = jax.jit(lambda tower, rows: text_tower(tower, config.text, rows)[1])
+    text = []
+    for start in range(0, len(ids), CROWD):
+        rows = np.stack(ids[start : start + CROWD])
+        text.append(np.asarray(embed_texts(towers["text"], rows)))
+    image_GCE = _normed_groups(image)
+    text_GCE = _normed_groups(np.concatenate(text))
+    similarity = np.einsum("gie,gje->gij", image_GCE, text_GCE)
+    is_own = similarity.argmax(-1) == np.arange(CROWD)
+    percent = 100.0 * float(is_own.mean())
+    return {"percent": round(percent, 1), "among": CROWD, "test": plan.pairs}
+
+
+def _normed_groups(rows_NE: np.ndarray) -> np.ndarray:
+    """Rows of length 1 in groups of `CROWD`, [G, CROWD, E]."""
+    normed = rows_NE / np.linalg.norm(rows_NE, axis=-1, keepdims=True)
+    return normed.reshape(-1, CROWD, normed.shape[-1])
 
 
 def probe_all(
@@ -179,33 +214,43 @@ def probe_all(
     kinds: tuple[str, ...] = tuple(STRENGTHS),
 ) -> dict:
     """Runs the probes; returns `{probe: facts}` and prints each as it is done."""
-    found = {}
+    results = {}
     for name, train, (pixels, labels) in collections(plan):
         if only and name not in only:
             continue
-        since = time.time()
+        began = time.time()
         patches, _ = features(towers["vision"], config, pixels, plan.batch)
-        found[name] = probe(patches, labels, train, kinds=kinds)
-        print(f"{line(name, found[name])}   ({time.time() - since:.0f} s)", flush=True)
+        results[name] = probe(patches, labels, train, kinds=kinds)
+        print(f"{line(name, results[name])}   ({time.time() - began:.0f} s)", flush=True)
     if not only or "match" in only:
-        found["match"] = match(towers, config, Tokenizer.load(pocket_folder()), plan)
-        print(line("match", found["match"]), flush=True)
-    return found
+        results["match"] = match(towers, config, Tokenizer.load(pocket_folder()), plan)
+        print(line("match", results["match"]), flush=True)
+    return results
 
 
 def line(name: str, facts: dict) -> str:
     """One row of the table."""
-    gate = ("" if facts["percent"] >= GATE else "below the gate of 90") if name in GATED else "not gated"
-    how = f"{facts['features']}, C {facts['C']:g}" if "features" in facts else f"among {facts['among']}"
-    size = f"{facts['train']} / {facts['test']}" if "train" in facts else f"{facts['test']}"
+    if name not in GATED:
+        gate = "not gated"
+    elif facts["percent"] >= GATE:
+        gate = ""
+    else:
+        gate = "below the gate of 90"
+    if "features" in facts:
+        how = f"{facts['features']}, C {facts['C']:g}"
+        size = f"{facts['train']} / {facts['test']}"
+    else:  # `match`, which fits nothing
+        how = f"among {facts['among']}"
+        size = f"{facts['test']}"
     return f"| {name:10} | {facts['percent']:5.1f} % | {how:16} | {size:11} | {gate:20} |"
 
 
-def table(found: dict) -> str:
+def table(results: dict) -> str:
     """All probes as a Markdown table."""
     head = f"| {'probe':10} | {'right':7} | {'features':16} | {'train/test':11} | {'gate':20} |"
     rule = "|".join(["", "-" * 12, "-" * 9, "-" * 18, "-" * 13, "-" * 22, ""])
-    return "\n".join([head, rule, *(line(name, facts) for name, facts in found.items())])
+    rows = [line(name, facts) for name, facts in results.items()]
+    return "\n".join([head, rule, *rows])
 
 
 def read_towers(path: Path, config: LlavaConfig) -> tuple[dict, int]:
@@ -221,12 +266,19 @@ def read_towers(path: Path, config: LlavaConfig) -> tuple[dict, int]:
             remedy="python tools/pretrain_pocket.py vision",
         )
     with np.load(path, allow_pickle=False) as file:
-        kept = ("params/vision/", "params/text/")
-        flat = {name.removeprefix("params/"): file[name] for name in file.files if name.startswith(kept)}
+        flat = {}
+        for name in file.files:
+            if name.startswith(("params/vision/", "params/text/")):
+                flat[name.removeprefix("params/")] = file[name]
         step = int(file["step"])
-    sizes = {"vision": config.vision, "text": config.text}
-    template = jax.eval_shape(lambda: {name: init_tower(size, jax.random.key(0)) for name, size in sizes.items()})
-    return jax.tree.map(jnp.asarray, trees.restore_into(template, flat)), step
+
+    def init_towers() -> dict:
+        key = jax.random.key(0)
+        return {"vision": init_tower(config.vision, key), "text": init_tower(config.text, key)}
+
+    template = jax.eval_shape(init_towers)
+    restored = trees.restore_into(template, flat)
+    return jax.tree.map(jnp.asarray, restored), step
 
 
 def main() -> None:
@@ -245,22 +297,30 @@ def main() -> None:
     parser.add_argument("--toy", action="store_true", help="few items, to try the program")
     parser.add_argument("--out", type=Path, help="write the results there as JSON")
     options = parser.parse_args()
-    kinds, only = tuple(options.features.split(",")), tuple(filter(None, options.only.split(",")))
-    for name, known in [(k, STRENGTHS) for k in kinds] + [(n, (*GATED, "counts", "match")) for n in only]:
-        if name not in known:
-            parser.error(f"{name}: {nearest(name, known)}")
+    kinds = tuple(options.features.split(","))
+    only = tuple(filter(None, options.only.split(",")))
+    known_probes = (*GATED, "counts", "match")
+    for kind in kinds:
+        if kind not in STRENGTHS:
+            parser.error(f"{kind}: {nearest(kind, STRENGTHS)}")
+    for name in only:
+        if name not in known_probes:
+            parser.error(f"{name}: {nearest(name, known_probes)}")
     if options.source.is_dir():
         model = load_model(options.source)
-        towers, config, where = model.params, model.config, str(options.source)
+        towers = model.params
+        config = model.config
+        where = str(options.source)
     else:
         config = LlavaConfig()
         towers, step = read_towers(options.source, config)
         where = f"{options.source} at step {step}"
     print(f"Probes of {where}", flush=True)
-    found = probe_all(towers, config, TOY if options.toy else ProbePlan(), only=only, kinds=kinds)
-    print(table(found))
+    plan = TOY if options.toy else ProbePlan()
+    results = probe_all(towers, config, plan, only=only, kinds=kinds)
+    print(table(results))
     if options.out:
-        options.out.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+        options.out.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,17 +1,18 @@
-"""Trains the pocket tokenizer: a byte-level BPE of 1,024 tokens on everything the pocket language says.
+"""Trains the pocket tokenizer: a byte-level BPE of 1,024 tokens, on captions and turns of the pocket language.
 
-Run before the pre-training stages: `python tools/pocket_tokenizer.py`. The corpus comes from imagined pictures (truth
-without pixels), so no drawing is needed and the file is a pure function of the seed. Coordinates like 0.37, single
-digits and single capitals never merge with their neighbours: a box is nine tokens and a written word is one token a
-character.
+Run before the pre-training stages: `python tools/pocket_tokenizer.py`. The corpus is made of pictures without pixels
+(their truth alone), so nothing is drawn and the file is a pure function of the seed. Coordinates like 0.37, single
+digits and single capitals never merge with their neighbours: a box is nine tokens, and a written word has a token for
+every character.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -35,7 +36,7 @@ SPECIALS = ("<pad>", "<s>", "</s>", "<unk>", "<image>")
 WORDS = (
     r" ?(?:USER:|ASSISTANT:)|0\.[0-9]{2}(?![0-9])| ?[0-9]| ?[A-Z](?![a-z])| ?[A-Z]?[a-z]+|\n| ?[^\sA-Za-z0-9]+?|\s+?"
 )
-"""How text falls into pieces before merging; anything the pattern leaves over becomes a piece of its own."""
+"""Pattern of the pieces that a text is split into before merging; what no piece matches is a piece of its own."""
 
 GENERAL = (
     "Answer the question using a single word or phrase.",
@@ -58,48 +59,67 @@ GENERAL = (
 
 
 def imagined(family: str, rng: np.random.Generator) -> Picture:
-    """Returns a picture's truth without its pixels, near enough to what is drawn for counting words."""
+    """A picture's truth without its pixels; its distribution is close enough to drawn pictures for counting words.
 
-    def one(kind: str, name: str, value: int | None = None) -> Thing:
-        x, y, w, h = rng.uniform(0, 0.7), rng.uniform(0, 0.7), rng.uniform(0.1, 0.3), rng.uniform(0.1, 0.3)
-        colour, size = list(COLOURS)[int(rng.integers(len(COLOURS)))], SIZES[int(rng.integers(2))]
-        return Thing(kind, name, colour, size, (x, y, x + w, y + h), value=value)
+    The order of the draws is part of the result: it must not change.
+    """
+
+    def choice(options: Sequence) -> Any:
+        return options[int(rng.integers(len(options)))]
+
+    def thing(kind: str, name: str, value: int | None = None) -> Thing:
+        x = rng.uniform(0, 0.7)
+        y = rng.uniform(0, 0.7)
+        width = rng.uniform(0.1, 0.3)
+        height = rng.uniform(0.1, 0.3)
+        colour = choice(list(COLOURS))
+        size = SIZES[int(rng.integers(2))]
+        return Thing(kind, name, colour, size, (x, y, x + width, y + height), value=value)
 
     def glyph(alphabet: str = GLYPHS) -> Thing:
-        name = alphabet[int(rng.integers(len(alphabet)))]
-        return one("digit" if name in DIGITS else "glyph", name)
+        name = choice(alphabet)
+        return thing("digit" if name in DIGITS else "glyph", name)
 
     extra: dict = {}
     if family in ("scene", "mixed"):
-        things = [one("shape", SHAPES[int(rng.integers(len(SHAPES)))]) for _ in range(int(rng.integers(1, 7)))]
-        things += [glyph()] if family == "mixed" else []
+        count = int(rng.integers(1, 7))
+        things = [thing("shape", choice(SHAPES)) for _ in range(count)]
+        if family == "mixed":
+            things.append(glyph())
     elif family in ("character", "handwriting"):
         things = [glyph()]
     elif family == "word":
-        alphabet = (UPPER, DIGITS, LOWER, UPPER + DIGITS)[int(rng.integers(4))]
-        things = [glyph(alphabet) for _ in range(int(rng.integers(2, 6)))]
-        extra["text"] = "".join(t.name for t in things)
+        alphabet = choice((UPPER, DIGITS, LOWER, UPPER + DIGITS))
+        count = int(rng.integers(2, 6))
+        things = [glyph(alphabet) for _ in range(count)]
+        extra["text"] = "".join(written.name for written in things)
     elif family == "chart":
-        letters = rng.permutation(list(UPPER))[: int(rng.integers(3, 6))]
-        things = [one("bar", str(letter), int(rng.integers(1, 10))) for letter in letters]
+        letters = rng.permutation(list(UPPER))
+        count = int(rng.integers(3, 6))
+        # A bar's height is drawn before the rest of it.
+        things = [thing("bar", str(letter), int(rng.integers(1, 10))) for letter in letters[:count]]
     elif family == "grid":
-        extra["k"] = int(rng.integers(2, 5))
-        extra["cells"] = [[one("cell", "cell").colour for _ in range(extra["k"])] for _ in range(extra["k"])]
-        things = [one("cell", "cell")]
+        side = int(rng.integers(2, 5))
+        extra["k"] = side
+        extra["cells"] = [[thing("cell", "cell").colour for _ in range(side)] for _ in range(side)]
+        things = [thing("cell", "cell")]
     elif family == "texture":
-        things = [one("texture", TEXTURES[int(rng.integers(len(TEXTURES)))])]
+        things = [thing("texture", choice(TEXTURES))]
     else:
-        kinds = ("horizontal", "vertical", "rising", "falling")
-        things = [one("line", kinds[int(rng.integers(4))]) for _ in range(int(rng.integers(1, 5)))]
-    ground = list(COLOURS)[int(rng.integers(len(COLOURS)))]
+        count = int(rng.integers(1, 5))
+        things = [thing("line", choice(("horizontal", "vertical", "rising", "falling"))) for _ in range(count)]
+    ground = choice(list(COLOURS))
     return Picture(np.zeros((1, 1, 3), np.uint8), tuple(things), ground, family, extra)
 
 
 def corpus(seed: int, rounds: int) -> Iterator[str]:
     """Yields captions, pre-training turns and task texts of imagined pictures."""
     rng = np.random.default_rng(seed)
-    for i in range(100):
-        yield f"[0.{i:02d},0.{99 - i:02d},0.{i:02d},0.{99 - i:02d}] ({i / 100:.2f},{i / 100:.2f})"
+    for number in range(100):
+        low = f"0.{number:02d}"
+        high = f"0.{99 - number:02d}"
+        point = f"{number / 100:.2f}"
+        yield f"[{low},{high},{low},{high}] ({point},{point})"
     for text in GENERAL:
         yield from [text] * 20
     for _ in range(rounds):
@@ -155,7 +175,8 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=1024, help="most tokens")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    print(f"{train(options.out, size=options.size, seed=options.seed)} tokens in {options.out}")
+    count = train(options.out, size=options.size, seed=options.seed)
+    print(f"{count} tokens in {options.out}")
 
 
 if __name__ == "__main__":
