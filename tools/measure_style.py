@@ -200,7 +200,7 @@ def class_tests(tree: ast.AST, classes: frozenset[str]) -> Iterator[tuple[int, s
             tested = node.cls
         if tested is None:
             continue
-        names = {last_name(part) for part in ast.walk(tested)}
+        names = {last_name(inner) for inner in ast.walk(tested)}
         if any(aliases.get(name, name) in classes for name in names):
             yield node.lineno, ast.unparse(node)
 

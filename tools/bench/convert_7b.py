@@ -54,12 +54,15 @@ def tensors(config: LlavaConfig, layout: str) -> dict[str, tuple[int, ...]]:
     for prefix, (_, rules) in zip(PREFIX[layout], LAYOUTS[layout], strict=True):
         for name, rule in rules.items():
             shape = shapes[rule.leaf]
+            layers = (None,)
             # Our leaves of all layers are one array; the source has a tensor a layer, `#` in its name.
-            stacked = "#" in name
-            layers = range(shape[0]) if stacked else (None,)
-            source = source_shape(shape[1:] if stacked else shape, rule.turn)
+            if "#" in name:
+                count, *shape = shape
+                layers = range(count)
+            source = source_shape(tuple(shape), rule.transform)
             for layer in layers:
-                named[f"{prefix}{name.replace('#', str(layer))}"] = source
+                key = name.replace("#", str(layer))
+                named[f"{prefix}{key}"] = source
     return named
 
 
@@ -68,7 +71,8 @@ def write(folder: Path, shapes: dict[str, tuple[int, ...]], shard_bytes: int) ->
     folder.mkdir()
     shards: list[dict[str, tuple[int, ...]]] = [{}]
     for name, shape in shapes.items():
-        if sum(2 * int(np.prod(s)) for s in shards[-1].values()) > shard_bytes:
+        used = sum(2 * int(np.prod(other)) for other in shards[-1].values())
+        if used > shard_bytes:
             shards.append({})
         shards[-1][name] = shape
     rng = np.random.default_rng(0)
@@ -96,27 +100,37 @@ def write(folder: Path, shapes: dict[str, tuple[int, ...]], shard_bytes: int) ->
 
 def configs(config: LlavaConfig) -> tuple[dict, dict]:
     """The two config.json files."""
-    v, t, d = config.vision, config.text, config.decoder
-    vision = {
-        "hidden_size": v.width, "intermediate_size": v.hidden, "num_hidden_layers": v.layers,
-        "num_attention_heads": v.heads, "patch_size": v.patch_size, "image_size": v.image_size,
-        "projection_dim": v.projection,
+    vision = config.vision
+    vision_config = {
+        "hidden_size": vision.width, "intermediate_size": vision.hidden, "num_hidden_layers": vision.layers,
+        "num_attention_heads": vision.heads, "patch_size": vision.patch_size, "image_size": vision.image_size,
+        "projection_dim": vision.projection,
     }  # fmt: skip
-    text = {
-        "vocab_size": t.vocabulary, "hidden_size": t.width, "intermediate_size": t.hidden, "eos_token_id": t.eos_token,
-        "num_hidden_layers": t.layers, "num_attention_heads": t.heads, "max_position_embeddings": t.context,
+    text = config.text
+    text_config = {
+        "vocab_size": text.vocabulary, "hidden_size": text.width, "intermediate_size": text.hidden,
+        "eos_token_id": text.eos_token, "num_hidden_layers": text.layers, "num_attention_heads": text.heads,
+        "max_position_embeddings": text.context,
     }  # fmt: skip
-    decoder = {
-        "model_type": "llama", "vocab_size": d.vocabulary, "hidden_size": d.width, "intermediate_size": d.hidden,
-        "num_hidden_layers": d.layers, "num_attention_heads": d.heads, "rms_norm_eps": d.epsilon,
+    decoder = config.decoder
+    decoder_config = {
+        "model_type": "llama", "vocab_size": decoder.vocabulary, "hidden_size": decoder.width,
+        "intermediate_size": decoder.hidden, "num_hidden_layers": decoder.layers,
+        "num_attention_heads": decoder.heads, "rms_norm_eps": decoder.epsilon,
     }  # fmt: skip
     llava = {
         "model_type": "llava",
-        "text_config": decoder,
-        "vision_config": vision,
+        "text_config": decoder_config,
+        "vision_config": vision_config,
         "image_token_index": config.image_token,
     }
-    return llava, {"model_type": "clip", "projection_dim": v.projection, "text_config": text, "vision_config": vision}
+    clip = {
+        "model_type": "clip",
+        "projection_dim": vision.projection,
+        "text_config": text_config,
+        "vision_config": vision_config,
+    }
+    return llava, clip
 
 
 class PeakMemory(threading.Thread):

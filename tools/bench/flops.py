@@ -1,5 +1,4 @@
-"""Cost of routing: floating-point operations of HiDe's routed forward pass against the same model with everything
-merged.
+"""Cost of routing: floating-point operations of HiDe's routed forward pass against the same model with merged experts.
 
 Counted by the compiler (`lowered.cost_analysis()`), on shapes only: no weights are allocated. A compiler counts the
 body of a scan once, so the programs here are unrolled: every kind of layer (vision, text, merged decoder, routed
@@ -64,19 +63,24 @@ class Depth:
 
 def toy() -> tuple[LlavaConfig, Workload]:
     """A few layers of each kind, wide enough to look like the real one."""
-    c = llava_7b()
-    vision = replace(c.vision, image_size=28, width=32, layers=4, heads=2, hidden=64, projection=16)
-    text = replace(c.text, vocabulary=50, context=8, width=16, layers=3, heads=2, hidden=32, projection=16, eos_token=2)
-    decoder = replace(c.decoder, vocabulary=60, width=64, hidden=96, layers=4, heads=4, kv_heads=4, head_width=16)
-    return replace(c, vision=vision, text=text, decoder=decoder, image_token=4), Workload(tokens=12)
+    real = llava_7b()
+    vision = replace(real.vision, image_size=28, width=32, layers=4, heads=2, hidden=64, projection=16)
+    text = replace(real.text, vocabulary=50, context=8, width=16, layers=3, heads=2, hidden=32, projection=16)
+    text = replace(text, eos_token=2)
+    decoder = replace(real.decoder, vocabulary=60, width=64, hidden=96, layers=4, heads=4, kv_heads=4, head_width=16)
+    config = replace(real, vision=vision, text=text, decoder=decoder, image_token=4)
+    return config, Workload(tokens=12)
 
 
 def full_depth(config: LlavaConfig, *, routed: bool) -> Depth:
     """Layers of the whole forward. Merged stops at the feature layer, routed needs the last layer as well."""
-    vision, layers = config.vision.layers, config.decoder.layers
+    vision = config.vision.layers
+    layers = config.decoder.layers
     if routed:
         return Depth(vision, config.text.layers, layers - 1, 1)
-    return Depth(config.feature_layer % (vision + 1), 0, layers, 0)
+    # Negative layers count from the last of the states, which are one more than the blocks.
+    feature_layer = config.feature_layer % (vision + 1)
+    return Depth(feature_layer, 0, layers, 0)
 
 
 def _vision(params: dict, config: LlavaConfig, pixels, depth: Depth, *, routed: bool):
@@ -151,8 +155,11 @@ def abstract_inputs(config: LlavaConfig, workload: Workload) -> tuple[dict, dict
         decoder=replace(config.decoder, layers=1),
     )
     params = jax.eval_shape(lambda: nn.unbox(init_model(thin, jax.random.key(0)).params))
-    batch, experts, rank = workload.batch, workload.experts, workload.rank
-    sites, size = site_shapes(config.decoder), config.vision.image_size
+    batch = workload.batch
+    experts = workload.experts
+    rank = workload.rank
+    sites = site_shapes(config.decoder)
+    size = config.vision.image_size
 
     def shape(*sides, dtype="float32"):
         return jax.ShapeDtypeStruct(sides, jnp.dtype(dtype))
@@ -182,13 +189,17 @@ def extrapolated(config: LlavaConfig, workload: Workload, *, routed: bool) -> di
     Returns:
       `total`, `rest` (everything outside the layers) and the price of a `layer` of each kind.
     """
-    whole = full_depth(config, routed=routed)
-    kinds = [kind for kind, layers in asdict(whole).items() if layers]
-    one = Depth(**{kind: int(kind in kinds) for kind in asdict(whole)})
-    base = count(config, workload, one, routed=routed)
-    price = {k: count(config, workload, replace(one, **{k: 2}), routed=routed) - base for k in kinds}
+    layers = asdict(full_depth(config, routed=routed))
+    kinds = [kind for kind, number in layers.items() if number]
+    single = Depth(**{kind: int(kind in kinds) for kind in layers})
+    base = count(config, workload, single, routed=routed)
+    price = {}
+    for kind in kinds:
+        doubled = replace(single, **{kind: 2})
+        price[kind] = count(config, workload, doubled, routed=routed) - base
     rest = base - sum(price.values())
-    return {"total": rest + sum(getattr(whole, k) * price[k] for k in kinds), "rest": rest, "layer": price}
+    total = rest + sum(layers[kind] * price[kind] for kind in kinds)
+    return {"total": total, "rest": rest, "layer": price}
 
 
 def expert_products(config: LlavaConfig, workload: Workload) -> int:
@@ -204,13 +215,19 @@ def expert_products(config: LlavaConfig, workload: Workload) -> int:
 
 
 def _dots(jaxpr) -> int:
-    inner = sum(_dots(sub) for equation in jaxpr.eqns for sub in jaxprs_in_params(equation.params))
-    return inner + sum(equation.primitive.name == "dot_general" for equation in jaxpr.eqns)
+    """Matrix products of a program and of the programs within it."""
+    products = 0
+    for equation in jaxpr.eqns:
+        products += equation.primitive.name == "dot_general"
+        for inner in jaxprs_in_params(equation.params):
+            products += _dots(inner)
+    return products
 
 
 def measure(config: LlavaConfig, workload: Workload) -> dict:
     """Both counts, their ratio, and where the difference goes."""
-    merged, routed = (extrapolated(config, workload, routed=r) for r in (False, True))
+    merged = extrapolated(config, workload, routed=False)
+    routed = extrapolated(config, workload, routed=True)
     return {
         "ratio": routed["total"] / merged["total"],
         "limit": LIMIT,

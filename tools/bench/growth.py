@@ -115,8 +115,8 @@ def config_of(method: str, tasks: list[Path], base: str, size: Size) -> RunConfi
 def finder(session: Session) -> Callable:
     """The method's decision as a program of its own, compiled once for the whole stream."""
 
-    def decide(serving, seen):
-        return session.config.method.decide(serving, seen, None)
+    def decide(serving, frozen):
+        return session.config.method.decide(serving, frozen, None)
 
     return jax.jit(decide)
 

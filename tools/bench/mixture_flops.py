@@ -117,7 +117,8 @@ def main() -> None:
         config, workload = toy()
         tokens = workload.tokens
     else:
-        config, tokens = llava_7b(), 640
+        config = llava_7b()
+        tokens = Workload().tokens
     mixes = tuple(Mix(experts, sites=sites) for sites, experts in product((("ffn",), LINEARS), (4, 8)))
     result = {"what": "toy" if chosen.toy else "LLaVA-1.5-7B", **measure(config, tokens, mixes)}
     for mix in result["mixtures"]:
