@@ -13,7 +13,7 @@ import json
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -101,7 +101,9 @@ def convert(
     if target.suffix == PARTIAL or not target.name:
         raise ConfigError("the target needs a name of its own", where=str(target), why=f"not ending in {PARTIAL}")
     clips = [clip] if isinstance(clip, str | Path) else list(clip or ())
-    parts = [(projector, "--projector"), (vision, "--vision"), *((folder, "--clip") for folder in clips)]
+    parts: list[tuple[Path | None, str]] = [(projector, "--projector"), (vision, "--vision")]
+    for folder in clips:
+        parts.append((folder, "--clip"))
     sources = _open_sources(source, parts)
     job = _prepare(sources, target, dtype, tokenizer, layout)
     if dry_run:
@@ -123,7 +125,9 @@ def _carry_out(job: _Job, target: Path, *, resume: bool, allow_nonfinite: bool, 
             )
         with disk_errors("could not convert", target, needed=job.report.disk):
             sources = record(job.sources)
-            model = begin(partial, {"plan": job.plan.digest(), "layout": job.report.layout, "sources": sources})
+            # An unfinished folder of another plan, or of sources that have changed since, is refused.
+            state = {"plan": job.plan.digest(), "layout": job.report.layout, "sources": sources}
+            model = begin(partial, state)
             began = time.monotonic()
             try:
                 notes, sums = _write(job, partial, allow_nonfinite)
@@ -145,7 +149,9 @@ def _carry_out(job: _Job, target: Path, *, resume: bool, allow_nonfinite: bool, 
 
 
 def _require_space(job: _Job, target: Path, partial: Path) -> None:
-    free = shutil.disk_usage(target.parent).free + _used(partial)
+    # Bytes that an earlier attempt wrote are part of what is needed.
+    disk = shutil.disk_usage(target.parent)
+    free = disk.free + _used(partial)
     if free < job.report.disk:
         raise ResourceError(
             "not enough disk space to convert",
@@ -156,11 +162,14 @@ def _require_space(job: _Job, target: Path, partial: Path) -> None:
 
 
 def _has_failed(file: Path) -> bool:
+    """True if the record of an unfinished conversion has a failed comparison."""
     return file.is_file() and read_json(file).get("checked") == "failed"
 
 
 def _verdict(rows: Sequence[Row]) -> Verdict:
-    return "passed" if rows and all(row.passed for row in rows) else "failed"
+    """The result of a comparison; one without rows has failed."""
+    failed_rows = [row for row in rows if not row.passed]
+    return "passed" if rows and not failed_rows else "failed"
 
 
 def _refuse_failed(report: Report, partial: Path) -> None:
@@ -179,14 +188,18 @@ def _open_sources(source: Path, parts: Sequence[tuple[Path | None, str]]) -> lis
     beside = separate_projector(source) if source.is_dir() else None
     if beside is not None:
         sources.append(beside)
-    sources += [_open_part(path, role) for path, role in parts if path is not None]
+    for path, role in parts:
+        if path is not None:
+            sources.append(_open_part(path, role))
     return sources
 
 
 def _open_part(path: Path, role: str) -> Source:
     """A part named by a flag; a folder that holds only a projector file stands for that file."""
     path = Path(path)
-    projector = separate_projector(path) if role == "--projector" and path.is_dir() else None
+    projector = None
+    if role == "--projector" and path.is_dir():
+        projector = separate_projector(path)
     if projector is None:
         return open_source(path, role)
     return Source(projector.path, role, {}, projector.tensors, projector.files)
@@ -196,8 +209,11 @@ def _prepare(
     sources: Sequence[Source], target: Path, dtype: str | None, tokenizer: Path | None, layout: Layout
 ) -> _Job:
     """Decides everything from headers and settings; raises CheckpointError for whatever does not fit."""
-    tokenizer_source = open_tokenizer(tokenizer) if tokenizer is not None else None
-    all_sources = (*sources, *([tokenizer_source] if tokenizer_source else []))
+    all_sources = tuple(sources)
+    tokenizer_source = None
+    if tokenizer is not None:
+        tokenizer_source = open_tokenizer(tokenizer)
+        all_sources = (*sources, tokenizer_source)
     stamped = stamps(all_sources)
     classified = tuple(ClassifiedSource(source, recognise(source)) for source in sources)
     dtype, dtype_note = choose_dtype(classified, dtype)
@@ -207,7 +223,10 @@ def _prepare(
     kind = layout
     if layout == "auto":
         kind = "sharded" if plan.nbytes > LARGE else "file"
-    origins = [f"{part.source.role}: {NAMES[part.layout]}, {len(part.source.tensors)} tensors" for part in classified]
+    origins = []
+    for entry in classified:
+        count = len(entry.source.tensors)
+        origins.append(f"{entry.source.role}: {NAMES[entry.layout]}, {count} tensors")
     tensor_count = sum(len(leaf.tensors) for leaf in plan.leaves)
     report = Report(
         target=target, config=config, layout=kind, tensors=tensor_count,
@@ -241,20 +260,23 @@ def _shapes(
             remedy="correct config.json",
         )
     rows = config.decoder.vocabulary
-    language = language_tokenizer((tokenizer or main).path, vocabulary=rows, image=image_token)
+    tokenizer_folder = (tokenizer or main).path
+    language = language_tokenizer(tokenizer_folder, vocabulary=rows, image=image_token)
     if language.image is not None:
         image_token = language.image
-    # Without any id, the image token is one past the table: its row is never looked up.
-    return replace(config, image_token=rows if image_token is None else image_token), language
+    if image_token is None:
+        # Without any id, the image token is one past the table: its row is never looked up.
+        image_token = rows
+    return replace(config, image_token=image_token), language
 
 
 def _provider(classified: Sequence[ClassifiedSource], leaf: str) -> Source | None:
     """The first source that has a tensor for `leaf`."""
-    for part in classified:
-        for key in part.source.tensors:
-            target = place(key, part.layout)
+    for entry in classified:
+        for key in entry.source.tensors:
+            target = place(key, entry.layout)
             if target is not None and target.rule.leaf == leaf:
-                return part.source
+                return entry.source
     return None
 
 
@@ -266,17 +288,18 @@ def _files(
     source = _provider(classified, "text/stem/token")
     if source is not None and source.path.is_dir():
         text = text_tokenizer(source.path, config, language.reader)
-    folders = [part.source.path for part in classified if part.source.path.is_dir()]
+    folders = [entry.source.path for entry in classified if entry.source.path.is_dir()]
     pictures, picture_notes = picture_settings(folders, config)
-    return language.files | text.files | pictures, [*language.notes, *text.notes, *picture_notes]
+    files = language.files | text.files | pictures
+    return files, [*language.notes, *text.notes, *picture_notes]
 
 
 def _tied(classified: Sequence[ClassifiedSource], config: LlavaConfig) -> list[str]:
     """A note on tied embeddings."""
     if not config.decoder.tied:
         return []
-    stored = any(key.endswith("lm_head.weight") for key in classified[0].source.tensors)
-    end = "; the stored lm_head must equal it and is left out" if stored else "; no lm_head is stored"
+    heads = [key for key in classified[0].source.tensors if key.endswith("lm_head.weight")]
+    end = "; the stored lm_head must equal it and is left out" if heads else "; no lm_head is stored"
     return [f"embeddings are tied: the head reads the token table{end}"]
 
 
@@ -312,7 +335,8 @@ def _compare_duplicates(plan: Plan) -> list[str]:
     for role, differences in differing.items():
         result = "all equal"
         if differences:
-            result = f"{len(differences)} of {counts[role]} differ: {', '.join(differences[:3])}"
+            examples = ", ".join(differences[:3])
+            result = f"{len(differences)} of {counts[role]} differ: {examples}"
         notes.append(f"{role}: {counts[role]} tensors that the checkpoint already has, not used; {result}")
     return notes
 
@@ -323,7 +347,8 @@ def _shard(plan: Plan, staged: Path, folder: Path) -> None:
     # Pieces of an earlier attempt may be incomplete, so all are written again.
     for entry in list(folder.iterdir()):
         remove_inside(folder, entry)
-    for path, array in tqdm(open_leaves(plan, staged).items(), desc="pieces", leave=False, disable=None):
+    leaves = open_leaves(plan, staged)
+    for path, array in tqdm(leaves.items(), desc="pieces", leave=False, disable=None):
         sharded.write_leaf(folder, path, array)
         crash_point("convert_piece", path)
 
@@ -333,7 +358,8 @@ def _describe(job: _Job, model: Path) -> None:
     for name, content in job.files.items():
         (model / name).parent.mkdir(exist_ok=True)
         (model / name).write_bytes(content)
-    (model / CONFIG).write_text(json.dumps(plain(job.plan.config), indent=2) + "\n", encoding="utf-8")
+    text = json.dumps(plain(job.plan.config), indent=2) + "\n"
+    (model / CONFIG).write_text(text, encoding="utf-8")
 
 
 def _record(job: _Job, report: Report, sources: list[dict[str, Any]], sums: dict[str, str]) -> dict[str, Any]:
@@ -352,5 +378,6 @@ def _record(job: _Job, report: Report, sources: list[dict[str, Any]], sums: dict
 
 def _used(folder: Path) -> int:
     """Bytes that an unfinished conversion occupies already."""
-    files: Iterable[Path] = folder.rglob("*") if folder.exists() else ()
-    return sum(file.stat().st_size for file in files if file.is_file())
+    if not folder.exists():
+        return 0
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())

@@ -231,7 +231,8 @@ def _tensor(file: Path, key: str, entry: Any, base: int) -> Tensor:
         )
     numbers = (*shape, start, stop)
     # isinstance would accept true and false, which are integers in Python.
-    if not all(type(number) is int and number >= 0 for number in numbers):
+    wrong = [number for number in numbers if type(number) is not int or number < 0]
+    if wrong:
         _damaged(file, f"{key}: shape {list(shape)}, offsets {[start, stop]}", "they must be whole numbers >= 0")
     tensor = Tensor(key, dtype, shape, file, base + start)
     if stop - start != tensor.nbytes:

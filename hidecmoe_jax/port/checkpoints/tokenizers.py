@@ -268,4 +268,9 @@ def _added_tokens(folder: Path) -> dict[str, int]:
 
 
 def _copied(folder: Path) -> dict[str, bytes]:
-    return {name: (folder / name).read_bytes() for name in COPIED if (folder / name).is_file()}
+    contents = {}
+    for name in COPIED:
+        file = folder / name
+        if file.is_file():
+            contents[name] = file.read_bytes()
+    return contents
