@@ -8,8 +8,8 @@ Stages, in LLaVA's order with a stage of the towers before it:
   export      towers, projector and decoder in bfloat16, config.json and PRETRAINING.json, into the package
   all         the five above, one after the other
 
-A stage that is started again continues from its checkpoint in the work folder, with the same result: the data of a
-step is a function of seed and step alone. The same command runs on CPU or on one GPU.
+A stage that is started again continues from its checkpoint in the work folder, on the same data as without the stop:
+those of a step are a function of seed and step alone. The same command runs on CPU or on one GPU.
 
 Examples:
   python tools/pretrain_pocket.py all                           everything, about four hours on two free cores
