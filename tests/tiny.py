@@ -3,6 +3,7 @@
 Laws need no accuracy, so the weights are drawn, not trained; everything is small enough to compile in seconds.
 """
 
+import functools
 import json
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import yaml
 from PIL import Image
 
 from hidecmoe_jax.models.config import DecoderConfig, LlavaConfig, TextConfig, VisionConfig
-from hidecmoe_jax.models.llava import init_model
+from hidecmoe_jax.models.llava import Model, init_model
 from hidecmoe_jax.models.store import save_model
 from hidecmoe_jax.runs.config import RunConfig, from_mapping
 
@@ -45,9 +46,15 @@ def write_tokenizer(folder: Path) -> Path:
     return folder
 
 
+@functools.cache
+def tiny_model(seed: int) -> Model:
+    """A base model of a few thousand random weights; drawn once in a process."""
+    return init_model(TINY, jax.random.key(seed))
+
+
 def write_base(folder: Path, *, seed: int = 0) -> Path:
-    """A base model of a few thousand random weights with a tokenizer of its own."""
-    save_model(init_model(TINY, jax.random.key(seed)), folder)
+    """The base model in a folder, with a tokenizer of its own."""
+    save_model(tiny_model(seed), folder)
     return write_tokenizer(folder)
 
 

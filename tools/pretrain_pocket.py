@@ -44,7 +44,7 @@ from hidecmoe_jax.core.errors import CheckpointError, HidecmoeError
 from hidecmoe_jax.data.images import normalise
 from hidecmoe_jax.data.tokenizer import Tokenizer
 from hidecmoe_jax.models.config import LlavaConfig
-from hidecmoe_jax.models.llava import Model, Prompt, init_model, logits, vision_features
+from hidecmoe_jax.models.llava import Model, Prompt, logits, model_template, vision_features
 from hidecmoe_jax.models.store import WEIGHTS, load_model, pocket_folder, save_model
 
 STAGES = ("vision", "probe", "projector", "instruct", "export")
@@ -117,7 +117,7 @@ def read_leaves(path: Path, config: LlavaConfig, *, finished: bool) -> dict:
             why=f"step {step} of {planned}",
             remedy=remedy,
         )
-    template = jax.eval_shape(lambda: init_model(config, jax.random.key(0))).params
+    template = model_template(config).params
     template = {name: template[name] for name in ("projector", "decoder")}
     restored = trees.restore_into(template, flat)
     return jax.tree.map(jnp.asarray, restored)

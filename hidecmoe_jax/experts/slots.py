@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -137,14 +138,29 @@ def write(
 ) -> Bank:
     """Sets one slot of every row; `slot` and `owner` are numbers, or arrays with an entry for each row."""
     slots_L = np.broadcast_to(np.asarray(slot), rows.shape)
-    owner_L = np.broadcast_to(np.asarray(owner), rows.shape)
+    owner_L = np.broadcast_to(np.asarray(owner, np.int32), rows.shape)
+    return _written(bank, rows, slots_L, a_LDR, b_LRF, owner_L)
+
+
+# One program for all sites: leaf by leaf, finding out what the indices mean takes longer than the copying.
+@jax.jit
+def _written(
+    bank: Bank, rows: Array, slots_L: Array, a_LDR: dict[str, Array], b_LRF: dict[str, Array], owner_L: Array
+) -> Bank:
+    """The bank with these factors and owners in the slots `slots_L` of the rows."""
     a = {}
     b = {}
     for site in bank.a:
         a[site] = bank.a[site].at[rows, :, slots_L].set(a_LDR[site])
         b[site] = bank.b[site].at[rows, slots_L].set(b_LRF[site])
-    owner_LS = bank.owner_LS.at[rows, slots_L].set(jnp.asarray(owner_L, jnp.int32))
+    owner_LS = bank.owner_LS.at[rows, slots_L].set(owner_L)
     return bank.replace(a=a, b=b, owner_LS=owner_LS)
+
+
+@jax.jit
+def slot_values(leaf_LSXY: Array, rows: Array, slots_L: Array) -> Array:
+    """One slot [X, Y] of every row, as [L, X, Y]."""
+    return leaf_LSXY[rows, slots_L]
 
 
 def clear(bank: Bank, rows: np.ndarray, slots: np.ndarray) -> Bank:

@@ -30,6 +30,7 @@ from hidecmoe_jax.experts.slots import (
     layer_at,
     pad,
     rows_of,
+    slot_values,
     slots_of,
     write,
 )
@@ -122,8 +123,8 @@ def extract(bank: Bank, task: int) -> Bank:
     a = {}
     b = {}
     for site in bank.a:
-        a_LDR = only_owned(bank.a[site][rows, :, index_L])
-        b_LRF = only_owned(bank.b[site][rows, index_L])
+        a_LDR = only_owned(slot_values(jnp.moveaxis(bank.a[site], 2, 1), rows, index_L))
+        b_LRF = only_owned(slot_values(bank.b[site], rows, index_L))
         a[site] = a_LDR[:, :, None]
         b[site] = b_LRF[:, None]
     owner_L = np.where(owned_L, task, EMPTY)
@@ -299,7 +300,7 @@ def fuse(
         total = jnp.float32(0)
         for slots_L, weight in zip(slots_NL, weights, strict=True):
             # Slot 0 is read where a task has no expert, and left out of the sum.
-            term = leaf_LSXY[rows, np.maximum(slots_L, 0)].astype(jnp.float32) * weight
+            term = slot_values(leaf_LSXY, rows, np.maximum(slots_L, 0)).astype(jnp.float32) * weight
             total = total + jnp.where((slots_L >= 0)[:, None, None], term, 0.0)
         return total.astype(leaf_LSXY.dtype)
 

@@ -175,5 +175,12 @@ def with_row(memory: dict[str, Array], task: int, row: dict[str, Array]) -> dict
             why = f"{name} holds values that are not finite"
             remedy = "look at the features' range, or raise the locator's shrinkage or lower its rate"
             raise NumericsError("the locator could not be fitted", where=f"task {task}", why=why, remedy=remedy)
-    changed = {name: memory[name].at[task].set(value) for name, value in row.items()}
+    return set_rows(memory, task, row)
+
+
+# One program for all arrays: array by array, indexing costs more than the copying.
+@jax.jit
+def set_rows(memory: dict[str, Array], task: int | Array, rows: dict[str, Array]) -> dict[str, Array]:
+    """The memory with row `task` of the named arrays replaced; the values are not checked."""
+    changed = {name: memory[name].at[task].set(value) for name, value in rows.items()}
     return memory | changed

@@ -8,6 +8,7 @@ k-th patch.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -93,6 +94,13 @@ def init_model(config: LlavaConfig, key: Array) -> Model:
         "decoder": init_decoder(config.decoder, decoder_key, config.param_dtype),
     }
     return Model(params, config)
+
+
+@functools.lru_cache(maxsize=8)
+def model_template(config: LlavaConfig) -> Model:
+    """A model of shapes and dtypes instead of arrays; nothing is allocated."""
+    # Tracing the blocks takes longer than reading a small model, so a process does it once for a config.
+    return jax.eval_shape(lambda: init_model(config, jax.random.key(0)))
 
 
 def model_axes(config: LlavaConfig) -> dict:

@@ -24,7 +24,7 @@ from hidecmoe_jax.core.errors import CheckpointError
 from hidecmoe_jax.core.sharding import shardings
 from hidecmoe_jax.models import sharded
 from hidecmoe_jax.models.config import LlavaConfig
-from hidecmoe_jax.models.llava import Model, init_model, model_axes
+from hidecmoe_jax.models.llava import Model, model_axes, model_template
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
@@ -94,8 +94,7 @@ def load_model(folder: Path, *, mesh: Mesh | None = None, **changes) -> Model:
         raise CheckpointError("cannot read the model's config", where=str(path), why=str(error)) from error
     config = strict.build(LlavaConfig, stored, str(path))
     config = replace(config, **changes)
-    # Shapes alone: the parameters are allocated once, when they are read.
-    template = jax.eval_shape(lambda: init_model(config, jax.random.key(0))).params
+    template = model_template(config).params
     where = folder / sharded.FOLDER
     if where.is_dir():
         leaves = _read_sharded(where, config, template, mesh)

@@ -9,6 +9,7 @@ Jinja2's autoescape.
 from __future__ import annotations
 
 import base64
+import functools
 import io
 import json
 import re
@@ -165,6 +166,7 @@ def page(
     )
 
 
+@functools.cache  # compiling the template takes longer than filling it in
 def _environment() -> Environment:
     """Template environment: escapes all values, and raises for names that are not set."""
     environment = Environment(

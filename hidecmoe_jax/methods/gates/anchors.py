@@ -16,6 +16,7 @@ from jax import Array
 from hidecmoe_jax.core.errors import ConfigError
 from hidecmoe_jax.locators import anchors as anchor
 from hidecmoe_jax.locators.anchors import ClipAnchors, anchors_of
+from hidecmoe_jax.locators.standard import set_rows
 from hidecmoe_jax.methods.base import Decision, FrozenFeatures
 from hidecmoe_jax.methods.gates.unknown import THRESHOLDS, UNREACHED, blank_thresholds, fit_apart, limits_of, match_of
 from hidecmoe_jax.models.llava import Model, Reading
@@ -144,11 +145,8 @@ class AnchorGate:
 
     def from_archive(self, memory: Memory, task: int, archive: Memory) -> Memory:
         """The inverse of `to_archive`."""
-        restored = {}
-        for name, leaf in memory.items():
-            row = stored(archive, name)
-            restored[name] = leaf.at[task].set(row)
-        return restored
+        rows = {name: stored(archive, name) for name in memory}
+        return set_rows(memory, task, rows)
 
     def size(self, model: Model) -> int:
         """Numbers stored per task."""

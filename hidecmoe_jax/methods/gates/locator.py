@@ -16,6 +16,7 @@ from jax import Array
 from hidecmoe_jax.locators.anchors import ClipAnchors
 from hidecmoe_jax.locators.gaussian import ClassGaussian, NearestMean, SharedGaussian
 from hidecmoe_jax.locators.neighbours import Neighbours
+from hidecmoe_jax.locators.standard import set_rows
 from hidecmoe_jax.locators.vae import Vae
 from hidecmoe_jax.methods.base import Decision, FrozenFeatures, Match
 from hidecmoe_jax.methods.gates.anchors import clip_widths, stored
@@ -158,13 +159,14 @@ class LocatorGate:
     def from_archive(self, memory: dict[str, Array], task: int, archive: dict[str, Array]) -> dict[str, Array]:
         """The inverse of `to_archive`."""
         restored = {}
-        for name, leaf in memory.items():
+        rows = {}
+        for name in memory:
             if name in self.by.shared_leaves:
                 restored[name] = jnp.asarray(archive[name])
             else:
-                row = stored(archive, name)
-                restored[name] = leaf.at[task].set(row)
-        return restored
+                rows[name] = stored(archive, name)
+        by_task = {name: memory[name] for name in rows}
+        return restored | set_rows(by_task, task, rows)
 
     def size(self, model: Model) -> int:
         """Numbers stored per task."""

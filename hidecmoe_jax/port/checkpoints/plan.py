@@ -7,7 +7,6 @@ first that has a part provides it, and a later copy of the same part is compared
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import math
@@ -15,7 +14,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import jax
 import ml_dtypes
 import numpy as np
 
@@ -23,7 +21,7 @@ from hidecmoe_jax.core import trees
 from hidecmoe_jax.core.errors import CheckpointError, ConfigError
 from hidecmoe_jax.core.strict import plain
 from hidecmoe_jax.models.config import LlavaConfig
-from hidecmoe_jax.models.llava import init_model
+from hidecmoe_jax.models.llava import model_template
 from hidecmoe_jax.port.checkpoints.names import Place, Transform, ignorable, place, source_shape
 from hidecmoe_jax.port.checkpoints.source import DTYPES, Source, Tensor
 
@@ -137,7 +135,7 @@ def make_plan(sources: Sequence[ClassifiedSource], config: LlavaConfig) -> Plan:
       CheckpointError: tensors that no rule matches, leaves that nothing fills, wrong shapes or dtypes, or two tensors
         of one source for one leaf; names the tensor, expected and found values, and the config field behind them.
     """
-    template = _template(config)
+    template = trees.flatten(model_template(config).params)
     # Sources come in order of precedence, so whoever fills a destination first provides it.
     filled: dict[Destination, Filling] = {}
     duplicates: list[Duplicate] = []
@@ -170,14 +168,6 @@ def make_plan(sources: Sequence[ClassifiedSource], config: LlavaConfig) -> Plan:
     leaves = _leaves(template, filled, config, sources)
     _refuse_misfits(misfits)
     return Plan(config, leaves, tuple(duplicates), dict(dropped), tuple(notes))
-
-
-@functools.lru_cache(maxsize=4)
-def _template(config: LlavaConfig) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes of all leaves by path."""
-    # Traced, not run: a 7B model would not fit here.
-    model = jax.eval_shape(lambda: init_model(config, jax.random.key(0)))
-    return trees.flatten(model.params)
 
 
 def _duplicate(classified: ClassifiedSource, tensor: Tensor, filling: Filling) -> Duplicate:
