@@ -30,7 +30,9 @@ SMALL = 1e-9
 _WORD = re.compile(r"n't\b|'(?:s|m|d|ll|re|ve)\b|[0-9]+(?:[.,:][0-9]+)+|\w+(?:-\w+)*|[^\w\s]")
 _DROPPED = frozenset(".,:;?!-'\"`()[]{}_\u2026\u2013\u2014\u201c\u201d\u2018")
 
-Grams = Counter[tuple[str, ...]]
+Gram = tuple[str, ...]
+Grams = Counter[Gram]
+Weights = dict[Gram, float]
 
 
 @dataclass(frozen=True)
@@ -172,7 +174,9 @@ def _bleu(counts: Sequence[int]) -> list[float]:
     matches = rest[:ORDER]
     offered = rest[ORDER:]
     ratio = (length + TINY) / (closest + SMALL)
-    brevity = math.exp(1 - 1 / ratio) if ratio < 1 else 1.0
+    brevity = 1.0
+    if ratio < 1:
+        brevity = math.exp(1 - 1 / ratio)
     product = 1.0
     scores = []
     for order, match in enumerate(matches):
@@ -204,14 +208,14 @@ def _longest_common(left: list[str], right: list[str]) -> int:
 class _Weighed:
     """tf-idf weights of n-grams by order, their norms, and the length (number of bigrams, as COCO counts it)."""
 
-    orders: tuple[dict[tuple[str, ...], float], ...]
+    orders: tuple[Weights, ...]
     norms: tuple[float, ...]
     length: int
 
 
 def _weigh(grams: Grams, frequency: Counter, documents: float) -> _Weighed:
     """Weights n-grams by inverse document frequency; `documents` is the log of the number of documents."""
-    orders: list[dict[tuple[str, ...], float]] = [{} for _ in range(ORDER)]
+    orders: list[Weights] = [{} for _ in range(ORDER)]
     length = 0
     for gram, count in grams.items():
         # An n-gram that no reference has counts as if one had it.
@@ -244,7 +248,7 @@ def _similarity(answer: _Weighed, truth: _Weighed) -> float:
     return total / ORDER * penalty
 
 
-def _clipped_product(weights: dict[tuple[str, ...], float], truths: dict[tuple[str, ...], float]) -> float:
+def _clipped_product(weights: Weights, truths: Weights) -> float:
     """Inner product of an answer's and a reference's weights."""
     products = []
     for gram, weight in weights.items():

@@ -284,8 +284,10 @@ def _effect(
     archive = run.ledger(seed).archive()
     before = run.learner(archive)
     after = edited(method, before, edit)
-    old_scores = _scores(run, before, f"seed {seed}, before the edit", seed, count, stop)
-    new_scores = _scores(run, after, f"seed {seed}, after the edit", seed, count, stop)
+    label_before = f"seed {seed}, before the edit"
+    label_after = f"seed {seed}, after the edit"
+    old_scores = _scores(run, before, label_before, seed, count, stop)
+    new_scores = _scores(run, after, label_after, seed, count, stop)
     lines = []
     for task in run.session.stream.tasks:
         old = old_scores[task.name]

@@ -38,8 +38,11 @@ def describe(run: str | Path) -> str:
     lines += ["", f"base: {base_size:,} parameters"]
     counts_of = method.sizes(finished.model, learner)
     for what, counts in counts_of.items():
-        sizes = ", ".join(f"{kind} {count:,}" for kind, count in counts.items())
-        lines.append(f"{what}: {sizes}")
+        sizes = []
+        for kind, count in counts.items():
+            sizes.append(f"{kind} {count:,}")
+        shown = ", ".join(sizes)
+        lines.append(f"{what}: {shown}")
     return "\n".join(lines)
 
 

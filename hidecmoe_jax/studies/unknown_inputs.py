@@ -206,8 +206,10 @@ def _pixels(kind: str, rng: np.random.Generator, size: int) -> np.ndarray:
     height, width = photograph.shape[:2]
     longest = min(height, width)
     side = int(rng.integers(120, longest))
-    top = int(rng.integers(0, height - side + 1))
-    left = int(rng.integers(0, width - side + 1))
+    tops = height - side + 1
+    lefts = width - side + 1
+    top = int(rng.integers(0, tops))
+    left = int(rng.integers(0, lefts))
     bottom = top + side
     right = left + side
     return photograph[top:bottom, left:right]

@@ -141,8 +141,8 @@ def count_things(picture: Picture, rng: np.random.Generator) -> Turns:
         yield "Write the number of things in words.", NUMBERS[total]
     # Mostly a colour and a shape of the picture, now and then any other, so that 0 is an answer too.
     colours = colours_of(things)
-    candidates = colours if rng.random() < 0.8 else COLOUR_NAMES
-    colour = choose(rng, candidates)
+    palette = colours if rng.random() < 0.8 else COLOUR_NAMES
+    colour = choose(rng, palette)
     of_colour = colours.count(colour)
     of_other_colours = total - of_colour
     yield f"How many things are {colour}?", str(of_colour)

@@ -15,9 +15,12 @@ from hidecmoe_jax.core.errors import DataError, nearest
 from hidecmoe_jax.data.pocket.picture import COLOURS, SIDE
 
 _LUMA = np.array([0.3, 0.59, 0.11])
+# A name that is listed several times is as many times as likely.
 _GROUNDS = (
     ("white",) * 9 + ("black",) * 6 + ("gray",) * 3 + ("blue", "green", "purple", "brown", "yellow", "cyan", "pink")
 )
+_LIGHT_GROUNDS = ("white", "white", "white", "yellow", "cyan", "pink")
+_DARK_GROUNDS = ("black", "black", "black", "blue", "brown", "purple")
 
 
 def pick(rng: np.random.Generator, options: Sequence):
@@ -86,9 +89,9 @@ def pick_ground(rng: np.random.Generator, wanted: str | None = None) -> str:
       wanted: a colour name, which is returned as it is, or "light" or "dark".
     """
     if wanted == "light":
-        return pick(rng, ("white", "white", "white", "yellow", "cyan", "pink"))
+        return pick(rng, _LIGHT_GROUNDS)
     if wanted == "dark":
-        return pick(rng, ("black", "black", "black", "blue", "brown", "purple"))
+        return pick(rng, _DARK_GROUNDS)
     if wanted is None:
         return pick(rng, _GROUNDS)
     visible_on(wanted)  # refuses an unknown colour name
@@ -157,7 +160,9 @@ def _noise(rng: np.random.Generator, size: int, channels: int) -> np.ndarray:
     """Noise [size, size, channels] of random strength, from a random place of the grain; one channel is grey noise."""
     corner = rng.random(2) * 3 * SIDE
     y, x = corner.astype(int).tolist()
-    grain = _grain()[y : y + size, x : x + size, :channels]
+    bottom = y + size
+    right = x + size
+    grain = _grain()[y:bottom, x:right, :channels]
     strength = between(rng, 2, 22)
     return grain * strength
 

@@ -157,7 +157,8 @@ def character(
     worn: float = 1.0,
 ) -> Picture:
     """Draws one printed character, small or large, upright or slightly rotated, sharp or coarse."""
-    text = text or pick(rng, alphabet or _ALONE)
+    if not text:
+        text = pick(rng, alphabet or _ALONE)
     if large is None:
         large = rng.random() < 0.6
     font = pick(rng, FONTS)
