@@ -67,7 +67,8 @@ def test_experts_are_the_formula_at_every_site():
 def routed_voice(config, top_k=2):
     bank = ref.random_bank(config, slots=4, seed=6)
     rng = np.random.default_rng(4)
-    router = jnp.asarray(rng.normal(size=(bank.layers, 1, config.width, 4)), jnp.float32)
+    # Steeper router logits amplify float32 rounding: at twice this scale beyond 1e-5 on some processors.
+    router = jnp.asarray(0.5 * rng.normal(size=(bank.layers, 1, config.width, 4)), jnp.float32)
     gain = np.broadcast_to(np.array([1.0, 0.5, 0.0, 1.5], np.float32), (bank.layers, 4))
     return Voice(bank, Routing(jnp.asarray(gain)[:, None], router, top_k)), gain, router
 
@@ -77,8 +78,7 @@ def test_token_router_and_its_tally_are_the_formula():
     voice, gain, router = routed_voice(model.config.decoder)
     reference = by_layer(model, lambda i: ref.voice_layer(voice.bank, gain, i, router[:, 0], voice.routing.top_k))
     expected, inputs = ref.llava_logits(model.params, model.config, TOKENS, voices_by_layer=reference)
-    # The reference is float64. One of these tokens amplifies float32 rounding to 1.3e-5 on some processors.
-    np.testing.assert_allclose(LOGITS(model, prompt(), (voice,))[0], expected, atol=1e-5, rtol=1e-5)
+    np.testing.assert_allclose(LOGITS(model, prompt(), (voice,))[0], expected, atol=1e-5)
 
     # The same sample beside a longer one, padded left: kinds 0, 1, 2 in turn, -1 on padding.
     kinds = np.array([-1, -1, 0, 1, 2, 0, 1, 2, 0])
