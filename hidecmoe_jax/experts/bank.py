@@ -50,7 +50,8 @@ class Bank:
 
     @property
     def rank(self) -> int:
-        return self.a[self.sites[0]].shape[3]
+        first_site = self.sites[0]
+        return self.a[first_site].shape[3]
 
     @property
     def factors(self) -> dict[str, dict[str, Array]]:
@@ -67,11 +68,14 @@ def bank_axes(bank: Bank) -> Bank:
     # Experts are small: only the axes that are wide in the base model are worth sharding.
     input_axis = {"o_proj": "heads", "down_proj": "hidden"}
     output_axis = {"q_proj": "heads", "k_proj": "heads", "v_proj": "heads", "gate_proj": "hidden", "up_proj": "hidden"}
-    return bank.replace(
-        a={site: ("layer", input_axis.get(site, "width"), "slot", "rank") for site in bank.a},
-        b={site: ("layer", "slot", "rank", output_axis.get(site, "width")) for site in bank.b},
-        owner_LS=("layer", "slot"),
-    )
+    a_axes = {}
+    b_axes = {}
+    for site in bank.a:
+        width_axis = input_axis.get(site, "width")
+        features_axis = output_axis.get(site, "width")
+        a_axes[site] = ("layer", width_axis, "slot", "rank")
+        b_axes[site] = ("layer", "slot", "rank", features_axis)
+    return bank.replace(a=a_axes, b=b_axes, owner_LS=("layer", "slot"))
 
 
 def owned_slots(bank: Bank, owner: int) -> np.ndarray:
@@ -80,14 +84,18 @@ def owned_slots(bank: Bank, owner: int) -> np.ndarray:
     Raises:
       ValueError: if a layer holds the owner twice (one slot per owner and layer).
     """
-    owned_LS = np.asarray(bank.owner_LS) == owner
+    owner_LS = np.asarray(bank.owner_LS)
+    owned_LS = owner_LS == owner
     count_L = owned_LS.sum(axis=1)
-    if (count_L > 1).any():
+    most = count_L.max(initial=0)
+    if most > 1:
         layer = int(np.argmax(count_L))
-        raise ValueError(f"owner {owner} holds {int(count_L[layer])} slots of layer {layer}; allowed: one")
+        raise ValueError(f"owner {owner} holds {int(most)} slots of layer {layer}; allowed: one")
     # `argmax` gives 0 where nothing is owned, too.
     first_L = owned_LS.argmax(axis=1)
-    return np.where(owned_LS.any(axis=1), first_L, -1).astype(np.int32)
+    owns_any_L = owned_LS.any(axis=1)
+    slot_L = np.where(owns_any_L, first_L, -1)
+    return slot_L.astype(np.int32)
 
 
 def apply_experts(x_BTD: Array, a_DSR: Array, b_SRF: Array, weight: Array, scale: float) -> Array:
@@ -107,13 +115,20 @@ def apply_experts(x_BTD: Array, a_DSR: Array, b_SRF: Array, weight: Array, scale
     chex.assert_shape(b_SRF, (slots, rank, None), custom_message="b must have the slots and the rank of a")
     chex.assert_rank(weight, {2, 3})
     chex.assert_axis_dimension(weight, -1, slots)
+    dtype = x_BTD.dtype
+    ranks = slots * rank
     # All slots side by side are one matrix [D, S * R]: one product instead of S small ones.
-    a_DU = a_DSR.reshape(width, slots * rank).astype(x_BTD.dtype)
+    a_DU = a_DSR.reshape(width, ranks)
+    a_DU = a_DU.astype(dtype)
     u_BTU = x_BTD @ a_DU
-    per_token = weight[:, None, :] if weight.ndim == 2 else weight
-    per_rank = jnp.repeat(per_token * scale, rank, axis=-1, total_repeat_length=slots * rank)
+    weight_BTS = weight[:, None, :] if weight.ndim == 2 else weight
+    scaled_BTS = weight_BTS * scale
+    scaled_BTU = jnp.repeat(scaled_BTS, rank, axis=-1, total_repeat_length=ranks)
     # Weights stay float32: a softmax rounded to bfloat16 no longer sums to one.
-    u_BTU = u_BTU.astype(jnp.float32) * jnp.broadcast_to(per_rank, u_BTU.shape)
-    u_BTU = u_BTU.astype(x_BTD.dtype)
-    b_UF = b_SRF.reshape(slots * rank, -1).astype(x_BTD.dtype)
+    u_BTU = u_BTU.astype(jnp.float32)
+    scaled_BTU = jnp.broadcast_to(scaled_BTU, u_BTU.shape)
+    u_BTU = u_BTU * scaled_BTU
+    u_BTU = u_BTU.astype(dtype)
+    b_UF = b_SRF.reshape(ranks, -1)
+    b_UF = b_UF.astype(dtype)
     return u_BTU @ b_UF

@@ -14,10 +14,13 @@ from hidecmoe_jax.experts.bank import Bank
 def delta(bank: Bank, gain_LS: Array) -> dict[str, Array]:
     """The update of every site's kernel, float32 [L, D, F]: scale * sum_s gain_s a_s b_s."""
     gain_LS = _checked_gains(bank, gain_LS)
-    dense_by_layer = jax.vmap(partial(_dense_update, bank.scale))
+    dense_update = partial(_dense_update, bank.scale)
+    dense_by_layer = jax.vmap(dense_update)
     updates = {}
     for site in bank.sites:
-        updates[site] = dense_by_layer(bank.a[site], bank.b[site], gain_LS)
+        a_LDSR = bank.a[site]
+        b_LSRF = bank.b[site]
+        updates[site] = dense_by_layer(a_LDSR, b_LSRF, gain_LS)
     return updates
 
 
@@ -35,24 +38,39 @@ def merge_into_base(layers_params: dict, bank: Bank, gain_LS: Array) -> dict:
     stop = start + bank.layers
     merged = dict(layers_params)
     for site in bank.sites:
-        width = bank.a[site].shape[1]
-        features = bank.b[site].shape[3]
-        kernel = layers_params.get(site, {}).get("kernel")
-        shape = None if kernel is None else kernel.shape
-        if shape is None or shape[1:] != (width, features) or shape[0] < stop:
-            raise ValueError(f"site {site!r} needs a kernel [>= {stop}, {width}, {features}], got {shape}")
-        updated = _with_updates(kernel[start:stop], bank.a[site], bank.b[site], gain_LS, scale=bank.scale)
-        kernel = kernel.at[start:stop].set(updated)
-        merged[site] = {**layers_params[site], "kernel": kernel}
+        a_LDSR = bank.a[site]
+        b_LSRF = bank.b[site]
+        leaves = layers_params.get(site, {})
+        kernel = leaves.get("kernel")
+        width = a_LDSR.shape[1]
+        features = b_LSRF.shape[3]
+        _check_kernel(site, kernel, stop, width=width, features=features)
+        covered_LDF = kernel[start:stop]
+        updated_LDF = _with_updates(covered_LDF, a_LDSR, b_LSRF, gain_LS, scale=bank.scale)
+        kernel = kernel.at[start:stop].set(updated_LDF)
+        merged[site] = {**leaves, "kernel": kernel}
     return merged
+
+
+def _check_kernel(site: str, kernel: Array | None, layers: int, *, width: int, features: int) -> None:
+    """Raises ValueError unless the kernel has at least `layers` layers and the widths of the bank's experts."""
+    if kernel is None:
+        shape = None
+        fits = False
+    else:
+        shape = kernel.shape
+        fits = shape[1:] == (width, features) and shape[0] >= layers
+    if not fits:
+        raise ValueError(f"site {site!r} needs a kernel [>= {layers}, {width}, {features}], got {shape}")
 
 
 def _dense_update(scale: float, a_DSR: Array, b_SRF: Array, gain_S: Array) -> Array:
     """One layer's update, float32 [D, F]; accelerators would round float32 products at lower precision."""
     a_DSR = a_DSR.astype(jnp.float32)
     factor_S = gain_S * scale
+    factor_1S1 = factor_S[None, :, None]
     # Weighted before the product, so that one product sums over slots and ranks.
-    a_DSR = a_DSR * factor_S[None, :, None]
+    a_DSR = a_DSR * factor_1S1
     b_SRF = b_SRF.astype(jnp.float32)
     return jnp.einsum("dsr,srf->df", a_DSR, b_SRF, precision=jax.lax.Precision.HIGHEST)
 
@@ -61,14 +79,19 @@ def _dense_update(scale: float, a_DSR: Array, b_SRF: Array, gain_S: Array) -> Ar
 def _with_updates(kernel_LDF: Array, a_LDSR: Array, b_LSRF: Array, gain_LS: Array, *, scale: float) -> Array:
     def updated_layer(layer: tuple[Array, Array, Array, Array]) -> Array:
         kernel_DF, a_DSR, b_SRF, gain_S = layer
-        updated_DF = kernel_DF.astype(jnp.float32) + _dense_update(scale, a_DSR, b_SRF, gain_S)
+        float32_DF = kernel_DF.astype(jnp.float32)
+        update_DF = _dense_update(scale, a_DSR, b_SRF, gain_S)
+        updated_DF = float32_DF + update_DF
         return updated_DF.astype(kernel_DF.dtype)
 
     # A loop over layers: all dense updates at once would be as large as the model.
-    return jax.lax.map(updated_layer, (kernel_LDF, a_LDSR, b_LSRF, gain_LS))
+    layers = (kernel_LDF, a_LDSR, b_LSRF, gain_LS)
+    return jax.lax.map(updated_layer, layers)
 
 
 def _checked_gains(bank: Bank, gain_LS: Array) -> Array:
-    if jnp.shape(gain_LS) != bank.owner_LS.shape:
-        raise ValueError(f"gains are {jnp.shape(gain_LS)}, the bank is [layers, slots] {bank.owner_LS.shape}")
+    shape = jnp.shape(gain_LS)
+    expected = bank.owner_LS.shape
+    if shape != expected:
+        raise ValueError(f"gains are {shape}, the bank is [layers, slots] {expected}")
     return jnp.asarray(gain_LS, jnp.float32)

@@ -22,9 +22,14 @@ POOL = "pool"  # the family name of a pool's bank and routers in a learner
 
 def concat_slots(banks: Sequence[Bank]) -> Bank:
     """Like `surgery.concatenate`, for experts of a pool: a task may own several slots of a layer."""
+    first = banks[0]
     for index, bank in enumerate(banks[1:], start=1):
-        check_alike(banks[0], bank, f"cannot put bank {index} beside the others")
-    return _over_slots(lambda axis, *leaves: jnp.concatenate(leaves, axis=axis), *banks)
+        check_alike(first, bank, f"cannot put bank {index} beside the others")
+
+    def joined(axis: int, *leaves: Array) -> Array:
+        return jnp.concatenate(leaves, axis=axis)
+
+    return _over_slots(joined, *banks)
 
 
 def slice_slots(bank: Bank, start: int, stop: int) -> Bank:
@@ -35,7 +40,12 @@ def slice_slots(bank: Bank, start: int, stop: int) -> Bank:
     """
     if not 0 <= start <= stop <= bank.slots:
         raise ValueError(f"slots {start}..{stop} are not all among the bank's {bank.slots}")
-    return _over_slots(lambda axis, leaf: dynamic_slice_in_dim(leaf, start, stop - start, axis=axis), bank)
+    size = stop - start
+
+    def sliced(axis: int, leaf: Array) -> Array:
+        return dynamic_slice_in_dim(leaf, start, size, axis=axis)
+
+    return _over_slots(sliced, bank)
 
 
 def write_slots(bank: Bank, start: int, experts: Bank) -> Bank:
@@ -46,9 +56,11 @@ def write_slots(bank: Bank, start: int, experts: Bank) -> Bank:
     """
     check_alike(bank, experts, f"cannot put experts at slot {start}")
     stop = start + experts.slots
-    occupied_LS = np.asarray(bank.owner_LS)[:, start:stop] != EMPTY
+    owner_LS = np.asarray(bank.owner_LS)
+    occupied_LS = owner_LS[:, start:stop] != EMPTY
     # The range is checked too: an update that does not fit would be shifted, not refused.
-    if not 0 <= start <= stop <= bank.slots or occupied_LS.any():
+    in_range = 0 <= start <= stop <= bank.slots
+    if not in_range or occupied_LS.any():
         raise ValueError(f"slots {start}..{stop} of {bank.slots} are not all free")
 
     def written(axis: int, leaf: Array, update: Array) -> Array:
@@ -61,9 +73,13 @@ def _over_slots(change: Callable[..., Array], *banks: Bank) -> Bank:
     """The bank whose leaves are `change(slot axis, *leaves of the banks)`."""
     a = {}
     b = {}
-    for site in banks[0].a:
+    first = banks[0]
+    for site in first.a:
         # Slots are axis 2 of a [L, D, S, R], and axis 1 of b [L, S, R, F] and of the owners.
-        a[site] = change(2, *[bank.a[site] for bank in banks])
-        b[site] = change(1, *[bank.b[site] for bank in banks])
-    owner_LS = change(1, *[bank.owner_LS for bank in banks])
-    return banks[0].replace(a=a, b=b, owner_LS=owner_LS)
+        a_leaves = [bank.a[site] for bank in banks]
+        b_leaves = [bank.b[site] for bank in banks]
+        a[site] = change(2, *a_leaves)
+        b[site] = change(1, *b_leaves)
+    owners = [bank.owner_LS for bank in banks]
+    owner_LS = change(1, *owners)
+    return first.replace(a=a, b=b, owner_LS=owner_LS)

@@ -18,6 +18,9 @@ from jax import Array
 
 from hidecmoe_jax.experts.bank import Bank, apply_experts
 
+# Accelerators shorten float32 products by default, and a selection near a tie would differ between programs.
+_EXACT = jax.lax.Precision.HIGHEST
+
 
 @struct.dataclass
 class Routing:
@@ -53,12 +56,14 @@ class Voice:
 def constant(gain_LS: Array) -> Routing:
     """The same gains for every sample."""
     gain_LS = jnp.asarray(gain_LS, jnp.float32)
-    return Routing(gain_LS[:, None, :])
+    gain_L1S = gain_LS[:, None, :]
+    return Routing(gain_L1S)
 
 
 def all_slots(bank: Bank, gain: float = 1.0) -> Routing:
     """The same gain for every slot of the bank (empty slots hold zeros and add nothing)."""
-    gain_LS = jnp.full(bank.owner_LS.shape, gain, jnp.float32)
+    shape = bank.owner_LS.shape
+    gain_LS = jnp.full(shape, gain, jnp.float32)
     return constant(gain_LS)
 
 
@@ -69,16 +74,23 @@ def softmax_top_k(logits: Array, active: Array, top_k: int) -> Array:
     """
     chex.assert_equal_shape([logits, active], custom_message="`active` must mask every logit")
     chex.assert_type(active, bool)
-    masked = jnp.where(active, logits.astype(jnp.float32), -jnp.inf)
-    count = min(top_k, masked.shape[-1])
+    logits = logits.astype(jnp.float32)
+    masked = jnp.where(active, logits, -jnp.inf)
+    slots = masked.shape[-1]
+    count = min(top_k, slots)
     # By index, not by value: equal logits (a router that starts at zero) must not select more than `top_k`.
-    indices = jax.lax.top_k(masked, count)[1]
-    is_top = indices[..., None] == jnp.arange(masked.shape[-1])
-    selected = active & jnp.any(is_top, axis=-2)
+    _, indices = jax.lax.top_k(masked, count)
+    top_slot = indices[..., None]
+    is_top = top_slot == jnp.arange(slots)
+    is_among_top = jnp.any(is_top, axis=-2)
+    selected = active & is_among_top
     # Finite where nothing is selected: -inf minus -inf would be NaN.
-    top = jnp.max(jnp.where(selected, masked, -1e30), axis=-1, keepdims=True)
-    shifted = jnp.where(selected, masked, top) - top
-    power = jnp.where(selected, jnp.exp(shifted), 0.0)
+    finite = jnp.where(selected, masked, -1e30)
+    top = jnp.max(finite, axis=-1, keepdims=True)
+    at_most_top = jnp.where(selected, masked, top)
+    shifted = at_most_top - top
+    power = jnp.exp(shifted)
+    power = jnp.where(selected, power, 0.0)
     total = jnp.sum(power, axis=-1, keepdims=True)
     return power / jnp.maximum(total, 1e-30)
 
@@ -93,19 +105,19 @@ def routed_weights(x_BTD: Array, gain_BS: Array, router_BDS: Array | None, top_k
         return gain_BS, gain_BS
     slots = gain_BS.shape[-1]
     chex.assert_rank(x_BTD, 3)
-    chex.assert_shape(
-        router_BDS, (None, x_BTD.shape[-1], slots), custom_message="a token router is [B, D, S], S as in the gains"
-    )
-    router = jnp.broadcast_to(router_BDS, (x_BTD.shape[0], *router_BDS.shape[1:]))
-    x32 = x_BTD.astype(jnp.float32)
-    router32 = router.astype(jnp.float32)
-    # Accelerators shorten float32 products by default, and a selection near a tie would differ between programs.
-    logits_BTS = jnp.einsum("btd,bds->bts", x32, router32, precision=jax.lax.Precision.HIGHEST)
+    batch, _, width = x_BTD.shape
+    chex.assert_shape(router_BDS, (None, width, slots), custom_message="a token router is [B, D, S], S as in the gains")
+    router_BDS = jnp.broadcast_to(router_BDS, (batch, width, slots))
+    x32_BTD = x_BTD.astype(jnp.float32)
+    router32_BDS = router_BDS.astype(jnp.float32)
+    logits_BTS = jnp.einsum("btd,bds->bts", x32_BTD, router32_BDS, precision=_EXACT)
     gain_B1S = gain_BS[:, None, :]
-    active = jnp.broadcast_to(gain_B1S > 0, logits_BTS.shape)
-    weights = softmax_top_k(logits_BTS, active, top_k) * gain_B1S
-    chances = softmax_top_k(logits_BTS, active, slots)
-    return weights, chances
+    is_active_B1S = gain_B1S > 0
+    active_BTS = jnp.broadcast_to(is_active_B1S, logits_BTS.shape)
+    share_BTS = softmax_top_k(logits_BTS, active_BTS, top_k)
+    weights_BTS = share_BTS * gain_B1S
+    chances_BTS = softmax_top_k(logits_BTS, active_BTS, slots)
+    return weights_BTS, chances_BTS
 
 
 class Experts(nn.Module):
@@ -144,11 +156,20 @@ def balance_loss(count_LS: Array, chance_LS: Array, active_LS: Array) -> Array:
     """
     chex.assert_equal_shape([count_LS, chance_LS, active_LS])
     chex.assert_rank(count_LS, 2)
-    count = jnp.where(active_LS, count_LS, 0).astype(jnp.float32)
-    chance = jnp.where(active_LS, chance_LS, 0.0)
-    load = count / jnp.maximum(count.sum(-1, keepdims=True), 1.0)
-    share = chance / jnp.maximum(chance.sum(-1, keepdims=True), 1e-30)
-    experts = jnp.sum(active_LS.astype(jnp.float32), axis=-1)
+    count_LS = jnp.where(active_LS, count_LS, 0)
+    count_LS = count_LS.astype(jnp.float32)
+    chance_LS = jnp.where(active_LS, chance_LS, 0.0)
+    # Bounds below keep a layer without choices at 0, where 0 / 0 would be NaN.
+    choices_L1 = count_LS.sum(-1, keepdims=True)
+    choices_L1 = jnp.maximum(choices_L1, 1.0)
+    load_LS = count_LS / choices_L1
+    total_L1 = chance_LS.sum(-1, keepdims=True)
+    total_L1 = jnp.maximum(total_L1, 1e-30)
+    share_LS = chance_LS / total_L1
+    one_if_active_LS = active_LS.astype(jnp.float32)
+    experts_L = jnp.sum(one_if_active_LS, axis=-1)
     # Counts are a step function of the logits: the gradient passes through the softmax alone.
-    agreement = jnp.sum(jax.lax.stop_gradient(load) * share, axis=-1)
-    return jnp.mean(experts * agreement)
+    fixed_load_LS = jax.lax.stop_gradient(load_LS)
+    agreement_LS = fixed_load_LS * share_LS
+    agreement_L = jnp.sum(agreement_LS, axis=-1)
+    return jnp.mean(experts_L * agreement_L)

@@ -1,4 +1,4 @@
-"""Rows and slots of a bank: the checks before surgery, and the one function that writes.
+"""Rows and slots of a bank: the checks before surgery, sums of slots, and the one function that writes.
 
 A row is a layer counted from the bank's first one, a layer is a layer of the decoder: callers name layers, arrays have
 rows. Ownership is read on the host, so that a wrong slot or task is an error with numbers and not a silent overwrite.
@@ -27,12 +27,15 @@ def rows_of(bank: Bank, layers: Sequence[int] | None) -> np.ndarray:
         return np.arange(bank.layers)
     first = bank.first_layer
     end = first + bank.layers
-    outside = [int(layer) for layer in layers if not first <= layer < end]
-    if outside:
-        raise ValueError(f"layer {outside[0]} is not one of the bank's, {first}..{end - 1}")
-    if len(set(layers)) != len(layers):
+    for layer in layers:
+        if not first <= layer < end:
+            last = end - 1
+            raise ValueError(f"layer {int(layer)} is not one of the bank's, {first}..{last}")
+    distinct = set(layers)
+    if len(distinct) != len(layers):
         raise ValueError(f"a layer is named twice: {list(layers)}")
-    layer_numbers = np.asarray(sorted(layers), np.int64)
+    ascending = sorted(layers)
+    layer_numbers = np.asarray(ascending, np.int64)
     return layer_numbers - first
 
 
@@ -44,16 +47,26 @@ def slots_of(bank: Bank, task: int) -> np.ndarray:
     """
     if task == EMPTY:
         raise ValueError(f"{EMPTY} marks a free slot, it is no task")
-    slots = owned_slots(bank, task)
-    if (slots < 0).all():
-        owners = set(np.asarray(bank.owner_LS).ravel().tolist()) - {EMPTY}
+    slots_L = owned_slots(bank, task)
+    has_none_L = slots_L < 0
+    if has_none_L.all():
+        owners = owners_of(bank)
         raise ValueError(f"task {task} owns no slot of the bank; owners: {sorted(owners)}")
-    return slots
+    return slots_L
+
+
+def owners_of(bank: Bank) -> set[int]:
+    """Tasks (or FUSED) that own a slot somewhere in the bank."""
+    owner_LS = np.asarray(bank.owner_LS)
+    owner_numbers = owner_LS.ravel().tolist()
+    owners = set(owner_numbers)
+    return owners - {EMPTY}
 
 
 def layer_at(bank: Bank, row: int) -> str:
     """A row as an error message names it."""
-    return f"layer {bank.first_layer + int(row)}"
+    layer = bank.first_layer + int(row)
+    return f"layer {layer}"
 
 
 def check_slot(bank: Bank, slot: int) -> None:
@@ -67,14 +80,18 @@ def check_free(bank: Bank, slot: int, task: int, rows: np.ndarray) -> None:
     check_slot(bank, slot)
     if task < 0 and task != FUSED:
         raise ValueError(f"an owner is a task >= 0 or FUSED ({FUSED}), got {task}")
-    owners_LS = np.asarray(bank.owner_LS)[rows]
-    occupied = np.flatnonzero(owners_LS[:, slot] != EMPTY)
+    owner_LS = np.asarray(bank.owner_LS)
+    owners_LS = owner_LS[rows]
+    slot_owner_L = owners_LS[:, slot]
+    occupied = np.flatnonzero(slot_owner_L != EMPTY)
     if occupied.size:
-        where = layer_at(bank, rows[occupied[0]])
-        owner = owners_LS[occupied[0], slot]
+        first = occupied[0]
+        where = layer_at(bank, rows[first])
+        owner = slot_owner_L[first]
         raise ValueError(f"slot {slot} is taken in {where} by task {owner}; wanted for task {task}")
     # One slot per owner and layer, as `owned_slots` requires.
-    doubled = rows[(owners_LS == task).any(axis=1)]
+    is_owner_LS = owners_LS == task
+    doubled = rows[is_owner_LS.any(axis=1)]
     if doubled.size:
         where = layer_at(bank, doubled[0])
         raise ValueError(f"task {task} has an expert in {where} already; no second one in slot {slot}")
@@ -83,14 +100,18 @@ def check_free(bank: Bank, slot: int, task: int, rows: np.ndarray) -> None:
 def check_fusible(bank: Bank, slot: int, rows: np.ndarray) -> None:
     """Raises ValueError where a task owns the slot, or another slot of a row holds a fusion."""
     check_slot(bank, slot)
-    owners_LS = np.asarray(bank.owner_LS)[rows]
-    occupied = np.flatnonzero(owners_LS[:, slot] >= 0)
+    owner_LS = np.asarray(bank.owner_LS)
+    owners_LS = owner_LS[rows]
+    slot_owner_L = owners_LS[:, slot]
+    occupied = np.flatnonzero(slot_owner_L >= 0)
     if occupied.size:
-        where = layer_at(bank, rows[occupied[0]])
-        task = owners_LS[occupied[0], slot]
+        first = occupied[0]
+        where = layer_at(bank, rows[first])
+        task = slot_owner_L[first]
         raise ValueError(f"cannot fuse into slot {slot}: task {task} owns it in {where}")
-    other_slots = np.delete(owners_LS, slot, axis=1)
-    doubled = rows[(other_slots == FUSED).any(axis=1)]
+    other_owners_LS = np.delete(owners_LS, slot, axis=1)
+    is_fusion_LS = other_owners_LS == FUSED
+    doubled = rows[is_fusion_LS.any(axis=1)]
     if doubled.size:
         where = layer_at(bank, doubled[0])
         raise ValueError(f"cannot fuse into slot {slot}: another slot holds a fusion in {where}")
@@ -102,10 +123,12 @@ def check_alike(bank: Bank, other: Bank, what: str) -> None:
     actual = _description(other)
     wrong = []
     for name, value in expected.items():
-        if actual[name] != value:
-            wrong.append(f"{name} {actual[name]} instead of {value}")
+        other_value = actual[name]
+        if other_value != value:
+            wrong.append(f"{name} {other_value} instead of {value}")
     if wrong:
-        raise ValueError(f"{what}: {'; '.join(wrong)}")
+        differences = "; ".join(wrong)
+        raise ValueError(f"{what}: {differences}")
 
 
 def _description(bank: Bank) -> dict[str, Any]:
@@ -115,7 +138,9 @@ def _description(bank: Bank) -> dict[str, Any]:
     for site in bank.sites:
         a = bank.a[site]
         b = bank.b[site]
-        sites[site] = (a.shape[1], b.shape[3])
+        width = a.shape[1]
+        features = b.shape[3]
+        sites[site] = (width, features)
         dtypes[site] = (a.dtype.name, b.dtype.name)
     return {
         "sites": sites,
@@ -137,8 +162,10 @@ def write(
     owner: int | np.ndarray,
 ) -> Bank:
     """Sets one slot of every row; `slot` and `owner` are numbers, or arrays with an entry for each row."""
-    slots_L = np.broadcast_to(np.asarray(slot), rows.shape)
-    owner_L = np.broadcast_to(np.asarray(owner, np.int32), rows.shape)
+    slots = np.asarray(slot)
+    slots_L = np.broadcast_to(slots, rows.shape)
+    owners = np.asarray(owner, np.int32)
+    owner_L = np.broadcast_to(owners, rows.shape)
     return _written(bank, rows, slots_L, a_LDR, b_LRF, owner_L)
 
 
@@ -151,9 +178,12 @@ def _written(
     a = {}
     b = {}
     for site in bank.a:
-        a[site] = bank.a[site].at[rows, :, slots_L].set(a_LDR[site])
-        b[site] = bank.b[site].at[rows, slots_L].set(b_LRF[site])
-    owner_LS = bank.owner_LS.at[rows, slots_L].set(owner_L)
+        a_slots = bank.a[site].at[rows, :, slots_L]
+        b_slots = bank.b[site].at[rows, slots_L]
+        a[site] = a_slots.set(a_LDR[site])
+        b[site] = b_slots.set(b_LRF[site])
+    owner_slots = bank.owner_LS.at[rows, slots_L]
+    owner_LS = owner_slots.set(owner_L)
     return bank.replace(a=a, b=b, owner_LS=owner_LS)
 
 
@@ -163,11 +193,34 @@ def slot_values(leaf_LSXY: Array, rows: Array, slots_L: Array) -> Array:
     return leaf_LSXY[rows, slots_L]
 
 
+def sum_slots(leaf_LSXY: Array, rows: np.ndarray, slots_NL: Sequence[np.ndarray], weights: Sequence[float]) -> Array:
+    """Weighted sum of one slot from each source, in their order and in float32; [rows, X, Y] in the leaf's dtype.
+
+    Args:
+      slots_NL: a source's slot in every one of `rows`, -1 where it has none.
+    """
+    total = jnp.float32(0)
+    for slots_L, weight in zip(slots_NL, weights, strict=True):
+        # Slot 0 is read where a source has no expert, and left out of the sum.
+        index_L = np.maximum(slots_L, 0)
+        leaf_LXY = slot_values(leaf_LSXY, rows, index_L)
+        leaf_LXY = leaf_LXY.astype(jnp.float32)
+        weighted_LXY = leaf_LXY * weight
+        has_slot_L = slots_L >= 0
+        has_slot_L11 = has_slot_L[:, None, None]
+        term_LXY = jnp.where(has_slot_L11, weighted_LXY, 0.0)
+        total = total + term_LXY
+    return total.astype(leaf_LSXY.dtype)
+
+
 def clear(bank: Bank, rows: np.ndarray, slots: np.ndarray) -> Bank:
     """Sets slots to zeros without an owner: a free slot must contribute nothing, whatever gain multiplies it."""
     # Scalars: `write` broadcasts them over the slots.
-    zero_a = {site: jnp.zeros((), a.dtype) for site, a in bank.a.items()}
-    zero_b = {site: jnp.zeros((), b.dtype) for site, b in bank.b.items()}
+    zero_a = {}
+    zero_b = {}
+    for site in bank.a:
+        zero_a[site] = jnp.zeros((), bank.a[site].dtype)
+        zero_b[site] = jnp.zeros((), bank.b[site].dtype)
     return write(bank, rows, slots, a_LDR=zero_a, b_LRF=zero_b, owner=EMPTY)
 
 

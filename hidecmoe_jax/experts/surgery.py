@@ -28,10 +28,12 @@ from hidecmoe_jax.experts.slots import (
     check_fusible,
     clear,
     layer_at,
+    owners_of,
     pad,
     rows_of,
     slot_values,
     slots_of,
+    sum_slots,
     write,
 )
 
@@ -50,7 +52,8 @@ def blank(
     dtype: Any = jnp.float32,
 ) -> Bank:
     """A bank of zeros without owners; `sites` gives the input and output width (D, F) of every site."""
-    if not sites or min(layers, rank) < 1 or min(slots, first_layer) < 0:
+    are_sizes_allowed = min(layers, rank) >= 1 and min(slots, first_layer) >= 0
+    if not sites or not are_sizes_allowed:
         raise ValueError(
             f"a bank needs a site, layers >= 1, rank >= 1, slots >= 0 and first_layer >= 0; "
             f"got {len(sites)} sites, layers {layers}, rank {rank}, slots {slots}, first_layer {first_layer}"
@@ -60,13 +63,8 @@ def blank(
     for site, (width, features) in sites.items():
         a[site] = jnp.zeros((layers, width, slots, rank), dtype)
         b[site] = jnp.zeros((layers, slots, rank, features), dtype)
-    return Bank(
-        a=a,
-        b=b,
-        owner_LS=jnp.full((layers, slots), EMPTY, jnp.int32),
-        scale=float(scale),
-        first_layer=first_layer,
-    )
+    owner_LS = jnp.full((layers, slots), EMPTY, jnp.int32)
+    return Bank(a=a, b=b, owner_LS=owner_LS, scale=float(scale), first_layer=first_layer)
 
 
 def sprout(
@@ -90,18 +88,27 @@ def sprout(
 
     def drawn(site: str) -> Array:
         # crc32, not hash(): Python salts strings, and the draw must be the same in every process.
-        site_key = jax.random.fold_in(key, zlib.crc32(site.encode()))
-        shape = (bank.a[site].shape[1], bank.rank)
+        site_number = zlib.crc32(site.encode())
+        site_key = jax.random.fold_in(key, site_number)
+        width = bank.a[site].shape[1]
 
-        def layer_draw(layer_key: Array) -> Array:
-            return jax.random.normal(layer_key, shape, jnp.float32)
+        def layer_key(layer: Array) -> Array:
+            return jax.random.fold_in(site_key, layer)
 
-        layer_keys = jax.vmap(lambda layer: jax.random.fold_in(site_key, layer))(layer_L)
-        return std * jax.vmap(layer_draw)(layer_keys)
+        def layer_draw(key_of_layer: Array) -> Array:
+            return jax.random.normal(key_of_layer, (width, bank.rank), jnp.float32)
+
+        layer_keys = jax.vmap(layer_key)(layer_L)
+        normal_LDR = jax.vmap(layer_draw)(layer_keys)
+        return std * normal_LDR
 
     # With b = 0 the product is zero, and a still gets a gradient as soon as b has moved.
-    a_LDR = {site: drawn(site).astype(bank.a[site].dtype) for site in bank.sites}
-    b_LRF = {site: jnp.zeros((), bank.b[site].dtype) for site in bank.sites}
+    a_LDR = {}
+    b_LRF = {}
+    for site in bank.sites:
+        site_LDR = drawn(site)
+        a_LDR[site] = site_LDR.astype(bank.a[site].dtype)
+        b_LRF[site] = jnp.zeros((), bank.b[site].dtype)
     return write(bank, rows, slot, a_LDR=a_LDR, b_LRF=b_LRF, owner=task)
 
 
@@ -116,19 +123,23 @@ def extract(bank: Bank, task: int) -> Bank:
     rows = np.arange(bank.layers)
     # Slot 0 is read where the task owns none, and replaced by zeros.
     index_L = np.maximum(slots_L, 0)
+    owned_L11 = owned_L[:, None, None]
 
     def only_owned(leaf_LXY: Array) -> Array:
-        return jnp.where(owned_L[:, None, None], leaf_LXY, jnp.zeros((), leaf_LXY.dtype))
+        zero = jnp.zeros((), leaf_LXY.dtype)
+        return jnp.where(owned_L11, leaf_LXY, zero)
 
     a = {}
     b = {}
     for site in bank.a:
-        a_LDR = only_owned(slot_values(jnp.moveaxis(bank.a[site], 2, 1), rows, index_L))
+        a_LSDR = jnp.moveaxis(bank.a[site], 2, 1)
+        a_LDR = only_owned(slot_values(a_LSDR, rows, index_L))
         b_LRF = only_owned(slot_values(bank.b[site], rows, index_L))
         a[site] = a_LDR[:, :, None]
         b[site] = b_LRF[:, None]
     owner_L = np.where(owned_L, task, EMPTY)
-    return bank.replace(a=a, b=b, owner_LS=jnp.asarray(owner_L[:, None], jnp.int32))
+    owner_L1 = owner_L[:, None]
+    return bank.replace(a=a, b=b, owner_LS=jnp.asarray(owner_L1, jnp.int32))
 
 
 def plant(bank: Bank, slot: int, expert: Bank, task: int) -> Bank:
@@ -143,7 +154,8 @@ def plant(bank: Bank, slot: int, expert: Bank, task: int) -> Bank:
     if expert.slots != 1:
         raise ValueError(f"an expert to plant has one slot, got {expert.slots} (task {task}, slot {slot})")
     check_alike(bank, expert, f"cannot plant task {task} into slot {slot}")
-    is_owned_L = np.asarray(expert.owner_LS)[:, 0] != EMPTY
+    owner_L = np.asarray(expert.owner_LS)[:, 0]
+    is_owned_L = owner_L != EMPTY
     rows = np.flatnonzero(is_owned_L)
     if rows.size == 0:
         raise ValueError(f"the expert for task {task}, slot {slot} is EMPTY in all {expert.layers} layers")
@@ -160,10 +172,12 @@ def thin(bank: Bank, task: int, layers: Sequence[int]) -> Bank:
       ValueError: `task` has no expert in one of the layers.
     """
     rows = rows_of(bank, layers)
-    slots_R = slots_of(bank, task)[rows]
+    slots_L = slots_of(bank, task)
+    slots_R = slots_L[rows]
     absent = rows[slots_R < 0]
     if absent.size:
-        raise ValueError(f"task {task} has no expert in {layer_at(bank, absent[0])}, nothing to thin there")
+        where = layer_at(bank, absent[0])
+        raise ValueError(f"task {task} has no expert in {where}, nothing to thin there")
     return clear(bank, rows, slots_R)
 
 
@@ -185,11 +199,13 @@ def widen(bank: Bank, slots: int) -> Bank:
       ValueError: `slots` is smaller than what the bank has.
     """
     more = _added(bank, slots)
-    return bank.replace(
-        a={site: pad(a, 2, more) for site, a in bank.a.items()},
-        b={site: pad(b, 1, more) for site, b in bank.b.items()},
-        owner_LS=jnp.pad(bank.owner_LS, ((0, 0), (0, more)), constant_values=EMPTY),
-    )
+    a = {}
+    b = {}
+    for site in bank.a:
+        a[site] = pad(bank.a[site], 2, more)
+        b[site] = pad(bank.b[site], 1, more)
+    owner_LS = jnp.pad(bank.owner_LS, ((0, 0), (0, more)), constant_values=EMPTY)
+    return bank.replace(a=a, b=b, owner_LS=owner_LS)
 
 
 def widen_state(opt_state: Any, old: Bank, slots: int) -> Any:
@@ -209,11 +225,13 @@ def widen_state(opt_state: Any, old: Bank, slots: int) -> Any:
         kind, _, site = name.rpartition("/")
         # The last two parts of a moment's path are those of its factor: `a` or `b`, and the site.
         factor_name = kind.rpartition("/")[2]
-        factor = factors.get(factor_name, {}).get(site)
+        factor_by_site = factors.get(factor_name, {})
+        factor = factor_by_site.get(site)
         if factor is None:
             return leaf  # a step count, or the moment of something else
-        if jnp.shape(leaf) != factor.shape:
-            raise ValueError(f"moment {name} has shape {jnp.shape(leaf)}, its factor {factor.shape}")
+        shape = jnp.shape(leaf)
+        if shape != factor.shape:
+            raise ValueError(f"moment {name} has shape {shape}, its factor {factor.shape}")
         slot_axis = 2 if kind.endswith("a") else 1
         return pad(leaf, slot_axis, more)
 
@@ -229,9 +247,7 @@ def concatenate(banks: Sequence[Bank]) -> Bank:
     if not banks:
         raise ValueError("concatenate needs at least one bank, got 0")
     joined = concat_slots(banks)
-    owner_numbers = np.asarray(joined.owner_LS).ravel().tolist()
-    owners = set(owner_numbers) - {EMPTY}
-    for owner in owners:
+    for owner in owners_of(joined):
         owned_slots(joined, owner)  # raises where the owner has two slots of a layer
     return joined
 
@@ -248,12 +264,9 @@ def cut(bank: Bank, start: int, stop: int) -> Bank:
         raise ValueError(f"cannot cut layers {start}..{stop} out of a bank of layers {first}..{end}")
     low = start - first
     high = stop - first
-    return bank.replace(
-        a={site: a[low:high] for site, a in bank.a.items()},
-        b={site: b[low:high] for site, b in bank.b.items()},
-        owner_LS=bank.owner_LS[low:high],
-        first_layer=start,
-    )
+    a = {site: leaf[low:high] for site, leaf in bank.a.items()}
+    b = {site: leaf[low:high] for site, leaf in bank.b.items()}
+    return bank.replace(a=a, b=b, owner_LS=bank.owner_LS[low:high], first_layer=start)
 
 
 def fuse(
@@ -293,23 +306,27 @@ def fuse(
     if slot is None:
         raise ValueError(f"factor_sum of tasks {list(tasks)} writes a slot; slot is None")
     check_fusible(bank, slot, rows)
-    weights = [weight for _, weight in sources]
-    slots_NL = [slots_L[rows] for slots_L, _ in sources]
-
-    def summed(leaf_LSXY: Array, weights: Sequence[float]) -> Array:
-        total = jnp.float32(0)
-        for slots_L, weight in zip(slots_NL, weights, strict=True):
-            # Slot 0 is read where a task has no expert, and left out of the sum.
-            term = slot_values(leaf_LSXY, rows, np.maximum(slots_L, 0)).astype(jnp.float32) * weight
-            total = total + jnp.where((slots_L >= 0)[:, None, None], term, 0.0)
-        return total.astype(leaf_LSXY.dtype)
-
-    unweighted = [1.0] * len(sources)
-    a_LDR = {site: summed(jnp.moveaxis(a, 2, 1), unweighted) for site, a in bank.a.items()}
-    b_LRF = {site: summed(b, weights) for site, b in bank.b.items()}
-    has_source_L = np.any([slots_L >= 0 for slots_L in slots_NL], axis=0)
-    owner_L = np.where(has_source_L, FUSED, EMPTY)
+    a_LDR, b_LRF = _summed_sources(bank, rows, sources)
+    has_source_L = np.any([slots_L >= 0 for slots_L, _ in sources], axis=0)
+    owner_L = np.where(has_source_L[rows], FUSED, EMPTY)
     return write(bank, rows, slot, a_LDR=a_LDR, b_LRF=b_LRF, owner=owner_L)
+
+
+def _summed_sources(
+    bank: Bank, rows: np.ndarray, sources: Sequence[tuple[np.ndarray, float]]
+) -> tuple[dict[str, Array], dict[str, Array]]:
+    """Factors of `factor_sum` in the given rows: sum_i a_i and sum_i weight_i b_i of every site."""
+    slots_NL = [slots_L[rows] for slots_L, _ in sources]
+    weights = [weight for _, weight in sources]
+    unweighted = [1.0] * len(sources)
+    a_LDR = {}
+    b_LRF = {}
+    for site in bank.a:
+        a_LSDR = jnp.moveaxis(bank.a[site], 2, 1)
+        # Weights enter at b alone: at both factors they would count squared.
+        a_LDR[site] = sum_slots(a_LSDR, rows, slots_NL, unweighted)
+        b_LRF[site] = sum_slots(bank.b[site], rows, slots_NL, weights)
+    return a_LDR, b_LRF
 
 
 def fusion_gains(
@@ -335,14 +352,16 @@ def fusion_gains(
     if mode == "factor_sum":
         fused_L = owned_slots(bank, FUSED)
         has_source_L = np.any([slots_L >= 0 for slots_L, _ in sources], axis=0)
-        lacks_fusion_L = has_source_L & (fused_L < 0)
+        has_fusion_L = fused_L >= 0
+        lacks_fusion_L = has_source_L & ~has_fusion_L
         missing = rows[lacks_fusion_L[rows]]
         if missing.size:
             where = layer_at(bank, missing[0])
             raise ValueError(f"{where} holds no fusion of tasks {list(tasks)}; fuse first")
         sources = [(fused_L, 1.0)]
     for slots_L, weight in sources:
-        owned = rows[slots_L[rows] >= 0]
+        has_expert_L = slots_L >= 0
+        owned = rows[has_expert_L[rows]]
         # Added, not set: merged tasks share a slot, which counts once for each of them.
         gain_LS[owned, slots_L[owned]] += weight
     return jnp.asarray(gain_LS)
@@ -368,7 +387,8 @@ def _sources(
     sources = []
     for task, weight in zip(tasks, weights, strict=True):
         slots_L = slots_of(bank, task) if slots is None else slots[task]
-        sources.append((slots_L, float(weight) / divisor))
+        share = float(weight) / divisor
+        sources.append((slots_L, share))
     return sources
 
 

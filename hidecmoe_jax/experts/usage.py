@@ -44,23 +44,31 @@ def evenness(load: Load) -> tuple[float, float] | None:
     """
     shares = []
     entropies = []
+    top_k = load.top_k
     for count_S in np.asarray(load.count_LS, np.int64):
-        available = count_S[count_S != UNAVAILABLE]
-        counts = np.sort(available)[::-1]
-        if len(counts) <= load.top_k or not counts.sum():
+        is_available_S = count_S != UNAVAILABLE
+        ascending = np.sort(count_S[is_available_S])
+        counts = ascending[::-1]
+        choices = counts.sum()
+        if len(counts) <= top_k or not choices:
             continue
-        fraction = counts / counts.sum()
-        shares.append(fraction[: load.top_k].sum())
+        fraction = counts / choices
+        most_chosen = fraction[:top_k]
+        shares.append(most_chosen.sum())
         # 0 log 0 is 0: the bound keeps the logarithm finite.
-        log_fraction = np.log(np.maximum(fraction, 1e-300))
+        bounded = np.maximum(fraction, 1e-300)
+        log_fraction = np.log(bounded)
         entropy = -np.sum(fraction * log_fraction)
-        least = np.log(load.top_k)
+        least = np.log(top_k)
         most = np.log(len(counts))
-        scaled = (entropy - least) / (most - least)
+        above_least = entropy - least
+        scaled = above_least / (most - least)
         entropies.append(max(0.0, scaled))  # rounding may go below
     if not shares:
         return None
-    return float(max(shares)), float(min(entropies))
+    largest_share = max(shares)
+    least_entropy = min(entropies)
+    return float(largest_share), float(least_entropy)
 
 
 def update_norms(bank: Bank) -> np.ndarray:
@@ -75,7 +83,8 @@ def update_norms(bank: Bank) -> np.ndarray:
         square_LS = np.einsum("lsrq,lsrq->ls", inner, outer)
         total = total + square_LS
     # Rounding can make a zero norm slightly negative.
-    norm_LS = np.sqrt(np.maximum(total, 0.0))
+    bounded_LS = np.maximum(total, 0.0)
+    norm_LS = np.sqrt(bounded_LS)
     return abs(bank.scale) * norm_LS
 
 
@@ -88,8 +97,10 @@ def dead(norm_LE: np.ndarray, chosen_LE: np.ndarray | None = None) -> list[tuple
     """
     largest = np.nanmax(norm_LE, initial=0.0)
     experts = []
-    for layer, expert in np.argwhere(~np.isnan(norm_LE)).tolist():
-        if norm_LE[layer, expert] <= NEGLIGIBLE * largest:
+    negligible = NEGLIGIBLE * largest
+    is_expert_LE = ~np.isnan(norm_LE)
+    for layer, expert in np.argwhere(is_expert_LE).tolist():
+        if norm_LE[layer, expert] <= negligible:
             experts.append((layer, expert, "its update is zero"))
         elif chosen_LE is not None and chosen_LE[layer, expert] == 0:
             experts.append((layer, expert, "no token chose it"))
