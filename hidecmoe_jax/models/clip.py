@@ -28,7 +28,9 @@ class ClipBlock(nn.Module):
     @nn.compact
     def __call__(self, x: Array, mask: Array | None) -> Array:
         count, length, width = x.shape
-        heads = (count, length, self.heads, width // self.heads)
+        head_width = width // self.heads
+        heads = (count, length, self.heads, head_width)
+        inward = ("width", "heads")
 
         def linear(name: str, features: int, axes: tuple[str, str]) -> nn.Dense:
             return dense(features, axes, x.dtype, bias=True, param_dtype=self.param_dtype, name=name)
@@ -37,18 +39,24 @@ class ClipBlock(nn.Module):
             return LayerNorm(self.epsilon, self.param_dtype, name=name)
 
         # [N, T, D] to [N, T, heads, D / heads] behind each projection.
-        h = norm("norm1")(x)
-        q = linear("q_proj", width, ("width", "heads"))(h).reshape(heads)
-        k = linear("k_proj", width, ("width", "heads"))(h).reshape(heads)
-        v = linear("v_proj", width, ("width", "heads"))(h).reshape(heads)
+        norm1 = norm("norm1")
+        h = norm1(x)
+        q_proj = linear("q_proj", width, inward)
+        q = q_proj(h).reshape(heads)
+        k_proj = linear("k_proj", width, inward)
+        k = k_proj(h).reshape(heads)
+        v_proj = linear("v_proj", width, inward)
+        v = v_proj(h).reshape(heads)
         attended = attend(q, k, v, mask)
-        out = linear("out_proj", width, ("heads", "width"))(attended)
-        x = x + out
-        h = norm("norm2")(x)
-        h = linear("fc1", self.hidden, ("width", "hidden"))(h)
+        out_proj = linear("out_proj", width, ("heads", "width"))
+        x = x + out_proj(attended)
+        norm2 = norm("norm2")
+        h = norm2(x)
+        fc1 = linear("fc1", self.hidden, ("width", "hidden"))
+        h = fc1(h)
         h = activation(self.activation, h)
-        out = linear("fc2", width, ("hidden", "width"))(h)
-        return x + out
+        fc2 = linear("fc2", width, ("hidden", "width"))
+        return x + fc2(h)
 
 
 def _block(config: VisionConfig | TextConfig, param_dtype: str) -> ClipBlock:
@@ -69,25 +77,33 @@ class VisionStem(nn.Module):
         c = self.config
         dtype = jnp.dtype(self.param_dtype)
         p = c.patch_size
-        side = c.image_size // p
-        if pixels.shape[1:] != (c.image_size, c.image_size, 3):
-            raise ValueError(f"pixels are {pixels.shape}, the tower reads [N, {c.image_size}, {c.image_size}, 3]")
+        size = c.image_size
+        side = size // p
+        if pixels.shape[1:] != (size, size, 3):
+            raise ValueError(f"pixels are {pixels.shape}, the tower reads [N, {size}, {size}, 3]")
         # The patch convolution as one product: its stride is its width, so patches do not overlap.
         covered = side * p
-        squares = pixels[:, :covered, :covered].reshape(-1, side, p, side, p, 3)
+        covered_pixels = pixels[:, :covered, :covered]
+        squares = covered_pixels.reshape(-1, side, p, side, p, 3)
         squares = squares.transpose(0, 1, 3, 2, 4, 5)
-        squares = squares.reshape(-1, side * side, p * p * 3)
+        numbers_of_patch = p * p * 3
+        squares = squares.reshape(-1, side * side, numbers_of_patch)
         patch = dense(c.width, (None, "width"), squares.dtype, param_dtype=self.param_dtype, name="patch")
         patches = patch(squares)
         normal = nn.initializers.normal(0.02)
-        class_token = self.param("class", named(normal, ("width",)), (c.width,), dtype)
+        init_class = named(normal, ("width",))
+        class_token = self.param("class", init_class, (c.width,), dtype)
         class_token = class_token.astype(pixels.dtype)
-        position = self.param("position", named(normal, (None, "width")), (1 + c.patches, c.width), dtype)
+        init_position = named(normal, (None, "width"))
+        tokens = 1 + c.patches
+        position = self.param("position", init_position, (tokens, c.width), dtype)
         # CLIP was trained with the class token first.
-        class_tokens = jnp.broadcast_to(class_token, (patches.shape[0], 1, c.width))
+        pictures = patches.shape[0]
+        class_tokens = jnp.broadcast_to(class_token, (pictures, 1, c.width))
         x = jnp.concatenate([class_tokens, patches], axis=1)
         position = position.astype(pixels.dtype)
-        x = x + jnp.broadcast_to(position, x.shape)
+        position = jnp.broadcast_to(position, x.shape)
+        x = x + position
         norm = LayerNorm(c.epsilon, self.param_dtype, name="norm")
         return norm(x)
 
@@ -103,15 +119,21 @@ class TextStem(nn.Module):
     def __call__(self, ids: Array) -> Array:
         c = self.config
         dtype = jnp.dtype(self.param_dtype)
-        if ids.shape[1] > c.context:
-            raise ValueError(f"{ids.shape[1]} tokens, the text tower reads at most {c.context}")
+        length = ids.shape[1]
+        if length > c.context:
+            raise ValueError(f"{length} tokens, the text tower reads at most {c.context}")
         normal = nn.initializers.normal(0.02)
-        table = self.param("token", named(normal, ("vocab", "width")), (c.vocabulary, c.width), dtype)
-        position = self.param("position", named(normal, (None, "width")), (c.context, c.width), dtype)
+        init_table = named(normal, ("vocab", "width"))
+        table = self.param("token", init_table, (c.vocabulary, c.width), dtype)
+        init_position = named(normal, (None, "width"))
+        position = self.param("position", init_position, (c.context, c.width), dtype)
         compute = jnp.dtype(self.dtype)
-        position = position[: ids.shape[1]].astype(compute)
-        embedded = table[ids].astype(compute)
-        return embedded + jnp.broadcast_to(position, (*ids.shape, c.width))
+        position = position[:length]
+        position = position.astype(compute)
+        embedded = table[ids]
+        embedded = embedded.astype(compute)
+        position = jnp.broadcast_to(position, embedded.shape)
+        return embedded + position
 
 
 class ClipHead(nn.Module):
@@ -141,13 +163,18 @@ def _modules(config: VisionConfig | TextConfig, param_dtype: str) -> Modules:
 
 
 def _vision_modules(config: VisionConfig, param_dtype: str) -> Modules:
-    pixels = jnp.zeros((1, config.image_size, config.image_size, 3))
-    tokens = jnp.zeros((1, 1 + config.patches, config.width))
+    size = config.image_size
+    length = 1 + config.patches
+    pixels = jnp.zeros((1, size, size, 3))
+    tokens = jnp.zeros((1, length, config.width))
     pooled = jnp.zeros((1, config.width))
+    stem = VisionStem(config, param_dtype)
+    block = _block(config, param_dtype)
+    head = ClipHead(config.projection, config.epsilon, param_dtype)
     return {
-        "stem": (VisionStem(config, param_dtype), (pixels,)),
-        "layers": (_block(config, param_dtype), (tokens, None)),
-        "head": (ClipHead(config.projection, config.epsilon, param_dtype), (pooled,)),
+        "stem": (stem, (pixels,)),
+        "layers": (block, (tokens, None)),
+        "head": (head, (pooled,)),
     }
 
 
@@ -155,10 +182,13 @@ def _text_modules(config: TextConfig, param_dtype: str) -> Modules:
     ids = jnp.zeros((1, 4), jnp.int32)
     tokens = jnp.zeros((1, 4, config.width))
     pooled = jnp.zeros((1, config.width))
+    stem = TextStem(config, param_dtype, "float32")
+    block = _block(config, param_dtype)
+    head = ClipHead(config.projection, config.epsilon, param_dtype)
     return {
-        "stem": (TextStem(config, param_dtype, "float32"), (ids,)),
-        "layers": (_block(config, param_dtype), (tokens, None)),
-        "head": (ClipHead(config.projection, config.epsilon, param_dtype), (pooled,)),
+        "stem": (stem, (ids,)),
+        "layers": (block, (tokens, None)),
+        "head": (head, (pooled,)),
     }
 
 
@@ -169,10 +199,12 @@ def init_tower(config: VisionConfig | TextConfig, key: Array, param_dtype: str =
     block, block_inputs = modules["layers"]
     head, head_inputs = modules["head"]
     stem_key, block_key, head_key = jax.random.split(key, 3)
-    stem_params = nn.unbox(stem.init(stem_key, *stem_inputs))
+    stem_variables = stem.init(stem_key, *stem_inputs)
+    stem_variables = nn.unbox(stem_variables)
     layers = init_stack(block, config.layers, block_key, *block_inputs)
-    head_params = nn.unbox(head.init(head_key, *head_inputs))
-    return {"stem": stem_params["params"], "layers": layers, "head": head_params["params"]}
+    head_variables = head.init(head_key, *head_inputs)
+    head_variables = nn.unbox(head_variables)
+    return {"stem": stem_variables["params"], "layers": layers, "head": head_variables["params"]}
 
 
 def tower_axes(config: VisionConfig | TextConfig) -> dict:
@@ -180,7 +212,8 @@ def tower_axes(config: VisionConfig | TextConfig) -> dict:
     axes = {}
     # Names of axes do not depend on the dtype.
     for name, (module, inputs) in _modules(config, "float32").items():
-        axes[name] = axes_of(module, *inputs, stacked=name == "layers")
+        is_stacked = name == "layers"
+        axes[name] = axes_of(module, *inputs, stacked=is_stacked)
     return axes
 
 
@@ -194,27 +227,36 @@ def vision_tower(
     """
     chex.assert_rank(pixels_NHWC, 4)
     chex.assert_type(pixels_NHWC, float, custom_message="pixels are normalised floats, not bytes")
-    output_layer = feature_layer % (config.layers + 1)
+    states = config.layers + 1
+    output_layer = feature_layer % states
     # `param_dtype` matters to initialisation alone: stored parameters keep their own.
     block = _block(config, "float32")
     stem = VisionStem(config, "float32")
-    pixels = pixels_NHWC.astype(jnp.dtype(dtype))
-    x = stem.apply({"params": params["stem"]}, pixels)
+    stem_variables = {"params": params["stem"]}
+    compute = jnp.dtype(dtype)
+    pixels = pixels_NHWC.astype(compute)
+    x = stem.apply(stem_variables, pixels)
 
     def step(carry, layer):
         x, features = carry
         index, block_params = layer
         x = block.apply({"params": block_params}, x, None)
         # Selected by a mask: stacking the outputs of all layers would take L times the memory.
-        features = jnp.where(index == output_layer, x, features)
+        is_output = index == output_layer
+        features = jnp.where(is_output, x, features)
         return (x, features), None
 
-    layers = (jnp.arange(1, config.layers + 1), params["layers"])
+    indices = jnp.arange(1, states)
+    layers = (indices, params["layers"])
     (x, features), _ = jax.lax.scan(step, (x, x), layers)
     head = ClipHead(config.projection, config.epsilon, "float32")
-    class_state = x[:, 0].astype(jnp.float32)
-    _, pooled_NE = head.apply({"params": params["head"]}, class_state)
-    return features[:, 1:], pooled_NE
+    head_variables = {"params": params["head"]}
+    class_state = x[:, 0]
+    class_state = class_state.astype(jnp.float32)
+    _, pooled_NE = head.apply(head_variables, class_state)
+    # Without the class token.
+    patches = features[:, 1:]
+    return patches, pooled_NE
 
 
 def text_tower(params: dict, config: TextConfig, ids_NT: Array, *, dtype: str = "float32") -> tuple[Array, Array]:
@@ -225,18 +267,26 @@ def text_tower(params: dict, config: TextConfig, ids_NT: Array, *, dtype: str = 
     chex.assert_rank(ids_NT, 2)
     chex.assert_type(ids_NT, int)
     length = ids_NT.shape[1]
-    causal_TT = jnp.tril(jnp.ones((length, length), bool))
+    all_TT = jnp.ones((length, length), bool)
+    causal_TT = jnp.tril(all_TT)
     causal = causal_TT[None, None]
     block = _block(config, "float32")
     stem = TextStem(config, "float32", dtype)
-    x = stem.apply({"params": params["stem"]}, ids_NT)
+    stem_variables = {"params": params["stem"]}
+    x = stem.apply(stem_variables, ids_NT)
 
     def step(x: Array, block_params: dict) -> tuple[Array, None]:
-        return block.apply({"params": block_params}, x, causal), None
+        x = block.apply({"params": block_params}, x, causal)
+        return x, None
 
     x, _ = jax.lax.scan(step, x, params["layers"])
     # argmax finds the first end-of-text token; padding often repeats it.
-    end_N = jnp.argmax(ids_NT == config.eos_token, axis=1)
-    pooled = jnp.take_along_axis(x, end_N[:, None, None], axis=1)[:, 0]
+    is_end_NT = ids_NT == config.eos_token
+    end_N = jnp.argmax(is_end_NT, axis=1)
+    end_N11 = end_N[:, None, None]
+    pooled_N1D = jnp.take_along_axis(x, end_N11, axis=1)
+    pooled_ND = pooled_N1D[:, 0]
     head = ClipHead(config.projection, config.epsilon, "float32")
-    return head.apply({"params": params["head"]}, pooled.astype(jnp.float32))
+    head_variables = {"params": params["head"]}
+    pooled_ND = pooled_ND.astype(jnp.float32)
+    return head.apply(head_variables, pooled_ND)

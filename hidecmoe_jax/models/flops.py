@@ -48,20 +48,26 @@ def product(rows: int, width: int, features: int) -> int:
 
 def attention(tokens: int, heads: int, head_width: int) -> int:
     """Two T x T products and the softmax of the scores."""
-    return 2 * heads * product(tokens, tokens, head_width) + SOFTMAX * heads * tokens**2
+    products = 2 * heads * product(tokens, tokens, head_width)
+    softmax = SOFTMAX * heads * tokens**2
+    return products + softmax
 
 
 def clip_layer(config: VisionConfig | TextConfig, tokens: int) -> int:
     """One block of a CLIP tower; its linears have biases."""
     d = config.width
     f = config.hidden
-    linears = 4 * product(tokens, d, d) + product(tokens, d, f) + product(tokens, f, d)
+    attention_linears = 4 * product(tokens, d, d)
+    feed_forward = product(tokens, d, f) + product(tokens, f, d)
+    linears = attention_linears + feed_forward
     # Query, key, value, output and the second feed-forward linear are D wide, the first F.
     biases = tokens * (5 * d + f)
     # Two norms and two residual sums of D numbers.
     norms = (2 * LAYER_NORM + 2) * d
-    elementwise = tokens * (norms + ACTIVATION[config.activation] * f)
-    scores = attention(tokens, config.heads, d // config.heads)
+    activation = ACTIVATION[config.activation] * f
+    elementwise = tokens * (norms + activation)
+    head_width = d // config.heads
+    scores = attention(tokens, config.heads, head_width)
     return linears + biases + scores + elementwise
 
 
@@ -69,29 +75,35 @@ def vision(config: VisionConfig, layers: int, *, pooled: bool) -> int:
     """One picture through the stem and `layers` blocks; with `pooled` also its projected class token."""
     tokens = config.patches + 1
     d = config.width
-    patches = product(config.patches, 3 * config.patch_size**2, d)
+    numbers_of_patch = 3 * config.patch_size**2
+    patches = product(config.patches, numbers_of_patch, d)
     # A position is added to every token, then the norm.
-    stem = patches + tokens * (1 + LAYER_NORM) * d
+    position_and_norm = tokens * (1 + LAYER_NORM) * d
+    stem = patches + position_and_norm
+    blocks = layers * clip_layer(config, tokens)
     ending = 0
     if pooled:
         ending = product(1, d, config.projection) + LAYER_NORM * d
-    return stem + layers * clip_layer(config, tokens) + ending
+    return stem + blocks + ending
 
 
 def text(config: TextConfig) -> int:
     """One text, always as long as the context, up to the end-of-text state."""
     positions = config.context * config.width
-    return positions + config.layers * clip_layer(config, config.context)
+    blocks = config.layers * clip_layer(config, config.context)
+    return positions + blocks
 
 
 def projector(config: LlavaConfig) -> int:
     """The patches of one picture."""
     patches = config.patches
     d = config.width
-    linears = product(patches, config.patch_width, d) + product(patches, d, d)
+    first = product(patches, config.patch_width, d)
+    second = product(patches, d, d)
     # Two biases, and the exact GELU between the two linears.
-    elementwise = (2 + ACTIVATION["gelu"]) * patches * d
-    return linears + elementwise
+    per_number = 2 + ACTIVATION["gelu"]
+    elementwise = per_number * patches * d
+    return first + second + elementwise
 
 
 def decoder_layer(config: DecoderConfig, tokens: int) -> int:
@@ -102,7 +114,9 @@ def decoder_layer(config: DecoderConfig, tokens: int) -> int:
     _, keys = shapes["k_proj"]
     # Two norms and two residual sums, as in a CLIP block; values are not rotated.
     norms = (2 * RMS_NORM + 2) * config.width
-    elementwise = tokens * (norms + ROTARY * (queries + keys) + SWIGLU * config.hidden)
+    rotary = ROTARY * (queries + keys)
+    swiglu = SWIGLU * config.hidden
+    elementwise = tokens * (norms + rotary + swiglu)
     scores = attention(tokens, config.heads, config.head_width)
     return linears + scores + elementwise
 
@@ -113,24 +127,34 @@ def experts(config: DecoderConfig, tokens: int, added: Experts) -> int:
     sites = 0
     site_routers = 0
     for d, f in added.sites.values():
+        down = product(tokens, d, width)
+        up = product(tokens, width, f)
         # The gains multiply the inner product, and the result joins the linear's.
-        sites += product(tokens, d, width) + product(tokens, width, f) + tokens * (width + f)
+        elementwise = tokens * (width + f)
+        sites += down + up + elementwise
         site_routers += product(tokens, d, added.slots)
     routers = site_routers if added.routed_at_sites else 0
     if added.routed:
         # The router runs before attention and before the feed-forward part, where that part has experts.
-        in_attention = bool(ATTENTION_SITES & set(added.sites))
-        in_feed_forward = bool(set(added.sites) - ATTENTION_SITES)
-        routers += (in_attention + in_feed_forward) * product(tokens, config.width, added.slots)
+        names = set(added.sites)
+        in_attention = bool(names & ATTENTION_SITES)
+        in_feed_forward = bool(names - ATTENTION_SITES)
+        parts = in_attention + in_feed_forward
+        routers += parts * product(tokens, config.width, added.slots)
     return added.layers * (sites + routers)
 
 
 def prefill(config: LlavaConfig, tokens: int, *, pictures: int, layers: int | None = None) -> int:
     """Projector and decoder on a prompt, without the vision tower; `layers` of the decoder, by default all."""
-    count = config.layers if layers is None else layers
+    count = layers
     # A prefill that stops early reads the state before the final norm.
-    final_norm = RMS_NORM * tokens * config.width if layers is None else 0
-    return pictures * projector(config) + count * decoder_layer(config.decoder, tokens) + final_norm
+    final_norm = 0
+    if layers is None:
+        count = config.layers
+        final_norm = RMS_NORM * tokens * config.width
+    projected = pictures * projector(config)
+    blocks = count * decoder_layer(config.decoder, tokens)
+    return projected + blocks + final_norm
 
 
 def forward(
@@ -150,11 +174,13 @@ def forward(
     """
     tower_layers = config.vision.layers
     if not clip:
-        tower_layers = config.feature_layer % (config.vision.layers + 1)
+        states = tower_layers + 1
+        tower_layers = config.feature_layer % states
     picture = vision(config.vision, tower_layers, pooled=clip)
     text_tower = text(config.text) if clip else 0
     voices = sum(experts(config.decoder, tokens, voice) for voice in added)
     base = prefill(config, tokens, pictures=pictures)
     # Of one token: only the last one's logits are needed.
     head = product(1, config.width, config.vocabulary)
-    return pictures * picture + text_tower + base + voices + head
+    towers = pictures * picture + text_tower
+    return towers + base + voices + head

@@ -47,9 +47,8 @@ class Sampling:
         }
         for name, (in_range, rule) in allowed.items():
             if not in_range:
-                raise ConfigError(
-                    "sampling cannot draw tokens", where=name, why=f"got {getattr(self, name)}, allowed: {rule}"
-                )
+                value = getattr(self, name)
+                raise ConfigError("sampling cannot draw tokens", where=name, why=f"got {value}, allowed: {rule}")
 
 
 @struct.dataclass
@@ -73,26 +72,37 @@ def choose(logits_BV: Array, sampling: Sampling, keys_B: Array) -> Array:
     """The next token of every sample, int32 [B]."""
     chex.assert_rank(logits_BV, 2)
     if sampling.temperature == 0.0:
-        return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
-    scaled = logits_BV / sampling.temperature
-    if sampling.top_p == 1.0:
-        return jax.vmap(jax.random.categorical)(keys_B, scaled).astype(jnp.int32)
-    ordered = jnp.sort(scaled, axis=-1)[:, ::-1]
-    share = jax.nn.softmax(ordered, axis=-1)
+        token_B = jnp.argmax(logits_BV, axis=-1)
+        return token_B.astype(jnp.int32)
+    scaled_BV = logits_BV / sampling.temperature
+    if sampling.top_p != 1.0:
+        scaled_BV = _nucleus(scaled_BV, sampling.top_p)
+    draw = jax.vmap(jax.random.categorical)
+    token_B = draw(keys_B, scaled_BV)
+    return token_B.astype(jnp.int32)
+
+
+def _nucleus(logits_BV: Array, top_p: float) -> Array:
+    """Logits of the smallest set of tokens whose probability reaches `top_p`, -inf for all others."""
+    ascending_BV = jnp.sort(logits_BV, axis=-1)
+    ordered_BV = ascending_BV[:, ::-1]
+    share_BV = jax.nn.softmax(ordered_BV, axis=-1)
     # A token belongs to the nucleus if those before it have less than `top_p`: the one that reaches it is included.
-    before = jnp.cumsum(share, axis=-1) - share
-    in_nucleus = before < sampling.top_p
-    candidates = jnp.where(in_nucleus, ordered, jnp.inf)
-    smallest = jnp.min(candidates, axis=-1, keepdims=True)
-    nucleus = jnp.where(scaled >= smallest, scaled, -jnp.inf)
-    return jax.vmap(jax.random.categorical)(keys_B, nucleus).astype(jnp.int32)
+    before_BV = jnp.cumsum(share_BV, axis=-1) - share_BV
+    in_nucleus_BV = before_BV < top_p
+    candidates_BV = jnp.where(in_nucleus_BV, ordered_BV, jnp.inf)
+    smallest_B1 = jnp.min(candidates_BV, axis=-1, keepdims=True)
+    is_probable_BV = logits_BV >= smallest_B1
+    return jnp.where(is_probable_BV, logits_BV, -jnp.inf)
 
 
 def _empty_cache(model: Model, batch: int, capacity: int) -> Cache:
     c = model.config.decoder
     shape = (c.layers, batch, capacity, c.kv_heads, c.head_width)
-    zeros = jnp.zeros(shape, jnp.dtype(model.config.dtype))
-    return Cache(zeros, zeros, jnp.zeros((), jnp.int32))
+    dtype = jnp.dtype(model.config.dtype)
+    zeros = jnp.zeros(shape, dtype)
+    slot = jnp.zeros((), jnp.int32)
+    return Cache(zeros, zeros, slot)
 
 
 def _next_logits(
@@ -100,7 +110,8 @@ def _next_logits(
 ) -> tuple[Array, Cache]:
     """Logits after one more token per sample, and the cache with it."""
     tokens_B1 = tokens_B[:, None]
-    x = embed(model, Prompt(tokens_B1, jnp.ones_like(tokens_B1, bool)))
+    mask_B1 = jnp.ones_like(tokens_B1, bool)
+    x = embed(model, Prompt(tokens_B1, mask_B1))
     x, cache, _ = run_layers(
         decoder_layers(model),
         model.config.decoder,
@@ -110,17 +121,57 @@ def _next_logits(
         voices=voices,
         cache=cache,
     )
-    return head(model, final_norm(model, x)[:, 0]), cache
+    normed_B1D = final_norm(model, x)
+    return head(model, normed_B1D[:, 0]), cache
+
+
+def _first_logits(model: Model, prompt: Prompt, h_BTD: Array) -> Array:
+    """Logits after the last real token of every prompt, whichever side the padding is on; [B, V]."""
+    length = h_BTD.shape[1]
+    from_end_BT = prompt.mask_BT[:, ::-1]
+    padding_B = jnp.argmax(from_end_BT, axis=1)
+    last_B = length - 1 - padding_B
+    last_B11 = last_B[:, None, None]
+    last_h_B1D = jnp.take_along_axis(h_BTD, last_B11, axis=1)
+    return head(model, last_h_B1D[:, 0])
+
+
+def _next_token(logits_BV: Array, ended_B: Array, sampling: Sampling, keys_B: Array) -> tuple[Array, Array]:
+    """Token of every sample and the gap between its two best logits; padding and 0 for samples that have ended."""
+    if sampling.ids is not None:
+        # Rows of the table beyond the tokenizer were never trained.
+        vocabulary = logits_BV.shape[-1]
+        in_vocabulary = jnp.arange(vocabulary) < sampling.ids
+        logits_BV = jnp.where(in_vocabulary, logits_BV, -jnp.inf)
+    best_B2, _ = jax.lax.top_k(logits_BV, 2)
+    token_B = choose(logits_BV, sampling, keys_B)
+    token_B = jnp.where(ended_B, sampling.pad_token, token_B)
+    best_B = best_B2[:, 0]
+    second_B = best_B2[:, 1]
+    margin_B = best_B - second_B
+    margin_B = jnp.where(ended_B, 0.0, margin_B)
+    return token_B, margin_B
+
+
+def _filled_slots(prompt_keys_BS: Array, length: int, last: Array) -> Array:
+    """Slots of the cache that hold a real token: of the prompt, or generated ones from `length` to `last`."""
+    slots = jnp.arange(prompt_keys_BS.shape[1])
+    is_generated = (slots >= length) & (slots <= last)
+    return prompt_keys_BS | is_generated[None]
+
+
+def _blank_texts(batch: int, sampling: Sampling) -> tuple[Array, Array, Array, Array]:
+    """State of the loop before the first token: none has ended, tokens are padding, lengths and margins are 0."""
+    shape = (batch, sampling.max_new_tokens)
+    tokens_BN = jnp.full(shape, sampling.pad_token, jnp.int32)
+    lengths_B = jnp.zeros((batch,), jnp.int32)
+    ended_B = lengths_B > 0
+    margins_BN = jnp.zeros(shape, jnp.float32)
+    return ended_B, tokens_BN, lengths_B, margins_BN
 
 
 def generate(
-    model: Model,
-    prompt: Prompt,
-    voices: Sequence[Voice],
-    *,
-    sampling: Sampling,
-    key: Array,
-    sample_ids_B: Array,
+    model: Model, prompt: Prompt, voices: Sequence[Voice], *, sampling: Sampling, key: Array, sample_ids_B: Array
 ) -> Generated:
     """Generates up to `max_new_tokens` tokens after every prompt. Pure; jit it with `sampling` static.
 
@@ -130,56 +181,39 @@ def generate(
     """
     batch, length = prompt.tokens_BT.shape
     steps = sampling.max_new_tokens
-    capacity = length + steps
     chex.assert_shape(sample_ids_B, (batch,), custom_message="one id for every sample")
     chex.assert_type(sample_ids_B, int)
-    h, cache, _ = hidden(model, prompt, voices, cache=_empty_cache(model, batch, capacity))
-    # The last real token, whichever side the padding is on.
-    last_B = length - 1 - jnp.argmax(prompt.mask_BT[:, ::-1], axis=1)
-    last_h = jnp.take_along_axis(h, last_B[:, None, None], axis=1)
-    first_logits = head(model, last_h[:, 0])
-    sample_keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(sample_ids_B)
+    cache = _empty_cache(model, batch, length + steps)
+    h_BTD, cache, _ = hidden(model, prompt, voices, cache=cache)
+    first_logits = _first_logits(model, prompt, h_BTD)
+    sample_keys = jax.vmap(lambda sample_id: jax.random.fold_in(key, sample_id))(sample_ids_B)
     count_B = jnp.sum(prompt.mask_BT.astype(jnp.int32), axis=1)
-    prompt_keys = jnp.pad(prompt.mask_BT, ((0, 0), (0, steps)))
+    prompt_keys_BS = jnp.pad(prompt.mask_BT, ((0, 0), (0, steps)))
 
     def body(state):
         step, logits, cache, ended, tokens, lengths, margins = state
-        keys = jax.vmap(lambda k: jax.random.fold_in(k, step))(sample_keys)
-        if sampling.ids is not None:
-            # Rows of the table beyond the tokenizer were never trained.
-            in_vocabulary = jnp.arange(logits.shape[-1]) < sampling.ids
-            logits = jnp.where(in_vocabulary, logits, -jnp.inf)
-        best, _ = jax.lax.top_k(logits, 2)
-        token = jnp.where(ended, sampling.pad_token, choose(logits, sampling, keys))
-        margin = best[:, 0] - best[:, 1]
-        margin = jnp.where(ended, 0.0, margin)
+        keys = jax.vmap(lambda sample_key: jax.random.fold_in(sample_key, step))(sample_keys)
+        token, margin = _next_token(logits, ended, sampling, keys)
         margins = margins.at[:, step].set(margin)
         ended = ended | (token == sampling.eos_token)
         # After `ended` is set: the end token itself is not a part of the text.
         shown = jnp.where(ended, sampling.pad_token, token)
         tokens = tokens.at[:, step].set(shown)
-        lengths = lengths + (~ended).astype(jnp.int32)
+        goes_on = ~ended
+        lengths = lengths + goes_on.astype(jnp.int32)
         # New tokens are cached after the prompt's columns, whatever padding those hold.
-        slots = jnp.arange(capacity)
-        generated = (slots >= length) & (slots <= length + step)
-        keys_BS = prompt_keys | generated[None]
-        cache = cache.replace(slot=length + step)
-        logits, cache = _next_logits(model, token, count_B + step, keys_BS, voices, cache)
+        slot = length + step
+        keys_BS = _filled_slots(prompt_keys_BS, length, slot)
+        cache = cache.replace(slot=slot)
+        positions = count_B + step
+        logits, cache = _next_logits(model, token, positions, keys_BS, voices, cache)
         return step + 1, logits, cache, ended, tokens, lengths, margins
 
     def unfinished(state):
-        return (state[0] < steps) & ~jnp.all(state[3])
+        step, _, _, ended, *_ = state
+        return (step < steps) & ~jnp.all(ended)
 
-    blank = jnp.full((batch, steps), sampling.pad_token, jnp.int32)
-    zeros = jnp.zeros((batch,), jnp.int32)
-    start = (
-        jnp.zeros((), jnp.int32),
-        first_logits,
-        cache,
-        zeros > 0,
-        blank,
-        zeros,
-        jnp.zeros((batch, steps), jnp.float32),
-    )
+    first_step = jnp.zeros((), jnp.int32)
+    start = (first_step, first_logits, cache, *_blank_texts(batch, sampling))
     _, _, _, ended, tokens, lengths, margins = jax.lax.while_loop(unfinished, body, start)
     return Generated(tokens, lengths, ended, margins)

@@ -55,13 +55,19 @@ class LayerNorm(nn.Module):
     def __call__(self, x: Array) -> Array:
         width = x.shape[-1]
         dtype = jnp.dtype(self.param_dtype)
-        scale = self.param("scale", named(nn.initializers.ones, ("width",)), (width,), dtype)
-        bias = self.param("bias", named(nn.initializers.zeros, ("width",)), (width,), dtype)
+        init_scale = named(nn.initializers.ones, ("width",))
+        init_bias = named(nn.initializers.zeros, ("width",))
+        scale = self.param("scale", init_scale, (width,), dtype)
+        bias = self.param("bias", init_bias, (width,), dtype)
         x32 = x.astype(jnp.float32)
-        centred = x32 - jnp.mean(x32, axis=-1, keepdims=True)
-        variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
-        y = centred * jax.lax.rsqrt(variance + self.epsilon)
-        y = y * scale.astype(jnp.float32) + bias.astype(jnp.float32)
+        mean = jnp.mean(x32, axis=-1, keepdims=True)
+        centred = x32 - mean
+        squared = jnp.square(centred)
+        variance = jnp.mean(squared, axis=-1, keepdims=True)
+        inverse_std = jax.lax.rsqrt(variance + self.epsilon)
+        y = centred * inverse_std
+        y = y * scale.astype(jnp.float32)
+        y = y + bias.astype(jnp.float32)
         return y.astype(x.dtype)
 
 
@@ -73,11 +79,15 @@ class RMSNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        init = named(nn.initializers.ones, ("width",))
-        scale = self.param("scale", init, (x.shape[-1],), jnp.dtype(self.param_dtype))
+        width = x.shape[-1]
+        dtype = jnp.dtype(self.param_dtype)
+        init_scale = named(nn.initializers.ones, ("width",))
+        scale = self.param("scale", init_scale, (width,), dtype)
         x32 = x.astype(jnp.float32)
-        mean_square = jnp.mean(jnp.square(x32), axis=-1, keepdims=True)
-        y = x32 * jax.lax.rsqrt(mean_square + self.epsilon)
+        squared = jnp.square(x32)
+        mean_square = jnp.mean(squared, axis=-1, keepdims=True)
+        inverse_rms = jax.lax.rsqrt(mean_square + self.epsilon)
+        y = x32 * inverse_rms
         y = y * scale.astype(jnp.float32)
         return y.astype(x.dtype)
 
@@ -104,7 +114,9 @@ def init_stack(block: nn.Module, layers: int, key: Array, *inputs) -> dict:
     keys = jax.random.split(key, layers)
 
     def init_layer(layer_key: Array) -> dict:
-        return nn.unbox(block.init(layer_key, *inputs))["params"]
+        variables = block.init(layer_key, *inputs)
+        variables = nn.unbox(variables)
+        return variables["params"]
 
     return jax.vmap(init_layer)(keys)
 
@@ -112,10 +124,13 @@ def init_stack(block: nn.Module, layers: int, key: Array, *inputs) -> dict:
 def axes_of(module: nn.Module, *inputs, stacked: bool = False) -> dict:
     """Logical axis names of a module's parameters, as a tree of tuples (with a leading 'layer' when `stacked`)."""
     # Shapes alone: the parameters of a large model would not fit on the host.
-    boxed = jax.eval_shape(lambda: module.init(jax.random.key(0), *inputs))["params"]
+    variables = jax.eval_shape(lambda: module.init(jax.random.key(0), *inputs))
     prefix = ("layer",) if stacked else ()
 
     def is_boxed(node: object) -> bool:
         return isinstance(node, nn.Partitioned)
 
-    return jax.tree.map(lambda leaf: prefix + tuple(leaf.names), boxed, is_leaf=is_boxed)
+    def names_of(leaf: nn.Partitioned) -> tuple:
+        return prefix + tuple(leaf.names)
+
+    return jax.tree.map(names_of, variables["params"], is_leaf=is_boxed)

@@ -8,6 +8,7 @@ folded layers below and routed layers above compile to two scans.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import chex
@@ -66,16 +67,21 @@ def site_shapes(config: DecoderConfig) -> dict[str, tuple[int, int]]:
 def rotate(x_BTHK: Array, positions_BT: Array, theta: float) -> Array:
     """Rotary positions, half-split pairing (dimension i with i + K/2), angles in float32."""
     half = x_BTHK.shape[-1] // 2
-    frequency = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    exponent = -jnp.arange(half, dtype=jnp.float32) / half
+    frequency = theta**exponent
     # [B, T, 1, K / 2]: all heads turn alike.
-    angle = positions_BT[:, :, None, None].astype(jnp.float32) * frequency
+    positions_BT11 = positions_BT[:, :, None, None]
+    angle = positions_BT11.astype(jnp.float32) * frequency
     cos = jnp.cos(angle)
     sin = jnp.sin(angle)
-    low = x_BTHK[..., :half].astype(jnp.float32)
-    high = x_BTHK[..., half:].astype(jnp.float32)
+    low = x_BTHK[..., :half]
+    low = low.astype(jnp.float32)
+    high = x_BTHK[..., half:]
+    high = high.astype(jnp.float32)
     rotated_low = low * cos - high * sin
     rotated_high = high * cos + low * sin
-    return jnp.concatenate([rotated_low, rotated_high], axis=-1).astype(x_BTHK.dtype)
+    rotated = jnp.concatenate([rotated_low, rotated_high], axis=-1)
+    return rotated.astype(x_BTHK.dtype)
 
 
 class DecoderBlock(nn.Module):
@@ -100,11 +106,14 @@ class DecoderBlock(nn.Module):
         shapes = site_shapes(c)
 
         def site(name: str, h: Array, weighted: Sequence[tuple[LayerVoice, Array]]) -> Array:
-            linear = dense(shapes[name][1], SITE_AXES[name], h.dtype, param_dtype=self.param_dtype, name=name)
-            return add_experts(linear(h), h, name, weighted)
+            _, features = shapes[name]
+            linear = dense(features, SITE_AXES[name], h.dtype, param_dtype=self.param_dtype, name=name)
+            out = linear(h)
+            return add_experts(out, h, name, weighted)
 
         with jax.named_scope("attention"):
-            h = RMSNorm(c.epsilon, self.param_dtype, name="norm1")(x)
+            norm1 = RMSNorm(c.epsilon, self.param_dtype, name="norm1")
+            h = norm1(x)
             weights = slot_weights(h, voices, "attention")
             weighted = _with_weights(voices, weights)
             heads = (*h.shape[:2], -1, c.head_width)
@@ -119,13 +128,15 @@ class DecoderBlock(nn.Module):
             attended = attend(q, k, v, mask_B1TS)
             x = x + site("o_proj", attended, weighted)
         with jax.named_scope("feed_forward"):
-            h = RMSNorm(c.epsilon, self.param_dtype, name="norm2")(x)
+            norm2 = RMSNorm(c.epsilon, self.param_dtype, name="norm2")
+            h = norm2(x)
             # Token routers decide again here: their input is another one than before attention.
             weights = slot_weights(h, voices, "feed_forward")
             weighted = _with_weights(voices, weights)
-            gate = jax.nn.silu(site("gate_proj", h, weighted))
-            up = gate * site("up_proj", h, weighted)
-            down = site("down_proj", up, weighted)
+            gate = site("gate_proj", h, weighted)
+            gate = jax.nn.silu(gate)
+            up = site("up_proj", h, weighted)
+            down = site("down_proj", gate * up, weighted)
             # The site `ffn` is parallel to the whole feed-forward part, so it reads the part's input.
             branch = add_experts(down, h, "ffn", weighted)
             self.sow("intermediates", "branch", branch)
@@ -137,7 +148,10 @@ def _with_weights(
     voices: Sequence[LayerVoice], weights: Sequence[tuple[Array, Array]]
 ) -> list[tuple[LayerVoice, Array]]:
     """Every voice with its slot weights, without the chances."""
-    return [(voice, weight) for voice, (weight, _) in zip(voices, weights, strict=True)]
+    weighted = []
+    for voice, (weight, _) in zip(voices, weights, strict=True):
+        weighted.append((voice, weight))
+    return weighted
 
 
 class Embedding(nn.Module):
@@ -150,7 +164,8 @@ class Embedding(nn.Module):
     def __call__(self, ids_BT: Array) -> Array:
         init = nn.with_logical_partitioning(nn.initializers.normal(0.02), ("vocab", "width"))
         shape = (self.config.vocabulary, self.config.width)
-        table = self.param("table", init, shape, jnp.dtype(self.param_dtype))
+        dtype = jnp.dtype(self.param_dtype)
+        table = self.param("table", init, shape, dtype)
         return table[ids_BT]
 
 
@@ -158,10 +173,13 @@ def _modules(config: DecoderConfig, param_dtype: str) -> dict[str, tuple[nn.Modu
     """{name in the parameter tree: (module, example inputs)}, in the order that initialisation keys are drawn in."""
     x = jnp.zeros((1, 2, config.width))
     positions = jnp.zeros((1, 2), jnp.int32)
+    embedding = Embedding(config, param_dtype)
+    block = DecoderBlock(config, param_dtype)
+    norm = RMSNorm(config.epsilon, param_dtype)
     modules = {
-        "embedding": (Embedding(config, param_dtype), (positions,)),
-        "layers": (DecoderBlock(config, param_dtype), (x, positions, None, ())),
-        "norm": (RMSNorm(config.epsilon, param_dtype), (x,)),
+        "embedding": (embedding, (positions,)),
+        "layers": (block, (x, positions, None, ())),
+        "norm": (norm, (x,)),
     }
     if not config.tied:
         head = dense(config.vocabulary, ("width", "vocab"), x.dtype, param_dtype=param_dtype)
@@ -172,12 +190,17 @@ def _modules(config: DecoderConfig, param_dtype: str) -> dict[str, tuple[nn.Modu
 def init_decoder(config: DecoderConfig, key: Array, param_dtype: str = "float32") -> dict:
     """Random parameters {embedding, layers [L, ...], norm, head unless tied}."""
     params = {}
-    for index, (name, (module, inputs)) in enumerate(_modules(config, param_dtype).items()):
+    # Keys are drawn by a module's place in this order.
+    modules = _modules(config, param_dtype)
+    for index, name in enumerate(modules):
+        module, inputs = modules[name]
         module_key = jax.random.fold_in(key, index)
         if name == "layers":
             params[name] = init_stack(module, config.layers, module_key, *inputs)
         else:
-            params[name] = nn.unbox(module.init(module_key, *inputs))["params"]
+            variables = module.init(module_key, *inputs)
+            variables = nn.unbox(variables)
+            params[name] = variables["params"]
     return params
 
 
@@ -185,7 +208,8 @@ def decoder_axes(config: DecoderConfig) -> dict:
     """Logical axis names with the tree of `init_decoder`."""
     axes = {}
     for name, (module, inputs) in _modules(config, "float32").items():
-        axes[name] = axes_of(module, *inputs, stacked=name == "layers")
+        is_stacked = name == "layers"
+        axes[name] = axes_of(module, *inputs, stacked=is_stacked)
     return axes
 
 
@@ -196,16 +220,28 @@ def block_table(config: DecoderConfig, voices: Sequence[Voice] = (), *, tokens: 
       voices: as the decoder takes them; those that do not cover the first layer of the first voice are left out.
     """
     layer = voices[0].bank.first_layer if voices else 0
-    slices = [voice_slice(voice, layer, layer + 1) for voice in voices]
-    layer_voices = [jax.tree.map(lambda leaf: leaf[0], part) for part in slices if part is not None]
+    layer_voices = []
+    for stacked in _covering(voices, layer, layer + 1):
+        layer_voice = jax.tree.map(lambda leaf: leaf[0], stacked)
+        layer_voices.append(layer_voice)
     batch = max((voice.gain_BS.shape[0] for voice in layer_voices), default=1)
     x = jnp.zeros((batch, tokens, config.width))
     positions = jnp.zeros((batch, tokens), jnp.int32)
-
+    block = DecoderBlock(config, "float32")
     # A fixed width: the table is for people, and must not depend on the terminal.
     console = {"width": 160, "force_terminal": False}
-    tabulate = nn.tabulate(DecoderBlock(config, "float32"), jax.random.key(0), console_kwargs=console)
+    tabulate = nn.tabulate(block, jax.random.key(0), console_kwargs=console)
     return tabulate(x, positions, None, layer_voices)
+
+
+def _covering(voices: Sequence[Voice], start: int, stop: int) -> list[LayerVoice]:
+    """Slices for the layers start..stop of the voices that cover them."""
+    slices = []
+    for voice in voices:
+        layer_voice = voice_slice(voice, start, stop)
+        if layer_voice is not None:
+            slices.append(layer_voice)
+    return slices
 
 
 def run_layers(
@@ -224,12 +260,8 @@ def run_layers(
 
     With a cache, new keys and values are written from `cache.slot` on and attention reads all its slots under the mask.
     """
-    batch, tokens, _ = x_BTD.shape
-    chex.assert_shape(x_BTD, (batch, tokens, config.width), custom_message="the decoder takes [B, T, width]")
-    chex.assert_shape(positions_BT, (batch, tokens))
-    chex.assert_shape(mask_B1TS, ({1, batch}, 1, tokens, None))
-    chex.assert_type(mask_B1TS, bool)
-    check_voices(voices, batch)
+    _check_inputs(config, x_BTD, positions_BT, mask_B1TS)
+    check_voices(voices, x_BTD.shape[0])
     block = DecoderBlock(config, "float32")
     tallies = []
 
@@ -238,18 +270,8 @@ def run_layers(
         index, layer_voices = inputs
         # Indexed inside the scan instead of scanned over: segments then share one stack without slicing copies of it.
         params = jax.tree.map(lambda p: jax.lax.dynamic_index_in_dim(p, index, keepdims=False), layers)
-
-        def store(k: Array, v: Array) -> tuple[Array, Array, Cache]:
-            start = (index, 0, cache.slot, 0, 0)
-            new_k = k[None].astype(cache.k.dtype)
-            full_k = jax.lax.dynamic_update_slice(cache.k, new_k, start)
-            new_v = v[None].astype(cache.v.dtype)
-            full_v = jax.lax.dynamic_update_slice(cache.v, new_v, start)
-            return full_k[index], full_v[index], cache.replace(k=full_k, v=full_v)
-
-        x, weights, cache = block.apply(
-            {"params": params}, x, positions_BT, mask_B1TS, layer_voices, None if cache is None else store
-        )
+        store = None if cache is None else partial(_store_layer, cache, index)
+        x, weights, cache = block.apply({"params": params}, x, positions_BT, mask_B1TS, layer_voices, store)
         tally = None
         if kinds_BT is not None:
             tally = [tally_layer(weight, chance, kinds_BT) for weight, chance in weights]
@@ -260,12 +282,32 @@ def run_layers(
         step = jax.checkpoint(step, prevent_cse=False)
     x = x_BTD
     for start, stop in segments(config.layers, voices):
-        slices = [voice_slice(voice, start, stop) for voice in voices]
-        layer_voices = [part for part in slices if part is not None]
+        layer_voices = _covering(voices, start, stop)
         inputs = (jnp.arange(start, stop), layer_voices)
         (x, cache), tally = jax.lax.scan(step, (x, cache), inputs)
         tallies.append(tally)
     return x, cache, tallies
+
+
+def _check_inputs(config: DecoderConfig, x_BTD: Array, positions_BT: Array, mask_B1TS: Array) -> None:
+    """Raises AssertionError, while tracing, where the decoder's inputs do not fit each other."""
+    batch, tokens, _ = x_BTD.shape
+    chex.assert_shape(x_BTD, (batch, tokens, config.width), custom_message="the decoder takes [B, T, width]")
+    chex.assert_shape(positions_BT, (batch, tokens))
+    chex.assert_shape(mask_B1TS, ({1, batch}, 1, tokens, None))
+    chex.assert_type(mask_B1TS, bool)
+
+
+def _store_layer(cache: Cache, index: Array, k: Array, v: Array) -> tuple[Array, Array, Cache]:
+    """Writes one layer's new keys and values; returns all of that layer's, and the cache with them."""
+    start = (index, 0, cache.slot, 0, 0)
+    new_k = k[None].astype(cache.k.dtype)
+    full_k = jax.lax.dynamic_update_slice(cache.k, new_k, start)
+    new_v = v[None].astype(cache.v.dtype)
+    full_v = jax.lax.dynamic_update_slice(cache.v, new_v, start)
+    layer_k = full_k[index]
+    layer_v = full_v[index]
+    return layer_k, layer_v, cache.replace(k=full_k, v=full_v)
 
 
 def branch_means(
@@ -284,8 +326,11 @@ def branch_means(
     """
     check_voices(voices, x_BTD.shape[0])
     block = DecoderBlock(config, "float32")
-    count_B1 = jnp.maximum(jnp.sum(real_BT, axis=1, keepdims=True), 1)
-    share_BT1 = (real_BT / count_B1).astype(jnp.float32)[..., None]
+    count_B1 = jnp.sum(real_BT, axis=1, keepdims=True)
+    count_B1 = jnp.maximum(count_B1, 1)
+    share_BT = real_BT / count_B1
+    share_BT = share_BT.astype(jnp.float32)
+    share_BT1 = share_BT[..., None]
 
     def step(x: Array, inputs: tuple[dict, list[LayerVoice]]) -> tuple[Array, Array]:
         params, layer_voices = inputs
@@ -293,7 +338,8 @@ def branch_means(
             {"params": params}, x, positions_BT, mask_B1TS, layer_voices, mutable=["intermediates"]
         )
         (branch,) = sown["intermediates"]["branch"]
-        mean_BD = jnp.sum(branch.astype(jnp.float32) * share_BT1, axis=1)
+        weighted_BTD = branch.astype(jnp.float32) * share_BT1
+        mean_BD = jnp.sum(weighted_BTD, axis=1)
         return x, mean_BD
 
     layer_voices = [voice_slice(voice, 0, config.layers) for voice in voices]

@@ -85,14 +85,15 @@ class Reading:
 def init_model(config: LlavaConfig, key: Array) -> Model:
     """A model with random parameters."""
     vision_key, text_key, projector_key, decoder_key = jax.random.split(key, 4)
-    projector = Projector(config.decoder.width, config.param_dtype)
+    dtype = config.param_dtype
+    vision = clip.init_tower(config.vision, vision_key, dtype)
+    text = clip.init_tower(config.text, text_key, dtype)
+    projector = Projector(config.decoder.width, dtype)
     patches = jnp.zeros((1, config.vision.width))
-    params = {
-        "vision": clip.init_tower(config.vision, vision_key, config.param_dtype),
-        "text": clip.init_tower(config.text, text_key, config.param_dtype),
-        "projector": nn.unbox(projector.init(projector_key, patches))["params"],
-        "decoder": init_decoder(config.decoder, decoder_key, config.param_dtype),
-    }
+    projector_variables = projector.init(projector_key, patches)
+    projector_variables = nn.unbox(projector_variables)
+    decoder = init_decoder(config.decoder, decoder_key, dtype)
+    params = {"vision": vision, "text": text, "projector": projector_variables["params"], "decoder": decoder}
     return Model(params, config)
 
 
@@ -105,10 +106,12 @@ def model_template(config: LlavaConfig) -> Model:
 
 def model_axes(config: LlavaConfig) -> dict:
     """Logical axis names with the tree of `Model.params`."""
+    projector = Projector(config.decoder.width)
+    patches = jnp.zeros((1, config.vision.width))
     return {
         "vision": clip.tower_axes(config.vision),
         "text": clip.tower_axes(config.text),
-        "projector": axes_of(Projector(config.decoder.width), jnp.zeros((1, config.vision.width))),
+        "projector": axes_of(projector, patches),
         "decoder": decoder_axes(config.decoder),
     }
 
@@ -131,7 +134,8 @@ def decoder_layers(model: Model) -> dict:
 def with_decoder_layers(model: Model, layers: dict) -> Model:
     """The model with other stacked decoder blocks."""
     decoder = {**model.params["decoder"], "layers": layers}
-    return model.replace(params={**model.params, "decoder": decoder})
+    params = {**model.params, "decoder": decoder}
+    return model.replace(params=params)
 
 
 def project(model: Model, patches: Array) -> Array:
@@ -143,7 +147,8 @@ def project(model: Model, patches: Array) -> Array:
 def final_norm(model: Model, x: Array) -> Array:
     """The decoder's last norm, [..., D]; the head reads normed states."""
     norm = RMSNorm(model.config.decoder.epsilon)
-    return norm.apply({"params": model.params["decoder"]["norm"]}, x)
+    params = model.params["decoder"]["norm"]
+    return norm.apply({"params": params}, x)
 
 
 def vision_features(model: Model, pixels_NHWC: Array) -> tuple[Array, Array]:
@@ -164,20 +169,27 @@ def embed(model: Model, prompt: Prompt) -> Array:
     check_prompt(model.config, prompt)
     config = model.config
     dtype = jnp.dtype(config.dtype)
-    is_image = prompt.tokens_BT == config.image_token
+    is_image_BT = prompt.tokens_BT == config.image_token
     table = model.params["decoder"]["embedding"]["table"]
     # The image token's id may lie past the table, so its row is never looked up.
-    ids_BT = jnp.where(is_image, 0, prompt.tokens_BT)
-    x_BTD = table[ids_BT].astype(dtype)
+    ids_BT = jnp.where(is_image_BT, 0, prompt.tokens_BT)
+    x_BTD = table[ids_BT]
+    x_BTD = x_BTD.astype(dtype)
     if prompt.patches_BIPD is None:
         return x_BTD
-    projected = project(model, prompt.patches_BIPD.astype(dtype))
+    patches_BIPD = prompt.patches_BIPD.astype(dtype)
+    projected_BIPD = project(model, patches_BIPD)
+    batch = projected_BIPD.shape[0]
+    width = projected_BIPD.shape[-1]
     # [B, I, P, D] to [B, I * P, D]: a sample's pictures one after the other, in the order of its image tokens.
-    projected = projected.reshape(projected.shape[0], -1, projected.shape[-1])
-    nth_image_BT = jnp.cumsum(is_image, axis=1) - 1
-    patch_BT = jnp.clip(nth_image_BT, 0, projected.shape[1] - 1)
-    patch_BTD = jnp.take_along_axis(projected, patch_BT[..., None], axis=1)
-    return jnp.where(is_image[..., None], patch_BTD, x_BTD)
+    projected_BND = projected_BIPD.reshape(batch, -1, width)
+    last_patch = projected_BND.shape[1] - 1
+    nth_image_BT = jnp.cumsum(is_image_BT, axis=1) - 1
+    patch_BT = jnp.clip(nth_image_BT, 0, last_patch)
+    patch_BT1 = patch_BT[..., None]
+    patch_BTD = jnp.take_along_axis(projected_BND, patch_BT1, axis=1)
+    is_image_BT1 = is_image_BT[..., None]
+    return jnp.where(is_image_BT1, patch_BTD, x_BTD)
 
 
 def check_prompt(config: LlavaConfig, prompt: Prompt) -> None:
@@ -196,7 +208,8 @@ def check_prompt(config: LlavaConfig, prompt: Prompt) -> None:
 
 def positions_of(mask_BT: Array) -> Array:
     """Positions counted over real tokens only, so padding on either side changes nothing. int32 [B, T]."""
-    counted_BT = jnp.cumsum(mask_BT.astype(jnp.int32), axis=1)
+    one_if_real_BT = mask_BT.astype(jnp.int32)
+    counted_BT = jnp.cumsum(one_if_real_BT, axis=1)
     # Padding on the left counts 0 tokens, and -1 is no position.
     return jnp.maximum(counted_BT - 1, 0)
 
@@ -216,17 +229,19 @@ def hidden(
     length = prompt.tokens_BT.shape[1]
     capacity = length if cache is None else cache.k.shape[2]
     # Slots of the cache that no token has filled yet are masked like padding.
-    keys_BS = jnp.pad(prompt.mask_BT, ((0, 0), (0, capacity - length)))
+    unfilled = capacity - length
+    keys_BS = jnp.pad(prompt.mask_BT, ((0, 0), (0, unfilled)))
     slots_1S = jnp.arange(capacity)[None, :]
     tokens_T1 = jnp.arange(length)[:, None]
     causal_TS = slots_1S <= tokens_T1
-    mask = keys_BS[:, None, None, :] & causal_TS[None, None]
+    keys_B11S = keys_BS[:, None, None, :]
+    mask_B1TS = keys_B11S & causal_TS[None, None]
     x, cache, tallies = run_layers(
         decoder_layers(model),
         config.decoder,
         embed(model, prompt),
         positions_BT=positions_of(prompt.mask_BT),
-        mask_B1TS=mask,
+        mask_B1TS=mask_B1TS,
         voices=voices,
         cache=cache,
         kinds_BT=kinds_BT,
@@ -242,27 +257,38 @@ def prompt_state(model: Model, prompt: Prompt, reading: Reading) -> Array:
     config = model.config
     if reading.layer >= 0:
         # A shorter stack, so that layers above the one that is read cost nothing.
-        shallow = replace(config, decoder=replace(config.decoder, layers=reading.layer))
-        layers = jax.tree.map(lambda leaf: leaf[: reading.layer], decoder_layers(model))
+        shallow_decoder = replace(config.decoder, layers=reading.layer)
+        shallow = replace(config, decoder=shallow_decoder)
+        layers = decoder_layers(model)
+        layers = jax.tree.map(lambda leaf: leaf[: reading.layer], layers)
         model = with_decoder_layers(model, layers)
         model = model.replace(config=shallow)
     h_BTD, _, _ = hidden(model, prompt, normed=reading.layer < 0)
     # The last real token, whichever side the padding is on.
-    nth_BT = jnp.cumsum(prompt.mask_BT.astype(jnp.int32), axis=1)
-    last_BT = prompt.mask_BT & (nth_BT == nth_BT[:, -1:])
-    image_BT = prompt.mask_BT & (prompt.tokens_BT == config.image_token)
-    over_image_B1 = jnp.any(image_BT, axis=1, keepdims=True) & (reading.over == "image")
-    selected_BT = jnp.where(over_image_B1, image_BT, last_BT).astype(jnp.float32)
+    mask_BT = prompt.mask_BT
+    nth_BT = jnp.cumsum(mask_BT.astype(jnp.int32), axis=1)
+    count_B1 = nth_BT[:, -1:]
+    is_last_BT = nth_BT == count_B1
+    last_BT = mask_BT & is_last_BT
+    is_image_BT = prompt.tokens_BT == config.image_token
+    image_BT = mask_BT & is_image_BT
+    has_image_B1 = jnp.any(image_BT, axis=1, keepdims=True)
+    over_image_B1 = has_image_B1 & (reading.over == "image")
+    selected_BT = jnp.where(over_image_B1, image_BT, last_BT)
+    selected_BT = selected_BT.astype(jnp.float32)
     is_selected_BT1 = selected_BT[..., None] > 0
-    selected_BTD = jnp.where(is_selected_BT1, h_BTD.astype(jnp.float32), 0.0)
-    count_B1 = jnp.sum(selected_BT, axis=1, keepdims=True)
-    return jnp.sum(selected_BTD, axis=1) / jnp.maximum(count_B1, 1.0)
+    h_BTD = h_BTD.astype(jnp.float32)
+    selected_BTD = jnp.where(is_selected_BT1, h_BTD, 0.0)
+    selected_B1 = jnp.sum(selected_BT, axis=1, keepdims=True)
+    total_BD = jnp.sum(selected_BTD, axis=1)
+    return total_BD / jnp.maximum(selected_B1, 1.0)
 
 
 def layer_features(model: Model, prompt: Prompt, voices: Sequence[Voice] = ()) -> Array:
     """Token means of every layer's feed-forward branch, float32 [L, B, D]; the voices must cover the whole stack."""
     length = prompt.tokens_BT.shape[1]
-    causal_TS = jnp.tril(jnp.ones((length, length), bool))
+    all_TS = jnp.ones((length, length), bool)
+    causal_TS = jnp.tril(all_TS)
     return branch_means(
         decoder_layers(model), model.config.decoder, embed(model, prompt),
         positions_BT=positions_of(prompt.mask_BT), voices=voices, real_BT=prompt.mask_BT,
@@ -277,8 +303,9 @@ def head(model: Model, h: Array) -> Array:
         kernel = decoder["embedding"]["table"].T
     else:
         kernel = decoder["head"]["kernel"]
+    kernel = kernel.astype(h.dtype)
     # float32 output: a product rounded to bfloat16 first would tie neighbouring tokens.
-    return jnp.matmul(h, kernel.astype(h.dtype), preferred_element_type=jnp.float32)
+    return jnp.matmul(h, kernel, preferred_element_type=jnp.float32)
 
 
 def logits(model: Model, prompt: Prompt, voices: Sequence[Voice] = ()) -> Array:
@@ -290,12 +317,16 @@ def logits(model: Model, prompt: Prompt, voices: Sequence[Voice] = ()) -> Array:
 def token_kinds(model: Model, batch: Batch) -> Array:
     """0 image, 1 text, 2 answer, IGNORE on padding; int32 [B, T]. An answer token counts where it is an input."""
     prompt = batch.prompt
-    kinds = jnp.where(prompt.tokens_BT == model.config.image_token, 0, 1)
-    rows = jnp.arange(kinds.shape[0])[:, None]
+    is_image_BT = prompt.tokens_BT == model.config.image_token
+    kinds_BT = jnp.where(is_image_BT, 0, 1)
+    count, length = kinds_BT.shape
+    row_B1 = jnp.arange(count)[:, None]
     # One after the position that predicts it; unused columns point past the end and are dropped.
-    input_at = jnp.where(batch.answer_mask_BA, batch.where_BA + 1, kinds.shape[1])
-    kinds = kinds.at[rows, input_at].set(2, mode="drop")
-    return jnp.where(prompt.mask_BT, kinds, IGNORE)
+    after_BA = batch.where_BA + 1
+    input_BA = jnp.where(batch.answer_mask_BA, after_BA, length)
+    answers = kinds_BT.at[row_B1, input_BA]
+    kinds_BT = answers.set(2, mode="drop")
+    return jnp.where(prompt.mask_BT, kinds_BT, IGNORE)
 
 
 def answer_nll(
@@ -305,14 +336,17 @@ def answer_nll(
 
     Hidden states are gathered at the answers before the head: the vocabulary product runs on answer tokens only.
     """
-    chex.assert_equal_shape(
-        [batch.where_BA, batch.answer_BA, batch.answer_mask_BA], custom_message="answers, positions and mask are [B, A]"
-    )
+    columns = [batch.where_BA, batch.answer_BA, batch.answer_mask_BA]
+    chex.assert_equal_shape(columns, custom_message="answers, positions and mask are [B, A]")
     h_BTD, _, tallies = hidden(model, batch.prompt, voices, kinds_BT=kinds_BT)
-    h_BAD = jnp.take_along_axis(h_BTD, batch.where_BA[..., None], axis=1)
-    log_p = jax.nn.log_softmax(head(model, h_BAD), axis=-1)
-    answer_log_p = jnp.take_along_axis(log_p, batch.answer_BA[..., None], axis=-1)
-    return -answer_log_p[..., 0], tallies
+    where_BA1 = batch.where_BA[..., None]
+    h_BAD = jnp.take_along_axis(h_BTD, where_BA1, axis=1)
+    logits_BAV = head(model, h_BAD)
+    log_p_BAV = jax.nn.log_softmax(logits_BAV, axis=-1)
+    answer_BA1 = batch.answer_BA[..., None]
+    answer_log_p_BA1 = jnp.take_along_axis(log_p_BAV, answer_BA1, axis=-1)
+    answer_log_p_BA = answer_log_p_BA1[..., 0]
+    return -answer_log_p_BA, tallies
 
 
 def answer_loss(
@@ -324,5 +358,6 @@ def answer_loss(
     counted_BA = jnp.where(batch.answer_mask_BA, nll_BA, 0.0)
     # A sum and a count, not a mean: accumulated steps then weigh every answer token alike.
     total = jnp.sum(counted_BA)
-    count = jnp.sum(batch.answer_mask_BA.astype(jnp.int32))
+    one_if_answer_BA = batch.answer_mask_BA.astype(jnp.int32)
+    count = jnp.sum(one_if_answer_BA)
     return total, count, tallies

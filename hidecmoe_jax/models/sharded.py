@@ -29,8 +29,9 @@ def write_leaf(folder: Path, path: str, array: np.ndarray) -> None:
     context.array.saving.use_ocdbt = False  # plain files: a chunk is then found without a shared database
     context.array.saving.use_compression = False
     context.array.saving.storage_options.chunk_byte_size = _CHUNK_BYTES
+    leaf_folder = folder / _name(path)
     with context, quiet_orbax():
-        ocp.save((folder / _name(path)).absolute(), {"leaf": array})
+        ocp.save(leaf_folder.absolute(), {"leaf": array})
 
 
 def read_leaves(folder: Path, shapes: Mapping[str, tuple[int, ...]], places: Mapping[str, Any]) -> dict[str, jax.Array]:
@@ -43,37 +44,40 @@ def read_leaves(folder: Path, shapes: Mapping[str, tuple[int, ...]], places: Map
 
     names = {_name(path): path for path in shapes}
     stored = {entry.name for entry in folder.iterdir()}
+    expected = set(names)
     # Before any leaf is read: with a wrong config reading would fail only after large ones.
-    if stored != set(names):
-        missing = sorted(set(names) - stored)
-        left_over = sorted(stored - set(names))
-        wrong = [f"missing {names[name]}" for name in missing]
-        wrong += [f"left over {name}" for name in left_over]
-        raise CheckpointError(
-            "the stored leaves are not those of the config", where=str(folder), why=", ".join(wrong[:8])
-        )
+    if stored != expected:
+        wrong = [f"missing {names[name]}" for name in sorted(expected - stored)]
+        wrong += [f"left over {name}" for name in sorted(stored - expected)]
+        why = ", ".join(wrong[:8])
+        raise CheckpointError("the stored leaves are not those of the config", where=str(folder), why=why)
     leaves = {}
     for name, path in names.items():
-        leaf_folder = (folder / name).absolute()
+        leaf_folder = folder / name
+        shape = shapes[path]
+        place = places[path]
         try:
             with quiet_orbax():
-                leaves[path] = _read(ocp, leaf_folder, path, shapes[path], places[path])
+                leaves[path] = _read(ocp, leaf_folder.absolute(), path, shape, place)
         except CheckpointError:
             raise
         except Exception as error:  # a truncated chunk makes Orbax raise a bare Exception
-            raise CheckpointError(
-                "cannot read a stored leaf", where=f"{folder}: {path}", why=str(error)[:300]
-            ) from error
+            where = f"{folder}: {path}"
+            raise CheckpointError("cannot read a stored leaf", where=where, why=str(error)[:300]) from error
     return leaves
 
 
 def _read(ocp: Any, leaf_folder: Path, path: str, shape: tuple[int, ...], place: Any) -> jax.Array:
     stored = ocp.metadata(leaf_folder).metadata["leaf"]
-    if tuple(stored.shape) != tuple(shape):
-        why = f"expected {list(shape)}, found {list(stored.shape)}"
-        raise CheckpointError("a stored leaf has another shape", where=f"{leaf_folder.parent}: {path}", why=why)
+    stored_shape = list(stored.shape)
+    expected_shape = list(shape)
+    if stored_shape != expected_shape:
+        where = f"{leaf_folder.parent}: {path}"
+        why = f"expected {expected_shape}, found {stored_shape}"
+        raise CheckpointError("a stored leaf has another shape", where=where, why=why)
     wanted = jax.ShapeDtypeStruct(stored.shape, stored.dtype, sharding=place)
-    return ocp.load(leaf_folder, {"leaf": wanted})["leaf"]
+    loaded = ocp.load(leaf_folder, {"leaf": wanted})
+    return loaded["leaf"]
 
 
 def _name(path: str) -> str:

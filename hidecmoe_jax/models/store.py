@@ -58,9 +58,12 @@ def save_model(model: Model, folder: Path, *, dtype: str | None = None) -> None:
     leaves = {}
     for path, leaf in trees.flatten(model.params).items():
         array = np.asarray(leaf)
-        leaves[path] = array if dtype is None else array.astype(jnp.dtype(dtype))
+        if dtype is not None:
+            array = array.astype(jnp.dtype(dtype))
+        leaves[path] = array
     save_tensors(leaves, folder / WEIGHTS)
-    text = json.dumps(strict.plain(model.config), indent=2) + "\n"
+    config = strict.plain(model.config)
+    text = json.dumps(config, indent=2) + "\n"
     (folder / CONFIG).write_text(text, encoding="utf-8")
 
 
@@ -72,8 +75,11 @@ def save_tensors(leaves: Mapping[str, np.ndarray], path: Path, notes: Mapping[st
     """
     path.touch()  # a file created here has the permissions that the user's umask gives
     mode = path.stat().st_mode
-    contiguous = {name: np.asarray(leaf, order="C") for name, leaf in leaves.items()}
-    save_file(contiguous, path, metadata=dict(notes) if notes else None)
+    contiguous = {}
+    for name, leaf in leaves.items():
+        contiguous[name] = np.asarray(leaf, order="C")
+    metadata = dict(notes) if notes else None
+    save_file(contiguous, path, metadata=metadata)
     path.chmod(mode)
 
 
@@ -112,16 +118,19 @@ def load_model(folder: Path, *, mesh: Mesh | None = None, **changes) -> Model:
     tree = trees.restore_into(template, widened)
     params = jax.tree.map(jnp.asarray, tree)
     if mesh is not None:
-        params = jax.device_put(params, _places(config, template, mesh))
+        places = _places(config, template, mesh)
+        params = jax.device_put(params, places)
     return Model(params, config)
 
 
 def _read_sharded(folder: Path, config: LlavaConfig, template: dict, mesh: Mesh | None) -> dict[str, jax.Array]:
     shapes = {path: leaf.shape for path, leaf in trees.flatten(template).items()}
     if mesh is None:
-        places = dict.fromkeys(shapes, SingleDeviceSharding(jax.devices()[0]))
+        first_device = jax.devices()[0]
+        places = dict.fromkeys(shapes, SingleDeviceSharding(first_device))
     else:
-        places = trees.flatten(_places(config, template, mesh))
+        tree = _places(config, template, mesh)
+        places = trees.flatten(tree)
     return sharded.read_leaves(folder, shapes, places)
 
 
@@ -149,7 +158,9 @@ def _finite(leaves: dict[str, jax.Array]) -> dict[str, jax.Array]:
 
 
 def _widen(name: str, leaf: np.ndarray | jax.Array, dtype: np.dtype) -> np.ndarray | jax.Array:
-    if jnp.finfo(leaf.dtype).bits > jnp.finfo(dtype).bits:
+    stored_bits = jnp.finfo(leaf.dtype).bits
+    bits = jnp.finfo(dtype).bits
+    if stored_bits > bits:
         raise CheckpointError(
             "stored weights are wider than the model's param_dtype",
             where=name,

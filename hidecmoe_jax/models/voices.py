@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
+from functools import partial
 
 import chex
 import jax
@@ -54,20 +55,22 @@ class Tally:
 
 def check_voices(voices: Sequence[Voice], batch: int) -> None:
     """Raises AssertionError, while tracing, where a voice's routing does not fit its bank or the batch."""
+    batch_or_one = {1, batch}
     for voice in voices:
         bank = voice.bank
         routing = voice.routing
         chex.assert_shape(
-            routing.gain_LBS, (bank.layers, {1, batch}, bank.slots),
+            routing.gain_LBS, (bank.layers, batch_or_one, bank.slots),
             custom_message="gains are [layers and slots of the bank, batch or 1 between them]",
         )  # fmt: skip
         chex.assert_type(routing.gain_LBS, float, custom_message="gains are floats; a mask is no gain")
         if routing.router_LBDS is not None:
             chex.assert_shape(
-                routing.router_LBDS, (bank.layers, {1, batch}, None, bank.slots),
+                routing.router_LBDS, (bank.layers, batch_or_one, None, bank.slots),
                 custom_message="token routers are [layers of the bank, batch or 1, width, slots of the bank]",
             )  # fmt: skip
-        for router_LDS in (routing.site_routers or {}).values():
+        site_routers = routing.site_routers or {}
+        for router_LDS in site_routers.values():
             chex.assert_shape(router_LDS, (bank.layers, None, bank.slots))
 
 
@@ -81,7 +84,9 @@ def segments(layers: int, voices: Sequence[Voice]) -> list[tuple[int, int]]:
             raise ValueError(f"bank covers layers {first}..{last}, the decoder has 0..{layers}")
         boundaries |= {first, last}
     ordered = sorted(boundaries)
-    return list(zip(ordered[:-1], ordered[1:], strict=True))
+    starts = ordered[:-1]
+    stops = ordered[1:]
+    return list(zip(starts, stops, strict=True))
 
 
 def voice_slice(voice: Voice, start: int, stop: int) -> LayerVoice | None:
@@ -93,14 +98,16 @@ def voice_slice(voice: Voice, start: int, stop: int) -> LayerVoice | None:
     if low < 0 or high > bank.layers:
         return None
     leaves = (bank.a, bank.b, routing.gain_LBS, routing.router_LBDS, routing.site_routers)
-    if (low, high) != (0, bank.layers):
+    covers_bank = low == 0 and high == bank.layers
+    if not covers_bank:
         leaves = jax.tree.map(lambda leaf: leaf[low:high], leaves)
     a, b, gain, router, site_routers = leaves
     layer_keys = None
     if voice.key is not None:
         # Keyed by the decoder's layer, so that the segments' boundaries do not change the dropout.
         layers = jnp.arange(start, stop)
-        layer_keys = jax.vmap(lambda layer: jax.random.fold_in(voice.key, layer))(layers)
+        key_of_layer = partial(jax.random.fold_in, voice.key)
+        layer_keys = jax.vmap(key_of_layer)(layers)
     return LayerVoice(
         a=a, b=b, gain_BS=gain, router_BDS=router, key=layer_keys, scale=bank.scale, top_k=routing.top_k,
         dropout=voice.dropout, softmax_group=routing.softmax_group, site_routers=site_routers,
@@ -117,32 +124,44 @@ def slot_weights(x: Array, voices: Sequence[LayerVoice], part: str) -> list[tupl
     groups: dict[object, list[int]] = {}
     for index, voice in enumerate(voices):
         # A voice without a group is a group of its own.
-        groups.setdefault(voice.softmax_group or index, []).append(index)
+        name = voice.softmax_group or index
+        indices = groups.setdefault(name, [])
+        indices.append(index)
     by_voice: dict[int, tuple[Array, Array]] = {}
     for indices in groups.values():
         group = [voices[index] for index in indices]
-        gain = _concat_slots([voice.gain_BS for voice in group])
-        router = _concat_slots([voice.router_BDS for voice in group])
+        gains = [voice.gain_BS for voice in group]
+        routers = [voice.router_BDS for voice in group]
+        gain = _concat_slots(gains)
+        router = _concat_slots(routers)
         weight = gain
         chance = gain
         if router is not None:
-            token_router = TokenRouter(group[0].top_k, name=f"{part}_router{indices[0]}")
+            top_k = group[0].top_k
+            token_router = TokenRouter(top_k, name=f"{part}_router{indices[0]}")
             weight, chance = token_router(x, gain, router)
-        slot_counts = [voice.gain_BS.shape[-1] for voice in group]
-        ends = np.cumsum(slot_counts)[:-1]
-        weights = jnp.split(weight, ends, axis=-1)
-        chances = jnp.split(chance, ends, axis=-1)
-        for place, index in enumerate(indices):
-            by_voice[index] = (weights[place], chances[place])
+        slot_counts = [gain_BS.shape[-1] for gain_BS in gains]
+        ends = np.cumsum(slot_counts)
+        # Split before every voice but the first.
+        starts = ends[:-1]
+        weights = jnp.split(weight, starts, axis=-1)
+        chances = jnp.split(chance, starts, axis=-1)
+        for index, voice_weight, voice_chance in zip(indices, weights, chances, strict=True):
+            by_voice[index] = (voice_weight, voice_chance)
+    # Back from the order of groups to that of the voices.
     return [by_voice[index] for index in range(len(voices))]
 
 
 def _concat_slots(leaves: Sequence[Array | None]) -> Array | None:
     """Slots of several voices side by side; a batch axis of one is broadcast."""
-    if len(leaves) == 1 or leaves[0] is None:
-        return leaves[0]
+    first = leaves[0]
+    if len(leaves) == 1 or first is None:
+        return first
     batch = max(leaf.shape[0] for leaf in leaves)
-    per_sample = [jnp.broadcast_to(leaf, (batch, *leaf.shape[1:])) for leaf in leaves]
+    per_sample = []
+    for leaf in leaves:
+        shape = (batch, *leaf.shape[1:])
+        per_sample.append(jnp.broadcast_to(leaf, shape))
     return jnp.concatenate(per_sample, axis=-1)
 
 
@@ -153,40 +172,54 @@ def add_experts(y: Array, x: Array, site: str, weighted: Sequence[tuple[LayerVoi
             continue
         if voice.site_routers is not None:
             router_DS = voice.site_routers[site]
-            token_router = TokenRouter(router_DS.shape[1], name=f"{site}_router{index}")
+            slots = router_DS.shape[1]
+            token_router = TokenRouter(slots, name=f"{site}_router{index}")
             weight, _ = token_router(x, voice.gain_BS, router_DS[None])
         experts = Experts(voice.scale, name=f"{site}_experts{index}")
         dropped = _dropout(x, voice, site)
-        y = y + experts(dropped, voice.a[site], voice.b[site], weight)
+        a_DSR = voice.a[site]
+        b_SRF = voice.b[site]
+        y = y + experts(dropped, a_DSR, b_SRF, weight)
     return y
 
 
 def _dropout(x: Array, voice: LayerVoice, site: str) -> Array:
-    if voice.key is None or voice.dropout == 0.0:
+    rate = voice.dropout
+    if voice.key is None or rate == 0.0:
         return x
     # crc32, not hash(): Python salts strings, and the draw must be the same in every process.
-    key = jax.random.fold_in(voice.key, zlib.crc32(site.encode()))
+    site_number = zlib.crc32(site.encode())
+    key = jax.random.fold_in(voice.key, site_number)
     # 16 random bits decide as well as 32 (the rate is off by at most 2^-17) and cost a CPU half the time.
     bits = jax.random.bits(key, x.shape, jnp.uint16)
-    keep = bits >= round(voice.dropout * 2**16)
-    return jnp.where(keep, x / (1 - voice.dropout), jnp.zeros_like(x))
+    limit = round(rate * 2**16)
+    stays = bits >= limit
+    # Divided by the chance to stay, so that the expectation is `x`.
+    enlarged = x / (1 - rate)
+    return jnp.where(stays, enlarged, jnp.zeros_like(x))
 
 
 def tally_layer(weight: Array, chance: Array, kinds_BT: Array) -> Tally:
     """Sums one layer's slot weights over tokens by kind (a kind outside 0..KINDS-1 is padding and is left out)."""
-    is_kind = kinds_BT[..., None] == jnp.arange(KINDS)
-    of_kind = is_kind.astype(jnp.float32)
+    kinds_BT1 = kinds_BT[..., None]
+    is_kind_BTK = kinds_BT1 == jnp.arange(KINDS)
+    of_kind_BTK = is_kind_BTK.astype(jnp.float32)
 
     def per_token(leaf: Array) -> Array:
         # Gains [B, S] hold for every token; a router's weights [B, T, S] are per token already.
-        leaf = leaf if leaf.ndim == 3 else leaf[:, None, :]
-        return jnp.broadcast_to(leaf, (*kinds_BT.shape, leaf.shape[-1]))
+        if leaf.ndim == 2:
+            leaf = leaf[:, None, :]
+        slots = leaf.shape[-1]
+        return jnp.broadcast_to(leaf, (*kinds_BT.shape, slots))
 
-    def summed(leaf: Array) -> Array:
-        return jnp.einsum("bts,btk->sk", leaf, of_kind.astype(leaf.dtype))
+    def summed(leaf_BTS: Array) -> Array:
+        of_kind = of_kind_BTK.astype(leaf_BTS.dtype)
+        return jnp.einsum("bts,btk->sk", leaf_BTS, of_kind)
 
-    weights = per_token(weight)
-    mass = summed(weights)
-    chances = summed(per_token(chance))
-    count = summed((weights > 0).astype(jnp.int32))
+    weight_BTS = per_token(weight)
+    mass = summed(weight_BTS)
+    chance_BTS = per_token(chance)
+    chances = summed(chance_BTS)
+    is_used_BTS = weight_BTS > 0
+    count = summed(is_used_BTS.astype(jnp.int32))
     return Tally(mass, chances, count)
