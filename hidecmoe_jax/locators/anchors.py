@@ -64,44 +64,47 @@ def no_anchors(tasks: int, image_width: int, text_width: int) -> Anchors:
 def check_pooled(pooled: Pooled, anchors: Anchors) -> None:
     """Raises AssertionError, while tracing, where pooled features do not fit the anchors."""
     batch = pooled.has_image_B.shape[0]
-    chex.assert_shape([pooled.has_image_B, pooled.has_text_B], (batch,))
-    chex.assert_type([pooled.has_image_B, pooled.has_text_B], bool)
-    chex.assert_shape(
-        pooled.image_BE, (batch, anchors.image_NE.shape[1]), custom_message="pictures must have the anchors' width"
-    )
-    chex.assert_shape(
-        pooled.text_BD, (batch, anchors.text_ND.shape[1]), custom_message="texts must have the anchors' width"
-    )
+    masks = [pooled.has_image_B, pooled.has_text_B]
+    chex.assert_shape(masks, (batch,))
+    chex.assert_type(masks, bool)
+    image_width = anchors.image_NE.shape[1]
+    text_width = anchors.text_ND.shape[1]
+    chex.assert_shape(pooled.image_BE, (batch, image_width), custom_message="pictures must have the anchors' width")
+    chex.assert_shape(pooled.text_BD, (batch, text_width), custom_message="texts must have the anchors' width")
 
 
 def accumulate(anchors: Anchors, task: Array | int, pooled: Pooled, valid_B: Array) -> Anchors:
     """Adds a batch to one task's anchors, all devices' shards included. Rows not `valid_B` are padding."""
     check_pooled(pooled, anchors)
-    with_image = pooled.has_image_B & valid_B
-    with_text = pooled.has_text_B & valid_B
-    image_sum = _masked_sum(pooled.image_BE, with_image)
-    text_sum = _masked_sum(pooled.text_BD, with_text)
-    return Anchors(
-        image_NE=anchors.image_NE.at[task].add(image_sum),
-        image_count_N=anchors.image_count_N.at[task].add(jnp.sum(with_image.astype(jnp.int32))),
-        text_ND=anchors.text_ND.at[task].add(text_sum),
-        text_count_N=anchors.text_count_N.at[task].add(jnp.sum(with_text.astype(jnp.int32))),
-    )
+    with_image_B = pooled.has_image_B & valid_B
+    with_text_B = pooled.has_text_B & valid_B
+    image_sum_E = _masked_sum(pooled.image_BE, with_image_B)
+    text_sum_D = _masked_sum(pooled.text_BD, with_text_B)
+    image_NE = anchors.image_NE.at[task].add(image_sum_E)
+    images = jnp.sum(with_image_B.astype(jnp.int32))
+    image_count_N = anchors.image_count_N.at[task].add(images)
+    text_ND = anchors.text_ND.at[task].add(text_sum_D)
+    texts = jnp.sum(with_text_B.astype(jnp.int32))
+    text_count_N = anchors.text_count_N.at[task].add(texts)
+    return Anchors(image_NE, image_count_N, text_ND, text_count_N)
 
 
 def _masked_sum(rows_BD: Array, mask_B: Array) -> Array:
-    rows = jnp.where(mask_B[:, None], rows_BD.astype(jnp.float32), 0.0)
-    return jnp.sum(rows, axis=0)
+    mask_B1 = mask_B[:, None]
+    rows_BD = rows_BD.astype(jnp.float32)
+    masked_BD = jnp.where(mask_B1, rows_BD, 0.0)
+    return jnp.sum(masked_BD, axis=0)
 
 
 def _cosine(x_BD: Array, y_ND: Array) -> Array:
-    x = x_BD.astype(jnp.float32)
-    x_B = jnp.linalg.norm(x, axis=-1)
+    x_BD = x_BD.astype(jnp.float32)
+    x_B = jnp.linalg.norm(x_BD, axis=-1)
     y_N = jnp.linalg.norm(y_ND, axis=-1)
-    lengths = x_B[:, None] * y_N[None]
+    lengths_BN = x_B[:, None] * y_N[None]
     # Accelerators shorten float32 products by default, and the gate divides them by a temperature of 0.1.
-    product = jnp.matmul(x, y_ND.T, precision=jax.lax.Precision.HIGHEST)
-    return product / jnp.maximum(lengths, EPSILON)
+    product_BN = jnp.matmul(x_BD, y_ND.T, precision=jax.lax.Precision.HIGHEST)
+    lengths_BN = jnp.maximum(lengths_BN, EPSILON)
+    return product_BN / lengths_BN
 
 
 def gate(
@@ -124,30 +127,48 @@ def gate(
     image_BN = _cosine(pooled.image_BE, anchors.image_NE)
     text_BN = _cosine(pooled.text_BD, anchors.text_ND)
     if legacy:
-        image_BN = jnp.broadcast_to(jnp.max(image_BN, axis=0, keepdims=True), image_BN.shape)
-        text_BN = jnp.broadcast_to(jnp.max(text_BN, axis=0, keepdims=True), text_BN.shape)
-        mixed = mixing * image_BN + (1 - mixing) * text_BN
-        weight = jax.nn.softmax(mixed / temperature, axis=-1)
-        return Scores(weight, mixed, image_BN, text_BN)
-    # Weights of the two cosines; 0 where the sample or the anchor lacks that modality.
-    has_image_BN = pooled.has_image_B[:, None] & (anchors.image_count_N > 0)[None]
-    has_text_BN = pooled.has_text_B[:, None] & (anchors.text_count_N > 0)[None]
-    image_weight = has_image_BN.astype(jnp.float32) * mixing
-    text_weight = has_text_BN.astype(jnp.float32) * (1 - mixing)
-    total = image_weight + text_weight
-    weighted = image_weight * image_BN + text_weight * text_BN
-    mixed = weighted / jnp.maximum(total, EPSILON)
-    # A masked softmax by hand: that of the library is NaN, gradient included, where no task is learned.
-    learned = learned_N[None]
-    logits = jnp.where(learned, mixed / temperature, -jnp.inf)
-    finite_logits = jnp.where(learned, logits, -1e30)
-    top = jnp.max(finite_logits, axis=-1, keepdims=True)
+        best_image_1N = jnp.max(image_BN, axis=0, keepdims=True)
+        image_BN = jnp.broadcast_to(best_image_1N, image_BN.shape)
+        best_text_1N = jnp.max(text_BN, axis=0, keepdims=True)
+        text_BN = jnp.broadcast_to(best_text_1N, text_BN.shape)
+        mixed_BN = mixing * image_BN + (1 - mixing) * text_BN
+        logits_BN = mixed_BN / temperature
+        weight_BN = jax.nn.softmax(logits_BN, axis=-1)
+    else:
+        mixed_BN = _mixed(anchors, pooled, image_BN, text_BN, mixing)
+        weight_BN = _masked_softmax(mixed_BN, learned_N, temperature)
+    return Scores(weight_BN, mixed_BN, image_BN, text_BN)
+
+
+def _mixed(anchors: Anchors, pooled: Pooled, image_BN: Array, text_BN: Array, mixing: float) -> Array:
+    """Weighted mean of the two cosines [B, N]; one counts 0 where the sample or the anchor lacks that modality."""
+    has_image_B1 = pooled.has_image_B[:, None]
+    has_image_N = anchors.image_count_N > 0
+    has_image_BN = has_image_B1 & has_image_N[None]
+    has_text_B1 = pooled.has_text_B[:, None]
+    has_text_N = anchors.text_count_N > 0
+    has_text_BN = has_text_B1 & has_text_N[None]
+    image_weight_BN = has_image_BN.astype(jnp.float32) * mixing
+    text_weight_BN = has_text_BN.astype(jnp.float32) * (1 - mixing)
+    total_BN = image_weight_BN + text_weight_BN
+    weighted_BN = image_weight_BN * image_BN + text_weight_BN * text_BN
+    return weighted_BN / jnp.maximum(total_BN, EPSILON)
+
+
+def _masked_softmax(mixed_BN: Array, learned_N: Array, temperature: float) -> Array:
+    """Softmax over the learned tasks; that of the library is NaN, gradient included, where no task is learned."""
+    learned_1N = learned_N[None]
+    logits_BN = mixed_BN / temperature
+    logits_BN = jnp.where(learned_1N, logits_BN, -jnp.inf)
+    finite_BN = jnp.where(learned_1N, logits_BN, -1e30)
+    top_B1 = jnp.max(finite_BN, axis=-1, keepdims=True)
     # Both branches of a `where` get gradients, so the exponent is finite for tasks that are not learned too.
-    exponent = jnp.where(learned, logits, top) - top
-    power = jnp.where(learned, jnp.exp(exponent), 0.0)
-    norm = jnp.sum(power, axis=-1, keepdims=True)
-    weight = power / jnp.maximum(norm, EPSILON)
-    return Scores(weight, mixed, image_BN, text_BN)
+    at_most_top_BN = jnp.where(learned_1N, logits_BN, top_B1)
+    exponent_BN = at_most_top_BN - top_B1
+    power_BN = jnp.exp(exponent_BN)
+    power_BN = jnp.where(learned_1N, power_BN, 0.0)
+    norm_B1 = jnp.sum(power_BN, axis=-1, keepdims=True)
+    return power_BN / jnp.maximum(norm_B1, EPSILON)
 
 
 def anchors_of(memory: dict[str, Array]) -> Anchors:

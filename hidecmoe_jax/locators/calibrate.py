@@ -25,8 +25,9 @@ def _score_vector(values, name: str) -> np.ndarray:
     if scores.ndim != 1 or not len(scores):
         why = f"got shape {scores.shape}, expected [M] with M >= 1"
         raise DataError(f"{name} scores of the wrong shape", why=why, remedy="pass one best score for every sample")
-    if np.isnan(scores).any():
-        why = f"{np.sum(np.isnan(scores))} of {len(scores)} are NaN"
+    is_nan = np.isnan(scores)
+    if is_nan.any():
+        why = f"{np.sum(is_nan)} of {len(scores)} are NaN"
         raise NumericsError(f"{name} scores are not numbers", why=why, remedy="check the features they come from")
     return scores
 
@@ -44,8 +45,10 @@ def threshold(held_out_M, false_alarm: float) -> float:
     """
     if not 0 <= false_alarm < 1:
         raise ValueError(f"false_alarm {false_alarm} must be in [0, 1)")
-    ascending = np.sort(_score_vector(held_out_M, "held-out"))
-    below = int(false_alarm * len(ascending) + ROUNDING)
+    scores = _score_vector(held_out_M, "held-out")
+    ascending = np.sort(scores)
+    rejected = false_alarm * len(ascending)
+    below = int(rejected + ROUNDING)
     return float(ascending[below])
 
 
@@ -60,11 +63,16 @@ def unknown(scores_BN: Array, thresholds: Array | float) -> Array:
     """
     chex.assert_rank(scores_BN, 2)
     best_B = jnp.max(scores_BN, axis=-1)
-    limits_BN = jnp.broadcast_to(jnp.asarray(thresholds, jnp.float32), scores_BN.shape)
-    nearest_B1 = jnp.argmax(scores_BN, axis=-1)[..., None]
-    limit_B = jnp.take_along_axis(limits_BN, nearest_B1, axis=-1)[..., 0]
+    limits = jnp.asarray(thresholds, jnp.float32)
+    limits_BN = jnp.broadcast_to(limits, scores_BN.shape)
+    nearest_B = jnp.argmax(scores_BN, axis=-1)
+    nearest_B1 = nearest_B[..., None]
+    limit_B1 = jnp.take_along_axis(limits_BN, nearest_B1, axis=-1)
+    limit_B = limit_B1[..., 0]
     # Negated "known" instead of "below": a comparison with NaN is false, and must end as unknown.
-    is_known_B = (best_B >= limit_B) & (best_B > LOWEST)
+    reaches_limit_B = best_B >= limit_B
+    is_real_B = best_B > LOWEST
+    is_known_B = reaches_limit_B & is_real_B
     return ~is_known_B
 
 
@@ -75,11 +83,15 @@ def auroc(known_M, unknown_M) -> float:
       DataError, NumericsError: one of the two is not a vector of numbers; infinities are allowed.
     """
     known = _score_vector(known_M, "known")
-    others = np.sort(_score_vector(unknown_M, "unknown"))
+    others = _score_vector(unknown_M, "unknown")
+    others = np.sort(others)
     # Integers, so that the order of samples cannot change the result.
-    below = np.searchsorted(others, known, side="left").sum(dtype=np.int64)
-    up_to = np.searchsorted(others, known, side="right").sum(dtype=np.int64)
+    below_M = np.searchsorted(others, known, side="left")
+    below = below_M.sum(dtype=np.int64)
+    up_to_M = np.searchsorted(others, known, side="right")
+    up_to = up_to_M.sum(dtype=np.int64)
     pairs = len(known) * len(others)
+    # Each pair in order counts 2, each tie 1.
     return float(below + up_to) / (2 * pairs)
 
 
@@ -98,12 +110,18 @@ def confusion(choice_M, truth_M, tasks: int) -> np.ndarray:
         if not len(value):
             continue
         is_integer = value.dtype.kind in "iu"
-        if not (is_integer and value.min() >= 0 and value.max() < tasks):
-            why = f"values {value.min()} to {value.max()} ({value.dtype}), expected integers in 0 to {tasks - 1}"
+        lowest = value.min()
+        highest = value.max()
+        in_range = lowest >= 0 and highest < tasks
+        if not (is_integer and in_range):
+            last = tasks - 1
+            why = f"values {lowest} to {highest} ({value.dtype}), expected integers in 0 to {last}"
             remedy = "count unknown inputs separately, they belong to no task"
             raise DataError(f"a {name} is no task", why=why, remedy=remedy)
     counts = np.zeros((tasks, tasks), np.int64)
-    cells = (truth.astype(np.int64), choice.astype(np.int64))
+    rows = truth.astype(np.int64)
+    columns = choice.astype(np.int64)
+    cells = (rows, columns)
     # Not `counts[cells] += 1`, which counts a repeated cell once.
     np.add.at(counts, cells, 1)
     return counts

@@ -31,35 +31,51 @@ RIDGE = 1e-6
 
 def _moments(rows_ND: Array) -> tuple[Array, Array]:
     """Mean [D] and scatter [D, D], the sum of outer products of the deviations from it."""
-    mean = jnp.mean(rows_ND, axis=0)
-    deviation = rows_ND - mean
-    return mean, jnp.matmul(deviation.T, deviation, precision=EXACT)
+    mean_D = jnp.mean(rows_ND, axis=0)
+    deviation_ND = rows_ND - mean_D
+    scatter_DD = jnp.matmul(deviation_ND.T, deviation_ND, precision=EXACT)
+    return mean_D, scatter_DD
 
 
 def _widest(scatter_DD: Array, directions: int) -> tuple[Array, Array]:
     """F [K, D] and rest with `F' F + rest I` nearest to the scatter: widest directions, and the mean of the others."""
     eigenvalue_D, axes_DD = jnp.linalg.eigh(scatter_DD)  # ascending
+    others = eigenvalue_D[:-directions]
+    mean_of_others = jnp.mean(others)
     # Rounding can make the eigenvalues of a scatter slightly negative.
-    mean_of_others = jnp.mean(eigenvalue_D[:-directions])
     rest = jnp.maximum(mean_of_others, 0.0)
-    excess_K = jnp.maximum(eigenvalue_D[-directions:] - rest, 0.0)
+    widest_K = eigenvalue_D[-directions:]
+    excess_K = widest_K - rest
+    excess_K = jnp.maximum(excess_K, 0.0)
     length_K = jnp.sqrt(excess_K)
-    factor_KD = length_K[:, None] * axes_DD[:, -directions:].T
+    length_K1 = length_K[:, None]
+    axes_DK = axes_DD[:, -directions:]
+    factor_KD = length_K1 * axes_DK.T
     return factor_KD, rest
 
 
 def _whitening(covariance_DD: Array, shrinkage: float) -> tuple[Array, Array]:
     """W with `|W x|^2 = x' C^-1 x`, and log det C, for `C = (1 - a) S + a (trace S / D) I + RIDGE I`."""
     width = covariance_DD.shape[0]
-    isotropic = shrinkage * jnp.trace(covariance_DD) / width + RIDGE
+    trace = jnp.trace(covariance_DD)
+    isotropic = shrinkage * trace / width + RIDGE
     identity = jnp.eye(width)
-    shrunk_DD = (1 - shrinkage) * covariance_DD + isotropic * identity
+    scaled_DD = (1 - shrinkage) * covariance_DD
+    shrunk_DD = scaled_DD + isotropic * identity
     lower = jnp.linalg.cholesky(shrunk_DD)
     whitening = solve_triangular(lower, identity, lower=True)
     # The determinant of L L' is the squared product of L's diagonal.
-    log_diagonal = jnp.log(jnp.diagonal(lower))
-    log_determinant = 2 * jnp.sum(log_diagonal)
+    diagonal_D = jnp.diagonal(lower)
+    log_diagonal_D = jnp.log(diagonal_D)
+    log_determinant = 2 * jnp.sum(log_diagonal_D)
     return whitening, log_determinant
+
+
+def _deviations(rows_BD: Array, memory: dict[str, Array]) -> Array:
+    """Difference of every row from every task's mean, [B, N, D]."""
+    rows_B1D = rows_BD[:, None]
+    center_1ND = memory["center_ND"][None]
+    return rows_B1D - center_1ND
 
 
 def _check_fields(clip: float, shrinkage: float = 1.0) -> None:
@@ -90,18 +106,20 @@ class NearestMean(Standardised):
     def fit(self, memory: dict[str, Array], task: int, features_ND, *, key: Array) -> dict[str, Array]:
         """Writes row `task` from features [N, D]; nothing is random. Raises as `checked_features`, `with_row`."""
         del key
-        features = checked_features(features_ND, memory, task, capacity=len(memory["center_ND"]))
+        capacity = len(memory["center_ND"])
+        features = checked_features(features_ND, memory, task, capacity=capacity)
         memory = with_standard(memory, features)
-        rows = standardised(memory, features, self.clip)
-        center = jnp.mean(rows, axis=0)
-        return with_row(memory, task, {"center_ND": center})
+        rows_ND = standardised(memory, features, self.clip)
+        center_D = jnp.mean(rows_ND, axis=0)
+        return with_row(memory, task, {"center_ND": center_D})
 
     def scores(self, memory: dict[str, Array], features_BD: Array, learned_N: Array) -> Array:
         """`-|x - mean|^2`, float32 [B, capacity]; -inf where not `learned_N` (bool)."""
         rows_BD = standardised(memory, features_BD, self.clip)
-        deviation_BND = rows_BD[:, None] - memory["center_ND"][None]
-        squared_BN = jnp.sum(jnp.square(deviation_BND), axis=-1)
-        return masked_scores(-squared_BN, learned_N)
+        deviation_BND = _deviations(rows_BD, memory)
+        squared_BND = jnp.square(deviation_BND)
+        distance_BN = jnp.sum(squared_BND, axis=-1)
+        return masked_scores(-distance_BN, learned_N)
 
     def size(self, width: int) -> int:
         """Numbers stored per task."""
@@ -141,26 +159,31 @@ class SharedGaussian(Standardised):
     def blank(self, capacity: int, width: int) -> dict[str, Array]:
         """Memory with room for `capacity` tasks: `center_ND`, `count_N` (int32), and `scatter_NDD` or its directions
         `factor_NKD` with `rest_N`."""
-        room = {"center_ND": jnp.zeros((capacity, width)), "count_N": jnp.zeros(capacity, jnp.int32)}
+        memory = blank_standard(width)
+        memory["center_ND"] = jnp.zeros((capacity, width))
+        memory["count_N"] = jnp.zeros(capacity, jnp.int32)
         if self._is_low_rank(width):
-            room |= {"factor_NKD": jnp.zeros((capacity, self.directions, width)), "rest_N": jnp.zeros(capacity)}
+            memory["factor_NKD"] = jnp.zeros((capacity, self.directions, width))
+            memory["rest_N"] = jnp.zeros(capacity)
         else:
-            room |= {"scatter_NDD": jnp.zeros((capacity, width, width))}
-        return blank_standard(width) | room
+            memory["scatter_NDD"] = jnp.zeros((capacity, width, width))
+        return memory
 
     def fit(self, memory: dict[str, Array], task: int, features_ND, *, key: Array) -> dict[str, Array]:
         """Writes row `task` from features [N, D]; nothing is random. Raises as `checked_features`, `with_row`."""
         del key
-        features = checked_features(features_ND, memory, task, capacity=len(memory["center_ND"]))
+        capacity = len(memory["center_ND"])
+        features = checked_features(features_ND, memory, task, capacity=capacity)
         memory = with_standard(memory, features)
-        rows = standardised(memory, features, self.clip)
-        center, scatter = _moments(rows)
-        row = {"center_ND": center, "count_N": jnp.asarray(len(features), jnp.int32)}
-        if self._is_low_rank(len(scatter)):
-            factor, rest = _widest(scatter, self.directions)
-            row |= {"factor_NKD": factor, "rest_N": rest}
+        rows_ND = standardised(memory, features, self.clip)
+        center_D, scatter_DD = _moments(rows_ND)
+        count = jnp.asarray(len(features), jnp.int32)
+        row = {"center_ND": center_D, "count_N": count}
+        if self._is_low_rank(len(scatter_DD)):
+            factor_KD, rest = _widest(scatter_DD, self.directions)
+            row |= {"factor_NKD": factor_KD, "rest_N": rest}
         else:
-            row |= {"scatter_NDD": scatter}
+            row["scatter_NDD"] = scatter_DD
         return with_row(memory, task, row)
 
     def scores(self, memory: dict[str, Array], features_BD: Array, learned_N: Array) -> Array:
@@ -171,26 +194,31 @@ class SharedGaussian(Standardised):
         rows_BD = standardised(memory, features_BD, self.clip)
         scatter_DD = self._pooled(memory, learned_N)
         # Every learned task's mean costs a degree of freedom.
-        freedom_N = jnp.where(learned_N, memory["count_N"] - 1, 0)
+        freedom_N = memory["count_N"] - 1
+        freedom_N = jnp.where(learned_N, freedom_N, 0)
         freedom = jnp.sum(freedom_N)
-        covariance_DD = scatter_DD / jnp.maximum(freedom, 1).astype(jnp.float32)
+        divisor = jnp.maximum(freedom, 1).astype(jnp.float32)
+        covariance_DD = scatter_DD / divisor
         whitening_DD, _ = _whitening(covariance_DD, self.shrinkage)
-        deviation_BND = rows_BD[:, None] - memory["center_ND"][None]
+        deviation_BND = _deviations(rows_BD, memory)
         white_BND = jnp.einsum("bnd,ed->bne", deviation_BND, whitening_DD, precision=EXACT)
-        squared_BN = jnp.sum(jnp.square(white_BND), axis=-1)
+        squared_BND = jnp.square(white_BND)
+        distance_BN = jnp.sum(squared_BND, axis=-1)
         # All tasks share the determinant, so it changes no comparison between them.
-        return masked_scores(-0.5 * squared_BN, learned_N)
+        return masked_scores(-0.5 * distance_BN, learned_N)
 
     def _pooled(self, memory: dict[str, Array], learned_N: Array) -> Array:
         """Scatters of all learned tasks together, [D, D]."""
+        learned_N11 = learned_N[:, None, None]
         if "scatter_NDD" in memory:
-            scatter_NDD = jnp.where(learned_N[:, None, None], memory["scatter_NDD"], 0.0)
+            scatter_NDD = jnp.where(learned_N11, memory["scatter_NDD"], 0.0)
             return jnp.sum(scatter_NDD, axis=0)
-        factor_NKD = jnp.where(learned_N[:, None, None], memory["factor_NKD"], 0.0)
+        factor_NKD = jnp.where(learned_N11, memory["factor_NKD"], 0.0)
         rest_N = jnp.where(learned_N, memory["rest_N"], 0.0)
         rest = jnp.sum(rest_N)
         pooled_DD = jnp.einsum("nkd,nke->de", factor_NKD, factor_NKD, precision=EXACT)
-        return pooled_DD + rest * jnp.eye(factor_NKD.shape[-1])
+        width = factor_NKD.shape[-1]
+        return pooled_DD + rest * jnp.eye(width)
 
     def typical_scores(self, memory: dict[str, Array], features_BD: Array, scores_BN: Array) -> Array:
         """Scores as if each task were the only one learned, float32 [B, N].
@@ -201,10 +229,13 @@ class SharedGaussian(Standardised):
         tasks = jnp.arange(scores_BN.shape[-1])
 
         def score_alone(task: Array) -> Array:
-            return self.scores(memory, features_BD, tasks == task)[:, task]
+            is_task_N = tasks == task
+            alone_BN = self.scores(memory, features_BD, is_task_N)
+            return alone_BN[:, task]
 
         # A loop, not vmap: each task factors a D x D matrix.
-        return jax.lax.map(score_alone, tasks).T
+        scores_NB = jax.lax.map(score_alone, tasks)
+        return scores_NB.T
 
     def flops(self, stored: int, *, width: int, tasks: int) -> int:
         """As by default; and per call, which a batch shares, the covariance is factored and inverted, and whitens every
@@ -215,7 +246,9 @@ class SharedGaussian(Standardised):
 
     def size(self, width: int) -> int:
         """Numbers stored per task: mean, count, and the scatter or its directions and rest."""
-        scatter = self.directions * width + 1 if self._is_low_rank(width) else width * width
+        scatter = width * width
+        if self._is_low_rank(width):
+            scatter = self.directions * width + 1
         return width + 1 + scatter
 
 
@@ -241,34 +274,38 @@ class ClassGaussian(Standardised):
 
     def blank(self, capacity: int, width: int) -> dict[str, Array]:
         """Memory with room for `capacity` tasks: `center_ND`, `whitening_NDD`, `log_determinant_N`."""
-        return blank_standard(width) | {
-            "center_ND": jnp.zeros((capacity, width)),
-            "whitening_NDD": jnp.zeros((capacity, width, width)),
-            "log_determinant_N": jnp.zeros(capacity),
-        }
+        memory = blank_standard(width)
+        memory["center_ND"] = jnp.zeros((capacity, width))
+        memory["whitening_NDD"] = jnp.zeros((capacity, width, width))
+        memory["log_determinant_N"] = jnp.zeros(capacity)
+        return memory
 
     def fit(self, memory: dict[str, Array], task: int, features_ND, *, key: Array) -> dict[str, Array]:
         """Writes row `task` from features [N, D], N >= 2; nothing is random. Raises as in `NearestMean`."""
         del key
-        features = checked_features(features_ND, memory, task, capacity=len(memory["center_ND"]), least=2)
+        capacity = len(memory["center_ND"])
+        features = checked_features(features_ND, memory, task, capacity=capacity, least=2)
         memory = with_standard(memory, features)
-        rows = standardised(memory, features, self.clip)
-        center, scatter = _moments(rows)
+        rows_ND = standardised(memory, features, self.clip)
+        center_D, scatter_DD = _moments(rows_ND)
         # The mean is estimated from the same samples, hence one degree of freedom less.
-        covariance = scatter / (len(features) - 1)
-        whitening, log_determinant = _whitening(covariance, self.shrinkage)
-        row = {"center_ND": center, "whitening_NDD": whitening, "log_determinant_N": log_determinant}
+        freedom = len(features) - 1
+        covariance_DD = scatter_DD / freedom
+        whitening_DD, log_determinant = _whitening(covariance_DD, self.shrinkage)
+        row = {"center_ND": center_D, "whitening_NDD": whitening_DD, "log_determinant_N": log_determinant}
         return with_row(memory, task, row)
 
     def scores(self, memory: dict[str, Array], features_BD: Array, learned_N: Array) -> Array:
         """Log-density under every task's Gaussian, float32 [B, capacity]; -inf where not `learned_N` (bool)."""
         rows_BD = standardised(memory, features_BD, self.clip)
-        deviation_BND = rows_BD[:, None] - memory["center_ND"][None]
+        deviation_BND = _deviations(rows_BD, memory)
         white_BND = jnp.einsum("bnd,ned->bne", deviation_BND, memory["whitening_NDD"], precision=EXACT)
         log_2pi = float(np.log(2 * np.pi))
-        constant_N = memory["log_determinant_N"] + rows_BD.shape[1] * log_2pi
-        squared_BN = jnp.sum(jnp.square(white_BND), axis=-1)
-        log_density_BN = -0.5 * (squared_BN + constant_N[None])
+        width = rows_BD.shape[1]
+        constant_N = memory["log_determinant_N"] + width * log_2pi
+        squared_BND = jnp.square(white_BND)
+        distance_BN = jnp.sum(squared_BND, axis=-1)
+        log_density_BN = -0.5 * (distance_BN + constant_N[None])
         return masked_scores(log_density_BN, learned_N)
 
     def size(self, width: int) -> int:

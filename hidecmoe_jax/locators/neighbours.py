@@ -34,10 +34,19 @@ def _cosine(x_BD: Array, y_NMD: Array) -> Array:
     its samples at random. Relative to a point outside the data, near samples have near directions everywhere.
     """
     width = x_BD.shape[1]
-    product = jnp.einsum("bd,nmd->bnm", x_BD, y_NMD, precision=EXACT) + width
-    x_B = jnp.sqrt(jnp.sum(jnp.square(x_BD), axis=-1) + width)
-    y_NM = jnp.sqrt(jnp.sum(jnp.square(y_NMD), axis=-1) + width)
-    return product / (x_B[:, None, None] * y_NM[None])
+    product_BNM = jnp.einsum("bd,nmd->bnm", x_BD, y_NMD, precision=EXACT) + width
+    x_B = _lengths(x_BD)
+    y_NM = _lengths(y_NMD)
+    lengths_BNM = x_B[:, None, None] * y_NM[None]
+    return product_BNM / lengths_BNM
+
+
+def _lengths(rows_XD: Array) -> Array:
+    """Lengths of rows with the constant coordinate, over the last axis."""
+    width = rows_XD.shape[-1]
+    squared = jnp.square(rows_XD)
+    total = jnp.sum(squared, axis=-1)
+    return jnp.sqrt(total + width)
 
 
 @dataclass(frozen=True)
@@ -63,24 +72,29 @@ class Neighbours(Standardised):
 
     def blank(self, capacity: int, width: int) -> dict[str, Array]:
         """Memory with room for `capacity` tasks: `feature_NMD` (standardised) and `valid_NM` (bool)."""
-        return blank_standard(width) | {
-            "feature_NMD": jnp.zeros((capacity, self.most, width)),
-            "valid_NM": jnp.zeros((capacity, self.most), bool),
-        }
+        memory = blank_standard(width)
+        memory["feature_NMD"] = jnp.zeros((capacity, self.most, width))
+        memory["valid_NM"] = jnp.zeros((capacity, self.most), bool)
+        return memory
 
     def fit(self, memory: dict[str, Array], task: int, features_ND, *, key: Array) -> dict[str, Array]:
         """Writes row `task` from features [N, D]. Raises as `standard.checked_features` and `standard.with_row`."""
-        features = checked_features(features_ND, memory, task, capacity=len(memory["valid_NM"]))
+        capacity = len(memory["valid_NM"])
+        features = checked_features(features_ND, memory, task, capacity=capacity)
+        # Over all samples, those that are not stored too.
         memory = with_standard(memory, features)
-        if len(features) > self.most:
-            order = np.asarray(jax.random.permutation(key, len(features)))
+        samples = len(features)
+        if samples > self.most:
+            order = np.asarray(jax.random.permutation(key, samples))
             # Sorted, so that samples are stored in the order of the data.
             drawn = np.sort(order[: self.most])
             features = features[drawn]
-        rows = standardised(memory, features, self.clip)
-        padded = jnp.pad(rows, ((0, self.most - len(features)), (0, 0)))
-        valid = jnp.arange(self.most) < len(features)
-        return with_row(memory, task, {"feature_NMD": padded, "valid_NM": valid})
+            samples = self.most
+        rows_ND = standardised(memory, features, self.clip)
+        unused = self.most - samples
+        rows_MD = jnp.pad(rows_ND, ((0, unused), (0, 0)))
+        valid_M = jnp.arange(self.most) < samples
+        return with_row(memory, task, {"feature_NMD": rows_MD, "valid_NM": valid_M})
 
     def scores(self, memory: dict[str, Array], features_BD: Array, learned_N: Array) -> Array:
         """Mean of the k largest cosines, float32 [B, capacity], in [-1, 1]; -inf where not `learned_N` (bool)."""
@@ -90,12 +104,15 @@ class Neighbours(Standardised):
         # Unused rows are zero vectors, whose cosine is not the lowest.
         cosine_BNM = jnp.where(valid_NM[None], cosine_BNM, -jnp.inf)
         best_BNK, _ = jax.lax.top_k(cosine_BNM, self.k)
-        count_N = jnp.minimum(jnp.sum(valid_NM, axis=1), self.k)
+        stored_N = jnp.sum(valid_NM, axis=1)
+        count_N = jnp.minimum(stored_N, self.k)
         # A task with fewer than k samples has -inf in its last columns.
-        counted_NK = jnp.arange(self.k)[None] < count_N[:, None]
-        counted_BNK = jnp.where(counted_NK[None], best_BNK, 0.0)
+        column_1K = jnp.arange(self.k)[None]
+        is_counted_NK = column_1K < count_N[:, None]
+        counted_BNK = jnp.where(is_counted_NK[None], best_BNK, 0.0)
         total_BN = jnp.sum(counted_BNK, axis=-1)
-        mean_BN = total_BN / jnp.maximum(count_N, 1).astype(jnp.float32)
+        divisor_N = jnp.maximum(count_N, 1).astype(jnp.float32)
+        mean_BN = total_BN / divisor_N
         return masked_scores(mean_BN, learned_N)
 
     def size(self, width: int) -> int:

@@ -95,24 +95,29 @@ def checked_features(features_ND, memory: dict[str, Array], task: int, *, capaci
       NumericsError: a feature is NaN or infinite.
     """
     features = np.asarray(features_ND, np.float32)
-    width = memory["mean_D"].shape[0]
+    mean_D = memory["mean_D"]
+    width = mean_D.shape[0]
     where = f"task {task}"
     if not 0 <= task < capacity:
-        why = f"the locator has room for tasks 0 to {capacity - 1}"
+        last = capacity - 1
+        why = f"the locator has room for tasks 0 to {last}"
         raise DataError("no room for this task", where=where, why=why, remedy="make a blank memory of more capacity")
     if features.ndim != 2 or features.shape[1] != width:
         why = f"got shape {features.shape}, expected [N, {width}]"
         raise DataError(
             "features of the wrong shape", where=where, why=why, remedy="use the features of one base model"
         )
-    if len(features) < least:
-        why = f"{len(features)} samples, at least {least} are needed"
+    samples = len(features)
+    if samples < least:
+        why = f"{samples} samples, at least {least} are needed"
         raise DataError("too few samples for a locator", where=where, why=why, remedy="add samples to the task")
-    finite = np.isfinite(features).all(axis=1)
-    if not finite.all():
+    is_finite_ND = np.isfinite(features)
+    is_finite_N = is_finite_ND.all(axis=1)
+    if not is_finite_N.all():
         # argmin of a bool vector is the place of its first False.
-        first = np.argmin(finite)
-        why = f"{np.sum(~finite)} of {len(features)} samples, the first is number {first}"
+        first = np.argmin(is_finite_N)
+        not_finite = np.sum(~is_finite_N)
+        why = f"{not_finite} of {samples} samples, the first is number {first}"
         raise NumericsError(
             "features are not finite", where=where, why=why, remedy="check that sample and the base model"
         )
@@ -128,14 +133,18 @@ def with_standard(memory: dict[str, Array], features_ND: np.ndarray) -> dict[str
     if np.any(memory["std_D"]):
         return memory
     # Sums in float64: at 4096 dimensions and many samples float32 sums lose digits.
-    mean = np.mean(features_ND, axis=0, dtype=np.float64).astype(np.float32)
-    squared_ND = np.square(features_ND - mean)
-    variance = np.mean(squared_ND, axis=0, dtype=np.float64)
-    std = np.sqrt(variance)
-    typical = float(np.median(std))
-    least = max(NARROWEST * typical, SMALLEST_STD)
-    std = np.maximum(std, least)
-    return memory | {"mean_D": jnp.asarray(mean), "std_D": jnp.asarray(std, jnp.float32)}
+    mean_D = np.mean(features_ND, axis=0, dtype=np.float64)
+    mean_D = mean_D.astype(np.float32)
+    deviation_ND = features_ND - mean_D
+    squared_ND = np.square(deviation_ND)
+    variance_D = np.mean(squared_ND, axis=0, dtype=np.float64)
+    std_D = np.sqrt(variance_D)
+    typical = float(np.median(std_D))
+    narrowest = NARROWEST * typical
+    least = max(narrowest, SMALLEST_STD)
+    std_D = np.maximum(std_D, least)
+    standard = {"mean_D": jnp.asarray(mean_D), "std_D": jnp.asarray(std_D, jnp.float32)}
+    return memory | standard
 
 
 def standardised(memory: dict[str, Array], features_BD: Array, clip: float) -> Array:
@@ -144,14 +153,23 @@ def standardised(memory: dict[str, Array], features_BD: Array, clip: float) -> A
     Raises:
       DataError: the features do not have the memory's width.
     """
-    features = jnp.asarray(features_BD).astype(jnp.float32)
-    if features.ndim != 2 or features.shape[1:] != memory["mean_D"].shape:
-        why = f"got shape {features.shape}, expected [B, {memory['mean_D'].shape[0]}]"
+    mean_D = memory["mean_D"]
+    std_D = memory["std_D"]
+    features_BD = jnp.asarray(features_BD)
+    features_BD = features_BD.astype(jnp.float32)
+    shape = features_BD.shape
+    if features_BD.ndim != 2 or shape[1:] != mean_D.shape:
+        why = f"got shape {shape}, expected [B, {mean_D.shape[0]}]"
         raise DataError("features of the wrong shape", why=why, remedy="use the features the locator was fitted with")
-    std = jnp.where(memory["std_D"] > 0, memory["std_D"], 1.0)
+    # A memory to which no task was fitted has deviations of 0.
+    is_fitted_D = std_D > 0
+    divisor_D = jnp.where(is_fitted_D, std_D, 1.0)
     # Clipping alone would turn an infinite feature into an ordinary large one.
-    finite = jnp.where(jnp.isfinite(features), features, jnp.nan)
-    return jnp.clip((finite - memory["mean_D"]) / std, -clip, clip)
+    is_finite_BD = jnp.isfinite(features_BD)
+    finite_BD = jnp.where(is_finite_BD, features_BD, jnp.nan)
+    deviation_BD = finite_BD - mean_D
+    scaled_BD = deviation_BD / divisor_D
+    return jnp.clip(scaled_BD, -clip, clip)
 
 
 def masked_scores(scores_BN: Array, learned_N: Array) -> Array:
@@ -159,8 +177,10 @@ def masked_scores(scores_BN: Array, learned_N: Array) -> Array:
     chex.assert_rank(scores_BN, 2)
     chex.assert_shape(learned_N, scores_BN.shape[1:], custom_message="`learned` has one entry per row of the memory")
     chex.assert_type(learned_N, bool, custom_message="`learned` is a mask over tasks")
-    finite = jnp.where(jnp.isfinite(scores_BN), scores_BN, LOWEST)
-    return jnp.where(learned_N[None], finite, -jnp.inf)
+    is_finite_BN = jnp.isfinite(scores_BN)
+    finite_BN = jnp.where(is_finite_BN, scores_BN, LOWEST)
+    learned_1N = learned_N[None]
+    return jnp.where(learned_1N, finite_BN, -jnp.inf)
 
 
 def with_row(memory: dict[str, Array], task: int, row: dict[str, Array]) -> dict[str, Array]:
@@ -170,8 +190,8 @@ def with_row(memory: dict[str, Array], task: int, row: dict[str, Array]) -> dict
       NumericsError: a value of the row is NaN or infinite.
     """
     for name, value in row.items():
-        is_finite = bool(jnp.all(jnp.isfinite(value)))
-        if not is_finite:
+        is_finite = jnp.isfinite(value)
+        if not bool(jnp.all(is_finite)):
             why = f"{name} holds values that are not finite"
             remedy = "look at the features' range, or raise the locator's shrinkage or lower its rate"
             raise NumericsError("the locator could not be fitted", where=f"task {task}", why=why, remedy=remedy)
@@ -182,5 +202,8 @@ def with_row(memory: dict[str, Array], task: int, row: dict[str, Array]) -> dict
 @jax.jit
 def set_rows(memory: dict[str, Array], task: int | Array, rows: dict[str, Array]) -> dict[str, Array]:
     """The memory with row `task` of the named arrays replaced; the values are not checked."""
-    changed = {name: memory[name].at[task].set(value) for name, value in rows.items()}
+    changed = {}
+    for name, value in rows.items():
+        row_of_task = memory[name].at[task]
+        changed[name] = row_of_task.set(value)
     return memory | changed

@@ -61,13 +61,16 @@ class Autoencoder(nn.Module):
 
     def posterior(self, rows_BD: Array) -> tuple[Array, Array]:
         """Mean and log-variance of the latent, each [B, Z]."""
-        hidden = jax.nn.gelu(self.encode(rows_BD))
-        mean, log_variance = jnp.split(self.latent(hidden), 2, axis=-1)
+        hidden = self.encode(rows_BD)
+        hidden = jax.nn.gelu(hidden)
+        latent = self.latent(hidden)
+        mean, log_variance = jnp.split(latent, 2, axis=-1)
         return mean, log_variance
 
     def reconstruct(self, latent_BZ: Array) -> Array:
         """Rows [B, D] decoded from a latent."""
-        hidden = jax.nn.gelu(self.decode(latent_BZ))
+        hidden = self.decode(latent_BZ)
+        hidden = jax.nn.gelu(hidden)
         return self.rebuild(hidden)
 
     def __call__(self, rows_BD: Array) -> Array:
@@ -79,24 +82,31 @@ class Autoencoder(nn.Module):
 def _bound(weights: dict[str, Array]) -> Autoencoder:
     """The module with one task's weights, which a memory stores as `encode`, `encode_bias` and so on."""
     width, hidden = weights["encode"].shape
-    latent = weights["decode"].shape[0]
+    latent, _ = weights["decode"].shape
     chex.assert_shape(weights["latent"], (hidden, 2 * latent))
     chex.assert_shape(weights["rebuild"], (hidden, width))
     params = {}
     for layer in LAYERS:
-        params[layer] = {"kernel": weights[layer], "bias": weights[f"{layer}_bias"]}
-    return Autoencoder(hidden, latent, width).bind({"params": params})
+        kernel = weights[layer]
+        bias = weights[f"{layer}_bias"]
+        params[layer] = {"kernel": kernel, "bias": bias}
+    autoencoder = Autoencoder(hidden, latent, width)
+    return autoencoder.bind({"params": params})
 
 
 def _squared_error(rows_BD: Array, rebuilt_BD: Array) -> Array:
     """Mean over dimensions, [B]."""
-    return jnp.mean(jnp.square(rows_BD - rebuilt_BD), axis=-1)
+    error_BD = rows_BD - rebuilt_BD
+    squared_BD = jnp.square(error_BD)
+    return jnp.mean(squared_BD, axis=-1)
 
 
 @jax.jit
 def _settled_errors(weights: dict[str, Array], rows_BD: Array) -> Array:
     """Reconstruction errors from the posterior's mean, without drawing from it, [B]."""
-    return _squared_error(rows_BD, _bound(weights)(rows_BD))
+    autoencoder = _bound(weights)
+    rebuilt_BD = autoencoder(rows_BD)
+    return _squared_error(rows_BD, rebuilt_BD)
 
 
 def _loss(weights: dict[str, Array], rows_BD: Array, valid_B: Array, *, beta: float, key: Array) -> Array:
@@ -104,13 +114,19 @@ def _loss(weights: dict[str, Array], rows_BD: Array, valid_B: Array, *, beta: fl
     autoencoder = _bound(weights)
     mean, log_variance = autoencoder.posterior(rows_BD)
     noise = jax.random.normal(key, mean.shape)
-    drawn = mean + jnp.exp(0.5 * log_variance) * noise
-    divergence_BZ = jnp.square(mean) + jnp.exp(log_variance) - 1 - log_variance
-    divergence = 0.5 * jnp.sum(divergence_BZ, axis=-1)
+    std = jnp.exp(0.5 * log_variance)
+    drawn = mean + std * noise
+    squared_mean = jnp.square(mean)
+    variance = jnp.exp(log_variance)
+    divergence_BZ = squared_mean + variance - 1 - log_variance
+    divergence_B = 0.5 * jnp.sum(divergence_BZ, axis=-1)
     rebuilt = autoencoder.reconstruct(drawn)
-    loss_B = _squared_error(rows_BD, rebuilt) + beta * divergence
+    error_B = _squared_error(rows_BD, rebuilt)
+    loss_B = error_B + beta * divergence_B
     # A batch of padding alone has loss 0, not NaN.
-    count = jnp.maximum(jnp.sum(valid_B.astype(jnp.float32)), 1.0)
+    one_if_valid_B = valid_B.astype(jnp.float32)
+    count = jnp.sum(one_if_valid_B)
+    count = jnp.maximum(count, 1.0)
     counted_B = jnp.where(valid_B, loss_B, 0.0)
     return jnp.sum(counted_B) / count
 
@@ -128,13 +144,18 @@ def _epoch(vae: Vae, weights: dict, state: optax.OptState, rows_MD: Array, valid
     def step(carry: tuple[dict, optax.OptState], batch: tuple[Array, Array]):
         weights, state = carry
         rows, key = batch
-        loss = partial(_loss, rows_BD=rows_MD[rows], valid_B=valid_M[rows], beta=vae.beta, key=key)
+        rows_BD = rows_MD[rows]
+        valid_B = valid_M[rows]
+        loss = partial(_loss, rows_BD=rows_BD, valid_B=valid_B, beta=vae.beta, key=key)
         gradient = jax.grad(loss)(weights)
-        updates, state = vae.optimiser().update(gradient, state, weights)
+        optimiser = vae.optimiser()
+        updates, state = optimiser.update(gradient, state, weights)
         weights = optax.apply_updates(weights, updates)
         return (weights, state), None
 
-    batches = (order.reshape(steps, batch), jax.random.split(noise_key, steps))
+    rows_of_steps = order.reshape(steps, batch)
+    keys = jax.random.split(noise_key, steps)
+    batches = (rows_of_steps, keys)
     (weights, state), _ = jax.lax.scan(step, (weights, state), batches)
     return weights, state
 
@@ -144,10 +165,13 @@ def _padded(rows_ND: Array, batch: int) -> tuple[Array, Array, int]:
 
     Sizes are multiples of `batch` or powers of two below it, so tasks of about one size share a compiled program.
     """
-    batch = min(batch, 1 << (len(rows_ND) - 1).bit_length())
-    padding = -len(rows_ND) % batch
+    rows = len(rows_ND)
+    bits = (rows - 1).bit_length()
+    next_power = 1 << bits
+    batch = min(batch, next_power)
+    padding = -rows % batch
     rows_MD = jnp.pad(rows_ND, ((0, padding), (0, 0)))
-    valid_M = jnp.arange(len(rows_MD)) < len(rows_ND)
+    valid_M = jnp.arange(len(rows_MD)) < rows
     return rows_MD, valid_M, batch
 
 
@@ -155,15 +179,17 @@ def statistics(errors_M) -> tuple[float, float]:
     """Mean and standard deviation of held-out errors; the latter is at least `NARROWEST` times the mean."""
     errors = np.asarray(errors_M, np.float64)
     mean = float(errors.mean())
-    std = max(float(errors.std()), NARROWEST * mean, SMALLEST)
-    return mean, std
+    std = float(errors.std())
+    narrowest = NARROWEST * mean
+    return mean, max(std, narrowest, SMALLEST)
 
 
 def z_scores(errors_BN: Array, mean_N: Array, std_N: Array) -> Array:
     """`(error - mean) / std` with every task's own statistics, float32 [B, N]; lower is nearer."""
     chex.assert_equal_shape([mean_N, std_N])
     chex.assert_shape(errors_BN, (None, *mean_N.shape))
-    return (errors_BN - mean_N[None]) / std_N[None]
+    deviation_BN = errors_BN - mean_N[None]
+    return deviation_BN / std_N[None]
 
 
 @dataclass(frozen=True)
@@ -199,8 +225,10 @@ class Vae(Standardised):
         counts = (self.hidden, self.latent, self.batch, self.epochs, self.patience)
         if min(counts) < 1:
             raise ValueError("hidden, latent, batch, epochs and patience must be at least 1")
-        in_range = 0 < self.holdout < 1 and min(self.clip, self.rate) > 0
-        if not in_range or min(self.beta, self.decay) < 0:
+        is_share = 0 < self.holdout < 1
+        are_positive = min(self.clip, self.rate) > 0
+        are_negative = min(self.beta, self.decay) < 0
+        if not is_share or not are_positive or are_negative:
             raise ValueError("holdout must be in (0, 1), clip and rate above 0, beta and decay at least 0")
 
     def optimiser(self) -> optax.GradientTransformation:
@@ -229,14 +257,20 @@ class Vae(Standardised):
         weights = {}
         for name, shape in self._shapes(width).items():
             is_bias = len(shape) == 1
-            weights[name] = jnp.zeros(shape) if is_bias else draw(keys[name], shape, jnp.float32)
+            if is_bias:
+                weights[name] = jnp.zeros(shape)
+            else:
+                weights[name] = draw(keys[name], shape, jnp.float32)
         return weights
 
     def blank(self, capacity: int, width: int) -> dict[str, Array]:
         """Memory with room for `capacity` tasks: stacked weights, `error_mean_N`, `error_std_N`, standardisation."""
-        weights = {name: jnp.zeros((capacity, *shape)) for name, shape in self._shapes(width).items()}
-        error_statistics = {"error_mean_N": jnp.zeros(capacity), "error_std_N": jnp.ones(capacity)}
-        return blank_standard(width) | weights | error_statistics
+        memory = blank_standard(width)
+        for name, shape in self._shapes(width).items():
+            memory[name] = jnp.zeros((capacity, *shape))
+        memory["error_mean_N"] = jnp.zeros(capacity)
+        memory["error_std_N"] = jnp.ones(capacity)
+        return memory
 
     def fit(self, memory: dict[str, Array], task: int, features_ND, *, key: Array) -> dict[str, Array]:
         """Trains the autoencoder of `task` on features [N, D] and writes its row; all draws derive from `key`.
@@ -245,13 +279,17 @@ class Vae(Standardised):
           DataError: fewer than 4 samples, wrong shape, or no such row.
           NumericsError: features or all errors after training are not finite.
         """
-        features = checked_features(features_ND, memory, task, capacity=len(memory["error_mean_N"]), least=FEWEST)
+        capacity = len(memory["error_mean_N"])
+        features = checked_features(features_ND, memory, task, capacity=capacity, least=FEWEST)
         memory = with_standard(memory, features)
         rows = standardised(memory, features, self.clip)
         split_key, train_key = jax.random.split(key)
-        count = max(round(self.holdout * len(rows)), 2)
-        count = min(count, len(rows) // 2)
-        order = np.asarray(jax.random.permutation(split_key, len(rows)))
+        samples = len(rows)
+        count = round(self.holdout * samples)
+        count = max(count, 2)
+        count = min(count, samples // 2)
+        order = jax.random.permutation(split_key, samples)
+        order = np.asarray(order)
         training_rows = rows[order[count:]]
         held_out_rows = rows[order[:count]]
         weights, errors = self._trained(training_rows, held_out_rows, key=train_key)
@@ -267,18 +305,22 @@ class Vae(Standardised):
     def _trained(self, rows_ND: Array, held_out_MD: Array, *, key: Array) -> tuple[dict[str, Array] | None, np.ndarray]:
         """Weights with the lowest mean held-out error (None if none was finite) and those errors, float64 [M]."""
         init_key, key = jax.random.split(key)
-        weights = self._initial_weights(rows_ND.shape[1], init_key)
-        state = self.optimiser().init(weights)
+        width = rows_ND.shape[1]
+        weights = self._initial_weights(width, init_key)
+        optimiser = self.optimiser()
+        state = optimiser.init(weights)
         rows, valid, batch = _padded(rows_ND, self.batch)
         held_out, _, _ = _padded(held_out_MD, self.batch)
+        held_out_samples = len(held_out_MD)
         best_weights = None
-        lowest_errors = np.full(len(held_out_MD), np.inf)
+        lowest_errors = np.full(held_out_samples, np.inf)
         epochs_without_gain = 0
         for epoch in range(self.epochs):
             epoch_key = jax.random.fold_in(key, epoch)
             weights, state = _epoch(self, weights, state, rows, valid, batch=batch, key=epoch_key)
-            errors = np.asarray(_settled_errors(weights, held_out), np.float64)
-            errors = errors[: len(held_out_MD)]
+            errors = _settled_errors(weights, held_out)
+            errors = np.asarray(errors, np.float64)
+            errors = errors[:held_out_samples]
             # A NaN is not lower: diverged weights are never the best ones.
             if errors.mean() < lowest_errors.mean():
                 best_weights = weights
@@ -294,7 +336,8 @@ class Vae(Standardised):
         """Reconstruction error under every task's autoencoder, from the posterior's mean, float32 [B, capacity]."""
         rows_BD = standardised(memory, features_BD, self.clip)
         weights = {name: memory[name] for name in WEIGHTS}
-        return jax.vmap(_settled_errors, in_axes=(0, None), out_axes=1)(weights, rows_BD)
+        errors_of_tasks = jax.vmap(_settled_errors, in_axes=(0, None), out_axes=1)
+        return errors_of_tasks(weights, rows_BD)
 
     def scores(self, memory: dict[str, Array], features_BD: Array, learned_N: Array) -> Array:
         """Minus the z-score of the reconstruction error, float32 [B, capacity]; -inf where not `learned_N` (bool)."""
@@ -304,5 +347,7 @@ class Vae(Standardised):
 
     def size(self, width: int) -> int:
         """Numbers stored per task: weights, mean and standard deviation of the error."""
-        weights = sum(int(np.prod(shape)) for shape in self._shapes(width).values())
-        return weights + 2
+        numbers = 2
+        for shape in self._shapes(width).values():
+            numbers += int(np.prod(shape))
+        return numbers
