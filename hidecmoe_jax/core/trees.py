@@ -29,7 +29,8 @@ def flatten(tree: Tree) -> dict[str, Any]:
     """
     flat: dict[str, Any] = {}
     # JAX sorts the keys of dicts, so the order does not depend on how a tree was made.
-    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    for path, leaf in leaves:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         if name in flat:
             raise CheckpointError(
@@ -52,7 +53,9 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
     folders: set[str] = set()
     for path in flat:
         keys = path.split("/")
-        folders |= {"/".join(keys[:depth]) for depth in range(1, len(keys))}
+        for depth in range(1, len(keys)):
+            folder = "/".join(keys[:depth])
+            folders.add(folder)
     for path, leaf in flat.items():
         if path in folders:
             raise CheckpointError(
@@ -80,12 +83,18 @@ def restore_into(template: Tree, flat: Mapping[str, Any]) -> Tree:
     hint = ""
     # A renamed leaf is both missing and left over; the nearest name on the other side shows the renaming.
     if left_over:
-        hint = f"\n         {left_over[0]}: {_known(left_over[0], wanted)}"
+        first = left_over[0]
+        hint = f"\n         {first}: {_known(first, wanted)}"
     elif missing:
-        hint = f"\n         {missing[0]}: {_known(missing[0], flat)}"
+        first = missing[0]
+        hint = f"\n         {first}: {_known(first, flat)}"
     for path, leaf in wanted.items():
-        if path in flat and _spell(leaf) != _spell(flat[path]):
-            complaints.append(f"{path}: expected {_spell(leaf)}, got {_spell(flat[path])}")
+        if path not in flat:
+            continue
+        expected = _spell(leaf)
+        stored = _spell(flat[path])
+        if stored != expected:
+            complaints.append(f"{path}: expected {expected}, got {stored}")
     if complaints:
         raise CheckpointError(
             f"{len(complaints)} leaves do not fit",
@@ -116,7 +125,10 @@ def count(tree: Tree) -> int:
 
 def nbytes(tree: Tree) -> int:
     """Returns the bytes of all leaves, abstract ones included."""
-    return sum(_size(leaf) * _dtype(leaf).itemsize for leaf in jax.tree_util.tree_leaves(tree))
+    total = 0
+    for leaf in jax.tree_util.tree_leaves(tree):
+        total += _size(leaf) * _dtype(leaf).itemsize
+    return total
 
 
 def pick(tree: Tree, prefix: str) -> dict[str, Any]:
@@ -128,7 +140,10 @@ def pick(tree: Tree, prefix: str) -> dict[str, Any]:
     flat = flatten(tree)
     if not prefix:
         return flat
-    picked = {path: leaf for path, leaf in flat.items() if path == prefix or path.startswith(prefix + "/")}
+    picked = {}
+    for path, leaf in flat.items():
+        if path == prefix or path.startswith(prefix + "/"):
+            picked[path] = leaf
     if not picked:
         raise CheckpointError("no such path in the tree", where=prefix, why=_known(prefix, flat))
     return picked
@@ -151,26 +166,32 @@ def overlay(tree: Tree, leaves: Mapping[str, Any]) -> Tree:
                 why=f"expected {_spell(flat[path])}, got {_spell(leaf)}",
             )
     # The union keeps the order of `flat`, which is the tree's.
-    return _rebuilt(tree, list({**flat, **leaves}.values()))
+    replaced = {**flat, **leaves}
+    return _rebuilt(tree, list(replaced.values()))
 
 
 def all_finite(tree: Tree) -> str | None:
     """Returns the path of the first leaf with NaN or infinity, or None where all numbers are finite."""
     for path, leaf in flatten(tree).items():
         is_float = jax.dtypes.issubdtype(_dtype(leaf), np.inexact)
-        if is_float and not np.isfinite(np.asarray(leaf)).all():
+        if not is_float:
+            continue
+        is_finite = np.isfinite(np.asarray(leaf))
+        if not is_finite.all():
             return path
     return None
 
 
 def _rebuilt(tree: Tree, leaves: list) -> Tree:
     """The tree with other leaves, given in its order."""
-    return jax.tree_util.tree_unflatten(jax.tree_util.tree_structure(tree), leaves)
+    structure = jax.tree_util.tree_structure(tree)
+    return jax.tree_util.tree_unflatten(structure, leaves)
 
 
 def _size(leaf: Any) -> int:
     """Number of elements; 64-bit, since stacked layers exceed 2^31."""
-    return int(np.prod(np.shape(leaf), dtype=np.int64))
+    shape = np.shape(leaf)
+    return int(np.prod(shape, dtype=np.int64))
 
 
 def _dtype(leaf: Any) -> Any:
@@ -186,9 +207,11 @@ def _hash(leaf: Any) -> str:
     else:
         array = np.asarray(leaf)
         kind = array.dtype.name
-    total = hashlib.sha256(f"{kind}{list(array.shape)}".encode())
+    header = f"{kind}{list(array.shape)}"
+    total = hashlib.sha256(header.encode())
+    flat = np.ascontiguousarray(array).reshape(-1)
     # Viewed as bytes, because hashlib cannot read dtypes such as bfloat16.
-    total.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+    total.update(flat.view(np.uint8))
     return total.hexdigest()
 
 
@@ -200,12 +223,19 @@ def _spell(leaf: Any) -> str:
 def _known(path: str, flat: Mapping[str, Any]) -> str:
     """A hint that stays readable for trees of thousands of leaves: the nearest path, then a few others."""
     hint = nearest(path, flat)
-    return hint if len(hint) < 600 else hint[:600] + f" ... ({len(flat)} paths)"
+    if len(hint) < 600:
+        return hint
+    return hint[:600] + f" ... ({len(flat)} paths)"
 
 
 def _some(complaints: Iterable[str]) -> str:
-    lines = [line if len(line) < 300 else line[:300] + " ..." for line in complaints]
+    lines = []
+    for line in complaints:
+        if len(line) >= 300:
+            line = line[:300] + " ..."
+        lines.append(line)
     shown = lines[:_SHOWN]
-    if len(lines) > _SHOWN:
-        shown.append(f"... and {len(lines) - _SHOWN} more")
+    more = len(lines) - len(shown)
+    if more:
+        shown.append(f"... and {more} more")
     return "\n         ".join(shown)

@@ -68,15 +68,17 @@ class Inputs:
         """Some of the records, in the order of `rows`."""
         index_M = np.asarray(rows, np.int64)
         records = tuple(self.records[row] for row in rows)
+        features = self.features.only(index_M)
         state_MD = None if self.state_ND is None else self.state_ND[index_M]
-        return Inputs(records, self.features.only(index_M), state_MD)
+        return Inputs(records, features, state_MD)
 
     def frozen(self, rows: np.ndarray | None = None) -> FrozenFeatures:
         """What a gate reads of the records, or of some of them."""
         if rows is None:
             rows = np.arange(len(self.records))
+        pooled = self.features.pooled(rows)
         state_BD = None if self.state_ND is None else self.state_ND[rows]
-        return FrozenFeatures(self.features.pooled(rows), state_BD)
+        return FrozenFeatures(pooled, state_BD)
 
 
 @dataclass(frozen=True)
@@ -187,20 +189,23 @@ class Engine:
         features = self.features(records, label)
         length = self.prompt_length(prompts)
         steps = range(0, len(prompts), self.feature_batch)
-        parts = []
-        for start in self.progress(f"states of {label}")(steps):
+        with_bar = self.progress(f"states of {label}")
+        states = []
+        for start in with_bar(steps):
             rows, filled = batch_rows(len(prompts), start, self.feature_batch)
             prompt = self.prompt(prompts, features, filled, length)
-            state_BD = np.asarray(_state(self.base, prompt, reading))
+            state_BD = _state(self.base, prompt, reading)
+            state_BD = np.asarray(state_BD)
             # Repeats that fill the last batch are dropped.
-            parts.append(state_BD[: len(rows)])
-        return np.concatenate(parts)
+            states.append(state_BD[: len(rows)])
+        return np.concatenate(states)
 
     def inputs(self, records: Sequence[Record], label: str = "records") -> Inputs:
         """Records with all that routing and answering read of them."""
         reading = self.method.traits.reads
         state_ND = None if reading is None else self.states(records, reading, label)
-        return Inputs(tuple(records), self.features(records, label), state_ND)
+        features = self.features(records, label)
+        return Inputs(tuple(records), features, state_ND)
 
     def prompt(self, prompts: Sequence[Encoded], features: Features, rows: np.ndarray, length: int) -> Prompt:
         """The prompts of some rows as one batch of `length` tokens, with the patch tokens of their pictures."""
@@ -221,13 +226,16 @@ class Engine:
         count = len(inputs.records)
         size = self.writing.batch
         task_B = None if task is None else jnp.full((size,), task, jnp.int32)
-        parts = []
+        decisions = []
         for start in range(0, count, size):
             rows, filled = batch_rows(count, start, size)
             frozen = inputs.frozen(filled)
-            decision = jax.device_get(_decide(self.method, serving, frozen, task_B))
-            parts.append(rows_of(decision, slice(len(rows))))
-        return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+            decision = _decide(self.method, serving, frozen, task_B)
+            decision = jax.device_get(decision)
+            # Without the repeats that fill the last batch.
+            decision = rows_of(decision, slice(len(rows)))
+            decisions.append(decision)
+        return jax.tree.map(lambda *leaves: np.concatenate(leaves), *decisions)
 
     def answer(
         self,
@@ -266,7 +274,8 @@ class Engine:
             weights = routed.replace(match=None)
             written = _write(self.method, serving, prompt, weights, key, filled, sampling=self.sampling)
             # One transfer for the batch; indexing device arrays record by record would compile slices.
-            tokens_BN, lengths_B, ended_B = jax.device_get((written.tokens_BN, written.lengths_B, written.ended_B))
+            arrays = (written.tokens_BN, written.lengths_B, written.ended_B)
+            tokens_BN, lengths_B, ended_B = jax.device_get(arrays)
             answers = []
             # Without rows for the repeats: `records` ends with the real ones.
             for row, answer in enumerate(unwritten(records, routed, self.writing)):
