@@ -52,11 +52,13 @@ def plain(obj: Any) -> Any:
     """Returns `obj` as dicts, lists and scalars that YAML can hold; the inverse of `build`."""
     if dataclasses.is_dataclass(obj) and not isinstance(obj, type):
         mapping = {}
-        if _kind(type(obj)) is not None:
-            mapping["kind"] = type(obj).kind
+        cls = type(obj)
+        if _kind(cls) is not None:
+            mapping["kind"] = cls.kind
         for field in dataclasses.fields(obj):
             if field.init:
-                mapping[field.name] = plain(getattr(obj, field.name))
+                value = getattr(obj, field.name)
+                mapping[field.name] = plain(value)
         return mapping
     if isinstance(obj, Mapping):
         return {str(key): plain(value) for key, value in obj.items()}
@@ -79,17 +81,18 @@ def override(mapping: Mapping[str, Any], assignments: Iterable[str]) -> dict[str
     """
     result = _copy(mapping)
     for assignment in assignments:
+        where = f"--set {assignment}"
         path, equals, text = assignment.partition("=")
         keys = path.strip().split(".")
         if not equals or not all(keys):
             raise ConfigError(
                 "an override must look like path.to.key=value",
-                where=f"--set {assignment}",
+                where=where,
                 why="no '=' or an empty name in it",
                 remedy="for example --set tune.epochs=2",
             )
-        value = parse_yaml(text, f"--set {assignment}")
-        _assign(result, keys, value, f"--set {assignment}")
+        value = parse_yaml(text, where)
+        _assign(result, keys, value, where)
     return result
 
 
@@ -111,7 +114,8 @@ class _Spot:
     def __str__(self) -> str:
         if not self.path:
             return self.source
-        return f"{self.source}: {'.'.join(self.path)}"
+        path = ".".join(self.path)
+        return f"{self.source}: {path}"
 
 
 def _dataclass(cls: type, mapping: Any, spot: _Spot) -> Any:
@@ -139,7 +143,8 @@ def _dataclass(cls: type, mapping: Any, spot: _Spot) -> Any:
                 why=f"{cls.__name__} has no such key",
                 remedy=nearest(str(key), known),
             )
-        values[key] = _value(hints[key], value, spot.into(key))
+        key_spot = spot.into(key)
+        values[key] = _value(hints[key], value, key_spot)
     missing = [name for name, field in fields.items() if name not in values and not _has_default(field)]
     if missing:
         raise ConfigError(
@@ -178,7 +183,11 @@ def _value(hint: Any, value: Any, spot: _Spot) -> Any:
         if not isinstance(value, Mapping):
             raise _mismatch("a mapping", value, spot)
         inner = arguments[1] if arguments else Any
-        return {_scalar(str, key, spot): _value(inner, item, spot.into(key)) for key, item in value.items()}
+        mapping = {}
+        for key, item in value.items():
+            name = _scalar(str, key, spot)
+            mapping[name] = _value(inner, item, spot.into(key))
+        return mapping
     return _scalar(hint, value, spot)
 
 
@@ -206,7 +215,8 @@ def _union(options: Sequence[Any], value: Any, spot: _Spot) -> Any:
     if isinstance(value, Mapping):
         kinds = {_kind(option): option for option in rest if _kind(option) is not None}
         if kinds:
-            return _dataclass(_of_kind(kinds, value, spot), value, spot)
+            cls = _of_kind(kinds, value, spot)
+            return _dataclass(cls, value, spot)
         records = [option for option in rest if dataclasses.is_dataclass(option)]
         if len(records) == 1:
             return _dataclass(records[0], value, spot)
@@ -216,7 +226,8 @@ def _union(options: Sequence[Any], value: Any, spot: _Spot) -> Any:
             return _value(option, value, spot)
         except ConfigError:
             continue
-    raise _mismatch(" or ".join(map(_named, rest)), value, spot)
+    expected = " or ".join(map(_named, rest))
+    raise _mismatch(expected, value, spot)
 
 
 def _of_kind(kinds: Mapping[str, type], mapping: Mapping[str, Any], spot: _Spot) -> type:
@@ -254,7 +265,8 @@ def _sequence(hint: Any, value: Any, spot: _Spot) -> Any:
         item_hints = arguments
     items = []
     for index, item in enumerate(value):
-        items.append(_value(item_hints[index], item, spot.into(index)))
+        item_spot = spot.into(index)
+        items.append(_value(item_hints[index], item, item_spot))
     return container(items)
 
 
@@ -304,7 +316,8 @@ def _kind(cls: Any) -> str | None:
     if "kind" not in names:
         return getattr(cls, "kind", None)
     # A field `kind` counts only if it is a Literal of one text; any other is an ordinary field.
-    values = typing.get_args(typing.get_type_hints(cls)["kind"])
+    hints = typing.get_type_hints(cls)
+    values = typing.get_args(hints["kind"])
     is_fixed = len(values) == 1 and isinstance(values[0], str)
     return values[0] if is_fixed else None
 
@@ -331,7 +344,8 @@ def _assign(mapping: dict, keys: Sequence[str], value: Any, where: str) -> None:
         if isinstance(node, dict) and node.get(key) is None:
             node[key] = {}
         node = node[key]
-    node[_key_in(node, last, parents, where)] = value
+    last_key = _key_in(node, last, parents, where)
+    node[last_key] = value
 
 
 def _key_in(node: Any, key: str, above: Sequence[str], where: str) -> str | int:

@@ -105,12 +105,16 @@ def unwritten(records: Sequence[Record], decision: Decision, writing: Writing) -
 def _finding(decision: Decision, row: int) -> Finding | None:
     """How the gate matched the record of a row; None where it compared the record with no task."""
     match = decision.match
+    tasks = decision.weight_BN.shape[1]
+    if match is None or not tasks:
+        return None
     # The score is infinite where no task is learned yet.
-    if match is None or not decision.weight_BN.shape[1] or not np.isfinite(match.score_B[row]):
+    score = match.score_B[row]
+    if not np.isfinite(score):
         return None
     return Finding(
         nearest=int(match.nearest_B[row]),
-        score=float(match.score_B[row]),
+        score=float(score),
         threshold=_finite(match.threshold_B[row]),
         foreign=match.unknown_share,
         ahead=_finite(match.margin_B[row]),

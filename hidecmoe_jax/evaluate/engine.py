@@ -162,7 +162,8 @@ class Engine:
 
     def features(self, records: Sequence[Record], label: str = "records") -> Features:
         """Outputs of the frozen towers."""
-        key = ("features", *self._source, self.feature_batch, self.feature_gib, tuple(records))
+        settings = (self.feature_batch, self.feature_gib)
+        key = ("features", *self._source, *settings, tuple(records))
 
         def compute() -> Features:
             return extract(
@@ -188,11 +189,12 @@ class Engine:
         prompts = self.prompts(records)
         features = self.features(records, label)
         length = self.prompt_length(prompts)
-        steps = range(0, len(prompts), self.feature_batch)
+        count = len(prompts)
+        starts = range(0, count, self.feature_batch)
         with_bar = self.progress(f"states of {label}")
         states = []
-        for start in with_bar(steps):
-            rows, filled = batch_rows(len(prompts), start, self.feature_batch)
+        for start in with_bar(starts):
+            rows, filled = batch_rows(count, start, self.feature_batch)
             prompt = self.prompt(prompts, features, filled, length)
             state_BD = _state(self.base, prompt, reading)
             state_BD = np.asarray(state_BD)
@@ -260,14 +262,15 @@ class Engine:
         """
         size = self.writing.batch
         prompts = self.prompts(inputs.records)
+        count = len(prompts)
         if length is None:
             length = self.prompt_length(prompts)
-        for start in range(0, len(prompts), size):
+        for start in range(0, count, size):
             records = inputs.records[start : start + size]
             # Whole batches are done again or not at all, so that an interrupted cell ends with the same bytes.
             if all(record.id in skip for record in records):
                 continue
-            _, filled = batch_rows(len(prompts), start, size)
+            _, filled = batch_rows(count, start, size)
             prompt = self.prompt(prompts, inputs.features, filled, length)
             routed = rows_of(decision, filled)
             # The match changes no text, and would be a second program where the task is named.
@@ -305,5 +308,6 @@ def batch_rows(count: int, start: int, batch: int) -> tuple[np.ndarray, np.ndarr
     stop = min(start + batch, count)
     rows = np.arange(start, stop, dtype=np.int32)
     # The last row repeats, not zeros: a fill must be a valid record.
-    fill = np.repeat(rows[-1:], batch - len(rows))
+    lacking = batch - len(rows)
+    fill = np.repeat(rows[-1:], lacking)
     return rows, np.concatenate([rows, fill])

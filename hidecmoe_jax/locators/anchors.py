@@ -18,6 +18,8 @@ from flax import struct
 from jax import Array
 
 EPSILON = 1e-8
+# Accelerators shorten float32 products by default, and the gate divides cosines by a temperature of 0.1.
+_EXACT = jax.lax.Precision.HIGHEST
 
 
 @struct.dataclass
@@ -81,10 +83,12 @@ def accumulate(anchors: Anchors, task: Array | int, pooled: Pooled, valid_B: Arr
     image_sum_E = _masked_sum(pooled.image_BE, with_image_B)
     text_sum_D = _masked_sum(pooled.text_BD, with_text_B)
     image_NE = anchors.image_NE.at[task].add(image_sum_E)
-    images = jnp.sum(with_image_B.astype(jnp.int32))
+    one_if_image_B = with_image_B.astype(jnp.int32)
+    images = jnp.sum(one_if_image_B)
     image_count_N = anchors.image_count_N.at[task].add(images)
     text_ND = anchors.text_ND.at[task].add(text_sum_D)
-    texts = jnp.sum(with_text_B.astype(jnp.int32))
+    one_if_text_B = with_text_B.astype(jnp.int32)
+    texts = jnp.sum(one_if_text_B)
     text_count_N = anchors.text_count_N.at[task].add(texts)
     return Anchors(image_NE, image_count_N, text_ND, text_count_N)
 
@@ -100,9 +104,9 @@ def _cosine(x_BD: Array, y_ND: Array) -> Array:
     x_BD = x_BD.astype(jnp.float32)
     x_B = jnp.linalg.norm(x_BD, axis=-1)
     y_N = jnp.linalg.norm(y_ND, axis=-1)
-    lengths_BN = x_B[:, None] * y_N[None]
-    # Accelerators shorten float32 products by default, and the gate divides them by a temperature of 0.1.
-    product_BN = jnp.matmul(x_BD, y_ND.T, precision=jax.lax.Precision.HIGHEST)
+    x_B1 = x_B[:, None]
+    lengths_BN = x_B1 * y_N[None]
+    product_BN = jnp.matmul(x_BD, y_ND.T, precision=_EXACT)
     lengths_BN = jnp.maximum(lengths_BN, EPSILON)
     return product_BN / lengths_BN
 
@@ -131,7 +135,9 @@ def gate(
         image_BN = jnp.broadcast_to(best_image_1N, image_BN.shape)
         best_text_1N = jnp.max(text_BN, axis=0, keepdims=True)
         text_BN = jnp.broadcast_to(best_text_1N, text_BN.shape)
-        mixed_BN = mixing * image_BN + (1 - mixing) * text_BN
+        image_part_BN = mixing * image_BN
+        text_part_BN = (1 - mixing) * text_BN
+        mixed_BN = image_part_BN + text_part_BN
         logits_BN = mixed_BN / temperature
         weight_BN = jax.nn.softmax(logits_BN, axis=-1)
     else:
@@ -151,12 +157,16 @@ def _mixed(anchors: Anchors, pooled: Pooled, image_BN: Array, text_BN: Array, mi
     image_weight_BN = has_image_BN.astype(jnp.float32) * mixing
     text_weight_BN = has_text_BN.astype(jnp.float32) * (1 - mixing)
     total_BN = image_weight_BN + text_weight_BN
-    weighted_BN = image_weight_BN * image_BN + text_weight_BN * text_BN
+    image_part_BN = image_weight_BN * image_BN
+    text_part_BN = text_weight_BN * text_BN
+    weighted_BN = image_part_BN + text_part_BN
+    # At least EPSILON: a sample with neither modality has weight 0 for every task.
     return weighted_BN / jnp.maximum(total_BN, EPSILON)
 
 
 def _masked_softmax(mixed_BN: Array, learned_N: Array, temperature: float) -> Array:
-    """Softmax over the learned tasks; that of the library is NaN, gradient included, where no task is learned."""
+    """Softmax over the learned tasks, [B, N]; zeros where no task is learned."""
+    # Not the library's softmax, which is NaN, gradient included, where no task is learned.
     learned_1N = learned_N[None]
     logits_BN = mixed_BN / temperature
     logits_BN = jnp.where(learned_1N, logits_BN, -jnp.inf)
@@ -191,18 +201,22 @@ class ClipAnchors:
 
     def blank(self, capacity: int, width: tuple[int, int]) -> dict[str, Array]:
         """Memory for the anchors of `capacity` tasks; `width` are those of the image and the text features."""
-        return dict(vars(no_anchors(capacity, *width)))
+        anchors = no_anchors(capacity, *width)
+        return dict(vars(anchors))
 
     def fit(self, memory: dict[str, Array], task: int, pooled: Pooled, *, key: Array) -> dict[str, Array]:
         """Adds samples to a task's anchors; nothing is random."""
+        anchors = anchors_of(memory)
         valid_B = jnp.ones(pooled.has_text_B.shape, bool)
-        anchors = accumulate(anchors_of(memory), task, pooled, valid_B)
+        anchors = accumulate(anchors, task, pooled, valid_B)
         return memory | vars(anchors)
 
     def scores(self, memory: dict[str, Array], pooled: Pooled, learned_N: Array) -> Array:
         """Mixed cosines, float32 [B, N]; -inf where not `learned_N` (bool)."""
-        scores = gate(anchors_of(memory), pooled, learned_N, mixing=self.mixing)
-        return jnp.where(learned_N[None], scores.mixed_BN, -jnp.inf)
+        anchors = anchors_of(memory)
+        scores = gate(anchors, pooled, learned_N, mixing=self.mixing)
+        learned_1N = learned_N[None]
+        return jnp.where(learned_1N, scores.mixed_BN, -jnp.inf)
 
     def typical_scores(self, memory: dict[str, Array], pooled: Pooled, scores_BN: Array) -> Array:
         """Scores that thresholds of unknown inputs are fitted on: the ordinary ones."""

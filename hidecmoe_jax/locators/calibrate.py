@@ -22,12 +22,14 @@ ROUNDING = 1e-9
 def _score_vector(values, name: str) -> np.ndarray:
     """A non-empty vector of scores without NaN, float64."""
     scores = np.asarray(values, np.float64)
-    if scores.ndim != 1 or not len(scores):
-        why = f"got shape {scores.shape}, expected [M] with M >= 1"
+    shape = scores.shape
+    if len(shape) != 1 or not len(scores):
+        why = f"got shape {shape}, expected [M] with M >= 1"
         raise DataError(f"{name} scores of the wrong shape", why=why, remedy="pass one best score for every sample")
     is_nan = np.isnan(scores)
     if is_nan.any():
-        why = f"{np.sum(is_nan)} of {len(scores)} are NaN"
+        not_numbers = np.sum(is_nan)
+        why = f"{not_numbers} of {len(scores)} are NaN"
         raise NumericsError(f"{name} scores are not numbers", why=why, remedy="check the features they come from")
     return scores
 
@@ -92,7 +94,8 @@ def auroc(known_M, unknown_M) -> float:
     up_to = up_to_M.sum(dtype=np.int64)
     pairs = len(known) * len(others)
     # Each pair in order counts 2, each tie 1.
-    return float(below + up_to) / (2 * pairs)
+    counted = float(below + up_to)
+    return counted / (2 * pairs)
 
 
 def confusion(choice_M, truth_M, tasks: int) -> np.ndarray:
@@ -106,7 +109,8 @@ def confusion(choice_M, truth_M, tasks: int) -> np.ndarray:
     if choice.shape != truth.shape or choice.ndim != 1:
         why = f"choices have shape {choice.shape}, true tasks {truth.shape}"
         raise DataError("choices and true tasks do not match", why=why, remedy="pass one of each for every sample")
-    for name, value in (("choice", choice), ("true task", truth)):
+    named = {"choice": choice, "true task": truth}
+    for name, value in named.items():
         if not len(value):
             continue
         is_integer = value.dtype.kind in "iu"
@@ -114,8 +118,9 @@ def confusion(choice_M, truth_M, tasks: int) -> np.ndarray:
         highest = value.max()
         in_range = lowest >= 0 and highest < tasks
         if not (is_integer and in_range):
+            dtype = value.dtype
             last = tasks - 1
-            why = f"values {lowest} to {highest} ({value.dtype}), expected integers in 0 to {last}"
+            why = f"values {lowest} to {highest} ({dtype}), expected integers in 0 to {last}"
             remedy = "count unknown inputs separately, they belong to no task"
             raise DataError(f"a {name} is no task", why=why, remedy=remedy)
     counts = np.zeros((tasks, tasks), np.int64)

@@ -61,7 +61,8 @@ def _whitening(covariance_DD: Array, shrinkage: float) -> tuple[Array, Array]:
     isotropic = shrinkage * trace / width + RIDGE
     identity = jnp.eye(width)
     scaled_DD = (1 - shrinkage) * covariance_DD
-    shrunk_DD = scaled_DD + isotropic * identity
+    isotropic_DD = isotropic * identity
+    shrunk_DD = scaled_DD + isotropic_DD
     lower = jnp.linalg.cholesky(shrunk_DD)
     whitening = solve_triangular(lower, identity, lower=True)
     # The determinant of L L' is the squared product of L's diagonal.
@@ -101,7 +102,9 @@ class NearestMean(Standardised):
 
     def blank(self, capacity: int, width: int) -> dict[str, Array]:
         """Memory with room for `capacity` tasks: `center_ND`, and the standardisation."""
-        return blank_standard(width) | {"center_ND": jnp.zeros((capacity, width))}
+        memory = blank_standard(width)
+        memory["center_ND"] = jnp.zeros((capacity, width))
+        return memory
 
     def fit(self, memory: dict[str, Array], task: int, features_ND, *, key: Array) -> dict[str, Array]:
         """Writes row `task` from features [N, D]; nothing is random. Raises as `checked_features`, `with_row`."""
@@ -197,15 +200,17 @@ class SharedGaussian(Standardised):
         freedom_N = memory["count_N"] - 1
         freedom_N = jnp.where(learned_N, freedom_N, 0)
         freedom = jnp.sum(freedom_N)
-        divisor = jnp.maximum(freedom, 1).astype(jnp.float32)
+        divisor = jnp.maximum(freedom, 1)
+        divisor = divisor.astype(jnp.float32)
         covariance_DD = scatter_DD / divisor
+        # The log-determinant is dropped: all tasks share it, so it changes no comparison between them.
         whitening_DD, _ = _whitening(covariance_DD, self.shrinkage)
         deviation_BND = _deviations(rows_BD, memory)
         white_BND = jnp.einsum("bnd,ed->bne", deviation_BND, whitening_DD, precision=EXACT)
         squared_BND = jnp.square(white_BND)
         distance_BN = jnp.sum(squared_BND, axis=-1)
-        # All tasks share the determinant, so it changes no comparison between them.
-        return masked_scores(-0.5 * distance_BN, learned_N)
+        log_density_BN = -0.5 * distance_BN
+        return masked_scores(log_density_BN, learned_N)
 
     def _pooled(self, memory: dict[str, Array], learned_N: Array) -> Array:
         """Scatters of all learned tasks together, [D, D]."""
@@ -218,7 +223,8 @@ class SharedGaussian(Standardised):
         rest = jnp.sum(rest_N)
         pooled_DD = jnp.einsum("nkd,nke->de", factor_NKD, factor_NKD, precision=EXACT)
         width = factor_NKD.shape[-1]
-        return pooled_DD + rest * jnp.eye(width)
+        rest_DD = rest * jnp.eye(width)
+        return pooled_DD + rest_DD
 
     def typical_scores(self, memory: dict[str, Array], features_BD: Array, scores_BN: Array) -> Array:
         """Scores as if each task were the only one learned, float32 [B, N].
@@ -226,7 +232,8 @@ class SharedGaussian(Standardised):
         A pooled covariance separates tasks, but is too wide or too narrow for each of them: unknown inputs are detected
         far better under a task's own (docs/unknown.md).
         """
-        tasks = jnp.arange(scores_BN.shape[-1])
+        count = scores_BN.shape[-1]
+        tasks = jnp.arange(count)
 
         def score_alone(task: Array) -> Array:
             is_task_N = tasks == task
@@ -242,7 +249,8 @@ class SharedGaussian(Standardised):
         task's deviation."""
         factor_and_invert = 4 * width**3 // 3
         whiten = 2 * tasks * width**2
-        return 2 * stored + factor_and_invert + whiten
+        score = 2 * stored
+        return score + factor_and_invert + whiten
 
     def size(self, width: int) -> int:
         """Numbers stored per task: mean, count, and the scatter or its directions and rest."""
@@ -305,7 +313,8 @@ class ClassGaussian(Standardised):
         constant_N = memory["log_determinant_N"] + width * log_2pi
         squared_BND = jnp.square(white_BND)
         distance_BN = jnp.sum(squared_BND, axis=-1)
-        log_density_BN = -0.5 * (distance_BN + constant_N[None])
+        total_BN = distance_BN + constant_N[None]
+        log_density_BN = -0.5 * total_BN
         return masked_scores(log_density_BN, learned_N)
 
     def size(self, width: int) -> int:

@@ -85,9 +85,10 @@ class Neighbours(Standardised):
         memory = with_standard(memory, features)
         samples = len(features)
         if samples > self.most:
-            order = np.asarray(jax.random.permutation(key, samples))
+            order = jax.random.permutation(key, samples)
+            drawn = np.asarray(order)[: self.most]
             # Sorted, so that samples are stored in the order of the data.
-            drawn = np.sort(order[: self.most])
+            drawn = np.sort(drawn)
             features = features[drawn]
             samples = self.most
         rows_ND = standardised(memory, features, self.clip)

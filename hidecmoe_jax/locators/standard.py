@@ -102,8 +102,9 @@ def checked_features(features_ND, memory: dict[str, Array], task: int, *, capaci
         last = capacity - 1
         why = f"the locator has room for tasks 0 to {last}"
         raise DataError("no room for this task", where=where, why=why, remedy="make a blank memory of more capacity")
-    if features.ndim != 2 or features.shape[1] != width:
-        why = f"got shape {features.shape}, expected [N, {width}]"
+    shape = features.shape
+    if len(shape) != 2 or shape[1] != width:
+        why = f"got shape {shape}, expected [N, {width}]"
         raise DataError(
             "features of the wrong shape", where=where, why=why, remedy="use the features of one base model"
         )
@@ -143,8 +144,10 @@ def with_standard(memory: dict[str, Array], features_ND: np.ndarray) -> dict[str
     narrowest = NARROWEST * typical
     least = max(narrowest, SMALLEST_STD)
     std_D = np.maximum(std_D, least)
-    standard = {"mean_D": jnp.asarray(mean_D), "std_D": jnp.asarray(std_D, jnp.float32)}
-    return memory | standard
+    fitted = dict(memory)
+    fitted["mean_D"] = jnp.asarray(mean_D)
+    fitted["std_D"] = jnp.asarray(std_D, jnp.float32)
+    return fitted
 
 
 def standardised(memory: dict[str, Array], features_BD: Array, clip: float) -> Array:
@@ -158,8 +161,9 @@ def standardised(memory: dict[str, Array], features_BD: Array, clip: float) -> A
     features_BD = jnp.asarray(features_BD)
     features_BD = features_BD.astype(jnp.float32)
     shape = features_BD.shape
-    if features_BD.ndim != 2 or shape[1:] != mean_D.shape:
-        why = f"got shape {shape}, expected [B, {mean_D.shape[0]}]"
+    if len(shape) != 2 or shape[1:] != mean_D.shape:
+        width = mean_D.shape[0]
+        why = f"got shape {shape}, expected [B, {width}]"
         raise DataError("features of the wrong shape", why=why, remedy="use the features the locator was fitted with")
     # A memory to which no task was fitted has deviations of 0.
     is_fitted_D = std_D > 0
@@ -175,7 +179,8 @@ def standardised(memory: dict[str, Array], features_BD: Array, clip: float) -> A
 def masked_scores(scores_BN: Array, learned_N: Array) -> Array:
     """Scores as a locator returns them: -inf for tasks not learned, `LOWEST` where they are not finite."""
     chex.assert_rank(scores_BN, 2)
-    chex.assert_shape(learned_N, scores_BN.shape[1:], custom_message="`learned` has one entry per row of the memory")
+    tasks = scores_BN.shape[1]
+    chex.assert_shape(learned_N, (tasks,), custom_message="`learned` has one entry per row of the memory")
     chex.assert_type(learned_N, bool, custom_message="`learned` is a mask over tasks")
     is_finite_BN = jnp.isfinite(scores_BN)
     finite_BN = jnp.where(is_finite_BN, scores_BN, LOWEST)

@@ -83,7 +83,9 @@ def _bound(weights: dict[str, Array]) -> Autoencoder:
     """The module with one task's weights, which a memory stores as `encode`, `encode_bias` and so on."""
     width, hidden = weights["encode"].shape
     latent, _ = weights["decode"].shape
-    chex.assert_shape(weights["latent"], (hidden, 2 * latent))
+    # Mean and log-variance side by side.
+    posterior = 2 * latent
+    chex.assert_shape(weights["latent"], (hidden, posterior))
     chex.assert_shape(weights["rebuild"], (hidden, width))
     params = {}
     for layer in LAYERS:
@@ -119,7 +121,8 @@ def _loss(weights: dict[str, Array], rows_BD: Array, valid_B: Array, *, beta: fl
     squared_mean = jnp.square(mean)
     variance = jnp.exp(log_variance)
     divergence_BZ = squared_mean + variance - 1 - log_variance
-    divergence_B = 0.5 * jnp.sum(divergence_BZ, axis=-1)
+    divergence_B = jnp.sum(divergence_BZ, axis=-1)
+    divergence_B = 0.5 * divergence_B
     rebuilt = autoencoder.reconstruct(drawn)
     error_B = _squared_error(rows_BD, rebuilt)
     loss_B = error_B + beta * divergence_B
@@ -171,7 +174,8 @@ def _padded(rows_ND: Array, batch: int) -> tuple[Array, Array, int]:
     batch = min(batch, next_power)
     padding = -rows % batch
     rows_MD = jnp.pad(rows_ND, ((0, padding), (0, 0)))
-    valid_M = jnp.arange(len(rows_MD)) < rows
+    row_M = jnp.arange(len(rows_MD))
+    valid_M = row_M < rows
     return rows_MD, valid_M, batch
 
 
@@ -299,8 +303,10 @@ class Vae(Standardised):
                 "autoencoder diverged", where=f"task {task}", why=why, remedy="lower the locator's rate"
             )
         mean, std = statistics(errors)
-        error_statistics = {"error_mean_N": jnp.float32(mean), "error_std_N": jnp.float32(std)}
-        return with_row(memory, task, weights | error_statistics)
+        row = dict(weights)
+        row["error_mean_N"] = jnp.float32(mean)
+        row["error_std_N"] = jnp.float32(std)
+        return with_row(memory, task, row)
 
     def _trained(self, rows_ND: Array, held_out_MD: Array, *, key: Array) -> tuple[dict[str, Array] | None, np.ndarray]:
         """Weights with the lowest mean held-out error (None if none was finite) and those errors, float64 [M]."""
@@ -342,7 +348,9 @@ class Vae(Standardised):
     def scores(self, memory: dict[str, Array], features_BD: Array, learned_N: Array) -> Array:
         """Minus the z-score of the reconstruction error, float32 [B, capacity]; -inf where not `learned_N` (bool)."""
         errors_BN = self.errors(memory, features_BD)
-        z_BN = z_scores(errors_BN, memory["error_mean_N"], memory["error_std_N"])
+        mean_N = memory["error_mean_N"]
+        std_N = memory["error_std_N"]
+        z_BN = z_scores(errors_BN, mean_N, std_N)
         return masked_scores(-z_BN, learned_N)
 
     def size(self, width: int) -> int:

@@ -48,7 +48,8 @@ class ClipBlock(nn.Module):
         v_proj = linear("v_proj", width, inward)
         v = v_proj(h).reshape(heads)
         attended = attend(q, k, v, mask)
-        out_proj = linear("out_proj", width, ("heads", "width"))
+        outward = ("heads", "width")
+        out_proj = linear("out_proj", width, outward)
         x = x + out_proj(attended)
         norm2 = norm("norm2")
         h = norm2(x)
@@ -79,16 +80,19 @@ class VisionStem(nn.Module):
         p = c.patch_size
         size = c.image_size
         side = size // p
-        if pixels.shape[1:] != (size, size, 3):
-            raise ValueError(f"pixels are {pixels.shape}, the tower reads [N, {size}, {size}, 3]")
+        shape = pixels.shape
+        if shape[1:] != (size, size, 3):
+            raise ValueError(f"pixels are {shape}, the tower reads [N, {size}, {size}, 3]")
         # The patch convolution as one product: its stride is its width, so patches do not overlap.
         covered = side * p
         covered_pixels = pixels[:, :covered, :covered]
         squares = covered_pixels.reshape(-1, side, p, side, p, 3)
         squares = squares.transpose(0, 1, 3, 2, 4, 5)
         numbers_of_patch = p * p * 3
-        squares = squares.reshape(-1, side * side, numbers_of_patch)
-        patch = dense(c.width, (None, "width"), squares.dtype, param_dtype=self.param_dtype, name="patch")
+        patch_count = side * side
+        squares = squares.reshape(-1, patch_count, numbers_of_patch)
+        patch_axes = (None, "width")
+        patch = dense(c.width, patch_axes, squares.dtype, param_dtype=self.param_dtype, name="patch")
         patches = patch(squares)
         normal = nn.initializers.normal(0.02)
         init_class = named(normal, ("width",))
@@ -211,7 +215,8 @@ def tower_axes(config: VisionConfig | TextConfig) -> dict:
     """Logical axis names with the tree of `init_tower`."""
     axes = {}
     # Names of axes do not depend on the dtype.
-    for name, (module, inputs) in _modules(config, "float32").items():
+    modules = _modules(config, "float32")
+    for name, (module, inputs) in modules.items():
         is_stacked = name == "layers"
         axes[name] = axes_of(module, *inputs, stacked=is_stacked)
     return axes

@@ -156,7 +156,8 @@ def _next_token(logits_BV: Array, ended_B: Array, sampling: Sampling, keys_B: Ar
 def _filled_slots(prompt_keys_BS: Array, length: int, last: Array) -> Array:
     """Slots of the cache that hold a real token: of the prompt, or generated ones from `length` to `last`."""
     slots = jnp.arange(prompt_keys_BS.shape[1])
-    is_generated = (slots >= length) & (slots <= last)
+    is_after_prompt = slots >= length
+    is_generated = is_after_prompt & (slots <= last)
     return prompt_keys_BS | is_generated[None]
 
 
@@ -192,8 +193,8 @@ def generate(
 
     def body(state):
         step, logits, cache, ended, tokens, lengths, margins = state
-        keys = jax.vmap(lambda sample_key: jax.random.fold_in(sample_key, step))(sample_keys)
-        token, margin = _next_token(logits, ended, sampling, keys)
+        step_keys = jax.vmap(lambda sample_key: jax.random.fold_in(sample_key, step))(sample_keys)
+        token, margin = _next_token(logits, ended, sampling, step_keys)
         margins = margins.at[:, step].set(margin)
         ended = ended | (token == sampling.eos_token)
         # After `ended` is set: the end token itself is not a part of the text.

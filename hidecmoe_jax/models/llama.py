@@ -162,7 +162,8 @@ class Embedding(nn.Module):
 
     @nn.compact
     def __call__(self, ids_BT: Array) -> Array:
-        init = nn.with_logical_partitioning(nn.initializers.normal(0.02), ("vocab", "width"))
+        normal = nn.initializers.normal(0.02)
+        init = nn.with_logical_partitioning(normal, ("vocab", "width"))
         shape = (self.config.vocabulary, self.config.width)
         dtype = jnp.dtype(self.param_dtype)
         table = self.param("table", init, shape, dtype)
@@ -207,7 +208,8 @@ def init_decoder(config: DecoderConfig, key: Array, param_dtype: str = "float32"
 def decoder_axes(config: DecoderConfig) -> dict:
     """Logical axis names with the tree of `init_decoder`."""
     axes = {}
-    for name, (module, inputs) in _modules(config, "float32").items():
+    modules = _modules(config, "float32")
+    for name, (module, inputs) in modules.items():
         is_stacked = name == "layers"
         axes[name] = axes_of(module, *inputs, stacked=is_stacked)
     return axes
