@@ -122,7 +122,7 @@ class Engine:
       feature_batch: records that the frozen towers and the frozen base read together.
       feature_gib: memory for patch tokens; above it they are recomputed on demand.
       progress: makes a progress bar from a label.
-      cache: computed features; give one to several engines to share it, or a new one to forget.
+      cache: computed features; engines that are made with the same one share them.
     """
 
     method: Method

@@ -28,7 +28,7 @@ def merge_into_base(layers_params: dict, bank: Bank, gain_LS: Array) -> dict:
     """Stacked decoder layers {site: {"kernel": [layers, D, F]}, ...} with W + delta in the bank's layers.
 
     The sum is float32, cast once to the kernel's dtype, one layer at a time. There is no unmerge: subtracting does not
-    give the old bytes back, so keep the parameters that were passed in (they are not changed).
+    restore the old bytes, so keep the parameters that were passed in (they are not changed).
 
     Raises:
       ValueError: a site of the bank has no kernel of its shape (the parallel site "ffn" has none), or too few layers.
