@@ -3,9 +3,32 @@
 from __future__ import annotations
 
 import flax.linen as nn
+import jax.numpy as jnp
 from jax import Array
 
-from hidecmoe_jax.models.layers import activation, dense
+from hidecmoe_jax.models.layers import Axes, activation, named
+
+
+class BiasedLinear(nn.Module):
+    """`x @ kernel + bias` [..., F] in the dtype of `x`, with the parameters of `nn.Dense`.
+
+    Not `nn.Dense` itself, which adds the bias as [1, ..., F]: XLA sums the gradient of that in another order, and the
+    last bits of every projector that is trained would differ from those of earlier versions.
+    """
+
+    features: int
+    axes: Axes
+    param_dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        dtype = jnp.dtype(self.param_dtype)
+        init_kernel = named(nn.initializers.lecun_normal(), self.axes)
+        init_bias = named(nn.initializers.zeros, self.axes[1:])
+        kernel = self.param("kernel", init_kernel, (x.shape[-1], self.features), dtype)
+        bias = self.param("bias", init_bias, (self.features,), dtype)
+        product = x @ kernel.astype(x.dtype)
+        return product + jnp.broadcast_to(bias.astype(x.dtype), product.shape)
 
 
 class Projector(nn.Module):
@@ -16,7 +39,7 @@ class Projector(nn.Module):
 
     @nn.compact
     def __call__(self, patches: Array) -> Array:
-        dtype = patches.dtype
-        linear1 = dense(self.width, (None, "width"), dtype, bias=True, param_dtype=self.param_dtype, name="linear1")
-        linear2 = dense(self.width, ("width", None), dtype, bias=True, param_dtype=self.param_dtype, name="linear2")
-        return linear2(activation("gelu", linear1(patches)))
+        linear1 = BiasedLinear(self.width, (None, "width"), self.param_dtype, name="linear1")
+        linear2 = BiasedLinear(self.width, ("width", None), self.param_dtype, name="linear2")
+        hidden = activation("gelu", linear1(patches))
+        return linear2(hidden)
