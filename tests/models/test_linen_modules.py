@@ -1,5 +1,6 @@
 """Linen around pure functions: experts in a table of a block, `nn.Dense` bit for bit, shapes checked while tracing."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,9 +8,10 @@ import numpy_model as ref
 import pytest
 
 from hidecmoe_jax.experts.routing import Routing, Voice, all_slots, constant, routed_weights, softmax_top_k
-from hidecmoe_jax.models.layers import dense
+from hidecmoe_jax.models.layers import activation, dense
 from hidecmoe_jax.models.llama import SITES, block_table, init_decoder
 from hidecmoe_jax.models.llava import Prompt, logits
+from hidecmoe_jax.models.projector import Projector
 
 LOGITS = jax.jit(logits)
 
@@ -63,6 +65,30 @@ def test_dense_is_the_plain_product_bit_for_bit(bias, dtype, param_dtype):
     assert np.asarray(ours).tobytes() == np.asarray(theirs).tobytes()
     for one, other in zip(*map(jax.tree.leaves, (loss(by_hand)(params, x), loss(by_module)(params, x))), strict=True):
         assert np.asarray(one).tobytes() == np.asarray(other).tobytes()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_projector_is_the_formula_operation_for_operation(dtype):
+    """Equal numbers are not enough here: how the gradient of a bias is summed depends on the program around it."""
+    patches = jax.random.normal(jax.random.key(0), (2, 3, 8)).astype(dtype)
+    projector = Projector(16)
+    params = nn.unbox(projector.init(jax.random.key(1), patches))["params"]
+
+    def by_hand(params, x):
+        for name in ("linear1", "linear2"):
+            product = x @ params[name]["kernel"].astype(x.dtype)
+            x = product + jnp.broadcast_to(params[name]["bias"].astype(x.dtype), product.shape)
+            x = activation("gelu", x) if name == "linear1" else x
+        return x
+
+    def by_module(params, x):
+        return projector.apply({"params": params}, x)
+
+    def program(forward):
+        gradient = jax.grad(lambda params: jnp.sum(jnp.square(forward(params, patches).astype(jnp.float32))))
+        return str(jax.make_jaxpr(gradient)(params))
+
+    assert program(by_module) == program(by_hand)
 
 
 def _with(voice: Voice, **changes) -> tuple[Voice, ...]:
