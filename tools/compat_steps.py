@@ -50,7 +50,7 @@ EDITS = {
     "hide": ["merge", "birds", "fish"],
     "hidecmoe": ["merge", "birds", "fish", "--mode", "linear"],
     "cmoe": ["retire", "birds"],
-    "stacked": ["merge", "birds", "fish"],
+    "stacked": ["retire", "birds"],
     "chosen_by_probe": ["retire", "birds"],
 }
 # State of a run folder -> the actions that are carried out on copies of it.
