@@ -1,12 +1,14 @@
 """The vendored data files hold what scikit-learn's loaders return, and their licences lie beside them."""
 
 import numpy as np
-from sklearn.datasets import load_digits, load_sample_images
 
 from hidecmoe_jax.data.real_images import FOLDER, PHOTOGRAPHS, handwritten_digits, photographs
 
 
 def test_digits_and_photographs_are_those_of_scikit_learn():
+    # Imported here: it takes seconds, and every process of a test run reads this file.
+    from sklearn.datasets import load_digits, load_sample_images
+
     scans, values = handwritten_digits()
     known_scans, known_values = load_digits(return_X_y=True)
     np.testing.assert_array_equal(scans, known_scans)

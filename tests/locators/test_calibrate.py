@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import confusion_matrix, roc_auc_score
 
 from hidecmoe_jax.core.errors import DataError, NumericsError
 from hidecmoe_jax.locators.calibrate import auroc, confusion, threshold, unknown
@@ -69,6 +68,8 @@ line = st.lists(st.integers(-4, 4), min_size=1, max_size=30)
 @settings(deadline=None, max_examples=60)
 @given(line, line)
 def test_auroc_is_that_of_sklearn_ties_included(known, foreign):
+    from sklearn.metrics import roc_auc_score  # takes seconds, and every process of a test run reads this file
+
     truth = np.repeat([1, 0], [len(known), len(foreign)])
     assert auroc(known, foreign) == pytest.approx(roc_auc_score(truth, known + foreign), abs=1e-12)
 
@@ -85,6 +86,8 @@ def test_auroc_of_the_extremes():
 
 
 def test_confusion_counts_every_sample():
+    from sklearn.metrics import confusion_matrix
+
     rng = np.random.default_rng(0)
     truth, choice = rng.integers(0, 3, size=50), rng.integers(0, 3, size=50)
     found = confusion(choice, truth, 4)

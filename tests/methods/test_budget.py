@@ -2,11 +2,10 @@
 
 from dataclasses import replace
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import TINY
+from tiny import TINY, tiny_model
 
 from hidecmoe_jax.core.errors import ConfigError
 from hidecmoe_jax.experts import pool
@@ -21,7 +20,6 @@ from hidecmoe_jax.methods.lora import PARALLEL, Lora
 from hidecmoe_jax.methods.mixture import Mixture
 from hidecmoe_jax.methods.routed import Routed
 from hidecmoe_jax.methods.stacked import Lower, Stacked
-from hidecmoe_jax.models.llava import init_model
 
 BLOCK = Lora(rank=2, alpha=4.0, sites=(PARALLEL,))
 METHODS = {
@@ -37,7 +35,7 @@ METHODS = {
 
 @pytest.fixture(scope="module")
 def model():
-    return init_model(TINY, jax.random.key(0))
+    return tiny_model(0)
 
 
 @pytest.mark.parametrize("name", METHODS)

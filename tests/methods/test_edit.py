@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import TINY
+from tiny import TINY, tiny_model
 
 from hidecmoe_jax.core import trees
 from hidecmoe_jax.core.errors import ConfigError
@@ -23,9 +23,8 @@ from hidecmoe_jax.methods.gates.locator import LocatorGate
 from hidecmoe_jax.methods.lora import LINEARS, Lora
 from hidecmoe_jax.methods.mixture import Mixture
 from hidecmoe_jax.methods.routed import Routed
-from hidecmoe_jax.models.llava import Prompt, init_model, logits
+from hidecmoe_jax.models.llava import Prompt, logits
 
-MODEL = init_model(TINY, jax.random.key(0))
 MIXTURE = Mixture(
     lora=Lora(rank=2, alpha=4.0, sites=("ffn",)), growth="uniform", start="blank", gate=LocatorGate(by=NearestMean())
 )
@@ -44,7 +43,7 @@ def drawn(bank, seed: int):
 @pytest.fixture(scope="module")
 def mixed():
     """Three tasks in a pool: slots 0 and 1, 2, 3; the last task owns nothing in layer 1."""
-    learner = MIXTURE.init(MODEL, 4)
+    learner = MIXTURE.init(tiny_model(0), 4)
     owner = np.tile(np.array([0, 0, 1, 2, EMPTY]), (3, 1))
     owner[1, 3] = EMPTY
     past = drawn(learner.past[POOL].replace(owner_LS=jnp.asarray(owner, jnp.int32)), 1)
@@ -64,13 +63,13 @@ def prompt():
 
 
 def answered(learner, task: int, prompt):
-    serving = MIXTURE.serve(MODEL, learner)
+    serving = MIXTURE.serve(tiny_model(0), learner)
     decision = MIXTURE.decide(serving, None, jnp.full((2,), task))
     return np.asarray(HEAR(serving.model, prompt, MIXTURE.voices(serving, decision)))
 
 
 def stored(method, learner) -> int:
-    return sum(method.sizes(MODEL, learner)["stored"].values())
+    return sum(method.sizes(tiny_model(0), learner)["stored"].values())
 
 
 def test_a_retired_expert_is_gone_from_every_router_and_all_others_keep_their_bytes(mixed, prompt):
@@ -173,7 +172,7 @@ def test_a_merge_goes_into_the_most_alike_and_routers_see_the_mean_of_what_they_
 
 @pytest.mark.parametrize(("mode", "count"), [*((mode, 2) for mode in combine.MODES), ("linear", 3), ("svd", 3)])
 def test_default_weights_give_copies_back(mode, count):
-    bank = drawn(MIXTURE.lora.blank(MODEL, count).replace(owner_LS=jnp.arange(3 * count).reshape(3, count)), 5)
+    bank = drawn(MIXTURE.lora.blank(tiny_model(0), count).replace(owner_LS=jnp.arange(3 * count).reshape(3, count)), 5)
     bank = bank.replace(
         a={s: jnp.broadcast_to(a[:, :, :1], a.shape) for s, a in bank.a.items()},
         b={s: jnp.broadcast_to(b[:, :1], b.shape) for s, b in bank.b.items()},
@@ -219,10 +218,10 @@ ROUTED = Routed(lora=Lora(rank=2), eps=(1.0, 2.0, 3.0), gate=NamedGate())
 
 def routed(method, tasks):
     """A learner that owns random experts of `tasks`, recalled as the ledger would."""
-    learner = method.init(MODEL, 4)
+    learner = method.init(tiny_model(0), 4)
     past = learner.past[LINEARS]
     for task in tasks:
-        expert = drawn(surgery.sprout(method.lora.blank(MODEL, 1), 0, task, jax.random.key(task)), 10 + task)
+        expert = drawn(surgery.sprout(method.lora.blank(tiny_model(0), 1), 0, task, jax.random.key(task)), 10 + task)
         past = surgery.plant(past, 1 + task, expert, task)
     return learner.replace(past={LINEARS: method.fused_again(past, learner.memory)})
 
@@ -233,13 +232,13 @@ def test_a_retired_task_of_a_routed_method_is_as_if_it_had_never_been_learned(fu
     after, never = edited(method, routed(method, (0, 1, 2)), Edit("retire", 1)), routed(method, (0, 2))
     assert trees.digests(trees.flatten(after.past)) == trees.digests(trees.flatten(never.past))
     assert method.learned(after) == (0, 2) and stored(method, after) < stored(method, routed(method, (0, 1, 2)))
-    serving = method.serve(MODEL, after)
+    serving = method.serve(tiny_model(0), after)
     assert (np.asarray(serving.slot_LN)[:, 1] == -1).all()
     nobody = edited(method, edited(method, after, Edit("retire", 0)), Edit("retire", 2))
     owner = np.asarray(nobody.past[LINEARS].owner_LS)
     assert (owner == EMPTY).all() and not (owner[:, FUSED_SLOT] == FUSED).any()
-    bare = method.serve(MODEL, nobody)
-    np.testing.assert_array_equal(HEAR(bare.model, prompt, ()), HEAR(MODEL, prompt, ()))
+    bare = method.serve(tiny_model(0), nobody)
+    np.testing.assert_array_equal(HEAR(bare.model, prompt, ()), HEAR(tiny_model(0), prompt, ()))
     # What is left of it can still be compared, and learned on top of.
     assert not any(np.asarray(leaf).any() for leaf in method.to_archive(after, 1)["experts"].values())
 

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_edit import HEAR, MODEL, ROUTED, prompt, routed, stored  # noqa: F401
+from test_edit import HEAR, ROUTED, prompt, routed, stored  # noqa: F401
+from tiny import tiny_model
 
 from hidecmoe_jax.core import trees
 from hidecmoe_jax.core.errors import ConfigError
@@ -28,7 +29,7 @@ MIX = (0.5, 0.3, 0.2)
 def answered(method, learner, weights, prompt):  # noqa: F811
     """Logits with these weights of the tasks."""
     weight = jnp.tile(jnp.pad(jnp.asarray(weights), (0, 4 - len(weights))), (2, 1))
-    serving = method.serve(MODEL, learner)
+    serving = method.serve(tiny_model(0), learner)
     return np.asarray(HEAR(serving.model, prompt, method.voices(serving, Decision(weight, weight))))
 
 
@@ -79,7 +80,7 @@ def test_both_tasks_are_answered_from_what_combine_makes_of_them(mode, prompt): 
 
 
 @pytest.mark.parametrize("fusion", surgery.FUSIONS)
-@pytest.mark.parametrize("expand", ["last", (1, 2), "all"])
+@pytest.mark.parametrize("expand", ["last", pytest.param((1, 2), marks=pytest.mark.slow), "all"])
 def test_what_is_not_named_keeps_its_bytes_and_storage_falls_by_an_expert_a_layer(fusion, expand, prompt):  # noqa: F811
     method = replace(ANCHORS, fusion=fusion, expand=expand)
     before = routed(method, (0, 1, 2))
@@ -97,7 +98,7 @@ def test_what_is_not_named_keeps_its_bytes_and_storage_falls_by_an_expert_a_laye
         assert not np.asarray(now.b[site])[rows, 3].any()
     np.testing.assert_array_equal(named(method, after, 0, prompt), named(method, before, 0, prompt))
     assert method.learned(after) == (0, 1, 2)
-    one = sum(v.size for v in jax.tree.leaves(method.lora.blank(MODEL, 1).factors)) // 3
+    one = sum(v.size for v in jax.tree.leaves(method.lora.blank(tiny_model(0), 1).factors)) // 3
     assert stored(method, before) - stored(method, after) == one * len(rows)
 
 
@@ -105,10 +106,10 @@ def test_layers_are_merged_one_by_one_and_every_layer_remembers_who_lives_where(
     before = routed(ALL, (0, 1, 2))
     one = edited(ALL, before, Edit("merge", 1, into=0, layers=(0,)))
     two = edited(ALL, one, Edit("merge", 1, into=2, layers=(1,)))
-    assert ALL.serve(MODEL, two).slot_LN[:, :3].tolist() == [[1, 1, 3], [1, 3, 3], [1, 2, 3]]
+    assert ALL.serve(tiny_model(0), two).slot_LN[:, :3].tolist() == [[1, 1, 3], [1, 3, 3], [1, 2, 3]]
     # Who moves takes along who lives with it, in that layer.
     three = edited(ALL, two, Edit("merge", 0, into=2, layers=(0,)))
-    assert ALL.serve(MODEL, three).slot_LN[:, :3].tolist() == [[3, 3, 3], [1, 3, 3], [1, 2, 3]]
+    assert ALL.serve(tiny_model(0), three).slot_LN[:, :3].tolist() == [[3, 3, 3], [1, 3, 3], [1, 2, 3]]
     np.testing.assert_array_equal(three.past[LINEARS].owner_LS[:, 1:4], [[EMPTY, EMPTY, 2], [0, EMPTY, 2], [0, 1, 2]])
     assert {pair: rows.tolist() for pair, rows in shared_slots.redirected(three.memory.home).items()} == {
         (0, 2): [0],
@@ -122,7 +123,7 @@ def test_layers_are_merged_one_by_one_and_every_layer_remembers_who_lives_where(
     everywhere = edited(ALL, before, Edit("merge", 1, into=0))
     assert narrowed(ALL, everywhere, Edit("merge", 1, into=0)) is None
     joined = edited(ALL, everywhere, Edit("merge", 2, into=0))
-    assert (ALL.serve(MODEL, joined).slot_LN[:, :3] == 1).all() and ALL.learned(joined) == (0, 1, 2)
+    assert (ALL.serve(tiny_model(0), joined).slot_LN[:, :3] == 1).all() and ALL.learned(joined) == (0, 1, 2)
 
 
 def test_a_task_that_lives_with_another_can_be_retired_and_then_that_one_too(prompt):  # noqa: F811
@@ -131,7 +132,7 @@ def test_a_task_that_lives_with_another_can_be_retired_and_then_that_one_too(pro
         assert narrowed(method, merged, Edit("retire", 1)) == Edit("retire", 1)
         after = edited(method, merged, Edit("retire", 1))
         assert method.learned(after) == (0, 2) and after.memory.home is None
-        assert (np.asarray(method.serve(MODEL, after).slot_LN)[:, 1] == -1).all()
+        assert (np.asarray(method.serve(tiny_model(0), after).slot_LN)[:, 1] == -1).all()
         assert not (np.asarray(after.past[LINEARS].owner_LS) == 1).any()
         with pytest.raises(ConfigError, match="no expert to edit"):
             edited(method, after, Edit("retire", 1))
@@ -159,12 +160,12 @@ def test_a_merge_stays_in_the_layers_that_were_chosen_when_it_was_made(prompt): 
         wanted = np.asarray(2 * made.a[site][1, :, 0] + learner.past[LINEARS].a[site][1, :, 3])
         np.testing.assert_allclose(later.past[LINEARS].a[site][1, :, FUSED_SLOT], wanted, atol=1e-5)
     # And in the layer that keeps tasks apart now, both have their own.
-    assert method.serve(MODEL, later).slot_LN[:, :3].tolist() == [[1, 2, 3]]
+    assert method.serve(tiny_model(0), later).slot_LN[:, :3].tolist() == [[1, 2, 3]]
     assert not np.array_equal(named(method, later, 0, prompt), named(method, later, 1, prompt))
     # A fusion by one expert is as large as before; a sum of products has one source less.
     for fusion, fewer in (("factor_sum", 0), ("product_sum", 1)):
         other = replace(method, fusion=fusion)
-        assert stored(other, at(now)) - stored(other, later) == fewer * method.lora.size(MODEL)
+        assert stored(other, at(now)) - stored(other, later) == fewer * method.lora.size(tiny_model(0))
     assert narrowed(method, at(now), replace(asked, layers=(0, 1)), 2).layers == (1,)
     assert narrowed(method, at(now), replace(asked, layers=(1,))) is None
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from lessons import teach
 from staged import staged_matrix
-from tiny import run_config, write_base, write_stream
+from tiny import run_config, tiny_model, write_base, write_stream
 
 from hidecmoe_jax.core import trees
 from hidecmoe_jax.core.errors import ConfigError
@@ -328,11 +328,10 @@ def test_thresholds_are_read_from_records_that_were_kept_apart(done):
 
 def test_a_layer_without_an_active_expert_adds_nothing():
     method = Mixture(lora=Lora(rank=2, alpha=4.0, sites=("ffn",)))
-    from tiny import TINY
 
-    from hidecmoe_jax.models.llava import Prompt, init_model
+    from hidecmoe_jax.models.llava import Prompt
 
-    model = init_model(TINY, jax.random.key(0))
+    model = tiny_model(0)
     learner = method.init(model, 2)
     prompt = Prompt(jnp.arange(6, 14)[None], jnp.ones((1, 8), bool))
     silent = Voice(learner.past[POOL], Routing(jnp.zeros((3, 1, 3)), jnp.zeros((3, 1, 16, 3)), 2))

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import TINY, VOCABULARY
+from tiny import TINY, VOCABULARY, tiny_model
 
 from hidecmoe_jax.core import trees
 from hidecmoe_jax.experts.fold import merge_into_base
@@ -13,7 +13,7 @@ from hidecmoe_jax.methods.base import trainable, with_trainable
 from hidecmoe_jax.methods.lora import LINEARS, PARALLEL, Lora
 from hidecmoe_jax.methods.moelora import MoeLora
 from hidecmoe_jax.models.llama import site_shapes
-from hidecmoe_jax.models.llava import Batch, Prompt, init_model, logits
+from hidecmoe_jax.models.llava import Batch, Prompt, logits
 from hidecmoe_jax.models.voices import LayerVoice, add_experts
 
 METHOD = MoeLora(lora=Lora(rank=2, alpha=4.0, dropout=0.0), experts=3, train_projector=False)
@@ -22,7 +22,7 @@ TUNE = METHOD.stages(0)[0]
 
 @pytest.fixture(scope="module")
 def model():
-    return init_model(TINY, jax.random.key(0))
+    return tiny_model(0)
 
 
 @pytest.fixture(scope="module")

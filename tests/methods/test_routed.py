@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import TINY
+from tiny import TINY, tiny_model
 
 from hidecmoe_jax.core.errors import ConfigError
 from hidecmoe_jax.experts import surgery
@@ -88,7 +88,7 @@ def test_senseless_experts_are_refused(wrong):
 
 
 def test_a_missing_fusion_weight_is_named():
-    model = init_model(TINY, jax.random.key(0))
+    model = tiny_model(0)
     bank = Lora(rank=2).blank(model, 4)
     for task in (0, 1):
         young = surgery.sprout(Lora(rank=2).blank(model, 1), 0, task, jax.random.key(task))

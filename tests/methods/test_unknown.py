@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import TINY
+from tiny import TINY, tiny_model
 
 from hidecmoe_jax.locators.anchors import ClipAnchors, Pooled, anchors_of, gate
 from hidecmoe_jax.locators.gaussian import NearestMean, SharedGaussian
@@ -14,7 +14,6 @@ from hidecmoe_jax.methods.base import FrozenFeatures
 from hidecmoe_jax.methods.gates.anchors import AnchorGate
 from hidecmoe_jax.methods.gates.locator import LocatorGate
 from hidecmoe_jax.methods.gates.unknown import READ_ALONE, SEEN_ALONE, UNREACHED
-from hidecmoe_jax.models.llava import init_model
 
 WIDE, DEEP = TINY.vision.projection, TINY.text.width
 LEARNED = jnp.array([True, True, False])
@@ -24,7 +23,7 @@ GATES = [AnchorGate(foreign=0.1, kept_apart=0.25), LocatorGate(by=ClipAnchors(),
 
 @pytest.fixture(scope="module")
 def model():
-    return init_model(TINY, jax.random.key(0))
+    return tiny_model(0)
 
 
 def samples(task: int, count: int = 40, *, seed: int = 0, image: bool = True, text: bool = True) -> Pooled:

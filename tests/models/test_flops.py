@@ -20,6 +20,7 @@ sys.modules["bench_flops"] = flops
 spec.loader.exec_module(flops)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("routed", [False, True])
 def test_extrapolation_equals_the_count_in_full(routed):
     config, session = flops.toy()

@@ -179,7 +179,8 @@ def test_an_edit_of_layers_is_made_in_every_seed_where_there_are_experts(world, 
         retire(run, "fish", layers=(0, 9))
 
 
-def test_growth_is_told_under_the_edits_that_held_when_a_task_was_learned(tmp_path):
+@pytest.mark.slow
+def test_growth_is_reported_under_the_edits_that_held_when_a_task_was_learned(tmp_path):
     run = learn(make_world(tmp_path, "cmoe", **test_resume_stages.MIXTURE), tmp_path / "run")
     retire(run, "birds", layers=(0,), commit=True, allowed=100.0)
     add(run, tmp_path / "trees")

@@ -145,6 +145,7 @@ def test_an_edited_run_leaves_as_what_it_answers_with(merged, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_every_seed_is_merged_where_it_keeps_tasks_apart(tmp_path, capsys):
     config = make_world(tmp_path, "hide", **WORLDS["chosen"])
     run = learn(replace(config, seeds=(0, 1)), tmp_path / "run")

@@ -112,10 +112,10 @@ def worlds(tmp_path_factory):
 
 
 # What is special about refusals and names is tested by hand-made lines as well.
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("refusing", "per_task")]
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("hidecmoe", "refusing", "per_task")]
 
 
-@pytest.fixture(params=["cmoe", "hidecmoe", *SLOW])
+@pytest.fixture(params=["cmoe", *SLOW])
 def world(request, worlds):
     return worlds(request.param)
 
