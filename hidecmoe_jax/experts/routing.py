@@ -84,14 +84,22 @@ def softmax_top_k(logits: Array, active: Array, top_k: int) -> Array:
     is_top = top_slot == jnp.arange(slots)
     is_among_top = jnp.any(is_top, axis=-2)
     selected = active & is_among_top
-    # Finite where nothing is selected: -inf minus -inf would be NaN.
-    finite = jnp.where(selected, masked, -1e30)
+    return masked_softmax(masked, selected)
+
+
+def masked_softmax(logits: Array, active: Array) -> Array:
+    """Float32 softmax over the active entries of the last axis, zero elsewhere; all zero where none is active.
+
+    Not the library's softmax, which is NaN, gradient included, where nothing is active.
+    """
+    finite = jnp.where(active, logits, -1e30)
     top = jnp.max(finite, axis=-1, keepdims=True)
-    at_most_top = jnp.where(selected, masked, top)
-    shifted = at_most_top - top
-    power = jnp.exp(shifted)
-    power = jnp.where(selected, power, 0.0)
+    # Both branches of a `where` get gradients, so the exponent is finite for entries that are not active too.
+    at_most_top = jnp.where(active, logits, top)
+    power = jnp.exp(at_most_top - top)
+    power = jnp.where(active, power, 0.0)
     total = jnp.sum(power, axis=-1, keepdims=True)
+    # The largest active entry adds 1 to the total, so the bound matters only where there is none.
     return power / jnp.maximum(total, 1e-30)
 
 

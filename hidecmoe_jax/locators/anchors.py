@@ -17,6 +17,8 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
+from hidecmoe_jax.experts.routing import masked_softmax
+
 EPSILON = 1e-8
 # Accelerators shorten float32 products by default, and the gate divides cosines by a temperature of 0.1.
 _EXACT = jax.lax.Precision.HIGHEST
@@ -142,7 +144,8 @@ def gate(
         weight_BN = jax.nn.softmax(logits_BN, axis=-1)
     else:
         mixed_BN = _mixed(anchors, pooled, image_BN, text_BN, mixing)
-        weight_BN = _masked_softmax(mixed_BN, learned_N, temperature)
+        logits_BN = mixed_BN / temperature
+        weight_BN = masked_softmax(logits_BN, learned_N[None])
     return Scores(weight_BN, mixed_BN, image_BN, text_BN)
 
 
@@ -162,23 +165,6 @@ def _mixed(anchors: Anchors, pooled: Pooled, image_BN: Array, text_BN: Array, mi
     weighted_BN = image_part_BN + text_part_BN
     # At least EPSILON: a sample with neither modality has weight 0 for every task.
     return weighted_BN / jnp.maximum(total_BN, EPSILON)
-
-
-def _masked_softmax(mixed_BN: Array, learned_N: Array, temperature: float) -> Array:
-    """Softmax over the learned tasks, [B, N]; zeros where no task is learned."""
-    # Not the library's softmax, which is NaN, gradient included, where no task is learned.
-    learned_1N = learned_N[None]
-    logits_BN = mixed_BN / temperature
-    logits_BN = jnp.where(learned_1N, logits_BN, -jnp.inf)
-    finite_BN = jnp.where(learned_1N, logits_BN, -1e30)
-    top_B1 = jnp.max(finite_BN, axis=-1, keepdims=True)
-    # Both branches of a `where` get gradients, so the exponent is finite for tasks that are not learned too.
-    at_most_top_BN = jnp.where(learned_1N, logits_BN, top_B1)
-    exponent_BN = at_most_top_BN - top_B1
-    power_BN = jnp.exp(exponent_BN)
-    power_BN = jnp.where(learned_1N, power_BN, 0.0)
-    norm_B1 = jnp.sum(power_BN, axis=-1, keepdims=True)
-    return power_BN / jnp.maximum(norm_B1, EPSILON)
 
 
 def anchors_of(memory: dict[str, Array]) -> Anchors:
