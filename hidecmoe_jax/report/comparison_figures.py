@@ -106,7 +106,7 @@ def last_by_task(document: Document):
     axis.set_ylim(0, top * 1.03)
     axis.grid(axis="y", color=GRID)
     figure.legend(loc="outside lower center", ncols=min(3, len(methods)), frameon=False, fontsize=9)
-    titles(axis, "Score of each task after the last stage", x="", y="score")
+    titles(axis, "Score of each task after the last lesson", x="", y="score")
     return figure
 
 

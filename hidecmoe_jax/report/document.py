@@ -236,7 +236,7 @@ def _routing_accuracy(seed: SeedResult) -> float | None:
 
 
 def _all_rows(matrix: Matrix, tasks: int) -> list[Row]:
-    """All T + 1 rows, those never measured filled with None, so that `matrix[k]` always means stage k."""
+    """All T + 1 rows, those never measured filled with None, so that `matrix[k]` always means row k."""
     rows = list(map(_finite_row, matrix))
     while len(rows) < tasks + 1:
         rows.append([None] * tasks)

@@ -29,7 +29,7 @@ from hidecmoe_jax.report.canvas import (
     tasks_on,
     titles,
 )
-from hidecmoe_jax.report.growth_figures import expansion, growth
+from hidecmoe_jax.report.growth_figures import expansion_benefit, experts_added
 
 PART_COLORS = {
     "experts": "#0072B2",
@@ -52,11 +52,12 @@ def run_figures(document: Document) -> dict[str, bytes]:
         figures["routing_confusion"] = routing_confusion(document)
     if document["stored_parameters"] or document["added_parameters"]:
         figures["expert_sizes"] = expert_sizes(document)
-    grown = document.get("growth") or {}
-    if "experts" in grown:
-        figures["growth"] = growth(document)
-    if "worth" in grown:
-        figures["expansion"] = expansion(document)
+    growth = document.get("growth") or {}
+    if "experts" in growth:
+        figures["growth"] = experts_added(document)
+    # `worth` is the document's key for the benefit of expanding each layer.
+    if "worth" in growth:
+        figures["expansion"] = expansion_benefit(document)
     if any(document["curves"].values()):
         figures["training_loss"] = training_loss(document)
     files = {}
@@ -70,47 +71,49 @@ def accuracy_matrix(document: Document):
     tasks = document["tasks"]
     scores = _scores(document)
 
-    def text(stage: int, task: int) -> str:
-        score = scores[stage, task]
+    def text(row: int, task: int) -> str:
+        score = scores[row, task]
         return f"{score:.1f}"
 
     width = 2.6 + 0.85 * len(tasks)
     height = 1.9 + 0.5 * len(scores)
     figure, axis = canvas(width, height)
     heat(axis, scores, top=_highest(scores), text=text)
-    line = {"color": INK, "linewidth": 1.6, "solid_capstyle": "butt"}
+    style = {"color": INK, "linewidth": 1.6, "solid_capstyle": "butt"}
     for task in range(len(tasks)):
+        # The upper and the right edge of the task's cell of row task + 1, the first row after it was learned.
         left = task - 0.5
         right = task + 0.5
-        below = task + 1.5
-        axis.plot([left, right], [right, right], **line)
-        axis.plot([right, right], [right, below], **line)
+        upper = task + 0.5
+        lower = task + 1.5
+        axis.plot([left, right], [upper, upper], **style)
+        axis.plot([right, right], [upper, lower], **style)
     tasks_on(axis.xaxis, tasks)
-    rows = ["zero-shot"]
+    labels = ["zero-shot"]
     for task in tasks:
-        rows.append(f"after {short(task)}")
+        labels.append(f"after {short(task)}")
     # A zero-shot document has one row only.
-    stages = len(scores)
-    axis.set_yticks(range(stages), rows[:stages])
-    title = f"Score on every task after every stage {DOT} {document['method']}"
+    rows = len(scores)
+    axis.set_yticks(range(rows), labels[:rows])
+    title = f"Score on every task after every lesson {DOT} {document['method']}"
     titles(axis, title, x="tested on", y="")
     return figure
 
 
 def forgetting_curves(document: Document):
-    """Score on each task against the stage: dotted until the task is learned, solid from then on."""
+    """Score on each task against the row of the matrix: dotted until the task is learned, solid from then on."""
     tasks = document["tasks"]
     scores = _scores(document)
-    stages = len(scores)
-    width = 3.6 + 0.75 * stages
+    rows = len(scores)
+    width = 3.6 + 0.75 * rows
     figure, axis = canvas(width, 4.0)
     for task, name in enumerate(tasks):
         _task_curve(axis, task, name, scores[:, task])
     names = ["zero-shot", *shortened(tasks)]
-    axis.set_xticks(range(stages), names, rotation=30, ha="right", rotation_mode="anchor")
+    axis.set_xticks(range(rows), names, rotation=30, ha="right", rotation_mode="anchor")
     highest = _highest(scores)
     axis.set_ylim(0, highest * 1.03)
-    axis.set_xlim(-0.2, stages - 0.8)
+    axis.set_xlim(-0.2, rows - 0.8)
     axis.grid(axis="y", color=GRID)
     axis.legend(title="tested on", loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=9)
     title = f"Score on each task as others are learned {DOT} {document['method']}"
@@ -119,12 +122,12 @@ def forgetting_curves(document: Document):
 
 
 def _task_curve(axis, task: int, name: str, scores: np.ndarray) -> None:
-    """Scores [stages] on one task; those that were not measured are left out."""
+    """Scores [rows] on one task; those that were not measured are left out."""
     is_measured = ~np.isnan(scores)
-    stages = np.flatnonzero(is_measured)
-    # Task i is learned in stage i + 1; that point belongs to both pieces, so that they join.
-    before = stages[stages <= task + 1]
-    after = stages[stages > task]
+    rows = np.flatnonzero(is_measured)
+    # Tasks count from 0, so row task + 1 is the first after learning; its point is in both pieces, so that they join.
+    before = rows[rows <= task + 1]
+    after = rows[rows > task]
     color = PALETTE[task % len(PALETTE)]
     # A dash for each round through the colours.
     rounds = task // len(PALETTE)
@@ -149,14 +152,15 @@ def _task_curve(axis, task: int, name: str, scores: np.ndarray) -> None:
 def routing_confusion(document: Document):
     """Share of each task's test items routed to each expert, with counts; rows are the true task.
 
-    A last column for inputs that the gate takes for unknown is drawn where there are any.
+    `routing_confusion` of the document is T x T and omits inputs that the gate takes for unknown; `locator_confusion`
+    has a further column for them, and is absent where the method is given the task. That column is drawn unless it is
+    empty.
     """
     tasks = columns = document["tasks"]
     counts = np.array(document["routing_confusion"])
     located = document.get("locator_confusion")
     if located:
         located_counts = np.array(located["counts"])
-        # The last column is empty unless the gate took an input for unknown.
         if np.any(located_counts[:, -1]):
             counts = located_counts
             columns = located["columns"]
@@ -298,39 +302,10 @@ def _moving_average(values: Sequence[float], window: int) -> list[float]:
 
 
 def _scores(document: Document) -> np.ndarray:
-    """The matrix of scores [stages, tasks], NaN where not measured."""
+    """The matrix of scores [rows, tasks], NaN where not measured."""
     return np.array(document["matrix"], np.float64)
 
 
 def _highest(scores: np.ndarray) -> float:
     """Upper end of a scale of scores: 100, or the highest score where one exceeds 100 (CIDEr-D does)."""
     return float(np.nanmax(scores, initial=100.0))
-
-
-def similarity_map(layers_LTT, tasks: Sequence[str], *, legacy: bool):
-    """Similarity of the tasks' own models by layer: the mean over pairs as bars, the pairs as a heat map below."""
-    layers = range(len(layers_LTT))
-    first, second = np.triu_indices(len(tasks), k=1)
-    values = np.array(layers_LTT)[:, first, second].T  # [pairs, layers]
-    map_height = 0.28 * len(values)
-    width = 2.5 + 0.5 * len(layers)
-    height = 2.6 + map_height
-    figure, (top, below) = canvas(width, height, rows=2, ratios=(2, 0.4 + map_height))
-    top.bar(layers, values.mean(0), color=INK, width=0.6)
-    top.set_xticks(layers, layers)
-    top.set_ylim(0, 1.02)
-    kind = "legacy (unpaired, biased RBF)" if legacy else "paired, debiased linear"
-    titles(top, f"CKA of single-task models {DOT} {kind}", x="", y="mean over pairs")
-
-    def text(pair: int, layer: int) -> str:
-        similarity = values[pair, layer]
-        return f"{similarity:.2f}"
-
-    heat(below, values, top=1.0, text=text)
-    names = []
-    for i, j in zip(first, second, strict=True):
-        names.append(f"{short(tasks[i])} / {short(tasks[j])}")
-    below.set_xticks(layers, layers)
-    below.set_yticks(range(len(names)), names)
-    titles(below, "", x="decoder layer", y="")
-    return figure

@@ -11,7 +11,7 @@ from hidecmoe_jax.report.canvas import DOT, INK, canvas, cut, heat_by_layer, tit
 Document = Mapping[str, object]
 
 
-def growth(document: Document):
+def experts_added(document: Document):
     """Experts that each task added in each layer, and the share of tokens that picked its probe there.
 
     A second panel shows the share of the last probed task's tokens that picked each earlier task's experts.
@@ -68,24 +68,24 @@ def _added_experts(axis, added: np.ndarray, frequency: Sequence[Sequence[float] 
     titles(axis, title, x="decoder layer", y="")
 
 
-def expansion(document: Document):
+def expansion_benefit(document: Document):
     """Measured benefit of expanding each layer for each task; the chosen layers are framed."""
     grown = document["growth"]
-    worth = np.array(grown["worth"])
+    benefits = np.array(grown["worth"])
 
     def text(task: int, layer: int) -> str:
         # A row of zeros is a task that has nothing to be compared with.
-        if not worth[task].any():
+        if not benefits[task].any():
             return DOT
-        benefit = worth[task, layer]
+        benefit = benefits[task, layer]
         return f"{benefit:.2f}"
 
-    width = 2.6 + 0.62 * worth.shape[1]
-    height = 1.6 + 0.5 * len(worth)
+    width = 2.6 + 0.62 * benefits.shape[1]
+    height = 1.6 + 0.5 * len(benefits)
     figure, axis = canvas(width, height)
     # A scale from 0 to 0 is none, so a run without any benefit gets a tiny one.
-    top = max(1e-6, worth.max())
-    heat_by_layer(axis, worth, document["tasks"], top=top, text=text)
+    top = max(1e-6, benefits.max())
+    heat_by_layer(axis, benefits, document["tasks"], top=top, text=text)
     for layer in grown["expanded"]:
         left = layer - 0.48
         right = layer + 0.48

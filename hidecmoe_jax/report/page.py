@@ -61,7 +61,7 @@ FLOPS = (
     ("total", "total"),
 )
 CAPTIONS = {
-    "accuracy_matrix": "Score on each task (columns) after each stage (rows). Above the stepped line a task has "
+    "accuracy_matrix": "Score on each task (columns) after each lesson (rows). Above the stepped line a task has "
     "not been learned yet; a column that gets paler downwards is forgotten. Hatched cells were not measured. The "
     "darkest shade stands for 100, or for the highest score where one exceeds 100.",
     "forgetting_curves": "Each line is one task: dotted before it is learned, solid from then on. A solid line that "
@@ -81,7 +81,7 @@ CAPTIONS = {
     "first task has no earlier one to be compared with.",
     "training_loss": "Loss per answer token, stage after stage: faint as logged, bold as moving average.",
     "last_and_forgetting": "Bars are means over seeds, whiskers one standard deviation, dots single seeds.",
-    "last_by_task": "Score of each task after the last stage, one bar for each method.",
+    "last_by_task": "Score of each task after the last lesson, one bar for each method.",
 }  # fmt: skip
 
 

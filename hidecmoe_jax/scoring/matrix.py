@@ -1,9 +1,10 @@
 """Continual-learning metrics of a score matrix: final accuracy, average, forgetting, transfer.
 
-R[k,i] is the test score on task i after training stage k (both from 1 to T); R[0,i] is the model before any task. In
-Python the matrix is a list of T + 1 rows with T cells, `matrix[k][i - 1]` = R[k,i], None (or NaN) where nothing was
-measured. Each metric lists the cells it needs; if one is absent, the metric is None and `missing` lists those cells. No
-mean is taken over fewer cells, because it would look like the metric and be another number.
+R[k,i] is the test score on task i after the first k tasks were learned (k and i from 1 to T); row 0, R[0,i], is the
+model before any task. In Python the matrix is a list of T + 1 rows with T cells, `matrix[k][i - 1]` = R[k,i], None (or
+NaN) where nothing was measured. Each metric lists the cells it needs; if one is absent, the metric is None and
+`missing` lists those cells. No mean is taken over fewer cells, because it would look like the metric and be another
+number.
 
 A method that learns everything at once (joint) fills only row T; one that never learns (zero-shot) has the single
 row 0, and its Last is that row.
@@ -19,22 +20,19 @@ from dataclasses import dataclass, field
 from hidecmoe_jax.core.errors import DataError
 
 Matrix = Sequence[Sequence[float | None]]
-METRICS = ("last", "avg", "maa", "mft", "bwt_t_minus_1", "bwt_t", "forgetting", "fwt")
 
 
 def summary(matrix: Matrix) -> dict[str, object]:
     """Returns every metric of `METRICS` for one run's matrix.
 
-    Returns a dict with, in points:
-      last: mean of R[T,i] (also called MFN, final average accuracy).
-      avg: per task the mean of R[k,i] over stages k >= i, then the mean over tasks (HiDe and UCIT tables; inferred).
-      maa: per stage k the mean of R[k,i] over i <= k, then the mean over stages (CoIN, MCITlib).
-      mft: mean of R[i,i], each task right after it was learned.
-      bwt_t_minus_1: sum over i < T of R[T,i] - R[i,i], divided by T - 1 (MCITlib).
-      bwt_t: the same sum divided by T, which is last - mft (CoIN).
-      forgetting: mean over i < T of max R[j,i] over i <= j < T, minus R[T,i]; positive is bad (Chaudhry et al. 2018,
-        arXiv 1801.10112; the maximum starts where the task has been learned).
-      fwt: mean over i >= 2 of R[i-1,i] - R[0,i] (Lopez-Paz and Ranzato 2017, arXiv 1706.08840).
+    Returns a dict with, in points (the formulas are at the functions of `_FORMULAS`):
+      last: final accuracy.
+      avg: average over the rows of each task.
+      maa: mean average accuracy.
+      mft: mean fine-tuned accuracy, each task right after it was learned.
+      bwt_t_minus_1, bwt_t: backward transfer, divided by T - 1 or by T.
+      forgetting: loss since the best row; positive is bad.
+      fwt: forward transfer.
       missing: {metric: [cell or reason, ...]} for every metric that is None.
 
     Raises:
@@ -48,10 +46,10 @@ def summary(matrix: Matrix) -> dict[str, object]:
         if tasks == 1 and name in _BETWEEN_TASKS:
             missing[name] = ["at least two tasks"]
             continue
-        cells = _Cells(matrix, tasks)
-        value = formula(cells)
-        if cells.absent:
-            missing[name] = sorted(set(cells.absent))
+        reader = _ScoreReader(matrix, tasks)
+        value = formula(reader)
+        if reader.absent:
+            missing[name] = sorted(set(reader.absent))
         else:
             metrics[name] = value
     return {**metrics, "missing": missing}
@@ -129,95 +127,111 @@ def _mean_or_none(values: Sequence[float | None]) -> float | None:
     return statistics.fmean(values)
 
 
-@dataclass(frozen=True)
-class _Cells:
-    """Access to R[k,i] that records absent cells, so that one evaluation of a formula lists every cell it lacks."""
+@dataclass
+class _ScoreReader:
+    """Reader of R[k,i] that records absent cells, so that one evaluation of a formula lists every cell it lacks."""
 
     matrix: Matrix
     tasks: int
     absent: list[str] = field(default_factory=list)
 
-    def __call__(self, stage: int, task: int) -> float:
+    def score(self, row: int, task: int) -> float:
+        """R[row,task]; 0 for an absent cell, which is recorded."""
         value = None
-        if stage < len(self.matrix):
-            value = self.matrix[stage][task - 1]
+        if row < len(self.matrix):
+            value = self.matrix[row][task - 1]
         if not _absent(value):
             return float(value)
-        self.absent.append(f"R[{stage},{task}]")
+        self.absent.append(f"R[{row},{task}]")
         # Any number will do: the caller drops a value that was computed from an absent cell.
         return 0.0
 
-    def row(self, stage: int, tasks: range) -> list[float]:
-        """Scores of several tasks after one stage."""
-        return [self(stage, task) for task in tasks]
+    def in_row(self, row: int, tasks: range) -> list[float]:
+        """Scores of several tasks in one row."""
+        return [self.score(row, task) for task in tasks]
 
-    def column(self, task: int, stages: range) -> list[float]:
-        """Scores of one task after several stages."""
-        return [self(stage, task) for stage in stages]
+    def in_column(self, task: int, rows: range) -> list[float]:
+        """Scores of one task in several rows."""
+        return [self.score(row, task) for row in rows]
 
     def diagonal(self) -> list[float]:
         """Score of every task right after it was learned."""
-        return [self(task, task) for task in _range(1, self.tasks)]
+        return [self.score(task, task) for task in _range(1, self.tasks)]
 
 
-def _last(r: _Cells) -> float:
+def _last(r: _ScoreReader) -> float:
+    """Final accuracy: mean of R[T,i] (also called MFN, mean final accuracy)."""
     # A zero-shot matrix has the single row 0, which is its last one.
     final = len(r.matrix) - 1
-    scores = r.row(final, _range(1, r.tasks))
+    scores = r.in_row(final, _range(1, r.tasks))
     return statistics.fmean(scores)
 
 
-def _avg(r: _Cells) -> float:
+def _avg(r: _ScoreReader) -> float:
+    """Average accuracy: per task i the mean of R[k,i] over rows k >= i, then the mean over tasks.
+
+    Inferred from the tables of HiDe and UCIT.
+    """
     means = []
     for task in _range(1, r.tasks):
-        scores = r.column(task, _range(task, r.tasks))
+        scores = r.in_column(task, _range(task, r.tasks))
         means.append(statistics.fmean(scores))
     return statistics.fmean(means)
 
 
-def _maa(r: _Cells) -> float:
+def _maa(r: _ScoreReader) -> float:
+    """Mean average accuracy: per row k the mean of R[k,i] over i <= k, then the mean over rows (CoIN, MCITlib)."""
     means = []
-    for stage in _range(1, r.tasks):
-        scores = r.row(stage, _range(1, stage))
+    for row in _range(1, r.tasks):
+        scores = r.in_row(row, _range(1, row))
         means.append(statistics.fmean(scores))
     return statistics.fmean(means)
 
 
-def _mft(r: _Cells) -> float:
+def _mft(r: _ScoreReader) -> float:
+    """Mean fine-tuned accuracy: mean of R[i,i], each task right after it was learned."""
     return statistics.fmean(r.diagonal())
 
 
-def _changes(r: _Cells, tasks: range) -> list[float]:
-    """How much the score of each task changed from its own stage to the last one."""
-    return [r(r.tasks, task) - r(task, task) for task in tasks]
+def _changes(r: _ScoreReader, tasks: range) -> list[float]:
+    """How much the score of each task changed from its own row to the last one: R[T,i] - R[i,i]."""
+    return [r.score(r.tasks, task) - r.score(task, task) for task in tasks]
 
 
-def _bwt_t(r: _Cells) -> float:
-    changes = _changes(r, _range(1, r.tasks))
-    return statistics.fmean(changes)
-
-
-def _bwt_t_minus_1(r: _Cells) -> float:
+def _bwt_t_minus_1(r: _ScoreReader) -> float:
+    """Backward transfer: sum over i < T of R[T,i] - R[i,i], divided by T - 1 (MCITlib)."""
     changes = _changes(r, _range(1, r.tasks - 1))
     return statistics.fmean(changes)
 
 
-def _forgetting(r: _Cells) -> float:
+def _bwt_t(r: _ScoreReader) -> float:
+    """Backward transfer: the same sum divided by T, which is last - mft (CoIN)."""
+    # The last task is included: it changes by 0 and only makes the divisor T.
+    changes = _changes(r, _range(1, r.tasks))
+    return statistics.fmean(changes)
+
+
+def _forgetting(r: _ScoreReader) -> float:
+    """Forgetting: mean over i < T of max R[k,i] over i <= k < T, minus R[T,i]; positive is bad.
+
+    Chaudhry et al. 2018, arXiv 1801.10112; the maximum starts where the task has been learned.
+    """
     losses = []
     for task in _range(1, r.tasks - 1):
-        # Over the stages from the task's own to the last but one, as published.
-        scores = r.column(task, _range(task, r.tasks - 1))
-        final = r(r.tasks, task)
+        # Over the rows from the task's own to the last but one, as published.
+        scores = r.in_column(task, _range(task, r.tasks - 1))
+        final = r.score(r.tasks, task)
         losses.append(max(scores) - final)
     return statistics.fmean(losses)
 
 
-def _fwt(r: _Cells) -> float:
+def _fwt(r: _ScoreReader) -> float:
+    """Forward transfer: mean over i >= 2 of R[i-1,i] - R[0,i] (Lopez-Paz and Ranzato 2017, arXiv 1706.08840)."""
     gains = []
     for task in _range(2, r.tasks):
         # Just before the task is learned, against the model before any task.
-        before = r(task - 1, task)
-        zero_shot = r(0, task)
+        before = r.score(task - 1, task)
+        zero_shot = r.score(0, task)
         gains.append(before - zero_shot)
     return statistics.fmean(gains)
 
@@ -232,6 +246,7 @@ _FORMULAS = {
     "forgetting": _forgetting,
     "fwt": _fwt,
 }
+METRICS = tuple(_FORMULAS)
 _BETWEEN_TASKS = frozenset({"bwt_t_minus_1", "forgetting", "fwt"})
 
 
@@ -242,7 +257,7 @@ def _check(matrix: Matrix) -> int:
         raise DataError(
             "The score matrix is not rectangular",
             why=f"rows of {sorted(widths)} cells",
-            remedy="one row for zero-shot and one per stage, each with a cell (or None) per task",
+            remedy="one row for zero-shot and one per task, each with a cell (or None) per task",
         )
     tasks = widths.pop()
     if len(matrix) not in (1, tasks + 1):

@@ -31,8 +31,7 @@ from hidecmoe_jax.experts.routing import Voice, all_slots
 from hidecmoe_jax.methods.base import Learner, with_leaves
 from hidecmoe_jax.methods.routed import LINEARS
 from hidecmoe_jax.models.llava import Model, layer_features
-from hidecmoe_jax.report.canvas import png
-from hidecmoe_jax.report.figures import similarity_map
+from hidecmoe_jax.report.canvas import DOT, INK, canvas, heat, png, short, titles
 from hidecmoe_jax.runs.finished import open_with_data
 from hidecmoe_jax.runs.session import Session, bar
 from hidecmoe_jax.storage.files import write_json
@@ -88,6 +87,43 @@ def study(run: str | Path, *, count: int = 500, legacy: bool = False) -> Path:
     figure = similarity_map(layers_LTT, names, legacy=legacy)
     picture.write_bytes(png(figure))
     return picture
+
+
+def similarity_map(layers_LTT, tasks: Sequence[str], *, legacy: bool):
+    """Figure of the CKA (centred kernel alignment) of every two single-task models by layer.
+
+    Bars are the mean over pairs of models; the heat map below has a row for each pair.
+
+    Args:
+      layers_LTT: similarities of `cka_matrices`.
+      tasks: names of the T tasks, one model each.
+      legacy: whether they are those of the published study; it changes the title alone.
+    """
+    layers = range(len(layers_LTT))
+    first, second = np.triu_indices(len(tasks), k=1)
+    values = np.array(layers_LTT)[:, first, second].T  # [pairs, layers]
+    map_height = 0.28 * len(values)
+    width = 2.5 + 0.5 * len(layers)
+    height = 2.6 + map_height
+    figure, (bars, pairs) = canvas(width, height, rows=2, ratios=(2, 0.4 + map_height))
+    bars.bar(layers, values.mean(0), color=INK, width=0.6)
+    bars.set_xticks(layers, layers)
+    bars.set_ylim(0, 1.02)
+    kind = "legacy (unpaired, biased RBF)" if legacy else "paired, debiased linear"
+    titles(bars, f"CKA of single-task models {DOT} {kind}", x="", y="mean over pairs")
+
+    def text(pair: int, layer: int) -> str:
+        similarity = values[pair, layer]
+        return f"{similarity:.2f}"
+
+    heat(pairs, values, top=1.0, text=text)
+    names = []
+    for i, j in zip(first, second, strict=True):
+        names.append(f"{short(tasks[i])} / {short(tasks[j])}")
+    pairs.set_xticks(layers, layers)
+    pairs.set_yticks(range(len(names)), names)
+    titles(pairs, "", x="decoder layer", y="")
+    return figure
 
 
 def _questions_of_all(session: Session, tasks: Sequence[Task], count: int) -> tuple[Record, ...]:
