@@ -73,8 +73,8 @@ class Report:
             lines += [f"note     {task.name}: {note}" for note in task.notes]
         lines += [f"warning  {warning}" for warning in self.warnings]
         problems = [f"{problem.file or 'stream'}: {problem}" for problem in self.problems]
-        lines += _first("problem  ", problems)
-        lines += _first("leak     ", self.leaks)
+        lines += _shown_lines("problem  ", problems)
+        lines += _shown_lines("leak     ", self.leaks)
         verdict = "ok"
         if not self.ok:
             verdict = f"refused: {len(self.problems)} problems, {len(self.leaks)} leaks"
@@ -95,12 +95,12 @@ class Report:
             raise DataError(
                 f"{len(self.problems)} problems in the data",
                 where=self.problems[0].file,
-                why="\n         ".join(_first("", self.problems)),
+                why="\n         ".join(_shown_lines("", self.problems)),
                 remedy="`hidecmoe data check DIR` lists all in data_errors.jsonl",
             )
         raise DataError(
             f"{len(self.leaks)} test items are also training items",
-            why="\n         ".join(_first("", self.leaks)),
+            why="\n         ".join(_shown_lines("", self.leaks)),
             remedy="remove them from one side, or allow so many: --set stream.allowed_leaks=N",
         )
 
@@ -136,7 +136,7 @@ def check_stream(
             misconfigured |= isinstance(error, ConfigError)
     stream_problems = _stream_problems(opened, specs)
     misconfigured |= bool(stream_problems)
-    report = examine(opened, allowed_leaks=allowed_leaks, length=length, max_length=max_length)
+    report = examine(opened, allowed_leaks=allowed_leaks, count_tokens=length, max_length=max_length)
     all_problems = (*problems, *stream_problems, *report.problems)
     report = replace(report, problems=all_problems, misconfigured=misconfigured)
     if policy.errors is not None:
@@ -150,17 +150,21 @@ def examine(
     tasks: Sequence[Task],
     *,
     allowed_leaks: int = 0,
-    length: Callable[[Record], int] | None = None,
+    count_tokens: Callable[[Record], int] | None = None,
     max_length: int | None = None,
 ) -> Report:
-    """Checks opened tasks together: leaks, over-long records, contradictions. Arguments as of `check_stream`."""
+    """Checks opened tasks together: leaks, over-long records, contradictions.
+
+    Args:
+      count_tokens: `length` of `check_stream`; the other arguments are as there.
+    """
     problems = []
-    if length is not None and max_length:
-        problems = _length_problems(tasks, length, max_length)
+    if count_tokens is not None and max_length:
+        problems = _length_problems(tasks, count_tokens, max_length)
     trained = _trained(tasks)
     leaks = _leaks(tasks, trained)
     warnings = _near_leaks(tasks, trained) + _validation_leaks(tasks, trained)
-    warnings += _look_alikes(tasks) + _contradictions(tasks)
+    warnings += _control_text_warnings(tasks) + _contradictions(tasks)
     return Report(tuple(tasks), tuple(problems), tuple(leaks), tuple(warnings), allowed_leaks)
 
 
@@ -203,8 +207,8 @@ def _row(task: Task) -> tuple[str, ...]:
     )
 
 
-def _first(label: str, things: Sequence[object]) -> list[str]:
-    """Lines for the first things, and one line for the number of the others."""
+def _shown_lines(label: str, things: Sequence[object]) -> list[str]:
+    """Lines for the first `SHOWN` things, and one line for the number of the others."""
     lines = [f"{label}{thing}" for thing in things[:SHOWN]]
     others = len(things) - SHOWN
     if others > 0:
@@ -212,14 +216,14 @@ def _first(label: str, things: Sequence[object]) -> list[str]:
     return lines
 
 
-def _length_problems(tasks: Iterable[Task], length: Callable[[Record], int], max_length: int) -> list[Problem]:
+def _length_problems(tasks: Iterable[Task], count_tokens: Callable[[Record], int], max_length: int) -> list[Problem]:
     """Training records that have more than `max_length` tokens or cannot be encoded."""
     problems = []
     for task in tasks:
         for record in task.train:
             # A record that cannot be encoded is a problem of its own, and the check goes on.
             try:
-                tokens = length(record)
+                tokens = count_tokens(record)
             except DataError as error:
                 text = f"{error.what}: {error.why}"
                 problems.append(Problem(record.source, record.id, text, task.root))
@@ -308,7 +312,7 @@ def _near_leaks(tasks: Sequence[Task], trained: _Trained) -> list[str]:
 
 
 def _validation_leaks(tasks: Sequence[Task], trained: _Trained) -> list[str]:
-    """Warnings only: validation scores are for choices, not for results."""
+    """Warnings about validation items that are also training items; no leaks, for validation scores are no results."""
     warnings = []
     for task in tasks:
         count = sum(_leaked_from(record, task, trained) is not None for record in task.val)
@@ -317,7 +321,7 @@ def _validation_leaks(tasks: Sequence[Task], trained: _Trained) -> list[str]:
     return warnings
 
 
-def _look_alikes(tasks: Iterable[Task]) -> list[str]:
+def _control_text_warnings(tasks: Iterable[Task]) -> list[str]:
     """Warnings about texts that look like control tokens or like words of a template."""
     warnings = []
     for task in tasks:

@@ -8,7 +8,7 @@ in another. That conflict is why a model trained task after task forgets.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -74,13 +74,23 @@ def reading_answer(text: str) -> str:
 
 def note(thing: Thing) -> str:
     """Returns one thing in note form: "red star (top left)"."""
-    return f"{coloured(thing)} ({place(thing)})"
+    return _note(coloured(thing), place(thing))
 
 
 def notes(things: Sequence[Thing]) -> str:
     """Returns a scene in note form, things in the given order: "2 things: red star (top); blue ring (left)"."""
-    listed = "; ".join(map(note, things))
-    return f"{len(things)} things: {listed}"
+    return _listed(len(things), map(note, things))
+
+
+def _note(phrase: str, where: str) -> str:
+    """A named thing and its field in note form."""
+    return f"{phrase} ({where})"
+
+
+def _listed(count: int, lines: Iterable[str]) -> str:
+    """Notes of a scene of `count` things."""
+    joined = "; ".join(lines)
+    return f"{count} things: {joined}"
 
 
 def options(texts: Sequence[str]) -> str:
@@ -91,7 +101,10 @@ def options(texts: Sequence[str]) -> str:
 
 
 def examples(rng: np.random.Generator) -> Iterator[tuple[str, str]]:
-    """Yields one (question, answer) of each task with invented content, for training the tokenizer."""
+    """Yields (question, answer) pairs with invented content, for training the tokenizer.
+
+    One question with its answer for each task; the eighth pair is two more changes of the arithmetic task instead.
+    """
     shape = choose(rng, SHAPES)
     colour = choose(rng, list(COLOURS))
     letters = rng.permutation(list(UPPER))[:4].tolist()
@@ -101,14 +114,18 @@ def examples(rng: np.random.Generator) -> Iterator[tuple[str, str]]:
     count = int(rng.integers(10))
     shapes = plural(shape)
     which = ("highest", "lowest")[count % 2]
+    # Invented too: the number of things, which need not be that of the notes.
+    scene = _listed(count, [_note(f"{colour} {shape}", where), _note(f"{colour} digit {DIGITS[count]}", where)])
+    # A made-up box: only its characters matter.
+    box = f"[0.{count}1,0.2{count},0.{count}3,0.8{count}]"
     fills = {
         "digits": ({}, digit_answer(count)),
         "counting": ({"what": shapes}, counting_answer(count, shape)),
         "arithmetic": ({"change": f"Take away all {colour} things."}, str(count)),
         "reading": ({}, reading_answer("".join(letters))),
         "charts": ({"which": which, "options": options(hues)}, hues[count % 4]),
-        "grounding": ({"what": f"{colour} {shape}"}, f"[0.{count}1,0.2{count},0.{count}3,0.8{count}]"),
-        "captioning": ({}, f"{count} things: {colour} {shape} ({where}); {colour} digit {DIGITS[count]} ({where})"),
+        "grounding": ({"what": f"{colour} {shape}"}, box),
+        "captioning": ({}, scene),
     }
     for task, (fill, answer) in fills.items():
         template = choose(rng, TEMPLATES[task])
