@@ -56,19 +56,19 @@ def learn(
     errors = RunFolder(folder).errors
     with writer_lock(folder), graceful_stop() as stop:
         session = open_session(config, errors=str(errors))
-        enter(session, folder, chosen)
-        walk(session, folder, chosen, stop)
+        open_or_resume(session, folder, chosen)
+        run_seeds(session, folder, chosen, stop)
     return folder
 
 
-def enter(session: Session, folder: Path, options: Options) -> None:
+def open_or_resume(session: Session, folder: Path, options: Options) -> None:
     """Starts the run in a locked folder, or makes sure that it is the same one, and writes the resolved config.
 
     Raises:
       ConfigError: the method does not fit the base; nothing is written then.
     """
     # Sites or layers that the base lacks are refused before a file is written.
-    session.config.method.init(session.model, 1)
+    session.config.method.init(session.model, capacity=1)
     open_run(
         folder, session.identity(), resume=options.resume, overwrite=options.overwrite, allow=options.allow,
         session=session_facts(),
@@ -76,8 +76,8 @@ def enter(session: Session, folder: Path, options: Options) -> None:
     write_config(session.config, folder)
 
 
-def walk(session: Session, folder: Path, options: Options, stop: Stop) -> None:
-    """Runs every seed of a run that was entered, then writes the report."""
+def run_seeds(session: Session, folder: Path, options: Options, stop: Stop) -> None:
+    """Runs every seed of a run that was opened, then writes the report."""
     run = RunFolder(folder)
     for seed in session.config.seeds:
         seed_run = SeedRun(session, run.seed(seed), seed, options, stop)
@@ -132,8 +132,8 @@ def add(
             for seed in config.seeds:
                 withdraw_last(folder.seed(seed), len(names), names[-1])
             edits.keep_until(folder.path, len(names) - 1)
-        enter(session, folder.path, options)
-        walk(session, folder.path, options, stop)
+        open_or_resume(session, folder.path, options)
+        run_seeds(session, folder.path, options, stop)
     return folder.path
 
 
@@ -187,8 +187,8 @@ def rollback(run: str | Path, tasks: int) -> Path:
         for seed in config.seeds:
             _withdraw_from(folder.seed(seed), names, tasks)
         edits.keep_until(folder.path, tasks)
-        enter(session, folder.path, options)
-        walk(session, folder.path, options, stop)
+        open_or_resume(session, folder.path, options)
+        run_seeds(session, folder.path, options, stop)
     return folder.path
 
 

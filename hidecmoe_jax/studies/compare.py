@@ -20,7 +20,7 @@ from hidecmoe_jax.runs.identity import check_run
 from hidecmoe_jax.runs.scores import Cells
 from hidecmoe_jax.runs.seed_run import Options
 from hidecmoe_jax.runs.session import Session, open_session, say
-from hidecmoe_jax.runs.stream_loop import enter, walk
+from hidecmoe_jax.runs.stream_loop import open_or_resume, run_seeds
 from hidecmoe_jax.storage.files import write_json
 from hidecmoe_jax.storage.lock import writer_lock
 from hidecmoe_jax.storage.signals import graceful_stop
@@ -53,6 +53,7 @@ def compare(
     with graceful_stop() as stop:
         runs = [folder / name for name in names]
         continued = _continued(runs, resume=resume, overwrite=overwrite)
+        # Base, stream, template and writing are the same in all configs; each run gets its own config below.
         session = open_session(configs[0])
         size = None
         if budget is not None:
@@ -60,7 +61,7 @@ def compare(
             configs = [_fitted(config, session, size) for config in configs]
         # A method that does not fit the base is refused before another one learns for hours.
         for config in configs:
-            config.method.init(session.model, 1)
+            config.method.init(session.model, capacity=1)
         for number, (config, run) in enumerate(zip(configs, runs, strict=True)):
             run.mkdir(exist_ok=True)
             say(f"{config.method.name}:")
@@ -68,9 +69,9 @@ def compare(
             options = Options(resume=continued[number], overwrite=overwrite, full_matrix=full_matrix)
             # The lock is held while answers are copied into the run, too.
             with writer_lock(run):
-                enter(run_session, run, options)
-                share_zero_shot(run_session, runs[:number], run)
-                walk(run_session, run, options, stop)
+                open_or_resume(run_session, run, options)
+                _copy_zero_shot(run_session, runs[:number], run)
+                run_seeds(run_session, run, options, stop)
     write_json(RunFolder(folder).comparison, {"runs": names, "budget": size})
     return results.rebuild(folder)
 
@@ -91,19 +92,20 @@ def _require_comparable(configs: Sequence[RunConfig], names: Sequence[str]) -> N
         raise ConfigError("two methods have one name", where=", ".join(names), remedy="set method.name in each config")
     for config in configs[1:]:
         for section in ("base", "stream", "evaluate", "template"):
-            expected = _measured_on(configs[0], section)
-            if _measured_on(config, section) != expected:
+            expected = _settings_that_change_scores(configs[0], section)
+            if _settings_that_change_scores(config, section) != expected:
                 raise ConfigError(
                     "these configs cannot be compared", where=f"{config.method.name}: {section}",
                     why=f"it differs from that of {names[0]}", remedy="give both the same, or --set it for all",
                 )  # fmt: skip
 
 
-def _measured_on(config: RunConfig, section: str) -> object:
+def _settings_that_change_scores(config: RunConfig, section: str) -> object:
     """A section of a config, without the settings that only add rows or reuse answers and so change no score."""
     settings = getattr(config, section)
     if section != "evaluate":
         return settings
+    # Any valid values would do: they only have to be equal for all configs.
     return dataclasses.replace(settings, named="none", between="seen", variants=False, reuse=True)
 
 
@@ -137,20 +139,20 @@ def _fitted(config: RunConfig, session: Session, size: int) -> RunConfig:
     return dataclasses.replace(config, method=method)
 
 
-def share_zero_shot(session: Session, runs: Sequence[Path], run: Path) -> None:
+def _copy_zero_shot(session: Session, runs: Sequence[Path], run: Path) -> None:
     """Copies row 0 into `run` from a seed of `runs` that has measured it; greedy answers of the base depend on no seed.
 
-    `runs` are those of this comparison that were entered before: other folders beside them may be of another stream.
+    `runs` are those of this comparison that were opened before: other folders beside them may be of another stream.
     """
     if session.config.evaluate.writing.temperature > 0:
         return
     tasks = {task.name for task in session.stream.tasks}
-    source = _with_zero_shot(runs, tasks)
+    source = _seed_with_zero_shot(runs, tasks)
     if source is None:
         return
     for seed in session.config.seeds:
         target = RunFolder(run).seed(seed)
-        if target == source or tasks <= _zero_shot(target).keys():
+        if tasks <= _zero_shot(target).keys():
             continue
         target.path.mkdir(parents=True, exist_ok=True)
         shutil.copytree(source.row(0), target.row(0), dirs_exist_ok=True)
@@ -160,7 +162,7 @@ def share_zero_shot(session: Session, runs: Sequence[Path], run: Path) -> None:
             cells.write(0, task, cell | {"seconds": 0.0})
 
 
-def _with_zero_shot(runs: Sequence[Path], tasks: set[str]) -> SeedFolder | None:
+def _seed_with_zero_shot(runs: Sequence[Path], tasks: set[str]) -> SeedFolder | None:
     """The first seed of `runs` with zero-shot scores of all tasks."""
     for run in runs:
         for seed in RunFolder(run).seeds():

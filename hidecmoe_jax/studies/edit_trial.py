@@ -31,7 +31,7 @@ from hidecmoe_jax.runs.identity import task_names
 from hidecmoe_jax.runs.ledger import Ledger
 from hidecmoe_jax.runs.seed_run import Options
 from hidecmoe_jax.runs.session import Session, bar, say
-from hidecmoe_jax.runs.stream_loop import enter, walk
+from hidecmoe_jax.runs.stream_loop import open_or_resume, run_seeds
 from hidecmoe_jax.runs.withdraw import withdraw_row
 from hidecmoe_jax.scoring.score import by_id, score
 from hidecmoe_jax.storage.files import write_json
@@ -268,8 +268,8 @@ def commit_edits(
     edits.write(folder, committed)
     # Resuming measures exactly the rows that are missing.
     options = Options(resume=True)
-    enter(session, folder, options)
-    walk(session, folder, options, stop)
+    open_or_resume(session, folder, options)
+    run_seeds(session, folder, options, stop)
 
 
 def _effect(

@@ -9,7 +9,7 @@ from runs_world import make_world
 from hidecmoe_jax.core.errors import ConfigError
 from hidecmoe_jax.runs import evaluation
 from hidecmoe_jax.runs.scores import Cells
-from hidecmoe_jax.studies.compare import _measured_on, compare
+from hidecmoe_jax.studies.compare import _settings_that_change_scores, compare
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +121,6 @@ def test_a_method_that_does_not_fit_is_refused_before_another_learns(world):
 def test_taking_answers_over_or_not_is_the_own_affair_of_a_run(world):
     _, configs, _, _ = world
     again = replace(configs[0], evaluate=replace(configs[0].evaluate, reuse=False))
-    assert _measured_on(again, "evaluate") == _measured_on(configs[0], "evaluate")
+    assert _settings_that_change_scores(again, "evaluate") == _settings_that_change_scores(configs[0], "evaluate")
     other = replace(configs[0], evaluate=replace(configs[0].evaluate, split="val"))
-    assert _measured_on(other, "evaluate") != _measured_on(configs[0], "evaluate")
+    assert _settings_that_change_scores(other, "evaluate") != _settings_that_change_scores(configs[0], "evaluate")
