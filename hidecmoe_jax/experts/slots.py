@@ -213,6 +213,27 @@ def sum_slots(leaf_LSXY: Array, rows: np.ndarray, slots_NL: Sequence[np.ndarray]
     return total.astype(leaf_LSXY.dtype)
 
 
+def sum_sources(
+    bank: Bank, rows: np.ndarray, sources: Sequence[tuple[np.ndarray, float]]
+) -> tuple[dict[str, Array], dict[str, Array]]:
+    """Factors of the fusion `factor_sum` in the given rows: sum_i a_i and sum_i weight_i b_i of every site.
+
+    Args:
+      sources: slot in every row of the bank [L] (-1 for none) and weight, of every fused expert.
+    """
+    slots_NL = [slots_L[rows] for slots_L, _ in sources]
+    weights = [weight for _, weight in sources]
+    unweighted = [1.0] * len(sources)
+    a_LDR = {}
+    b_LRF = {}
+    for site in bank.a:
+        a_LSDR = jnp.moveaxis(bank.a[site], 2, 1)
+        # Weights enter at b alone: at both factors they would count squared.
+        a_LDR[site] = sum_slots(a_LSDR, rows, slots_NL, unweighted)
+        b_LRF[site] = sum_slots(bank.b[site], rows, slots_NL, weights)
+    return a_LDR, b_LRF
+
+
 def clear(bank: Bank, rows: np.ndarray, slots: np.ndarray) -> Bank:
     """Sets slots to zeros without an owner: a free slot must contribute nothing, whatever gain multiplies it."""
     # Scalars: `write` broadcasts them over the slots.

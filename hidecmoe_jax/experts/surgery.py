@@ -33,7 +33,7 @@ from hidecmoe_jax.experts.slots import (
     rows_of,
     slot_values,
     slots_of,
-    sum_slots,
+    sum_sources,
     write,
 )
 
@@ -119,15 +119,15 @@ def extract(bank: Bank, task: int) -> Bank:
       ValueError: `task` owns no slot, or two slots of one layer.
     """
     slots_L = slots_of(bank, task)
-    owned_L = slots_L >= 0
+    is_owned_L = slots_L >= 0
     rows = np.arange(bank.layers)
     # Slot 0 is read where the task owns none, and replaced by zeros.
     index_L = np.maximum(slots_L, 0)
-    owned_L11 = owned_L[:, None, None]
+    is_owned_L11 = is_owned_L[:, None, None]
 
     def only_owned(leaf_LXY: Array) -> Array:
         zero = jnp.zeros((), leaf_LXY.dtype)
-        return jnp.where(owned_L11, leaf_LXY, zero)
+        return jnp.where(is_owned_L11, leaf_LXY, zero)
 
     a = {}
     b = {}
@@ -137,7 +137,7 @@ def extract(bank: Bank, task: int) -> Bank:
         b_LRF = only_owned(slot_values(bank.b[site], rows, index_L))
         a[site] = a_LDR[:, :, None]
         b[site] = b_LRF[:, None]
-    owner_L = np.where(owned_L, task, EMPTY)
+    owner_L = np.where(is_owned_L, task, EMPTY)
     owner_L1 = owner_L[:, None]
     return bank.replace(a=a, b=b, owner_LS=jnp.asarray(owner_L1, jnp.int32))
 
@@ -173,12 +173,12 @@ def thin(bank: Bank, task: int, layers: Sequence[int]) -> Bank:
     """
     rows = rows_of(bank, layers)
     slots_L = slots_of(bank, task)
-    slots_R = slots_L[rows]
-    absent = rows[slots_R < 0]
+    slot_of_rows = slots_L[rows]
+    absent = rows[slot_of_rows < 0]
     if absent.size:
         where = layer_at(bank, absent[0])
         raise ValueError(f"task {task} has no expert in {where}, nothing to thin there")
-    return clear(bank, rows, slots_R)
+    return clear(bank, rows, slot_of_rows)
 
 
 def retire(bank: Bank, task: int) -> Bank:
@@ -222,9 +222,9 @@ def widen_state(opt_state: Any, old: Bank, slots: int) -> Any:
 
     def padded(path: tuple, leaf: Any) -> Any:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
-        kind, _, site = name.rpartition("/")
+        parent, _, site = name.rpartition("/")
         # The last two parts of a moment's path are those of its factor: `a` or `b`, and the site.
-        factor_name = kind.rpartition("/")[2]
+        factor_name = parent.rpartition("/")[2]
         factor_by_site = factors.get(factor_name, {})
         factor = factor_by_site.get(site)
         if factor is None:
@@ -232,7 +232,7 @@ def widen_state(opt_state: Any, old: Bank, slots: int) -> Any:
         shape = jnp.shape(leaf)
         if shape != factor.shape:
             raise ValueError(f"moment {name} has shape {shape}, its factor {factor.shape}")
-        slot_axis = 2 if kind.endswith("a") else 1
+        slot_axis = 2 if factor_name == "a" else 1
         return pad(leaf, slot_axis, more)
 
     return jax.tree_util.tree_map_with_path(padded, opt_state)
@@ -277,56 +277,41 @@ def fuse(
     layers: Sequence[int],
     slot: int | None = None,
     eps: Sequence[float] | None = None,
-    slots: Mapping[int, np.ndarray] | None = None,
+    serving_slots: Mapping[int, np.ndarray] | None = None,
 ) -> Bank:
-    """Fuses the experts of `tasks` in the given decoder layers: E = sum_i eps_i E_i.
-
-    Source: HiDe-LLaVA, arXiv 2503.12941.
+    """Fuses the experts of `tasks`, the sources: E = sum_i eps_i E_i (HiDe-LLaVA, arXiv 2503.12941).
 
     `factor_sum` writes one expert of the same rank, a = sum_i a_i and b = sum_i eps_i b_i, into `slot` with owner
-    FUSED, in place of an earlier fusion there. It multiplies summed factors, so the product has cross terms a_i b_j,
-    and no set of gains expresses it; `eps` scales b alone, otherwise it would enter squared. `product_sum` and
-    `product_mean` need no slot: they are gains (`fusion_gains`), and the bank is returned as it is. Sources stay;
-    `fusion_gains` gives them gain 0. Sums run in float32 in the order of `tasks`; a layer in which none of them has an
-    expert becomes EMPTY. With FUSED as one of the `tasks` the earlier fusion in `slot` is added to, so sources can be
-    dropped as soon as they are fused.
+    FUSED, in place of an earlier fusion there. Its product has cross terms a_i b_j, which no gains (factors on the
+    slots' outputs) express; `eps` scales b alone, otherwise it would enter squared. `product_sum` and `product_mean`
+    are gains of the sources (`fusion_gains`), and the bank is returned as it is. Sources stay; beside a fused slot
+    their gain is 0. Sums run in float32 in the order of `tasks`; a layer without a source becomes EMPTY.
 
     Args:
-      slots: slot that stands for a task in every row (-1 for none), where that is not its own: a task that was merged
-        into another is in the fusion with the expert they share, which then counts once for each.
+      tasks: owners of the sources. With FUSED among them the earlier fusion in `slot` is added to, so that sources can
+        be dropped as soon as they are fused.
+      mode: fusion rule, one of FUSIONS.
+      layers: decoder layers to fuse.
+      slot: slot of the fused expert; only `factor_sum` needs one.
+      eps: weight of every task in the sum, in the order of `tasks`; None for 1 each.
+      serving_slots: serving_slots[task][row] is the slot whose expert answers for that task, -1 for none; None for the
+        task's own. The expert of tasks that were merged counts once for each of them.
 
     Raises:
       ValueError: `factor_sum` without a slot, a slot a task owns, a second fusion in a layer, tasks without an expert,
         a task named twice, or `eps` of another length.
     """
     rows = rows_of(bank, layers)
-    sources = _sources(bank, tasks, mode, eps=eps, slots=slots)
+    sources = _sources(bank, tasks, mode, eps=eps, serving_slots=serving_slots)
     if mode != "factor_sum":
         return bank
     if slot is None:
         raise ValueError(f"factor_sum of tasks {list(tasks)} writes a slot; slot is None")
     check_fusible(bank, slot, rows)
-    a_LDR, b_LRF = _summed_sources(bank, rows, sources)
+    a_LDR, b_LRF = sum_sources(bank, rows, sources)
     has_source_L = np.any([slots_L >= 0 for slots_L, _ in sources], axis=0)
     owner_L = np.where(has_source_L[rows], FUSED, EMPTY)
     return write(bank, rows, slot, a_LDR=a_LDR, b_LRF=b_LRF, owner=owner_L)
-
-
-def _summed_sources(
-    bank: Bank, rows: np.ndarray, sources: Sequence[tuple[np.ndarray, float]]
-) -> tuple[dict[str, Array], dict[str, Array]]:
-    """Factors of `factor_sum` in the given rows: sum_i a_i and sum_i weight_i b_i of every site."""
-    slots_NL = [slots_L[rows] for slots_L, _ in sources]
-    weights = [weight for _, weight in sources]
-    unweighted = [1.0] * len(sources)
-    a_LDR = {}
-    b_LRF = {}
-    for site in bank.a:
-        a_LSDR = jnp.moveaxis(bank.a[site], 2, 1)
-        # Weights enter at b alone: at both factors they would count squared.
-        a_LDR[site] = sum_slots(a_LSDR, rows, slots_NL, unweighted)
-        b_LRF[site] = sum_slots(bank.b[site], rows, slots_NL, weights)
-    return a_LDR, b_LRF
 
 
 def fusion_gains(
@@ -336,29 +321,30 @@ def fusion_gains(
     mode: Fusion,
     layers: Sequence[int],
     eps: Sequence[float] | None = None,
-    slots: Mapping[int, np.ndarray] | None = None,
+    serving_slots: Mapping[int, np.ndarray] | None = None,
 ) -> Array:
     """Gains float32 [L, S] that make the bank the fusion of `tasks`; zero outside `layers`.
 
     `factor_sum`: 1 for the FUSED slot, 0 for its sources. `product_sum`: eps_i for the sources.
-    `product_mean`: eps_i / len(tasks), whether or not a task was thinned out of the layer. `slots` as in `fuse`.
+    `product_mean`: eps_i / len(tasks), whether or not a task was thinned out of the layer. `eps` and
+    `serving_slots` as in `fuse`.
 
     Raises:
       ValueError: as in `fuse`; and for `factor_sum` a layer with sources but no FUSED slot (call `fuse` first).
     """
     rows = rows_of(bank, layers)
-    sources = _sources(bank, tasks, mode, eps=eps, slots=slots)
+    sources = _sources(bank, tasks, mode, eps=eps, serving_slots=serving_slots)
     gain_LS = np.zeros(bank.owner_LS.shape, np.float32)
     if mode == "factor_sum":
-        fused_L = owned_slots(bank, FUSED)
+        fused_slot_L = owned_slots(bank, FUSED)
         has_source_L = np.any([slots_L >= 0 for slots_L, _ in sources], axis=0)
-        has_fusion_L = fused_L >= 0
+        has_fusion_L = fused_slot_L >= 0
         lacks_fusion_L = has_source_L & ~has_fusion_L
         missing = rows[lacks_fusion_L[rows]]
         if missing.size:
             where = layer_at(bank, missing[0])
             raise ValueError(f"{where} holds no fusion of tasks {list(tasks)}; fuse first")
-        sources = [(fused_L, 1.0)]
+        sources = [(fused_slot_L, 1.0)]
     for slots_L, weight in sources:
         has_expert_L = slots_L >= 0
         owned = rows[has_expert_L[rows]]
@@ -373,9 +359,9 @@ def _sources(
     mode: Fusion,
     *,
     eps: Sequence[float] | None,
-    slots: Mapping[int, np.ndarray] | None,
+    serving_slots: Mapping[int, np.ndarray] | None,
 ) -> list[tuple[np.ndarray, float]]:
-    """Slots [L] (-1 where it has none) and weight of every task."""
+    """Slots [L] (-1 where it has none) and weight of every source."""
     if mode not in FUSIONS:
         raise ValueError(f"unknown fusion mode {mode!r}; known: {', '.join(FUSIONS)}")
     if len(tasks) == 0 or len(set(tasks)) != len(tasks):
@@ -386,7 +372,7 @@ def _sources(
     divisor = len(tasks) if mode == "product_mean" else 1
     sources = []
     for task, weight in zip(tasks, weights, strict=True):
-        slots_L = slots_of(bank, task) if slots is None else slots[task]
+        slots_L = slots_of(bank, task) if serving_slots is None else serving_slots[task]
         share = float(weight) / divisor
         sources.append((slots_L, share))
     return sources

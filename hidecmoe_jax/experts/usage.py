@@ -1,8 +1,8 @@
 """Use of experts: how evenly tokens are spread over a layer's experts, and which experts have no effect.
 
-Routers tend to send everything to the same experts, which then learn alone (arXiv 1701.06538, section 4). With `top_k`
-experts a token, every layer of `top_k` experts is even whatever its router does, so such layers are left out. An expert
-is dead if training left its update at zero, or if no token chose it.
+Routers tend to send everything to the same experts, which then learn alone (arXiv 1701.06538, section 4). A layer with
+no more experts than the `top_k` that each token uses is even by necessity, so it is left out. An expert is dead if
+training left its update at zero, or if no token chose it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,12 @@ NEGLIGIBLE = 1e-6  # an update's norm below this part of the largest one is roun
 
 @struct.dataclass
 class Load:
-    """Choices of tokens: `count_LS` int32, tokens per slot (UNAVAILABLE if none could choose it); `top_k` a token."""
+    """Choices of tokens.
+
+    Attributes:
+      count_LS: int32, tokens per slot; UNAVAILABLE where no token could choose it.
+      top_k: experts each token uses.
+    """
 
     count_LS: Array
     top_k: int = struct.field(pytree_node=False)
@@ -36,11 +41,11 @@ def sum_loads(loads: Load) -> Load:
 
 
 def evenness(load: Load) -> tuple[float, float] | None:
-    """Share and entropy of the layer that is nearest to collapse; None where no layer has a choice.
+    """The largest share and the smallest entropy over all layers with a choice; None where there is no such layer.
 
-    The share is the part of all choices that go to the `top_k` most chosen experts of a layer, 1 in a collapse. The
-    entropy of the choices is shifted and scaled so that a collapse is 0 and an even load 1. With `top_k` 1 they are the
-    largest share of an expert and the entropy over log E.
+    The share is the part of a layer's choices that go to its `top_k` most chosen experts, 1 in a collapse. The entropy
+    of the choices is shifted and scaled so that a collapse is 0 and an even load 1. With `top_k` 1 they are the largest
+    share of an expert, and the entropy divided by log E for a layer of E experts.
     """
     shares = []
     entropies = []
@@ -88,20 +93,21 @@ def update_norms(bank: Bank) -> np.ndarray:
     return abs(bank.scale) * norm_LS
 
 
-def dead(norm_LE: np.ndarray, chosen_LE: np.ndarray | None = None) -> list[tuple[int, int, str]]:
-    """(layer, expert, reason) of experts without effect.
+def dead_experts(norm_LE: np.ndarray, chosen_LE: np.ndarray | None = None) -> list[tuple[int, int, str]]:
+    """(layer, expert, reason) of experts without effect; E counts the experts that are compared.
 
     Args:
-      norm_LE: as `update_norms`; NaN where there is no expert.
+      norm_LE: norm of every expert's update, such as the columns of `update_norms` for a task's slots. The caller sets
+        NaN where a layer lacks the expert.
       chosen_LE: tokens that chose each, where tokens choose.
     """
     largest = np.nanmax(norm_LE, initial=0.0)
-    experts = []
+    without_effect = []
     negligible = NEGLIGIBLE * largest
     is_expert_LE = ~np.isnan(norm_LE)
     for layer, expert in np.argwhere(is_expert_LE).tolist():
         if norm_LE[layer, expert] <= negligible:
-            experts.append((layer, expert, "its update is zero"))
+            without_effect.append((layer, expert, "its update is zero"))
         elif chosen_LE is not None and chosen_LE[layer, expert] == 0:
-            experts.append((layer, expert, "no token chose it"))
-    return experts
+            without_effect.append((layer, expert, "no token chose it"))
+    return without_effect

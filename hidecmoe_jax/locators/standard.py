@@ -59,7 +59,7 @@ class TaskLocator(Protocol):
 
 
 class Standardised:
-    """Defaults of a locator whose features are standardised; memory: {name: array}, one row per task where shared.
+    """Defaults of a locator whose features are standardised; memory: {name: array}, one row per task where not shared.
 
     Attributes:
       shared_leaves: arrays of the memory that belong to all tasks together; every other array has a row per task.

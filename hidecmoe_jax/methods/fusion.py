@@ -23,30 +23,35 @@ from hidecmoe_jax.methods.shared_slots import own_slots
 FUSED_SLOT = 0  # tasks start at slot 1, so that widening never moves the fusion
 
 
-def owners(bank: Bank) -> tuple[int, ...]:
+def slot_of(task: int) -> int:
+    """The slot of a task's own expert, behind that of the fusion."""
+    return FUSED_SLOT + 1 + task
+
+
+def owning_tasks(bank: Bank) -> tuple[int, ...]:
     """Tasks that own an expert, ascending."""
     owner_numbers = np.unique(np.asarray(bank.owner_LS))
     # EMPTY and FUSED are negative.
     return tuple(int(task) for task in owner_numbers if task >= 0)
 
 
-def archived(bank: Bank, task: int) -> dict[str, Array]:
+def own_factors(bank: Bank, task: int) -> dict[str, Array]:
     """The factors of a task's own expert, flat. They are read by slot, so those of a retired task are zero."""
-    slot = 1 + task
+    slot = slot_of(task)
     expert = pool.slice_slots(bank, slot, slot + 1)
     return trees.flatten(expert.factors)
 
 
-def planted(bank: Bank, bare: Bank, task: int, factors: dict[str, Array]) -> Bank:
-    """The bank with a task's expert of these factors in its slot; the inverse of `archived`.
+def with_expert(bank: Bank, empty_slot: Bank, task: int, factors: dict[str, Array]) -> Bank:
+    """The bank with an expert of these factors in the task's slot; the inverse of `own_factors`.
 
     Args:
-      bare: one empty slot of the same shape.
+      empty_slot: a bank of one EMPTY slot, of the same layers, sites and rank.
     """
-    slot = 1 + task
-    owner_L1 = jnp.full_like(bare.owner_LS, task)
+    slot = slot_of(task)
+    owner_L1 = jnp.full_like(empty_slot.owner_LS, task)
     tree = trees.unflatten(factors)
-    expert = bare.with_factors(tree).replace(owner_LS=owner_L1)
+    expert = empty_slot.with_factors(tree).replace(owner_LS=owner_L1)
     return surgery.plant(bank, slot, expert, task)
 
 
@@ -61,16 +66,17 @@ class FusionRule:
     eps: tuple[float, ...] = ()
     where: str = "method.eps"
 
-    def fused(self, bank: Bank, layers: tuple[int, ...], slot_LN: np.ndarray | None = None) -> Bank:
+    def fused(self, bank: Bank, layers: tuple[int, ...], serving_slot_LN: np.ndarray | None = None) -> Bank:
         """The bank with a fusion of all its tasks in these decoder layers and in no other.
 
         Args:
-          slot_LN: slot that serves every task in every row (-1 for none), where that is not its own.
+          serving_slot_LN: serving_slot_LN[row, task] is the slot whose expert answers for that task, -1 for none;
+            None for the task's own.
 
         Raises:
           ConfigError: a task has no weight.
         """
-        sources = self._sources(bank, slot_LN)
+        sources = self._sources(bank, serving_slot_LN)
         layers = layers if sources["tasks"] else ()
         owner_LS = np.asarray(bank.owner_LS)
         has_fusion_L = owner_LS[:, FUSED_SLOT] == FUSED
@@ -86,9 +92,9 @@ class FusionRule:
             return bank
         return surgery.fuse(bank, mode=self.mode, slot=FUSED_SLOT, layers=layers, **sources)
 
-    def gains(self, bank: Bank, layers: tuple[int, ...], slot_LN: np.ndarray | None = None) -> Array:
+    def gains(self, bank: Bank, layers: tuple[int, ...], serving_slot_LN: np.ndarray | None = None) -> Array:
         """Gains float32 [L, S] of a bank that `fused` has made of the same arguments; zero outside `layers`."""
-        sources = self._sources(bank, slot_LN)
+        sources = self._sources(bank, serving_slot_LN)
         if not sources["tasks"]:
             return jnp.zeros(bank.owner_LS.shape)
         return surgery.fusion_gains(bank, mode=self.mode, layers=layers, **sources)
@@ -99,11 +105,11 @@ class FusionRule:
             return min(tasks, 1)
         return tasks
 
-    def _sources(self, bank: Bank, slot_LN: np.ndarray | None) -> dict[str, Any]:
+    def _sources(self, bank: Bank, serving_slot_LN: np.ndarray | None) -> dict[str, Any]:
         """Tasks, their weights and their slots, as `surgery` takes them."""
-        if slot_LN is None:
-            slot_LN = own_slots(bank)
-        has_slot_N = (slot_LN >= 0).any(axis=0)
+        if serving_slot_LN is None:
+            serving_slot_LN = own_slots(bank)
+        has_slot_N = (serving_slot_LN >= 0).any(axis=0)
         tasks = tuple(np.flatnonzero(has_slot_N).tolist())
         weights = len(self.eps)
         needed = max(tasks, default=-1) + 1
@@ -116,5 +122,5 @@ class FusionRule:
         eps = (1.0,) * len(tasks)
         if self.eps:
             eps = tuple(self.eps[task] for task in tasks)
-        slots = {task: slot_LN[:, task] for task in tasks}
-        return {"tasks": tasks, "eps": eps, "slots": slots}
+        serving_slots = {task: serving_slot_LN[:, task] for task in tasks}
+        return {"tasks": tasks, "eps": eps, "serving_slots": serving_slots}

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+from typing import Any
+
 from flax import struct
 from jax import Array
 
@@ -52,3 +55,8 @@ class MixtureMemory:
     gate: dict[str, Array]
     probe: ProbeState
     verdict: Verdict
+
+
+def mixture_fields(memory: MixtureMemory) -> dict[str, Any]:
+    """What a mixture stores, by field name, without the fields that a subclass adds."""
+    return {field.name: getattr(memory, field.name) for field in fields(MixtureMemory)}

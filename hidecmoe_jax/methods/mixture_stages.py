@@ -79,14 +79,16 @@ class PoolStage(Stage):
         """Weight of the load-balancing loss."""
         raise NotImplementedError
 
-    def loss(self, model: Model, learner: Learner, batch: Batch, key: Array, below: tuple[Voice, ...] = ()) -> Loss:
+    def loss(
+        self, model: Model, learner: Learner, batch: Batch, key: Array, lower_voices: tuple[Voice, ...] = ()
+    ) -> Loss:
         """Answer loss of the whole pool, plus load balancing per answer token.
 
         Args:
-          below: voices of layers below the pool's.
+          lower_voices: voices of layers below the pool's.
         """
         pool_pair = pool_voices(self.method, learner, key)
-        voices = (*below, *pool_pair)
+        voices = (*lower_voices, *pool_pair)
         total, tokens, tallies = answer_loss(model, batch, voices, tally=True)
         weight = self.balance(learner)
         active = []
@@ -122,8 +124,8 @@ class TrainProbe(PoolStage):
 
     def prepare(self, model: Model, learner: Learner, lesson: int, key: Array) -> Learner:
         """Puts a blank expert and a router with a column for it into training."""
-        bare = self.method.blank_bank(model, 1)
-        live = expert_init.blank(bare, 1, lesson, key)
+        empty_slot = self.method.blank_bank(model, 1)
+        live = expert_init.blank(empty_slot, 1, lesson, key)
         previous = max(lesson - 1, 0)
         last_router = learner.memory.routers[previous]
         past = learner.past[POOL]
@@ -147,16 +149,16 @@ class CountUsage(PoolStage):
     source: str = "usage"
     subset_name: str = "measure"
 
-    def usage(self, model: Model, learner: Learner, batch: Batch, below: tuple[Voice, ...] = ()) -> Tally:
+    def usage(self, model: Model, learner: Learner, batch: Batch, lower_voices: tuple[Voice, ...] = ()) -> Tally:
         """How often every slot of the pool is chosen with the probe in place; the probe is the last slot."""
         probe = learner.memory.probe
-        bare = self.method.blank_bank(model, 1)
-        live = bare.with_factors(probe.factors)
+        empty_slot = self.method.blank_bank(model, 1)
+        live = empty_slot.with_factors(probe.factors)
         # Any owner will do: a slot takes part as soon as it is not EMPTY.
-        owner_L1 = jnp.zeros_like(bare.owner_LS)
+        owner_L1 = jnp.zeros_like(empty_slot.owner_LS)
         live = live.replace(owner_LS=owner_L1)
         probing = learner.replace(live={POOL: live}, routers={POOL: probe.router})
-        voices = (*below, *pool_voices(self.method, probing, None))
+        voices = (*lower_voices, *pool_voices(self.method, probing, None))
         _, _, tallies = answer_loss(model, batch, voices, tally=True)
 
         def side_by_side(*voice_LSK: Array) -> Array:
@@ -204,8 +206,8 @@ class Tune(PoolStage):
         past = learner.past[POOL]
         memory = learner.memory
         new = len(method.slots(lesson))
-        bare = method.blank_bank(model, 1)
-        live = expert_init.blank(bare, new, lesson, key)
+        empty_slot = method.blank_bank(model, 1)
+        live = expert_init.blank(empty_slot, new, lesson, key)
         if method.probes and lesson:
             live = self._initial_experts(live, learner, lesson)
             router = expert_init.probe_router(memory.probe.router, new)
@@ -217,8 +219,8 @@ class Tune(PoolStage):
         # Empty slots make up for what a task gets less than another, so that all tasks train by one program.
         padding = max(method.first, method.more) - new
         if padding:
-            empty_slots = method.blank_bank(model, padding)
-            live = pool.concat_slots([live, empty_slots])
+            padding_slots = method.blank_bank(model, padding)
+            live = pool.concat_slots([live, padding_slots])
         not_padded = (0, 0)
         router = jnp.pad(router, (not_padded, not_padded, (0, padding)))
         return learner.replace(live={POOL: live}, routers={POOL: router})

@@ -85,15 +85,15 @@ class MoeLora(Method):
     def fresh(self, model: Model, lesson: int, key: Array) -> tuple[Bank, dict[str, Array]]:
         """Experts initialised as LoRA is, and routers as a torch linear: uniform within 1 / sqrt(width)."""
         router_key, *expert_keys = jax.random.split(key, self.experts + 1)
-        bare = self.lora.blank(model, 1)
-        banks = [surgery.sprout(bare, 0, lesson, expert_key) for expert_key in expert_keys]
+        empty_slot = self.lora.blank(model, 1)
+        banks = [surgery.sprout(empty_slot, 0, lesson, expert_key) for expert_key in expert_keys]
         widths = self.lora.shapes(model)
         routers = {}
         for site, (width, _) in widths.items():
             # Keyed by the site's name, so that another choice of sites draws the same routers.
             site_number = zlib.crc32(site.encode())
             site_key = jax.random.fold_in(router_key, site_number)
-            shape = (bare.layers, width, self.experts)
+            shape = (empty_slot.layers, width, self.experts)
             bound = width**-0.5
             routers[site] = jax.random.uniform(site_key, shape, jnp.float32, -bound, bound)
         return pool.concat_slots(banks), routers

@@ -39,7 +39,7 @@ from hidecmoe_jax.methods.base import (
     with_leaves,
 )
 from hidecmoe_jax.methods.edit import Edit
-from hidecmoe_jax.methods.fusion import FusionRule, archived, owners, planted
+from hidecmoe_jax.methods.fusion import FusionRule, own_factors, owning_tasks, with_expert
 from hidecmoe_jax.methods.gates.anchors import AnchorGate, NamedGate
 from hidecmoe_jax.methods.gates.locator import LocatorGate
 from hidecmoe_jax.methods.growth.layer_choice import LayerChoice, LayerGains
@@ -199,7 +199,7 @@ class Routed(Method):
         """A task's own expert, the shared leaves as it left them, and the gate's part of it."""
         bank = learner.past[LINEARS]
         memory = learner.memory
-        experts = trees.flatten(bank.factors) if self.growth == "shared" else archived(bank, lesson)
+        experts = trees.flatten(bank.factors) if self.growth == "shared" else own_factors(bank, lesson)
         stored = {}
         if self.gated:
             stored = self.gate.to_archive(memory.gate, lesson)
@@ -214,21 +214,21 @@ class Routed(Method):
         loaded = {task: groups for task, groups in enumerate(archive) if groups is not None}
         if not loaded:
             return learner
-        bare = self.lora.blank(model, 1)
+        empty_slot = self.lora.blank(model, 1)
         last = loaded[max(loaded)]
         shared = {path: jnp.asarray(leaf) for path, leaf in last["shared"].items()}
         if self.growth == "shared":
             factors = trees.unflatten(last["experts"])
             # The shared expert has owner 0 whatever task trained it last.
-            owner_L1 = jnp.zeros_like(bare.owner_LS)
-            expert = bare.with_factors(factors).replace(owner_LS=owner_L1)
-            past = surgery.plant(bare, 0, expert, 0)
+            owner_L1 = jnp.zeros_like(empty_slot.owner_LS)
+            expert = empty_slot.with_factors(factors).replace(owner_LS=owner_L1)
+            past = surgery.plant(empty_slot, 0, expert, 0)
             return learner.replace(past={LINEARS: past}, shared=shared)
         past = learner.past[LINEARS]
         memory = learner.memory
         for task, groups in loaded.items():
             stored = groups["memory"]
-            past = planted(past, bare, task, groups["experts"])
+            past = with_expert(past, empty_slot, task, groups["experts"])
             gate = self.gate.from_archive(memory.gate, task, stored)
             memory = memory.replace(gate=gate)
             if self.chooses:
@@ -237,15 +237,15 @@ class Routed(Method):
         return self.with_bank(learner.replace(shared=shared), past, memory)
 
     @property
-    def fusing(self) -> FusionRule:
-        """How experts become one."""
+    def fusion_rule(self) -> FusionRule:
+        """The rule `fusion` with its weights `eps`."""
         return FusionRule(self.fusion, self.eps)
 
     def fused_again(self, past: Bank, memory: RoutedMemory) -> Bank:
         """The bank with its fusion made anew from the experts of all tasks that own one."""
         layers = self.fused(past.layers, memory)
         slot_LN = serving_slots(past, memory.home)
-        return self.fusing.fused(past, layers, slot_LN)
+        return self.fusion_rule.fused(past, layers, slot_LN)
 
     def with_bank(self, learner: Learner, bank: Bank, memory: RoutedMemory) -> Learner:
         """The learner with another bank and memory, its fusions made anew."""
@@ -256,7 +256,7 @@ class Routed(Method):
         """Numbers of the tasks that have an expert, or were merged into another task's."""
         if LINEARS not in learner.past:
             return ()
-        tasks = set(owners(learner.past[LINEARS]))
+        tasks = set(owning_tasks(learner.past[LINEARS]))
         tasks |= {task for task, _ in self.redirects(learner)}
         return tuple(sorted(tasks))
 
@@ -266,7 +266,7 @@ class Routed(Method):
             return np.ones(bank.owner_LS.shape, np.float32)
         layers = self.fused(bank.layers, memory)
         slot_LN = serving_slots(bank, memory.home)
-        gain_LS = self.fusing.gains(bank, layers, slot_LN)
+        gain_LS = self.fusion_rule.gains(bank, layers, slot_LN)
         return np.asarray(gain_LS)
 
     def growth_of(self, model: Model, learner: Learner) -> dict:

@@ -24,7 +24,7 @@ def stored_after(method: Routed, model: Model, tasks: int) -> dict[str, int]:
     per_fused = 1
     locator = 0
     if method.gated:
-        per_fused = method.fusing.stored(tasks)
+        per_fused = method.fusion_rule.stored(tasks)
         locator = tasks * method.gate.size(model)
     projector = 0
     if method.train_projector:

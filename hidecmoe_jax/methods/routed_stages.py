@@ -14,7 +14,7 @@ from hidecmoe_jax.experts import surgery
 from hidecmoe_jax.experts.bank import Bank
 from hidecmoe_jax.experts.routing import Voice, all_slots
 from hidecmoe_jax.methods.base import FrozenFeatures, Learner, Loss, with_leaves
-from hidecmoe_jax.methods.fusion import owners
+from hidecmoe_jax.methods.fusion import owning_tasks, slot_of
 from hidecmoe_jax.methods.growth.layer_choice import LayerGains
 from hidecmoe_jax.methods.lora import LINEARS
 from hidecmoe_jax.methods.shared_slots import serving_slots
@@ -63,8 +63,8 @@ class Tune(Stage):
         if method.growth == "shared" and method.learned(learner):
             expert = surgery.extract(learner.past[LINEARS], 0)
         else:
-            bare = method.lora.blank(model, 1)
-            expert = surgery.sprout(bare, 0, lesson, key)
+            empty_slot = method.lora.blank(model, 1)
+            expert = surgery.sprout(empty_slot, 0, lesson, key)
         tuned = {}
         if method.train_projector:
             tuned = tuned_projector(model, learner)
@@ -85,11 +85,10 @@ class Tune(Stage):
         expert = learner.live[LINEARS]
         if method.growth == "shared":
             # Into a blank bank: the shared expert replaces itself.
-            bare = method.lora.blank(model, 1)
-            bank = surgery.plant(bare, 0, expert, 0)
+            empty_slot = method.lora.blank(model, 1)
+            bank = surgery.plant(empty_slot, 0, expert, 0)
         else:
-            slot = 1 + lesson  # slot 0 is the fusion's
-            bank = surgery.plant(learner.past[LINEARS], slot, expert, lesson)
+            bank = surgery.plant(learner.past[LINEARS], slot_of(lesson), expert, lesson)
             bank = method.fused_again(bank, learner.memory)
         shared = learner.shared | learner.tuned
         return learner.replace(live={}, tuned={}, past={LINEARS: bank}, shared=shared)
@@ -142,11 +141,11 @@ class WeighLayers(_LayerStage):
     def prepare(self, model: Model, learner: Learner, lesson: int, key: Array) -> Learner:
         """The learner with every layer fused, and the gains of the task's own expert and of the fusion stored."""
         past = learner.past[LINEARS]
-        rule = self.method.fusing
+        rule = self.method.fusion_rule
         layers = tuple(range(past.layers))
         slot_LN = serving_slots(past, learner.memory.home)
         past = rule.fused(past, layers, slot_LN)
-        is_own_S = jax.nn.one_hot(1 + lesson, past.slots)
+        is_own_S = jax.nn.one_hot(slot_of(lesson), past.slots)
         own_LS = jnp.broadcast_to(is_own_S, past.owner_LS.shape)
         fused_LS = rule.gains(past, layers, slot_LN)
         gains = LayerGains(own_LS, fused_LS)
@@ -176,7 +175,7 @@ class WeighLayers(_LayerStage):
 
 def _earlier_slots(bank: Bank, lesson: int) -> np.ndarray:
     """Slots that hold an expert of another task than the lesson's, bool [S]."""
-    earlier = [task for task in owners(bank) if task != lesson]
+    earlier = [task for task in owning_tasks(bank) if task != lesson]
     owner_LS = np.asarray(bank.owner_LS)
     is_earlier_LS = np.isin(owner_LS, earlier)
     return is_earlier_LS.any(axis=0)

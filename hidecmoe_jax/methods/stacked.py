@@ -24,11 +24,11 @@ from hidecmoe_jax.experts.routing import Routing, Voice, all_slots
 from hidecmoe_jax.methods.base import Archive, FrozenFeatures, Learner, Loss, Serving, Traits, with_experts_folded
 from hidecmoe_jax.methods.capabilities import ProbeResult
 from hidecmoe_jax.methods.edit import Edit
-from hidecmoe_jax.methods.fusion import FusionRule, archived, owners, planted
+from hidecmoe_jax.methods.fusion import FusionRule, own_factors, owning_tasks, slot_of, with_expert
 from hidecmoe_jax.methods.growth.probe import Probe
 from hidecmoe_jax.methods.lora import Lora
 from hidecmoe_jax.methods.mixture import Mixture
-from hidecmoe_jax.methods.mixture_memory import MixtureMemory
+from hidecmoe_jax.methods.mixture_memory import MixtureMemory, mixture_fields
 from hidecmoe_jax.methods.mixture_stages import CountUsage, TrainProbe, Tune
 from hidecmoe_jax.methods.stages import Stage, WrappedStage
 from hidecmoe_jax.methods.wrapper import Wrapper
@@ -36,19 +36,24 @@ from hidecmoe_jax.models.llava import Batch, Model
 from hidecmoe_jax.models.voices import Tally
 
 LOWER = "lower"
-"""Family name, in a learner, of the fused experts; paths in their archives begin with it."""
+"""Family (a key of `Learner.live` and `Learner.past`) of the lower layers' experts: those of every task and their
+fusion. Paths in their archives begin with it."""
 
 
 @struct.dataclass
 class StackedMemory(MixtureMemory):
-    """The mixture's memory, and `lower`: gains [L, S] of the fusion in the lower layers."""
+    """The mixture's memory and one array more.
+
+    Attributes:
+      lower: float32 [L, S], gains that make the bank of the lower layers their fusion. The name is a checkpoint path.
+    """
 
     lower: Array
 
 
 @dataclass(frozen=True)
-class Lower:
-    """The lower layers.
+class LowerLayers:
+    """Settings of the fused layers below the mixture.
 
     Attributes:
       layers: how many, from the lowest on.
@@ -76,8 +81,8 @@ class Lower:
         return self.lora.blank(model, slots, self.span)
 
     @property
-    def fusing(self) -> FusionRule:
-        """How experts become one."""
+    def fusion_rule(self) -> FusionRule:
+        """The rule `fusion` with its weights `eps`."""
         return FusionRule(self.fusion, self.eps, where="method.below.eps")
 
     def expert_size(self, model: Model) -> int:
@@ -91,7 +96,7 @@ class Stacked(Wrapper):
 
     kind: ClassVar[str] = "stacked"
     name: str = "stacked"
-    below: Lower = field(default_factory=Lower)
+    below: LowerLayers = field(default_factory=LowerLayers)
     above: Mixture = field(default_factory=Mixture)
     lora: ClassVar[None] = None  # the two parts have shapes of their own
 
@@ -153,11 +158,10 @@ class Stacked(Wrapper):
     def with_lower(self, learner: Learner, bank: Bank) -> Learner:
         """The learner with these lower experts, fused, and the gains of their fusion."""
         layers = tuple(self.below.span)
-        rule = self.below.fusing
+        rule = self.below.fusion_rule
         bank = rule.fused(bank, layers)
         gain_LS = rule.gains(bank, layers)
-        of_mixture = {name: getattr(learner.memory, name) for name in MixtureMemory.__dataclass_fields__}
-        memory = StackedMemory(**of_mixture, lower=gain_LS)
+        memory = StackedMemory(**mixture_fields(learner.memory), lower=gain_LS)
         past = learner.past | {LOWER: bank}
         return learner.replace(past=past, memory=memory)
 
@@ -165,7 +169,7 @@ class Stacked(Wrapper):
         """What the mixture archives of a task, and its lower expert."""
         archive = self.inner.to_archive(learner, lesson)
         experts = dict(archive["experts"])
-        for path, leaf in archived(learner.past[LOWER], lesson).items():
+        for path, leaf in own_factors(learner.past[LOWER], lesson).items():
             experts[f"{LOWER}/{path}"] = leaf
         return archive | {"experts": experts}
 
@@ -173,24 +177,24 @@ class Stacked(Wrapper):
         """The inverse of `to_archive`; the lower expert of a task that is None is not fused."""
         above: list[Archive | None] = []
         bank = self.below.blank(model, capacity + 1)
-        bare = self.below.blank(model, 1)
+        empty_slot = self.below.blank(model, 1)
         for task, groups in enumerate(archive):
             if groups is None:
                 above.append(None)
                 continue
-            upper, lower = _split_experts(groups["experts"])
-            above.append(groups | {"experts": upper})
-            bank = planted(bank, bare, task, lower)
+            upper_experts, lower_factors = _split_experts(groups["experts"])
+            above.append(groups | {"experts": upper_experts})
+            bank = with_expert(bank, empty_slot, task, lower_factors)
         learner = self.inner.from_archive(model, capacity, above)
         return self.with_lower(learner, bank)
 
     def growth_of(self, model: Model, learner: Learner) -> dict[str, Any]:
         """Where the mixture added experts and why; every task also added a lower expert."""
         growth = self.inner.growth_of(model, learner)
-        lower = self.below.expert_size(model)
+        lower_size = self.below.expert_size(model)
         parameters = []
         for counts in growth["parameters"]:
-            experts = counts["experts"] + lower
+            experts = counts["experts"] + lower_size
             parameters.append(counts | {"experts": experts})
         return growth | {"parameters": parameters}
 
@@ -249,22 +253,22 @@ class Stacked(Wrapper):
 
     def _fusion_size(self, model: Model, tasks: int) -> int:
         """Parameters of the fusion of so many tasks."""
-        experts = self.below.fusing.stored(tasks)
+        experts = self.below.fusion_rule.stored(tasks)
         return experts * self.below.expert_size(model)
 
     def sizes(self, model: Model, learner: Learner) -> dict[str, dict[str, int]]:
         """Parameters beyond the base by kind: `stored` to serve, `archived` in the ledger, `trained` for the largest
         task."""
-        tasks = len(owners(learner.past[LOWER]))
-        expert = self.below.expert_size(model)
-        lower = {
+        tasks = len(owning_tasks(learner.past[LOWER]))
+        expert_size = self.below.expert_size(model)
+        lower_sizes = {
             "stored": self._fusion_size(model, tasks),
-            "archived": expert * tasks,
-            "trained": expert * min(tasks, 1),
+            "archived": expert_size * tasks,
+            "trained": expert_size * min(tasks, 1),
         }
         sizes = {}
         for name, counts in self.inner.sizes(model, learner).items():
-            experts = counts["experts"] + lower[name]
+            experts = counts["experts"] + lower_sizes[name]
             sizes[name] = counts | {"experts": experts}
         return sizes
 
@@ -297,13 +301,13 @@ class AboveFusion(WrappedStage):
 
     def loss(self, model: Model, learner: Learner, batch: Batch, key: Array) -> Loss:
         """The mixture's loss above the fusion."""
-        below = self._fusion(learner)
-        return self.inner.loss(model, learner, batch, key, below)
+        lower_voices = self._fusion(learner)
+        return self.inner.loss(model, learner, batch, key, lower_voices)
 
     def usage(self, model: Model, learner: Learner, batch: Batch) -> Tally:
         """How often every slot of the pool is chosen above the fusion."""
-        below = self._fusion(learner)
-        return self.inner.usage(model, learner, batch, below)
+        lower_voices = self._fusion(learner)
+        return self.inner.usage(model, learner, batch, lower_voices)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -316,9 +320,11 @@ class TuneBoth(WrappedStage):
         """What the mixture trains, and a fresh lower expert."""
         ready = self.inner.prepare(model, learner, lesson, key)
         below = self.method.below
+        # The mixture uses `key` for its own experts. Should it fold in the same number, the draws still differ, because
+        # they depend on the decoder layer too.
         lower_key = jax.random.fold_in(key, below.layers)
-        bare = below.blank(model, 1)
-        expert = surgery.sprout(bare, 0, lesson, lower_key)
+        empty_slot = below.blank(model, 1)
+        expert = surgery.sprout(empty_slot, 0, lesson, lower_key)
         # Beside the pool's: each family of experts trains in a bank of its own.
         live = ready.live | {LOWER: expert}
         return ready.replace(live=live)
@@ -334,6 +340,5 @@ class TuneBoth(WrappedStage):
         """What the mixture does; then the lower expert is planted and the fusion made anew."""
         done = self.inner.finish(model, learner, lesson, result, key)
         expert = learner.live[LOWER]
-        slot = 1 + lesson  # slot 0 holds the fusion
-        bank = surgery.plant(done.past[LOWER], slot, expert, lesson)
+        bank = surgery.plant(done.past[LOWER], slot_of(lesson), expert, lesson)
         return self.method.with_lower(done, bank)

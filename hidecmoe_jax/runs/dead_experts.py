@@ -13,7 +13,7 @@ import numpy as np
 
 from hidecmoe_jax.experts.bank import EMPTY
 from hidecmoe_jax.experts.pool import POOL
-from hidecmoe_jax.experts.usage import dead, update_norms
+from hidecmoe_jax.experts.usage import dead_experts, update_norms
 from hidecmoe_jax.methods.base import Learner, Method
 
 SHOWN = 8  # dead experts that a message names
@@ -53,7 +53,7 @@ def experts_of(method: Method, learner: Learner, number: int, lines: Sequence[di
             counts_NLS = np.asarray(counts, np.int64)
             chose_LE = counts_NLS[:, :, start:end].sum(axis=0)
         idle = []
-        for row, expert, why in dead(norm_LE, chose_LE):
+        for row, expert, why in dead_experts(norm_LE, chose_LE):
             layer = row + bank.first_layer
             idle.append([layer, expert, why])
         norms = _table(norm_LE.round(6), mine_LE)

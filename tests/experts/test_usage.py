@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from hidecmoe_jax.experts.bank import Bank
-from hidecmoe_jax.experts.usage import UNAVAILABLE, Load, dead, evenness, sum_loads, update_norms
+from hidecmoe_jax.experts.usage import UNAVAILABLE, Load, dead_experts, evenness, sum_loads, update_norms
 
 
 def told(rows, top_k=1):
@@ -45,6 +45,6 @@ def test_update_norm_is_that_of_the_whole_update():
 
 def test_an_expert_without_an_update_or_without_tokens_is_dead():
     norm, chosen = np.array([[1.0, 1e-9, np.nan], [2.0, 3.0, 0.1]]), np.array([[5, 5, 0], [0, 1, 1]])
-    assert dead(norm, chosen) == [(0, 1, "its update is zero"), (1, 0, "no token chose it")]
-    assert dead(norm) == [(0, 1, "its update is zero")]
-    assert dead(np.zeros((1, 2))) == [(0, 0, "its update is zero"), (0, 1, "its update is zero")]
+    assert dead_experts(norm, chosen) == [(0, 1, "its update is zero"), (1, 0, "no token chose it")]
+    assert dead_experts(norm) == [(0, 1, "its update is zero")]
+    assert dead_experts(np.zeros((1, 2))) == [(0, 0, "its update is zero"), (0, 1, "its update is zero")]

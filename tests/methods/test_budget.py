@@ -19,7 +19,7 @@ from hidecmoe_jax.methods.growth.probe import Probe
 from hidecmoe_jax.methods.lora import PARALLEL, Lora
 from hidecmoe_jax.methods.mixture import Mixture
 from hidecmoe_jax.methods.routed import Routed
-from hidecmoe_jax.methods.stacked import Lower, Stacked
+from hidecmoe_jax.methods.stacked import LowerLayers, Stacked
 
 BLOCK = Lora(rank=2, alpha=4.0, sites=(PARALLEL,))
 METHODS = {
@@ -28,7 +28,7 @@ METHODS = {
     "chosen": Routed(expand=LayerChoice(2), gate=LocatorGate(by=NearestMean())),
     "per_task": Routed(expand="all", gate=NamedGate()),
     "sequential": Routed(growth="shared"),
-    "stacked": Stacked(below=Lower(layers=2), above=Mixture(lora=BLOCK, gate=LocatorGate(by=NearestMean()))),
+    "stacked": Stacked(below=LowerLayers(layers=2), above=Mixture(lora=BLOCK, gate=LocatorGate(by=NearestMean()))),
     "cmoe_uniform": Mixture(lora=BLOCK, growth="uniform", start="blank", gate=LocatorGate(by=NearestMean())),
 }
 

@@ -18,7 +18,7 @@ from hidecmoe_jax.methods.edit import Edit, edited, narrowed
 from hidecmoe_jax.methods.lora import Lora
 from hidecmoe_jax.methods.mixture import Mixture
 from hidecmoe_jax.methods.mixture_stages import pool_voices
-from hidecmoe_jax.methods.stacked import LOWER, Lower, Stacked
+from hidecmoe_jax.methods.stacked import LOWER, LowerLayers, Stacked
 from hidecmoe_jax.models.llava import logits
 from hidecmoe_jax.runs.config import from_mapping, to_mapping
 from hidecmoe_jax.runs.session import open_session
@@ -168,14 +168,14 @@ def test_a_pool_may_begin_further_up_by_itself(done):
 
 def test_senseless_stacks_are_refused(done):
     with pytest.raises(ConfigError, match=r"(?s)no layer is left to grow.*3 of a decoder with 3.*choose from 1\.\.2"):
-        replace(done.method, below=Lower(layers=3)).init(done.session.model, 2)
+        replace(done.method, below=LowerLayers(layers=3)).init(done.session.model, 2)
     with pytest.raises(ConfigError, match="layer 7 of a decoder with 3 layers"):
         Mixture(lowest=7).init(done.session.model, 2)
     for wrong in (
-        lambda: Lower(layers=0),
-        lambda: Lower(lora=Lora(sites=("ffn",))),
+        lambda: LowerLayers(layers=0),
+        lambda: LowerLayers(lora=Lora(sites=("ffn",))),
         lambda: Mixture(lowest=-1),
-        lambda: Stacked(below=Lower(layers=2), above=Mixture(lowest=1)),
+        lambda: Stacked(below=LowerLayers(layers=2), above=Mixture(lowest=1)),
     ):
         with pytest.raises(ValueError):
             wrong()

@@ -14,13 +14,13 @@ from hidecmoe_jax.methods.growth.probe import most_used
 ROUTER_STD = 0.02
 
 
-def blank(bare: Bank, new: int, task: int, key: Array) -> Bank:
-    """`new` experts of a task whose update is zero, in every layer; `bare` is a bank of one empty slot."""
+def blank(empty_slot: Bank, new: int, task: int, key: Array) -> Bank:
+    """`new` experts of a task whose update is zero, in every layer; `empty_slot` is a bank of one empty slot."""
     experts = []
     for number in range(new):
         expert_key = jax.random.fold_in(key, number)
         # They share an owner, so each is sprouted in a bank of its own.
-        expert = surgery.sprout(bare, 0, task, expert_key)
+        expert = surgery.sprout(empty_slot, 0, task, expert_key)
         experts.append(expert)
     return pool.concat_slots(experts)
 
