@@ -36,7 +36,7 @@ READING = (
     ("last_bounded", "Last, bounded tasks", "Last without the tasks whose scores can exceed 100, so that these do not "
      "dominate the mean."),
     ("avg", "Avg", "For each task the mean of its scores from the moment it was learned; then the mean over tasks."),
-    ("maa", "MAA", "After each stage the mean over the tasks learned so far; then the mean over stages."),
+    ("maa", "MAA", "After each lesson the mean over the tasks learned so far; then the mean over lessons."),
     ("mft", "MFT", "Mean score on each task right after it was learned, before it could be forgotten."),
     ("bwt_t_minus_1", "BWT, divided by T − 1", "Change of the scores from right after learning to the end, mean over "
      "all tasks but the last. Negative means forgotten."),
