@@ -166,7 +166,11 @@ def write(
     slots_L = np.broadcast_to(slots, rows.shape)
     owners = np.asarray(owner, np.int32)
     owner_L = np.broadcast_to(owners, rows.shape)
-    return _written(bank, rows, slots_L, a_LDR, b_LRF, owner_L)
+    written = _written(bank, rows, slots_L, a_LDR, b_LRF, owner_L)
+    # A program returns dictionaries sorted; the sites keep their order.
+    a = {site: written.a[site] for site in bank.a}
+    b = {site: written.b[site] for site in bank.b}
+    return written.replace(a=a, b=b)
 
 
 # One program for all sites: leaf by leaf, finding out what the indices mean takes longer than the copying.

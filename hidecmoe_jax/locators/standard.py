@@ -203,12 +203,20 @@ def with_row(memory: dict[str, Array], task: int, row: dict[str, Array]) -> dict
     return set_rows(memory, task, row)
 
 
+def set_rows(memory: dict[str, Array], task: int, rows: dict[str, Array]) -> dict[str, Array]:
+    """The memory with row `task` of the named arrays replaced; the values are not checked."""
+    arrays = {name: memory[name] for name in rows}
+    changed = _rows_set(arrays, task, rows)
+    # A program returns dictionaries sorted; archives list a memory's arrays in the order of the memory.
+    return memory | {name: changed[name] for name in rows}
+
+
 # One program for all arrays: array by array, indexing costs more than the copying.
 @jax.jit
-def set_rows(memory: dict[str, Array], task: int | Array, rows: dict[str, Array]) -> dict[str, Array]:
-    """The memory with row `task` of the named arrays replaced; the values are not checked."""
+def _rows_set(arrays: dict[str, Array], task: Array, rows: dict[str, Array]) -> dict[str, Array]:
+    """The arrays with their row `task` replaced."""
     changed = {}
     for name, value in rows.items():
-        row_of_task = memory[name].at[task]
+        row_of_task = arrays[name].at[task]
         changed[name] = row_of_task.set(value)
-    return memory | changed
+    return changed

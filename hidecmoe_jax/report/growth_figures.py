@@ -39,7 +39,7 @@ def _used_experts(axis, used: np.ndarray, tasks: Sequence[str]) -> None:
 
     def text(task: int, layer: int) -> str:
         share = used[task, layer]
-        return f"{share:.0f}%"
+        return f"{share:.0f}%" if share else DOT
 
     heat_by_layer(axis, used, tasks, text=text)
     probed = cut(tasks[len(used)])
@@ -48,11 +48,16 @@ def _used_experts(axis, used: np.ndarray, tasks: Sequence[str]) -> None:
 
 
 def _added_experts(axis, added: np.ndarray, frequency: Sequence[Sequence[float] | None], document: Document) -> None:
-    """Heat map of the probes' frequencies with the number of added experts; frequency is None for the first task."""
+    """Heat map of the probes' frequencies with the number of added experts.
+
+    Args:
+      frequency: by task and layer; None for the first task, and in layers without a probe.
+    """
     shares = np.full(added.shape, np.nan)
     for task, picked in enumerate(frequency):
         if picked is not None:
-            shares[task] = 100 * np.array(picked)
+            # Layers that no probe stood in are None, and NaN here.
+            shares[task] = 100 * np.array(picked, np.float64)
 
     def text(task: int, layer: int) -> str:
         count = added[task, layer]

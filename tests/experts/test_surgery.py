@@ -335,3 +335,10 @@ def test_a_fusion_can_be_extracted_and_planted_like_an_expert():
     fused = surgery.extract(bank, FUSED)
     empty = surgery.blank(PAIR, layers=LAYERS, slots=2, rank=2, scale=2.0)
     assert same_bytes(surgery.extract(surgery.plant(empty, 1, fused, FUSED), FUSED), fused)
+
+
+def test_a_written_bank_keeps_the_order_of_its_sites():
+    sites = {"v_proj": (8, 8), "down_proj": (16, 8), "q_proj": (8, 8)}
+    bank = surgery.blank(sites, layers=2, slots=2, rank=1, scale=1.0)
+    sprouted = surgery.sprout(bank, 1, 0, KEY)
+    assert list(sprouted.a) == list(sprouted.b) == list(bank.a) == list(sites)

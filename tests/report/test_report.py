@@ -9,7 +9,9 @@ from PIL import Image
 
 from hidecmoe_jax.core.errors import DataError
 from hidecmoe_jax.report import RunFacts, Sample, SeedResult, compare_document, run_document, write_report
+from hidecmoe_jax.report.canvas import DOT
 from hidecmoe_jax.report.figures import routing_confusion, run_figures
+from hidecmoe_jax.report.growth_figures import experts_added
 from hidecmoe_jax.report.page import page
 
 pytestmark = pytest.mark.figures
@@ -137,6 +139,21 @@ def test_growth_is_drawn_by_task_and_layer(tmp_path):
     write_report(tmp_path, found, [])
     assert Image.open(tmp_path / "figures" / "growth.png").size[0] > 400
     assert "Experts that each task" in (tmp_path / "report.html").read_text()
+
+
+def test_growth_is_drawn_where_layers_have_no_probe():
+    growth = {
+        "experts": [[0, 0, 2], [0, 0, 1]],
+        "frequency": [None, [None, None, 0.9]],
+        "threshold": [None, [None, None, 0.67]],
+        "by_kind": [None, [None, None, [0.2, 0.1, 0.3]]],
+        "used": [None, [[0.0, 0.0, 2.0]]],
+        "parameters": [{"experts": 6, "routers": 4, "locator": 1}, {"experts": 1, "routers": 5, "locator": 1}],
+    }
+    document = run_document(replace(facts("stacked"), growth=growth), [seed_result(0, [[10, 20], [80, 30], [60, 90]])])
+    added, used = experts_added(document).axes
+    assert [text.get_text() for text in added.texts] == [DOT, DOT, "+2", DOT, DOT, "+1\n90%"]
+    assert [text.get_text() for text in used.texts] == [DOT, DOT, "200%"]
 
 
 def test_a_cell_that_one_seed_lacks_is_null_and_stops_the_headline():

@@ -158,15 +158,14 @@ class LocatorGate:
 
     def from_archive(self, memory: dict[str, Array], task: int, archive: dict[str, Array]) -> dict[str, Array]:
         """The inverse of `to_archive`."""
-        restored = {}
+        shared = {}
         rows = {}
         for name in memory:
             if name in self.by.shared_leaves:
-                restored[name] = jnp.asarray(archive[name])
+                shared[name] = jnp.asarray(archive[name])
             else:
                 rows[name] = stored(archive, name)
-        by_task = {name: memory[name] for name in rows}
-        return restored | set_rows(by_task, task, rows)
+        return set_rows(memory, task, rows) | shared
 
     def size(self, model: Model) -> int:
         """Numbers stored per task."""
