@@ -1,7 +1,7 @@
 """Every example of every help text, README and config header is a command that its parser and the library take.
 
-Examples that train run for real in a small world, up to the first training step. All others are parsed, and the
-library's function that they end in is called in name only: its own signature checks the arguments.
+Examples that train (run, compare, add) run for real in a small world, up to the first training step. All others are
+parsed, and the library's function that they end in is called in name only: its own signature checks the arguments.
 """
 
 import contextlib
@@ -10,13 +10,14 @@ import inspect
 import itertools
 import re
 import shlex
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import jax
 import pytest
-from tiny import TINY, write_task, write_tokenizer
+from tiny import TINY, run_config, write_base, write_task, write_tokenizer
 
 import hidecmoe_jax as hj
 from hidecmoe_jax import cli
@@ -56,8 +57,9 @@ def command_of(words: list[str]) -> str:
 
 
 EXAMPLES = list(examples())
-PARSED = [example for example in EXAMPLES if command_of(example[1]) not in {"run", "compare"}]
+PARSED = [example for example in EXAMPLES if command_of(example[1]) not in {"run", "compare", "add"}]
 TRAINED = [example for example in EXAMPLES if command_of(example[1]) in {"run", "compare"}]
+ADDED = [example for example in EXAMPLES if command_of(example[1]) == "add"]
 
 
 def named(example: tuple[str, list[str]]) -> str:
@@ -141,6 +143,28 @@ def test_an_example_that_trains_runs_up_to_the_first_step(example, world, monkey
         else:
             with pytest.raises(FirstStep):
                 main(command)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """A run that has learned one task."""
+    root = tmp_path_factory.mktemp("finished")
+    task = write_task(root / "first", "a carp")
+    return hj.learn(run_config(write_base(root / "base"), "hide", tasks=[task]), root / "run")
+
+
+@pytest.mark.parametrize("example", ADDED, ids=named)
+def test_an_example_that_adds_a_task_runs_up_to_the_first_step(example, finished, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    _, words = example
+    _, run, task = words[:3]
+    shutil.copytree(finished, run)
+    write_task(Path(task), "a wren", shade=40)
+    if "--redo" in words:
+        # A task can be learned again once it is the run's last one.
+        hj.add(run, task)
+    with pytest.raises(FirstStep), stopped_at_the_first_step(monkeypatch):
+        main(["--debug", *words])
 
 
 # Nothing that precedes the first step is worth measuring on random weights, which are stored in float32.
