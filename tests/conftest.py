@@ -18,6 +18,11 @@ _CACHE = Path(tempfile.gettempdir()) / "hidecmoe_jax_test_cache"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")
+# Half the time of a first run is LLVM's, which here optimises programs that run for milliseconds. XLA's own passes,
+# which decide what is fused and in which order sums are taken, stay on; tools/test_oracle.sh runs with everything on.
+_FLAGS = os.environ.get("XLA_FLAGS", "")
+if "xla_backend_optimization_level" not in _FLAGS:
+    os.environ["XLA_FLAGS"] = f"{_FLAGS} --xla_backend_optimization_level=0".strip()
 
 import jax  # noqa: E402
 

@@ -14,7 +14,7 @@ Document = Mapping[str, object]
 def experts_added(document: Document):
     """Experts that each task added in each layer, and the share of tokens that picked its probe there.
 
-    A second panel shows the share of the last probed task's tokens that picked each earlier task's experts.
+    A second panel shows how many of each earlier task's experts a token of the last probed task picked.
     """
     tasks = document["tasks"]
     grown = document["growth"]
@@ -30,20 +30,24 @@ def experts_added(document: Document):
     axes = np.atleast_1d(axes)
     _added_experts(axes[0], added, grown["frequency"], document)
     if last_used is not None:
-        _used_experts(axes[1], 100 * np.array(last_used), tasks)
+        _used_experts(axes[1], np.array(last_used), tasks)
     return figure
 
 
 def _used_experts(axis, used: np.ndarray, tasks: Sequence[str]) -> None:
-    """Heat map of the percent of tokens of the task after the first `len(used)` that picked each task's experts."""
+    """Heat map of how many of each task's experts a token picked, on average over the task after the first `len(used)`.
+
+    Above 1 where a token picks several experts of one task.
+    """
 
     def text(task: int, layer: int) -> str:
-        share = used[task, layer]
-        return f"{share:.0f}%" if share else DOT
+        picks = used[task, layer]
+        return f"{picks:.2f}" if picks else DOT
 
-    heat_by_layer(axis, used, tasks, text=text)
+    top = max(1.0, used.max())
+    heat_by_layer(axis, used, tasks, top=top, text=text)
     probed = cut(tasks[len(used)])
-    title = f"Tokens of {probed} that\npicked each task's experts"
+    title = f"Experts of each task that\na token of {probed} picked"
     titles(axis, title, x="decoder layer", y="")
 
 

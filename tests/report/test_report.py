@@ -153,7 +153,7 @@ def test_growth_is_drawn_where_layers_have_no_probe():
     document = run_document(replace(facts("stacked"), growth=growth), [seed_result(0, [[10, 20], [80, 30], [60, 90]])])
     added, used = experts_added(document).axes
     assert [text.get_text() for text in added.texts] == [DOT, DOT, "+2", DOT, DOT, "+1\n90%"]
-    assert [text.get_text() for text in used.texts] == [DOT, DOT, "200%"]
+    assert [text.get_text() for text in used.texts] == [DOT, DOT, "2.00"]
 
 
 def test_a_cell_that_one_seed_lacks_is_null_and_stops_the_headline():

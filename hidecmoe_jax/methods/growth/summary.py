@@ -93,7 +93,7 @@ class PoolSummary:
             count, and above which frequency the layer was expanded (CMoE-D14).
           by_kind: the frequency among image, text and answer tokens; mass: the probe's part of the router weights
             (CMoE-D13).
-          used: [task of the expert][layer], the part of tokens that chose experts of each task.
+          used: [task of the expert][layer], how many of each task's experts a token chose on average.
           drift: of new experts that began as copies, {cosine, distance} to what they were copied from, after tuning
             (CMoE-D17).
           parameters: numbers the task added, by kind.
