@@ -60,15 +60,19 @@ def convert(
     # Conversion reads and writes files; JAX, which starts below, must not occupy an accelerator for it.
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     parts: dict[str, Any] = {"clip": joined(clip), "vision": vision, "projector": projector}
-    form: dict[str, Any] = {"dtype": dtype, "tokenizer": tokenizer, "layout": layout}
-    how: dict[str, Any] = {"dry_run": dry_run, "resume": resume, "allow_nonfinite": allow_nonfinite}
     compare = hj.conversion_check(source, **parts, python=python) if check else None
-    report = hj.convert(source, target, **parts, **form, **how, check=compare)
-    show(report.lines(), dry_run=dry_run)
-
-
-def show(lines: list[str], *, dry_run: bool) -> None:
-    """Prints the report of a conversion; that of a dry run has a heading."""
+    report = hj.convert(
+        source,
+        target,
+        **parts,
+        dtype=dtype,
+        tokenizer=tokenizer,
+        layout=layout,
+        dry_run=dry_run,
+        resume=resume,
+        allow_nonfinite=allow_nonfinite,
+        check=compare,
+    )
     if dry_run:
         print("would be written:")
-    print("\n".join(lines))
+    print("\n".join(report.lines()))

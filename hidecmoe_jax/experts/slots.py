@@ -7,6 +7,7 @@ rows. Ownership is read on the host, so that a wrong slot or task is an error wi
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -191,30 +192,35 @@ def _written(
     return bank.replace(a=a, b=b, owner_LS=owner_LS)
 
 
-@jax.jit
-def slot_values(leaf_LSXY: Array, rows: Array, slots_L: Array) -> Array:
-    """One slot [X, Y] of every row, as [L, X, Y]."""
-    return leaf_LSXY[rows, slots_L]
+@partial(jax.jit, static_argnames=("slot_axis",))
+def slot_values(leaf: Array, rows: Array, slots_L: Array, slot_axis: int) -> Array:
+    """One slot [X, Y] of every row, as [L, X, Y]; the slot axis of a [L, X, S, Y] is 2, that of b [L, S, X, Y] is 1."""
+    if slot_axis == 2:
+        return leaf[rows, :, slots_L]
+    return leaf[rows, slots_L]
 
 
-def sum_slots(leaf_LSXY: Array, rows: np.ndarray, slots_NL: Sequence[np.ndarray], weights: Sequence[float]) -> Array:
+def sum_slots(
+    leaf: Array, rows: np.ndarray, slots_NL: Sequence[np.ndarray], weights: Sequence[float], slot_axis: int
+) -> Array:
     """Weighted sum of one slot from each source, in their order and in float32; [rows, X, Y] in the leaf's dtype.
 
     Args:
       slots_NL: a source's slot in every one of `rows`, -1 where it has none.
+      slot_axis: as of `slot_values`.
     """
     total = jnp.float32(0)
     for slots_L, weight in zip(slots_NL, weights, strict=True):
         # Slot 0 is read where a source has no expert, and left out of the sum.
         index_L = np.maximum(slots_L, 0)
-        leaf_LXY = slot_values(leaf_LSXY, rows, index_L)
+        leaf_LXY = slot_values(leaf, rows, index_L, slot_axis)
         leaf_LXY = leaf_LXY.astype(jnp.float32)
         weighted_LXY = leaf_LXY * weight
         has_slot_L = slots_L >= 0
         has_slot_L11 = has_slot_L[:, None, None]
         term_LXY = jnp.where(has_slot_L11, weighted_LXY, 0.0)
         total = total + term_LXY
-    return total.astype(leaf_LSXY.dtype)
+    return total.astype(leaf.dtype)
 
 
 def sum_sources(
@@ -231,10 +237,9 @@ def sum_sources(
     a_LDR = {}
     b_LRF = {}
     for site in bank.a:
-        a_LSDR = jnp.moveaxis(bank.a[site], 2, 1)
         # Weights enter at b alone: at both factors they would count squared.
-        a_LDR[site] = sum_slots(a_LSDR, rows, slots_NL, unweighted)
-        b_LRF[site] = sum_slots(bank.b[site], rows, slots_NL, weights)
+        a_LDR[site] = sum_slots(bank.a[site], rows, slots_NL, unweighted, slot_axis=2)
+        b_LRF[site] = sum_slots(bank.b[site], rows, slots_NL, weights, slot_axis=1)
     return a_LDR, b_LRF
 
 

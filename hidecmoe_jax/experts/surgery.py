@@ -132,9 +132,8 @@ def extract(bank: Bank, task: int) -> Bank:
     a = {}
     b = {}
     for site in bank.a:
-        a_LSDR = jnp.moveaxis(bank.a[site], 2, 1)
-        a_LDR = only_owned(slot_values(a_LSDR, rows, index_L))
-        b_LRF = only_owned(slot_values(bank.b[site], rows, index_L))
+        a_LDR = only_owned(slot_values(bank.a[site], rows, index_L, slot_axis=2))
+        b_LRF = only_owned(slot_values(bank.b[site], rows, index_L, slot_axis=1))
         a[site] = a_LDR[:, :, None]
         b[site] = b_LRF[:, None]
     owner_L = np.where(is_owned_L, task, EMPTY)

@@ -17,7 +17,7 @@ from hidecmoe_jax.core import trees
 from hidecmoe_jax.core.errors import ConfigError
 from hidecmoe_jax.experts import pool, surgery
 from hidecmoe_jax.experts.bank import FUSED, Bank
-from hidecmoe_jax.experts.slots import clear
+from hidecmoe_jax.experts.slots import clear, owners_of
 from hidecmoe_jax.methods.shared_slots import own_slots
 
 FUSED_SLOT = 0  # tasks start at slot 1, so that widening never moves the fusion
@@ -30,9 +30,7 @@ def slot_of(task: int) -> int:
 
 def owning_tasks(bank: Bank) -> tuple[int, ...]:
     """Tasks that own an expert, ascending."""
-    owner_numbers = np.unique(np.asarray(bank.owner_LS))
-    # EMPTY and FUSED are negative.
-    return tuple(int(task) for task in owner_numbers if task >= 0)
+    return tuple(sorted(owners_of(bank) - {FUSED}))
 
 
 def own_factors(bank: Bank, task: int) -> dict[str, Array]:

@@ -16,7 +16,15 @@ from hidecmoe_jax.data.pocket.draw_base import (
     wear,
     whole_between,
 )
-from hidecmoe_jax.data.pocket.draw_shapes import ALWAYS_FILLED, box_of, layout, put_shape, random_radii, random_sizes
+from hidecmoe_jax.data.pocket.draw_shapes import (
+    ALWAYS_FILLED,
+    box_of,
+    layout,
+    put_shape,
+    put_thing,
+    random_radii,
+    random_sizes,
+)
 from hidecmoe_jax.data.pocket.draw_text import kind_of
 from hidecmoe_jax.data.pocket.fonts import FONTS, glyph, paste_mask
 from hidecmoe_jax.data.pocket.picture import DIGITS, SHAPES, UPPER, Picture, Thing
@@ -81,12 +89,8 @@ def _draw_shapes(
     for index, shape in enumerate(shapes):
         colour = pick(rng, visible_on(ground))
         solid = shape in ALWAYS_FILLED or rng.random() < 0.8
-        ink = tint(rng, colour)
-        centre = centres[index]
-        radius = radii[index]
-        pixel_box = put_shape(brush, rng, shape, centre=centre, radius=radius, ink=ink, ground=paper, filled=solid)
-        box = box_of(*pixel_box, size)
-        thing = Thing("shape", shape, colour, sizes[index], box, solid)
+        place = (centres[index], radii[index])
+        thing = put_thing(brush, rng, shape, colour, sizes[index], place=place, solid=solid, paper=paper, side=size)
         things.append(thing)
     return image.reduce(2), things
 

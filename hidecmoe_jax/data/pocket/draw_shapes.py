@@ -183,6 +183,32 @@ def _count(count: int | None, lists: Sequence[list | None], rng: np.random.Gener
     return count
 
 
+def put_thing(
+    brush: ImageDraw.ImageDraw,
+    rng: np.random.Generator,
+    shape: str,
+    colour: str,
+    size: str,
+    *,
+    place: tuple[tuple, float],
+    solid: bool,
+    paper: tuple[int, int, int],
+    side: int,
+) -> Thing:
+    """Draws a shape in a tint of its colour; returns what was drawn.
+
+    Args:
+      size: its size in words.
+      place: centre and radius.
+      side: of the finished picture in pixels.
+    """
+    ink = tint(rng, colour)
+    centre, radius = place
+    pixel_box = put_shape(brush, rng, shape, centre=centre, radius=radius, ink=ink, ground=paper, filled=solid)
+    box = box_of(*pixel_box, side)
+    return Thing("shape", shape, colour, size, box, solid)
+
+
 def scene(
     rng: np.random.Generator,
     size: int,
@@ -217,12 +243,8 @@ def scene(
         shape = shapes[index] if shapes else pick(rng, SHAPES)
         colour = colours[index] if colours else pick(rng, visible_on(ground))
         solid = _is_solid(rng, shape, filled)
-        ink = tint(rng, colour)
-        centre = centres[index]
-        radius = radii[index]
-        pixel_box = put_shape(brush, rng, shape, centre=centre, radius=radius, ink=ink, ground=paper, filled=solid)
-        box = box_of(*pixel_box, size)
-        thing = Thing("shape", shape, colour, wanted[index], box, solid)
+        place = (centres[index], radii[index])
+        thing = put_thing(brush, rng, shape, colour, wanted[index], place=place, solid=solid, paper=paper, side=size)
         things.append(thing)
     pixels = wear(image.reduce(2), rng, worn)
     return Picture(pixels, tuple(things), ground, "scene", {"count": count})

@@ -25,7 +25,7 @@ from flax import struct
 from jax import Array
 
 from hidecmoe_jax.experts.bank import Bank
-from hidecmoe_jax.experts.routing import Routing, Voice
+from hidecmoe_jax.experts.routing import Routing, Voice, constant
 from hidecmoe_jax.methods.base import Loss
 from hidecmoe_jax.methods.growth.probe import Probe, split_records
 from hidecmoe_jax.models.llava import Batch, Model, answer_loss, layer_features
@@ -154,12 +154,6 @@ def _every_task(bank: Bank, router_LDS: Array, top_k: int) -> Voice:
     return Voice(bank, routing)
 
 
-def _weighted(bank: Bank, gain_LS: Array) -> Voice:
-    """The bank's experts with the same gains for every sample."""
-    gain_L1S = gain_LS[:, None]
-    return Voice(bank, Routing(gain_L1S))
-
-
 def _losses(model: Model, bank: Bank, gains: LayerGains, batch: Batch) -> dict[str, Array]:
     """Summed answer loss with all layers fused, then with each layer's own expert: [1 + L], and answer tokens."""
     layers = jnp.arange(bank.layers)
@@ -167,7 +161,7 @@ def _losses(model: Model, bank: Bank, gains: LayerGains, batch: Batch) -> dict[s
     def loss(layer: Array) -> tuple[Array, Array]:
         is_own_L1 = (layers == layer)[:, None]
         gain_LS = jnp.where(is_own_L1, gains.own, gains.fused)
-        voice = _weighted(bank, gain_LS)
+        voice = Voice(bank, constant(gain_LS))
         total, tokens, _ = answer_loss(model, batch, (voice,))
         return total, tokens
 
@@ -186,7 +180,7 @@ def _similarities(model: Model, bank: Bank, own_LS: Array, batch: Batch) -> dict
     real_B = jnp.any(batch.answer_mask_BA, axis=-1)
 
     def features(gain_LS: Array) -> Array:
-        voice = _weighted(bank, gain_LS)
+        voice = Voice(bank, constant(gain_LS))
         return layer_features(model, batch.prompt, (voice,))
 
     def compared(slot: Array) -> Array:
