@@ -40,6 +40,7 @@ _HOME = {
     "load_config": "hidecmoe_jax.runs.config",
     "merge": "hidecmoe_jax.studies.edit_trial",
     "Model": "hidecmoe_jax.models.llava",
+    "outcome_lines": "hidecmoe_jax.runs.results",
     "overlap": "hidecmoe_jax.studies.task_overlap",
     "Policy": "hidecmoe_jax.data.records",
     "probe_control": "hidecmoe_jax.studies.probe_control",

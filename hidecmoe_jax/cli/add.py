@@ -35,4 +35,5 @@ def add(
       redo: learn the last task of the run again, from this folder.
     """
     folder = hj.add(run, task, epochs=epochs, rate=rate, redo=redo)
+    print("\n".join(hj.outcome_lines(folder)))
     print(f"report: {folder / 'report.html'}")

@@ -51,4 +51,5 @@ def compare(
     # A number is a size; any other word is the name of the method that sets the size.
     size = int(budget) if budget is not None and budget.isdecimal() else budget
     folder = hj.compare(settings, out, resume=resume, overwrite=overwrite, full_matrix=full_matrix, budget=size)
+    print("\n".join(hj.outcome_lines(folder)))
     print(f"report: {folder / 'report.html'}")

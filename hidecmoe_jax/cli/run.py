@@ -61,4 +61,5 @@ def run(
         allow=allow,
         on_corrupt=on_corrupt,
     )
+    print("\n".join(hj.outcome_lines(folder)))
     print(f"report: {folder / 'report.html'}")

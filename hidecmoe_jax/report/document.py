@@ -71,6 +71,8 @@ def run_document(
         "fusion_modes": _fusion_modes(fusion_modes or {}),
         "settings": dict(facts.settings),
         "growth": dict(facts.growth),
+        "floors": {task: dict(floor) for task, floor in facts.floors.items()},
+        "lessons": None if facts.lessons is None else [list(lesson) for lesson in facts.lessons],
     }
 
 

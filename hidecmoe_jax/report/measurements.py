@@ -62,6 +62,8 @@ class RunFacts:
       flops_per_query: operations of one prompt up to its first answer token: {"tokens", "pictures", "forward_base",
         "forward_method", "locator_prefill", "total", "ratio"}; None where unknown.
       growth: where the first seed added experts and why, by task and layer; empty for methods that do not grow.
+      floors: {"answer", "score"} of the best constant answer to each task's questions; empty where unknown.
+      lessons: names of the tasks that each lesson taught; None where unknown.
     """
 
     method: str
@@ -77,6 +79,8 @@ class RunFacts:
     settings: Mapping[str, object] = field(default_factory=dict)
     growth: Mapping[str, object] = field(default_factory=dict)
     flops_per_query: Mapping[str, int | float] | None = None
+    floors: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+    lessons: Sequence[Sequence[str]] | None = None
 
 
 def check_consistent(facts: RunFacts, seeds: Sequence[SeedResult]) -> None:

@@ -21,6 +21,7 @@ from hidecmoe_jax.report import (
     run_document,
     write_report,
 )
+from hidecmoe_jax.report.verdict import verdict_lines, verdict_of
 from hidecmoe_jax.runs.config import config_of, to_mapping
 from hidecmoe_jax.runs.costs import flops_per_query
 from hidecmoe_jax.runs.dead_experts import sentence
@@ -32,6 +33,7 @@ from hidecmoe_jax.runs.ledger import Ledger
 from hidecmoe_jax.runs.scores import Cells
 from hidecmoe_jax.runs.seed_results import seed_result
 from hidecmoe_jax.runs.session import Session
+from hidecmoe_jax.scoring.floor import floor_of
 from hidecmoe_jax.storage.arrays import Groups
 from hidecmoe_jax.storage.files import read_json, write_json
 
@@ -49,11 +51,15 @@ def write(session: Session, folder: Path) -> None:
     tasks = session.stream.tasks
     pictures = 0
     sample_questions = {}
+    floors = {}
     for task in tasks:
         records = session.test(task)
         for record in records:
             pictures = max(pictures, len(record.images))
         sample_questions[task.name] = [_question(record) for record in records[:SAMPLES]]
+        references = {record.id: record.references for record in records}
+        floor = floor_of(task.scorer, references)
+        floors[task.name] = {"answer": floor.answer, "score": floor.score}
     # Sizes are those of training; only what is stored to serve shrinks with an edit.
     stored = method.sizes(model, learner)["stored"]
     sizes = method.sizes(model, trained) | {"stored": stored}
@@ -68,6 +74,7 @@ def write(session: Session, folder: Path) -> None:
         "growth": _growth(session, folder, archive, trained),
         "flops": flops_per_query(method, model, learner, tokens=session.prompt_length, pictures=pictures),
         "asked": sample_questions,
+        "floors": floors,
     }
     write_json(run.facts, facts)
     rebuild(folder)
@@ -118,6 +125,22 @@ def rebuild(folder: str | Path) -> Path:
     return folder
 
 
+def outcome_lines(folder: str | Path) -> list[str]:
+    """The verdict on a run, or on every run of a comparison, as lines for a terminal.
+
+    Raises:
+      CheckpointError: the folder holds neither, or the run is not finished.
+    """
+    folder = Path(folder)
+    comparison = RunFolder(folder).comparison
+    if not comparison.is_file():
+        return verdict_lines(verdict_of(document_of(folder)))
+    lines = []
+    for name in read_json(comparison)["runs"]:
+        lines += [f"{name}:", *verdict_lines(verdict_of(document_of(folder / name)))]
+    return lines
+
+
 def document_of(folder: Path) -> dict[str, Any]:
     """The report of one run as plain values.
 
@@ -161,6 +184,8 @@ def document_of(folder: Path) -> dict[str, Any]:
         settings=settings,
         growth=facts.get("growth", {}),
         flops_per_query=facts.get("flops"),
+        floors=facts.get("floors", {}),
+        lessons=lessons,
     )
     fusion_modes = _variants(first, config.method, tasks, len(lessons))
     return run_document(run_facts, seeds, fusion_modes=fusion_modes)
