@@ -19,6 +19,7 @@ def add(
     epochs: int | None = None,
     rate: float | None = None,
     redo: bool = False,
+    status_minutes: float = 5.0,
 ) -> None:
     """Train a finished run on one more task; methods with experts per task leave the existing experts unchanged.
 
@@ -33,7 +34,8 @@ def add(
       epochs: passes over this task's training items; by default those of the run.
       rate: learning rate for this task; by default that of the run.
       redo: learn the last task of the run again, from this folder.
+      status_minutes: minutes between two lines about the progress where there is no terminal; 0 for none.
     """
-    folder = hj.add(run, task, epochs=epochs, rate=rate, redo=redo)
+    folder = hj.add(run, task, epochs=epochs, rate=rate, redo=redo, status_minutes=status_minutes)
     print("\n".join(hj.outcome_lines(folder)))
     print(f"report: {folder / 'report.html'}")

@@ -24,6 +24,7 @@ def compare(
     budget: str | None = None,
     sets: Assignments = (),
     yes: bool = False,
+    status_minutes: float = 5.0,
 ) -> None:
     """Run several configs on the same stream and write one report that shows them side by side.
 
@@ -42,6 +43,7 @@ def compare(
         numbers, within 5 percent; or the name of the method whose size all others get.
       sets: config values that replace those of every file, such as tune.epochs=2.
       yes: do not ask before overwriting.
+      status_minutes: minutes between two lines about the progress where there is no terminal; 0 for none.
     """
     # Every name is looked up before the first config is loaded, which imports JAX.
     paths = [find_config(name) for name in configs]
@@ -50,6 +52,14 @@ def compare(
         confirm_overwrite(out, yes=yes)
     # A number is a size; any other word is the name of the method that sets the size.
     size = int(budget) if budget is not None and budget.isdecimal() else budget
-    folder = hj.compare(settings, out, resume=resume, overwrite=overwrite, full_matrix=full_matrix, budget=size)
+    folder = hj.compare(
+        settings,
+        out,
+        resume=resume,
+        overwrite=overwrite,
+        full_matrix=full_matrix,
+        budget=size,
+        status_minutes=status_minutes,
+    )
     print("\n".join(hj.outcome_lines(folder)))
     print(f"report: {folder / 'report.html'}")

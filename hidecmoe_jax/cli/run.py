@@ -24,6 +24,7 @@ def run(
     yes: bool = False,
     allow_config_change: Annotated[str, arg(metavar="PATH,...")] = "",
     on_corrupt: Literal["refuse", "previous"] = "refuse",
+    status_minutes: float = 5.0,
 ) -> None:
     """Learn a stream of tasks, one after the other, evaluate after each, and write the report.
 
@@ -43,6 +44,7 @@ def run(
       yes: do not ask before overwriting.
       allow_config_change: with --resume, fields that may differ from before, as the refusal names them.
       on_corrupt: with --resume and a damaged newest checkpoint: refuse, or continue from the previous one.
+      status_minutes: minutes between two lines about the progress where there is no terminal; 0 for none.
     """
     if out is None:
         out = Path("runs") / Path(config).stem
@@ -60,6 +62,7 @@ def run(
         full_matrix=full_matrix,
         allow=allow,
         on_corrupt=on_corrupt,
+        status_minutes=status_minutes,
     )
     print("\n".join(hj.outcome_lines(folder)))
     print(f"report: {folder / 'report.html'}")

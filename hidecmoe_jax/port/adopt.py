@@ -28,7 +28,8 @@ from hidecmoe_jax.runs.config import Base, RunConfig, StreamConfig, from_mapping
 from hidecmoe_jax.runs.folder import RunFolder
 from hidecmoe_jax.runs.identity import open_run
 from hidecmoe_jax.runs.ledger import Ledger
-from hidecmoe_jax.runs.session import checked_stream, identity_of, open_base, say, session_facts
+from hidecmoe_jax.runs.session import checked_stream, identity_of, open_base, session_facts
+from hidecmoe_jax.runs.status import say
 from hidecmoe_jax.storage.arrays import Groups
 from hidecmoe_jax.storage.files import write_json
 

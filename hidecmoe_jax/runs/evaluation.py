@@ -7,9 +7,10 @@ the same file. A cell is recorded only once all its answers are.
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ from hidecmoe_jax.methods.base import Decision, Serving
 from hidecmoe_jax.runs.folder import CellsFolder
 from hidecmoe_jax.runs.reuse import KnownAnswers, cache_key, known_answers, learned_names, reusable_answers
 from hidecmoe_jax.runs.scores import Cells
-from hidecmoe_jax.runs.session import Session, bar
+from hidecmoe_jax.runs.session import Session
+from hidecmoe_jax.runs.status import Status
 from hidecmoe_jax.scoring.score import by_id, score
 from hidecmoe_jax.storage.crash_points import crash_point
 from hidecmoe_jax.storage.files import write_bytes
@@ -132,7 +134,9 @@ def write_answers(
         known[answer.id] = json.loads(_line(answer, names))
     lines = _by_question(done) | known
     path.parent.mkdir(parents=True, exist_ok=True)
-    if any(record.id not in lines for record in records):
+    open_questions = sum(record.id not in lines for record in records)
+    session.status.questions.add(len(records) - open_questions, 0.0)
+    if open_questions:
         _replace_lines(path, done)
         inputs = session.inputs(task)
         if decision is None:
@@ -143,7 +147,9 @@ def write_answers(
             serving, inputs.rows(open_rows), rows_of(decision, open_rows),
             key=session.answer_key(task, seed), length=session.prompt_length, skip=frozenset(_by_question(done)),
         )  # fmt: skip
-        _append(path, batches, task, names, stop)
+        batch_count = math.ceil(open_questions / session.config.evaluate.writing.batch)
+        shown_batches = session.status.bar(f"answers to {task.name}", total=batch_count)(batches)
+        _append(path, _timed(shown_batches, session.status), task, names, stop)
         lines = _by_question(read_answers(path)) | known
     # Copied answers were not appended above; here they take their places between the generated ones.
     whole = [lines[record.id] for record in records]
@@ -159,10 +165,22 @@ def _by_question(lines: Iterable[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return {line["question_id"]: line for line in lines}
 
 
+def _timed(batches: Iterable[list[Answer]], status: Status) -> Iterator[list[Answer]]:
+    """The same batches, counted as work done."""
+    since = time.monotonic()
+    for batch in batches:
+        now = time.monotonic()
+        # The first batch of a process contains compilation.
+        seconds = now - since if status.questions.seconds or status.questions.done else None
+        status.questions.add(len(batch), seconds)
+        since = now
+        yield batch
+
+
 def _append(path: Path, batches: Iterable[list[Answer]], task: Task, names: Sequence[str], stop: Stop) -> None:
     """Writes answers as they come, durable batch by batch."""
     with open(path, "a", encoding="utf-8") as file:
-        for number, batch in enumerate(bar(f"answers to {task.name}")(batches)):
+        for number, batch in enumerate(batches):
             file.write("".join(_line(answer, names) + "\n" for answer in batch))
             file.flush()
             os.fsync(file.fileno())  # answers of finished batches survive a power failure

@@ -11,8 +11,9 @@ from functools import partial
 
 from hidecmoe_jax.methods.base import Learner, Serving
 from hidecmoe_jax.runs.edits import read
-from hidecmoe_jax.runs.evaluation import evaluate_cell
+from hidecmoe_jax.runs.evaluation import evaluate_cell, label_of
 from hidecmoe_jax.runs.folder import CellsFolder, SeedFolder
+from hidecmoe_jax.runs.scores import Cells
 from hidecmoe_jax.runs.session import Session
 from hidecmoe_jax.storage.arrays import Groups
 from hidecmoe_jax.storage.signals import Stop
@@ -54,6 +55,21 @@ class Rows:
         # The next task shows what the run does with a task before it is learned (forward transfer).
         measured = learned | {max(learned) + 1}
         return tuple(task for task in tasks if task in measured)
+
+    def open_questions(self, row: int, *, fresh: bool) -> int:
+        """Number of questions that a row still has to answer; `fresh` where nothing on disk counts."""
+        measured = {} if fresh else Cells(self.folder.cells).read().get(row, {})
+        learned = self._learned(row)
+        has_reference = self._has_reference(row) and not self.session.config.method.traits.needs_task_name
+        count = 0
+        for number in self.wanted(row):
+            task = self.session.stream.tasks[number]
+            questions = len(self.session.test(task))
+            if label_of(task.name, False) not in measured:
+                count += questions
+            if has_reference and number in learned and label_of(task.name, True) not in measured:
+                count += questions
+        return count
 
     def _learned(self, row: int) -> set[int]:
         """Numbers of the tasks that are learned in a row."""

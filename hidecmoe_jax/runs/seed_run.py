@@ -6,6 +6,7 @@ continuing after a finished lesson are one path. Everything that happens to expe
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from hidecmoe_jax.core import trees
-from hidecmoe_jax.core.errors import CheckpointError
+from hidecmoe_jax.core.errors import CheckpointError, ConfigError
+from hidecmoe_jax.data.loader import Plan
 from hidecmoe_jax.data.stream import Stream
 from hidecmoe_jax.methods.base import Learner
 from hidecmoe_jax.runs.dead_experts import experts_of, sentence
@@ -25,11 +27,13 @@ from hidecmoe_jax.runs.ledger import Ledger
 from hidecmoe_jax.runs.progress import clear_checkpoints, stage_checkpoints, step_checkpoints
 from hidecmoe_jax.runs.rows import Rows
 from hidecmoe_jax.runs.scores import Curve
-from hidecmoe_jax.runs.session import Session, say
+from hidecmoe_jax.runs.session import Session
+from hidecmoe_jax.runs.status import MINUTES, say
 from hidecmoe_jax.runs.watching import StageMonitor
 from hidecmoe_jax.storage.signals import Stop
 from hidecmoe_jax.train.lesson import LessonSetup, run_lesson
 from hidecmoe_jax.train.optim import TrainConfig
+from hidecmoe_jax.train.stage import tuned_for
 
 JOINT = "joint"
 
@@ -42,6 +46,7 @@ class Options:
       full_matrix: every row is measured on every task.
       allow: config fields that may differ from those the run was started with.
       on_corrupt: what to do about a damaged checkpoint within a task, `refuse` or `previous`.
+      status_minutes: between two lines about the progress, where standard error is no terminal; 0 for none.
     """
 
     resume: bool = False
@@ -49,6 +54,14 @@ class Options:
     full_matrix: bool = False
     allow: tuple[str, ...] = ()
     on_corrupt: str = "refuse"
+    status_minutes: float = MINUTES
+
+    def __post_init__(self):
+        if not 0 <= self.status_minutes < math.inf:
+            raise ConfigError(
+                "minutes between two lines cannot be negative", where="--status-minutes",
+                why=f"got {self.status_minutes:g}", remedy="give a number above 0, or 0 for no lines",
+            )  # fmt: skip
 
 
 def lesson_name(tasks: Sequence[str], lesson: tuple[int, ...]) -> str:
@@ -108,6 +121,7 @@ class SeedRun:
             say(f"capacity grows from {config.capacity} to {slots} experts; programs compile once more")
         self.ledger.clean()
         archive = self.ledger.archive()
+        self.session.status.place = self._place("before the first task")
         self.rows.evaluate(0, archive)
         for number, lesson in enumerate(self.lessons):
             if number >= len(archive):
@@ -121,6 +135,43 @@ class SeedRun:
         # The report shows the variants of the first seed alone.
         if config.evaluate.variants and is_first_seed:
             self.rows.evaluate_variants(archive)
+
+    def _place(self, text: str) -> str:
+        """Where the run is, for the user; seeds are counted where there are several."""
+        seeds = self.session.config.seeds
+        if len(seeds) == 1:
+            return text
+        return f"seed {seeds.index(self.seed) + 1} of {len(seeds)}, {text}"
+
+    def open_work(self) -> tuple[int, int]:
+        """Optimiser steps and questions that are left to this seed, without work that an interrupted lesson saves."""
+        learned = 0 if self.options.overwrite else len(self.ledger.tasks())
+        steps = 0
+        for number in range(learned, len(self.lessons)):
+            steps += sum(self._stage_steps(number))
+        questions = 0
+        for row in range(len(self.lessons) + 1):
+            questions += self.rows.open_questions(row, fresh=self.options.overwrite)
+        return steps, questions
+
+    def _stage_steps(self, number: int) -> list[int]:
+        """Optimiser steps of every stage of a lesson; 0 for those that do not train."""
+        session = self.session
+        method = session.config.method
+        lesson = self.lessons[number]
+        records = len(method.records(session.stream, lesson))
+        lesson_tune = tune_of(session.config.tune, session.stream, lesson)
+        steps = []
+        for stage in method.stages(number):
+            if not stage.trains:
+                steps.append(0)
+                continue
+            rows = stage.subset(records, self._order(number, 0))
+            count = records if rows is None else len(rows)
+            tune = tuned_for(stage, lesson_tune, count)
+            plan = Plan(count, tune.batch * tune.accumulate, tune.epochs, 0)
+            steps.append(plan.steps)
+        return steps
 
     @property
     def rows(self) -> Rows:
@@ -138,6 +189,8 @@ class SeedRun:
         tasks = session.stream.tasks
         name = lesson_name([task.name for task in tasks], lesson)
         start = time.monotonic()
+        status = session.status
+        status.place = self._place(f"task {number + 1} of {len(self.lessons)} {name}")
         learner = self.rows.learner_after(kept)
         held = kept
         # An edit changes what was archived: the bytes to keep are then those of the edited learner.
@@ -147,6 +200,10 @@ class SeedRun:
         data = data_of(session.stream, lesson)
         stages = method.stages(number)
         learner, done, took = self._entered(learner, number, name, data)
+        steps = self._stage_steps(number)
+        status.lesson_left = sum(steps)
+        # What an earlier process has finished.
+        status.skip_steps(sum(steps[:done]))
         walk = run_lesson(
             stages, session.model, learner, setup, first=done,
             observer_of=lambda place, stage, tune: self._monitor(setup, data, place, tune),
@@ -196,7 +253,8 @@ class SeedRun:
         progress = step_checkpoints(self.folder)
         curve = Curve(self.folder.metrics)
         at = (setup.number, place)
-        return StageMonitor(progress, curve, self.stop, tune, setup.name, at, data, self.options.on_corrupt)
+        status = self.session.status
+        return StageMonitor(progress, curve, self.stop, tune, setup.name, at, data, self.options.on_corrupt, status)
 
     def _order(self, number: int, place: int) -> int:
         """Seed of the draws of a stage: a function of the run's seed, the lesson and the place alone."""

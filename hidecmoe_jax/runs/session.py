@@ -6,8 +6,7 @@ Opening checks everything that can be wrong before any training starts: data, sc
 from __future__ import annotations
 
 import platform
-import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.metadata import version
@@ -16,7 +15,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from hidecmoe_jax.core import trees
 from hidecmoe_jax.core.about import VERSION
@@ -35,23 +33,12 @@ from hidecmoe_jax.models.llava import Model
 from hidecmoe_jax.models.store import base_folder, load_model
 from hidecmoe_jax.runs.config import RunConfig, StreamConfig, to_mapping
 from hidecmoe_jax.runs.edits import learner_after
+from hidecmoe_jax.runs.status import Status, say
 from hidecmoe_jax.scoring.score import SCORERS
 from hidecmoe_jax.storage.arrays import Groups
 from hidecmoe_jax.train.stage import StageData
 
 ANSWER_BUCKET = 16
-
-
-def bar(label: str, *, initial: int = 0):
-    """A factory of progress bars with ETA on stderr; silent where that is no terminal."""
-    return lambda items: tqdm(
-        items, desc=label, initial=initial, leave=False, disable=None, file=sys.stderr, dynamic_ncols=True
-    )
-
-
-def say(text: str) -> None:
-    """Prints one line for the user above any progress bar."""
-    tqdm.write(text, file=sys.stderr)
 
 
 @dataclass(frozen=True)
@@ -63,6 +50,7 @@ class Session:
     tokenizer: Tokenizer
     stream: Stream
     cache: Cache = field(default_factory=Cache, compare=False, repr=False)
+    status: Status = field(default_factory=Status, compare=False, repr=False)
 
     @cached_property
     def base_digest(self) -> str:
@@ -76,7 +64,7 @@ class Session:
         return Engine(
             config.method, self.model, self.tokenizer, config.template, config.evaluate.writing,
             feature_batch=config.base.feature_batch, feature_gib=config.base.feature_gib,
-            progress=bar, cache=self.cache,
+            progress=self.status.bar, cache=self.cache,
         )  # fmt: skip
 
     def inputs(self, task: Task) -> Inputs:
@@ -101,7 +89,9 @@ class Session:
         encoder = self.engine.encoder
         encoded, dropped = encoder.conversations(records, max_length=tune.max_length, max_dropped=tune.max_dropped)
         if dropped:
-            say(f"{label}: dropped {len(dropped)} records longer than {tune.max_length} tokens, first {dropped[0]!r}")
+            self.status.note(
+                f"{label}: dropped {len(dropped)} records longer than {tune.max_length} tokens, first {dropped[0]!r}"
+            )
             records = tuple(record for record in records if record.id not in set(dropped))
         # Records are dropped by id, so a shared id drops one too many.
         if len(records) != len(encoded):
@@ -250,9 +240,14 @@ def checked_stream(config: RunConfig, *, errors: str | None = None) -> Stream:
     for task in stream.tasks:
         if task.scorer not in SCORERS:
             raise ConfigError("unknown scorer", where=f"task {task.name}", why=nearest(task.scorer, SCORERS))
+    return stream
+
+
+def say_notes(tasks: Iterable[Task]) -> None:
+    """Prints what was decided about the tasks' records (splits, limits); for the command that learns them first."""
+    for task in tasks:
         for note in task.notes:
             say(f"task {task.name}: {note}")
-    return stream
 
 
 def session_facts() -> dict[str, Any]:

@@ -22,7 +22,8 @@ from hidecmoe_jax.runs.missing import load_archive
 from hidecmoe_jax.runs.rows import Rows
 from hidecmoe_jax.runs.scores import Curve
 from hidecmoe_jax.runs.seed_run import Options, SeedRun
-from hidecmoe_jax.runs.session import Session, open_session, say, session_facts
+from hidecmoe_jax.runs.session import Session, open_session, say_notes, session_facts
+from hidecmoe_jax.runs.status import MINUTES, Status, say
 from hidecmoe_jax.runs.withdraw import withdraw_begun, withdraw_last
 from hidecmoe_jax.storage.lock import writer_lock
 from hidecmoe_jax.storage.signals import Stop, graceful_stop
@@ -37,7 +38,7 @@ def learn(
 
     Args:
       what: a config, or a method (then everything else has its default).
-      options: `resume`, `overwrite`, `full_matrix`, `allow`, `on_corrupt`, as in `Options`.
+      options: `resume`, `overwrite`, `full_matrix`, `allow`, `on_corrupt`, `status_minutes`, as in `Options`.
 
     Raises:
       HidecmoeError: with the exit code of its kind; what was committed stays.
@@ -51,11 +52,14 @@ def learn(
         config = dataclasses.replace(config, stream=StreamConfig(None, tasks))
     chosen = Options(**options)
     folder = Path(out)
-    check_run(folder, resume=chosen.resume, overwrite=chosen.overwrite)
+    has_run = check_run(folder, resume=chosen.resume, overwrite=chosen.overwrite)
     folder.mkdir(parents=True, exist_ok=True)
     errors = RunFolder(folder).errors
     with writer_lock(folder), graceful_stop() as stop:
         session = open_session(config, errors=str(errors))
+        session = dataclasses.replace(session, status=Status(chosen.status_minutes))
+        if not has_run or chosen.overwrite:
+            say_notes(session.stream.tasks)
         open_or_resume(session, folder, chosen)
         run_seeds(session, folder, chosen, stop)
     return folder
@@ -78,6 +82,7 @@ def open_or_resume(session: Session, folder: Path, options: Options) -> None:
 
 def run_seeds(session: Session, folder: Path, options: Options, stop: Stop) -> None:
     """Runs every seed of a run that was opened, then writes the report."""
+    begin_status([(session, folder)], options)
     run = RunFolder(folder)
     for seed in session.config.seeds:
         seed_run = SeedRun(session, run.seed(seed), seed, options, stop)
@@ -85,12 +90,38 @@ def run_seeds(session: Session, folder: Path, options: Options, stop: Stop) -> N
     results.write(session, folder)
 
 
+def begin_status(runs: Sequence[tuple[Session, Path]], options: Options) -> None:
+    """Sums up the work that is left to some runs, which share one status, and shows it."""
+    steps = 0
+    questions = 0
+    for session, folder in runs:
+        for seed in session.config.seeds:
+            seed_run = SeedRun(session, RunFolder(folder).seed(seed), seed, options, Stop())
+            seed_steps, seed_questions = seed_run.open_work()
+            steps += seed_steps
+            questions += seed_questions
+    first, _ = runs[0]
+    tasks = len(first.stream.tasks)
+    title = ", ".join(session.config.method.name for session, _ in runs)
+    word = "task" if tasks == 1 else "tasks"
+    first.status.begin(f"{title}: {tasks} {word}", steps, questions)
+
+
 def add(
-    run: str | Path, task: str | Path, *, epochs: int | None = None, rate: float | None = None, redo: bool = False
+    run: str | Path,
+    task: str | Path,
+    *,
+    epochs: int | None = None,
+    rate: float | None = None,
+    redo: bool = False,
+    status_minutes: float = MINUTES,
 ) -> Path:
     """Teaches a finished run one more task, or the last one again (`redo`); earlier experts keep every byte.
 
     The same call resumes a task whose learning was interrupted.
+
+    Args:
+      status_minutes: as in `Options`.
 
     Raises:
       ConfigError: the method does not learn task by task, or the run is not finished.
@@ -122,10 +153,13 @@ def add(
             stream = dataclasses.replace(stream, tasks=(*stream.tasks, spec))
             config = dataclasses.replace(config, stream=stream)
         session = open_session(config, errors=str(folder.errors))
+        session = dataclasses.replace(session, status=Status(status_minutes))
+        if not resuming:
+            say_notes(session.stream.tasks[-1:])
         changing = {session.stream.tasks[-1].name}
         if redo:
             changing.add(names[-1])
-        options = Options(resume=True, allow=_fields_of(changing))
+        options = Options(resume=True, allow=_fields_of(changing), status_minutes=status_minutes)
         if redo and not resuming:
             # Refuses another run before anything is moved.
             changes_of(folder.path, session.identity(), options.allow)

@@ -1,10 +1,10 @@
-"""Monitoring of a training stage: progress bar with ETA, metrics, checkpoints, and stopping after a signal."""
+"""Monitoring of a training stage: progress on the terminal, metrics, checkpoints, and stopping after a signal."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from tqdm import tqdm
 from hidecmoe_jax.methods.stages import Stage
 from hidecmoe_jax.runs.progress import Progress
 from hidecmoe_jax.runs.scores import Curve
-from hidecmoe_jax.runs.session import bar, say
+from hidecmoe_jax.runs.status import Status, Work, new_bar, say
 from hidecmoe_jax.storage.signals import Stop
 from hidecmoe_jax.train.optim import TrainConfig
 
@@ -37,6 +37,8 @@ class StageMonitor:
     at: tuple[int, int]
     data: list[list[str]]
     on_corrupt: str = "refuse"
+    status: Status = field(default_factory=Status)
+    pace: Work = field(default_factory=Work)
     shown: tqdm | None = None
     since: float = 0.0
 
@@ -57,7 +59,8 @@ class StageMonitor:
         if not usable:
             return None
         say(f"task {self.name}: going on after step {step} of stage {stage.kind}")
-        return step + 1, state
+        self.status.skip_steps(first_step)
+        return first_step, state
 
     def step(self, stage: Stage, step: int, steps: int, facts: dict[str, Any], state: Callable[[], dict]) -> None:
         """Shows and logs a step; saves when it is time or the process was signalled.
@@ -65,10 +68,14 @@ class StageMonitor:
         Raises:
           PreemptedError: after a signal, once the step is saved.
         """
-        self._show(stage, step, steps, facts["loss"])
         now = time.monotonic()
         seconds = now - self.since if self.since else 0.0
+        # The first step of a process has no time of its own: it contains compilation.
+        timed = seconds if self.since else None
         self.since = now
+        self.pace.add(1, timed)
+        self.status.step(timed)
+        self._show(stage, step, steps, facts["loss"])
         line = {"at": [*self.at, step], "task": self.name, "stage": stage.kind, "step": step}
         line |= facts
         line["seconds"] = round(seconds, 4)
@@ -86,20 +93,30 @@ class StageMonitor:
         if due or stopping:
             about = {"at": list(self.at), "data": self.data}
             self.progress.save(step, state(), meta=about)
-        if last or stopping:
+        if self.shown is not None and (last or stopping):
             self.shown.close()
         if stopping:
             self.stop.leave(f"task {self.name}, stage {stage.kind}, step {step}")
 
     def _show(self, stage: Stage, step: int, steps: int, loss: float) -> None:
-        """Moves the progress bar on by one step."""
+        """Moves the progress bar on by one step, or prints a line if one is due."""
+        numbers = f"loss {loss:.3f}"
+        if self.pace.seconds:
+            steps_a_second = self.pace.timed / self.pace.seconds
+            samples_a_second = steps_a_second * self.tune.batch * self.tune.accumulate
+            numbers += f", {samples_a_second:.3g} samples/s"
+        if not self.status.on_terminal:
+            if self.status.is_due():
+                self.status.line(f"{stage.kind} step {step + 1} of {steps}, {numbers}")
+            return
         if self.shown is None:
-            show = bar(f"{self.name}: {stage.kind}", initial=step)
-            self.shown = show(range(steps))
+            label = self.status.label(stage.kind)
+            self.shown = new_bar(label, total=steps, initial=step)
+        run = self.status.run_left()
+        if run:
+            numbers += f", {run}"
+        self.shown.set_postfix_str(numbers, refresh=False)
         self.shown.update(1)
-        steps_a_second = self.shown.format_dict["rate"] or 0.0
-        samples_a_second = steps_a_second * self.tune.batch * self.tune.accumulate
-        self.shown.set_postfix_str(f"loss {loss:.3f}, {samples_a_second:.0f} samples/s", refresh=False)
 
     def warn(self, text: str) -> None:
         """A line above the progress bar."""

@@ -19,8 +19,9 @@ from hidecmoe_jax.runs.folder import RunFolder, SeedFolder
 from hidecmoe_jax.runs.identity import check_run
 from hidecmoe_jax.runs.scores import Cells
 from hidecmoe_jax.runs.seed_run import Options
-from hidecmoe_jax.runs.session import Session, open_session, say
-from hidecmoe_jax.runs.stream_loop import open_or_resume, run_seeds
+from hidecmoe_jax.runs.session import Session, open_session, say_notes
+from hidecmoe_jax.runs.status import MINUTES, Status, say
+from hidecmoe_jax.runs.stream_loop import begin_status, open_or_resume, run_seeds
 from hidecmoe_jax.storage.files import write_json
 from hidecmoe_jax.storage.lock import writer_lock
 from hidecmoe_jax.storage.signals import graceful_stop
@@ -34,6 +35,7 @@ def compare(
     overwrite: bool = False,
     full_matrix: bool = False,
     budget: int | str | None = None,
+    status_minutes: float = MINUTES,
 ) -> Path:
     """Runs every config into `out/<method name>` and writes the common report; returns `out`.
 
@@ -41,6 +43,7 @@ def compare(
 
     Args:
       budget: parameters beyond the base that every method may store to answer, or the method whose size all others get.
+      status_minutes: between two lines about the progress, where standard error is no terminal.
 
     Raises:
       ConfigError: two methods share a name, the configs differ in base, stream, or how answers are written, or one
@@ -54,7 +57,9 @@ def compare(
         runs = [folder / name for name in names]
         continued = _continued(runs, resume=resume, overwrite=overwrite)
         # Base, stream, template and writing are the same in all configs; each run gets its own config below.
-        session = open_session(configs[0])
+        session = dataclasses.replace(open_session(configs[0]), status=Status(status_minutes))
+        if not any(continued):
+            say_notes(session.stream.tasks)
         size = None
         if budget is not None:
             size = _size(budget, configs, session)
@@ -62,10 +67,11 @@ def compare(
         # A method that does not fit the base is refused before another one learns for hours.
         for config in configs:
             config.method.init(session.model, capacity=1)
-        for number, (config, run) in enumerate(zip(configs, runs, strict=True)):
+        sessions = [dataclasses.replace(session, config=config) for config in configs]
+        begin_status(list(zip(sessions, runs, strict=True)), Options(overwrite=overwrite, full_matrix=full_matrix))
+        for number, (run_session, run) in enumerate(zip(sessions, runs, strict=True)):
             run.mkdir(exist_ok=True)
-            say(f"{config.method.name}:")
-            run_session = dataclasses.replace(session, config=config)
+            say(f"method {number + 1} of {len(runs)}, {names[number]}:")
             options = Options(resume=continued[number], overwrite=overwrite, full_matrix=full_matrix)
             # The lock is held while answers are copied into the run, too.
             with writer_lock(run):

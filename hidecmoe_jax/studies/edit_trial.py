@@ -30,7 +30,8 @@ from hidecmoe_jax.runs.folder import EDITS, RunFolder
 from hidecmoe_jax.runs.identity import task_names
 from hidecmoe_jax.runs.ledger import Ledger
 from hidecmoe_jax.runs.seed_run import Options
-from hidecmoe_jax.runs.session import Session, bar, say
+from hidecmoe_jax.runs.session import Session
+from hidecmoe_jax.runs.status import say
 from hidecmoe_jax.runs.stream_loop import open_or_resume, run_seeds
 from hidecmoe_jax.runs.withdraw import withdraw_row
 from hidecmoe_jax.scoring.score import by_id, score
@@ -313,7 +314,7 @@ def _scores(
     """Score 0-100 of every task's held-out questions, by task; stops between tasks where that was requested."""
     serving = run.config.method.serve(run.model, learner)
     scores = {}
-    for task in bar(label)(run.session.stream.tasks):
+    for task in run.session.status.bar(label)(run.session.stream.tasks):
         records, name = held_out(task, count)
         scores[task.name] = _score(run.session, serving, task, records, name, seed)
         if stop.requested:

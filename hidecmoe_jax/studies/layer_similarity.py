@@ -33,7 +33,7 @@ from hidecmoe_jax.methods.routed import LINEARS
 from hidecmoe_jax.models.llava import Model, layer_features
 from hidecmoe_jax.report.canvas import DOT, INK, canvas, heat, png, short, titles
 from hidecmoe_jax.runs.finished import open_with_data
-from hidecmoe_jax.runs.session import Session, bar
+from hidecmoe_jax.runs.session import Session
 from hidecmoe_jax.storage.files import write_json
 
 Voices = tuple[Voice, ...]
@@ -64,7 +64,7 @@ def study(run: str | Path, *, count: int = 500, legacy: bool = False) -> Path:
     tasks = session.stream.tasks[: len(archive)]
     common = _questions_of_all(session, tasks, count)
     features = []
-    for index, task in enumerate(bar("similarity")(tasks)):
+    for index, task in enumerate(session.status.bar("similarity")(tasks)):
         projector = archive[index]["shared"]
         model, voices = _single_task_model(session.model, learner, projector, index)
         records = common

@@ -20,7 +20,7 @@ from hidecmoe_jax.core.errors import ConfigError
 from hidecmoe_jax.methods.capabilities import ProbeResult, Probes
 from hidecmoe_jax.methods.stages import Stage
 from hidecmoe_jax.runs.finished import RunWithData, open_with_data
-from hidecmoe_jax.runs.session import bar, say
+from hidecmoe_jax.runs.status import say
 from hidecmoe_jax.storage.arrays import Groups
 from hidecmoe_jax.storage.files import write_json
 from hidecmoe_jax.train.lesson import LessonSetup, run_lesson
@@ -66,7 +66,7 @@ def probe_control(run: str | Path, *, task: int = 0, repeats: int = 3) -> dict[s
     for balance in dict.fromkeys((method.probe_settings.balance, 0.0)):
         probing = method.with_probe(replace(method.probe_settings, balance=balance))
         results = []
-        for repeat in bar(f"control, balance {balance}")(range(repeats)):
+        for repeat in finished.session.status.bar(f"control, balance {balance}")(range(repeats)):
             probing_run = _with_method(finished, probing)
             results.append(_probe_again(probing_run, archive, task, repeat))
         controls.append({"balance": balance, **_averages(results)})

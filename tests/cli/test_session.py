@@ -111,3 +111,13 @@ def test_compare_writes_one_report_of_two_methods_and_one_of_them_goes_on(world,
     assert report(out / "hide")["tasks"] == ["birds", "fish", "trees"]
     assert main(["report", str(out)]) == 3, "the two have no stream in common any more"
     assert "hide" in capsys.readouterr().err
+
+
+def test_fault_b1_a_run_ends_with_a_table_of_what_it_learned(world, capsys):
+    words = [*learn(world, "hide"), "--out", str(world / "runs" / "hide"), "--resume"]
+    assert main(words) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert out[0].split() == ["task", "zero-shot", "learned", "now", "floor", "outcome"]
+    assert out[1].split()[0] == "birds" and out[1].split()[4] == "100.0", "every bird is a wren"
+    assert out[3].startswith("0 of 2 tasks learned")
+    assert any(line.startswith("warning: birds: ") for line in out), "nobody beats a floor of 100"

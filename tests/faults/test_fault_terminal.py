@@ -1,10 +1,22 @@
 """What a terminal shows: the outcome of a run, progress of a batch job, and messages that lead on."""
 
+import io
+
 import pytest
 
+from hidecmoe_jax.core.errors import ConfigError
+from hidecmoe_jax.methods.stages import Stage
 from hidecmoe_jax.report import RunFacts, SeedResult, run_document
 from hidecmoe_jax.report.verdict import POCKET_NOTE, verdict_lines, verdict_of
+from hidecmoe_jax.runs import watching
+from hidecmoe_jax.runs.progress import Progress
+from hidecmoe_jax.runs.scores import Curve
+from hidecmoe_jax.runs.seed_run import Options
+from hidecmoe_jax.runs.status import Status, duration, new_bar
+from hidecmoe_jax.runs.watching import StageMonitor
 from hidecmoe_jax.scoring.floor import floor_of
+from hidecmoe_jax.storage.signals import Stop
+from hidecmoe_jax.train.optim import TrainConfig
 
 TASKS = ("animals", "doubt", "signs")
 
@@ -75,3 +87,86 @@ def test_fault_b1_missing_numbers_are_neither_praised_nor_blamed():
 def test_fault_b1_the_floor_is_scored_by_the_tasks_own_scorer(scorer, references, answer, value):
     floor = floor_of(scorer, references)
     assert (floor.answer, floor.score) == (answer, pytest.approx(value))
+
+
+def a_status(**options) -> tuple[Status, list[float]]:
+    """A status without a terminal whose clock is the number in the list, in seconds."""
+    now = [0.0]
+    return Status(terminal=False, clock=lambda: now[0], **options), now
+
+
+def test_fault_f1_a_batch_job_prints_a_line_at_the_start_and_every_few_minutes(capsys):
+    status, now = a_status(minutes=5.0)
+    status.begin("hide: 4 tasks", steps=400, questions=1000)
+    assert "400 training steps, 1,000 questions" in capsys.readouterr().err
+    printed = []
+    for second in range(0, 1000, 10):
+        now[0] = float(second)
+        if status.is_due():
+            printed.append(second)
+    assert printed == [30, 330, 630, 930], "the first one early"
+
+
+def test_fault_f1_a_line_names_task_step_loss_samples_and_both_times_left(tmp_path, capsys, monkeypatch):
+    status, now = a_status(minutes=1.0)
+    status.begin("hide: 4 tasks", steps=400, questions=0)
+    status.place = "task 2 of 4 birds"
+    status.lesson_left = 100
+    monkeypatch.setattr(watching.time, "monotonic", lambda: now[0])
+    monitor = StageMonitor(
+        Progress(tmp_path / "progress"), Curve(tmp_path / "metrics.jsonl"), Stop(), TrainConfig(batch=8),
+        "birds", (1, 0), [], status=status,
+    )  # fmt: skip
+    stage = Stage(kind="tune")
+    for step in range(50):
+        now[0] += 3.0
+        monitor.step(stage, step, 100, {"loss": 2.0 - 0.01 * step}, dict)
+    first, *lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 3, "after 30, 90 and 150 seconds"
+    assert lines[0] == (
+        "task 2 of 4 birds, tune step 10 of 100, loss 1.910, 2.67 samples/s; task done in 4 min, whole run in 20 min"
+    )
+
+
+def test_fault_f1_the_time_of_the_whole_run_counts_answers_and_says_what_it_does_not_count():
+    status, _ = a_status()
+    status.begin("hide: 1 task", steps=100, questions=60)
+    assert status.time_left() == "", "nothing was timed"
+    status.steps.add(1, None)
+    status.steps.add(9, 90.0)
+    assert status.time_left() == "whole run in at least 15 min"
+    status.questions.add(10, 60.0)
+    assert status.time_left() == "whole run in 20 min"
+    assert [duration(seconds) for seconds in (20, 3900, 180_000)] == ["under 1 min", "1 h 05 min", "2 d 2 h"]
+
+
+def test_fault_f1_loops_beside_training_print_lines_too(capsys):
+    status, now = a_status(minutes=2.0)
+    status.begin("hide: 1 task", steps=0, questions=0)
+    capsys.readouterr()
+    for _ in status.bar("features of birds train")(range(10)):
+        now[0] += 20
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == ["features of birds train: 2 of 10", "features of birds train: 8 of 10"]
+
+
+def test_fault_f1_nothing_is_printed_on_request_and_notes_come_once(capsys):
+    status, now = a_status(minutes=0.0)
+    status.begin("hide: 1 task", steps=10, questions=10)
+    now[0] = 1e6
+    assert not status.is_due()
+    assert capsys.readouterr().err == ""
+    status.note("birds: dropped 2 records")
+    status.note("birds: dropped 2 records")
+    assert capsys.readouterr().err == "birds: dropped 2 records\n"
+    with pytest.raises(ConfigError, match="--status-minutes"):
+        Options(status_minutes=-1.0)
+
+
+def test_fault_f1_a_bar_of_a_short_loop_is_not_drawn():
+    screen = io.StringIO()
+    bar = new_bar("task 2 of 4 birds: tune", total=3, file=screen)
+    for _ in range(3):
+        bar.update(1)
+    bar.close()
+    assert screen.getvalue() == ""

@@ -24,7 +24,8 @@ from hidecmoe_jax.port.output import check_target, fresh_folder
 from hidecmoe_jax.runs.config import Base, RunConfig
 from hidecmoe_jax.runs.finished import LoadedRun, load_run
 from hidecmoe_jax.runs.folder import RunFolder
-from hidecmoe_jax.runs.session import open_base, say
+from hidecmoe_jax.runs.session import open_base
+from hidecmoe_jax.runs.status import say
 from hidecmoe_jax.storage.manifest import write_manifest
 
 BEFORE = "before5"

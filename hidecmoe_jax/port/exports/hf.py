@@ -44,7 +44,7 @@ from hidecmoe_jax.port.checkpoints.pictures import PICTURES
 from hidecmoe_jax.port.checkpoints.settings import END_TOKEN, OLD_EOS
 from hidecmoe_jax.port.checkpoints.source import header_bytes
 from hidecmoe_jax.port.checkpoints.tokenizers import IMAGE
-from hidecmoe_jax.runs.session import say
+from hidecmoe_jax.runs.status import say
 from hidecmoe_jax.storage.files import check_space, disk_errors, read_json, write_json
 from hidecmoe_jax.storage.manifest import NAME as MANIFEST
 
