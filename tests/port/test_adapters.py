@@ -263,9 +263,9 @@ def test_numbers_that_no_decoder_has_are_refused_at_once(tmp_path, old, new):
         read_adapter(write_folder(tmp_path / "a", {"r": 4, "lora_alpha": 8}, tensors))
 
 
-@pytest.mark.parametrize("key", ["use_dora", "bias", "fan_in_fan_out"])
+@pytest.mark.parametrize("key", ["use_dora", "lora_bias", "fan_in_fan_out"])
 def test_what_is_more_than_lora_is_refused_by_name(tmp_path, key):
-    told = {"r": 4, "lora_alpha": 8, key: "all" if key == "bias" else True}
+    told = {"r": 4, "lora_alpha": 8, key: True}
     with pytest.raises(ConfigError, match=key):
         read_adapter(write_folder(tmp_path / "a", told, lora_tensors()))
 

@@ -2,7 +2,8 @@
 
 Some initialisations of LoRA (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA) also change the base from W to W - s B0 A0. Their
 factors on the unchanged W are another model, and nothing in the tensors shows it. So only settings are accepted whose
-update is known to be `scale * B A` on the published base; all others are refused by field name.
+update is known to be `scale * B A` on the published base; all others are refused by field name. So is a field that is
+on (true, a number, a text) and not in a table here: a later PEFT may have given it any meaning.
 """
 
 from __future__ import annotations
@@ -17,15 +18,44 @@ from hidecmoe_jax.core.errors import CheckpointError, ConfigError
 from hidecmoe_jax.data.jsonfile import read_json
 from hidecmoe_jax.port.adapters.peft import CONFIG
 
-_INITIALISATIONS = (True, False, None, "gaussian", "eva", "orthogonal")
 WHOLE: dict[str, tuple] = {
-    "init_lora_weights": _INITIALISATIONS, "use_dora": (False, None), "bias": ("none", None),
-    "fan_in_fan_out": (False, None), "lora_bias": (False, None), "use_qalora": (False, None),
-    "target_parameters": (None, [], {}), "trainable_token_indices": (None, [], {}), "layer_replication": (None, [], {}),
-    "megatron_config": (None, {}), "alora_invocation_tokens": (None, []), "use_bdlora": (False, None),
-    "arrow_config": (None,), "kasa_config": (None,), "monteclora_config": (None,),
-}  # fmt: skip
+    "init_lora_weights": (True, False, None, "gaussian", "eva", "orthogonal"),
+    # Where biases were trained they are tensors of the file, which are refused as unknown; LLaMA's linears have none.
+    "bias": ("none", "lora_only", "all", None),
+}
 """Fields and the values under which A and B are the whole update."""
+READ = (
+    "peft_type", "r", "lora_alpha", "lora_dropout", "use_rslora", "rank_pattern", "alpha_pattern", "modules_to_save",
+    "base_model_name_or_path", "expert_num", "cur_task",
+)  # fmt: skip
+"""Fields that reading an adapter uses or compares with its tensors."""
+HARMLESS: dict[str, str] = {
+    "task_type": "names the class around the model, which adds nothing to a language model",
+    "auto_mapping": "names the class and library of the base",
+    "peft_version": "names the writer",
+    "revision": "names a version of the base; shapes and, if recorded, the SHA-256 are compared",
+    "inference_mode": "whether the factors train",
+    "merge_weights": "when an old PEFT folded the factors in; they are stored apart",
+    "target_modules": "where factors are, which the tensors' names say",
+    "exclude_modules": "where none are",
+    "layers_to_transform": "which layers have factors",
+    "layers_pattern": "the name of the list of layers",
+    "runtime_config": "where numbers are computed",
+    "megatron_core": "the module of a parallel layer; its settings are in `megatron_config`, which is refused",
+    "qalora_group_size": "has an effect with `use_qalora` alone, which is refused",
+    "ensure_weight_tying": "of tables that are saved whole, which are refused",
+    "loftq_config": "how factors began; `init_lora_weights` decides",
+    "eva_config": "how factors began; the ranks it chose are in `rank_pattern`",
+    "corda_config": "how factors began; `init_lora_weights` decides",
+    "lora_ga_config": "how factors began; `init_lora_weights` decides",
+    "velora_config": "memory of activations in training",
+    "lora_dtype": "dtype of the factors in training; the file has its own",
+    "lorap_lr_ratio": "a learning rate",
+    "lorap_emb_lr": "a learning rate",
+    "task_embedding_dim": "width of a table that no forward pass of HiDe or CoIN reads",
+}
+"""Fields that may have any value, with the reason why the update does not depend on them."""
+PROJECTORS = ("mm_projector", "multi_modal_projector")
 ONE_SCALE: dict[str, tuple] = {
     "use_rslora": (False, None),
     "rank_pattern": ({}, None),
@@ -39,7 +69,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
     Raises:
       CheckpointError: it is missing, or not a JSON object.
-      ConfigError: the adapter is more than a pair of factors (DoRA, biases, a changed base).
+      ConfigError: the adapter is more than a pair of factors (DoRA, a changed base), or has a setting that is unknown.
     """
     if not (folder / CONFIG).is_file():
         raise CheckpointError(
@@ -61,7 +91,39 @@ def read_config(folder: Path) -> dict[str, Any]:
     if kind not in (None, "LORA") and not of_coin_or_hide:
         _refuse("peft_type", kind, "'LORA' or 'MOE_LORA_...'", folder)
     require(config, WHOLE, folder)
+    _refuse_unknown(config, folder)
     return config
+
+
+def _refuse_unknown(config: Mapping[str, Any], folder: Path) -> None:
+    """Refuses a setting that is on and that nothing here reads: it may change what the factors mean."""
+    for key, value in config.items():
+        is_known = key in WHOLE or key in READ or key in HARMLESS
+        if value and not is_known:
+            _refuse(key, value, "null, false, 0 or empty", folder)
+
+
+def require_saved_modules(config: Mapping[str, Any], *, has_projector: bool, folder: Path) -> None:
+    """Refuses an adapter that names a module in `modules_to_save` whose weights the folder does not hold.
+
+    Args:
+      has_projector: the folder holds weights of the projector, the one module beside the factors that can be adopted.
+    """
+    names = config.get("modules_to_save") or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        _refuse("modules_to_save", names, "a list of module names", folder)
+    for name in names:
+        parts = name.split(".")
+        is_projector = any(part in PROJECTORS for part in parts)
+        if is_projector and has_projector:
+            continue
+        raise CheckpointError(
+            "a trained module of the adapter is missing",
+            where=f"{folder / CONFIG}: modules_to_save",
+            why=f"it names {name!r}, and no tensor of the folder belongs to it",
+            remedy="copy the whole folder, non_lora_trainables included; modules other than the projector cannot be "
+            "adopted: merge them into the base with their own tool, and convert the merged model",
+        )
 
 
 def require(config: Mapping[str, Any], allowed: Mapping[str, tuple], folder: Path) -> None:
@@ -84,7 +146,8 @@ def _refuse(key: str, value: Any, expected: str, folder: Path) -> None:
     raise ConfigError(
         "this adapter is more than LoRA on linears",
         where=f"{folder / CONFIG}: {key}",
-        why=f"found {value!r}, expected {expected}: with anything else, A and B are not all that it adds to its base",
+        why=f"found {value!r:.80}, expected {expected}: with anything else, A and B may not be all that it adds to its "
+        "base",
         remedy="merge it into its base with its own tool, and convert the merged model with `hidecmoe convert`",
     )
 

@@ -21,7 +21,15 @@ from safetensors import SafetensorError, safe_open
 
 from hidecmoe_jax.core.errors import CheckpointError, ConfigError
 from hidecmoe_jax.models.llama import SITES
-from hidecmoe_jax.port.adapters.config import ONE_SCALE, above_zero, dropout, of_modules, read_config, require
+from hidecmoe_jax.port.adapters.config import (
+    ONE_SCALE,
+    above_zero,
+    dropout,
+    of_modules,
+    read_config,
+    require,
+    require_saved_modules,
+)
 from hidecmoe_jax.port.adapters.peft import BASE_KEY, CONFIG, RANK_KEY, TASK_KEY, WEIGHTS, LoraWeights, with_rank
 from hidecmoe_jax.port.adapters.sorting import SINGLE, AdapterTensors, Pair, SiteLayer, sort_tensors
 from hidecmoe_jax.port.checkpoints.pickled import of_trainer, refuse_pickles, safe_name
@@ -71,7 +79,7 @@ def read_adapter(folder: Path) -> Adapter:
     Raises:
       CheckpointError: no such folder, pickled or damaged files, a tensor that is unknown, missing, mis-shaped or not
         finite; names the tensor.
-      ConfigError: an adapter that is more than a pair of factors (DoRA, biases, other modules).
+      ConfigError: an adapter that is more than a pair of factors (DoRA, other modules), or a setting that is unknown.
     """
     folder = Path(folder)
     present = sorted(folder.iterdir()) if folder.is_dir() else []
@@ -89,6 +97,7 @@ def read_adapter(folder: Path) -> Adapter:
         if of_trainer(file.name):
             ignored.append(f"{file.name} left alone: what a trainer keeps for itself")
     tensors = sort_tensors(folder, source.tensors, tuple(ignored))
+    require_saved_modules(config, has_projector=bool(tensors.projector), folder=folder)
     # Other tools may give the file another name.
     weights = folder / WEIGHTS
     if not weights.is_file():

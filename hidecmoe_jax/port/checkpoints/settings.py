@@ -82,16 +82,26 @@ def llava_config(
     decoder = decoder_config(config, layout, main)
     vision = vision_config(layout, main, tower, projection)
     layer_field = "vision_feature_layer" if layout == "hf-llava" else "mm_vision_select_layer"
-    layer = config.get(layer_field, -2)
-    count = vision.layers
-    if type(layer) is not int or not -count <= layer <= count:
-        _refuse(main, "vision_feature_layer", layer, f"one layer from -{count} to {count}")
+    layer = _feature_layer(config.get(layer_field, -2), layer_field, vision.layers, main)
     # Bytes of the decoder's feed-forward kernels in bfloat16, three a layer: above this, activations are recomputed.
     kernel = decoder.width * decoder.hidden
     kernel_bytes = decoder.layers * kernel * 3 * 2
     large = kernel_bytes > _REMAT_BYTES
     text_shape = text_config(text)
     return LlavaConfig(vision, text_shape, decoder, feature_layer=layer, dtype=dtype, param_dtype=dtype, remat=large)
+
+
+def _feature_layer(value: Any, field: str, count: int, source: Source) -> int:
+    """The one layer that the projector reads; a list of one is that one."""
+    layer = value
+    if isinstance(value, list) and len(value) == 1:
+        layer = value[0]
+    if type(layer) is not int or not -count <= layer <= count:
+        expected = f"one layer from -{count} to {count}"
+        if isinstance(value, list) and len(value) > 1:
+            expected += ": several are joined, which needs a projector of another width"
+        _refuse(source, field, value, expected)
+    return layer
 
 
 def decoder_config(config: Mapping[str, Any], layout: str, source: Source) -> DecoderConfig:
@@ -138,7 +148,7 @@ def vision_config(layout: str, main: Source, tower: Source | None, projection: S
         settings = {}
         if described_by is not None:
             settings = _nested(described_by, "vision_config")
-    fields = _typed(_VISION, settings, main)
+    fields = _typed(_VISION, _squares(settings), main)
     _require_heads(fields, main)
     image_size = fields["image_size"]
     patch_size = fields["patch_size"]
@@ -224,6 +234,16 @@ def _typed(defaults: Mapping[str, Any], settings: Mapping[str, Any], source: Sou
             if type(value) not in (int, float) or not value > 0:
                 _refuse(source, field, value, "a number above 0")
     return fields
+
+
+def _squares(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings in which `[n, n]`, the sides of a square, is n."""
+    numbers = dict(settings)
+    for field in ("image_size", "patch_size"):
+        value = settings.get(field)
+        if isinstance(value, list) and len(value) == 2 and value[0] == value[1]:
+            numbers[field] = value[0]
+    return numbers
 
 
 def _require_heads(fields: Mapping[str, Any], source: Source) -> None:
