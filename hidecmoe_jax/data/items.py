@@ -7,16 +7,14 @@ encodable, roles must alternate. Code that receives a `Record` relies on these c
 
 from __future__ import annotations
 
-import os
-import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from hidecmoe_jax.core.errors import nearest
-
-IMAGE = "<image>"
+from hidecmoe_jax.data.media import IMAGE as IMAGE
+from hidecmoe_jax.data.media import key_problems, marker_problems, turn_key_problems
+from hidecmoe_jax.data.picture_folder import PictureFolder
 
 
 @dataclass(frozen=True)
@@ -51,22 +49,22 @@ class Record:
             object.__setattr__(self, "references", (self.turns[-1].answer,))
 
 
-def parse_item(item: Any, source: str, home: Path, *, test: bool) -> tuple[Record | None, list[str]]:
+def parse_item(item: Any, source: str, folder: PictureFolder, *, test: bool) -> tuple[Record | None, list[str]]:
     """Returns the record of one JSON value, or None and all problems of the value.
 
     Args:
       source: name of the item in messages, as `train.json#12`.
-      home: resolved folder that image paths are relative to and must not leave.
+      folder: folder that image paths are relative to and must not leave.
       test: the item may have the form of test files.
     """
     if not isinstance(item, Mapping):
         return None, [f"a record is an object, found {kind(item)}"]
     name, problems = _name(item)
     image_names, image_problems = _image_names(item)
-    problems += image_problems
+    problems += image_problems + key_problems(item, image_names)
     images = []
     for image_name in image_names:
-        path, problem = _locate(image_name, home)
+        path, problem = _locate(image_name, folder)
         images.append(path)
         if problem:
             problems.append(problem)
@@ -93,7 +91,8 @@ def _name(item: Mapping[str, Any]) -> tuple[str, list[str]]:
         return "", [f"no 'id' (or 'question_id'); keys: {keys}"]
     # A bool is an int in Python.
     if isinstance(value, bool) or not isinstance(value, str | int):
-        return "", [f"the id must be text or an integer, found {kind(value)}"]
+        shown = f" {value!r}; write it without a fraction, or in quotes" if isinstance(value, float) else ""
+        return "", [f"the id must be text or an integer, found {kind(value)}{shown}"]
     name = str(value)
     if not name.strip() or len(name) > 200:
         return "", [f"the id must have 1 to 200 characters, found {len(name)}"]
@@ -101,45 +100,23 @@ def _name(item: Mapping[str, Any]) -> tuple[str, list[str]]:
 
 
 def _image_names(item: Mapping[str, Any]) -> tuple[list[str], list[str]]:
-    """Names of the item's pictures as written, and their problems."""
+    """Names of the item's pictures as written, and their problems; null, "" and [] are no picture."""
     value = item.get("image")
-    if value is None:
-        for key in ("images", "image_path", "img"):
-            if key in item:
-                return [], [f"key {key!r} is not read; did you mean 'image'?"]
-        return [], []
     # LLaVA writes one path; several pictures are a list.
     names = value if isinstance(value, list) else [value]
-    are_names = all(isinstance(name, str) and name for name in names)
-    if not names or not are_names:
+    if all(name is None or (isinstance(name, str) and not name.strip()) for name in names):
+        return [], []
+    if not all(isinstance(name, str) and name.strip() for name in names):
         return [], [f"'image' must be a path or a list of paths, found {kind(value)}"]
     return names, []
 
 
-def _locate(name: str, home: Path) -> tuple[str, str | None]:
+def _locate(name: str, folder: PictureFolder) -> tuple[str, str | None]:
     """The resolved path of a picture and None, or an empty text and the problem."""
-    if "://" in name or name.startswith("data:"):
-        return "", f"image {name[:80]!r} is an address; pictures are read from files only, download it first"
     text_problems = _text_problems(name, "the image path")
     if text_problems:
         return "", text_problems[0]
-    has_backslash = "\\" in name
-    if Path(name).is_absolute() or has_backslash:
-        return "", f"image {name!r} must be a path relative to {home}, with forward slashes"
-    try:
-        # Resolved first, so that neither `..` nor a symbolic link can lead outside.
-        path = (home / name).resolve()
-        is_inside = path.is_relative_to(home)
-        status = os.stat(path) if is_inside else None
-    except FileNotFoundError:
-        return "", f"image {name!r} does not exist under {home}"
-    except (OSError, RuntimeError) as error:
-        return "", f"image {name!r} cannot be read: {error}"
-    if status is None:
-        return "", f"image {name!r} leads out of {home} (to {path})"
-    if not stat.S_ISREG(status.st_mode):
-        return "", f"image {name!r} is not a regular file"
-    return str(path), None
+    return folder.locate(name)
 
 
 _ROLES = ("human", "gpt")
@@ -190,7 +167,10 @@ def _message_problems(message: Any, number: int) -> list[str]:
     elif sender != role:
         problems.append(f"turn {number} is from {sender!r} where {role!r} is expected")
     text = message["value"]
+    problems += turn_key_problems(message, number)
     problems += _text_problems(text, f"turn {number}")
+    if role == "human":
+        problems += marker_problems(text, f"turn {number}")
     if role == "gpt":
         problems += _answer_problems(text, f"the answer in turn {number}")
     return problems
@@ -211,7 +191,7 @@ def _test_turns(item: Mapping[str, Any], pictures: int) -> tuple[tuple[Turn, ...
         return (), (), [f"'answers' must be a list of texts, found {kind(answers)}"]
     answer = item["answer"] if "answer" in item else answers[0]
     references = (answer,) if answers is None else tuple(answers)
-    problems = _text_problems(text, "'text'")
+    problems = _text_problems(text, "'text'") + marker_problems(text, "'text'")
     for value in (answer, *references):
         if not isinstance(value, str):
             problems.append(f"an answer must be text, found {kind(value)} {value!r}; write it in quotes")

@@ -13,7 +13,8 @@ from typing import Any
 
 from hidecmoe_jax.core.errors import DataError
 
-_INTEGER_DIGITS = 18
+# Python keeps an integer of any length exact; longer than an id may be, it is a damaged file.
+_INTEGER_DIGITS = 200
 # First bytes of other encodings and archives: the magic bytes, the name, and the remedy.
 _OTHER_FORMATS = (
     (b"\x1f\x8b", "gzip-compressed data", "unpack it first: gunzip FILE"),
@@ -30,7 +31,7 @@ def read_json(path: str | Path) -> Any:
 
     Raises:
       DataError: missing or not a regular file, another encoding, malformed JSON (line, column, the line and
-        a hint), a key twice in one object, NaN or Infinity, an integer of more than 18 digits, nesting too
+        a hint), a key twice in one object, NaN or Infinity, an integer of more than 200 digits, nesting too
         deep to read.
     """
     path = Path(path)
@@ -113,7 +114,6 @@ def parse_json(text: str, path: Path) -> Any:
         return 0.0
 
     def integer(digits: str) -> int:
-        # 18 digits always fit 64 bits; other readers of the file would round longer numbers.
         if len(digits) > _INTEGER_DIGITS:
             refused.append(f"integer of {len(digits)} digits ({digits[:12]}...); at most {_INTEGER_DIGITS} are read")
             return 0

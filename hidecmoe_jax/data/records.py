@@ -20,6 +20,7 @@ from hidecmoe_jax.data.items import Record as Record
 from hidecmoe_jax.data.items import Turn as Turn
 from hidecmoe_jax.data.items import kind, parse_item
 from hidecmoe_jax.data.jsonfile import read_json
+from hidecmoe_jax.data.picture_folder import PictureFolder
 
 SHOWN = 20
 
@@ -118,7 +119,8 @@ def read_train(path: str | Path, root: str | Path, *, policy: Policy = POLICY) -
 
     Args:
       path: the JSON file.
-      root: folder that image paths are relative to and must be in.
+      root: folder that image paths are relative to and must be in; a file that is not there is looked for in its
+        `images/`. Without `image`, or with null, "" or [] there, a record is text alone.
 
     Raises:
       DataError: the JSON is refused, there is no record, or more records are bad than `policy` allows.
@@ -149,7 +151,8 @@ def read_file(path: str | Path, root: str | Path, *, test: bool, policy: Policy 
     """Returns the records of a training or test file, and what was left out; errors as `read_train`."""
     path = Path(path)
     items = _items(path)
-    parsed, duplicates = _parse_all(items, path, Path(root).resolve(), test=test, policy=policy)
+    folder = PictureFolder(Path(root).resolve())
+    parsed, duplicates = _parse_all(items, path, folder, test=test, policy=policy)
     # Only pictures of records without other problems are decoded; the rest is refused anyway.
     damage = _damage([item.record for item in parsed if item.record is not None and not item.problems], policy)
     records = []
@@ -183,7 +186,9 @@ class _Parsed:
     problems: list[str]
 
 
-def _parse_all(items: list[Any], path: Path, home: Path, *, test: bool, policy: Policy) -> tuple[list[_Parsed], int]:
+def _parse_all(
+    items: list[Any], path: Path, folder: PictureFolder, *, test: bool, policy: Policy
+) -> tuple[list[_Parsed], int]:
     """All items parsed, and the number of repeated ids that were left out."""
     parsed: list[_Parsed] = []
     first_source: dict[str | None, str] = {}
@@ -191,7 +196,7 @@ def _parse_all(items: list[Any], path: Path, home: Path, *, test: bool, policy: 
     for position, item in enumerate(items):
         source = f"{path.name}#{position}"
         name = _id_of(item)
-        record, problems = parse_item(item, source, home, test=test)
+        record, problems = parse_item(item, source, folder, test=test)
         if name is not None and name in first_source:
             if policy.dedupe == "keep-first":
                 duplicates += 1

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -19,11 +18,11 @@ from hidecmoe_jax.core.errors import ConfigError, DataError, nearest
 from hidecmoe_jax.data.images import file_digest
 from hidecmoe_jax.data.items import Record
 from hidecmoe_jax.data.jsonfile import read_json
+from hidecmoe_jax.data.names import folded_name, folder_title
+from hidecmoe_jax.data.names import task_name as task_name
 from hidecmoe_jax.data.records import POLICY, Contents, Policy, read_file
 
-NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
-_RESERVED = re.compile(r"con|prn|aux|nul|com[1-9]|lpt[1-9]")  # device names of Windows
-_ABOUT_KEYS = ("name", "scorer", "description")
+_ABOUT_KEYS = ("name", "title", "scorer", "description")
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,7 @@ class TaskSpec:
 
     Attributes:
       folder: the task's folder.
-      name: by default the one in `task.json`, else the folder's name in lower case.
+      name: by default the one in `task.json`, else the folder's name, folded (`names.folded_name`).
       train, val, test: file names in the folder; without `val` (and without a val.json) a part of `train` is used.
       images: folder that image paths are relative to, inside or outside `folder`; by default `folder` itself.
       scorer: scoring rule, by default the one in `task.json`, else "exact".
@@ -78,7 +77,8 @@ class Task:
       fingerprint: SHA-256 over `contents`.
       contents: digests of the parts of the data, by name of the part, so that an error can name what changed.
       digests: SHA-256 of every picture by its path.
-      notes: decisions that the user should see (splits, limits).
+      notes: decisions that the user should see (splits, limits, a folded name).
+      title: name for people: the one in `task.json`, else the folder's name as it is written.
     """
 
     index: int
@@ -94,6 +94,7 @@ class Task:
     contents: Mapping[str, str] = field(repr=False)
     digests: Mapping[str, str] = field(repr=False)
     notes: tuple[str, ...] = ()
+    title: str = ""
 
 
 @dataclass(frozen=True)
@@ -106,12 +107,7 @@ class Stream:
         names = [task.name for task in self.tasks]
         repeated = sorted({name for name in names if names.count(name) > 1})
         if repeated:
-            raise ConfigError(
-                "two tasks of a stream have one name",
-                where=", ".join(repeated),
-                why=f"names: {names}",
-                remedy="give each entry its own `name:`",
-            )
+            raise _one_name(repeated[0], [task for task in self.tasks if task.name == repeated[0]])
         if not names:
             raise ConfigError(
                 "a stream without tasks",
@@ -123,6 +119,18 @@ class Stream:
         """Returns the SHA-256 over the tasks' names and fingerprints, in order."""
         pairs = [[task.name, task.fingerprint] for task in self.tasks]
         return _hash(pairs)
+
+
+def _one_name(name: str, tasks: Sequence[Task]) -> ConfigError:
+    """The error for tasks that share a name."""
+    roots = list(dict.fromkeys(task.root for task in tasks))
+    if len(roots) == 1:
+        why = f"the folder {roots[0]} is there {len(tasks)} times"
+        remedy = f'leave it out once, or name one of them in the config: {{"folder": ..., "name": "{name}_2"}}'
+    else:
+        why = f"{' and '.join(roots)} are both named {name!r}"
+        remedy = f'write {{"name": "{name}_2"}} into {Path(roots[-1]) / "task.json"}, or rename the folder'
+    return ConfigError("two tasks of a stream have one name", where=name, why=why, remedy=remedy)
 
 
 def open_stream(specs: Sequence[TaskSpec], *, policy: Policy = POLICY, val_fraction: float = 0.1) -> Stream:
@@ -164,11 +172,15 @@ def open_task(spec: TaskSpec, index: int, *, policy: Policy = POLICY, val_fracti
             pictures.update(record.images)
     digests = _digests(sorted(pictures))
     contents = _contents(files, splits, digests, root)
-    # Only a name that somebody wrote is used letter by letter; published data sets have capitals in folder names.
-    name = spec.name or about.get("name") or folder.name.lower()
+    title = about.get("title") or folder_title(folder)
+    # Only a name that somebody wrote is used letter by letter; folders have capitals, blanks and letters of all sorts.
+    written = spec.name or about.get("name") or None
+    name = folded_name(folder_title(folder)) if written is None else task_name(written, where=str(folder))
+    if written is None and name != folder_title(folder):
+        notes = (f"named after the folder {folder_title(folder)!r}", *notes)
     return Task(
         index=index,
-        name=task_name(name, where=str(folder)),
+        name=name,
         root=str(folder.resolve()),
         **splits,
         scorer=spec.scorer or about.get("scorer", "exact"),
@@ -178,29 +190,7 @@ def open_task(spec: TaskSpec, index: int, *, policy: Policy = POLICY, val_fracti
         contents=contents,
         digests=digests,
         notes=notes,
-    )
-
-
-def task_name(name: str, *, where: str) -> str:
-    """Returns the name, if it can be the name of a folder on any system: `[a-z0-9][a-z0-9_-]{0,63}`.
-
-    Raises:
-      ConfigError: another name (upper case, blanks, `..`, look-alike letters, a device name of Windows).
-    """
-    is_reserved = _RESERVED.fullmatch(name) is not None
-    if NAME.fullmatch(name) and not is_reserved:
-        return name
-    cleaned = re.sub(r"[^a-z0-9_-]+", "_", name.lower())
-    example = cleaned.strip("_-")[:64] or "task"
-    why = f"{name[:80]!r} does not match {NAME.pattern}"
-    if is_reserved:
-        example = f"task_{name}"
-        why += " (reserved on Windows)"
-    raise ConfigError(
-        "this cannot be the name of a task",
-        where=where,
-        why=why,
-        remedy=f"name it in the config or in task.json, for example: name: {example}",
+        title=title,
     )
 
 

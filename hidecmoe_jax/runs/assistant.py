@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hidecmoe_jax.core.errors import CheckpointError, DataError
-from hidecmoe_jax.data.items import IMAGE
+from hidecmoe_jax.data.media import IMAGE, marker_problems
 from hidecmoe_jax.data.records import Record, Turn
 from hidecmoe_jax.data.tokenizer import Tokenizer
 from hidecmoe_jax.evaluate.answer import Answer, Finding
@@ -147,6 +147,11 @@ class Assistant:
             pictures = images[number]
             paths = [pictures] if isinstance(pictures, str | Path) else list(pictures or [])
             question = text
+            unread = marker_problems(text, "the question")
+            if unread:
+                raise DataError(
+                    "a medium that is not read", where=where, why="; ".join(unread), remedy="remove the marker"
+                )
             if IMAGE not in text:
                 # Pictures come before a question that does not place them itself.
                 question = f"{IMAGE}\n" * len(paths) + text

@@ -148,7 +148,7 @@ def test_json_that_python_would_take_in_silence(root):
     [
         ({"image": None}, "1 <image> in the questions but 0 pictures"),
         ({"image": ["images/a.png", "images/b.png"]}, "1 <image> in the questions but 2 pictures"),
-        ({"image": []}, "must be a path or a list"),
+        ({"image": []}, "1 <image> in the questions but 0 pictures"),
         ({"image": {"path": "a"}}, "must be a path or a list"),
     ],
 )
