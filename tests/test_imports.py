@@ -149,6 +149,54 @@ def may_use_torch(fault: str) -> bool:
     return fault.startswith(USE_TORCH) and fault.split()[-1].split(".")[0] == "torch"
 
 
+# Every use of Python's import machinery by name: fixed tables of our own modules, versions, and one door for others'.
+IMPORTERS = {
+    "hidecmoe_jax": {"importlib", "importlib.import_module"},
+    "hidecmoe_jax.cli.main": {"importlib", "importlib.import_module"},
+    "hidecmoe_jax.cli.doctor": {
+        "importlib",
+        "importlib.import_module",
+        "importlib.metadata",
+        "importlib.metadata.PackageNotFoundError",
+        "importlib.metadata.metadata",
+        "importlib.metadata.version",
+    },
+    "hidecmoe_jax.core.plugins": {
+        "importlib",
+        "importlib.import_module",
+        "importlib.metadata",
+        "importlib.metadata.entry_points",
+    },
+    "hidecmoe_jax.runs.session": {"importlib.metadata.version"},
+}
+MACHINERY = ("importlib", "runpy", "pkgutil", "imp", "zipimport")
+
+
+def import_machinery(text: str) -> set[str]:
+    """Dotted names of Python's import machinery in a source, and `__import__`."""
+    found = set()
+    for node in ast.walk(ast.parse(text)):
+        found |= {name for name in imported(node) if name.split(".")[0] in MACHINERY}
+        if isinstance(node, ast.Attribute):
+            found |= {ast.unparse(node)} if ast.unparse(node).split(".")[0] in MACHINERY else set()
+        if isinstance(node, ast.Name) and node.id == "__import__":
+            found.add(node.id)
+    return found
+
+
+def test_fault_c5_every_use_of_the_import_machinery_is_listed():
+    uses = {name_of(path): import_machinery(path.read_text()) for path in sources()}
+    assert {module: names for module, names in uses.items() if names} == IMPORTERS
+
+
+@pytest.mark.parametrize(
+    "planted",
+    ["import importlib", "from importlib import import_module", "importlib.util.find_spec(x)", "__import__(x)"],
+)
+def test_fault_c5_planted_uses_of_the_import_machinery_are_found(planted):
+    assert import_machinery(planted)
+
+
 def test_torch_loads_only_tensors_where_it_loads_at_all():
     for path in [*sources(), *(ROOT / "tools").rglob("*.py")]:
         for node in ast.walk(ast.parse(path.read_text())):

@@ -17,6 +17,7 @@ import tyro
 from hidecmoe_jax import __version__
 from hidecmoe_jax.core.errors import ConfigError, HidecmoeError, nearest
 from hidecmoe_jax.core.paths import cache_folder
+from hidecmoe_jax.core.plugins import import_trusted
 
 # command -> (module, function, one line for the overview)
 COMMANDS = {
@@ -52,6 +53,7 @@ COMMANDS = {
     ),
 }
 INTERRUPTED = 130
+TRUST = "--trust"
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -64,6 +66,8 @@ def main(words: Sequence[str] | None = None) -> int:
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
     try:
+        words, modules = _split_trusted(words)
+        import_trusted(modules)
         return _dispatch(words)
     except HidecmoeError as error:
         if debug:
@@ -77,12 +81,43 @@ def main(words: Sequence[str] | None = None) -> int:
         return INTERRUPTED
 
 
+def _split_trusted(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The words without `--trust MODULE`, which any command takes any number of times, and its modules.
+
+    Raises:
+      ConfigError: a `--trust` without a module's name.
+    """
+    rest = []
+    modules = []
+    pending = iter(words)
+    for word in pending:
+        flag, equals, module = word.partition("=")
+        if flag != TRUST:
+            rest.append(word)
+            continue
+        if not equals:
+            module = next(pending, "")
+        parts = module.split(".")
+        if not all(part.isidentifier() for part in parts):
+            raise ConfigError(
+                f"{TRUST} needs the name of a module",
+                where=f"{TRUST} {module}",
+                why="it is no dotted name of Python",
+                remedy=f"write it as in an import: {TRUST} package.module",
+            )
+        modules.append(module)
+    return rest, modules
+
+
 def overview(names: Iterable[str] = COMMANDS) -> str:
     """The text of `hidecmoe --help`, or of `hidecmoe data --help` for the commands of that group."""
     width = max(map(len, names))
     lines = [f"  {name:<{width}}  {COMMANDS[name][2]}" for name in names]
     hint = "`hidecmoe COMMAND --help` shows options and examples; --debug tracebacks, --version the version."
-    return "\n".join(["usage: hidecmoe COMMAND ... [--debug]", "", *lines, "", hint])
+    trust = (
+        "--trust MODULE, with any command: import code that a run or a task names (`module:Class`); else it is refused."
+    )
+    return "\n".join(["usage: hidecmoe COMMAND ... [--debug]", "", *lines, "", hint, trust])
 
 
 def _dispatch(words: Sequence[str]) -> int:

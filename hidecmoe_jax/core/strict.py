@@ -16,8 +16,9 @@ import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union
+from typing import Annotated, Any, Literal, TypeVar, Union
 
+from hidecmoe_jax.core import plugins
 from hidecmoe_jax.core.errors import ConfigError, nearest
 from hidecmoe_jax.core.yaml_text import parse_yaml, shown
 
@@ -122,7 +123,7 @@ def _dataclass(cls: type, mapping: Any, spot: _Spot) -> Any:
     """An instance of `cls` from a mapping of its fields, and of `kind` where it has one."""
     if not isinstance(mapping, Mapping):
         raise _mismatch(f"keys of {cls.__name__}", mapping, spot)
-    hints = typing.get_type_hints(cls)
+    hints = typing.get_type_hints(cls, include_extras=True)
     fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
     kind = _kind(cls)
     values = {}
@@ -171,6 +172,8 @@ def _value(hint: Any, value: Any, spot: _Spot) -> Any:
     arguments = typing.get_args(hint)
     if hint is Any:
         return value
+    if container is Annotated:
+        return _annotated(arguments, value, spot)
     if container in (Union, types.UnionType):
         return _union(arguments, value, spot)
     if container is Literal:
@@ -189,6 +192,15 @@ def _value(hint: Any, value: Any, spot: _Spot) -> Any:
             mapping[name] = _value(inner, item, spot.into(key))
         return mapping
     return _scalar(hint, value, spot)
+
+
+def _annotated(arguments: Sequence[Any], value: Any, spot: _Spot) -> Any:
+    """A plain value as the hint inside; an entry-point group beside a union adds the kinds of installed packages."""
+    hint, group, *_ = arguments
+    kind = value.get("kind") if isinstance(value, Mapping) else None
+    if isinstance(group, plugins.Group) and kind not in map(_kind, typing.get_args(hint)):
+        hint = plugins.dataclass_of(group, kind, str(spot)) or hint
+    return _value(hint, value, spot)
 
 
 def _literal(options: Sequence[Any], value: Any, spot: _Spot) -> Any:

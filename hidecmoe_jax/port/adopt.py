@@ -136,7 +136,7 @@ def _adopt_hub(base: str, folders: list[Path], target: Path, how: Adoption, *, o
     settings["stream"] = {"pocket": None, "tasks": task_folders}
     settings["seeds"] = settings["seeds"][:1]  # one seed's experts were exported
     settings = strict.override(settings, how.overrides)
-    config = from_mapping(settings, str(folder))
+    config = from_mapping(settings, str(folder), imports=False)
     model, _ = open_base(config)
     digest = trees.digest(model.params)
     if digest != hub.base:

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hidecmoe_jax.core import plugins
 from hidecmoe_jax.core.errors import CheckpointError, DataError
 from hidecmoe_jax.data.media import IMAGE, marker_problems
 from hidecmoe_jax.data.records import Record, Turn
@@ -288,16 +289,20 @@ def _unknown(tasks: tuple[str, ...], finding: Finding) -> str:
     return f"{nearest}, below its threshold {finding.threshold:.3f} ({lost})"
 
 
-def load(path: str | Path, *, task: int | None = None, skip_missing: bool = False) -> Assistant:
+def load(
+    path: str | Path, *, task: int | None = None, skip_missing: bool = False, trust: Sequence[str] = ()
+) -> Assistant:
     """Opens a base model (`pocket`, or a folder) or a run, optionally as it was after its first `task` tasks.
 
     Args:
       skip_missing: leave tasks that cannot be loaded out of every choice, and name them in every answer.
+      trust: modules outside the package that the run's config may name; they are imported.
 
     Raises:
       CheckpointError: neither, damaged (every task that cannot be loaded is named), another base model than the run was
         learned on, or no such task.
     """
+    plugins.import_trusted(trust)
     if not RunFolder(Path(path)).config.is_file():
         no_experts = Routed(name="base", growth="none")
         config = RunConfig(method=no_experts, base=Base(path=str(path)))

@@ -1,13 +1,14 @@
 """The configuration of a run: one frozen dataclass, read strictly from YAML.
 
 It holds the base, the stream, the method, how each task is tuned and how answers are generated and scored. A method is
-chosen by its `kind`: a key of `METHODS`, or `package.module:Class` for a user's own frozen dataclass with the hooks of
-`methods.base.Method`.
+chosen by its `kind`: a key of `METHODS`, an entry point `hidecmoe_jax.methods` of an installed package, or
+`package.module:Class` for a user's own frozen dataclass with the hooks of `methods.base.Method`. A config that the user
+gives imports that module; the config of a run folder never does (`core/plugins.py`).
 """
 
 from __future__ import annotations
 
-import importlib
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any, Literal
 
 import yaml
 
-from hidecmoe_jax.core import strict
+from hidecmoe_jax.core import plugins, strict
 from hidecmoe_jax.core.errors import CheckpointError, ConfigError
 from hidecmoe_jax.core.paths import find_config
 from hidecmoe_jax.core.yaml_text import read_yaml
@@ -157,7 +158,9 @@ def load_config(source: str | Path, *, overrides: Iterable[str] = (), tasks: Ite
     if folders:
         tasks_of_stream = [{"folder": folder} for folder in folders]
         mapping["stream"] = dict(mapping.get("stream", {})) | {"pocket": None, "tasks": tasks_of_stream}
-    return from_mapping(mapping, str(path))
+    # A config given by its path is the user's own command, unless it is part of a run, which may be anybody's.
+    of_run = RunFolder(path.parent).identity.is_file()
+    return from_mapping(mapping, str(path), imports=not of_run)
 
 
 def config_of(run: str | Path) -> RunConfig:
@@ -172,7 +175,7 @@ def config_of(run: str | Path) -> RunConfig:
             "this is no run", where=str(run), why=f"there is no {path.name}",
             remedy="give a folder made by `hidecmoe run`",
         )  # fmt: skip
-    return from_mapping(read_yaml(path), str(path))
+    return from_mapping(read_yaml(path), str(path), imports=False)
 
 
 def write_config(config: RunConfig, run: Path) -> None:
@@ -185,20 +188,22 @@ def write_config(config: RunConfig, run: Path) -> None:
     unfinished.replace(path)
 
 
-def from_mapping(mapping: Mapping[str, Any], where: str = "config") -> RunConfig:
-    """Builds a config from plain values; the inverse of `to_mapping`."""
+def from_mapping(mapping: Mapping[str, Any], where: str = "config", *, imports: bool = True) -> RunConfig:
+    """Builds a config from plain values; the inverse of `to_mapping`.
+
+    Args:
+      imports: import the module that the method's `kind` names; False for values that the user did not write.
+    """
     # The method is built by its kind, everything else by the types of the fields.
     rest = dict(mapping)
-    method = build_method(rest.pop("method", {}), f"{where}: method")
+    method = build_method(rest.pop("method", {}), f"{where}: method", imports=imports)
     return replace(strict.build(RunConfig, rest, where), method=method)
 
 
 def to_mapping(config: RunConfig) -> dict[str, Any]:
     """Plain values that `from_mapping` reads back."""
     plain = strict.plain(config)
-    cls = type(config.method)
-    shipped = {known: name for name, known in METHODS.items()}
-    kind = shipped.get(cls, f"{cls.__module__}:{cls.__qualname__}")
+    kind = _kind_of(type(config.method))
     # The kind last: a class that inherits a shipped method inherits its kind as well.
     plain["method"] = {"kind": kind} | strict.plain(config.method) | {"kind": kind}
     # Younger than the first runs: left out at their defaults, so that files of such runs keep every byte.
@@ -208,29 +213,27 @@ def to_mapping(config: RunConfig) -> dict[str, Any]:
     return plain
 
 
-def build_method(mapping: Mapping[str, Any], where: str) -> Method:
+def _kind_of(cls: type) -> str:
+    """The `kind` of a method's class: shipped, of an installed package, or `module:Class`."""
+    for name, known in METHODS.items():
+        if known is cls:
+            return name
+    spelled = f"{cls.__module__}:{cls.__qualname__}"
+    return plugins.name_of(plugins.METHODS, spelled) or spelled
+
+
+def build_method(mapping: Mapping[str, Any], where: str, *, imports: bool = True) -> Method:
     """The method that `kind` names, filled strictly.
 
     Raises:
-      ConfigError: unknown kind, a class that cannot be imported, or one that lacks a hook of a `Method` or its name.
+      ConfigError: unknown kind, a class that cannot be imported, or may not be (`imports`), or one that lacks a hook of
+        a `Method` or its name.
     """
     fields = dict(mapping)
     kind = fields.pop("kind", "routed")
     if kind in METHODS:
         return strict.build(METHODS[kind], fields, where)
-    module, colon, name = str(kind).partition(":")
-    if not colon:
-        raise ConfigError(
-            "unknown kind of method", where=where, why=f"{kind!r}",
-            remedy=f"known: {', '.join(METHODS)}; your own: package.module:Class",
-        )  # fmt: skip
-    try:
-        cls = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(
-            "cannot import the method", where=where, why=str(error),
-            remedy=f"install the package of {module!r}, or put the module's folder on PYTHONPATH",
-        ) from error  # fmt: skip
+    cls = _outside_class(str(kind), where, imports=imports)
     # Refused here, or the run would fail with an AttributeError hours later.
     missing = _missing_hooks(cls)
     if missing:
@@ -239,6 +242,28 @@ def build_method(mapping: Mapping[str, Any], where: str) -> Method:
             remedy="hidecmoe_jax/methods/base.py documents every hook of a Method",
         )  # fmt: skip
     return strict.build(cls, fields, where)
+
+
+def _outside_class(kind: str, where: str, *, imports: bool) -> Any:
+    """What a `kind` that is not shipped names, imported where that is allowed; raises ConfigError."""
+    cls = plugins.find(plugins.METHODS, kind)
+    if cls is not None:
+        return cls
+    module, colon, _ = kind.partition(":")
+    if not colon:
+        known = [*METHODS, *plugins.names(plugins.METHODS)]
+        raise ConfigError(
+            "unknown kind of method", where=where, why=f"{kind!r}",
+            remedy=f"known: {', '.join(known)}; your own: package.module:Class; a kind of another package: install it",
+        )  # fmt: skip
+    # A module that is imported already lacks the name, which importing it again says.
+    if imports or module in sys.modules:
+        return plugins.import_named(kind)
+    raise ConfigError(
+        "the method is code from outside this package, which opening a run does not import",
+        where=where, why=f"the folder names {kind!r}, and whoever made it chose that name",
+        remedy=f"if you trust that code, add --trust {module} (in Python: trust=({module!r},) of `load`, or import it)",
+    )  # fmt: skip
 
 
 def _missing_hooks(cls: type) -> list[str]:

@@ -133,7 +133,7 @@ def _allowed(field: str, allow: Sequence[str]) -> bool:
 def _filled(identity: Mapping[str, Any]) -> dict[str, Any]:
     """The identity with settings that were added after the run was made, at the defaults it was learned with."""
     try:
-        config = to_mapping(from_mapping(identity["config"]))
+        config = to_mapping(from_mapping(identity["config"], imports=False))
     except (KeyError, ConfigError):
         # Not one of this package, or of a version whose settings are gone: compared as it stands.
         return dict(identity)

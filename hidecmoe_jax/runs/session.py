@@ -18,7 +18,7 @@ import numpy as np
 
 from hidecmoe_jax.core import trees
 from hidecmoe_jax.core.about import VERSION
-from hidecmoe_jax.core.errors import ConfigError, DataError, nearest
+from hidecmoe_jax.core.errors import ConfigError, DataError
 from hidecmoe_jax.core.keys import key_for
 from hidecmoe_jax.data.check import examine
 from hidecmoe_jax.data.loader import buckets, shapes
@@ -34,7 +34,7 @@ from hidecmoe_jax.models.store import base_folder, load_model
 from hidecmoe_jax.runs.config import RunConfig, StreamConfig, to_mapping
 from hidecmoe_jax.runs.edits import learner_after
 from hidecmoe_jax.runs.status import Status, say
-from hidecmoe_jax.scoring.score import SCORERS
+from hidecmoe_jax.scoring.score import scorer_of
 from hidecmoe_jax.storage.arrays import Groups
 from hidecmoe_jax.train.stage import StageData
 
@@ -238,8 +238,7 @@ def checked_stream(config: RunConfig, *, errors: str | None = None) -> Stream:
     # Test items among training items of any task would make scores too high.
     examine(stream.tasks, allowed_leaks=config.stream.allowed_leaks).require()
     for task in stream.tasks:
-        if task.scorer not in SCORERS:
-            raise ConfigError("unknown scorer", where=f"task {task.name}", why=nearest(task.scorer, SCORERS))
+        scorer_of(task.scorer, where=f"task {task.name}")
     return stream
 
 

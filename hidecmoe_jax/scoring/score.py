@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
+from hidecmoe_jax.core import plugins
 from hidecmoe_jax.core.errors import ConfigError, DataError, nearest
 from hidecmoe_jax.scoring import boxes, captions, exact
 
@@ -70,14 +71,42 @@ def score(name: str, predictions: Predictions, references: References) -> Score:
       ConfigError: unknown scorer.
       DataError: ids missing or extra, nothing to score, no reference for an item, or an unreadable reference.
     """
-    if name not in SCORERS:
-        raise ConfigError(f"Unknown scorer '{name}'", why=nearest(name, SCORERS), remedy="set `scorer` to a known name")
-    return SCORERS[name](predictions, references)
+    return scorer_of(name)(predictions, references)
+
+
+def scorer_of(name: str, *, where: str | None = None) -> Scorer:
+    """The scorer of a name: a key of `SCORERS`, an entry point `hidecmoe_jax.scorers`, or `module:NAME` of an imported
+    module.
+
+    Args:
+      where: what names it, for the error.
+
+    Raises:
+      ConfigError: there is none, or it is no `Scorer`.
+    """
+    if name in SCORERS:
+        return SCORERS[name]
+    scorer = plugins.find(plugins.SCORERS, name)
+    if isinstance(scorer, Scorer):
+        return scorer
+    module, colon, _ = name.partition(":")
+    if scorer is not None:
+        why = f"it is a {type(scorer).__name__}, no Scorer"
+    elif colon:
+        why = "the file names code from outside this package, which is not imported"
+        remedy = f"if you trust that code, add --trust {module}, with the module's folder on PYTHONPATH"
+        raise ConfigError(f"Unknown scorer '{name}'", where=where, why=why, remedy=remedy)
+    else:
+        why = nearest(name, [*SCORERS, *plugins.names(plugins.SCORERS)])
+    raise ConfigError(f"Unknown scorer '{name}'", where=where, why=why, remedy="set `scorer` to a known name")
 
 
 def bounded(name: str) -> bool:
     """Whether scores of this name are at most 100; an unknown name (of an old report) counts as bounded."""
-    return name not in SCORERS or SCORERS[name].bounded
+    if name in SCORERS:
+        return SCORERS[name].bounded
+    scorer = plugins.find(plugins.SCORERS, name)
+    return scorer.bounded if isinstance(scorer, Scorer) else True
 
 
 def by_id(pairs: Iterable[tuple[str, str]], *, where: str) -> dict[str, str]:

@@ -1,13 +1,20 @@
 """Adapters and checkpoints of other tools, and code that a folder names."""
 
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 from foreign_adapters import MODULES, lora_tensors, peft_folder, write_folder
 
+import hidecmoe_jax as hj
+from hidecmoe_jax.cli.main import main
 from hidecmoe_jax.core.errors import CheckpointError, ConfigError, HidecmoeError
 from hidecmoe_jax.port.adapters.read import read_adapter
 from hidecmoe_jax.port.checkpoints.settings import llava_config
 from hidecmoe_jax.port.checkpoints.source import Source
+from hidecmoe_jax.runs.config import config_of, from_mapping, load_config, to_mapping
+from hidecmoe_jax.scoring.score import score, scorer_of
 
 # What PEFT 0.21 writes for LoraConfig(target_modules=[...]): every field, most of them at their defaults.
 PEFT_DEFAULTS = {
@@ -108,3 +115,136 @@ def test_fault_d7_the_two_sides_of_a_square_are_one_size(tmp_path):
     assert (vision.image_size, vision.patch_size) == (336, 14)
     with pytest.raises(HidecmoeError, match="image_size"):
         shapes_of(llava_source(tmp_path, vision_config=tower | {"image_size": [336, 224]}))
+
+
+EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
+OPENING = {
+    "ask": ("{run}", "Which?"),
+    "eval": ("{run}",),
+    "add": ("{run}", "{run}/task"),
+    "export": ("{run}", "{run}/out", "--to", "peft"),
+    "inspect": ("{run}",),
+    "report": ("{run}",),
+    "overlap": ("{run}",),
+    "retire": ("{run}", "birds"),
+    "merge": ("{run}", "birds", "fish"),
+    "restore": ("{run}",),
+    "rollback": ("{run}", "--to", "birds"),
+    "cka": ("{run}",),
+    "foreign": ("{run}", "{run}/task"),
+    "control": ("{run}",),
+    "data check": ("{run}/config.yaml",),
+    "run": ("{run}/config.yaml", "--out", "{run}", "--resume"),
+}
+
+
+@pytest.fixture
+def strange(tmp_path, monkeypatch):
+    """A run folder of somebody else whose method is a module that leaves a mark when it is imported."""
+    code = tmp_path / "code"
+    code.mkdir()
+    mark = tmp_path / "mark"
+    (code / "strange_method.py").write_text(f"open({str(mark)!r}, 'w').close()\nclass Strange:\n    pass\n")
+    run = tmp_path / "run"
+    (run / "task").mkdir(parents=True)
+    (run / "config.yaml").write_text("method: {kind: 'strange_method:Strange'}\n")
+    (run / "run.json").write_text('{"format": 1, "identity": {"config": {}, "tasks": ["birds"]}}')
+    monkeypatch.syspath_prepend(str(code))
+    monkeypatch.delitem(sys.modules, "strange_method", raising=False)
+    yield run, mark
+    sys.modules.pop("strange_method", None)
+
+
+@pytest.mark.parametrize("command", OPENING)
+def test_fault_c5_no_command_imports_what_a_run_folder_names(strange, command):
+    run, mark = strange
+    words = [word.format(run=run) for word in OPENING[command]]
+    # argparse ends a usage error by an exit of its own.
+    try:
+        code = main([*command.split(), *words])
+    except SystemExit as error:
+        code = error.code
+    assert code and not mark.exists()
+
+
+def test_fault_c5_the_refusal_names_the_flag_and_the_flag_imports(strange, capsys):
+    run, mark = strange
+    assert main(["ask", str(run), "Which?"]) == 2
+    said = capsys.readouterr().err
+    assert "config.yaml: method" in said and "--trust strange_method" in said and not mark.exists()
+    assert main(["ask", str(run), "Which?", "--trust", "strange_method"]) == 2
+    assert "this class is no method" in capsys.readouterr().err and mark.exists()
+
+
+def test_fault_c5_load_takes_the_modules_to_trust(strange):
+    run, mark = strange
+    with pytest.raises(ConfigError, match="outside this package"):
+        hj.load(run)
+    assert not mark.exists()
+    with pytest.raises(ConfigError, match="no method"):
+        hj.load(run, trust=["strange_method"])
+    assert mark.exists()
+
+
+@pytest.mark.parametrize("words", [["--trust"], ["--trust", "a b"], ["--trust=../x"], ["--trust", "nowhere_at_all"]])
+def test_fault_c5_a_module_to_trust_that_is_none_is_refused(words, capsys):
+    assert main(["inspect", "runs/none", *words]) == 2
+    assert "hidecmoe: " in capsys.readouterr().err
+
+
+def test_fault_c5_a_config_of_ones_own_imports_its_method_and_one_in_a_run_folder_does_not(strange, tmp_path):
+    run, mark = strange
+    with pytest.raises(ConfigError, match="outside this package"):
+        load_config(run / "config.yaml")
+    assert not mark.exists()
+    mine = tmp_path / "mine.yaml"
+    mine.write_text((run / "config.yaml").read_text())
+    with pytest.raises(ConfigError, match="no method"):
+        load_config(mine)
+    assert mark.exists()
+
+
+@pytest.fixture
+def installed(tmp_path, monkeypatch):
+    """The examples of the docs as an installed package with entry points."""
+    info = tmp_path / "site" / "examples-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: examples\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(
+        "[hidecmoe_jax.methods]\nmedians = median_locator:Medians\n"
+        "[hidecmoe_jax.locators]\nnearest_median = median_locator:NearestMedian\nother = median_locator:Medians\n"
+        "[hidecmoe_jax.scorers]\nwords = words_scorer:WORDS\nbad = words_scorer:judge\n"
+    )
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    monkeypatch.syspath_prepend(str(info.parent))
+
+
+def test_fault_c5_entry_points_of_installed_packages_add_methods_and_locators(installed, tmp_path):
+    locator = {"kind": "routed", "gate": {"kind": "locator", "by": {"kind": "nearest_median", "clip": 3.0}}}
+    for number, method in enumerate(({"kind": "medians"}, {"kind": "median_locator:Medians"}, locator)):
+        config = from_mapping({"method": method}, imports=False)
+        run = tmp_path / str(number)
+        run.mkdir()
+        hj_config = to_mapping(config)
+        assert hj_config["method"]["kind"] == ("routed" if method is locator else "medians")
+        assert from_mapping(hj_config, imports=False) == config
+    assert config.method.gate.by.clip == 3.0
+    with pytest.raises(ConfigError, match="entry point 'other'"):
+        from_mapping({"method": {"kind": "routed", "gate": {"kind": "locator", "by": {"kind": "other"}}}})
+
+
+def test_fault_c5_scorers_come_from_entry_points_or_trusted_modules_alone(installed, strange):
+    _, mark = strange
+    assert score("words", {"a": "a red bird"}, {"a": ("red bird",)}).value == 100.0
+    for name, why in {"bad": "no Scorer", "strange_method:Strange": "--trust strange_method", "wordz": "words"}.items():
+        with pytest.raises(ConfigError, match=why):
+            scorer_of(name)
+    assert not mark.exists()
+    import words_scorer
+
+    assert scorer_of("words_scorer:WORDS") is words_scorer.WORDS
+
+
+def test_fault_c5_an_old_run_of_a_shipped_method_opens_as_before(tmp_path):
+    (tmp_path / "config.yaml").write_text("method: {kind: mixture}\n")
+    assert config_of(tmp_path).method.name == "cmoe"

@@ -7,12 +7,13 @@ out a share of every task's records to calibrate its thresholds, and turns score
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
+from hidecmoe_jax.core import plugins
 from hidecmoe_jax.locators.anchors import ClipAnchors
 from hidecmoe_jax.locators.gaussian import ClassGaussian, NearestMean, SharedGaussian
 from hidecmoe_jax.locators.neighbours import Neighbours
@@ -31,7 +32,7 @@ class LocatorGate:
     """A locator and the rule that turns its scores into weights.
 
     Attributes:
-      by: the locator.
+      by: the locator, of this package or an entry point `hidecmoe_jax.locators` of an installed one.
       state: the state of the frozen base that it scores (anchors score CLIP's features instead).
       soft: weigh all tasks by a softmax of their scores over `temperature`, instead of choosing one (CMoE-D26).
       foreign: part of a task's own inputs that may be taken for unknown; None calls nothing unknown.
@@ -41,7 +42,7 @@ class LocatorGate:
     """
 
     kind: ClassVar[str] = "locator"
-    by: Locator = Vae()
+    by: Annotated[Locator, plugins.LOCATORS] = Vae()
     state: Reading = Reading()
     soft: bool = False
     temperature: float = 1.0

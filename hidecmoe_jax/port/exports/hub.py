@@ -286,7 +286,7 @@ def _read_facts(file: Path) -> _Facts:
     for name in (*facts.experts, *facts.tasks):
         task_name(name, where=str(file))
     # Read and written once, so that fields which an older version did not have get their defaults.
-    run_config = from_mapping(facts.config, f"{file}: config")
+    run_config = from_mapping(facts.config, f"{file}: config", imports=False)
     return replace(facts, config=to_mapping(run_config))
 
 
