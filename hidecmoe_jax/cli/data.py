@@ -1,4 +1,5 @@
-"""`hidecmoe data check` validates a stream before training; `hidecmoe data pocket` writes the pocket stream."""
+"""`hidecmoe data check` validates a stream before training; `hidecmoe data pocket` writes the pocket stream,
+`hidecmoe data folders` makes a task of class folders."""
 
 from __future__ import annotations
 
@@ -76,3 +77,31 @@ def pocket(
       test: test items a task.
     """
     print(f"drawn: {hj.write_stream(folder, seed=seed, train=train, val=val, test=test)}")
+
+
+def folders(
+    source: Annotated[Path, Positional, arg(metavar="PICTURES")],
+    task: Annotated[Path, Positional, arg(metavar="DIR")],
+    /,
+    *,
+    question: Annotated[str, arg(metavar="TEXT")],
+    test: float = 0.2,
+    seed: int = 0,
+) -> None:
+    """Make a task folder of pictures that lie in one folder for each answer, such as photos/cat and photos/dog.
+
+    The name of a folder is the answer to its pictures, in any script. Pictures are copied unchanged.
+
+    Examples:
+      $ hidecmoe data folders photos my/animals --question "Which animal is this?"
+
+    Args:
+      source: folder that holds one folder of pictures for each answer.
+      task: task folder to write; must not exist.
+      question: the question about every picture.
+      test: part of every answer's pictures that is kept for testing, above 0 and below 1.
+      seed: decides which pictures these are.
+    """
+    made = hj.task_from_folders(source, task, question=question, test=test, seed=seed)
+    print(made)
+    print(f"next: hidecmoe data check {task}")

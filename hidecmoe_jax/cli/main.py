@@ -24,7 +24,7 @@ COMMANDS = {
     "run": ("run", "run", "learn a stream of tasks, evaluate after each, write the report"),
     "compare": ("compare", "compare", "run several methods on the same stream and report them side by side"),
     "eval": ("evaluate", "evaluate", "evaluate a run again, at its end or as it was after an earlier task"),
-    "ask": ("ask", "ask", "answer one question about a picture; prints the weight of every task's experts"),
+    "ask": ("ask", "ask", "answer questions about pictures; prints the task that each was taken for"),
     "add": ("add", "add", "teach a finished run one more task"),
     "overlap": ("editing", "overlap", "which tasks are confused, which experts are similar, and what could be merged"),
     "retire": ("editing", "retire", "measure what every task loses without the experts of one; --commit drops them"),
@@ -46,6 +46,7 @@ COMMANDS = {
     "control": ("control", "control", "how often a probe adds an expert that is not needed (false expansions)"),
     "data check": ("data", "check", "check a stream or task folders before training on them"),
     "data pocket": ("data", "pocket", "draw the pocket stream into LLaVA JSON and image files"),
+    "data folders": ("data", "folders", "make a task folder of pictures that lie in one folder for each answer"),
     "doctor": (
         "doctor",
         "doctor",
@@ -60,7 +61,8 @@ def main(words: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code; a user's mistake ends in a message on stderr, not in a traceback.
 
     Exit codes: 0 done, 2 usage or configuration, 3 data, 4 weights or run folder, 5 numerics, 6 resources,
-    7 busy, 75 stopped but resumable, 130 interrupted, 1 anything else. `--debug` shows the traceback.
+    7 busy, 8 a question was refused (`ask`), 75 stopped but resumable, 130 interrupted, 1 anything else. `--debug`
+    shows the traceback.
     """
     words = list(sys.argv[1:] if words is None else words)
     debug = "--debug" in words

@@ -66,6 +66,7 @@ class Answer:
       finding: how the gate matched the record with a task; None where the task was named or there is no gate.
       refused: no text, because the record belongs to no known task.
       missing: tasks that could not be loaded and were left out of the choice.
+      tasks: names of the tasks by number; empty where the caller has no names.
     """
 
     id: str
@@ -76,6 +77,31 @@ class Answer:
     finding: Finding | None = None
     refused: bool = False
     missing: tuple[str, ...] = ()
+    tasks: tuple[str, ...] = ()
+
+    @property
+    def routing(self) -> dict[str, float]:
+        """Weights of the tasks' experts by task name, largest first; they are no probabilities of being right."""
+        # There are more slots than learned tasks, and none for a model without routed experts.
+        by_task = zip(self.tasks, self.weights, strict=False)
+        largest_first = sorted(by_task, key=lambda item: -item[1])
+        return dict(largest_first)
+
+    @property
+    def task(self) -> str | None:
+        """Name of the task with the largest weight; None where no task's experts answered."""
+        routing = self.routing
+        if not any(routing.values()):
+            return None
+        return next(iter(routing))
+
+    @property
+    def known(self) -> bool | None:
+        """Whether the input reaches the threshold of its nearest task; None where nothing judged that: the task was
+        named, or the gate has no threshold."""
+        if self.finding is None or self.finding.threshold is None:
+            return None
+        return not self.finding.unknown
 
     @property
     def choice(self) -> int:

@@ -6,8 +6,8 @@ The inputs of `logits` are those that Hugging Face's LLaVA processor makes (imag
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +17,21 @@ import numpy as np
 
 from hidecmoe_jax.core import plugins
 from hidecmoe_jax.core.errors import CheckpointError, DataError
+from hidecmoe_jax.data.images import Limits
 from hidecmoe_jax.data.media import IMAGE, marker_problems
 from hidecmoe_jax.data.records import Record, Turn
 from hidecmoe_jax.data.tokenizer import Tokenizer
-from hidecmoe_jax.evaluate.answer import Answer, Finding
+from hidecmoe_jax.evaluate.answer import Answer
 from hidecmoe_jax.evaluate.engine import Engine
 from hidecmoe_jax.methods.base import Serving
-from hidecmoe_jax.methods.gates.unknown import UNREACHED
 from hidecmoe_jax.methods.routed import Routed
 from hidecmoe_jax.models.config import LlavaConfig
 from hidecmoe_jax.models.llava import Model, Prompt, logits, vision_features
 from hidecmoe_jax.runs.config import Base, RunConfig
 from hidecmoe_jax.runs.finished import load_run
 from hidecmoe_jax.runs.folder import RunFolder
+from hidecmoe_jax.runs.picture_files import picture_files
+from hidecmoe_jax.runs.replies import Reply, own_scores, reply_of
 from hidecmoe_jax.runs.session import open_base
 
 _logits = jax.jit(logits)
@@ -37,28 +39,23 @@ _see = jax.jit(vision_features)
 
 
 @dataclass(frozen=True)
-class Reply:
-    """An answer with the weights of the tasks, largest first, and a sentence about the decision.
+class Assistant:
+    """A model that answers.
 
     Attributes:
-      answer: the same with the numbers behind the decision: score, threshold, margin.
+      tasks: names of the learned tasks, also those of `serving.missing`, which cannot be used.
+      folder: the run's folder; None for a base model.
+      own_scores: the gate's scores of every task's own test questions, as far as the run has them; the scale of
+        `Reply.fit`.
     """
-
-    text: str
-    weights: dict[str, float]
-    decision: str
-    answer: Answer
-
-
-@dataclass(frozen=True)
-class Assistant:
-    """A model that answers; `tasks` are those it has learned, also those of `serving.missing`, which it cannot use."""
 
     run: RunConfig
     base: Model
     serving: Serving
     tokenizer: Tokenizer
     tasks: tuple[str, ...]
+    folder: Path | None = None
+    own_scores: Mapping[str, tuple[float, ...]] = field(default_factory=dict, repr=False)
 
     @property
     def config(self) -> LlavaConfig:
@@ -134,8 +131,10 @@ class Assistant:
             start = end
         return patches_BIPD
 
-    def _records(self, images: Sequence[Any], prompts: Sequence[str]) -> tuple[Record, ...]:
-        """Prompts with their pictures as records without an answer."""
+    def _records(
+        self, images: Sequence[Any], prompts: Sequence[str], sources: Sequence[str] | None = None
+    ) -> tuple[Record, ...]:
+        """Prompts with their picture files as records without an answer."""
         if len(images) != len(prompts):
             raise DataError(
                 "one entry of `images` per prompt",
@@ -144,7 +143,7 @@ class Assistant:
             )
         records = []
         for number, text in enumerate(prompts):
-            where = f"prompt {number}"
+            where = f"prompt {number}" if sources is None else sources[number]
             pictures = images[number]
             paths = [pictures] if isinstance(pictures, str | Path) else list(pictures or [])
             question = text
@@ -153,6 +152,8 @@ class Assistant:
                 raise DataError(
                     "a medium that is not read", where=where, why="; ".join(unread), remedy="remove the marker"
                 )
+            if not text.strip() and not paths:
+                raise DataError("nothing is asked", where=where, why="the prompt is empty and shows no picture")
             if IMAGE not in text:
                 # Pictures come before a question that does not place them itself.
                 question = f"{IMAGE}\n" * len(paths) + text
@@ -182,26 +183,65 @@ class Assistant:
         return Engine(run.method, self.base, self.tokenizer, run.template, style, feature_batch=feature_batch)
 
     def generate(
-        self, images: Sequence[Any], prompts: Sequence[str], *, seed: int = 0, named: str | None = None, **writing: Any
-    ) -> list[Answer]:
-        """Answers prompts; `images` holds a file, a list of files or None for each.
+        self, images: Any, prompts: str | Sequence[str], *, seed: int = 0, named: str | None = None, **writing: Any
+    ) -> Answer | list[Answer]:
+        """Answers prompts, in their order; a prompt alone, without a list, gives its answer alone.
 
         Args:
+          images: for each prompt None, a picture, or a list of pictures; for a prompt alone the same without the outer
+            list. A picture is a path, the bytes of a picture file, or a PIL image.
           named: task to answer with, instead of the one the gate chooses.
           writing: fields of `Writing`, such as `max_new_tokens=8, temperature=0.7`.
+
+        Raises:
+          DataError: pictures and prompts do not match, a picture cannot be read, or no such task.
+          CheckpointError: the run has learned no task that could be loaded.
         """
-        records = self._records(images, prompts)
-        if not records:
-            return []
-        engine = self.engine(records, **writing)
-        inputs = engine.inputs(records)
+        if isinstance(prompts, str):
+            (answer,) = self._answers([images], [prompts], seed=seed, named=named, **writing)
+            return answer
+        return self._answers(images, prompts, seed=seed, named=named, **writing)
+
+    def _answers(
+        self,
+        images: Sequence[Any],
+        prompts: Sequence[str],
+        *,
+        seed: int = 0,
+        named: str | None = None,
+        sources: Sequence[str] | None = None,
+        **writing: Any,
+    ) -> list[Answer]:
+        """Answers of a list of prompts, with the names of the tasks."""
         task = self._number(named)
-        decision = engine.decide(self.serving, inputs, task)
+        self._require_task()
+        if not len(prompts) and not len(images):
+            return []
         answers: list[Answer] = []
-        key = jax.random.key(seed)
-        for batch in engine.answer(self.serving, inputs, decision, key=key):
-            answers += batch
+        with picture_files(images, self._limits) as files:
+            records = self._records(files, prompts, sources)
+            engine = self.engine(records, **writing)
+            inputs = engine.inputs(records)
+            decision = engine.decide(self.serving, inputs, task)
+            key = jax.random.key(seed)
+            for batch in engine.answer(self.serving, inputs, decision, key=key):
+                answers += [replace(answer, tasks=self.tasks) for answer in batch]
         return answers
+
+    def _require_task(self) -> None:
+        """Refuses a run without a task that can answer: its base would answer as if it had learned something."""
+        if self.folder is None or set(self.tasks) - set(self.serving.missing):
+            return
+        raise CheckpointError(
+            "no learned task can answer", where=str(self.folder),
+            why=f"{len(self.tasks)} tasks are learned, {len(self.serving.missing)} of them could not be loaded",
+            remedy=f"`hidecmoe ask {self.run.base.path} QUESTION` asks the base model itself",
+        )  # fmt: skip
+
+    @property
+    def _limits(self) -> Limits:
+        """Limits of pictures, as the run has them."""
+        return self.run.stream.policy.limits
 
     @property
     def _fallback(self) -> str:
@@ -221,13 +261,18 @@ class Assistant:
             raise CheckpointError("this task could not be loaded", where=named, remedy="restore its folder from a copy")
         return self.tasks.index(named)
 
-    def route(self, images: Sequence[Any], prompts: Sequence[str]) -> list[dict[str, float]]:
-        """Weight of every learned task for each prompt; empty where nothing is routed."""
-        records = self._records(images, prompts)
-        if not records:
+    def route(self, images: Any, prompts: str | Sequence[str]) -> dict[str, float] | list[dict[str, float]]:
+        """Weight of every learned task for each prompt; empty where nothing is routed. A prompt alone, without a list,
+        gives its weights alone."""
+        if isinstance(prompts, str):
+            return self.route([images], [prompts])[0]
+        self._require_task()
+        if not len(prompts):
             return []
-        engine = self.engine(records)
-        inputs = engine.inputs(records)
+        with picture_files(images, self._limits) as files:
+            records = self._records(files, prompts)
+            engine = self.engine(records)
+            inputs = engine.inputs(records)
         decision = engine.decide(self.serving, inputs)
         weights = []
         for row in decision.weight_BN.tolist():
@@ -235,58 +280,30 @@ class Assistant:
             weights.append(dict(by_task))
         return weights
 
-    def answer(self, images: Sequence[str | Path], question: str, *, named: str | None = None) -> Reply:
-        """Answers one question about any number of pictures."""
-        (answer,) = self.generate([list(images)], [question], named=named)
-        by_task = zip(self.tasks, answer.weights, strict=False)
-        largest_first = sorted(by_task, key=lambda item: -item[1])
-        weights = dict(largest_first)
-        if not weights:
-            return Reply(answer.text, {}, "no routed experts: one model for everything", answer)
-        sentence = f"answered as {named}, which was named"
-        if named is None:
-            sentence = _explain(self.tasks, answer, weights, self._fallback)
-        if answer.missing:
-            sentence += f"; left out because they could not be loaded: {', '.join(answer.missing)}"
-        return Reply(answer.text, weights, sentence, answer)
+    def answer(self, images: Any, question: str, *, named: str | None = None) -> Reply:
+        """Answers one question about any number of pictures.
 
+        Args:
+          images: None, a picture, or a list of pictures; a picture is a path, bytes of a picture file or a PIL image.
+        """
+        (reply,) = self.replies([images], [question], named=named)
+        return reply
 
-def _explain(tasks: tuple[str, ...], answer: Answer, weights: dict[str, float], fallback: str) -> str:
-    """One sentence about a routing decision.
+    def replies(
+        self,
+        images: Sequence[Any],
+        prompts: Sequence[str],
+        *,
+        named: str | None = None,
+        sources: Sequence[str] | None = None,
+    ) -> list[Reply]:
+        """Answers prompts as `generate` does, with the decision in words.
 
-    Args:
-      weights: by task, the largest first.
-      fallback: what answers where no task is chosen.
-    """
-    first, *others = weights
-    top = weights[first]
-    finding = answer.finding
-    if finding is not None and finding.unknown:
-        outcome = "refused" if answer.refused else fallback
-        return f"belongs to no known task: {_unknown(tasks, finding)}; {outcome}"
-    if finding is not None and finding.tied and top < 1:
-        outcome = "blended" if top > 0 else fallback
-        nearest = tasks[finding.nearest]
-        return f"two tasks are nearly tied, {nearest} is only {finding.ahead:.3f} ahead; {outcome}"
-    if top == 0:
-        return f"belongs to no known task: {fallback}"
-    margin = None
-    if others:
-        second = others[0]
-        margin = top - weights[second]
-    if top == 1 and finding is not None:
-        margin = finding.ahead  # one-hot weights hide how close the choice was; the scores do not
-    lead = "" if margin is None else f", {margin:.3f} ahead of the next task"
-    return f"routed to {first}{lead}"
-
-
-def _unknown(tasks: tuple[str, ...], finding: Finding) -> str:
-    """Why an input is unknown."""
-    nearest = f"{tasks[finding.nearest]} is nearest with score {finding.score:.3f}"
-    if finding.threshold >= UNREACHED:
-        return f"{nearest}, but it has no threshold for such an input"
-    lost = f"which loses {100 * finding.foreign:g} % of the task's own"
-    return f"{nearest}, below its threshold {finding.threshold:.3f} ({lost})"
+        Args:
+          sources: where each prompt comes from, for messages; by default its number.
+        """
+        answers = self._answers(images, prompts, named=named, sources=sources)
+        return [reply_of(answer, self.own_scores, named=named, fallback=self._fallback) for answer in answers]
 
 
 def load(
@@ -315,4 +332,6 @@ def load(
     method = run.config.method
     serving = method.serve(run.model, run.learner)
     serving = serving.replace(missing=run.missing)
-    return Assistant(run.config, run.model, serving, run.tokenizer, run.tasks)
+    folder = run.folder
+    scores = own_scores(folder.seed(run.config.seeds[0]), len(run.tasks), run.tasks)
+    return Assistant(run.config, run.model, serving, run.tokenizer, run.tasks, folder.path, scores)

@@ -1,0 +1,198 @@
+"""Questions for `hidecmoe ask`: read and checked as a whole before a model is loaded, then answered with one load."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hidecmoe_jax.core.errors import CheckpointError, DataError, nearest
+from hidecmoe_jax.data.images import inspect
+from hidecmoe_jax.data.items import IMAGE, kind
+from hidecmoe_jax.data.jsonfile import parse_json, read_text
+from hidecmoe_jax.runs.assistant import load
+from hidecmoe_jax.runs.config import config_of
+from hidecmoe_jax.runs.folder import RunFolder
+from hidecmoe_jax.runs.identity import task_names
+from hidecmoe_jax.runs.missing import expected
+from hidecmoe_jax.runs.replies import Reply
+from hidecmoe_jax.runs.seed_run import lesson_name
+
+SHOWN = 20
+_ID_KEYS = ("id", "question_id")
+_TEXT_KEYS = ("question", "text")
+# LLaVA's question files carry these three; they change no answer.
+_UNREAD_KEYS = ("answer", "answers", "category")
+_KEYS = (*_ID_KEYS, *_TEXT_KEYS, "image", *_UNREAD_KEYS)
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question.
+
+    Attributes:
+      text: the question; `<image>` marks, if any, place the pictures.
+      images: picture files, in order.
+      id: name of the question; empty without one.
+      source: file and line, as `questions.jsonl:3`; empty for a question of the command line.
+    """
+
+    text: str
+    images: tuple[str, ...] = ()
+    id: str = ""
+    source: str = ""
+
+
+def read_questions(path: str | Path) -> tuple[Question, ...]:
+    """Returns the questions of a file of JSON lines: `{"question": "...", "image": "a.png"}`, one object a line.
+
+    `image` is a path relative to the file's folder, or a list of paths, and may be missing; `id` (or `question_id`) is
+    optional. LLaVA's own question files have `text` in place of `question`, which is read too. Blank lines are skipped.
+
+    Raises:
+      DataError: the file cannot be read, or anything is wrong with any line; names every such line and picture.
+    """
+    path = Path(path)
+    text = read_text(path)
+    if text.lstrip().startswith("["):
+        raise DataError(
+            f"{path.name} is not JSON lines", where=str(path), why="it is one JSON array",
+            remedy='write one object a line, without [ ] and commas between them: {"question": "...", "image": "..."}',
+        )  # fmt: skip
+    questions = []
+    problems = []
+    # Not splitlines, which also splits at characters that JSON strings may hold.
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        source = f"{path.name}:{number}"
+        question, found = _parse_line(line, path, source)
+        problems += found
+        if question is not None:
+            questions.append(question)
+    _refuse(problems, str(path))
+    return tuple(questions)
+
+
+def check_question(question: Question) -> list[str]:
+    """All problems of a question that can be seen without a model."""
+    problems = []
+    if not question.text.replace(IMAGE, "").strip() and not question.images:
+        problems.append("the question is empty and shows no picture")
+    marks = question.text.count(IMAGE)
+    if marks and marks != len(question.images):
+        problems.append(f"{marks} {IMAGE} in the question but {len(question.images)} pictures")
+    for image in question.images:
+        try:
+            inspect(image)
+        except DataError as error:
+            problems.append(f"{error.what}: {image}: {error.why}")
+    return problems
+
+
+def ask(
+    run: str | Path, questions: Sequence[Question], *, task: int | None = None, skip_missing: bool = False
+) -> list[Reply]:
+    """Answers questions with a run or a base model, which is loaded once. Everything is checked before that.
+
+    Args:
+      task: use the run as it was after its first `task` tasks.
+      skip_missing: answer without tasks whose files are missing or damaged, instead of refusing.
+
+    Raises:
+      DataError: a question or a picture cannot be used.
+      CheckpointError: the run has learned no task yet, or cannot be loaded.
+    """
+    problems = []
+    for question in questions:
+        lead = f"{question.source}: " if question.source else ""
+        problems += [f"{lead}{problem}" for problem in check_question(question)]
+    _refuse(problems, None)
+    require_learned(run, task)
+    model = load(run, task=task, skip_missing=skip_missing)
+    images = [list(question.images) for question in questions]
+    texts = [question.text for question in questions]
+    sources = [question.source or "the question" for question in questions]
+    return model.replies(images, texts, sources=sources)
+
+
+def require_learned(run: str | Path, task: int | None = None) -> None:
+    """Refuses a run that has learned nothing yet; reads no weights. A base model passes.
+
+    Raises:
+      CheckpointError: no task is learned, or the first 0 tasks were asked for.
+    """
+    folder = RunFolder(Path(run))
+    if not folder.config.is_file():
+        return
+    config = config_of(run)
+    names = task_names(folder.path)
+    lessons = [lesson_name(names, lesson) for lesson in config.method.lessons(len(names))]
+    learned = expected(folder.seed(config.seeds[0]), lessons)
+    base = f"`hidecmoe ask {config.base.path} QUESTION` asks the base model itself"
+    if task == 0:
+        raise CheckpointError(
+            "a run without a learned task has no answers", where=str(run), why="--task 0 is before its first task",
+            remedy=base,
+        )  # fmt: skip
+    if not learned:
+        raise CheckpointError(
+            "this run has learned no task yet", where=str(run),
+            why=f"0 of {len(lessons)} are learned: {lessons[0]} is being learned, or was stopped while it was",
+            remedy=f"finish it: hidecmoe run {folder.config} --out {folder.path} --resume; {base}",
+        )  # fmt: skip
+
+
+def _parse_line(line: str, path: Path, source: str) -> tuple[Question | None, list[str]]:
+    """The question of one line, or None and all problems of the line."""
+    try:
+        item = parse_json(line, path)
+    except DataError as error:
+        return None, [f"{source}: not valid JSON: {error.why}"]
+    if not isinstance(item, Mapping):
+        return None, [f"{source}: a question is an object, found {kind(item)}"]
+    problems = []
+    for key in item:
+        if key not in _KEYS:
+            problems.append(f"{source}: key {key!r} is not read; {nearest(key, _KEYS)}")
+    name = item.get("id", item.get("question_id", ""))
+    if isinstance(name, bool) or not isinstance(name, str | int):
+        problems.append(f"{source}: the id must be text or an integer, found {kind(name)}")
+    texts = [item[key] for key in _TEXT_KEYS if key in item]
+    if len(texts) != 1 or not isinstance(texts[0], str):
+        found = kind(texts[0]) if len(texts) == 1 else f"{len(texts)} of the keys"
+        problems.append(f"{source}: 'question' (or 'text') must be the question, found {found}")
+    names = _image_names(item.get("image"))
+    if names is None:
+        problems.append(f"{source}: 'image' must be a path or a list of paths, found {kind(item['image'])}")
+    if problems:
+        return None, problems
+    images = tuple(str(path.parent / image) for image in names)
+    question = Question(texts[0], images, str(name), source)
+    found = [f"{source}: {problem}" for problem in check_question(question)]
+    return question, found
+
+
+def _image_names(value: Any) -> list[str] | None:
+    """Names of a question's pictures as written; None where they are no names."""
+    if value is None or value in ("", []):
+        return []
+    names = value if isinstance(value, list) else [value]
+    are_names = all(isinstance(name, str) and name for name in names)
+    return names if are_names else None
+
+
+def _refuse(problems: Iterable[str], where: str | None) -> None:
+    """Raises a DataError that lists all problems, if there are any."""
+    problems = list(problems)
+    if not problems:
+        return
+    shown = problems[:SHOWN]
+    if len(problems) > SHOWN:
+        shown.append(f"... and {len(problems) - SHOWN} more")
+    count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+    raise DataError(
+        f"{count} in the questions; nothing was asked", where=where, why="\n         ".join(shown),
+        remedy="correct them and ask again; paths in a file of questions are relative to the file's folder",
+    )  # fmt: skip

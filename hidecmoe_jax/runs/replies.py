@@ -1,0 +1,157 @@
+"""A reply: an answer with the names of the tasks behind it, and sentences about the decision."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hidecmoe_jax.evaluate.answer import Answer, Finding
+from hidecmoe_jax.evaluate.fit import Fit, fit_of
+from hidecmoe_jax.methods.gates.unknown import UNREACHED
+from hidecmoe_jax.runs.evaluation import read_answers
+from hidecmoe_jax.runs.folder import SeedFolder
+
+REFUSED = 8
+"""Exit code of a question that was refused, because it belongs to no known task."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """An answer with the weights of the tasks, largest first, and a sentence about the decision.
+
+    Attributes:
+      answer: the same with the numbers behind the decision: score, threshold, margin.
+      fit: how near the input is to its nearest task; None where the gate compared it with no task.
+    """
+
+    text: str
+    weights: dict[str, float]
+    decision: str
+    answer: Answer
+    fit: Fit | None = None
+
+    @property
+    def task(self) -> str | None:
+        """Name of the task that answered; None where the base answered alone or nothing did."""
+        return self.answer.task
+
+    @property
+    def known(self) -> bool | None:
+        """Whether the input belongs to a known task, as `Answer.known`."""
+        return self.answer.known
+
+    @property
+    def routing(self) -> dict[str, float]:
+        """Shares of the tasks' experts by task name, largest first; they are no probabilities of being right."""
+        return self.answer.routing
+
+    @property
+    def refused(self) -> bool:
+        """Whether there is no text, because the input belongs to no known task."""
+        return self.answer.refused
+
+    @property
+    def exit_code(self) -> int:
+        """Exit code of `hidecmoe ask` for this question: 0, or 8 where it was refused."""
+        return REFUSED if self.refused else 0
+
+    def to_json(self) -> dict[str, Any]:
+        """The reply as values that JSON can hold, with the keys of `hidecmoe ask --json`."""
+        fit = None
+        if self.fit is not None:
+            fit = {
+                "task": self.fit.task, "word": self.fit.word, "score": self.fit.score, "threshold": self.fit.threshold,
+                "own_questions": self.fit.own, "own_lower": self.fit.lower,
+            }  # fmt: skip
+        return {
+            "text": self.text,
+            "task": self.task,
+            "known": self.known,
+            "refused": self.refused,
+            "exit_code": self.exit_code,
+            "routing": self.routing,
+            "fit": fit,
+            "decision": self.decision,
+            "ended": self.answer.ended,
+            "missing": list(self.answer.missing),
+        }
+
+
+def reply_of(answer: Answer, own_scores: Mapping[str, Sequence[float]], *, named: str | None, fallback: str) -> Reply:
+    """The reply for an answer.
+
+    Args:
+      own_scores: scores of every task's own test questions, by task.
+      named: the task that was named, if one was.
+      fallback: what answers where no task is chosen, as the end of a sentence.
+    """
+    weights = answer.routing
+    if not weights:
+        return Reply(answer.text, {}, "no routed experts: one model for everything", answer)
+    sentence = f"answered as {named}, which was named"
+    if named is None:
+        sentence = _explain(answer, weights, fallback)
+    if answer.missing:
+        sentence += f"; left out because they could not be loaded: {', '.join(answer.missing)}"
+    fit = None
+    if answer.finding is not None:
+        nearest = answer.tasks[answer.finding.nearest]
+        fit = fit_of(answer.finding, nearest, own_scores.get(nearest, ()))
+    return Reply(answer.text, weights, sentence, answer, fit)
+
+
+def own_scores(seed: SeedFolder, row: int, tasks: Sequence[str]) -> dict[str, tuple[float, ...]]:
+    """Scores of every task's own test questions, as the gate gave them when a row of a run was measured.
+
+    Args:
+      row: number of lessons that were learned.
+
+    Returns:
+      Scores by task; of a task whose questions were not measured, nothing. Questions that were nearest to another task
+      are left out, because only a score of the nearest task is comparable.
+    """
+    by_task = {}
+    for task in tasks:
+        scores = []
+        for line in read_answers(seed.answers(row, task, named=False)):
+            finding = line.get("finding")
+            if finding is not None and finding["nearest"] == task:
+                scores.append(finding["score"])
+        if scores:
+            by_task[task] = tuple(scores)
+    return by_task
+
+
+def _explain(answer: Answer, weights: dict[str, float], fallback: str) -> str:
+    """One sentence about a routing decision.
+
+    Args:
+      weights: by task, the largest first.
+      fallback: what answers where no task is chosen.
+    """
+    first, *others = weights
+    top = weights[first]
+    finding = answer.finding
+    if finding is not None and finding.unknown:
+        outcome = "refused" if answer.refused else fallback
+        return f"belongs to no known task: {_unknown(answer.tasks, finding)}; {outcome}"
+    if finding is not None and finding.tied and top < 1:
+        outcome = "blended" if top > 0 else fallback
+        nearest = answer.tasks[finding.nearest]
+        return f"two tasks are nearly tied, {nearest} is only {finding.ahead:.3f} ahead; {outcome}"
+    if top == 0:
+        return f"belongs to no known task: {fallback}"
+    # Weights may be one-hot, which hides how close the choice was; the scores do not.
+    if finding is None or finding.ahead is None:
+        return f"routed to {first}"
+    return f"routed to {first}, its score is {finding.ahead:.3f} ahead of the next task's"
+
+
+def _unknown(tasks: tuple[str, ...], finding: Finding) -> str:
+    """Why an input is unknown."""
+    nearest = f"{tasks[finding.nearest]} is nearest with score {finding.score:.3f}"
+    if finding.threshold >= UNREACHED:
+        return f"{nearest}, but it has no threshold for such an input"
+    lost = f"which loses {100 * finding.foreign:g} % of the task's own"
+    return f"{nearest}, below its threshold {finding.threshold:.3f} ({lost})"
