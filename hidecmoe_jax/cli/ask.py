@@ -44,8 +44,9 @@ def ask(
       skip_missing: answer without tasks whose files are missing or damaged, instead of refusing.
     """
     if (question is None) == (file is None):
+        why = "neither QUESTION nor --file is given" if file is None else "both are given"
         raise ConfigError(
-            "ask one question, or a file of them", why="neither is given" if file is None else "both are given",
+            "ask one question, or a file of them", why=why,
             remedy='hidecmoe ask RUN "Which bird is this?" --image bird.png, or hidecmoe ask RUN --file FILE',
         )  # fmt: skip
     if file is None:

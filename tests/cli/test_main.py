@@ -93,7 +93,7 @@ def test_a_misspelt_command_gets_a_suggestion(words, suggestion, capsys):
     [
         (["run", "c.yaml", "--resum"], "--resume"),
         (["eval", "runs/x", "--tsk", "1"], "--task"),
-        (["ask", "runs/x"], "QUESTION"),
+        (["ask"], "RUN"),
         (["compare", "a.yaml"], "--out"),
         (["eval", "runs/x", "--task", "two"], "two"),
     ],
