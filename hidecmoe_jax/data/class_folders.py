@@ -14,7 +14,7 @@ from pathlib import Path
 
 from hidecmoe_jax.core.errors import ConfigError, DataError
 from hidecmoe_jax.data.images import LIMITS, file_digest, inspect
-from hidecmoe_jax.data.items import IMAGE
+from hidecmoe_jax.data.media import IMAGE
 
 SHOWN = 20
 

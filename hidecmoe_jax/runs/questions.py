@@ -9,8 +9,9 @@ from typing import Any
 
 from hidecmoe_jax.core.errors import CheckpointError, DataError, nearest
 from hidecmoe_jax.data.images import inspect
-from hidecmoe_jax.data.items import IMAGE, kind
+from hidecmoe_jax.data.items import kind
 from hidecmoe_jax.data.jsonfile import parse_json, read_text
+from hidecmoe_jax.data.media import IMAGE, marker_problems
 from hidecmoe_jax.runs.assistant import load
 from hidecmoe_jax.runs.config import config_of
 from hidecmoe_jax.runs.folder import RunFolder
@@ -77,7 +78,7 @@ def read_questions(path: str | Path) -> tuple[Question, ...]:
 
 def check_question(question: Question) -> list[str]:
     """All problems of a question that can be seen without a model."""
-    problems = []
+    problems = marker_problems(question.text, "the question")
     if not question.text.replace(IMAGE, "").strip() and not question.images:
         problems.append("the question is empty and shows no picture")
     marks = question.text.count(IMAGE)
