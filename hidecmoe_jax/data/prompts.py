@@ -165,9 +165,8 @@ def _question(record: Record, number: int, tokenizer: Tokenizer, template: Templ
 
 def _answer(record: Record, answer: str, tokenizer: Tokenizer, template: Template) -> list[int]:
     """Tokens of an answer and the end token."""
-    # The blanks that `_question` left out: they belong to the answer's first token.
-    blank = template.assistant[len(template.assistant.rstrip(" ")) :]
-    tokens = tokenizer.encode(blank + answer)
+    # With the blanks that `_question` left out.
+    tokens = tokenizer.encode_answer(answer, template.assistant)
     decoded = tokenizer.decode(tokens)
     # An answer that does not survive the round trip could never be scored as correct.
     if decoded.strip() != answer.strip():

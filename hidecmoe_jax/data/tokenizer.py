@@ -26,6 +26,7 @@ _SPECIAL = {
 }
 NO_TOKEN = -1
 TEXT_FOLDER = "text"
+REPLACEMENT = "\ufffd"  # what decoders write for bytes that are no character
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,35 @@ class Tokenizer:
                     remedy="mark this token as special in tokenizer.json",
                 )
         return encoding.ids
+
+    def encode_answer(self, answer: str, assistant: str) -> list[int]:
+        """Returns the ids of an answer without its end token, as they follow the template's text `assistant`.
+
+        Raises:
+          DataError: as `encode`.
+        """
+        # The blanks at the end of `assistant` belong to the answer's first token.
+        blank = assistant[len(assistant.rstrip(" ")) :]
+        return self.encode(blank + answer)
+
+    def decode_whole(self, ids: list[int] | np.ndarray) -> str:
+        """Returns the text of ids that may end inside a character; such an end is left out.
+
+        A limit of new tokens cuts between bytes where a character is several tokens. Bytes that are no character
+        elsewhere in the text stay visible as U+FFFD.
+
+        Raises:
+          DataError: as `decode`.
+        """
+        tokens = list(ids)
+        text = self.decode(tokens)
+        # UTF-8 spells a character in at most four bytes, so at most three tokens are a beginning without an end.
+        for _ in range(3):
+            if not text.endswith(REPLACEMENT):
+                return text
+            tokens = tokens[:-1]
+            text = self.decode(tokens)
+        return text.rstrip(REPLACEMENT)
 
     def decode(self, ids: list[int] | np.ndarray) -> str:
         """Returns the text of ids; special tokens are left out.

@@ -283,7 +283,7 @@ class Engine:
             # Without rows for the repeats: `records` ends with the real ones.
             for row, answer in enumerate(unwritten(records, routed, self.writing)):
                 ids_N = tokens_BN[row, : lengths_B[row]]
-                text = self.tokenizer.decode(ids_N).strip()
+                text = self.tokenizer.decode_whole(ids_N).strip()
                 answer = replace(answer, missing=serving.missing)
                 answers.append(with_text(answer, text, bool(ended_B[row])))
             yield [answer for answer in answers if answer.id not in skip]

@@ -6,7 +6,7 @@ Opening checks everything that can be wrong before any training starts: data, sc
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.metadata import version
@@ -27,6 +27,7 @@ from hidecmoe_jax.data.prompts import Encoded
 from hidecmoe_jax.data.records import Record
 from hidecmoe_jax.data.stream import Stream, Task, TaskSpec, open_stream
 from hidecmoe_jax.data.tokenizer import Tokenizer
+from hidecmoe_jax.data.writable import answer_warnings
 from hidecmoe_jax.evaluate.engine import Cache, Engine, Inputs
 from hidecmoe_jax.methods.base import FrozenFeatures, Learner
 from hidecmoe_jax.models.llava import Model
@@ -242,11 +243,16 @@ def checked_stream(config: RunConfig, *, errors: str | None = None) -> Stream:
     return stream
 
 
-def say_notes(tasks: Iterable[Task]) -> None:
-    """Prints what was decided about the tasks' records (splits, limits); for the command that learns them first."""
+def say_notes(session: Session, tasks: Sequence[Task]) -> None:
+    """Prints what was decided about the tasks' records (splits, limits) and which of their answers the base cannot
+    write; for the command that learns them first."""
     for task in tasks:
         for note in task.notes:
             say(f"task {task.name}: {note}")
+    config = session.config
+    limit = config.evaluate.writing.max_new_tokens
+    for warning in answer_warnings(tasks, session.tokenizer, config.template, max_new_tokens=limit):
+        say(f"warning: {warning}")
 
 
 def session_facts() -> dict[str, Any]:

@@ -59,7 +59,7 @@ def learn(
         session = open_session(config, errors=str(errors))
         session = dataclasses.replace(session, status=Status(chosen.status_minutes))
         if not has_run or chosen.overwrite:
-            say_notes(session.stream.tasks)
+            say_notes(session, session.stream.tasks)
         open_or_resume(session, folder, chosen)
         run_seeds(session, folder, chosen, stop)
     return folder
@@ -155,7 +155,7 @@ def add(
         session = open_session(config, errors=str(folder.errors))
         session = dataclasses.replace(session, status=Status(status_minutes))
         if not resuming:
-            say_notes(session.stream.tasks[-1:])
+            say_notes(session, session.stream.tasks[-1:])
         changing = {session.stream.tasks[-1].name}
         if redo:
             changing.add(names[-1])

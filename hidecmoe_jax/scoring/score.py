@@ -180,9 +180,14 @@ def _marks(
     for name, texts in references.items():
         mark = rule(predictions[name], texts)
         # None counts as wrong: leaving it out would change the denominator.
-        unread += mark is None
+        unread += mark is None or (not mark and _is_broken(predictions[name]))
         marks[name] = 0.0 if mark is None else mark
     return marks, unread
+
+
+def _is_broken(text: str) -> bool:
+    """Whether a text holds bytes that are no character, which decoders show as U+FFFD."""
+    return "\ufffd" in text
 
 
 def _itemwise(rule: Callable[[str, tuple[str, ...]], float | None]) -> Callable[[Predictions, References], Score]:
@@ -212,7 +217,7 @@ def _caption(predictions: Predictions, references: References) -> Score:
     answers = [predictions[name] for name in references]
     result = captions.caption6(answers, list(references.values()))
     # A caption without a single word cannot be compared; it scores 0 and counts as unparsed.
-    empty = sum(not captions.tokenize(answer) for answer in answers)
+    empty = sum(not captions.tokenize(answer.replace("\ufffd", " ")) for answer in answers)
     return Score(
         value=result.value,
         per_item=dict(zip(references, result.per_item, strict=True)),

@@ -59,7 +59,7 @@ def compare(
         # Base, stream, template and writing are the same in all configs; each run gets its own config below.
         session = dataclasses.replace(open_session(configs[0]), status=Status(status_minutes))
         if not any(continued):
-            say_notes(session.stream.tasks)
+            say_notes(session, session.stream.tasks)
         size = None
         if budget is not None:
             size = _size(budget, configs, session)

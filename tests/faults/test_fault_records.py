@@ -1,4 +1,4 @@
-"""Records as users write them: media that are not read, ids, empty pictures, names of files and of folders."""
+"""Records as users write them: media, ids, empty pictures, names of files and folders, answers a base cannot write."""
 
 from __future__ import annotations
 
@@ -7,11 +7,15 @@ import unicodedata
 from pathlib import Path
 
 import pytest
+import tokenizers
 from PIL import Image
 
 from hidecmoe_jax.core.errors import ConfigError, DataError
+from hidecmoe_jax.data.prompts import SHORT
 from hidecmoe_jax.data.records import read_test, read_train
 from hidecmoe_jax.data.stream import TaskSpec, open_stream, open_task
+from hidecmoe_jax.data.tokenizer import Tokenizer
+from hidecmoe_jax.scoring.score import score
 
 QUESTION = "<image>\nWhich colour?"
 
@@ -212,3 +216,84 @@ def test_fault_d5_nothing_near_means_no_hint(root):
     # A neighbour in a numbered series is another picture, not a misspelled one.
     Image.new("RGB", (8, 8)).save(root / "images" / "frame_0011.png")
     assert "did you mean" not in refusal(root, trained(image="images/frame_0012.png"))
+
+
+SPECIAL = ["<pad>", "<s>", "</s>", "<unk>", "<image>"]
+
+
+@pytest.fixture(scope="module")
+def byte_tokenizer(tmp_path_factory) -> Tokenizer:
+    """A tokenizer whose tokens are single bytes."""
+    alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE({token: n for n, token in enumerate(alphabet)}, []))
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = tokenizers.decoders.ByteLevel()
+    return saved(backend, tmp_path_factory.mktemp("bytes"))
+
+
+@pytest.fixture(scope="module")
+def word_tokenizer(tmp_path_factory) -> Tokenizer:
+    """A tokenizer of two words and nothing else."""
+    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel({"<unk>": 0, "red": 1, "blue": 2}, "<unk>"))
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    return saved(backend, tmp_path_factory.mktemp("words"))
+
+
+def saved(backend: tokenizers.Tokenizer, folder: Path) -> Tokenizer:
+    backend.add_special_tokens(SPECIAL)
+    backend.save(str(folder / "tokenizer.json"))
+    return Tokenizer.load(folder)
+
+
+def answered(place: Path, *answers: str):
+    """A task whose test answers are these."""
+    folder = task_folder(place, "colours")
+    items = [asked(None, f"{n}?", f"t{n}") | {"answer": answer} for n, answer in enumerate(answers)]
+    (folder / "test.json").write_text(json.dumps(items), encoding="utf-8")
+    return open_task(TaskSpec(str(folder)), 0)
+
+
+def test_fault_a12_answers_longer_than_the_limit_are_counted_before_training(tmp_path, byte_tokenizer):
+    from hidecmoe_jax.data.writable import answer_warnings
+
+    task = answered(tmp_path, "りんご", "さくらんぼ", "red")
+    # By hand: three bytes a kana, and the blank before the answer is a token of its own.
+    long, pieces = answer_warnings([task], byte_tokenizer, SHORT, max_new_tokens=12)
+    assert "1 of 3 test answers are longer than evaluate.writing.max_new_tokens=12" in long
+    assert "16 tokens, 'さくらんぼ'" in long and "--set evaluate.writing.max_new_tokens=17" in long
+    assert f"{3 * 8} of {10 + 16 + 4} tokens of the test answers are pieces of characters" in pieces
+    plain = answered(tmp_path / "plain", "red", "blue")
+    assert answer_warnings([plain], byte_tokenizer, SHORT, max_new_tokens=12) == ()
+
+
+def test_fault_a12_answers_outside_the_vocabulary_are_counted_before_training(tmp_path, word_tokenizer):
+    from hidecmoe_jax.data.writable import answer_warnings
+
+    task = answered(tmp_path, "red", "赤", "😀 red")
+    (lost,) = answer_warnings([task], word_tokenizer, SHORT, max_new_tokens=12)
+    assert "colours: 2 of 3 test answers cannot be written" in lost and "'赤' (test.json#1)" in lost
+
+
+def test_fault_a12_texts_are_cut_at_whole_characters(byte_tokenizer):
+    text = "aé赤😀b 日本"
+    ids = byte_tokenizer.encode(text)
+    raw = text.encode()
+    for count in range(len(ids) + 1):
+        # Independent: Python's own decoder leaves an unfinished character out.
+        assert byte_tokenizer.decode_whole(ids[:count]) == raw[:count].decode("utf-8", "ignore")
+
+
+def test_fault_a12_the_engine_cuts_at_whole_characters():
+    import inspect
+
+    from hidecmoe_jax.evaluate.engine import Engine
+
+    assert "tokenizer.decode_whole(" in inspect.getsource(Engine.answer)
+
+
+@pytest.mark.parametrize("scorer", ["exact", "contains", "caption6"])
+def test_fault_a12_broken_bytes_count_as_unparsed(scorer):
+    references = {"a": ("りんご",), "b": ("red",), "c": ("blue",)}
+    result = score(scorer, {"a": "\ufffd\ufffd", "b": "red", "c": "green"}, references)
+    assert (result.unparsed, result.count) == (1, 3)
+    assert result.per_item["a"] < 1e-6 < result.per_item["b"]  # BLEU is smoothed
