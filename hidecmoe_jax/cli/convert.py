@@ -33,8 +33,9 @@ def convert(
 
     The kind of SRC is recognised from its tensors: Hugging Face LLaVA in all key layouts, the original LLaVA-1.5
     layout, or a Vicuna/LLaMA language model whose other parts are named by flags. CLIP's text tower and projections,
-    which no LLaVA checkpoint has, come from --clip. Nothing is downloaded; pickled weights are refused, with the
-    command that converts them.
+    which no LLaVA checkpoint has, come from --clip; without it, methods that find tasks by CLIP's features (HiDe: gate
+    `anchors`) refuse the base, and those that read the base's own state (CMoE), are given the task or have no gate
+    work. Nothing is downloaded; pickled weights are refused, with the command that converts them.
 
     Examples:
       $ hidecmoe convert llava-1.5-7b-hf bases/llava-7b --dtype bfloat16 --clip clip-vit-large-patch14-336

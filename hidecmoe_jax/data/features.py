@@ -34,7 +34,8 @@ class Features:
       picture_NI: int32, row of `paths` for every picture of a record; -1 where it has fewer.
       paths: distinct picture files.
       patches_MPD: patch tokens of every file, or None where they exceed the budget.
-      image_NE, text_ND: pooled features, float32; several pictures are averaged.
+      image_NE, text_ND: pooled features, float32; several pictures are averaged. Width 0 where the base lacks CLIP's
+        projection or text tower.
       has_text_N: bool, False for records whose first question is a picture alone.
       truncated: number of routing texts that the text tower's context cut.
       batch: pictures in one run of the vision tower.
@@ -115,6 +116,8 @@ def _tower_outputs(
 
 def _texts(model: Model, tokenizer: Tokenizer, texts: Sequence[str], batch: int) -> tuple[np.ndarray, int]:
     """Pooled text states [N, D] of routing texts, and how many of them the tower's context cut."""
+    if not model.config.has_text_tower:
+        return np.zeros((len(texts), 0), np.float32), 0
     # Records of a task often share a question, so every distinct text runs through the tower once.
     distinct = sorted(set(texts))
     tower_tokenizer = tokenizer.text or tokenizer

@@ -151,6 +151,9 @@ class ClipHead(nn.Module):
     def __call__(self, pooled: Array) -> tuple[Array, Array]:
         norm = LayerNorm(self.epsilon, self.param_dtype, name="norm")
         normed = norm(pooled)
+        # A tower that came without its projection has embeddings of width 0.
+        if not self.projection:
+            return normed, normed[:, :0]
         projection = dense(
             self.projection, ("width", None), normed.dtype, param_dtype=self.param_dtype, name="projection"
         )

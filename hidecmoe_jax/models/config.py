@@ -70,11 +70,13 @@ class LlavaConfig:
 
     `feature_layer` counts hidden states as Hugging Face does: -1 is the last block's output, -2 the one before it.
     `dtype` is what towers and decoder compute in, `param_dtype` what parameters are stored in; norms, softmax and
-    logits are float32 in any case. `remat` recomputes a decoder block's activations in the backward pass.
+    logits are float32 in any case. `remat` recomputes a decoder block's activations in the backward pass. `text` is
+    None in a base without CLIP's text tower, which LLaVA itself does not read; `vision.projection` then is 0, or the
+    width of the projection that the vision tower came with.
     """
 
     vision: VisionConfig = VisionConfig()
-    text: TextConfig = TextConfig()
+    text: TextConfig | None = TextConfig()
     decoder: DecoderConfig = DecoderConfig()
     image_token: int = 4
     feature_layer: int = -2
@@ -116,8 +118,13 @@ class LlavaConfig:
 
     @property
     def pooled_widths(self) -> tuple[int, int]:
-        """Widths of CLIP's pooled features: projected image embedding, text state before its projection."""
-        return self.vision.projection, self.text.width
+        """Widths of CLIP's pooled features: projected image embedding, text state before its projection; 0: absent."""
+        return self.vision.projection, 0 if self.text is None else self.text.width
+
+    @property
+    def has_text_tower(self) -> bool:
+        """Whether the base has CLIP's text tower, which only task anchors read."""
+        return self.text is not None
 
     @property
     def text_vocabulary(self) -> int:

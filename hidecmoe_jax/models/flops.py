@@ -177,7 +177,7 @@ def forward(
         states = tower_layers + 1
         tower_layers = config.feature_layer % states
     picture = vision(config.vision, tower_layers, pooled=clip)
-    text_tower = text(config.text) if clip else 0
+    text_tower = text(config.text) if clip and config.text is not None else 0
     voices = sum(experts(config.decoder, tokens, voice) for voice in added)
     base = prefill(config, tokens, pictures=pictures)
     # Of one token: only the last one's logits are needed.

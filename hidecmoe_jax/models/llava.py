@@ -87,13 +87,14 @@ def init_model(config: LlavaConfig, key: Array) -> Model:
     vision_key, text_key, projector_key, decoder_key = jax.random.split(key, 4)
     dtype = config.param_dtype
     vision = clip.init_tower(config.vision, vision_key, dtype)
-    text = clip.init_tower(config.text, text_key, dtype)
     projector = Projector(config.decoder.width, dtype)
     patches = jnp.zeros((1, config.vision.width))
     projector_variables = projector.init(projector_key, patches)
     projector_variables = nn.unbox(projector_variables)
     decoder = init_decoder(config.decoder, decoder_key, dtype)
-    params = {"vision": vision, "text": text, "projector": projector_variables["params"], "decoder": decoder}
+    params = {"vision": vision, "projector": projector_variables["params"], "decoder": decoder}
+    if config.text is not None:
+        params["text"] = clip.init_tower(config.text, text_key, dtype)
     return Model(params, config)
 
 
@@ -108,9 +109,10 @@ def model_axes(config: LlavaConfig) -> dict:
     """Logical axis names with the tree of `Model.params`."""
     projector = Projector(config.decoder.width)
     patches = jnp.zeros((1, config.vision.width))
+    text = {} if config.text is None else {"text": clip.tower_axes(config.text)}
     return {
         "vision": clip.tower_axes(config.vision),
-        "text": clip.tower_axes(config.text),
+        **text,
         "projector": axes_of(projector, patches),
         "decoder": decoder_axes(config.decoder),
     }
@@ -160,7 +162,7 @@ def vision_features(model: Model, pixels_NHWC: Array) -> tuple[Array, Array]:
 
 
 def text_features(model: Model, ids_NT: Array) -> tuple[Array, Array]:
-    """End-of-text states [N, Dt] before and [N, E] after the projection (float32)."""
+    """End-of-text states [N, Dt] before and [N, E] after the projection (float32); the model must have a text tower."""
     return clip.text_tower(model.params["text"], model.config.text, ids_NT, dtype=model.config.dtype)
 
 

@@ -29,7 +29,8 @@ from hidecmoe_jax.data.stream import Stream, Task, TaskSpec, open_stream
 from hidecmoe_jax.data.tokenizer import Tokenizer
 from hidecmoe_jax.data.writable import answer_warnings
 from hidecmoe_jax.evaluate.engine import Cache, Engine, Inputs
-from hidecmoe_jax.methods.base import FrozenFeatures, Learner
+from hidecmoe_jax.methods.base import FrozenFeatures, Learner, Method
+from hidecmoe_jax.methods.gates.anchors import clip_widths
 from hidecmoe_jax.models.llava import Model
 from hidecmoe_jax.models.store import base_folder, load_model
 from hidecmoe_jax.runs.config import RunConfig, StreamConfig, to_mapping
@@ -206,6 +207,8 @@ def open_base(config: RunConfig) -> tuple[Model, Tokenizer]:
             why=f"{tokenizer.size} tokens and image token {tokenizer.image}, the model has "
             f"{model.config.vocabulary} and {model.config.image_token}",
         )  # fmt: skip
+    if not model.config.has_text_tower:
+        return model, tokenizer
     reader = tokenizer.text or tokenizer
     base = model.config
     if reader.size > base.text_vocabulary or reader.eos != base.text_end:
@@ -228,7 +231,16 @@ def open_session(config: RunConfig, *, errors: str | None = None) -> Session:
     """
     stream = checked_stream(config, errors=errors)
     model, tokenizer = open_base(config)
+    _require_clip(config.method, model)
     return Session(config, model, tokenizer, stream)
+
+
+def _require_clip(method: Method, model: Model) -> None:
+    """Refuses a method that finds tasks by CLIP's features on a base without CLIP's text tower."""
+    traits = method.traits
+    # A gate that is neither given the task nor reads a state of the base scores CLIP's features.
+    if method.gated and traits.reads is None and not traits.needs_task_name:
+        clip_widths(model)
 
 
 def checked_stream(config: RunConfig, *, errors: str | None = None) -> Stream:

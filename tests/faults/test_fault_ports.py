@@ -1,19 +1,25 @@
 """Adapters and checkpoints of other tools, and code that a folder names."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from foreign_adapters import MODULES, lora_tensors, peft_folder, write_folder
+from tiny import TINY, run_config, write_stream, write_tokenizer
 
 import hidecmoe_jax as hj
 from hidecmoe_jax.cli.main import main
 from hidecmoe_jax.core.errors import CheckpointError, ConfigError, HidecmoeError
+from hidecmoe_jax.models.llava import init_model
+from hidecmoe_jax.models.store import save_model
 from hidecmoe_jax.port.adapters.read import read_adapter
 from hidecmoe_jax.port.checkpoints.settings import llava_config
 from hidecmoe_jax.port.checkpoints.source import Source
 from hidecmoe_jax.runs.config import config_of, from_mapping, load_config, to_mapping
+from hidecmoe_jax.runs.session import open_session
 from hidecmoe_jax.scoring.score import score, scorer_of
 
 # What PEFT 0.21 writes for LoraConfig(target_modules=[...]): every field, most of them at their defaults.
@@ -248,3 +254,42 @@ def test_fault_c5_scorers_come_from_entry_points_or_trusted_modules_alone(instal
 def test_fault_c5_an_old_run_of_a_shipped_method_opens_as_before(tmp_path):
     (tmp_path / "config.yaml").write_text("method: {kind: mixture}\n")
     assert config_of(tmp_path).method.name == "cmoe"
+
+
+@pytest.fixture(scope="module")
+def textless(tmp_path_factory):
+    """A tiny base without CLIP's text tower, and a task folder."""
+    root = tmp_path_factory.mktemp("textless")
+    vision = replace(TINY.vision, projection=0)
+    base = write_tokenizer(root / "base")
+    save_model(init_model(replace(TINY, text=None, vision=vision), jax.random.key(0)), base)
+    return base, write_stream(root, ("birds",), train=4, test=2)
+
+
+def test_fault_d10_a_gate_of_clip_features_refuses_a_base_without_text_tower_when_the_run_is_opened(textless):
+    base, tasks = textless
+    for gate in ({"kind": "anchors"}, {"kind": "locator", "by": {"kind": "anchors"}}):
+        config = run_config(base, "hide", tasks=tasks, kind="routed", gate=gate)
+        with pytest.raises(ConfigError, match="no CLIP text tower") as caught:
+            open_session(config)
+        assert "--clip" in str(caught.value) and "method.gate.kind=locator" in str(caught.value)
+
+
+def test_fault_d10_a_locator_on_the_bases_own_state_works_without_text_tower(textless):
+    base, tasks = textless
+    gate = {"kind": "locator", "by": {"kind": "nearest_mean"}, "foreign": 0.0, "kept_apart": 0.5}
+    session = open_session(run_config(base, "mine", tasks=tasks, kind="routed", gate=gate, expand="all"))
+    inputs = session.inputs(session.stream.tasks[0])
+    features = inputs.frozen(np.arange(2))
+    method = session.config.method
+    memory = method.gate.blank(2, session.model)
+    memory = method.gate.fit(memory, 0, features, key=jax.random.key(0))
+    decision = method.gate.decide(memory, features, np.array([True, False]))
+    assert decision.weight_BN.shape == (2, 2) and np.isfinite(decision.score_BN).all()
+
+
+def test_fault_d10_a_base_without_text_tower_answers(textless):
+    base, tasks = textless
+    picture = tasks[0] / "images" / "0.png"
+    (answer,) = hj.load(base).generate([picture], ["What is shown?"], max_new_tokens=2)
+    assert isinstance(answer.text, str)

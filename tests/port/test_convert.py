@@ -279,8 +279,8 @@ def test_the_command_prints_the_report_and_refuses_with_the_libraries_exit_code(
 
     done = command(hub, tmp_path / "out", "--clip", clip, "--dry-run")
     assert done.returncode == 0 and "would be written" in done.stdout and "127 tensors -> 61 leaves" in done.stdout
-    refused = command(hub, tmp_path / "out", "--dry-run")
-    assert refused.returncode == CheckpointError.exit_code and "--clip" in refused.stderr
+    refused = command(hub, tmp_path / "out", "--clip", tmp_path / "nowhere", "--dry-run")
+    assert refused.returncode == CheckpointError.exit_code and "nowhere" in refused.stderr
     assert "Traceback" not in refused.stderr
 
 

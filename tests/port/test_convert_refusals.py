@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from hidecmoe_jax.core.errors import CheckpointError
+from hidecmoe_jax.models.store import load_model
 from hidecmoe_jax.port.checkpoints.convert import convert
 
 HEAD = "language_model.lm_head.weight"
@@ -42,11 +43,20 @@ def test_a_missing_tensor_is_listed_with_its_layer(hub, clip):
 
 
 def test_what_llava_lacks_is_named_with_the_flag_that_brings_it(hub, made, clip):
-    said = world.refusal(hub)
-    assert "text/stem/token" in said or "text/" in said
-    assert "--clip" in said
     assert "--vision" in world.refusal(made / "separate", clip=made / "clip_text_plain")
     assert "--projector" in world.refusal(made / "vicuna", clip=clip)
+
+
+def test_fault_d10_a_checkpoint_without_clips_text_tower_is_converted_and_says_who_needs_one(hub):
+    report = convert(hub, hub.parent / "out")
+    assert report.config.text is None and report.config.vision.projection == 0
+    assert any("gate `anchors`" in note and "--clip DIR" in note for note in report.notes)
+    model = load_model(hub.parent / "out")
+    assert "text" not in model.params and model.config == report.config
+
+
+def test_fault_d10_half_of_the_clip_pair_is_refused_with_the_flag(hub, made):
+    assert "--clip" in world.refusal(hub, clip=made / "clip_text_plain")
 
 
 def test_an_unexpected_tensor_is_refused_and_ignorable_ones_are_counted(hub, clip):

@@ -222,5 +222,16 @@ def stored(archive: Memory, name: str) -> Array | float:
 
 
 def clip_widths(model: Model) -> tuple[int, int]:
-    """Widths of CLIP's pooled image and text features, as anchors keep them."""
+    """Widths of CLIP's pooled image and text features, as anchors keep them.
+
+    Raises:
+      ConfigError: the base has no text tower.
+    """
+    if not model.config.has_text_tower:
+        raise ConfigError(
+            "the base has no CLIP text tower", where="base.path",
+            why="anchors, which HiDe finds tasks by, are made of CLIP's features of pictures and texts",
+            remedy="convert the checkpoint again with --clip and the folder of its CLIPModel, or choose a gate that "
+            "reads the base's own state, as in configs/pocket/cmoe.yaml (method.gate.kind=locator)",
+        )  # fmt: skip
     return model.config.pooled_widths

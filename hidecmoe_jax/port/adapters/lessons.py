@@ -43,10 +43,10 @@ def check_base(adapter: Adapter, digest: str, model: Model) -> None:
             if (width, out) != (base_width, base_out):
                 _misfit(adapter, site, f"[{width} -> {out}]", f"{base_width} -> {base_out}")
     _check_projector(adapter, projector_leaves(model))
+    if not adapter.anchors:
+        return
     widths = clip_widths(model)
     for kind, width in zip(("image", "text"), widths, strict=True):
-        if kind not in adapter.anchors:
-            continue
         anchor_width = adapter.anchors[kind].shape[1]
         if anchor_width != width:
             field = "projection_dim" if kind == "image" else "text hidden_size"

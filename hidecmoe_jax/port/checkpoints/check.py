@@ -73,8 +73,11 @@ class Row:
 def _run_towers(model: Model, pixels: Array, ids: Array) -> dict[str, Array]:
     features, image_NE = vision_features(model, pixels)
     projected = project(model, features)
-    text_ND, text_NE = text_features(model, ids)
-    out = {"clip_image": image_NE, "clip_text_state": text_ND, "clip_text": text_NE}
+    out = {}
+    if model.config.vision.projection:
+        out["clip_image"] = image_NE
+    if model.config.text is not None:
+        out["clip_text_state"], out["clip_text"] = text_features(model, ids)
     return out | {"vision_features": features, "projected": projected}
 
 

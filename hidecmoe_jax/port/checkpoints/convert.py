@@ -80,7 +80,8 @@ def convert(
     Args:
       source: Hugging Face LLaVA in any of its key layouts, original LLaVA-1.5, or a LLaMA language model.
       dtype: of the target; None keeps bfloat16 if all tensors have it, and else takes float32, which is exact.
-      clip: the CLIPModel folder with text tower and projections; several folders if they are separate.
+      clip: the CLIPModel folder with text tower and projections; several folders if they are separate. Without it the
+        base has no text tower, which only methods that find tasks by CLIP's features read.
       vision: folder of the vision tower, if the checkpoint has none and `clip` is another one.
       projector: a stage-1 projector, for a language model without one.
       tokenizer: a folder with another tokenizer than the checkpoint's.
@@ -233,7 +234,10 @@ def _prepare(
         leaves=len(plan.leaves), dropped=plan.dropped, nbytes=plan.nbytes,
         # The staged file and the pieces cut from it exist at the same time.
         disk=plan.nbytes * (2 if kind == "sharded" else 1) + _SPARE,
-        notes=(*origins, f"dtype: {dtype_note}", *_tied(classified, config), *plan.notes, *file_notes),
+        notes=(
+            *origins, f"dtype: {dtype_note}", *_tied(classified, config), *_without_text(config),
+            *plan.notes, *file_notes,
+        ),
     )  # fmt: skip
     return _Job(classified, all_sources, stamped, plan, files, report)
 
@@ -301,6 +305,17 @@ def _tied(classified: Sequence[ClassifiedSource], config: LlavaConfig) -> list[s
     heads = [key for key in classified[0].source.tensors if key.endswith("lm_head.weight")]
     end = "; the stored lm_head must equal it and is left out" if heads else "; no lm_head is stored"
     return [f"embeddings are tied: the head reads the token table{end}"]
+
+
+def _without_text(config: LlavaConfig) -> list[str]:
+    """A note on a base without CLIP's text tower."""
+    if config.text is not None:
+        return []
+    return [
+        "without CLIP's text tower: methods that find tasks by CLIP's features (gate `anchors`, as in HiDe and its "
+        "variants; locator `anchors`; adapters of HiDe) will refuse this base; a gate that reads the base's own state "
+        "(as in CMoE), a named task and methods without a gate work; --clip DIR brings the text tower"
+    ]
 
 
 def _write(job: _Job, partial: Path, allow_nonfinite: bool) -> tuple[tuple[str, ...], dict[str, str]]:

@@ -27,7 +27,8 @@ def probe(config: LlavaConfig, *, words: int | None = None, long: int = LONG, se
     Returns:
       pixels [N, H, W, 3] float32; tokens, mask [B, T] (right-padded); pictures [B, I] (-1 for none); where [K, 2], the
       (row, column) pairs that are compared: all text tokens, each picture's first and last patch; long_tokens [T];
-      long_picture, an index into pixels; clip_ids [M, C], each row ending with the end-of-text token.
+      long_picture, an index into pixels; clip_ids [M, C], each row ending with the end-of-text token (none without
+      a text tower).
     """
     rng = np.random.default_rng(seed)
     vocabulary = config.vocabulary
@@ -102,6 +103,8 @@ def _compared_places(tokens: np.ndarray, mask: np.ndarray, config: LlavaConfig) 
 def _clip_ids(config: LlavaConfig, rng: np.random.Generator) -> np.ndarray:
     """Three texts of different length, padded with the end token, int32 [3, C]."""
     text = config.text
+    if text is None:
+        return np.zeros((0, 0), np.int32)
     ids = np.full((3, text.context), text.eos_token, np.int32)
     # transformers takes an end token of 2 for "the largest id", so the texts must stay below it.
     low = 3

@@ -8,6 +8,7 @@ caches are ignored.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from hidecmoe_jax.core.errors import CheckpointError
@@ -70,7 +71,7 @@ def llava_config(
     Args:
       layout: of `main` ("hf-llava", "llava", "llama").
       tower: the source of the vision tower; `projection`, of its projection; `text`, of the text tower. None if no
-        source has it, which the plan then refuses by name.
+        source has it: the model then has no text tower, and the plan refuses whatever else is missing.
       dtype: of the parameters, and of the computation in towers and decoder.
 
     Raises:
@@ -87,7 +88,10 @@ def llava_config(
     kernel = decoder.width * decoder.hidden
     kernel_bytes = decoder.layers * kernel * 3 * 2
     large = kernel_bytes > _REMAT_BYTES
-    text_shape = text_config(text)
+    text_shape = None if text is None else text_config(text)
+    # LLaVA reads neither CLIP's text tower nor the projection beside it; a text tower alone lacks its counterpart.
+    if text is None and projection is None:
+        vision = replace(vision, projection=0)
     return LlavaConfig(vision, text_shape, decoder, feature_layer=layer, dtype=dtype, param_dtype=dtype, remat=large)
 
 
@@ -163,14 +167,12 @@ def vision_config(layout: str, main: Source, tower: Source | None, projection: S
     )  # fmt: skip
 
 
-def text_config(source: Source | None) -> TextConfig:
+def text_config(source: Source) -> TextConfig:
     """CLIP's text tower.
 
     `eos_token_id` 2 means "the highest id" in old configs, which is where they pool; our own export marks a real 2 by
     the field `END_TOKEN`.
     """
-    if source is None:
-        return TextConfig()
     settings = _nested(source, "text_config")
     fields = _typed(_TEXT, settings, source)
     _require_heads(fields, source)

@@ -162,6 +162,11 @@ def _hf(run: LoadedRun, folder: Path, options: ExportOptions, target: Path) -> l
 def _hf_base(run: LoadedRun, folder: Path, options: ExportOptions, target: Path) -> list[str]:
     tokenizer = base_folder(run.config.base.path)
     size = write_hf(run.model, folder, tokenizer=tokenizer, shard_gib=options.shard_gib)
+    if run.model.config.text is None:
+        return [
+            f"the base without anything learned, {size / 1e9:.2f} GB; it has no CLIP text tower",
+            f"  hidecmoe convert {target} NEW",
+        ]
     size += write_clip(run.model, folder / CLIP, tokenizer=tokenizer, shard_gib=options.shard_gib)
     gigabytes = size / 1e9
     lines = [

@@ -325,8 +325,9 @@ def _vision(config: LlavaConfig) -> dict[str, Any]:
     return {
         "model_type": "clip_vision_model", "hidden_size": tower.width, "intermediate_size": tower.hidden,
         "num_hidden_layers": tower.layers, "num_attention_heads": tower.heads, "image_size": tower.image_size,
-        "patch_size": tower.patch_size, "projection_dim": tower.projection, "hidden_act": tower.activation,
-        "layer_norm_eps": tower.epsilon,
+        "patch_size": tower.patch_size, "hidden_act": tower.activation,
+        # CLIP's default stands for a projection that the base does not have.
+        "projection_dim": tower.projection or 512, "layer_norm_eps": tower.epsilon,
     }  # fmt: skip
 
 
