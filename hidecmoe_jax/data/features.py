@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import jax
 import numpy as np
 
-from hidecmoe_jax.data.images import normalise
+from hidecmoe_jax.data.images import LIMITS, Limits, normalise
 from hidecmoe_jax.data.loader import read_images
 from hidecmoe_jax.data.prompts import routing_text
 from hidecmoe_jax.data.records import Record
@@ -39,6 +39,7 @@ class Features:
       has_text_N: bool, False for records whose first question is a picture alone.
       truncated: number of routing texts that the text tower's context cut.
       batch: pictures in one run of the vision tower.
+      limits: what pictures may be, for those that are decoded again.
     """
 
     model: Model
@@ -50,6 +51,7 @@ class Features:
     has_text_N: np.ndarray
     truncated: int
     batch: int
+    limits: Limits = LIMITS
 
     def only(self, rows: np.ndarray) -> Features:
         """Returns the features of some of the records; the arrays of pictures are shared."""
@@ -74,7 +76,7 @@ class Features:
             patches = self.patches_MPD[wanted]
         else:
             paths = [self.paths[row] for row in wanted]
-            patches, _ = _tower_outputs(self.model, paths, self.batch, keep=True, progress=iter)
+            patches, _ = _tower_outputs(self.model, paths, self.batch, keep=True, progress=iter, limits=self.limits)
         position_BI = position.reshape(pictures_BI.shape)
         patches_BIPD = patches[position_BI]
         is_real_BI = pictures_BI >= 0
@@ -92,7 +94,7 @@ class Features:
 
 
 def _tower_outputs(
-    model: Model, paths: Sequence[str], batch: int, *, keep: bool, progress
+    model: Model, paths: Sequence[str], batch: int, *, keep: bool, progress, limits: Limits
 ) -> tuple[np.ndarray | None, np.ndarray]:
     """Patches [M, P, D] (None unless `keep`) and pooled embeddings [M, E] of picture files, in batches of one shape."""
     patches = []
@@ -102,7 +104,7 @@ def _tower_outputs(
         count = len(files)
         # The last batch is filled with repeats: one shape, one compiled program.
         filled = files + [files[-1]] * (batch - count)
-        images = read_images(filled, model.config.image_size)
+        images = read_images(filled, model.config.image_size, fit=model.config.image_fit, limits=limits)
         pixels = normalise(images)
         patches_BPD, pooled_BE = _vision(model, pixels)
         if keep:
@@ -149,13 +151,18 @@ def extract(
     *,
     batch: int = 64,
     budget_gib: float = 4.0,
+    limits: Limits = LIMITS,
     progress=iter,
 ) -> Features:
     """Runs both towers over the records and returns their outputs.
 
     Args:
       budget_gib: patches are kept in memory up to this size and recomputed on demand above it.
+      limits: what pictures may be; those that the records were read with.
       progress: wraps the iteration over batches (a progress bar), or `iter`.
+
+    Raises:
+      DataError: a picture is outside the limits, or was damaged since the records were read.
     """
     config = model.config
     paths, picture_NI = _pictures(records)
@@ -167,12 +174,12 @@ def extract(
     image_NE = np.zeros((len(records), width), np.float32)
     patches = None
     if paths:
-        patches, pooled_ME = _tower_outputs(model, paths, batch, keep=keep, progress=progress)
+        patches, pooled_ME = _tower_outputs(model, paths, batch, keep=keep, progress=progress, limits=limits)
         image_NE = _mean_over_pictures(pooled_ME, picture_NI)
     texts = list(map(routing_text, records))
     text_ND, truncated = _texts(model, tokenizer, texts, batch)
     has_text = np.array(list(map(bool, texts)))
-    return Features(model, picture_NI, paths, patches, image_NE, text_ND, has_text, truncated, batch)
+    return Features(model, picture_NI, paths, patches, image_NE, text_ND, has_text, truncated, batch, limits)
 
 
 def _pictures(records: Sequence[Record]) -> tuple[tuple[str, ...], np.ndarray]:

@@ -1,45 +1,57 @@
-"""Pictures: checked by their header, decoded, padded to a square and normalised.
+"""Pictures: checked by their header, decoded, made square and normalised.
 
-The header is checked before a pixel is decoded, because a few kilobytes can unpack to gigabytes, and LLaVA's
-pad-to-square turns a 65000 x 2 strip into 17 GB (so the longest side is resized first and the padding added after).
-Decoding follows one policy: EXIF orientation is applied, of an animation the first frame counts, 16-bit grey is
-rescaled, transparency is composited on the mean colour. Only Pillow is used, so pixels do not depend on what else is
-installed.
+The header is checked before a pixel is decoded, because a few kilobytes can unpack to gigabytes. Decoding follows one
+policy: EXIF orientation is applied, of an animation or a document the first frame counts, 16-bit grey is rescaled,
+transparency is composited on the mean colour. Only Pillow is used, so pixels do not depend on what else is installed.
+
+A picture is made square by one of two rules, which give the bytes of the tools that checkpoints were trained with:
+`pad` is LLaVA-1.5's (padded with the mean colour, then resized), `crop` is CLIP's (the short side is resized, then the
+centre cut out).
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import stat
-import struct
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from hidecmoe_jax.core.errors import DataError
+from hidecmoe_jax.data.colour import UnreadPixels, raw_mode, to_rgb
+from hidecmoe_jax.data.exif import load_upright, orientation_only
+from hidecmoe_jax.models.config import Fit
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
-# What Pillow's decoders raise for damaged files.
-_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, struct.error, zlib.error)
-_TRANSPARENT = ("LA", "La", "PA", "RGBA", "RGBa")
+_JPEG = ("JPEG", "MPO")  # several JPEG pictures in one file are an MPO, which phones write
+_REDUCTIONS = (1, 2, 4, 8)  # fractions of its sides at which a JPEG can be decoded
+_BAND = 256  # rows that are padded and resized at once
+_PREVIEW = 254  # TIFF tag whose lowest bit marks a reduced version of another picture in the file
 _BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits of a picture: sides in px, aspect as longest over shortest side, Pillow's names of formats."""
+    """Limits of a picture: sides in px, aspect as longest over shortest side, Pillow's names of formats.
+
+    Attributes:
+      max_pixels: largest picture that is decoded whole.
+      max_reduced_pixels: largest JPEG that is decoded at a half, a quarter or an eighth of its sides, the largest of
+        these with at most `max_pixels`; of a progressive one, which needs memory for the whole, half as many.
+    """
 
     max_pixels: int = 40_000_000
+    max_reduced_pixels: int = 170_000_000
     max_side: int = 16_384
     min_side: int = 2
     max_aspect: float = 20.0
-    formats: tuple[str, ...] = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
+    formats: tuple[str, ...] = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 
 
 LIMITS = Limits()
@@ -68,9 +80,18 @@ def inspect(path: str | Path, limits: Limits = LIMITS) -> Header:
 
 
 def load(
-    path: str | Path, size: int, mean: tuple[float, float, float] = CLIP_MEAN, *, limits: Limits = LIMITS
+    path: str | Path,
+    size: int,
+    mean: tuple[float, float, float] = CLIP_MEAN,
+    *,
+    fit: Fit = "pad",
+    limits: Limits = LIMITS,
 ) -> np.ndarray:
-    """Returns a picture as uint8 [size, size, 3]: longest side resized to `size` (bicubic), rest in the mean colour.
+    """Returns a picture as uint8 [size, size, 3], resized bicubically.
+
+    Args:
+      mean: colour of padding and behind transparent pixels, 0 to 1.
+      fit: rule that makes it square, "pad" or "crop".
 
     Raises:
       DataError: everything `inspect` refuses, and damaged or cut-off files; nothing is replaced by zeros.
@@ -79,17 +100,35 @@ def load(
     ground = tuple(int(channel * 255) for channel in mean)
     with _open(path, limits) as image:
         _checked_header(path, image, limits)
-        try:
-            image.load()
-            upright = ImageOps.exif_transpose(image)
-            return _square(_rgb(upright, ground), size, ground)
-        except _DAMAGE as error:
-            raise DataError(
-                "cannot decode a picture",
-                where=str(path),
-                why=f"damaged or cut off: {error}",
-                remedy="replace the file, or remove the records that use it",
-            ) from error
+        picture = _decoded(path, image, ground, limits)
+        return _FITS[fit](picture, size, ground)
+
+
+def _decoded(path: str | Path, image: Image.Image, ground: tuple[int, ...], limits: Limits) -> Image.Image:
+    """The pixels of an opened picture, upright and in RGB."""
+    try:
+        raw = raw_mode(image)
+        reduction = _reduction(image, limits)
+        if reduction > 1:
+            image.draft(None, (image.width // reduction, image.height // reduction))
+        return to_rgb(load_upright(image), raw, ground)
+    except UnreadPixels as error:
+        raise DataError(
+            "cannot read the pixels of a picture",
+            where=str(path),
+            why=str(error),
+            remedy="save it with 8 or 16 bits a channel",
+        ) from None
+    except MemoryError:
+        raise
+    except Exception as error:
+        # Pillow's decoders raise nearly any class for damaged files.
+        raise DataError(
+            "cannot decode a picture",
+            where=str(path),
+            why=f"damaged or cut off: {error}",
+            remedy="replace the file, or remove the records that use it",
+        ) from error
 
 
 def normalise(
@@ -140,7 +179,7 @@ def _check_file(path: str | Path) -> None:
 
 def _open(path: str | Path, limits: Limits) -> Image.Image:
     try:
-        return Image.open(path, formats=limits.formats)
+        return _opened(path, limits)
     except _BOMBS as error:
         raise DataError(
             "a picture is too large",
@@ -157,9 +196,12 @@ def _open(path: str | Path, limits: Limits) -> Image.Image:
             "not a picture of a known format",
             where=str(path),
             why=why,
-            remedy=f"allowed are {', '.join(limits.formats)}",
+            remedy=f"allowed are {', '.join(limits.formats)}; `--set stream.policy.limits.formats=[...]` changes them",
         ) from None
-    except _DAMAGE as error:
+    except Exception as error:
+        # As in decoding; whatever is left of a MemoryError is passed on.
+        if isinstance(error, MemoryError):
+            raise
         raise DataError(
             "cannot read the header of a picture",
             where=str(path),
@@ -168,13 +210,42 @@ def _open(path: str | Path, limits: Limits) -> Image.Image:
         ) from error
 
 
+def _opened(path: str | Path, limits: Limits) -> Image.Image:
+    """The picture with its header read; of a JPEG that Pillow refuses for a tag of its EXIF, without that tag."""
+    try:
+        return Image.open(path, formats=limits.formats)
+    except _BOMBS:
+        raise
+    except Exception:
+        content = Path(path).read_bytes()
+        is_jpeg = content.startswith(b"\xff\xd8") and "JPEG" in limits.formats
+        if not is_jpeg:
+            raise
+        return Image.open(io.BytesIO(orientation_only(content)), formats=("JPEG",))
+
+
+def _reduction(image: Image.Image, limits: Limits) -> int:
+    """The divisor of its sides at which a picture is decoded; 0 where no divisor is within the limits."""
+    pixels = image.width * image.height
+    if pixels <= limits.max_pixels:
+        return 1
+    most = limits.max_reduced_pixels
+    if image.info.get("progressive"):
+        most //= 2
+    if image.format not in _JPEG or pixels > most:
+        return 0
+    for divisor in _REDUCTIONS:
+        if pixels <= limits.max_pixels * divisor**2:
+            return divisor
+    return 0
+
+
 def _checked_header(path: str | Path, image: Image.Image, limits: Limits) -> Header:
     """The header of an opened picture that is within the limits."""
     width, height = image.size
-    pixels = width * height
     short, long = sorted((width, height))
     verdicts = (
-        (pixels > limits.max_pixels, f"{pixels} pixels, at most {limits.max_pixels} are decoded"),
+        (_reduction(image, limits) == 0, _too_many(image, limits)),
         (long > limits.max_side, f"{long} px on a side, at most {limits.max_side}"),
         (short < limits.min_side, f"{short} px on a side, at least {limits.min_side}"),
         (long > limits.max_aspect * max(short, 1), f"aspect {long}:{short}, at most {limits.max_aspect:g}:1"),
@@ -186,30 +257,56 @@ def _checked_header(path: str | Path, image: Image.Image, limits: Limits) -> Hea
                 "a picture is outside the limits",
                 where=str(path),
                 why=f"{width} x {height}: {why}",
-                remedy="scale or crop it, or remove the records that use it",
+                remedy="scale or crop it, remove its records, or change `stream.policy.limits` in the config",
             )
+    tags = getattr(image, "tag_v2", {})
+    if tags.get(_PREVIEW, 0) == 1:
+        raise DataError(
+            "the first picture of a file is only a preview of another one",
+            where=str(path),
+            why="TIFF tag 254 says so; camera raw files are built like this",
+            remedy="export it as JPEG, PNG or TIFF",
+        )
     return Header(width, height, image.mode, image.format or "")
 
 
-def _rgb(image: Image.Image, ground: tuple[int, ...]) -> Image.Image:
-    """A decoded picture of any mode in RGB, transparency on `ground`."""
-    if image.mode.startswith("I"):
-        # Pillow's own convert clips 16-bit grey at 255: nearly everything would turn white.
-        grey = np.rint(np.asarray(image).astype(np.float64) / 257.0)
-        return Image.fromarray(np.clip(grey, 0, 255).astype(np.uint8)).convert("RGB")
-    if image.mode in _TRANSPARENT or "transparency" in image.info:
-        layer = image.convert("RGBA")
-        canvas = Image.new("RGBA", layer.size, (*ground, 255))
-        return Image.alpha_composite(canvas, layer).convert("RGB")
-    return image.convert("RGB")
+def _too_many(image: Image.Image, limits: Limits) -> str:
+    """Why a picture has too many pixels."""
+    pixels = image.width * image.height
+    if image.format not in _JPEG:
+        return (
+            f"{pixels} pixels, at most {limits.max_pixels} are decoded "
+            f"(of a JPEG, which can be read at a fraction of its size, {limits.max_reduced_pixels})"
+        )
+    kind = "progressive JPEG, at most half of " if image.info.get("progressive") else "JPEG, at most "
+    return f"{pixels} pixels in a {kind}{limits.max_reduced_pixels} are read"
 
 
-def _square(image: Image.Image, size: int, ground: tuple[int, ...]) -> np.ndarray:
-    """The picture scaled into the middle of a square; its short side is at least one pixel."""
-    # Scaled before it is padded: the other order needs memory for the square of the longest side.
-    longest = max(image.size)
-    width, height = (max(1, round(side * size / longest)) for side in image.size)
-    small = image.resize((width, height), Image.Resampling.BICUBIC)
-    canvas = Image.new("RGB", (size, size), ground)
-    canvas.paste(small, ((size - width) // 2, (size - height) // 2))
-    return np.asarray(canvas)
+def _pad(image: Image.Image, size: int, ground: tuple[int, ...]) -> np.ndarray:
+    """LLaVA's rule: in the middle of a square of its longest side, then resized."""
+    # The square itself may need a gigabyte. Pillow resizes rows first and columns after, so bands of rows that are
+    # padded and narrowed one by one give its bytes.
+    side = max(image.size)
+    left = (side - image.width) // 2
+    top = (side - image.height) // 2
+    narrow = Image.new("RGB", (size, side), ground)
+    for start in range(0, image.height, _BAND):
+        stop = min(start + _BAND, image.height)
+        rows = image.crop((0, start, image.width, stop))
+        band = Image.new("RGB", (side, stop - start), ground)
+        band.paste(rows, (left, 0))
+        narrow.paste(band.resize((size, stop - start), Image.Resampling.BICUBIC), (0, top + start))
+    return np.asarray(narrow.resize((size, size), Image.Resampling.BICUBIC))
+
+
+def _crop(image: Image.Image, size: int, ground: tuple[int, ...]) -> np.ndarray:
+    """CLIP's rule: the short side resized to `size`, then the centre."""
+    short = min(image.size)
+    width, height = (int(size * side / short) for side in image.size)
+    resized = image.resize((width, height), Image.Resampling.BICUBIC)
+    left = (width - size) // 2
+    top = (height - size) // 2
+    return np.asarray(resized.crop((left, top, left + size, top + size)))
+
+
+_FITS = {"pad": _pad, "crop": _crop}

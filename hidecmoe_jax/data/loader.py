@@ -17,6 +17,7 @@ import numpy as np
 from hidecmoe_jax.core.errors import ConfigError, DataError
 from hidecmoe_jax.data.images import CLIP_MEAN, LIMITS, Limits, load
 from hidecmoe_jax.data.prompts import IGNORED, Encoded
+from hidecmoe_jax.models.config import Fit
 from hidecmoe_jax.models.llava import Batch, Prompt
 
 PADDING = -1
@@ -194,6 +195,7 @@ def read_images(
     size: int,
     *,
     mean: tuple[float, float, float] = CLIP_MEAN,
+    fit: Fit = "pad",
     limits: Limits = LIMITS,
     threads: int = 2,
 ) -> np.ndarray:
@@ -205,7 +207,7 @@ def read_images(
     # `pool.map` keeps the order of the paths, whichever picture is decoded first.
     pixels = np.empty((len(paths), size, size, 3), np.uint8)
     with ThreadPoolExecutor(max_workers=max(1, threads)) as pool:
-        pictures = pool.map(lambda path: load(path, size, mean, limits=limits), paths)
+        pictures = pool.map(lambda path: load(path, size, mean, fit=fit, limits=limits), paths)
         for row, picture in enumerate(pictures):
             pixels[row] = picture
     return pixels

@@ -8,6 +8,7 @@ becomes as many image tokens as the vision tower has patches. The loss covers th
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -25,12 +26,17 @@ class Template:
     One turn is `user question assistant answer END separator`. `system` precedes the first turn; END is the end token.
     Blanks at the end of `assistant` are tokenised with the answer, for two reasons: sub-word vocabularies have tokens
     for " word", and the prompt of a question must be a prefix of the same question with its answer.
+
+    `image_place` is where the pictures of a turn stand. "front" is LLaVA's rule: the marker is moved to the front of
+    its question, followed by a newline, and blanks around the question are dropped. Several markers move together;
+    where words stand between them, these refer to the places, and the question stays as it is. "as_is" moves nothing.
     """
 
     system: str = ""
     user: str = "USER: "
     assistant: str = " ASSISTANT: "
     separator: str = ""
+    image_place: Literal["front", "as_is"] = "front"
 
 
 VICUNA = Template(
@@ -150,10 +156,23 @@ def _check_markers(record: Record, tokenizer: Tokenizer) -> None:
         )
 
 
+def _placed(question: str, template: Template) -> str:
+    """A question with its markers where the template wants them."""
+    if template.image_place == "as_is" or IMAGE not in question:
+        return question
+    before, *middle, after = question.split(IMAGE)
+    if any(words.strip() for words in middle):
+        return question
+    # Words before and after the markers keep the blanks between them, as they do where a marker is cut out.
+    words = before + "".join(middle) + after
+    markers = f"{IMAGE}\n" * (len(middle) + 1)
+    return (markers + words.strip()).strip()
+
+
 def _question(record: Record, number: int, tokenizer: Tokenizer, template: Template, patches: int) -> list[int]:
     """Tokens of turn `number` up to the place where its answer begins."""
     before = template.system if number == 0 else template.separator
-    text = before + template.user + record.turns[number].question + template.assistant.rstrip(" ")
+    text = before + template.user + _placed(record.turns[number].question, template) + template.assistant.rstrip(" ")
     # The marker is split off before tokenisation, so only our own markers become image tokens.
     first, *others = text.split(IMAGE)
     tokens = tokenizer.encode(first)

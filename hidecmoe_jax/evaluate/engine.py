@@ -25,6 +25,7 @@ import numpy as np
 
 from hidecmoe_jax.data.encoder import RecordEncoder
 from hidecmoe_jax.data.features import Features, extract
+from hidecmoe_jax.data.images import LIMITS, Limits
 from hidecmoe_jax.data.loader import buckets, collate
 from hidecmoe_jax.data.prompts import Encoded, Template
 from hidecmoe_jax.data.records import Record
@@ -121,6 +122,7 @@ class Engine:
     Attributes:
       feature_batch: records that the frozen towers and the frozen base read together.
       feature_gib: memory for patch tokens; above it they are recomputed on demand.
+      limits: what pictures may be; those that the records were read with.
       progress: makes a progress bar from a label.
       cache: computed features; engines that are made with the same one share them.
     """
@@ -132,6 +134,7 @@ class Engine:
     writing: Writing
     feature_batch: int = 64
     feature_gib: float = 4.0
+    limits: Limits = LIMITS
     progress: ProgressBar = _no_bar
     cache: Cache = field(default_factory=Cache, compare=False, repr=False)
 
@@ -162,13 +165,13 @@ class Engine:
 
     def features(self, records: Sequence[Record], label: str = "records") -> Features:
         """Outputs of the frozen towers."""
-        settings = (self.feature_batch, self.feature_gib)
+        settings = (self.feature_batch, self.feature_gib, self.limits, self.base.config.image_fit)
         key = ("features", *self._source, *settings, tuple(records))
 
         def compute() -> Features:
             return extract(
                 self.base, self.tokenizer, records, batch=self.feature_batch, budget_gib=self.feature_gib,
-                progress=self.progress(f"features of {label}"),
+                limits=self.limits, progress=self.progress(f"features of {label}"),
             )  # fmt: skip
 
         return self.cache.get(key, compute)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Activation = Literal["quick_gelu", "gelu"]
+Fit = Literal["pad", "crop"]
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,7 @@ class LlavaConfig:
     logits are float32 in any case. `remat` recomputes a decoder block's activations in the backward pass. `text` is
     None in a base without CLIP's text tower, which LLaVA itself does not read; `vision.projection` then is 0, or the
     width of the projection that the vision tower came with.
+    `image_fit` is how a picture becomes square: padded as LLaVA-1.5's, or cropped as CLIP's (`data/images.py`).
     """
 
     vision: VisionConfig = VisionConfig()
@@ -83,6 +85,7 @@ class LlavaConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"
     param_dtype: Literal["float32", "bfloat16"] = "float32"
     remat: bool = False
+    image_fit: Fit = "pad"
 
     # What code outside `models/` and `port/` reads of a shape; the config of another backbone offers the same names.
 

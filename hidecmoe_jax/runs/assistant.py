@@ -180,7 +180,10 @@ class Assistant:
         batch = min(len(records), settings.batch)
         style = replace(settings, batch=batch, **writing)
         feature_batch = min(len(records), run.base.feature_batch)
-        return Engine(run.method, self.base, self.tokenizer, run.template, style, feature_batch=feature_batch)
+        return Engine(
+            run.method, self.base, self.tokenizer, run.template, style, feature_batch=feature_batch,
+            limits=run.stream.policy.limits,
+        )  # fmt: skip
 
     def generate(
         self, images: Any, prompts: str | Sequence[str], *, seed: int = 0, named: str | None = None, **writing: Any

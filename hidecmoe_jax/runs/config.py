@@ -20,6 +20,7 @@ from hidecmoe_jax.core import plugins, strict
 from hidecmoe_jax.core.errors import CheckpointError, ConfigError
 from hidecmoe_jax.core.paths import find_config
 from hidecmoe_jax.core.yaml_text import read_yaml
+from hidecmoe_jax.data.images import Limits
 from hidecmoe_jax.data.prompts import Template
 from hidecmoe_jax.data.records import Policy
 from hidecmoe_jax.data.stream import TaskSpec
@@ -29,10 +30,17 @@ from hidecmoe_jax.methods.mixture import Mixture
 from hidecmoe_jax.methods.moelora import MoeLora
 from hidecmoe_jax.methods.routed import Routed
 from hidecmoe_jax.methods.stacked import Stacked
+from hidecmoe_jax.models.config import Fit
 from hidecmoe_jax.runs.folder import RunFolder
 from hidecmoe_jax.train.optim import TrainConfig
 
-YOUNGER_TUNE_FIELDS = {"optimizer": "adamw", "clip": None}
+# Younger than the first runs, by section; left out at their defaults, so that files of such runs keep every byte.
+YOUNGER_FIELDS: dict[tuple[str, ...], dict[str, Any]] = {
+    ("tune",): {"optimizer": "adamw", "clip": None},
+    ("base",): {"image_fit": "checkpoint"},
+    ("template",): {"image_place": "front"},
+    ("stream", "policy", "limits"): {"max_reduced_pixels": Limits().max_reduced_pixels},
+}
 METHODS = {"routed": Routed, "mixture": Mixture, "stacked": Stacked, "moelora": MoeLora}
 
 
@@ -66,7 +74,11 @@ class StreamConfig:
 
 @dataclass(frozen=True)
 class Base:
-    """The frozen model: `pocket` or a folder, its dtypes, and the memory that its cached features may take."""
+    """The frozen model: `pocket` or a folder, its dtypes, and the memory that its cached features may take.
+
+    Attributes:
+      image_fit: how a picture becomes square: `pad` (LLaVA-1.5), `crop` (CLIP), or as the base's config says.
+    """
 
     path: str = "pocket"
     dtype: str | None = None
@@ -74,6 +86,7 @@ class Base:
     remat: bool | None = None
     feature_batch: int = 64
     feature_gib: float = 4.0
+    image_fit: Literal["pad", "crop", "checkpoint"] = "checkpoint"
 
 
 @dataclass(frozen=True)
@@ -175,7 +188,20 @@ def config_of(run: str | Path) -> RunConfig:
             "this is no run", where=str(run), why=f"there is no {path.name}",
             remedy="give a folder made by `hidecmoe run`",
         )  # fmt: skip
-    return from_mapping(read_yaml(path), str(path), imports=False)
+    config = from_mapping(read_yaml(path), str(path), imports=False)
+    if config.base.image_fit == "checkpoint":
+        # A run's own file states every other rule than padding (`as_recorded`), whatever its base says today.
+        config = replace(config, base=replace(config.base, image_fit="pad"))
+    return config
+
+
+def as_recorded(config: RunConfig, fit: Fit) -> RunConfig:
+    """The config as a run records it: with the rule that makes pictures square, unless that is padding.
+
+    A run then keeps its rule when its base is converted again, and runs that knew no other rule keep their files.
+    """
+    recorded = "checkpoint" if fit == "pad" else fit
+    return replace(config, base=replace(config.base, image_fit=recorded))
 
 
 def write_config(config: RunConfig, run: Path) -> None:
@@ -206,10 +232,13 @@ def to_mapping(config: RunConfig) -> dict[str, Any]:
     kind = _kind_of(type(config.method))
     # The kind last: a class that inherits a shipped method inherits its kind as well.
     plain["method"] = {"kind": kind} | strict.plain(config.method) | {"kind": kind}
-    # Younger than the first runs: left out at their defaults, so that files of such runs keep every byte.
-    for name, default in YOUNGER_TUNE_FIELDS.items():
-        if plain["tune"][name] == default:
-            del plain["tune"][name]
+    for sections, fields in YOUNGER_FIELDS.items():
+        values = plain
+        for section in sections:
+            values = values[section]
+        for name, default in fields.items():
+            if values[name] == default:
+                del values[name]
     return plain
 
 

@@ -33,7 +33,7 @@ from hidecmoe_jax.methods.base import FrozenFeatures, Learner, Method
 from hidecmoe_jax.methods.gates.anchors import clip_widths
 from hidecmoe_jax.models.llava import Model
 from hidecmoe_jax.models.store import base_folder, load_model
-from hidecmoe_jax.runs.config import RunConfig, StreamConfig, to_mapping
+from hidecmoe_jax.runs.config import RunConfig, StreamConfig, as_recorded, to_mapping
 from hidecmoe_jax.runs.edits import learner_after
 from hidecmoe_jax.runs.status import Status, say
 from hidecmoe_jax.scoring.score import scorer_of
@@ -66,7 +66,7 @@ class Session:
         return Engine(
             config.method, self.model, self.tokenizer, config.template, config.evaluate.writing,
             feature_batch=config.base.feature_batch, feature_gib=config.base.feature_gib,
-            progress=self.status.bar, cache=self.cache,
+            limits=config.stream.policy.limits, progress=self.status.bar, cache=self.cache,
         )  # fmt: skip
 
     def inputs(self, task: Task) -> Inputs:
@@ -197,6 +197,8 @@ def open_base(config: RunConfig) -> tuple[Model, Tokenizer]:
         # What the config leaves open stays as the checkpoint has it.
         if value is not None:
             changes[name] = value
+    if config.base.image_fit != "checkpoint":
+        changes["image_fit"] = config.base.image_fit
     model = load_model(folder, **changes)
     tokenizer = Tokenizer.load(folder)
     # The image token's row is never looked up, so it alone may lie one past the table (original LLaVA-1.5).
@@ -232,6 +234,7 @@ def open_session(config: RunConfig, *, errors: str | None = None) -> Session:
     stream = checked_stream(config, errors=errors)
     model, tokenizer = open_base(config)
     _require_clip(config.method, model)
+    config = as_recorded(config, model.config.image_fit)
     return Session(config, model, tokenizer, stream)
 
 
@@ -246,7 +249,9 @@ def _require_clip(method: Method, model: Model) -> None:
 def checked_stream(config: RunConfig, *, errors: str | None = None) -> Stream:
     """The stream alone, as `open_session` opens and checks it."""
     specs = stream_specs(config.stream)
-    policy = replace(config.stream.policy, errors=errors)
+    policy = config.stream.policy
+    if errors is not None:
+        policy = replace(policy, errors=errors)
     stream = open_stream(specs, policy=policy, val_fraction=config.stream.val_fraction)
     # Test items among training items of any task would make scores too high.
     examine(stream.tasks, allowed_leaks=config.stream.allowed_leaks).require()

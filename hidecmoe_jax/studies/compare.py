@@ -14,7 +14,7 @@ from pathlib import Path
 from hidecmoe_jax.core.errors import ConfigError, nearest
 from hidecmoe_jax.methods.budget import at_budget, forecast, rank_of
 from hidecmoe_jax.runs import results
-from hidecmoe_jax.runs.config import RunConfig
+from hidecmoe_jax.runs.config import RunConfig, as_recorded
 from hidecmoe_jax.runs.folder import RunFolder, SeedFolder
 from hidecmoe_jax.runs.identity import check_run
 from hidecmoe_jax.runs.scores import Cells
@@ -67,7 +67,8 @@ def compare(
         # A method that does not fit the base is refused before another one learns for hours.
         for config in configs:
             config.method.init(session.model, capacity=1)
-        sessions = [dataclasses.replace(session, config=config) for config in configs]
+        fit = session.model.config.image_fit
+        sessions = [dataclasses.replace(session, config=as_recorded(config, fit)) for config in configs]
         begin_status(list(zip(sessions, runs, strict=True)), Options(overwrite=overwrite, full_matrix=full_matrix))
         for number, (run_session, run) in enumerate(zip(sessions, runs, strict=True)):
             run.mkdir(exist_ok=True)

@@ -35,19 +35,11 @@ def test_square_pictures_are_those_of_transformers_pil_path(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["wide", "tall"])
-def test_padding_comes_close_to_padding_before_the_resize(name, tmp_path):
-    """LLaVA pads at full size and resizes then; here it is the other way round, which only blurs the seam."""
+def test_padding_is_that_of_llava(name, tmp_path):
+    """LLaVA pads at full size and resizes then."""
     picture = Image.fromarray(make_pictures.picture(name))
     longest = max(picture.size)
     canvas = Image.new("RGB", (longest, longest), tuple(int(value * 255) for value in CLIP_MEAN))
     canvas.paste(picture, ((longest - picture.width) // 2, (longest - picture.height) // 2))
-    official = np.asarray(canvas.resize((SIDE, SIDE), Image.Resampling.BICUBIC)).astype(int)
-    difference = np.abs(load(make_pictures.save(name, tmp_path), SIDE).astype(int) - official).max(axis=2)
-    along = difference.max(axis=1 if name == "wide" else 0)
-    picture_rows = round(SIDE * min(picture.size) / longest)
-    first = (SIDE - picture_rows) // 2
-    seams = {first - 2, first - 1, first, first + 1} | {first + picture_rows + i for i in (-2, -1, 0, 1)}
-    assert max(along[i] for i in range(SIDE) if i not in seams) <= 40
-    assert np.mean(difference) < 12
-    turned = np.abs(load(make_pictures.save(name, tmp_path), SIDE)[::-1].astype(int) - official)
-    assert np.mean(turned) > 3 * np.mean(difference)
+    official = np.asarray(canvas.resize((SIDE, SIDE), Image.Resampling.BICUBIC))
+    assert np.array_equal(load(make_pictures.save(name, tmp_path), SIDE), official)

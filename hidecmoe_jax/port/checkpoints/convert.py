@@ -30,7 +30,7 @@ from hidecmoe_jax.port.checkpoints.attempt import MODEL, PARTIAL, begin, commit,
 from hidecmoe_jax.port.checkpoints.check import Row
 from hidecmoe_jax.port.checkpoints.names import place
 from hidecmoe_jax.port.checkpoints.origin import Stamps, record, refuse_changed, stamps
-from hidecmoe_jax.port.checkpoints.pictures import picture_settings
+from hidecmoe_jax.port.checkpoints.pictures import image_fit, picture_settings
 from hidecmoe_jax.port.checkpoints.plan import ClassifiedSource, Plan, choose_dtype, make_plan
 from hidecmoe_jax.port.checkpoints.recognise import NAMES, recognise
 from hidecmoe_jax.port.checkpoints.report import Report, Verdict, finding_notes
@@ -219,6 +219,9 @@ def _prepare(
     classified = tuple(ClassifiedSource(source, recognise(source)) for source in sources)
     dtype, dtype_note = choose_dtype(classified, dtype)
     config, language = _shapes(classified, dtype, tokenizer_source)
+    main = classified[0]
+    fit, fit_note = image_fit(main.layout, main.source.path, main.source.config)
+    config = replace(config, image_fit=fit)
     plan = make_plan(classified, config)
     files, file_notes = _files(classified, config, language)
     kind = layout
@@ -236,7 +239,7 @@ def _prepare(
         disk=plan.nbytes * (2 if kind == "sharded" else 1) + _SPARE,
         notes=(
             *origins, f"dtype: {dtype_note}", *_tied(classified, config), *_without_text(config),
-            *plan.notes, *file_notes,
+            *plan.notes, *file_notes, fit_note,
         ),
     )  # fmt: skip
     return _Job(classified, all_sources, stamped, plan, files, report)

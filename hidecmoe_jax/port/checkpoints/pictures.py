@@ -1,15 +1,15 @@
-"""Picture settings of a checkpoint, which must be those with which this library prepares every picture (CLIP's)."""
+"""Picture settings of a checkpoint: mean, deviation and filter must be CLIP's, the rule that makes squares is read."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from hidecmoe_jax.core.errors import CheckpointError
 from hidecmoe_jax.data.images import CLIP_MEAN, CLIP_STD
 from hidecmoe_jax.data.jsonfile import read_json
-from hidecmoe_jax.models.config import LlavaConfig
+from hidecmoe_jax.models.config import Fit, LlavaConfig
 
 PICTURES = ("preprocessor_config.json", "processor_config.json")
 _BICUBIC = 3  # PIL's number of the filter
@@ -36,15 +36,66 @@ def picture_settings(folders: Iterable[Path], config: LlavaConfig) -> tuple[dict
         if settings is None:
             continue
         file = folder / (image_file if image else processor_file)
-        notes = _judge(settings, file, config)
+        _require_supported(settings, file, config)
         # The files are copied as they are, so their bytes are returned and not the parsed settings.
         copies = {name: (folder / name).read_bytes() for name in contents}
-        return copies, notes
+        return copies, []
     return {}, ["no picture settings in the checkpoint: CLIP's own mean and deviation are used"]
 
 
-def _judge(settings: Any, file: Path, config: LlavaConfig) -> list[str]:
-    """Notes on settings that are compatible; raises CheckpointError for others."""
+def image_fit(layout: str, folder: Path, config: Mapping[str, Any]) -> tuple[Fit, str]:
+    """The rule by which a checkpoint's pictures become square, and a note that says where it is from.
+
+    Args:
+      layout: of the checkpoint ("hf-llava", "llava", "llama").
+      folder: of the checkpoint; the settings of a separate CLIP are about CLIP alone.
+      config: its config.json.
+
+    Raises:
+      CheckpointError: another rule than padding and cropping.
+    """
+    if layout == "llava":
+        # Original LLaVA without the field takes CLIP's own processor, which crops.
+        ratio = config.get("image_aspect_ratio")
+        rules: dict[Any, Fit] = {"pad": "pad", "square": "crop", None: "crop"}
+        if not isinstance(ratio, str | None) or ratio not in rules:
+            refuse_settings(folder / "config.json", f"image_aspect_ratio {ratio!r}, supported are 'pad' and 'square'")
+        return rules[ratio], _fit_note(rules[ratio], f"config.json, image_aspect_ratio {ratio!r}")
+    settings = _processor_of(folder) if layout == "hf-llava" else None
+    if settings is None:
+        return "pad", _fit_note("pad", "LLaVA-1.5's rule, as the checkpoint has no picture settings of its own")
+    if settings.get("do_pad"):
+        return "pad", _fit_note("pad", "its picture settings, do_pad")
+    # transformers' default, for a field that is absent.
+    if settings.get("do_center_crop", True):
+        return "crop", _fit_note("crop", "its picture settings, do_center_crop without do_pad")
+    refuse_settings(folder, "neither do_pad nor do_center_crop; pictures that are not square would be stretched")
+
+
+def _fit_note(fit: Fit, why: str) -> str:
+    """A line of the report about the rule."""
+    rule = "padded to a square" if fit == "pad" else "cropped to their centre"
+    other = "crop" if fit == "pad" else "pad"
+    return f"pictures are {rule} ({why}); `--set base.image_fit={other}` changes it for a run"
+
+
+def _processor_of(folder: Path) -> Mapping[str, Any] | None:
+    """The picture settings in a folder; None where there are none, or none that `picture_settings` accepts."""
+    image_file, processor_file = PICTURES
+    settings: Any = None
+    if (folder / image_file).is_file():
+        settings = read_json(folder / image_file)
+        if isinstance(settings, Mapping):
+            settings = settings.get("image_processor", settings)
+    elif (folder / processor_file).is_file():
+        settings = read_json(folder / processor_file)
+        if isinstance(settings, Mapping):
+            settings = settings.get("image_processor")
+    return settings if isinstance(settings, Mapping) else None
+
+
+def _require_supported(settings: Any, file: Path, config: LlavaConfig) -> None:
+    """Raises CheckpointError for settings other than CLIP's."""
     if not isinstance(settings, Mapping):
         refuse_settings(file, f"image_processor {settings!r}, expected an object")
     _require_clip_numbers(settings, file)
@@ -62,14 +113,6 @@ def _judge(settings: Any, file: Path, config: LlavaConfig) -> list[str]:
     resample = settings.get("resample", _BICUBIC)
     if resample != _BICUBIC:
         refuse_settings(file, f"resample {resample}, this library resizes bicubically (3)")
-    # transformers' defaults, for fields that are absent.
-    crops = settings.get("do_center_crop", True)
-    pads = settings.get("do_pad", False)
-    if crops and not pads:
-        return [
-            "the settings crop pictures to their centre; here they are padded to a square, as LLaVA-1.5 was trained"
-        ]
-    return []
 
 
 def _require_clip_numbers(settings: Mapping[str, Any], file: Path) -> None:
@@ -87,7 +130,7 @@ def _require_clip_numbers(settings: Mapping[str, Any], file: Path) -> None:
             refuse_settings(file, f"{key} {numbers}, this library prepares pictures with CLIP's {list(expected)}")
 
 
-def refuse_settings(where: Path, why: str) -> None:
+def refuse_settings(where: Path, why: str) -> NoReturn:
     """Raises CheckpointError: tokenizer or picture settings are those of another model."""
     raise CheckpointError(
         "tokenizer or picture settings do not belong to the model",

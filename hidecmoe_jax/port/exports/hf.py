@@ -161,8 +161,9 @@ def write_hf(model: Model, folder: Path, *, tokenizer: Path, shard_gib: float = 
 
 
 def _write_processor(config: LlavaConfig, folder: Path) -> None:
-    """Writes how pictures are prepared here (padded to a square, never cropped), and how many tokens one takes."""
+    """Writes how the model's pictures are made square, and how many tokens one takes."""
     side = config.vision.image_size
+    pads = config.image_fit == "pad"
     file = folder / PROCESSOR
     copied = read_json(file) if file.is_file() else {}
     # Fields of another processor would contradict those below; pictures have a file of their own.
@@ -178,13 +179,14 @@ def _write_processor(config: LlavaConfig, folder: Path) -> None:
         },
     )  # fmt: skip
     settings = {
-        "processor_class": "LlavaProcessor", "image_processor_type": "LlavaImageProcessor", "do_pad": True,
-        "do_resize": True, "size": {"shortest_edge": side}, "resample": 3, "do_center_crop": False,
+        "processor_class": "LlavaProcessor", "image_processor_type": "LlavaImageProcessor", "do_pad": pads,
+        "do_resize": True, "size": {"shortest_edge": side}, "resample": 3, "do_center_crop": not pads,
         "crop_size": {"height": side, "width": side}, "do_rescale": True, "rescale_factor": 1 / 255,
         "do_normalize": True, "image_mean": CLIP_MEAN, "image_std": CLIP_STD, "do_convert_rgb": True,
     }  # fmt: skip
     write_json(folder / PICTURE, settings)
-    say(f"pictures: padded to a square of {side} px as in training ({PICTURE}: do_pad; transformers 4.51 or later)")
+    rule = "padded to a square (do_pad; transformers 4.51 or later)" if pads else "cropped to the centre"
+    say(f"pictures: {rule} of {side} px as in training, see {PICTURE}")
 
 
 def table_rows(config: LlavaConfig) -> int:
