@@ -24,7 +24,7 @@ from hidecmoe_jax.port.adapters.read import Adapter, read_adapter
 from hidecmoe_jax.port.exports.hub import is_hub, read_hub
 from hidecmoe_jax.port.output import check_target, fresh_folder
 from hidecmoe_jax.runs import edits
-from hidecmoe_jax.runs.config import Base, RunConfig, StreamConfig, from_mapping, to_mapping, write_config
+from hidecmoe_jax.runs.config import Base, RunConfig, StreamConfig, as_recorded, from_mapping, to_mapping, write_config
 from hidecmoe_jax.runs.folder import RunFolder
 from hidecmoe_jax.runs.identity import open_run
 from hidecmoe_jax.runs.ledger import Ledger
@@ -130,7 +130,8 @@ def _adopt_hub(base: str, folders: list[Path], target: Path, how: Adoption, *, o
     settings = dict(hub.config)
     # Its other settings of the base stay: they are part of how the run was learned.
     base_settings = settings.get("base", {})
-    settings["base"] = base_settings | {"path": base}
+    # As in a run's own config: where no rule for pictures is stated, they are padded.
+    settings["base"] = {"image_fit": "pad"} | base_settings | {"path": base}
     # A hub folder has no data, so the stream is what this adoption was given.
     task_folders = [{"folder": spec.folder} for spec in how.task_specs]
     settings["stream"] = {"pocket": None, "tasks": task_folders}
@@ -213,6 +214,8 @@ def write_run(
       facts: fields added to the record of every lesson.
       tasks: names of the tasks, if they differ from `names` (joint training).
     """
+    fit = config.base.image_fit
+    config = as_recorded(config, model.config.image_fit if fit == "checkpoint" else fit)
     method = config.method
     # Raises before anything is written if this method cannot serve these lessons.
     slots = config.slots_for(len(lessons))

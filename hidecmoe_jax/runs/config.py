@@ -195,7 +195,7 @@ def config_of(run: str | Path) -> RunConfig:
     return config
 
 
-def as_recorded(config: RunConfig, fit: Fit) -> RunConfig:
+def as_recorded(config: RunConfig, fit: Fit | Literal["checkpoint"]) -> RunConfig:
     """The config as a run records it: with the rule that makes pictures square, unless that is padding.
 
     A run then keeps its rule when its base is converted again, and runs that knew no other rule keep their files.

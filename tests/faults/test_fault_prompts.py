@@ -8,13 +8,16 @@ import typing
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 import hidecmoe_jax
-from hidecmoe_jax.data.items import Record, Turn, parse_item
+from hidecmoe_jax.data.items import Record, Turn
 from hidecmoe_jax.data.prompts import PLAIN, VICUNA, Template, encode, encode_question
+from hidecmoe_jax.data.records import read_test
 from hidecmoe_jax.data.tokenizer import Tokenizer
 from hidecmoe_jax.models.store import pocket_folder
 from hidecmoe_jax.runs.config import METHODS, RunConfig
+from hidecmoe_jax.storage.files import write_json
 
 SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, "
@@ -95,11 +98,11 @@ def test_fault_a9_several_turns_are_placed_turn_by_turn(tokenizer):
 @pytest.mark.parametrize("template", [VICUNA, PLAIN])
 @pytest.mark.parametrize("pictures", [1, 2])
 def test_fault_a9_training_and_test_prompts_of_an_item_are_equal(tokenizer, template, pictures, tmp_path):
-    (tmp_path / "p.png").write_bytes(b"0")
+    Image.new("RGB", (4, 4)).save(tmp_path / "p.png")
     question = "What colour?"
     item = {"id": 1, "image": ["p.png"] * pictures, "text": question, "answer": "red"}
-    test, problems = parse_item(item, "test.json#0", tmp_path, test=True)
-    assert not problems
+    write_json(tmp_path / "test.json", [item])
+    (test,) = read_test(tmp_path / "test.json", tmp_path)
     wanted = encode_question(test, tokenizer, template, patches=1, max_length=999).tokens.tolist()
     for text in (f"{question}\n" + "<image>" * pictures, "<image> " * pictures + question):
         trained = encoded(record(text), tokenizer, template)
