@@ -237,10 +237,8 @@ def _prepare(
         leaves=len(plan.leaves), dropped=plan.dropped, nbytes=plan.nbytes,
         # The staged file and the pieces cut from it exist at the same time.
         disk=plan.nbytes * (2 if kind == "sharded" else 1) + _SPARE,
-        notes=(
-            *origins, f"dtype: {dtype_note}", *_tied(classified, config), *_without_text(config),
-            *plan.notes, *file_notes, fit_note,
-        ),
+        notes=(*origins, f"dtype: {dtype_note}", *_tied(classified, config), *_without_text(config), *plan.notes,
+               *file_notes, fit_note),
     )  # fmt: skip
     return _Job(classified, all_sources, stamped, plan, files, report)
 
