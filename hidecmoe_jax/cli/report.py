@@ -7,7 +7,7 @@ from hidecmoe_jax.cli.words import Run
 
 
 def report(run: Run, /) -> None:
-    """Write report.json, report.html and the figures of a run or comparison again, from what is on disk.
+    """Write report.json, report.html, figures and tables of a run or comparison again, from what is on disk.
 
     Examples:
       $ hidecmoe report runs/hide

@@ -7,11 +7,16 @@ readable for colour-blind people; lines differ in marker and dash as well.
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+import re
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 DPI = 150
+NARROWEST = 5.2  # inches; a figure of one or two tasks has room for its title
+LABEL_WIDTH = 18  # characters
+_TITLE = "title"  # marks the titles of a figure
 INK = "#222222"
 FAINT = "#6B6B6B"
 GRID = "#E3E3E3"
@@ -29,7 +34,7 @@ def canvas(width: float, height: float, *, rows: int = 1, columns: int = 1, rati
     # Imported here: matplotlib takes a second, and most commands draw nothing.
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = Figure(figsize=(max(width, NARROWEST), height), layout="constrained")
     axes = figure.subplots(rows, columns, height_ratios=ratios)
     for axis in np.atleast_1d(axes).flat:
         axis.set_axisbelow(True)
@@ -39,19 +44,81 @@ def canvas(width: float, height: float, *, rows: int = 1, columns: int = 1, rati
     return figure, axes
 
 
+def images(figures: Mapping[str, object]) -> dict[str, bytes]:
+    """Every figure as `NAME.png` and `NAME.svg`."""
+    files = {}
+    for name, figure in figures.items():
+        files[f"{name}.png"] = png(figure)
+        files[f"{name}.svg"] = svg(figure)
+    return files
+
+
 def png(figure) -> bytes:
-    """Renders a figure with 150 dots per inch."""
+    """Renders a figure with 150 dots per inch, its titles broken into lines that fit."""
+    fit_titles(figure)
     buffer = io.BytesIO()
     # The software name and date would make two equal reports differ.
     figure.savefig(buffer, format="png", dpi=DPI, facecolor="white", metadata={"Software": None})
     return buffer.getvalue()
 
 
+def svg(figure) -> bytes:
+    """Renders a figure as SVG, letters as outlines, so that it looks alike on every machine."""
+    import matplotlib
+
+    fit_titles(figure)
+    buffer = io.BytesIO()
+    # Ids inside the file are random without a salt, and would make two equal reports differ.
+    with matplotlib.rc_context({"svg.hashsalt": "report", "svg.fonttype": "path"}):
+        figure.savefig(buffer, format="svg", facecolor="white", metadata={"Date": None, "Creator": None})
+    return buffer.getvalue()
+
+
 def titles(axis, title: str, *, x: str, y: str) -> None:
     """Title and axis labels. User text in a title is never parsed as mathematics."""
-    axis.set_title(title, fontsize=11, color=INK, loc="left", pad=10, parse_math=False)
+    text = axis.set_title(title, fontsize=11, color=INK, loc="left", pad=10, parse_math=False)
+    text.set_label(_TITLE)
     axis.set_xlabel(x, fontsize=9, color=FAINT)
     axis.set_ylabel(y, fontsize=9, color=FAINT)
+
+
+def fit_titles(figure) -> None:
+    """Breaks a title into lines where it would leave its panel, and makes the figure higher by those lines."""
+    figure.draw_without_rendering()
+    most_lines = 0
+    for axis in figure.axes:
+        for text in axis.findobj(_is_title):
+            before = text.get_text().count("\n")
+            _fit(text, _right_edge(figure, axis))
+            most_lines = max(most_lines, text.get_text().count("\n") - before)
+    # A line of 11 points is a fifth of an inch high.
+    figure.set_figheight(figure.get_figheight() + 0.2 * most_lines)
+
+
+def _is_title(artist) -> bool:
+    return artist.get_label() == _TITLE
+
+
+def _right_edge(figure, axis) -> float:
+    """Where the title of a panel must end, in pixels: at the next panel, or at the edge of the figure."""
+    edge = figure.bbox.x1
+    for other in figure.axes:
+        # A panel above or below takes nothing of the line's length.
+        if other.bbox.x0 > axis.bbox.x1:
+            edge = min(edge, other.get_tightbbox(for_layout_only=True).x0)
+    return edge - 6
+
+
+def _fit(text, edge: float) -> None:
+    """Breaks a text into lines that end before `edge`."""
+    whole = text.get_text()
+    words = " ".join(whole.split())
+    characters = max(map(len, whole.split("\n")))
+    # A word longer than a line is broken too: nothing of a title is left out.
+    while text.get_window_extent().x1 > edge and characters > 8:
+        characters -= 1
+        lines = textwrap.wrap(words, characters)
+        text.set_text("\n".join(lines))
 
 
 def heat(axis, values: Values, *, top: float, text: Callable[[int, int], str]) -> None:
@@ -101,13 +168,13 @@ def heat_by_layer(
     rows = len(values)
     layers = range(len(values[0]))
     axis.set_xticks(layers, layers)
-    names = shortened(tasks[:rows])
+    names = axis_labels(tasks[:rows])
     axis.set_yticks(range(rows), names)
 
 
 def tasks_on(axis, tasks: Sequence[str]) -> None:
     """Task names as tick labels."""
-    axis.set_ticks(range(len(tasks)), shortened(tasks))
+    axis.set_ticks(range(len(tasks)), axis_labels(tasks))
     for label in axis.get_ticklabels():
         label.set(rotation=30, ha="right", rotation_mode="anchor")
 
@@ -117,8 +184,19 @@ def names_below(axis, places: Sequence[float], names: Sequence[str]) -> None:
     style = {"rotation": 0, "ha": "center"}
     if len(names) > 4:
         style = {"rotation": 30, "ha": "right"}
-    axis.set_xticks(places, shortened(names), rotation_mode="anchor", **style)
+    axis.set_xticks(places, axis_labels(names), rotation_mode="anchor", **style)
     axis.tick_params(axis="x", length=0)
+
+
+def names_above(axis, places: Sequence[float], names: Sequence[str]) -> None:
+    """Names above the panel, whose own horizontal axis keeps its numbers; slanted where there are more than four."""
+    above = axis.secondary_xaxis("top")
+    style = {"rotation": 0, "ha": "center"}
+    if len(names) > 4:
+        style = {"rotation": 30, "ha": "left"}
+    above.set_xticks(places, axis_labels(names), rotation_mode="anchor", fontsize=9, color=INK, **style)
+    above.tick_params(length=0)
+    above.spines["top"].set_visible(False)
 
 
 def label_right(axis, point: tuple[float, float], text: str, *, gap: float = 4, color: str = INK) -> None:
@@ -145,21 +223,33 @@ def rows_of_bars(axis, labels: Sequence[str], *, longest: float) -> None:
     axis.xaxis.set_major_formatter(formatter)
 
 
-def cut(name: str, most: int = 18) -> str:
-    """The name, or its beginning and an ellipsis, for titles."""
-    if len(name) <= most:
-        return name
-    return name[: most - 1] + "\u2026"
+def axis_label(name: str, most: int = LABEL_WIDTH) -> str:
+    """A name in lines of at most `most` characters, for axes and legends; nothing of it is left out.
+
+    An unescaped dollar sign would start a formula.
+    """
+    return "\n".join(_lines(name, most)).replace("$", r"\$")
 
 
-def short(name: str, most: int = 18) -> str:
-    """A name cut for axis labels, where an unescaped dollar sign would start a formula."""
-    return cut(name, most).replace("$", r"\$")
+def axis_labels(names: Sequence[str]) -> list[str]:
+    """`axis_label` of every name."""
+    return [axis_label(name) for name in names]
 
 
-def shortened(names: Sequence[str]) -> list[str]:
-    """`short` of every name."""
-    return [short(name) for name in names]
+def _lines(name: str, most: int) -> list[str]:
+    """A name broken behind blanks, hyphens and underscores, or, where it has none of them, after `most` characters."""
+    lines = [""]
+    for word in re.split(r"(?<=[\s_-])", name):
+        if len(lines[-1]) + len(word.rstrip()) > most:
+            lines.append("")
+        lines[-1] += word
+        while len(lines[-1].rstrip()) > most:
+            rest = lines[-1][most:]
+            lines[-1] = lines[-1][:most]
+            lines.append(rest)
+    stripped = [line.strip() for line in lines]
+    # The first line stays empty where the first word is too long for it.
+    return [line for line in stripped if line]
 
 
 def count_text(value: float) -> str:

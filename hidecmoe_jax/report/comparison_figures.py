@@ -13,12 +13,12 @@ from hidecmoe_jax.report.canvas import (
     GRID,
     INK,
     PALETTE,
+    axis_label,
     canvas,
+    images,
     label_right,
     names_below,
-    png,
     rows_of_bars,
-    short,
     titles,
 )
 
@@ -26,21 +26,18 @@ Document = Mapping[str, object]
 
 
 def compare_figures(document: Document) -> dict[str, bytes]:
-    """Draws the figures of a comparison as {file name: PNG}."""
-    return {
-        "last_and_forgetting.png": png(last_and_forgetting(document)),
-        "last_by_task.png": png(last_by_task(document)),
-    }
+    """Draws the figures of a comparison as {file name: bytes of PNG or SVG}."""
+    return images({"last_and_forgetting": last_and_forgetting(document), "last_by_task": last_by_task(document)})
 
 
 def last_and_forgetting(document: Document):
     """Bars of Last and forgetting per method; whiskers are one standard deviation over seeds, dots the seeds."""
     methods = document["methods"]
-    height = 1.3 + 0.5 * len(methods)
-    figure, (left, right) = canvas(9.5, height, columns=2)
-    _metric_bars(left, methods, "last", "Last \u00b7 higher is better")
-    _metric_bars(right, methods, "forgetting", "Forgetting \u00b7 lower is better")
-    right.set_yticklabels([])  # the same methods as on the left
+    height = 2.6 + 0.9 * len(methods)
+    # One above the other: side by side their numbers could not be read on a telephone.
+    figure, (upper, lower) = canvas(6.4, height, rows=2)
+    _metric_bars(upper, methods, "last", "Last \u00b7 higher is better")
+    _metric_bars(lower, methods, "forgetting", "Forgetting \u00b7 lower is better")
     return figure
 
 
@@ -48,14 +45,14 @@ def _metric_bars(axis, methods: Sequence[Document], key: str, title: str) -> Non
     """One panel: a metric of every method."""
     for place, method in enumerate(methods):
         _method_bar(axis, place, method, key)
-    labels = []
+    names = []
     values = []
     for method in methods:
-        labels.append(short(method["label"], 26))
+        names.append(axis_label(method["label"], 26))
         if method[key] is not None:
             values.append(method[key])
     # At least one point long, because the scale may not be empty where every value is 0.
-    rows_of_bars(axis, labels, longest=max([*values, 1.0]))
+    rows_of_bars(axis, names, longest=max([*values, 1.0]))
     # Forgetting is below 0 where later tasks helped.
     lowest = min([*values, 0.0])
     axis.set_xlim(left=lowest * 1.25)
@@ -121,13 +118,15 @@ def _task_bars(axis, method: Document, places: Sequence[float], *, width: float,
         heights,
         width,
         color=color,
-        label=short(method["label"], 26),
+        label=axis_label(method["label"], 26),
         yerr=stds if any(stds) else None,
         error_kw={"ecolor": INK, "elinewidth": 0.9, "capsize": 2},
     )
     for place, score in zip(places, scores, strict=True):
-        if score is None:
-            axis.text(place, 1, DASH, ha="center", va="bottom", color=FAINT, fontsize=9)
+        # No bar is to be seen in either case, so a mark tells a score of 0 from one that was not measured.
+        if not score:
+            mark = DASH if score is None else "0"
+            axis.text(place, 1, mark, ha="center", va="bottom", color=FAINT, fontsize=9)
     ends = np.add(heights, stds)
     return float(ends.max())
 

@@ -20,7 +20,14 @@ from hidecmoe_jax.scoring.score import bounded
 FORMAT = 1
 UNKNOWN = "unknown"
 PARTS = ("experts", "routers", "locator", "projector")
-NAMED = ("named_task_last", "named_task_gap", "bwt_named_task", "bwt_routing")
+NAMED = (
+    "named_task_last",
+    "named_task_gap",
+    "bwt_named_task",
+    "bwt_routing",
+    "bwt_t_minus_1_named_task",
+    "bwt_t_minus_1_routing",
+)
 HEADLINES = (*METRICS, "last_bounded", "routing_accuracy", *NAMED)
 
 Row = list[float | None]
@@ -66,6 +73,7 @@ def run_document(
         **_costs(facts),
         "seconds": _mean_by_name([seed.seconds for seed in seeds]),
         "answers": _mean_by_name([seed.answers for seed in seeds]),
+        "milliseconds_per_answer": _mean([seed.milliseconds_per_answer for seed in seeds]),
         "seeds": {"list": numbers, "spread": spread, "per_seed": per_seed},
         "curves": _curves(seeds[0].curves),
         "fusion_modes": _fusion_modes(fusion_modes or {}),
@@ -73,6 +81,7 @@ def run_document(
         "growth": dict(facts.growth),
         "floors": {task: dict(floor) for task, floor in facts.floors.items()},
         "lessons": None if facts.lessons is None else [list(lesson) for lesson in facts.lessons],
+        "confusions": {task: list(map(dict, pairs)) for task, pairs in facts.confusions.items()},
     }
 
 
@@ -109,6 +118,7 @@ def _costs(facts: RunFacts) -> dict[str, object]:
         "stored_bytes": facts.stored_bytes,
         "archived_bytes": facts.archived_bytes,
         "added_parameters": added,
+        "bytes_per_task": dict(facts.bytes_per_task),
         "notes": dict(facts.notes),
         "flops_per_query": flops,
     }
@@ -167,17 +177,14 @@ def _seed_entry(seed: SeedResult, names: Sequence[str], open_ended: Sequence[str
     named_row = None
     named_last = None
     bwt_named = None
+    bwt_named_t_minus_1 = None
     if seed.named_task_matrix:
         named_rows = _all_rows(seed.named_task_matrix, tasks)
         named_row = named_rows[-1]
         named_last = _mean(named_row)
-        bwt_named = summary(named_rows)["bwt_t"]
-    final_row = _finite_row(seed.matrix[-1])
-    # CIDEr-D alone could lift a mean above 100, so this mean leaves such tasks out.
-    bounded_scores = []
-    for name, score in zip(names, final_row, strict=True):
-        if name not in open_ended:
-            bounded_scores.append(score)
+        named_metrics = summary(named_rows)
+        bwt_named = named_metrics["bwt_t"]
+        bwt_named_t_minus_1 = named_metrics["bwt_t_minus_1"]
     confusion = None
     if seed.routing_confusion:
         confusion = list(map(list, seed.routing_confusion))
@@ -188,20 +195,29 @@ def _seed_entry(seed: SeedResult, names: Sequence[str], open_ended: Sequence[str
         "seed": seed.seed,
         "matrix": _all_rows(seed.matrix, tasks),
         **metrics,
-        "last_bounded": _mean(bounded_scores),
+        "last_bounded": _mean(_bounded_scores(seed, names, open_ended)),
         "named_task_row": named_row,
         "named_task_last": named_last,
         "named_task_matrix": named_rows,
         "named_task_gap": _difference(named_last, metrics["last"]),
         "bwt_named_task": bwt_named,
         "bwt_routing": _difference(metrics["bwt_t"], bwt_named),
+        "bwt_t_minus_1_named_task": bwt_named_t_minus_1,
+        "bwt_t_minus_1_routing": _difference(metrics["bwt_t_minus_1"], bwt_named_t_minus_1),
         "routing_accuracy": _routing_accuracy(seed),
         "routing_confusion": confusion,
         "locator_confusion": _counts_and_shares(seed.locator_confusion, names),
         "unparsed": unparsed,
         "seconds": dict(seed.seconds),
         "answers": dict(seed.answers),
+        "milliseconds_per_answer": _finite(seed.milliseconds_per_answer),
     }
+
+
+def _bounded_scores(seed: SeedResult, names: Sequence[str], open_ended: Sequence[str]) -> Row:
+    """Final scores but for those of open-ended tasks: CIDEr-D alone could lift a mean above 100."""
+    final_row = _finite_row(seed.matrix[-1])
+    return [score for name, score in zip(names, final_row, strict=True) if name not in open_ended]
 
 
 def _counts_and_shares(counts: Counts | None, tasks: Sequence[str]) -> dict[str, object] | None:

@@ -1,6 +1,6 @@
 """Figures of one run, drawn from its report document alone, so that an old `report.json` can be drawn again.
 
-Every function takes a document and returns a matplotlib Figure; `run_figures` returns them as PNG bytes by file name.
+Every function takes a document and returns a matplotlib Figure; `run_figures` returns them as PNG and SVG by file name.
 A cell that was not measured is hatched, never drawn as zero.
 """
 
@@ -17,19 +17,20 @@ from hidecmoe_jax.report.canvas import (
     INK,
     MARKERS,
     PALETTE,
+    axis_label,
+    axis_labels,
     canvas,
     count_text,
     heat,
+    images,
     label_right,
-    names_below,
-    png,
     rows_of_bars,
-    short,
-    shortened,
     tasks_on,
     titles,
 )
 from hidecmoe_jax.report.growth_figures import expansion_benefit, experts_added
+from hidecmoe_jax.report.loss_figure import training_loss
+from hidecmoe_jax.report.outcome_figure import outcome
 
 PART_COLORS = {
     "experts": "#0072B2",
@@ -43,8 +44,8 @@ Document = Mapping[str, object]
 
 
 def run_figures(document: Document) -> dict[str, bytes]:
-    """Draws one method's figures as {file name: PNG}; those without data are left out."""
-    figures = {"accuracy_matrix": accuracy_matrix(document)}
+    """Draws one method's figures as {file name: bytes of PNG or SVG}; those without data are left out."""
+    figures = {"outcome": outcome(document), "accuracy_matrix": accuracy_matrix(document)}
     learned = _scores(document)[1:]
     if not np.isnan(learned).all():
         figures["forgetting_curves"] = forgetting_curves(document)
@@ -60,10 +61,7 @@ def run_figures(document: Document) -> dict[str, bytes]:
         figures["expansion"] = expansion_benefit(document)
     if any(document["curves"].values()):
         figures["training_loss"] = training_loss(document)
-    files = {}
-    for name, figure in figures.items():
-        files[f"{name}.png"] = png(figure)
-    return files
+    return images(figures)
 
 
 def accuracy_matrix(document: Document):
@@ -89,12 +87,12 @@ def accuracy_matrix(document: Document):
         axis.plot([left, right], [upper, upper], **style)
         axis.plot([right, right], [upper, lower], **style)
     tasks_on(axis.xaxis, tasks)
-    labels = ["zero-shot"]
+    row_names = ["zero-shot"]
     for task in tasks:
-        labels.append(f"after {short(task)}")
+        row_names.append(axis_label(f"after {task}"))
     # A zero-shot document has one row only.
     rows = len(scores)
-    axis.set_yticks(range(rows), labels[:rows])
+    axis.set_yticks(range(rows), row_names[:rows])
     title = f"Score on every task after every lesson {DOT} {document['method']}"
     titles(axis, title, x="tested on", y="")
     return figure
@@ -109,7 +107,7 @@ def forgetting_curves(document: Document):
     figure, axis = canvas(width, 4.0)
     for task, name in enumerate(tasks):
         _task_curve(axis, task, name, scores[:, task])
-    names = ["zero-shot", *shortened(tasks)]
+    names = ["zero-shot", *axis_labels(tasks)]
     axis.set_xticks(range(rows), names, rotation=30, ha="right", rotation_mode="anchor")
     highest = _highest(scores)
     axis.set_ylim(0, highest * 1.03)
@@ -122,31 +120,21 @@ def forgetting_curves(document: Document):
 
 
 def _task_curve(axis, task: int, name: str, scores: np.ndarray) -> None:
-    """Scores [rows] on one task; those that were not measured are left out."""
-    is_measured = ~np.isnan(scores)
-    rows = np.flatnonzero(is_measured)
+    """Scores [rows] on one task, a mark each; a line joins two of them only where no row between was left out."""
+    rows = np.arange(len(scores))
     # Tasks count from 0, so row task + 1 is the first after learning; its point is in both pieces, so that they join.
-    before = rows[rows <= task + 1]
-    after = rows[rows > task]
+    # NaN, a row that was not measured, breaks the line.
+    before = np.where(rows <= task + 1, scores, np.nan)
+    after = np.where(rows > task, scores, np.nan)
     color = PALETTE[task % len(PALETTE)]
     # A dash for each round through the colours.
     rounds = task // len(PALETTE)
     dash = DASHES[rounds % len(DASHES)]
     marker = MARKERS[task % len(MARKERS)]
-    if len(before) > 1:
-        axis.plot(before, scores[before], color=color, linestyle=":", linewidth=1.1, alpha=0.7)
-    if len(after):
-        axis.plot(
-            after,
-            scores[after],
-            color=color,
-            linewidth=1.8,
-            linestyle=dash,
-            marker=marker,
-            markersize=5.5,
-            markeredgecolor="white",
-            label=short(name),
-        )
+    hollow = {"marker": marker, "markersize": 4.5, "markerfacecolor": "white", "markeredgecolor": color}
+    filled = {"marker": marker, "markersize": 6, "markeredgecolor": "white"}
+    axis.plot(rows, before, color=color, linestyle=":", linewidth=1.1, **hollow)
+    axis.plot(rows, after, color=color, linestyle=dash, linewidth=1.8, label=axis_label(name), clip_on=False, **filled)
 
 
 def routing_confusion(document: Document):
@@ -179,7 +167,7 @@ def routing_confusion(document: Document):
     figure, axis = canvas(width, height)
     heat(axis, shares, top=100.0, text=text)
     tasks_on(axis.xaxis, columns)
-    axis.set_yticks(range(len(tasks)), shortened(tasks))
+    axis.set_yticks(range(len(tasks)), axis_labels(tasks))
     accuracy = document["routing_accuracy"]
     title = "Routing"
     if accuracy is not None:
@@ -201,7 +189,7 @@ def expert_sizes(document: Document):
         panels.append((kinds, title, ""))
     added = []
     for task, counts in document["added_parameters"].items():
-        added.append((short(task), counts))
+        added.append((axis_label(task), counts))
     if added:
         panels.append((added, "Added by each task", "parameters"))
     heights = [0.55 * len(bars) + 0.9 for bars, _, _ in panels]
@@ -241,64 +229,6 @@ def _part(counts: Mapping[str, int], part: str) -> int:
         if name != "other":
             named += counts.get(name, 0)
     return counts.get("total", named) - named
-
-
-def training_loss(document: Document):
-    """Training loss stage after stage: every value faint, a moving average over a fortieth of the stage on top."""
-    curves = {name: curve for name, curve in document["curves"].items() if curve}
-    figure, axis = canvas(9.0, 3.6)
-    start = 0
-    centres = []
-    smoothed: list[float] = []
-    for index, curve in enumerate(curves.values()):
-        color = PALETTE[index % len(PALETTE)]
-        smoothed += _stage_curve(axis, curve, start, color)
-        if index:
-            axis.axvline(start, color=GRID, linewidth=1.0, zorder=0)
-        last_step = max(step for step, _ in curve)
-        length = last_step + 1
-        centres.append(start + length / 2)
-        start += length
-    names_below(axis, centres, list(curves))
-    axis.set_xlim(0, max(start, 1))
-    # The scale follows the average: one spike at the first steps would press all the rest against the axis.
-    highest = max([*smoothed, 1e-6])
-    axis.set_ylim(0, highest * 1.15)
-    axis.grid(axis="y", color=GRID)
-    title = f"Training loss, {start} steps {DOT} {document['method']}"
-    titles(axis, title, x="", y="loss per answer token")
-    return figure
-
-
-def _stage_curve(axis, curve: Sequence[tuple[int, float | None]], start: int, color: str) -> list[float]:
-    """Draws one stage's losses from step `start` on; returns their moving average."""
-    steps = []
-    losses = []
-    for step, loss in curve:
-        if loss is not None:
-            steps.append(start + step)
-            losses.append(loss)
-    if not losses:
-        return []
-    window = max(1, len(losses) // 40)
-    smooth = _moving_average(losses, window)
-    axis.plot(steps, losses, color=color, alpha=0.25, linewidth=0.8)
-    axis.plot(steps, smooth, color=color, linewidth=1.8)
-    return smooth
-
-
-def _moving_average(values: Sequence[float], window: int) -> list[float]:
-    """Mean of the last `window` values at each place; of fewer at the beginning."""
-    sums = [0.0]
-    for value in values:
-        sums.append(sums[-1] + value)
-    averages = []
-    for end in range(1, len(sums)):
-        start = max(0, end - window)
-        # The difference of two running sums is the sum of the values between them.
-        total = sums[end] - sums[start]
-        averages.append(total / (end - start))
-    return averages
 
 
 def _scores(document: Document) -> np.ndarray:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from hidecmoe_jax.report.canvas import DOT, INK, canvas, cut, heat_by_layer, titles
+from hidecmoe_jax.report.canvas import DOT, INK, canvas, heat_by_layer, titles
 
 Document = Mapping[str, object]
 
@@ -42,11 +42,11 @@ def _used_experts(axis, used: np.ndarray, tasks: Sequence[str]) -> None:
 
     def text(task: int, layer: int) -> str:
         picks = used[task, layer]
-        return f"{picks:.2f}" if picks else DOT
+        return f"{picks:.2f}"
 
     top = max(1.0, used.max())
     heat_by_layer(axis, used, tasks, top=top, text=text)
-    probed = cut(tasks[len(used)])
+    probed = tasks[len(used)]
     title = f"Experts of each task that\na token of {probed} picked"
     titles(axis, title, x="decoder layer", y="")
 
@@ -65,7 +65,7 @@ def _added_experts(axis, added: np.ndarray, frequency: Sequence[Sequence[float] 
 
     def text(task: int, layer: int) -> str:
         count = added[task, layer]
-        mark = f"+{count}" if count else DOT
+        mark = f"+{count}" if count else "0"
         share = shares[task, layer]
         if np.isnan(share):
             return mark

@@ -29,6 +29,7 @@ class SeedResult:
       seconds: wall-clock by phase.
       answers: {"all": number of answers that the cells score, "reused": how many were taken from other cells}.
       curves: training loss as (step, loss) by stage name, in the order trained.
+      milliseconds_per_answer: wall-clock of one generated answer, median over the cells; None where all were reused.
     """
 
     seed: int
@@ -41,6 +42,7 @@ class SeedResult:
     seconds: Mapping[str, float] = field(default_factory=dict)
     answers: Mapping[str, int] = field(default_factory=dict)
     curves: Mapping[str, Curve] = field(default_factory=dict)
+    milliseconds_per_answer: float | None = None
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,8 @@ class RunFacts:
       settings: configuration needed to repeat the run; JSON types.
       flops_per_query: operations of one prompt up to its first answer token: {"tokens", "pictures", "forward_base",
         "forward_method", "locator_prefill", "total", "ratio"}; None where unknown.
+      confusions: a task's most frequent wrong answers as {"expected", "answered", "count"}, by task; first seed.
+      bytes_per_task: size on disk of what a lesson added to the archive, by lesson.
       growth: where the first seed added experts and why, by task and layer; empty for methods that do not grow.
       floors: {"answer", "score"} of the best constant answer to each task's questions; empty where unknown.
       lessons: names of the tasks that each lesson taught; None where unknown.
@@ -81,6 +85,8 @@ class RunFacts:
     flops_per_query: Mapping[str, int | float] | None = None
     floors: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     lessons: Sequence[Sequence[str]] | None = None
+    confusions: Mapping[str, Sequence[Mapping[str, str | int]]] = field(default_factory=dict)
+    bytes_per_task: Mapping[str, int] = field(default_factory=dict)
 
 
 def check_consistent(facts: RunFacts, seeds: Sequence[SeedResult]) -> None:

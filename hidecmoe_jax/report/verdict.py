@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 # Share by which the loss must be lower at the end of training to count as fallen.
 LEAST_FALL = 0.02
@@ -18,6 +18,7 @@ POCKET_NOTE = (
     "checkpoint (hidecmoe convert --help)"
 )
 
+EQUAL = 1e-6  # points by which two scores of the same answers may differ after rounding
 LEARNED = "learned"
 FORGOTTEN = "forgotten"
 NOT_LEARNED = "not learned"
@@ -48,6 +49,12 @@ class TaskVerdict:
     steps: int
     outcome: str
     warnings: tuple[str, ...]
+
+    @property
+    def no_better_than_before(self) -> bool:
+        """Whether a task that was taught scores no higher now than the base model did."""
+        was_measured = self.learned is not None and self.now is not None and self.zero_shot is not None
+        return was_measured and not _above(self.now, self.zero_shot)
 
 
 @dataclass(frozen=True)
@@ -95,12 +102,7 @@ def _task_verdict(document: Mapping[str, object], column: int) -> TaskVerdict:
     learned = None if taught is None else matrix[taught][column]
     # The last row of a method that teaches nothing is the base model's.
     now = matrix[sum(map(len, lessons))][column]
-    outcome = _outcome(learned, now, floor.get("score"))
-    # Nothing is to be expected of a task that was not taught.
-    warnings = []
-    if taught is not None:
-        warnings = _warnings(outcome, learned, now, floor) + _loss_warnings(first_loss, last_loss, steps)
-    return TaskVerdict(
+    verdict = TaskVerdict(
         task=name,
         zero_shot=matrix[0][column],
         learned=learned,
@@ -110,17 +112,21 @@ def _task_verdict(document: Mapping[str, object], column: int) -> TaskVerdict:
         first_loss=first_loss,
         last_loss=last_loss,
         steps=steps,
-        outcome=outcome,
-        warnings=tuple(warnings),
+        outcome=_outcome(learned, now, floor.get("score")),
+        warnings=(),
     )
+    # Nothing is to be expected of a task that was not taught.
+    return verdict if taught is None else replace(verdict, warnings=tuple(_warnings(verdict)))
 
 
 def _lessons(document: Mapping[str, object]) -> Sequence[Sequence[str]]:
     """Names of the tasks of every lesson; without a record of them, every task is a lesson."""
     lessons = document.get("lessons")
-    if lessons is None:
-        return [[task] for task in document["tasks"]]
-    return lessons
+    if lessons is not None:
+        return lessons
+    later_rows = document["matrix"][1:]
+    was_taught = any(score is not None for row in later_rows for score in row)
+    return [[task] for task in document["tasks"]] if was_taught else []
 
 
 def _taught_until(lessons: Sequence[Sequence[str]], task: str) -> int | None:
@@ -148,33 +154,46 @@ def _losses(
     return (statistics.fmean(losses[:count]), statistics.fmean(losses[-count:])), len(points)
 
 
+def _above(score: float, other: float) -> bool:
+    """Whether a score is higher by more than rounding."""
+    return score > other + EQUAL
+
+
 def _outcome(learned: float | None, now: float | None, floor: float | None) -> str:
     if now is None or floor is None:
         return NOT_JUDGED
-    if now > floor:
+    if _above(now, floor):
         return LEARNED
-    if learned is not None and learned > floor:
+    if learned is not None and _above(learned, floor):
         return FORGOTTEN
     return NOT_LEARNED
 
 
-def _warnings(outcome: str, learned: float | None, now: float | None, floor: Mapping[str, object]) -> list[str]:
-    """Warning about a score that a constant answer would reach."""
-    if outcome not in (FORGOTTEN, NOT_LEARNED):
-        return []
-    answer = _short(str(floor["answer"]))
-    constant = f"the most frequent answer ({answer}) to every question scores {floor['score']:.1f}"
-    if outcome == FORGOTTEN:
-        return [f"{now:.1f} now against {learned:.1f} right after learning; {constant}"]
-    return [f"{now:.1f} is no better than a constant: {constant}"]
+def _warnings(task: TaskVerdict) -> list[str]:
+    """What is wrong with a task that was taught: its score first, then its training loss."""
+    return _score_warnings(task) + _loss_warnings(task)
 
 
-def _loss_warnings(first: float | None, last: float | None, steps: int) -> list[str]:
+def _score_warnings(task: TaskVerdict) -> list[str]:
+    """Warning about a score that a constant answer, or the base model, would reach."""
+    if task.outcome not in (FORGOTTEN, NOT_LEARNED):
+        if not task.no_better_than_before:
+            return []
+        return [f"{task.now:.1f} is no better than before training: {task.zero_shot:.1f}"]
+    constant = f"the most frequent answer ({_short(task.floor_answer)}) to every question scores {task.floor:.1f}"
+    if task.outcome == FORGOTTEN:
+        return [f"{task.now:.1f} now against {task.learned:.1f} right after learning; {constant}"]
+    return [f"{task.now:.1f} is no better than a constant: {constant}"]
+
+
+def _loss_warnings(task: TaskVerdict) -> list[str]:
     """Warning about a training loss that has not fallen."""
+    first = task.first_loss
+    last = task.last_loss
     # A single step has no course.
-    if first is None or steps < 2 or last < (1 - LEAST_FALL) * first:
+    if first is None or task.steps < 2 or last < (1 - LEAST_FALL) * first:
         return []
-    return [f"its training loss has not fallen: {first:.3f} at first, {last:.3f} after {steps} steps"]
+    return [f"its training loss has not fallen: {first:.3f} at first, {last:.3f} after {task.steps} steps"]
 
 
 def _summary(tasks: Sequence[TaskVerdict]) -> str:

@@ -200,7 +200,7 @@ def judge(task: Task, records: Sequence[Record], lines: list[dict], names: Seque
     for line in lines:
         if not line["weights"]:
             continue
-        name = _routed_task(line)
+        name = routed_task(line)
         if name is None:
             unknown += 1
         else:
@@ -217,7 +217,7 @@ def judge(task: Task, records: Sequence[Record], lines: list[dict], names: Seque
     }
 
 
-def _routed_task(line: dict[str, Any]) -> str | None:
+def routed_task(line: dict[str, Any]) -> str | None:
     """The task an answer was routed to; None for an unknown input. A tie that the base answered counts as the nearest
     task."""
     weights = line["weights"]

@@ -6,7 +6,7 @@ RUN/
   edits.json                 edits committed after learning
   facts.json                 what the report needs of the opened run: sizes, lessons, sample questions
   data_errors.jsonl          bad records that kept the run from starting
-  report.json report.html figures/
+  report.json report.html figures/ tables/
   foreign.json control.json overlap.json retire.json merge.json cka.json cka_legacy.json      results of studies
   replaced_000/              the run that an overwrite moved aside
   seed_0/
@@ -37,7 +37,7 @@ ERRORS = "data_errors.jsonl"
 COMPARISON = "comparison.json"
 
 _WRITTEN_BY_A_RUN = re.compile(
-    r"seed_\d+|config\.yaml|report\.(json|html)|figures|facts\.json|edits\.json|data_errors\.jsonl"
+    r"seed_\d+|config\.yaml|report\.(json|html)|figures|tables|facts\.json|edits\.json|data_errors\.jsonl"
     r"|(foreign|control|overlap|retire|merge|cka|cka_legacy)\.json"
 )
 

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from hidecmoe_jax.core.errors import CheckpointError
-from hidecmoe_jax.data.records import Record
 from hidecmoe_jax.methods.base import Learner, Method
 from hidecmoe_jax.methods.capabilities import Probes
 from hidecmoe_jax.report import (
+    UNKNOWN,
     RunFacts,
     Sample,
     compare_document,
@@ -22,11 +22,12 @@ from hidecmoe_jax.report import (
     write_report,
 )
 from hidecmoe_jax.report.verdict import verdict_lines, verdict_of
+from hidecmoe_jax.runs.asked import asked
 from hidecmoe_jax.runs.config import as_recorded, config_of, to_mapping
 from hidecmoe_jax.runs.costs import flops_per_query
 from hidecmoe_jax.runs.dead_experts import sentence
 from hidecmoe_jax.runs.edits import read, with_edits
-from hidecmoe_jax.runs.evaluation import read_answers
+from hidecmoe_jax.runs.evaluation import read_answers, routed_task
 from hidecmoe_jax.runs.folder import FACTS, CellsFolder, RunFolder, SeedFolder
 from hidecmoe_jax.runs.identity import task_names
 from hidecmoe_jax.runs.ledger import Ledger
@@ -36,8 +37,6 @@ from hidecmoe_jax.runs.session import Session
 from hidecmoe_jax.scoring.floor import floor_of
 from hidecmoe_jax.storage.arrays import Groups
 from hidecmoe_jax.storage.files import read_json, write_json
-
-SAMPLES = 4
 
 
 def write(session: Session, folder: Path) -> None:
@@ -50,16 +49,9 @@ def write(session: Session, folder: Path) -> None:
     learner = with_edits(trained, folder, method, archive)
     tasks = session.stream.tasks
     pictures = 0
-    sample_questions = {}
-    floors = {}
     for task in tasks:
-        records = session.test(task)
-        for record in records:
+        for record in session.test(task):
             pictures = max(pictures, len(record.images))
-        sample_questions[task.name] = [_question(record) for record in records[:SAMPLES]]
-        references = {record.id: record.references for record in records}
-        floor = floor_of(task.scorer, references)
-        floors[task.name] = {"answer": floor.answer, "score": floor.score}
     # Sizes are those of training; only what is stored to serve shrinks with an edit.
     stored = method.sizes(model, learner)["stored"]
     sizes = method.sizes(model, trained) | {"stored": stored}
@@ -73,21 +65,28 @@ def write(session: Session, folder: Path) -> None:
         "sizes": sizes,
         "growth": _growth(session, folder, archive, trained),
         "flops": flops_per_query(method, model, learner, tokens=session.prompt_length, pictures=pictures),
-        "asked": sample_questions,
-        "floors": floors,
+        **_of_answers(session, folder),
     }
     write_json(run.facts, facts)
     rebuild(folder)
 
 
-def _question(record: Record) -> dict[str, str | None]:
-    """A test question as the report shows it."""
-    return {
-        "id": record.id,
-        "question": record.turns[-1].question,
-        "answer": record.references[0],
-        "image": record.images[0] if record.images else None,
-    }
+def _of_answers(session: Session, folder: Path) -> dict[str, Any]:
+    """Floors of all tasks, the questions that the report shows, and the most frequent wrong answers; first seed."""
+    seed = RunFolder(folder).seed(session.config.seeds[0])
+    floors = {}
+    questions = {}
+    confusions = {}
+    for task in session.stream.tasks:
+        records = session.test(task)
+        path = seed.answers(len(session.lessons), task.name, named=False)
+        answers = {line["question_id"]: line["text"] for line in read_answers(path)}
+        chosen = asked(task, records, answers)
+        questions[task.name] = chosen.questions
+        confusions[task.name] = chosen.confusions
+        constant = floor_of(task.scorer, {record.id: record.references for record in records})
+        floors[task.name] = {"answer": constant.answer, "score": constant.score}
+    return {"asked": questions, "confusions": confusions, "floors": floors}
 
 
 def _growth(session: Session, folder: Path, archive: list[Groups], trained: Learner) -> dict[str, Any]:
@@ -117,11 +116,14 @@ def rebuild(folder: str | Path) -> Path:
         facts = read_json(comparison)
         documents = [document_of(folder / name) for name in facts["runs"]]
         document = compare_document(documents, budget=facts.get("budget"))
-        samples = []
+        own_reports = {}
+        for name, method in zip(facts["runs"], document["methods"], strict=True):
+            own_reports[method["label"]] = f"{name}/report.html"
+        write_report(folder, document, [], own_reports=own_reports)
     else:
         document = document_of(folder)
-        samples = samples_of(folder)
-    write_report(folder, document, samples)
+        limits = config_of(folder).stream.policy.limits
+        write_report(folder, document, samples_of(folder), limits=limits)
     return folder
 
 
@@ -158,12 +160,12 @@ def document_of(folder: Path) -> dict[str, Any]:
     tasks = tuple(task_names(folder))
     config = config_of(folder)
     traits = config.method.traits
-    seeds = []
-    for seed in config.seeds:
-        seeds.append(seed_result(run.seed(seed), seed, tasks, lessons, named=traits.needs_task_name))
+    named = traits.needs_task_name
+    seeds = [seed_result(run.seed(seed), seed, tasks, lessons, named=named) for seed in config.seeds]
     first = run.seed(config.seeds[0])
     ledger = Ledger(first.path)
     records = ledger.tasks()
+    sizes = {record.name: _bytes_below(record.folder) for record in records}
     added = {}
     # Where lessons share their experts, no number of parameters belongs to one of them.
     if traits.keeps_old_experts:
@@ -178,7 +180,7 @@ def document_of(folder: Path) -> dict[str, Any]:
         stored_parameters=_total(facts["sizes"]["stored"]),
         archived_parameters=_total(facts["sizes"]["archived"]),
         trained_parameters=_total(facts["sizes"]["trained"]),
-        archived_bytes=sum(_bytes_below(record.folder) for record in records),
+        archived_bytes=sum(sizes.values()),
         added_parameters=added,
         notes=_notes({record.name: ledger.meta(record.index) for record in records}),
         settings=settings,
@@ -186,6 +188,8 @@ def document_of(folder: Path) -> dict[str, Any]:
         flops_per_query=facts.get("flops"),
         floors=facts.get("floors", {}),
         lessons=lessons,
+        confusions=facts.get("confusions", {}),
+        bytes_per_task=sizes,
     )
     fusion_modes = _variants(first, config.method, tasks, len(lessons))
     return run_document(run_facts, seeds, fusion_modes=fusion_modes)
@@ -256,6 +260,16 @@ def samples_of(folder: Path) -> list[Sample]:
                 prediction=line["text"],
                 routing=line["weights"],
                 image=item["image"],
+                id=item["id"],
+                digest=item.get("digest"),
+                images=item.get("images", 1),
+                score=item.get("score"),
+                chosen=_chosen(line),
             )
             samples.append(sample)
     return samples
+
+
+def _chosen(line: dict[str, Any]) -> str | None:
+    """The expert that answered a line of an answers file, `unknown` for an input of no task, None without a choice."""
+    return (routed_task(line) or UNKNOWN) if line["weights"] else None

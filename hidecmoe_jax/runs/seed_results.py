@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -59,6 +60,7 @@ def seed_result(
         seconds=_seconds(folder, cells),
         answers={"all": answers, "reused": reused},
         curves=_curves(folder),
+        milliseconds_per_answer=_milliseconds_per_answer(cells),
     )
 
 
@@ -85,6 +87,17 @@ def _all(cells: CellTable) -> Iterator[dict[str, Any]]:
     """Every cell of every row."""
     for row in cells.values():
         yield from row.values()
+
+
+def _milliseconds_per_answer(cells: CellTable) -> float | None:
+    """Wall-clock of one generated answer, median over all cells; None where every answer was reused."""
+    times = []
+    for cell in _all(cells):
+        generated = cell["count"] - cell.get("reused", 0)
+        if generated:
+            times.append(1000 * cell["seconds"] / generated)
+    # The median: the first cell of a length also compiles its program.
+    return round(statistics.median(times), 3) if times else None
 
 
 def _seconds(folder: SeedFolder, cells: CellTable) -> dict[str, float]:

@@ -31,7 +31,7 @@ from hidecmoe_jax.experts.routing import Voice, all_slots
 from hidecmoe_jax.methods.base import Learner, with_leaves
 from hidecmoe_jax.methods.routed import LINEARS
 from hidecmoe_jax.models.llava import Model, layer_features
-from hidecmoe_jax.report.canvas import DOT, INK, canvas, heat, png, short, titles
+from hidecmoe_jax.report.canvas import DOT, INK, axis_label, canvas, heat, png, titles
 from hidecmoe_jax.runs.finished import open_with_data
 from hidecmoe_jax.runs.session import Session
 from hidecmoe_jax.storage.files import write_json
@@ -119,7 +119,7 @@ def similarity_map(layers_LTT, tasks: Sequence[str], *, legacy: bool):
     heat(pairs, values, top=1.0, text=text)
     names = []
     for i, j in zip(first, second, strict=True):
-        names.append(f"{short(tasks[i])} / {short(tasks[j])}")
+        names.append(f"{axis_label(tasks[i])} / {axis_label(tasks[j])}")
     pairs.set_xticks(layers, layers)
     pairs.set_yticks(range(len(names)), names)
     titles(pairs, "", x="decoder layer", y="")

@@ -9,7 +9,6 @@ from PIL import Image
 
 from hidecmoe_jax.core.errors import DataError
 from hidecmoe_jax.report import RunFacts, Sample, SeedResult, compare_document, run_document, write_report
-from hidecmoe_jax.report.canvas import DOT
 from hidecmoe_jax.report.figures import routing_confusion, run_figures
 from hidecmoe_jax.report.growth_figures import experts_added
 from hidecmoe_jax.report.page import page
@@ -152,8 +151,8 @@ def test_growth_is_drawn_where_layers_have_no_probe():
     }
     document = run_document(replace(facts("stacked"), growth=growth), [seed_result(0, [[10, 20], [80, 30], [60, 90]])])
     added, used = experts_added(document).axes
-    assert [text.get_text() for text in added.texts] == [DOT, DOT, "+2", DOT, DOT, "+1\n90%"]
-    assert [text.get_text() for text in used.texts] == [DOT, DOT, "2.00"]
+    assert [text.get_text() for text in added.texts] == ["0", "0", "+2", "0", "0", "+1\n90%"]
+    assert [text.get_text() for text in used.texts] == ["0.00", "0.00", "2.00"]
 
 
 def test_a_cell_that_one_seed_lacks_is_null_and_stops_the_headline():
@@ -172,8 +171,10 @@ def test_the_page_is_whole_in_itself(document, tmp_path):
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert json.loads((tmp_path / "report.json").read_text())["last"] == document["last"]
     assert {"accuracy_matrix.png", "routing_confusion.png"} <= {p.name for p in (tmp_path / "figures").iterdir()}
-    sources = re.findall(r'(?:src|href)="([^"]{1,30})', page)
-    assert sources and all(source.startswith(("data:image/", "#")) for source in sources)
+    sources = re.findall(r'src="([^"]{1,30})', page)
+    assert sources and all(source.startswith("data:image/") for source in sources)
+    links = re.findall(r'href="([^"]+)"', page)
+    assert links and all((tmp_path / link).is_file() for link in links)
     assert "Which digit?" in page and "seven" in page
 
 
