@@ -34,7 +34,8 @@ def outcome(document: Document):
     axis.set_ylim(len(tasks) - 0.4, -0.6)
     names = axis_labels([task.task for task in tasks])
     axis.set_yticks(range(len(tasks)), names)
-    axis.tick_params(axis="y", length=0)
+    # Marks at 0 reach to the left of the panel.
+    axis.tick_params(axis="y", length=0, pad=9)
     axis.spines["left"].set_visible(False)
     axis.grid(axis="x", color=GRID)
     titles(axis, f"Score of every task {DOT} {document['method']}", x="score", y="")
