@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+
+SHOWN = 20  # problems that an error lists
 
 
 class HidecmoeError(Exception):
@@ -74,6 +76,15 @@ class PreemptedError(HidecmoeError):
     """Stopped by a signal after saving; `--resume` continues (exit 75)."""
 
     exit_code = 75
+
+
+def listed(problems: Sequence[object]) -> str:
+    """Returns the first `SHOWN` problems as lines of an error's `why`, and a line with the number of the others."""
+    lines = list(map(str, problems[:SHOWN]))
+    if len(problems) > SHOWN:
+        lines.append(f"... and {len(problems) - SHOWN} more")
+    # Below the text that follows `  why:   `.
+    return "\n         ".join(lines)
 
 
 def nearest(name: str, options: Iterable[str]) -> str:

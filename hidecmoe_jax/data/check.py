@@ -11,9 +11,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 
-from hidecmoe_jax.core.errors import ConfigError, DataError
-from hidecmoe_jax.data.items import IMAGE, Record, Turn
-from hidecmoe_jax.data.records import POLICY, SHOWN, BadRecords, Policy, Problem, write_problems
+from hidecmoe_jax.core.errors import SHOWN, ConfigError, DataError
+from hidecmoe_jax.data.items import Record, Turn
+from hidecmoe_jax.data.media import IMAGE
+from hidecmoe_jax.data.records import POLICY, BadRecords, Policy, Problem, write_problems
 from hidecmoe_jax.data.stream import Stream, Task, TaskSpec, open_task
 
 _CONTROL_TEXTS = ("</s>", "<s>", "USER:", "ASSISTANT:")

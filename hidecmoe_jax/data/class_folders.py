@@ -12,11 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hidecmoe_jax.core.errors import ConfigError, DataError
+from hidecmoe_jax.core.errors import ConfigError, DataError, listed
 from hidecmoe_jax.data.images import LIMITS, file_digest, inspect
 from hidecmoe_jax.data.media import IMAGE
-
-SHOWN = 20
 
 
 @dataclass(frozen=True)
@@ -194,11 +192,8 @@ def _refuse(problems: Sequence[str], where: Path | None) -> None:
     """Raises a DataError that lists all problems, if there are any."""
     if not problems:
         return
-    shown = list(problems[:SHOWN])
-    if len(problems) > SHOWN:
-        shown.append(f"... and {len(problems) - SHOWN} more")
     raise DataError(
         f"{len(problems)} problems with the pictures; nothing was written",
-        where=None if where is None else str(where), why="\n         ".join(shown),
+        where=None if where is None else str(where), why=listed(problems),
         remedy="move these files elsewhere, or replace them",
     )  # fmt: skip

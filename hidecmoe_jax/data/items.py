@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hidecmoe_jax.core.errors import nearest
-from hidecmoe_jax.data.media import IMAGE as IMAGE
-from hidecmoe_jax.data.media import key_problems, marker_problems, turn_key_problems
+from hidecmoe_jax.data.media import IMAGE, key_problems, marker_problems, turn_key_problems
 from hidecmoe_jax.data.picture_folder import PictureFolder
 
 

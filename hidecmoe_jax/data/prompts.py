@@ -13,7 +13,8 @@ from typing import Literal
 import numpy as np
 
 from hidecmoe_jax.core.errors import DataError
-from hidecmoe_jax.data.items import IMAGE, Record
+from hidecmoe_jax.data.items import Record
+from hidecmoe_jax.data.media import IMAGE
 from hidecmoe_jax.data.tokenizer import NO_TOKEN, Tokenizer
 
 IGNORED = -100

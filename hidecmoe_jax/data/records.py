@@ -14,15 +14,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from hidecmoe_jax.core.errors import ConfigError, DataError, nearest
+from hidecmoe_jax.core.errors import ConfigError, DataError, listed, nearest
 from hidecmoe_jax.data.images import Limits, inspect, load
 from hidecmoe_jax.data.items import Record as Record
 from hidecmoe_jax.data.items import Turn as Turn
 from hidecmoe_jax.data.items import kind, parse_item
 from hidecmoe_jax.data.jsonfile import read_json
 from hidecmoe_jax.data.picture_folder import PictureFolder
-
-SHOWN = 20
 
 
 @dataclass(frozen=True)
@@ -100,16 +98,13 @@ class BadRecords(DataError):
 
     def __init__(self, problems: list[Problem], path: Path, errors: str | None):
         self.problems = tuple(problems)
-        shown = list(map(str, problems[:SHOWN]))
-        if len(problems) > SHOWN:
-            shown.append(f"... and {len(problems) - SHOWN} more")
         full = "`hidecmoe data check DIR` writes the full list" if errors is None else f"all are listed in {errors}"
         bad = len({problem.source for problem in problems})
         count = f"{len(problems)} problems" if len(problems) > 1 else "1 problem"
         super().__init__(
             f"{count} in {path.name}",
             where=str(path),
-            why="\n         ".join(shown),
+            why=listed(problems),
             remedy=f"correct {bad} records; {full}; --set stream.policy.max_bad=0.01 skips up to 1 %",
         )
 

@@ -34,6 +34,7 @@ from hidecmoe_jax.storage.files import write_bytes, write_json
 
 FIGURES = "figures"
 TABLES = "tables"
+REPORT = "report.json"
 # The figure of the first screen.
 FIRST = ("outcome", "last_and_forgetting")
 
@@ -58,7 +59,7 @@ def write_report(
     methods = _methods(document)
     (folder / FIGURES).mkdir(parents=True, exist_ok=True)
     (folder / TABLES).mkdir(parents=True, exist_ok=True)
-    write_json(folder / "report.json", document)
+    write_json(folder / REPORT, document)
     common = compare_figures(document) if several else {}
     by_method = list(map(run_figures, methods))
     _write_figures(folder, common)

@@ -132,7 +132,7 @@ class Assistant:
         return patches_BIPD
 
     def _records(
-        self, images: Sequence[Any], prompts: Sequence[str], sources: Sequence[str] | None = None
+        self, images: Sequence[Sequence[str]], prompts: Sequence[str], sources: Sequence[str] | None = None
     ) -> tuple[Record, ...]:
         """Prompts with their picture files as records without an answer."""
         if len(images) != len(prompts):
@@ -144,8 +144,7 @@ class Assistant:
         records = []
         for number, text in enumerate(prompts):
             where = f"prompt {number}" if sources is None else sources[number]
-            pictures = images[number]
-            paths = [pictures] if isinstance(pictures, str | Path) else list(pictures or [])
+            paths = images[number]
             question = text
             unread = marker_problems(text, "the question")
             if unread:
@@ -162,9 +161,8 @@ class Assistant:
                 raise DataError(
                     "pictures and <image> marks do not match", where=where, why=f"{len(paths)} against {marks}"
                 )
-            files = tuple(str(path) for path in paths)
             turns = (Turn(question, ""),)
-            record = Record(str(number), files, turns, where)
+            record = Record(str(number), tuple(paths), turns, where)
             records.append(record)
         return tuple(records)
 

@@ -11,9 +11,9 @@ from typing import Any
 from PIL import Image
 
 from hidecmoe_jax.core.errors import DataError
+from hidecmoe_jax.data.exif import ORIENTATION, orientation
 from hidecmoe_jax.data.images import LIMITS, Limits, inspect
 
-ORIENTATION = 0x0112  # EXIF tag
 _MODES_OF_PNG = ("1", "L", "LA", "I", "I;16", "P", "RGB", "RGBA")
 _KINDS = "a path, the bytes of a picture file, or a PIL image"
 
@@ -78,9 +78,7 @@ def _write_image(image: Image.Image, target: Path, where: str) -> None:
         image.load()
         drawn = image if image.mode in _MODES_OF_PNG else image.convert(_nearest_mode(image.mode))
         exif = Image.Exif()
-        turned = _orientation(image)
-        if turned is not None:
-            exif[ORIENTATION] = turned
+        exif[ORIENTATION] = orientation(image.info)
         drawn.save(target, format="PNG", exif=exif, compress_level=1)
     except (OSError, ValueError, SyntaxError) as error:
         raise DataError(
@@ -91,13 +89,3 @@ def _write_image(image: Image.Image, target: Path, where: str) -> None:
 def _nearest_mode(mode: str) -> str:
     """The mode of PNG that an image of another mode is converted to; transparency is kept."""
     return "RGBA" if mode in ("La", "PA", "RGBa") else "RGB"
-
-
-def _orientation(image: Image.Image) -> int | None:
-    """EXIF orientation of an image, 1 to 8; None without one that can be read."""
-    try:
-        value = image.getexif().get(ORIENTATION)
-    # EXIF of many cameras is malformed, and nothing but this one tag is needed.
-    except Exception:
-        return None
-    return value if value in range(1, 9) else None

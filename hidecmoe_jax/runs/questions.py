@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hidecmoe_jax.core.errors import CheckpointError, DataError, nearest
+from hidecmoe_jax.core.errors import CheckpointError, DataError, listed, nearest
 from hidecmoe_jax.data.images import inspect
 from hidecmoe_jax.data.items import kind
 from hidecmoe_jax.data.jsonfile import parse_json, read_text
@@ -20,7 +20,6 @@ from hidecmoe_jax.runs.missing import expected
 from hidecmoe_jax.runs.replies import Reply
 from hidecmoe_jax.runs.seed_run import lesson_name
 
-SHOWN = 20
 _ID_KEYS = ("id", "question_id")
 _TEXT_KEYS = ("question", "text")
 # LLaVA's question files carry these three; they change no answer.
@@ -189,11 +188,8 @@ def _refuse(problems: Iterable[str], where: str | None) -> None:
     problems = list(problems)
     if not problems:
         return
-    shown = problems[:SHOWN]
-    if len(problems) > SHOWN:
-        shown.append(f"... and {len(problems) - SHOWN} more")
     count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
     raise DataError(
-        f"{count} in the questions; nothing was asked", where=where, why="\n         ".join(shown),
+        f"{count} in the questions; nothing was asked", where=where, why=listed(problems),
         remedy="correct them and ask again; paths in a file of questions are relative to the file's folder",
     )  # fmt: skip

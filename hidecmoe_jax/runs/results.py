@@ -21,6 +21,7 @@ from hidecmoe_jax.report import (
     run_document,
     write_report,
 )
+from hidecmoe_jax.report.page import REPORT
 from hidecmoe_jax.report.verdict import verdict_lines, verdict_of
 from hidecmoe_jax.runs.asked import asked
 from hidecmoe_jax.runs.config import as_recorded, config_of, to_mapping
@@ -128,18 +129,17 @@ def rebuild(folder: str | Path) -> Path:
 
 
 def outcome_lines(folder: str | Path) -> list[str]:
-    """The verdict on a run, or on every run of a comparison, as lines for a terminal.
+    """The verdict on a run, or on every run of a comparison, as lines for a terminal; read from its report.
 
     Raises:
-      CheckpointError: the folder holds neither, or the run is not finished.
+      CheckpointError: the folder holds no report.
     """
-    folder = Path(folder)
-    comparison = RunFolder(folder).comparison
-    if not comparison.is_file():
-        return verdict_lines(verdict_of(document_of(folder)))
+    document = read_json(Path(folder) / REPORT)
+    if "methods" not in document:
+        return verdict_lines(verdict_of(document))
     lines = []
-    for name in read_json(comparison)["runs"]:
-        lines += [f"{name}:", *verdict_lines(verdict_of(document_of(folder / name)))]
+    for method in document["methods"]:
+        lines += [f"{method['label']}:", *verdict_lines(verdict_of(method))]
     return lines
 
 

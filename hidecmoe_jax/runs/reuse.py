@@ -40,10 +40,6 @@ def cache_key(session: Session, serving: Serving, task: Task) -> str:
     shapes.append(session.prompt_length)
     parts = [session.base_digest, config["method"], config["base"], config["template"], evaluated]
     parts += [dict(task.contents), shapes]
-    fit = session.model.config.image_fit
-    if fit != "pad":
-        # Cells of runs that knew no other rule keep their keys.
-        parts.append(fit)
     plain = json.dumps(parts, sort_keys=True)
     digest = hashlib.sha256(plain.encode())
     return digest.hexdigest()[:16]

@@ -6,6 +6,7 @@ learner is rebuilt from the archive.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -13,7 +14,6 @@ from hidecmoe_jax.methods.base import Learner, Serving
 from hidecmoe_jax.runs.edits import read
 from hidecmoe_jax.runs.evaluation import evaluate_cell, label_of
 from hidecmoe_jax.runs.folder import CellsFolder, SeedFolder
-from hidecmoe_jax.runs.scores import Cells
 from hidecmoe_jax.runs.session import Session
 from hidecmoe_jax.storage.arrays import Groups
 from hidecmoe_jax.storage.signals import Stop
@@ -56,9 +56,8 @@ class Rows:
         measured = learned | {max(learned) + 1}
         return tuple(task for task in tasks if task in measured)
 
-    def open_questions(self, row: int, *, fresh: bool) -> int:
-        """Number of questions that a row still has to answer; `fresh` where nothing on disk counts."""
-        measured = {} if fresh else Cells(self.folder.cells).read().get(row, {})
+    def open_questions(self, row: int, measured: Collection[str]) -> int:
+        """Number of questions that a row still has to answer, where it has the cells of those labels."""
         learned = self._learned(row)
         has_reference = self._has_reference(row) and not self.session.config.method.traits.needs_task_name
         count = 0

@@ -26,7 +26,7 @@ from hidecmoe_jax.runs.folder import SeedFolder
 from hidecmoe_jax.runs.ledger import Ledger
 from hidecmoe_jax.runs.progress import clear_checkpoints, stage_checkpoints, step_checkpoints
 from hidecmoe_jax.runs.rows import Rows
-from hidecmoe_jax.runs.scores import Curve
+from hidecmoe_jax.runs.scores import Cells, Curve
 from hidecmoe_jax.runs.session import Session
 from hidecmoe_jax.runs.status import MINUTES, say
 from hidecmoe_jax.runs.watching import StageMonitor
@@ -149,9 +149,11 @@ class SeedRun:
         steps = 0
         for number in range(learned, len(self.lessons)):
             steps += sum(self._stage_steps(number))
+        # An overwritten run begins without cells.
+        cells = {} if self.options.overwrite else Cells(self.folder.cells).read()
         questions = 0
         for row in range(len(self.lessons) + 1):
-            questions += self.rows.open_questions(row, fresh=self.options.overwrite)
+            questions += self.rows.open_questions(row, cells.get(row, {}))
         return steps, questions
 
     def _stage_steps(self, number: int) -> list[int]:
