@@ -1,16 +1,18 @@
-"""`hidecmoe data check` validates a stream before training; `hidecmoe data pocket` writes the pocket stream,
+"""`hidecmoe data check` opens a config as `run` does; `hidecmoe data pocket` writes the pocket stream,
 `hidecmoe data folders` makes a task of class folders."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
 from tyro.conf import Positional, arg
 
 import hidecmoe_jax as hj
-from hidecmoe_jax.cli.words import Assignments, read_config
+from hidecmoe_jax.cli.words import Assignments, Folders, joined, read_config
 from hidecmoe_jax.core.errors import ConfigError, DataError
+from hidecmoe_jax.core.paths import near_path
 
 FINDINGS = "data_errors.jsonl"
 
@@ -19,39 +21,52 @@ def check(
     where: Annotated[tuple[str, ...], Positional, arg(metavar="CONFIG | DIR ...")],
     /,
     *,
+    tasks: Folders = (),
     sets: Assignments = (),
     errors: Annotated[Path, arg(metavar="FILE")] = Path(FINDINGS),
 ) -> int:
-    """Check a stream before training on it: every record, every picture, and test items that are also training items.
+    """Check what `run` would do before it trains: base and tokenizer, every record, picture, reference and length, and
+    test items that are also training items.
 
     Examples:
       $ hidecmoe data check my/birds my/charts
       $ hidecmoe data check configs/pocket/hide.yaml
+      $ hidecmoe data check configs/pocket/hide.yaml --tasks my/birds my/charts
 
     Args:
-      where: task folders in the order of the stream, or one config that names a stream.
+      where: one config as `run` takes it, or task folders in the order of the stream, checked with the pocket base and
+        default settings.
+      tasks: task folders in the order to learn them, instead of the config's.
       sets: config values that replace those of the file, such as stream.allowed_leaks=3.
       errors: file for all problems, as JSON lines; written only if there are any.
     """
+    config = _config(where, tasks, sets)
+    opening = hj.open_config(config, errors=str(errors))
+    print(opening.report.text())
+    # An exit code of its own, so that a script can stop before it trains.
+    return opening.report.exit_code
+
+
+def _config(where: tuple[str, ...], tasks: Iterable[tuple], sets: Iterable[tuple]) -> hj.RunConfig:
+    """The config that the words name: a file with its `--tasks`, or the defaults with these folders."""
     if not where:
         raise ConfigError("nothing to check", why="no config and no folder given", remedy="hidecmoe data check DIR")
     folders = [name for name in where if Path(name).is_dir()]
-    if folders and len(folders) < len(where):
-        missing = next(name for name in where if name not in folders)
-        raise DataError("no such task folder", where=missing, remedy="give task folders, or one config alone")
-    if not folders and len(where) > 1:
+    if len(where) == 1 and not folders:
+        return read_config(where[0], sets=sets, tasks=tasks)
+    if not folders and all(name.endswith((".yaml", ".yml")) for name in where):
         raise ConfigError("one config at a time", where=" ".join(where), remedy="check them one after the other")
-    if folders:
-        tasks = tuple(hj.TaskSpec(name) for name in folders)
-        stream = hj.StreamConfig(tasks=tasks)
-    else:
-        stream = read_config(where[0], sets=sets).stream
-    specs = hj.stream_specs(stream)
-    policy = hj.Policy(errors=str(errors))
-    report = hj.check_stream(specs, policy=policy, val_fraction=stream.val_fraction)
-    print(report.text())
-    # An exit code of its own, so that a script can stop before it trains.
-    return report.exit_code
+    if len(folders) < len(where):
+        missing = next(name for name in where if name not in folders)
+        raise DataError(
+            "no such task folder", where=missing, remedy=near_path(missing) or "give task folders, or one config alone"
+        )
+    if tasks:
+        raise ConfigError(
+            "task folders stand in two places", where=" ".join(where), why="as words and as --tasks",
+            remedy="give one config before --tasks, or the folders alone",
+        )  # fmt: skip
+    return hj.default_config(overrides=joined(sets), tasks=folders)
 
 
 def pocket(

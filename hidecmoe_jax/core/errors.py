@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable
 
-SHOWN = 20  # problems that an error lists
+SHOWN = 20  # lines of problems in an error
+FEW = 3  # problems of one kind that have a line each
 
 
 class HidecmoeError(Exception):
@@ -78,13 +80,27 @@ class PreemptedError(HidecmoeError):
     exit_code = 75
 
 
-def listed(problems: Sequence[object]) -> str:
-    """Returns the first `SHOWN` problems as lines of an error's `why`, and a line with the number of the others."""
-    lines = list(map(str, problems[:SHOWN]))
-    if len(problems) > SHOWN:
-        lines.append(f"... and {len(problems) - SHOWN} more")
-    # Below the text that follows `  why:   `.
-    return "\n         ".join(lines)
+def shown_lines(problems: Iterable[object]) -> list[str]:
+    """Returns lines for messages; of many that differ in names and numbers alone, the first and their number."""
+    groups: dict[str, list[str]] = {}
+    for problem in problems:
+        line = str(problem)
+        # Quoted texts, numbers and lists differ from record to record, the rest of the sentence is the kind.
+        kind = re.sub(r"\[[^\]]*\]|'[^']*'|\"[^\"]*\"|\d+", "_", line)
+        groups.setdefault(kind, []).append(line)
+    lines = []
+    for group in groups.values():
+        if len(group) <= FEW:
+            lines += group
+        else:
+            lines.append(f"{group[0]}\n         (and {len(group) - 1} more of this kind)")
+    hidden = len(lines) - SHOWN
+    return [*lines[:SHOWN], f"... and {hidden} more"] if hidden > 0 else lines
+
+
+def listed(problems: Iterable[object]) -> str:
+    """Returns `shown_lines` of the problems as one text, below what follows `  why:   `."""
+    return "\n         ".join(shown_lines(problems))
 
 
 def nearest(name: str, options: Iterable[str]) -> str:

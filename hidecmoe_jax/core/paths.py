@@ -6,6 +6,7 @@ at the top of the repository, so that there is one copy to edit.
 
 from __future__ import annotations
 
+import difflib
 import os
 from pathlib import Path
 
@@ -43,8 +44,36 @@ def find_config(name: str | Path) -> Path:
     for candidate in (path, folder / inner, folder / f"{inner}.yaml"):
         if candidate.is_file():
             return candidate
+    if path.is_dir():
+        raise _folder_as_config(path)
     shipped = [file.relative_to(folder).as_posix() for file in folder.rglob("*.yaml")]
     raise ConfigError(
         "no such config", where=str(name), why="neither a file nor a shipped config",
-        remedy=nearest(inner.as_posix(), shipped),
+        remedy=near_path(name) or nearest(inner.as_posix(), shipped),
     )  # fmt: skip
+
+
+def near_path(name: str | Path) -> str | None:
+    """Returns `did you mean 'my/birds'?` for a path that does not exist but nearly does, else None."""
+    path = Path(name)
+    if not path.parent.is_dir():
+        above = near_path(path.parent) if path.parent != path else None
+        return above
+    # A typing error in the last part: the neighbours that could be meant are folders and configs.
+    names = [entry.name for entry in path.parent.iterdir() if entry.is_dir() or entry.suffix == ".yaml"]
+    close = difflib.get_close_matches(path.name, names, n=1)
+    return f"did you mean '{path.parent / close[0]}'?" if close else None
+
+
+def _folder_as_config(folder: Path) -> ConfigError:
+    """The error for a folder in the place of a config: what it is, and the command that takes it."""
+    what = "a folder is no config"
+    why = "a config is a YAML file or the name of a shipped one"
+    remedy = "hidecmoe run pocket/hide --tasks DIR [DIR ...]"
+    if (folder / "run.json").is_file():
+        what = "a run is no config"
+        remedy = f"hidecmoe run {folder / 'config.yaml'} --out {folder} --resume continues it"
+    elif (folder / "train.json").is_file():
+        what = "a task folder is no config"
+        remedy = f"give a config first: hidecmoe run pocket/hide --tasks {folder}"
+    return ConfigError(what, where=str(folder), why=why, remedy=remedy)

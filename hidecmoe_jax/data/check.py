@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 
-from hidecmoe_jax.core.errors import SHOWN, ConfigError, DataError
+from hidecmoe_jax.core.errors import ConfigError, DataError, HidecmoeError, listed, shown_lines
 from hidecmoe_jax.data.items import Record, Turn
 from hidecmoe_jax.data.media import IMAGE
 from hidecmoe_jax.data.records import POLICY, BadRecords, Policy, Problem, write_problems
@@ -35,6 +35,18 @@ class Leak:
 
 
 @dataclass(frozen=True)
+class Findings:
+    """What one more check found in a task: problems, warnings, and measurements for the report."""
+
+    problems: tuple[Problem, ...] = ()
+    warnings: tuple[str, ...] = ()
+    measured: tuple[str, ...] = ()
+
+
+TaskCheck = Callable[[Task], Findings]
+
+
+@dataclass(frozen=True)
 class Report:
     """Result of a check.
 
@@ -45,6 +57,8 @@ class Report:
       warnings: observations that do not prevent training.
       allowed_leaks: number of leaks that do not prevent training.
       misconfigured: whether one of the problems is the stream's own: equal or bad names of tasks, no task at all.
+      measured: measurements of the data against the limits of the config, one line each.
+      refusals: errors that ended the opening of a task or of the stream; their problems are among `problems`.
     """
 
     tasks: tuple[Task, ...]
@@ -53,6 +67,8 @@ class Report:
     warnings: tuple[str, ...]
     allowed_leaks: int = 0
     misconfigured: bool = False
+    measured: tuple[str, ...] = ()
+    refusals: tuple[HidecmoeError, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -72,10 +88,10 @@ class Report:
         lines = _table([head, *map(_row, self.tasks)])
         for task in self.tasks:
             lines += [f"note     {task.name}: {note}" for note in task.notes]
+        lines += [f"measured {line}" for line in self.measured]
         lines += [f"warning  {warning}" for warning in self.warnings]
-        problems = [f"{problem.file or 'stream'}: {problem}" for problem in self.problems]
-        lines += _shown_lines("problem  ", problems)
-        lines += _shown_lines("leak     ", self.leaks)
+        lines += [f"problem  {line}" for line in shown_lines(self._located_problems())]
+        lines += [f"leak     {line}" for line in shown_lines(self.leaks)]
         verdict = "ok"
         if not self.ok:
             verdict = f"refused: {len(self.problems)} problems, {len(self.leaks)} leaks"
@@ -84,24 +100,34 @@ class Report:
             verdict += f" ({self.allowed_leaks} leaks allowed)"
         return "\n".join([*lines, verdict])
 
+    def _located_problems(self) -> list[str]:
+        """Problems as lines with their files."""
+        return [f"{problem.file or 'stream'}: {problem}" for problem in self.problems]
+
     def require(self) -> Report:
         """Returns the report itself, if training may start.
 
         Raises:
           DataError: there are problems, or more leaks than allowed.
+          HidecmoeError: the error that ended the opening, if nothing else was found.
         """
         if self.ok:
             return self
+        # One error alone has its own place and remedy.
+        if len(self.refusals) == 1 and _count(self.refusals[0]) == len(self.problems):
+            raise self.refusals[0]
         if self.problems:
-            raise DataError(
-                f"{len(self.problems)} problems in the data",
+            kind = ConfigError if self.misconfigured else DataError
+            count = len(self.problems)
+            raise kind(
+                "1 problem in the data" if count == 1 else f"{count} problems in the data",
                 where=self.problems[0].file,
-                why="\n         ".join(_shown_lines("", self.problems)),
-                remedy="`hidecmoe data check DIR` lists all in data_errors.jsonl",
+                why=listed(self._located_problems()),
+                remedy="correct them there; `hidecmoe data check` with the same config lists all in data_errors.jsonl",
             )
         raise DataError(
             f"{len(self.leaks)} test items are also training items",
-            why="\n         ".join(_shown_lines("", self.leaks)),
+            why=listed(self.leaks),
             remedy="remove them from one side, or allow so many: --set stream.allowed_leaks=N",
         )
 
@@ -114,32 +140,51 @@ def check_stream(
     allowed_leaks: int = 0,
     length: Callable[[Record], int] | None = None,
     max_length: int | None = None,
+    checks: Sequence[TaskCheck] = (),
 ) -> Report:
     """Opens every task and checks the stream; problems are collected, not raised (`Report.require` raises).
 
     Args:
       policy: how records are read; its `errors` file is replaced by the full list.
       length, max_length: function that counts a training record's tokens, and how many are allowed.
+      checks: further checks of every opened task; an error that one raises is a problem too.
     """
     opened: list[Task] = []
+    refusals: list[HidecmoeError] = []
     problems: list[Problem] = []
+    found: list[Findings] = []
     # The full list is written once at the end, so opening a task must not append to the file.
     quiet_policy = replace(policy, errors=None)
-    misconfigured = False
     for index, spec in enumerate(specs):
         try:
             task = open_task(spec, index, policy=quiet_policy, val_fraction=val_fraction)
             opened.append(task)
+            found += [check(task) for check in checks]
         except BadRecords as error:
             problems += error.problems
+            refusals.append(BadRecords(list(error.problems), Path(error.where), policy.errors))
         except (DataError, ConfigError) as error:
             problems.append(Problem(spec.folder, None, str(error), spec.folder))
-            misconfigured |= isinstance(error, ConfigError)
-    stream_problems = _stream_problems(opened, specs)
-    misconfigured |= bool(stream_problems)
+            refusals.append(error)
+    refusal = _stream_refusal(opened, specs)
+    if refusal is not None:
+        problems.append(Problem(refusal.where or "stream", None, f"{refusal.what}: {refusal.why}"))
+        refusals.append(refusal)
     report = examine(opened, allowed_leaks=allowed_leaks, count_tokens=length, max_length=max_length)
-    all_problems = (*problems, *stream_problems, *report.problems)
-    report = replace(report, problems=all_problems, misconfigured=misconfigured)
+    warnings = list(report.warnings)
+    measured: list[str] = []
+    for findings in found:
+        problems += findings.problems
+        warnings += findings.warnings
+        measured += findings.measured
+    report = replace(
+        report,
+        problems=(*problems, *report.problems),
+        warnings=tuple(warnings),
+        measured=tuple(measured),
+        refusals=tuple(refusals),
+        misconfigured=any(isinstance(error, ConfigError) for error in refusals),
+    )
     if policy.errors is not None:
         Path(policy.errors).unlink(missing_ok=True)
         if report.problems:
@@ -169,15 +214,15 @@ def examine(
     return Report(tuple(tasks), tuple(problems), tuple(leaks), tuple(warnings), allowed_leaks)
 
 
-def _stream_problems(opened: Sequence[Task], specs: Sequence[TaskSpec]) -> list[Problem]:
-    """What a stream of the opened tasks is refused for: two tasks of one name, or no task at all."""
+def _stream_refusal(opened: Sequence[Task], specs: Sequence[TaskSpec]) -> ConfigError | None:
+    """Why a stream of the opened tasks is refused: two tasks of one name, or no task at all."""
     if specs and not opened:
-        return []  # every task is a problem of its own already
+        return None  # every task is a problem of its own already
     try:
         Stream(tuple(opened))
     except ConfigError as error:
-        return [Problem(error.where or "stream", None, f"{error.what}: {error.why}")]
-    return []
+        return error
+    return None
 
 
 def _table(rows: list[tuple[str, ...]]) -> list[str]:
@@ -208,13 +253,9 @@ def _row(task: Task) -> tuple[str, ...]:
     )
 
 
-def _shown_lines(label: str, things: Sequence[object]) -> list[str]:
-    """Lines for the first `SHOWN` things, and one line for the number of the others."""
-    lines = [f"{label}{thing}" for thing in things[:SHOWN]]
-    others = len(things) - SHOWN
-    if others > 0:
-        lines.append(f"{label}... and {others} more")
-    return lines
+def _count(error: HidecmoeError) -> int:
+    """Number of problems that an error stands for."""
+    return len(error.problems) if isinstance(error, BadRecords) else 1
 
 
 def _length_problems(tasks: Iterable[Task], count_tokens: Callable[[Record], int], max_length: int) -> list[Problem]:

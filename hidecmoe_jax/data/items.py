@@ -7,6 +7,7 @@ encodable, roles must alternate. Code that receives a `Record` relies on these c
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -125,7 +126,7 @@ def _train_turns(item: Mapping[str, Any]) -> tuple[tuple[Turn, ...], list[str]]:
     """Turns of a training item, or none and all problems."""
     messages = item.get("conversations")
     if messages is None:
-        hint = nearest("conversations", map(str, item))
+        hint = _misnamed("conversations", item)
         if "text" in item and "answer" in item:
             hint = "it looks like a test item (text, answer)"
         return (), [f"no 'conversations'; {hint}"]
@@ -154,6 +155,23 @@ def _is_message(message: Any) -> bool:
     return has_sender and has_text
 
 
+# Names that other formats have for a key of ours.
+_OTHER_NAMES = {
+    "text": ("question", "prompt", "query", "instruction", "input"),
+    "answer": ("label", "target", "gt", "ground_truth", "reference", "output", "response", "solution"),
+    "conversations": ("conversation", "messages", "dialog", "dialogue", "turns"),
+}
+
+
+def _misnamed(key: str, item: Mapping[str, Any]) -> str:
+    """What the item has in place of a missing key: which of its keys to rename, and all of them."""
+    keys = sorted(map(str, item))
+    similar = [name for name in keys if name.lower() in _OTHER_NAMES[key]]
+    similar += difflib.get_close_matches(key, keys, n=1)
+    rename = f"rename {similar[0]!r} to {key!r}; " if similar else ""
+    return f"{rename}keys: {keys[:8]}"
+
+
 def _message_problems(message: Any, number: int) -> list[str]:
     """Problems of one message of a conversation; questions and answers alternate, a question is first."""
     if not _is_message(message):
@@ -180,11 +198,12 @@ def _test_turns(item: Mapping[str, Any], pictures: int) -> tuple[tuple[Turn, ...
     text = item.get("text")
     answers = item.get("answers")
     if not isinstance(text, str):
-        hint = nearest("text", map(str, item))
-        return (), (), [f"'text' must be the question, found {kind(text)}; {hint}"]
+        found = f"no 'text', the question; {_misnamed('text', item)}"
+        if "text" in item:
+            found = f"'text' must be the question, found {kind(text)}"
+        return (), (), [found]
     if answers is None and "answer" not in item:
-        keys = sorted(map(str, item))[:8]
-        return (), (), [f"no 'answer' (or list 'answers'); keys: {keys}"]
+        return (), (), [f"no 'answer' (or list 'answers'); {_misnamed('answer', item)}"]
     is_filled_list = isinstance(answers, list) and bool(answers)
     if answers is not None and not is_filled_list:
         return (), (), [f"'answers' must be a list of texts, found {kind(answers)}"]

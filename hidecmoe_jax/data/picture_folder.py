@@ -62,7 +62,8 @@ class PictureFolder:
                 near = self._near(folder, tail)
                 if near is not None:
                     return f"; did you mean {near.relative_to(self.home).as_posix()!r}?"
-        return ""
+        folder = self.home.joinpath(*parts[:-1])
+        return "" if folder.is_dir() else f"; there is no folder {folder}"
 
     def _near(self, folder: Path, parts: tuple[str, ...]) -> Path | None:
         """The path below `folder` whose parts are nearly `parts`, or None."""

@@ -163,6 +163,7 @@ def open_task(spec: TaskSpec, index: int, *, policy: Policy = POLICY, val_fracti
         if siblings:
             remedy = nearest(folder.name, siblings)
         raise DataError("no such task folder", where=str(folder), why="it is no folder", remedy=remedy)
+    name = name_of(spec)
     about = _about(folder)
     root = folder if spec.images is None else folder / spec.images
     files, splits, notes = _splits(spec, root, policy, val_fraction)
@@ -173,9 +174,7 @@ def open_task(spec: TaskSpec, index: int, *, policy: Policy = POLICY, val_fracti
     digests = _digests(sorted(pictures))
     contents = _contents(files, splits, digests, root)
     title = about.get("title") or folder_title(folder)
-    # Only a name that somebody wrote is used letter by letter; folders have capitals, blanks and letters of all sorts.
     written = spec.name or about.get("name") or None
-    name = folded_name(folder_title(folder)) if written is None else task_name(written, where=str(folder))
     if written is None and name != folder_title(folder):
         notes = (f"named after the folder {folder_title(folder)!r}", *notes)
     return Task(
@@ -192,6 +191,19 @@ def open_task(spec: TaskSpec, index: int, *, policy: Policy = POLICY, val_fracti
         notes=notes,
         title=title,
     )
+
+
+def name_of(spec: TaskSpec) -> str:
+    """Returns the name that the task of a folder will have; reads `task.json` alone.
+
+    Raises:
+      DataError: a wrong `task.json`.
+      ConfigError: a name that cannot be a folder's name.
+    """
+    folder = Path(spec.folder)
+    # Only a name that somebody wrote is used letter by letter; folders have capitals, blanks and letters of all sorts.
+    written = spec.name or _about(folder).get("name") or None
+    return folded_name(folder_title(folder)) if written is None else task_name(written, where=str(folder))
 
 
 def carve(records: tuple[Record, ...], fraction: float, salt: str) -> tuple[tuple[Record, ...], tuple[Record, ...]]:

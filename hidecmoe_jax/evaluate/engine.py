@@ -111,6 +111,12 @@ class _Identity:
         return isinstance(other, _Identity) and self.value is other.value
 
 
+def record_encoder(cache: Cache, tokenizer: Tokenizer, template: Template, patches: int) -> RecordEncoder:
+    """The encoder of a cache: whoever shares the cache tokenises no record twice."""
+    key = ("encoder", _Identity(tokenizer), template, patches)
+    return cache.get(key, lambda: RecordEncoder(tokenizer, template, patches))
+
+
 def _no_bar(label: str) -> Callable[[Iterable], Iterable]:
     return iter
 
@@ -146,9 +152,7 @@ class Engine:
     @property
     def encoder(self) -> RecordEncoder:
         """Token ids of records, each tokenised once."""
-        patches = self.base.config.patches
-        key = ("encoder", *self._source, self.template)
-        return self.cache.get(key, lambda: RecordEncoder(self.tokenizer, self.template, patches))
+        return record_encoder(self.cache, self.tokenizer, self.template, self.base.config.patches)
 
     def prompts(self, records: Sequence[Record]) -> list[Encoded]:
         """The questions of records as token ids, the last answer left out.

@@ -83,6 +83,28 @@ def save_tensors(leaves: Mapping[str, np.ndarray], path: Path, notes: Mapping[st
     path.chmod(mode)
 
 
+def read_model_config(folder: Path, **changes) -> LlavaConfig:
+    """Returns the config of a base model; `changes` replace fields of it.
+
+    Raises:
+      CheckpointError: unreadable config, or no weights beside it.
+    """
+    path = folder / CONFIG
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError("cannot read the model's config", where=str(path), why=str(error)) from error
+    if not (folder / sharded.FOLDER).is_dir() and not (folder / WEIGHTS).is_file():
+        raise CheckpointError(
+            "a base model without weights",
+            where=str(folder),
+            why=f"it has neither {WEIGHTS} nor a folder {sharded.FOLDER}",
+            remedy="copy the whole folder that `hidecmoe convert` made",
+        )
+    config = strict.build(LlavaConfig, stored, str(path))
+    return replace(config, **changes)
+
+
 def load_model(folder: Path, *, mesh: Mesh | None = None, **changes) -> Model:
     """Reads a model; `changes` replace fields of its config (say `dtype="bfloat16"`).
 
@@ -93,13 +115,7 @@ def load_model(folder: Path, *, mesh: Mesh | None = None, **changes) -> Model:
       CheckpointError: unreadable file, leaves missing or left over, wrong shape, a float wider than `param_dtype`,
         or a value that is not finite; names the tensor.
     """
-    path = folder / CONFIG
-    try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError("cannot read the model's config", where=str(path), why=str(error)) from error
-    config = strict.build(LlavaConfig, stored, str(path))
-    config = replace(config, **changes)
+    config = read_model_config(folder, **changes)
     template = model_template(config).params
     where = folder / sharded.FOLDER
     if where.is_dir():

@@ -16,7 +16,7 @@ from typing import Any
 from hidecmoe_jax.core import strict, trees
 from hidecmoe_jax.core.errors import ConfigError
 from hidecmoe_jax.data.prompts import TEMPLATES
-from hidecmoe_jax.data.stream import TaskSpec, open_stream, task_name
+from hidecmoe_jax.data.stream import Stream, TaskSpec, open_stream, task_name
 from hidecmoe_jax.models.llava import Model
 from hidecmoe_jax.models.store import base_folder
 from hidecmoe_jax.port.adapters.lessons import check_base, lessons_of, refuse_base
@@ -28,7 +28,8 @@ from hidecmoe_jax.runs.config import Base, RunConfig, StreamConfig, as_recorded,
 from hidecmoe_jax.runs.folder import RunFolder
 from hidecmoe_jax.runs.identity import open_run
 from hidecmoe_jax.runs.ledger import Ledger
-from hidecmoe_jax.runs.session import checked_stream, identity_of, open_base, session_facts
+from hidecmoe_jax.runs.opening import checked_stream
+from hidecmoe_jax.runs.session import identity_of, open_base, session_facts
 from hidecmoe_jax.runs.status import say
 from hidecmoe_jax.storage.arrays import Groups
 from hidecmoe_jax.storage.files import write_json
@@ -222,7 +223,7 @@ def write_run(
     learner = method.from_archive(model, slots, lessons)
     method.serve(model, learner)
     if config.stream.tasks:
-        identity = identity_of(config, checked_stream(config), digest)
+        identity = identity_of(config, Stream(checked_stream(config).require().tasks), digest)
     else:
         settings = to_mapping(config)
         stream = settings.pop("stream")

@@ -166,14 +166,30 @@ def load_config(source: str | Path, *, overrides: Iterable[str] = (), tasks: Ite
       ConfigError: no such file, unknown key, wrong type; names the file and the key.
     """
     path = find_config(source)
-    mapping = strict.override(read_yaml(path), overrides)
+    # A config given by its path is the user's own command, unless it is part of a run, which may be anybody's.
+    of_run = RunFolder(path.parent).identity.is_file()
+    return _with_changes(read_yaml(path), overrides, tasks, str(path), imports=not of_run)
+
+
+def default_config(*, overrides: Iterable[str] = (), tasks: Iterable[str | Path] = ()) -> RunConfig:
+    """The config without a file: every default, and the same changes.
+
+    Raises:
+      ConfigError: as `load_config`.
+    """
+    return _with_changes({}, overrides, tasks, "config", imports=True)
+
+
+def _with_changes(
+    mapping: Mapping[str, Any], overrides: Iterable[str], tasks: Iterable[str | Path], where: str, *, imports: bool
+) -> RunConfig:
+    """The config of plain values with task folders, then overrides, which may change an entry of a folder."""
     folders = [str(folder) for folder in tasks]
     if folders:
         tasks_of_stream = [{"folder": folder} for folder in folders]
-        mapping["stream"] = dict(mapping.get("stream", {})) | {"pocket": None, "tasks": tasks_of_stream}
-    # A config given by its path is the user's own command, unless it is part of a run, which may be anybody's.
-    of_run = RunFolder(path.parent).identity.is_file()
-    return from_mapping(mapping, str(path), imports=not of_run)
+        stream = dict(mapping.get("stream") or {}) | {"pocket": None, "tasks": tasks_of_stream}
+        mapping = dict(mapping) | {"stream": stream}
+    return from_mapping(strict.override(mapping, overrides), where, imports=imports)
 
 
 def config_of(run: str | Path) -> RunConfig:

@@ -19,7 +19,7 @@ from hidecmoe_jax.models.llava import Model
 from hidecmoe_jax.runs.config import RunConfig, config_of
 from hidecmoe_jax.runs.edits import learner_after
 from hidecmoe_jax.runs.folder import RunFolder, SeedFolder
-from hidecmoe_jax.runs.identity import changes_of, read_run, task_names
+from hidecmoe_jax.runs.identity import UNDO, changes_of, read_run, task_names
 from hidecmoe_jax.runs.ledger import Ledger
 from hidecmoe_jax.runs.missing import load_archive
 from hidecmoe_jax.runs.session import Session, open_base, open_session
@@ -79,7 +79,7 @@ class RunWithData(FinishedRun):
         Raises:
           CheckpointError: names every field that differs.
         """
-        changes_of(self.folder.path, self.session.identity())
+        changes_of(self.folder.path, self.session.identity(), remedy=UNDO)
 
 
 def open_finished(run: str | Path) -> FinishedRun:

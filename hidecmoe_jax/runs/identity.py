@@ -22,6 +22,11 @@ from hidecmoe_jax.storage.files import read_json, sync_folder, write_json
 from hidecmoe_jax.storage.lock import LOCK, NOTE
 
 FORMAT = 1
+# For commands that work on a finished run as it was learned.
+UNDO = (
+    "put the data and config.yaml of the run back as they were; "
+    "`hidecmoe add RUN DIR --redo` learns a changed last task again"
+)
 
 
 def check_run(folder: Path, *, resume: bool, overwrite: bool) -> bool:
@@ -71,6 +76,7 @@ def open_run(
     overwrite: bool,
     allow: Sequence[str] = (),
     session: Mapping[str, Any] | None = None,
+    remedy: str | None = None,
 ) -> bool:
     """Starts a run or resumes the same one, under the lock; returns whether it resumes.
 
@@ -81,6 +87,7 @@ def open_run(
       overwrite: move the run in the folder into `replaced_000` and start afresh.
       allow: fields (`config.tune.rate`, or `config.tune` for all below it) that may differ; it is recorded.
       session: facts of this process that are recorded and never compared (versions, devices).
+      remedy: what to do about a difference, where the command has no `--allow-config-change`.
 
     Raises:
       ConfigError: as `check_run`.
@@ -98,14 +105,16 @@ def open_run(
         return False
     run = read_run(folder)
     noted = []
-    for path, old, new in changes_of(folder, identity, allow):
+    for path, old, new in changes_of(folder, identity, allow, remedy=remedy):
         noted.append({"field": path, "old": old, "new": new, "at": now["started"]})
     run |= {"identity": fresh, "changes": run["changes"] + noted, "sessions": [*run["sessions"], now]}
     write_json(RunFolder(folder).identity, run)
     return True
 
 
-def changes_of(folder: Path, identity: Mapping[str, Any], allow: Sequence[str] = ()) -> list[tuple[str, Any, Any]]:
+def changes_of(
+    folder: Path, identity: Mapping[str, Any], allow: Sequence[str] = (), *, remedy: str | None = None
+) -> list[tuple[str, Any, Any]]:
     """Returns the fields (path, old, new) in which `identity` differs from the run's; writes nothing.
 
     Raises:
@@ -119,7 +128,8 @@ def changes_of(folder: Path, identity: Mapping[str, Any], allow: Sequence[str] =
             f"this is another run: {len(refused)} fields differ",
             where=str(folder),
             why="\n         ".join(f"{path}: was {old!r}, now {new!r}" for path, old, new in refused),
-            remedy="undo the change, give another --out, or allow it with "
+            remedy=remedy
+            or "undo the change, give another --out, or allow it with "
             f"--allow-config-change={','.join(path for path, _, _ in refused)}",
         )
     return changes

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -18,25 +18,22 @@ import numpy as np
 
 from hidecmoe_jax.core import trees
 from hidecmoe_jax.core.about import VERSION
-from hidecmoe_jax.core.errors import ConfigError, DataError
+from hidecmoe_jax.core.errors import DataError
 from hidecmoe_jax.core.keys import key_for
-from hidecmoe_jax.data.check import examine
 from hidecmoe_jax.data.loader import buckets, shapes
-from hidecmoe_jax.data.pocket.cache import pocket_tasks
 from hidecmoe_jax.data.prompts import Encoded
 from hidecmoe_jax.data.records import Record
-from hidecmoe_jax.data.stream import Stream, Task, TaskSpec, open_stream
+from hidecmoe_jax.data.stream import Stream, Task
 from hidecmoe_jax.data.tokenizer import Tokenizer
 from hidecmoe_jax.data.writable import answer_warnings
 from hidecmoe_jax.evaluate.engine import Cache, Engine, Inputs
-from hidecmoe_jax.methods.base import FrozenFeatures, Learner, Method
-from hidecmoe_jax.methods.gates.anchors import clip_widths
+from hidecmoe_jax.methods.base import FrozenFeatures, Learner
 from hidecmoe_jax.models.llava import Model
-from hidecmoe_jax.models.store import base_folder, load_model
-from hidecmoe_jax.runs.config import RunConfig, StreamConfig, as_recorded, to_mapping
+from hidecmoe_jax.models.store import load_model
+from hidecmoe_jax.runs.config import RunConfig, as_recorded, to_mapping
 from hidecmoe_jax.runs.edits import learner_after
+from hidecmoe_jax.runs.opening import base_header, open_config
 from hidecmoe_jax.runs.status import Status, say
-from hidecmoe_jax.scoring.score import scorer_of
 from hidecmoe_jax.storage.arrays import Groups
 from hidecmoe_jax.train.stage import StageData
 
@@ -175,89 +172,26 @@ def identity_of(config: RunConfig, stream: Stream, base: str) -> dict[str, Any]:
     }
 
 
-def stream_specs(stream: StreamConfig) -> tuple[TaskSpec, ...]:
-    """Folders of all tasks; the pocket stream is generated into its cache folder where it is missing."""
-    specs = []
-    if stream.pocket is not None:
-        pocket = stream.pocket
-        folders = pocket_tasks(
-            tasks=pocket.tasks, seed=pocket.seed, train=pocket.train, val=pocket.val, test=pocket.test,
-            folder=pocket.folder,
-        )  # fmt: skip
-        specs = [TaskSpec(str(folder)) for folder in folders]
-    return (*specs, *stream.tasks)
-
-
 def open_base(config: RunConfig) -> tuple[Model, Tokenizer]:
-    """The frozen model and its tokenizer."""
-    folder = base_folder(config.base.path)
-    changes = {}
-    for name in ("dtype", "param_dtype", "remat"):
-        value = getattr(config.base, name)
-        # What the config leaves open stays as the checkpoint has it.
-        if value is not None:
-            changes[name] = value
-    if config.base.image_fit != "checkpoint":
-        changes["image_fit"] = config.base.image_fit
-    model = load_model(folder, **changes)
-    tokenizer = Tokenizer.load(folder)
-    # The image token's row is never looked up, so it alone may lie one past the table (original LLaVA-1.5).
-    beyond = tokenizer.size - (tokenizer.image == model.config.vocabulary)
-    if beyond > model.config.vocabulary or tokenizer.image != model.config.image_token:
-        raise ConfigError(
-            "tokenizer and model do not belong together", where=str(folder),
-            why=f"{tokenizer.size} tokens and image token {tokenizer.image}, the model has "
-            f"{model.config.vocabulary} and {model.config.image_token}",
-        )  # fmt: skip
-    if not model.config.has_text_tower:
-        return model, tokenizer
-    reader = tokenizer.text or tokenizer
-    base = model.config
-    if reader.size > base.text_vocabulary or reader.eos != base.text_end:
-        raise ConfigError(
-            "the text tower cannot read the tokenizer's ids", where=str(folder),
-            why=f"{reader.size} tokens and end {reader.eos}, the tower has {base.text_vocabulary} and {base.text_end}",
-            remedy="convert again with a --clip folder that has CLIP's tokenizer.json (it goes to text/)",
-        )  # fmt: skip
-    return model, tokenizer
+    """The frozen model and its tokenizer; errors as `opening.base_header` and `load_model`."""
+    header = base_header(config.base)
+    return load_model(header.folder, **header.changes), header.tokenizer
 
 
 def open_session(config: RunConfig, *, errors: str | None = None) -> Session:
     """Opens base and stream.
 
     Args:
-      errors: file that gets the full list of bad records, should there be any.
+      errors: file that gets the full list of problems, should there be any.
 
     Raises:
       DataError, ConfigError, CheckpointError: whatever is wrong with them, before anything is trained.
     """
-    stream = checked_stream(config, errors=errors)
-    model, tokenizer = open_base(config)
-    _require_clip(config.method, model)
+    opening = open_config(config, errors=errors)
+    report = opening.report.require()
+    model = load_model(opening.base.folder, **opening.base.changes)
     config = as_recorded(config, model.config.image_fit)
-    return Session(config, model, tokenizer, stream)
-
-
-def _require_clip(method: Method, model: Model) -> None:
-    """Refuses a method that finds tasks by CLIP's features on a base without CLIP's text tower."""
-    traits = method.traits
-    # A gate that is neither given the task nor reads a state of the base scores CLIP's features.
-    if method.gated and traits.reads is None and not traits.needs_task_name:
-        clip_widths(model)
-
-
-def checked_stream(config: RunConfig, *, errors: str | None = None) -> Stream:
-    """The stream alone, as `open_session` opens and checks it."""
-    specs = stream_specs(config.stream)
-    policy = config.stream.policy
-    if errors is not None:
-        policy = replace(policy, errors=errors)
-    stream = open_stream(specs, policy=policy, val_fraction=config.stream.val_fraction)
-    # Test items among training items of any task would make scores too high.
-    examine(stream.tasks, allowed_leaks=config.stream.allowed_leaks).require()
-    for task in stream.tasks:
-        scorer_of(task.scorer, where=f"task {task.name}")
-    return stream
+    return Session(config, model, opening.base.tokenizer, Stream(report.tasks), opening.cache)
 
 
 def say_notes(session: Session, tasks: Sequence[Task]) -> None:

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from hidecmoe_jax.core.errors import ConfigError
-from hidecmoe_jax.data.stream import TaskSpec
+from hidecmoe_jax.data.stream import TaskSpec, name_of
 from hidecmoe_jax.methods.base import Method
 from hidecmoe_jax.runs import edits, results
 from hidecmoe_jax.runs.config import RunConfig, StreamConfig, config_of, write_config
 from hidecmoe_jax.runs.folder import RunFolder, SeedFolder
-from hidecmoe_jax.runs.identity import changes_of, check_run, open_run, task_names
+from hidecmoe_jax.runs.identity import UNDO, changes_of, check_run, open_run, task_names
 from hidecmoe_jax.runs.ledger import Ledger
 from hidecmoe_jax.runs.missing import load_archive
 from hidecmoe_jax.runs.rows import Rows
@@ -141,13 +141,16 @@ def add(
         finished = min(_learned(folder, config)) == len(names)
         # The config was written with the new task before its learning began.
         has_new_task = config.stream.tasks[-1:] == (spec,)
-        resuming = not finished and has_new_task
+        # Learned, but perhaps not measured to the end: going on measures what is missing and learns nothing again.
+        resuming = has_new_task and not (finished and redo)
         if not finished and not resuming:
             raise ConfigError(
                 "the run is not finished", where=str(folder.path),
                 why=f"some of its {len(names)} tasks are not learned",
                 remedy=f"finish it first: hidecmoe run {folder.config} --out {folder.path} --resume",
             )  # fmt: skip
+        if not resuming and not redo:
+            _refuse_known_name(spec, names)
         if not resuming:
             stream = without_last(config.stream, names) if redo else config.stream
             stream = dataclasses.replace(stream, tasks=(*stream.tasks, spec))
@@ -160,15 +163,36 @@ def add(
         if redo:
             changing.add(names[-1])
         options = Options(resume=True, allow=_fields_of(changing), status_minutes=status_minutes)
+        if finished and resuming:
+            say(f"{names[-1]} is the last task of the run already; what is not measured yet is measured now")
+            options = dataclasses.replace(options, allow=())
+        # Refuses another run before anything is moved or learned.
+        changes_of(folder.path, session.identity(), options.allow, remedy=UNDO)
         if redo and not resuming:
-            # Refuses another run before anything is moved.
-            changes_of(folder.path, session.identity(), options.allow)
             for seed in config.seeds:
                 withdraw_last(folder.seed(seed), len(names), names[-1])
             edits.keep_until(folder.path, len(names) - 1)
         open_or_resume(session, folder.path, options)
         run_seeds(session, folder.path, options, stop)
     return folder.path
+
+
+def _refuse_known_name(spec: TaskSpec, names: Sequence[str]) -> None:
+    """Refuses a new task of the run's name before a record is read.
+
+    Raises:
+      ConfigError: a task of the run has this name.
+    """
+    name = name_of(spec)
+    if name not in names:
+        return
+    root = Path(spec.folder)
+    remedy = f'another task: write {{"name": "{name[:62]}_2"}} into {root / "task.json"}'
+    if name == names[-1]:
+        remedy = f"--redo learns it again from this folder; {remedy}"
+    raise ConfigError(
+        "the run has a task of this name", where=str(root), why=f"{name!r} is one of {', '.join(names)}", remedy=remedy
+    )
 
 
 def _learned(folder: RunFolder, config: RunConfig) -> list[int]:
@@ -217,7 +241,7 @@ def rollback(run: str | Path, tasks: int) -> Path:
         dropped = names[tasks:]
         options = Options(resume=True, allow=_fields_of(dropped))
         # Refuses another run before anything is moved.
-        changes_of(folder.path, session.identity(), options.allow)
+        changes_of(folder.path, session.identity(), options.allow, remedy=UNDO)
         for seed in config.seeds:
             _withdraw_from(folder.seed(seed), names, tasks)
         edits.keep_until(folder.path, tasks)
@@ -264,7 +288,9 @@ def evaluate_run(
     config = config_of(run)
     with writer_lock(folder.path), graceful_stop() as stop:
         session = open_session(config)
-        open_run(folder.path, session.identity(), resume=True, overwrite=False, session=session_facts())
+        open_run(
+            folder.path, session.identity(), resume=True, overwrite=False, session=session_facts(), remedy=UNDO
+        )  # fmt: skip
         lost: dict[str, str] = {}
         for seed in config.seeds:
             rows = Rows(session, folder.seed(seed), seed, stop, full_matrix)

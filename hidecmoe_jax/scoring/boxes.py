@@ -65,6 +65,29 @@ def area(box: Box) -> float:
     return width * height
 
 
+def hint(reference: str) -> str:
+    """Returns how a reference should be written that is no box, or a box without area."""
+    box = parse_box(reference)
+    if box is None:
+        return "write one box '[x1,y1,x2,y2]' of four decimals, and nothing like it beside"
+    x, y, width, height = box
+    if width <= 0 or height <= 0:
+        return "x2 and y2 must be larger than x1 and y1"
+    corners = ",".join(f"{value:g}" for value in (x, y, round(x + width, 6), round(y + height, 6)))
+    return (
+        "read as [x1,y1,x2,y2] its corners are swapped; if it is x,y,width,height, "
+        f"write [x,y,x+width,y+height] in train.json and test.json: [{corners}]"
+    )
+
+
+def legacy_hint(reference: str) -> str:
+    """The same for `iou_legacy`, which loses the first and the last character inside the brackets."""
+    box = parse_box(reference)
+    if box is not None and area(box) > 0:
+        return "CoIN's rule drops one character at both ends: write every number as 0.12, with two decimals"
+    return hint(reference)
+
+
 def iou(prediction: str, references: tuple[str, ...]) -> float | None:
     """Returns the best overlap with any reference; None where the strict parser finds no box in the answer."""
     return _best(parse_box(prediction), references)

@@ -80,6 +80,19 @@ def number(prediction: str, references: tuple[str, ...]) -> float | None:
     return float(value in expected)
 
 
+def choice_hint(reference: str) -> str:
+    """Returns how a reference of `choice` should be written."""
+    first = re.match(r"\W*([A-Za-z])\W", f"{reference} ")
+    letter = first.group(1).upper() if first else "B"
+    return f"write the letter alone, or before the text: '{letter}', '{letter}. ...' or '({letter}) ...'"
+
+
+def number_hint(reference: str) -> str:
+    """Returns how a reference of `number` should be written."""
+    del reference
+    return "write digits alone, without unit or words: '3', '3.5' or '1,000'; `scorer: exact` compares whole texts"
+
+
 def _letter(text: str) -> str | None:
     match = _CHOICE.match(text.strip())
     if match is None:

@@ -46,12 +46,16 @@ class Scorer:
       about: one line for tables and help texts.
       headline: False for rules that exist only to compare with published numbers.
       bounded: True if no score exceeds 100.
+      full: name of the part that is 100 where an answer equals its reference; None: `value` itself is.
+      hint: how a reference that this rule cannot match should be written.
     """
 
     judge: Callable[[Predictions, References], Score]
     about: str
     headline: bool = True
     bounded: bool = True
+    full: str | None = None
+    hint: Callable[[str], str] | None = None
 
     def __call__(self, predictions: Predictions, references: References) -> Score:
         """Returns the score; raises DataError as `score` does."""
@@ -99,6 +103,28 @@ def scorer_of(name: str, *, where: str | None = None) -> Scorer:
     else:
         why = nearest(name, [*SCORERS, *plugins.names(plugins.SCORERS)])
     raise ConfigError(f"Unknown scorer '{name}'", where=where, why=why, remedy="set `scorer` to a known name")
+
+
+def mismatch(name: str, reference: str) -> str | None:
+    """Returns why a reference can never be matched, or None: its own text as the answer must get full marks.
+
+    Raises:
+      ConfigError: unknown scorer.
+    """
+    try:
+        result = score(name, {"": reference}, {"": (reference,)})
+    except DataError:
+        reason = "the scorer cannot read it"
+    else:
+        full = scorer_of(name).full
+        mark = result.value if full is None else result.parts[full]
+        # Means of ratios may round below 100.
+        if mark > 100 - 1e-6:
+            return None
+        reason = f"the same text as the answer scores {mark:g} of 100"
+    hint = scorer_of(name).hint
+    advice = f"; {hint(reference)}" if hint else ""
+    return f"reference {reference[:80]!r} can never be matched by the scorer '{name}': {reason}{advice}"
 
 
 def bounded(name: str) -> bool:
@@ -240,14 +266,25 @@ def _mean(per_item: dict[str, float], unparsed: int, **parts: float) -> Score:
 SCORERS: Mapping[str, Scorer] = MappingProxyType(
     {
         "exact": Scorer(_itemwise(exact.exact), "whole answer equal, case-insensitive, punctuation kept"),
-        "choice": Scorer(_itemwise(exact.choice), "option letter equal: X, X. or (X)"),
-        "number": Scorer(_itemwise(exact.number), "numbers equal by value"),
-        "iou": Scorer(_boxwise(boxes.iou), "box overlap above 0.5"),
-        "caption6": Scorer(_caption, "mean of BLEU-1..4, ROUGE-L and CIDEr-D, each x100 (up to 250)", bounded=False),
+        "choice": Scorer(_itemwise(exact.choice), "option letter equal: X, X. or (X)", hint=exact.choice_hint),
+        "number": Scorer(_itemwise(exact.number), "numbers equal by value", hint=exact.number_hint),
+        "iou": Scorer(_boxwise(boxes.iou), "box overlap above 0.5", hint=boxes.hint),
+        "caption6": Scorer(
+            _caption,
+            "mean of BLEU-1..4, ROUGE-L and CIDEr-D, each x100 (up to 250)",
+            bounded=False,
+            full="rouge_l",
+            hint=captions.hint,
+        ),
         "contains": Scorer(_itemwise(exact.contains), "reference is part of the answer", headline=False),
         "either_contains": Scorer(
             _itemwise(exact.either_contains), "one is part of the other (CoIN ImageNet)", headline=False
         ),
-        "iou_legacy": Scorer(_boxwise(boxes.iou_legacy), "box overlap above 0.5, box read as in CoIN", headline=False),
+        "iou_legacy": Scorer(
+            _boxwise(boxes.iou_legacy),
+            "box overlap above 0.5, box read as in CoIN",
+            headline=False,
+            hint=boxes.legacy_hint,
+        ),
     }
 )

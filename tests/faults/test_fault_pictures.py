@@ -262,13 +262,13 @@ def test_fault_a8_limits_hold_from_reading_to_answering(tmp_path, pocket, field)
 
 
 def test_fault_a8_the_errors_file_of_a_config_is_written(tmp_path):
-    from hidecmoe_jax.runs.session import checked_stream
+    from hidecmoe_jax.runs.opening import checked_stream
 
     write_json(tmp_path / "train.json", [{"id": "a", "conversations": []}])
     listed = tmp_path / "all.jsonl"
     mapping = {"stream": {"pocket": None, "tasks": [{"folder": str(tmp_path)}], "policy": {"errors": str(listed)}}}
     with pytest.raises(DataError):
-        checked_stream(from_mapping(mapping))
+        checked_stream(from_mapping(mapping)).require()
     assert "conversations" in listed.read_text(encoding="utf-8")
 
 

@@ -10,7 +10,7 @@ import pytest
 from runs_world import make_world, outcome
 from tiny import write_base, write_task
 
-from hidecmoe_jax.core.errors import CheckpointError, ConfigError
+from hidecmoe_jax.core.errors import CheckpointError, ConfigError, DataError
 from hidecmoe_jax.runs import evaluation
 from hidecmoe_jax.runs.config import config_of, from_mapping, to_mapping
 from hidecmoe_jax.runs.folder import SeedFolder
@@ -176,7 +176,7 @@ def test_a_task_is_added_and_earlier_experts_keep_every_byte(world):
     assert np.shape(report(run)["matrix"]) == (4, 3)
     assert after["answers"]["answers/row_001/birds.jsonl"] == before["answers"]["answers/row_001/birds.jsonl"]
 
-    with pytest.raises(ConfigError, match="one name"):
+    with pytest.raises(ConfigError, match="a task of this name"):
         add(run, root / "trees")
 
     add(run, root / "trees", epochs=1, redo=True)
@@ -233,6 +233,43 @@ def test_an_interrupted_addition_goes_on_with_the_same_call(world, monkeypatch):
         add(run, root / "birds")
     add(run, root / "reeds")
     assert report(run)["tasks"] == ["birds", "fish", "reeds"]
+
+
+def test_fault_c1_an_addition_is_refused_before_training_and_goes_on_where_it_stopped(world, monkeypatch):
+    root, _, _ = world
+    run = copied(world, "stuck")
+    bad = write_task(root / "moss", "an oak", shade=220)
+    (bad / "task.json").write_text(json.dumps({"scorer": "choice"}))
+    before = {path.name: path.read_bytes() for path in (run / "config.yaml", run / "run.json")}
+    with pytest.raises(DataError, match=r"(?s)test\.json#0 \(id 'b8'\).*can never be matched"):
+        add(run, bad)
+    assert {name: (run / name).read_bytes() for name in before} == before
+    assert len(Ledger(run / "seed_0").tasks()) == 2
+    (bad / "task.json").unlink()
+
+    class Died(BaseException):
+        pass
+
+    def crash(here: str, about: str = "") -> None:
+        if here == "mid_evaluate" and len(Ledger(run / "seed_0").tasks()) == 3:
+            raise Died
+
+    # Learned, and stopped while its questions were answered: the same call goes on.
+    with monkeypatch.context() as patch:
+        patch.setattr("hidecmoe_jax.runs.evaluation.crash_point", crash)
+        with pytest.raises(Died):
+            add(run, bad)
+    learned = Ledger(run / "seed_0").meta(2)
+    items = json.loads((bad / "test.json").read_text())
+    (bad / "test.json").write_text(json.dumps(items[:-1]))
+    for again in (lambda: add(run, bad), lambda: evaluate_run(run)):
+        with pytest.raises(CheckpointError) as refused:
+            again()
+        assert "--allow-config-change" not in str(refused.value) and "add RUN DIR --redo" in str(refused.value)
+    (bad / "test.json").write_text(json.dumps(items))
+    add(run, bad)
+    assert report(run)["tasks"] == ["birds", "fish", "moss"]
+    assert Ledger(run / "seed_0").meta(2) == learned
 
 
 def test_a_checkpoint_of_other_data_is_not_gone_on_from(world, monkeypatch, capsys):

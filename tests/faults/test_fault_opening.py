@@ -1,0 +1,231 @@
+"""Opening of a config: what can be known before training is refused before training, by every command alike."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+from tiny import mapping, write_task
+
+from hidecmoe_jax.cli.main import main
+from hidecmoe_jax.core.errors import ConfigError, DataError
+from hidecmoe_jax.core.paths import find_config
+from hidecmoe_jax.data.stream import TaskSpec
+from hidecmoe_jax.models.store import pocket_folder
+from hidecmoe_jax.runs import stream_loop
+from hidecmoe_jax.runs.config import from_mapping, load_config, write_config
+from hidecmoe_jax.runs.opening import check_stream, open_config
+from hidecmoe_jax.runs.session import open_session
+from hidecmoe_jax.scoring.score import SCORERS, mismatch
+from hidecmoe_jax.storage.files import write_json
+
+# References by scorer that are right, and some that no answer could ever match.
+RIGHT = {
+    "exact": ("a wren", "B) green", "..."),
+    "contains": ("a wren",),
+    "either_contains": ("a wren",),
+    "choice": ("B", "b.", "(B) green"),
+    "number": ("3", "1,000", "-2.50"),
+    "iou": ("[0.1,0.2,0.5,0.6]", "the box is [10, 20, 30.5, 40]"),
+    "iou_legacy": ("[0.10,0.20,0.50,0.60]",),
+    "caption6": ("a dog", "a dog runs over the wide green field"),
+}
+WRONG = {
+    "choice": ("B) green", "green", "both"),
+    "number": ("three", "3 cm", "50 %"),
+    "iou": ("[0.50,0.50,0.20,0.20]", "0.1,0.2,0.5,0.6", "[0.1,0.1,0.1,0.4]"),
+    "iou_legacy": ("[0.50,0.50,0.20,0.20]", "[1,2,3,4]"),
+    "caption6": ("...",),
+}
+
+
+def rewrite(folder: Path, split: str, change) -> None:
+    """Changes the items of a split's file in place."""
+    path = folder / f"{split}.json"
+    items = json.loads(path.read_text())
+    change(items)
+    path.write_text(json.dumps(items, ensure_ascii=False))
+
+
+def answer(number: int, text: str):
+    """A change of one test item's answer."""
+
+    def change(items) -> None:
+        items[number]["answer"] = text
+
+    return change
+
+
+BASE = Path("pocket")  # opened without its weights, which takes no time
+LONG = {"max_length": 512}
+
+
+def settings(**more) -> dict:
+    """A config as plain values, on the pocket base."""
+    plain = mapping(BASE, "hide", tune=LONG, **more)
+    plain["evaluate"]["writing"] |= LONG
+    return plain
+
+
+@pytest.fixture
+def task(tmp_path) -> Path:
+    return write_task(tmp_path / "birds", "a wren")
+
+
+def scored(task: Path, scorer: str) -> Path:
+    (task / "task.json").write_text(json.dumps({"scorer": scorer}))
+    return task
+
+
+def test_fault_a1_every_scorer_gives_its_own_reference_full_marks_or_refuses_it():
+    assert set(RIGHT) == set(SCORERS)
+    for scorer, references in RIGHT.items():
+        assert [mismatch(scorer, reference) for reference in references] == [None] * len(references), scorer
+    for scorer, references in WRONG.items():
+        for reference in references:
+            reason = mismatch(scorer, reference)
+            assert reason is not None and repr(reference) in reason and scorer in reason
+
+
+def test_fault_a1_boxes_as_x_y_width_height_get_the_corners_as_a_hint():
+    assert "[0.5,0.6,0.8,0.7]" in mismatch("iou", "[0.50,0.60,0.30,0.10]")
+    assert "'B'" in mismatch("choice", "B) green") and "'3.5'" in mismatch("number", "three")
+
+
+def test_fault_a1_a_reference_is_judged_in_check_run_and_eval_with_file_and_record(task, tmp_path, capsys):
+    rewrite(scored(task, "choice"), "test", lambda items: [item.update(answer="B") for item in items])
+    rewrite(task, "test", answer(2, "B) green"))
+    assert main(["data", "check", str(task), "--errors", str(tmp_path / "e.jsonl")]) == DataError.exit_code
+    assert f"{task}/test.json: test.json#2 (id 'b10'): reference 'B) green'" in capsys.readouterr().out
+    config = from_mapping(settings(tasks=[task]))
+    with pytest.raises(DataError, match=r"test\.json#2 \(id 'b10'\)"):
+        stream_loop.learn(config, tmp_path / "run")
+    assert not (tmp_path / "run" / "seed_0").exists()
+    # A run of an older version may have learned it: evaluating it again says the same.
+    write_json(tmp_path / "run" / "run.json", {"format": 1, "identity": {"tasks": ["birds"]}})
+    write_config(config, tmp_path / "run")
+    with pytest.raises(DataError, match=r"can never be matched by the scorer 'choice'"):
+        stream_loop.evaluate_run(tmp_path / "run")
+    report = check_stream([TaskSpec(str(task))])
+    assert [problem.id for problem in report.problems] == ["b10"]
+
+
+def test_fault_a1_training_answers_that_the_scorer_cannot_read_are_a_warning(task):
+    rewrite(scored(task, "choice"), "test", lambda items: [item.update(answer="B") for item in items])
+    report = check_stream([TaskSpec(str(task))])
+    assert report.ok
+    assert any("7 of 7 training answers" in warning and "train.json#0" in warning for warning in report.warnings)
+
+
+def test_fault_a2_check_of_folders_reads_every_assignment(task, tmp_path, capsys):
+    words = ["data", "check", str(task), "--errors", str(tmp_path / "e.jsonl")]
+    assert main([*words, "--set", "nonsense.key=1"]) == ConfigError.exit_code
+    assert "unknown key 'nonsense'" in capsys.readouterr().err
+    train = json.loads((task / "train.json").read_text())
+    rewrite(task, "test", lambda items: items.append(
+        {"question_id": "leak", "image": train[0]["image"], "text": "What is shown in picture 0?", "answer": "a wren"}
+    ))  # fmt: skip
+    assert main([*words, "--set", "stream.val_fraction=0.01"]) == DataError.exit_code
+    assert main([*words, "--set", "stream.val_fraction=0.01", "stream.allowed_leaks=1"]) == 0
+    assert main([*words, "--set", "base.path=/no/such/base"]) == 4
+    assert main([*words, "--set", "stream.tasks.0.scorer=nonsense"]) == ConfigError.exit_code
+
+
+def test_fault_a2_a_config_is_checked_as_run_opens_it(task, tmp_path, capsys):
+    config = tmp_path / "mine.yaml"
+    plain = settings()
+    plain["stream"] = {"pocket": None, "policy": {"dedupe": "keep-first"}}
+    config.write_text(yaml.safe_dump(plain))
+    rewrite(task, "train", lambda items: items.append(items[0]))
+    words = ["data", "check", str(config), "--tasks", str(task), "--errors", str(tmp_path / "e.jsonl")]
+    assert main(words) == 0
+    assert "longest training record" in capsys.readouterr().out
+    open_session(load_config(config, tasks=[task]))
+    assert main([*words, "--set", "stream.policy.dedupe=refuse"]) == DataError.exit_code
+    assert main([*words, "--set", "tune.max_length=8"]) == DataError.exit_code
+    assert "at most 8 are trained on" in capsys.readouterr().out
+    # Half a base is found before its weights are read.
+    (tmp_path / "half").mkdir()
+    (tmp_path / "half" / "config.json").write_text((pocket_folder() / "config.json").read_text())
+    assert main([*words, "--set", f"base.path={tmp_path / 'half'}"]) == 4
+    assert "without weights" in capsys.readouterr().err
+
+
+def test_fault_a2_set_may_change_the_entry_of_a_folder(task, tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(settings()))
+    config = load_config(path, overrides=["stream.tasks.0.name=finches"], tasks=[task])
+    assert config.stream.tasks[0].name == "finches"
+
+
+def test_fault_c1_a_prompt_that_is_too_long_is_refused_without_a_zero_shot_row(task):
+    rewrite(task, "test", lambda items: items[1].update(text="Which " * 600))
+    config = from_mapping(settings(tasks=[task]))
+    config = replace(config, evaluate=replace(config.evaluate, zero_shot=False))
+    with pytest.raises(DataError, match=r"(?s)test\.json#1 \(id 'b9'\).*evaluate\.writing\.max_length="):
+        open_session(config)
+
+
+def test_fault_c1_too_long_a_training_record_is_refused_when_the_config_is_opened(task):
+    config = from_mapping(settings(tasks=[task]))
+    config = replace(config, tune=replace(config.tune, max_length=8))
+    with pytest.raises(DataError, match=r"(?s)train\.json#0 \(id 'a0'\).*--set tune\.max_length="):
+        open_session(config)
+    assert open_config(replace(config, tune=replace(config.tune, max_length=512))).report.ok
+
+
+def test_fault_e4_identical_problems_are_one_line(tmp_path):
+    task = write_task(tmp_path / "birds", "a wren")
+    (task / "images").rename(task / "pictures")
+    with pytest.raises(DataError) as refused:
+        check_stream([TaskSpec(str(task))]).require()
+    why = refused.value.why
+    assert f"there is no folder {task / 'images'}" in why and "(and 7 more of this kind)" in why
+    assert why.count("does not exist") == 1
+
+
+def test_fault_e5_a_wrong_key_in_test_json_is_named_with_the_right_one(task):
+    rewrite(task, "test", lambda items: [item.update(question=item.pop("text")) for item in items])
+    report = check_stream([TaskSpec(str(task))])
+    assert "no 'text', the question; rename 'question' to 'text'" in report.problems[0].problem
+    rewrite(task, "test", lambda items: [item.update(text=item.pop("question")) for item in items])
+    rewrite(task, "test", lambda items: [item.update(anwser=item.pop("answer")) for item in items])
+    report = check_stream([TaskSpec(str(task))])
+    assert "rename 'anwser' to 'answer'" in report.problems[0].problem
+    assert report.text().count("rename 'anwser'") == 1
+
+
+def test_fault_e1_a_typo_in_a_folder_names_the_nearest_folder(task, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["data", "check", "brids"]) == ConfigError.exit_code
+    error = capsys.readouterr().err
+    assert "did you mean 'birds'?" in error and "pocket/" not in error
+    assert main(["data", "check", "birds", "brids"]) == DataError.exit_code
+    assert "did you mean 'birds'?" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="did you mean 'pocket/hide.yaml'"):
+        find_config("pocket/hid")
+
+
+def test_fault_e2_run_of_a_folder_says_what_takes_one(task, tmp_path, capsys):
+    assert main(["run", str(task)]) == ConfigError.exit_code
+    assert f"hidecmoe run pocket/hide --tasks {task}" in capsys.readouterr().err
+    (tmp_path / "done").mkdir()
+    (tmp_path / "done" / "run.json").write_text("{}")
+    assert main(["run", str(tmp_path / "done")]) == ConfigError.exit_code
+    assert "a run is no config" in capsys.readouterr().err
+
+
+def test_fault_e6_two_folders_of_one_name_get_a_remedy_that_works(task, tmp_path, capsys):
+    other = write_task(tmp_path / "south" / "birds", "a carp", shade=90)
+    words = ["data", "check", str(task), str(other), "--errors", str(tmp_path / "e.jsonl")]
+    assert main(words) == ConfigError.exit_code
+    assert "two tasks of a stream have one name" in capsys.readouterr().out
+    with pytest.raises(ConfigError) as refused:
+        check_stream([TaskSpec(str(task)), TaskSpec(str(other))]).require()
+    assert str(other / "task.json") in refused.value.remedy
+    about = refused.value.remedy.partition("write ")[2].partition(" into ")[0]
+    (other / "task.json").write_text(about)
+    assert main(words) == 0
