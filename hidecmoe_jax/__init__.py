@@ -25,7 +25,7 @@ _HOME = {
     "add": "hidecmoe_jax.runs.stream_loop",
     "ask": "hidecmoe_jax.runs.questions",
     "Bank": "hidecmoe_jax.experts.bank",
-    "check_run": "hidecmoe_jax.runs.identity",
+    "check_run": "hidecmoe_jax.runs.start",
     "check_stream": "hidecmoe_jax.runs.opening",
     "compare": "hidecmoe_jax.studies.compare",
     "conversion_check": "hidecmoe_jax.port.checkpoints.check",

@@ -8,7 +8,7 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 import hidecmoe_jax as hj
-from hidecmoe_jax.cli.words import Run
+from hidecmoe_jax.cli.words import Folders, Run, joined
 
 
 def add(
@@ -20,6 +20,7 @@ def add(
     rate: float | None = None,
     redo: bool = False,
     status_minutes: float = 5.0,
+    tasks: Folders = (),
 ) -> None:
     """Train a finished run on one more task; methods with experts per task leave the existing experts unchanged.
 
@@ -35,7 +36,16 @@ def add(
       rate: learning rate for this task; by default that of the run.
       redo: learn the last task of the run again, from this folder.
       status_minutes: minutes between two lines about the progress where there is no terminal; 0 for none.
+      tasks: folders of the run's tasks in their order, where these were moved.
     """
-    folder = hj.add(run, task, epochs=epochs, rate=rate, redo=redo, status_minutes=status_minutes)
+    folder = hj.add(
+        run,
+        task,
+        epochs=epochs,
+        rate=rate,
+        redo=redo,
+        status_minutes=status_minutes,
+        tasks=joined(tasks),
+    )
     print("\n".join(hj.outcome_lines(folder)))
     print(f"report: {folder / 'report.html'}")

@@ -9,6 +9,8 @@ from tyro.conf import Positional, UseAppendAction, arg
 
 import hidecmoe_jax as hj
 from hidecmoe_jax.cli.words import Assignments, Folders, joined
+from hidecmoe_jax.port.output import check_target
+from hidecmoe_jax.storage.places import RUN
 
 Names = Annotated[UseAppendAction[tuple[tuple[str, ...], ...]], arg(metavar="NAME ...")]
 
@@ -45,6 +47,8 @@ def adopt(
       sets: override a value of the run's config, such as evaluate.writing.max_new_tokens=64.
       overwrite: replace what is in RUN.
     """
+    # Before the base is opened, which imports JAX.
+    check_target(out, overwrite=overwrite, sources=adapters, replaces=(RUN,))
     # As text, because they are recorded in the run's config file.
     folders = tuple(str(folder) for folder in joined(data))
     options = hj.Adoption(joined(names), folders, template, joined(sets))

@@ -10,6 +10,7 @@ from tyro.conf import Positional, arg
 import hidecmoe_jax as hj
 from hidecmoe_jax.cli.words import Assignments, Folders, confirm_overwrite, read_config
 from hidecmoe_jax.core.paths import find_config
+from hidecmoe_jax.runs.start import check_comparison
 
 
 def compare(
@@ -47,6 +48,7 @@ def compare(
     """
     # Every name is looked up before the first config is loaded, which imports JAX.
     paths = [find_config(name) for name in configs]
+    check_comparison(out)
     settings = [read_config(path, sets=sets, tasks=tasks) for path in paths]
     if overwrite and any(out.glob("*/run.json")):
         confirm_overwrite(out, yes=yes)

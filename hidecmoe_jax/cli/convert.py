@@ -10,6 +10,7 @@ from tyro.conf import Positional, arg
 
 import hidecmoe_jax as hj
 from hidecmoe_jax.cli.words import Folder, Folders, joined
+from hidecmoe_jax.storage.places import check_place
 
 
 def convert(
@@ -58,6 +59,9 @@ def convert(
       python: interpreter with torch for --check, if not this one.
       allow_nonfinite: write NaN and infinity too.
     """
+    # A target that exists is refused under its lock.
+    if not dry_run and not os.path.lexists(target):
+        check_place(target, remedy="give another target")
     # Conversion reads and writes files; JAX, which starts below, must not occupy an accelerator for it.
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     parts: dict[str, Any] = {"clip": joined(clip), "vision": vision, "projector": projector}

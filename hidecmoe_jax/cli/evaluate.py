@@ -7,7 +7,7 @@ from typing import Annotated
 from tyro.conf import arg
 
 import hidecmoe_jax as hj
-from hidecmoe_jax.cli.words import Run
+from hidecmoe_jax.cli.words import Folders, Run, joined
 
 
 def evaluate(
@@ -17,6 +17,7 @@ def evaluate(
     task: Annotated[int | None, arg(metavar="N")] = None,
     full_matrix: bool = False,
     skip_missing: bool = False,
+    tasks: Folders = (),
 ) -> None:
     """Evaluate a run again; answers that are already on disk are not computed twice.
 
@@ -29,6 +30,13 @@ def evaluate(
       task: evaluate the run as it was after its first N tasks; 0 is the base model.
       full_matrix: evaluate on every task of the stream, also those not yet learned.
       skip_missing: evaluate without tasks whose files are missing or damaged, beside the run, instead of refusing.
+      tasks: folders of the run's tasks in their order, where these were moved.
     """
-    folder = hj.evaluate_run(run, task=task, full_matrix=full_matrix, skip_missing=skip_missing)
+    folder = hj.evaluate_run(
+        run,
+        task=task,
+        full_matrix=full_matrix,
+        skip_missing=skip_missing,
+        tasks=joined(tasks),
+    )
     print(f"report: {folder / 'report.html'}")

@@ -9,6 +9,8 @@ from tyro.conf import Positional, UseAppendAction, arg
 
 import hidecmoe_jax as hj
 from hidecmoe_jax.cli.words import Run, joined
+from hidecmoe_jax.port.output import check_target
+from hidecmoe_jax.storage.places import SEALED
 
 Tasks = Annotated[UseAppendAction[tuple[tuple[str, ...], ...]], arg(metavar="NAME ...")]
 
@@ -53,6 +55,8 @@ def export(
       shard_gib: largest weights file of a checkpoint.
       overwrite: replace what is in DST.
     """
+    # Before the run is opened, which imports JAX.
+    check_target(target, overwrite=overwrite, sources=[run], replaces=(SEALED,))
     options = hj.ExportOptions(to, joined(task), tree, after, base_name, shard_gib)
     lines = hj.export(run, target, options, overwrite=overwrite)
     print("\n".join(lines))

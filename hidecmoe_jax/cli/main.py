@@ -6,6 +6,7 @@ Only the module of the selected command is imported, and command modules reach t
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import inspect
 import os
@@ -15,7 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 import tyro
 
 from hidecmoe_jax import __version__
-from hidecmoe_jax.core.errors import ConfigError, HidecmoeError, nearest
+from hidecmoe_jax.core.errors import CheckpointError, ConfigError, HidecmoeError, nearest
 from hidecmoe_jax.core.paths import cache_folder
 from hidecmoe_jax.core.plugins import import_trusted
 
@@ -55,15 +56,37 @@ COMMANDS = {
 }
 INTERRUPTED = 130
 TRUST = "--trust"
+CLOSED = 141  # as a shell reports SIGPIPE
 
 
 def main(words: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code; a user's mistake ends in a message on stderr, not in a traceback.
 
     Exit codes: 0 done, 2 usage or configuration, 3 data, 4 weights or run folder, 5 numerics, 6 resources,
-    7 busy, 8 a question was refused (`ask`), 75 stopped but resumable, 130 interrupted, 1 anything else. `--debug`
-    shows the traceback.
+    7 busy, 8 a question was refused (`ask`), 75 stopped but resumable, 130 interrupted, 141 the reader of the output is
+    gone, 1 anything else. `--debug` shows the traceback.
     """
+    try:
+        try:
+            return _run(words)
+        finally:
+            # A closed pipe is met here, not when the interpreter ends, which would print a traceback of its own.
+            sys.stdout.flush()
+    except BrokenPipeError:
+        _drop_output()
+        return CLOSED
+
+
+def _drop_output() -> None:
+    """Nobody reads the output any more (`| head`): what is left of it goes nowhere."""
+    # A stream that is no file, as a test replaces it, has nothing to redirect.
+    with contextlib.suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+
+
+def _run(words: Sequence[str] | None) -> int:
+    """`main`, but for a closed pipe."""
     words = list(sys.argv[1:] if words is None else words)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
@@ -76,6 +99,12 @@ def main(words: Sequence[str] | None = None) -> int:
             raise
         print(f"hidecmoe: {error}", file=sys.stderr)
         return error.exit_code
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        if debug:
+            raise
+        return _refused_by_system(error)
     except KeyboardInterrupt:
         if debug:
             raise
@@ -109,6 +138,19 @@ def _split_trusted(words: Sequence[str]) -> tuple[list[str], list[str]]:
             )
         modules.append(module)
     return rest, modules
+
+
+def _refused_by_system(error: OSError) -> int:
+    """Prints what the system refused, such as a folder that may not be written."""
+    reason = error.strerror or str(error)
+    message = CheckpointError(
+        "the system refused a file",
+        where=str(error.filename or "unknown"),
+        why=reason,
+        remedy="look at its permissions and its disk; --debug shows where it happened",
+    )
+    print(f"hidecmoe: {message}", file=sys.stderr)
+    return message.exit_code
 
 
 def overview(names: Iterable[str] = COMMANDS) -> str:

@@ -9,6 +9,8 @@ from tyro.conf import arg
 
 import hidecmoe_jax as hj
 from hidecmoe_jax.cli.words import Assignments, Config, Folder, Folders, confirm_overwrite, read_config
+from hidecmoe_jax.core.paths import find_config
+from hidecmoe_jax.runs.start import check_start
 
 
 def run(
@@ -48,8 +50,10 @@ def run(
     """
     if out is None:
         out = Path("runs") / Path(config).stem
+    find_config(config)
+    # Before the config is read, which imports JAX: a refusal costs no time.
+    exists = check_start(out, resume=resume, overwrite=overwrite)
     settings = read_config(config, sets=sets, tasks=tasks)
-    exists = hj.check_run(out, resume=resume, overwrite=overwrite)
     if exists and overwrite:
         confirm_overwrite(out, yes=yes)
     # An empty text splits into one empty field, which is none.

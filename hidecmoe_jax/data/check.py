@@ -16,6 +16,7 @@ from hidecmoe_jax.data.items import Record, Turn
 from hidecmoe_jax.data.media import IMAGE
 from hidecmoe_jax.data.records import POLICY, BadRecords, Policy, Problem, write_problems
 from hidecmoe_jax.data.stream import Stream, Task, TaskSpec, open_task
+from hidecmoe_jax.storage.places import check_list
 
 _CONTROL_TEXTS = ("</s>", "<s>", "USER:", "ASSISTANT:")
 """Texts that are control tokens or words of a template in many models; in a record they are plain characters."""
@@ -148,7 +149,12 @@ def check_stream(
       policy: how records are read; its `errors` file is replaced by the full list.
       length, max_length: function that counts a training record's tokens, and how many are allowed.
       checks: further checks of every opened task; an error that one raises is a problem too.
+
+    Raises:
+      ConfigError: the file of `policy.errors` cannot be written, or it is no such list.
     """
+    if policy.errors is not None:
+        check_list(Path(policy.errors), "problem")
     opened: list[Task] = []
     refusals: list[HidecmoeError] = []
     problems: list[Problem] = []

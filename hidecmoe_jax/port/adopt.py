@@ -33,6 +33,7 @@ from hidecmoe_jax.runs.session import identity_of, open_base, session_facts
 from hidecmoe_jax.runs.status import say
 from hidecmoe_jax.storage.arrays import Groups
 from hidecmoe_jax.storage.files import write_json
+from hidecmoe_jax.storage.places import RUN
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def adopt(
     target = Path(out)
     folders = [Path(folder) for folder in adapters]
     sources = [*folders, base_folder(str(base))]
-    check_target(target, overwrite=overwrite, sources=sources)
+    check_target(target, overwrite=overwrite, sources=sources, replaces=(RUN,))
     if any(is_hub(folder) for folder in folders):
         return _adopt_hub(str(base), folders, target, how, overwrite=overwrite)
     # Adapters are read before the base is opened: their errors are quick, and a 7B base takes minutes.
@@ -95,7 +96,7 @@ def adopt(
         for note in adapter.notes:
             notes.append(f"{adapter.path}: {note}")
         origins.append({"kind": adapter.kind, "from": adapter.base_name, "task": adapter.task})
-    with fresh_folder(target, overwrite=overwrite) as unfinished:
+    with fresh_folder(target, overwrite=overwrite, replaces=(RUN,)) as unfinished:
         facts = {"adopted": origins, "notes": notes}
         write_run(unfinished, config, model, names, lessons, facts=facts, digest=digest)
     for adapter in read:
@@ -150,7 +151,7 @@ def _adopt_hub(base: str, folders: list[Path], target: Path, how: Adoption, *, o
             why=f"they are {', '.join(hub.tasks)}",
             remedy="leave --names out, and give --data folders of these names in this order",
         )
-    with fresh_folder(target, overwrite=overwrite) as unfinished:
+    with fresh_folder(target, overwrite=overwrite, replaces=(RUN,)) as unfinished:
         facts = {"adopted": [{"kind": "hub", "from": folder.name}]}
         write_run(unfinished, config, model, hub.names, hub.lessons, facts=facts, digest=digest, tasks=hub.tasks)
         if hub.edits:

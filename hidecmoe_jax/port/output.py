@@ -15,15 +15,22 @@ from pathlib import Path
 from hidecmoe_jax.core.errors import ConfigError
 from hidecmoe_jax.storage.files import disk_errors, remove_inside, sync_folder
 from hidecmoe_jax.storage.lock import lock_file
+from hidecmoe_jax.storage.places import check_kind, check_place
 
 
-def check_target(target: Path, *, overwrite: bool, sources: Iterable[Path] = ()) -> None:
-    """Refuses a target that is occupied, or that contains what is read.
+def check_target(
+    target: Path, *, overwrite: bool, sources: Iterable[Path] = (), replaces: tuple[str, ...] = ()
+) -> None:
+    """Refuses a target that is occupied, that contains what is read, or that cannot be written.
+
+    Args:
+      replaces: kinds of folders (`storage.places`) that `overwrite` may replace; no others are.
 
     Raises:
       ConfigError: the target is a folder that is not empty and `overwrite` is not given, it is a file or a link, or one
         of `sources` is the target or below it, so that overwriting would delete it.
     """
+    check_place(target, remedy="give another folder")
     resolved = target.resolve()
     for source in sources:
         read_path = source.resolve()
@@ -42,6 +49,7 @@ def check_target(target: Path, *, overwrite: bool, sources: Iterable[Path] = ())
             why=f"it is {kind}",
             remedy="give another path",
         )
+    check_kind(target, replaces)
     if target.is_dir() and any(target.iterdir()) and not overwrite:
         names = sorted(path.name for path in target.iterdir())
         raise ConfigError(
@@ -74,7 +82,7 @@ def only_writer(target: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def fresh_folder(target: Path, *, overwrite: bool) -> Iterator[Path]:
+def fresh_folder(target: Path, *, overwrite: bool, replaces: tuple[str, ...] = ()) -> Iterator[Path]:
     """An empty folder to write into; it is renamed to `target` when the block succeeds, and deleted when it does not.
 
     Raises:
@@ -89,7 +97,7 @@ def fresh_folder(target: Path, *, overwrite: bool) -> Iterator[Path]:
         with disk_errors("could not make the output folder", target, needed=0):
             if old.is_dir() and not target.exists():
                 os.rename(old, target)  # an earlier process crashed between the two renames of `_place`
-            check_target(target, overwrite=overwrite)
+            check_target(target, overwrite=overwrite, replaces=replaces)
             for leftover in (unfinished, old):
                 if leftover.exists():
                     remove_inside(target.parent, leftover)

@@ -9,7 +9,7 @@ gives imports that module; the config of a run folder never does (`core/plugins.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -34,6 +34,7 @@ from hidecmoe_jax.models.config import Fit
 from hidecmoe_jax.runs.folder import RunFolder
 from hidecmoe_jax.train.optim import TrainConfig
 
+POCKET = "pocket"  # the base model that is part of the package
 # Younger than the first runs, by section; left out at their defaults, so that files of such runs keep every byte.
 YOUNGER_FIELDS: dict[tuple[str, ...], dict[str, Any]] = {
     ("tune",): {"optimizer": "adamw", "clip": None},
@@ -208,7 +209,7 @@ def config_of(run: str | Path) -> RunConfig:
     if config.base.image_fit == "checkpoint":
         # A run's own file states every other rule than padding (`as_recorded`), whatever its base says today.
         config = replace(config, base=replace(config.base, image_fit="pad"))
-    return config
+    return _with_places(config, lambda place: _found(place, path.parent))
 
 
 def as_recorded(config: RunConfig, fit: Fit | Literal["checkpoint"]) -> RunConfig:
@@ -221,13 +222,70 @@ def as_recorded(config: RunConfig, fit: Fit | Literal["checkpoint"]) -> RunConfi
 
 
 def write_config(config: RunConfig, run: Path) -> None:
-    """The resolved configuration, as YAML that `load_config` reads back."""
+    """The resolved configuration, as YAML that `load_config` reads back; its folders absolute, so it holds anywhere."""
+    config = _with_places(config, lambda place: str(Path(place).absolute()))
     path = RunFolder(run).config
     # Renamed into place: a crash leaves the old file or the new one, never half of one.
     unfinished = path.with_name(f"{path.name}.part")
     text = yaml.safe_dump(to_mapping(config), sort_keys=False)
     unfinished.write_text(text, encoding="utf-8")
     unfinished.replace(path)
+
+
+def _with_places(config: RunConfig, change: Callable[[str], str]) -> RunConfig:
+    """The config with the paths of its base, its tasks and its pocket stream changed."""
+    base = config.base
+    if base.path != POCKET:
+        base = replace(base, path=change(base.path))
+    stream = config.stream
+    # A folder of pictures is relative to its task, wherever that lies.
+    tasks = tuple(replace(spec, folder=change(spec.folder)) for spec in stream.tasks)
+    pocket = stream.pocket
+    if pocket is not None and pocket.folder is not None:
+        pocket = replace(pocket, folder=change(pocket.folder))
+    return replace(config, base=base, stream=replace(stream, pocket=pocket, tasks=tasks))
+
+
+def _found(place: str, run: Path) -> str:
+    """A relative path of a run that did not record where it was begun: from here, or else from a folder above the run.
+
+    What is found there is compared with the run's fingerprints like any other data.
+    """
+    path = Path(place)
+    if path.is_absolute() or path.exists():
+        return place
+    for above in run.absolute().parents:
+        if (above / path).exists():
+            return str(above / path)
+    return place
+
+
+def moved(config: RunConfig, tasks: Iterable[str | Path], names: Sequence[str]) -> RunConfig:
+    """The config of a run whose task folders lie somewhere else now; everything else of its tasks stays.
+
+    Args:
+      tasks: one folder for every task of the run, in their order; none for the folders of the config.
+      names: of all tasks of the run, which they keep whatever their folders are called now.
+
+    Raises:
+      ConfigError: there are more or fewer folders than tasks.
+    """
+    folders = [str(Path(folder).absolute()) for folder in tasks]
+    if not folders:
+        return config
+    if len(folders) != len(names):
+        raise ConfigError(
+            "folders and tasks do not match", where="--tasks",
+            why=f"got {len(folders)}, the run has {len(names)}: {', '.join(names)}",
+            remedy="give one folder for every task, in this order",
+        )  # fmt: skip
+    stream = config.stream
+    # Tasks of the pocket stream come first and have no entry of their own.
+    pocket = (TaskSpec(""),) * (len(names) - len(stream.tasks))
+    specs = []
+    for spec, folder, name in zip((*pocket, *stream.tasks), folders, names, strict=True):
+        specs.append(replace(spec, folder=folder, name=name))
+    return replace(config, stream=replace(stream, pocket=None, tasks=tuple(specs)))
 
 
 def from_mapping(mapping: Mapping[str, Any], where: str = "config", *, imports: bool = True) -> RunConfig:

@@ -29,12 +29,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from hidecmoe_jax.storage.places import COMPARISON_MARK, RUN_MARK
+
 CONFIG = "config.yaml"
-IDENTITY = "run.json"
+IDENTITY = RUN_MARK
 EDITS = "edits.json"
 FACTS = "facts.json"
 ERRORS = "data_errors.jsonl"
-COMPARISON = "comparison.json"
+COMPARISON = COMPARISON_MARK
 
 _WRITTEN_BY_A_RUN = re.compile(
     r"seed_\d+|config\.yaml|report\.(json|html)|figures|tables|facts\.json|edits\.json|data_errors\.jsonl"
@@ -117,9 +119,14 @@ class CellsFolder:
         """Scores by row and task."""
         return self.path / "cells.json"
 
+    @property
+    def answers_folder(self) -> Path:
+        """Folders of all rows."""
+        return self.path / "answers"
+
     def row(self, row: int) -> Path:
         """Folder of the answers of a row; row 0 is the base model, row k the run after k lessons."""
-        return self.path / "answers" / f"row_{row:03d}"
+        return self.answers_folder / f"row_{row:03d}"
 
     def answers(self, row: int, task: str, *, named: bool) -> Path:
         """Answers of one cell; `named` for those that were given with the task named."""

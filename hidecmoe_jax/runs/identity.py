@@ -2,7 +2,7 @@
 
 The identity (base digest, configuration, order of tasks, fingerprints of the data) is written when a run starts and
 compared field by field when it is resumed. A difference stops the run and both values are named, except for fields that
-the user allows to change; allowed changes are recorded in the file.
+the user allows to change; an allowed change is carried out and recorded in the file, or refused as too late.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from typing import Any
 
 from hidecmoe_jax.core.errors import CheckpointError, ConfigError
 from hidecmoe_jax.core.strict import difference
+from hidecmoe_jax.runs.changes import allowing, carry_out, impossible, is_below, refuse_impossible
 from hidecmoe_jax.runs.config import from_mapping, to_mapping
-from hidecmoe_jax.runs.folder import ERRORS, IDENTITY, RunFolder
+from hidecmoe_jax.runs.folder import IDENTITY, RunFolder
+from hidecmoe_jax.runs.start import check_run
 from hidecmoe_jax.storage.files import read_json, sync_folder, write_json
-from hidecmoe_jax.storage.lock import LOCK, NOTE
 
 FORMAT = 1
 # For commands that work on a finished run as it was learned.
@@ -27,45 +28,7 @@ UNDO = (
     "put the data and config.yaml of the run back as they were; "
     "`hidecmoe add RUN DIR --redo` learns a changed last task again"
 )
-
-
-def check_run(folder: Path, *, resume: bool, overwrite: bool) -> bool:
-    """Returns whether `folder` holds a run; decides from the flags alone, reads and writes nothing else.
-
-    Raises:
-      ConfigError: a run is there and no flag decides what happens to it, or both flags are given, or the folder
-        holds something that is no run.
-      CheckpointError: `resume` and there is nothing to resume.
-    """
-    if resume and overwrite:
-        raise ConfigError("--resume and --overwrite exclude each other", where=str(folder), remedy="give one of them")
-    has_run = RunFolder(folder).identity.is_file()
-    if not has_run and resume:
-        raise CheckpointError(
-            "nothing to resume",
-            where=str(folder),
-            why=f"there is no {IDENTITY}",
-            remedy="check --out, or start afresh without --resume",
-        )
-    if has_run and not resume and not overwrite:
-        raise ConfigError(
-            "the run already exists",
-            where=str(folder),
-            why="its work would be lost or mixed with another's",
-            remedy="use --overwrite to start afresh (the old run is moved aside) or --resume to go on",
-        )
-    # The list of bad records may be there before a run is: it lists why the run did not start.
-    strangers = []
-    if folder.is_dir():
-        strangers = [path.name for path in folder.iterdir() if path.name not in (LOCK, NOTE, ERRORS)]
-    if not has_run and strangers:
-        raise ConfigError(
-            "the folder is not empty and holds no run",
-            where=str(folder),
-            why=f"found {', '.join(sorted(strangers)[:5])}, but no {IDENTITY}",
-            remedy="give another --out",
-        )
-    return has_run
+_BASE_FOLDER = "config.base.path"
 
 
 def open_run(
@@ -91,7 +54,7 @@ def open_run(
 
     Raises:
       ConfigError: as `check_run`.
-      CheckpointError: as `check_run`, and where the identity differs or cannot be read.
+      CheckpointError: as `check_run`; the identity differs or cannot be read, or an allowed change comes too late.
     """
     has_run = check_run(folder, resume=resume, overwrite=overwrite)
     now = {"started": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **(session or {})}
@@ -105,7 +68,10 @@ def open_run(
         return False
     run = read_run(folder)
     noted = []
-    for path, old, new in changes_of(folder, identity, allow, remedy=remedy):
+    changes = changes_of(folder, identity, allow, remedy=remedy)
+    refuse_impossible(folder, changes, len(fresh.get("tasks", ())))
+    carry_out(folder, changes)
+    for path, old, new in changes:
         noted.append({"field": path, "old": old, "new": new, "at": now["started"]})
     run |= {"identity": fresh, "changes": run["changes"] + noted, "sessions": [*run["sessions"], now]}
     write_json(RunFolder(folder).identity, run)
@@ -121,23 +87,34 @@ def changes_of(
       CheckpointError: a field differs that is not in `allow`, or there is no run.
     """
     fresh = json.loads(json.dumps(dict(identity), allow_nan=False))
-    changes = difference(_filled(read_run(folder)["identity"]), _filled(fresh))
-    refused = [change for change in changes if not _allowed(change[0], allow)]
+    changes = []
+    refused = []
+    for change in difference(_filled(read_run(folder)["identity"]), _filled(fresh)):
+        path = change[0]
+        # The digest of the base is compared, so it may lie somewhere else.
+        if path == _BASE_FOLDER:
+            continue
+        changes.append(change)
+        if not is_below(path, allow):
+            refused.append(change)
     if refused:
         raise CheckpointError(
             f"this is another run: {len(refused)} fields differ",
             where=str(folder),
             why="\n         ".join(f"{path}: was {old!r}, now {new!r}" for path, old, new in refused),
-            remedy=remedy
-            or "undo the change, give another --out, or allow it with "
-            f"--allow-config-change={','.join(path for path, _, _ in refused)}",
+            remedy=remedy or _remedy(folder, refused, len(fresh.get("tasks", ()))),
         )
     return changes
 
 
-def _allowed(field: str, allow: Sequence[str]) -> bool:
-    """Whether a field, or one above it, is allowed to change."""
-    return any(field == allowed or field.startswith(f"{allowed}.") for allowed in allow)
+def _remedy(folder: Path, refused: Sequence[tuple[str, Any, Any]], tasks: int) -> str:
+    """What to do about refused changes: allow them, or why that is too late."""
+    too_late = impossible(folder, refused, tasks)
+    if too_late:
+        reasons = dict.fromkeys(too_late.values())
+        return f"undo the change, or give another --out: {'; '.join(reasons)}"
+    fields = [path for path, _, _ in refused]
+    return f"undo the change, give another --out, or allow it with {allowing(fields)}"
 
 
 def _filled(identity: Mapping[str, Any]) -> dict[str, Any]:

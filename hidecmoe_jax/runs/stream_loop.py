@@ -14,15 +14,16 @@ from hidecmoe_jax.core.errors import ConfigError
 from hidecmoe_jax.data.stream import TaskSpec, name_of
 from hidecmoe_jax.methods.base import Method
 from hidecmoe_jax.runs import edits, results
-from hidecmoe_jax.runs.config import RunConfig, StreamConfig, config_of, write_config
+from hidecmoe_jax.runs.config import RunConfig, StreamConfig, config_of, moved, write_config
 from hidecmoe_jax.runs.folder import RunFolder, SeedFolder
-from hidecmoe_jax.runs.identity import UNDO, changes_of, check_run, open_run, task_names
+from hidecmoe_jax.runs.identity import UNDO, changes_of, open_run, task_names
 from hidecmoe_jax.runs.ledger import Ledger
 from hidecmoe_jax.runs.missing import load_archive
 from hidecmoe_jax.runs.rows import Rows
 from hidecmoe_jax.runs.scores import Curve
 from hidecmoe_jax.runs.seed_run import Options, SeedRun
 from hidecmoe_jax.runs.session import Session, open_session, say_notes, session_facts
+from hidecmoe_jax.runs.start import check_start
 from hidecmoe_jax.runs.status import MINUTES, Status, say
 from hidecmoe_jax.runs.withdraw import withdraw_begun, withdraw_last
 from hidecmoe_jax.storage.lock import writer_lock
@@ -52,17 +53,28 @@ def learn(
         config = dataclasses.replace(config, stream=StreamConfig(None, tasks))
     chosen = Options(**options)
     folder = Path(out)
-    has_run = check_run(folder, resume=chosen.resume, overwrite=chosen.overwrite)
-    folder.mkdir(parents=True, exist_ok=True)
+    has_run = check_start(folder, resume=chosen.resume, overwrite=chosen.overwrite)
     errors = RunFolder(folder).errors
-    with writer_lock(folder), graceful_stop() as stop:
+    with graceful_stop() as stop:
+        # A start that is refused here leaves no folder behind, so the lock is taken after it.
         session = open_session(config, errors=str(errors))
         session = dataclasses.replace(session, status=Status(chosen.status_minutes))
-        if not has_run or chosen.overwrite:
-            say_notes(session, session.stream.tasks)
-        open_or_resume(session, folder, chosen)
-        run_seeds(session, folder, chosen, stop)
+        require_fit(session)
+        with writer_lock(folder):
+            if not has_run or chosen.overwrite:
+                say_notes(session, session.stream.tasks)
+            open_or_resume(session, folder, chosen)
+            run_seeds(session, folder, chosen, stop)
     return folder
+
+
+def require_fit(session: Session) -> None:
+    """Refuses a method that does not fit the base.
+
+    Raises:
+      ConfigError: names the sites or layers that the base lacks.
+    """
+    session.config.method.init(session.model, capacity=1)
 
 
 def open_or_resume(session: Session, folder: Path, options: Options) -> None:
@@ -71,8 +83,7 @@ def open_or_resume(session: Session, folder: Path, options: Options) -> None:
     Raises:
       ConfigError: the method does not fit the base; nothing is written then.
     """
-    # Sites or layers that the base lacks are refused before a file is written.
-    session.config.method.init(session.model, capacity=1)
+    require_fit(session)
     open_run(
         folder, session.identity(), resume=options.resume, overwrite=options.overwrite, allow=options.allow,
         session=session_facts(),
@@ -115,6 +126,7 @@ def add(
     rate: float | None = None,
     redo: bool = False,
     status_minutes: float = MINUTES,
+    tasks: Sequence[str | Path] = (),
 ) -> Path:
     """Teaches a finished run one more task, or the last one again (`redo`); earlier experts keep every byte.
 
@@ -122,6 +134,7 @@ def add(
 
     Args:
       status_minutes: as in `Options`.
+      tasks: where the folders of the run's tasks lie now, if they were moved.
 
     Raises:
       ConfigError: the method does not learn task by task, or the run is not finished.
@@ -131,6 +144,7 @@ def add(
     config = config_of(run)
     with writer_lock(folder.path), graceful_stop() as stop:
         names = task_names(folder.path)
+        config = moved(config, tasks, names)
         if not config.method.traits.one_task_per_lesson:
             raise ConfigError(
                 "this method cannot add a task", where=str(folder.path),
@@ -272,13 +286,19 @@ def without_last(stream: StreamConfig, names: Sequence[str]) -> StreamConfig:
 
 
 def evaluate_run(
-    run: str | Path, *, task: int | None = None, full_matrix: bool = False, skip_missing: bool = False
+    run: str | Path,
+    *,
+    task: int | None = None,
+    full_matrix: bool = False,
+    skip_missing: bool = False,
+    tasks: Sequence[str | Path] = (),
 ) -> Path:
     """Measures cells that are still missing: of one row (after `task` tasks), or of all of them; writes the report.
 
     Args:
       skip_missing: where tasks of the row cannot be loaded, measure it without them, in `seed_0/without/`. The report,
         which is about the whole run, is then left as it is.
+      tasks: where the folders of the run's tasks lie now, if they were moved; they are recorded in the run.
 
     Raises:
       ConfigError: no such row.
@@ -286,11 +306,14 @@ def evaluate_run(
     """
     folder = RunFolder(Path(run))
     config = config_of(run)
+    config = moved(config, tasks, task_names(folder.path))
     with writer_lock(folder.path), graceful_stop() as stop:
         session = open_session(config)
         open_run(
             folder.path, session.identity(), resume=True, overwrite=False, session=session_facts(), remedy=UNDO
         )  # fmt: skip
+        if tasks:
+            write_config(session.config, folder.path)
         lost: dict[str, str] = {}
         for seed in config.seeds:
             rows = Rows(session, folder.seed(seed), seed, stop, full_matrix)

@@ -12,6 +12,8 @@ from hidecmoe_jax.runs.ledger import Ledger
 from hidecmoe_jax.runs.progress import clear_checkpoints
 from hidecmoe_jax.runs.scores import Cells
 
+_NO_ROW = -1  # rows count from 0
+
 
 def withdraw_last(seed: SeedFolder, row: int, task: str) -> None:
     """Takes out the last lesson of a seed, the answers of its row and those to its task: it can be learned again."""
@@ -38,6 +40,24 @@ def withdraw_row(seed: SeedFolder, row: int) -> None:
     aside = seed.next_withdrawn(seed.row(row).name)
     _move(_row(seed, row), aside)
     Cells(seed.cells).forget(row)
+
+
+def withdraw_column(seed: SeedFolder, task: str) -> None:
+    """Takes the answers to a task out of every row, for its questions are others now."""
+    columns = seed.columns(task)
+    if columns:
+        _move(columns, seed.next_withdrawn(f"answers_{task}"))
+    cells = Cells(seed.cells)
+    if cells.read():
+        cells.forget(_NO_ROW, task)
+
+
+def withdraw_measurements(seed: SeedFolder) -> None:
+    """Takes every answer and score of a seed out, so that all rows are measured again."""
+    aside = seed.next_withdrawn("answers")
+    for path in (seed.answers_folder, seed.variants, seed.cells):
+        if path.exists():
+            path.rename(aside.parent / f"{aside.name}.{path.name}")
 
 
 def _row(seed: SeedFolder, row: int) -> list[Path]:

@@ -18,7 +18,7 @@ from pathlib import Path
 import filelock
 
 from hidecmoe_jax.core.errors import BusyError
-from hidecmoe_jax.storage.files import write_json
+from hidecmoe_jax.storage.files import disk_errors, write_json
 
 LOCK = ".lock"
 NOTE = ".lock.json"
@@ -30,11 +30,26 @@ def writer_lock(folder: Path) -> Iterator[None]:
 
     Raises:
       BusyError: another process holds the lock; the message names its pid, host and start time.
+      CheckpointError, ResourceError: the system refuses the folder or a file in it.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     remedy = "wait for it, end it, or give another --out; a network disk may keep a dead host's lock"
-    with lock_file(folder / LOCK, "another process is writing this run", where=folder, remedy=remedy):
+    with contextlib.ExitStack() as lock:
+        with disk_errors("could not make the folder or its lock; give another --out", folder, needed=0):
+            folder.mkdir(parents=True, exist_ok=True)
+            busy = "another process is writing this run"
+            lock.enter_context(lock_file(folder / LOCK, busy, where=folder, remedy=remedy))
         yield
+
+
+def check_unlocked(folder: Path) -> None:
+    """Refuses a run that another process is writing; makes nothing where there is no run.
+
+    Raises:
+      BusyError: as `writer_lock`.
+    """
+    if (folder / LOCK).exists():
+        with writer_lock(folder):
+            pass
 
 
 @contextlib.contextmanager

@@ -16,14 +16,14 @@ from hidecmoe_jax.methods.budget import at_budget, forecast, rank_of
 from hidecmoe_jax.runs import results
 from hidecmoe_jax.runs.config import RunConfig, as_recorded
 from hidecmoe_jax.runs.folder import RunFolder, SeedFolder
-from hidecmoe_jax.runs.identity import check_run
 from hidecmoe_jax.runs.scores import Cells
 from hidecmoe_jax.runs.seed_run import Options
 from hidecmoe_jax.runs.session import Session, open_session, say_notes
+from hidecmoe_jax.runs.start import check_comparison, check_run
 from hidecmoe_jax.runs.status import MINUTES, Status, say
 from hidecmoe_jax.runs.stream_loop import begin_status, open_or_resume, run_seeds
 from hidecmoe_jax.storage.files import write_json
-from hidecmoe_jax.storage.lock import writer_lock
+from hidecmoe_jax.storage.lock import check_unlocked, writer_lock
 from hidecmoe_jax.storage.signals import graceful_stop
 
 
@@ -46,13 +46,13 @@ def compare(
       status_minutes: between two lines about the progress, where standard error is no terminal.
 
     Raises:
-      ConfigError: two methods share a name, the configs differ in base, stream, or how answers are written, or one
-        does not fit the budget.
+      ConfigError: two methods share a name, the configs differ in base, stream, or how answers are written, one does
+        not fit the budget, or `out` holds something else than a comparison.
     """
     folder = Path(out)
     names = [config.method.name for config in configs]
     _require_comparable(configs, names)
-    folder.mkdir(parents=True, exist_ok=True)
+    check_comparison(folder)
     with graceful_stop() as stop:
         runs = [folder / name for name in names]
         continued = _continued(runs, resume=resume, overwrite=overwrite)
@@ -67,11 +67,13 @@ def compare(
         # A method that does not fit the base is refused before another one learns for hours.
         for config in configs:
             config.method.init(session.model, capacity=1)
+        folder.mkdir(parents=True, exist_ok=True)
+        # Written first, so that a comparison that is stopped is one already.
+        write_json(RunFolder(folder).comparison, {"runs": names, "budget": size})
         fit = session.model.config.image_fit
         sessions = [dataclasses.replace(session, config=as_recorded(config, fit)) for config in configs]
         begin_status(list(zip(sessions, runs, strict=True)), Options(overwrite=overwrite, full_matrix=full_matrix))
         for number, (run_session, run) in enumerate(zip(sessions, runs, strict=True)):
-            run.mkdir(exist_ok=True)
             say(f"method {number + 1} of {len(runs)}, {names[number]}:")
             options = Options(resume=continued[number], overwrite=overwrite, full_matrix=full_matrix)
             # The lock is held while answers are copied into the run, too.
@@ -79,7 +81,6 @@ def compare(
                 open_or_resume(run_session, run, options)
                 _copy_zero_shot(run_session, runs[:number], run)
                 run_seeds(run_session, run, options, stop)
-    write_json(RunFolder(folder).comparison, {"runs": names, "budget": size})
     return results.rebuild(folder)
 
 
@@ -89,6 +90,7 @@ def _continued(runs: Sequence[Path], *, resume: bool, overwrite: bool) -> list[b
     for run in runs:
         continues = resume and RunFolder(run).identity.is_file()
         check_run(run, resume=continues, overwrite=overwrite)
+        check_unlocked(run)
         continued.append(continues)
     return continued
 

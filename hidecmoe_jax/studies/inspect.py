@@ -8,6 +8,7 @@ import numpy as np
 
 from hidecmoe_jax.core import trees
 from hidecmoe_jax.experts.bank import EMPTY, FUSED, Bank
+from hidecmoe_jax.methods.base import Learner
 from hidecmoe_jax.runs import edits
 from hidecmoe_jax.runs.dead_experts import sentence
 from hidecmoe_jax.runs.finished import FinishedRun, open_finished
@@ -17,7 +18,7 @@ _MARKS = {FUSED: "F", EMPTY: "."}
 
 
 def describe(run: str | Path) -> str:
-    """Tasks of every seed with their scores; then slot owners and sizes of the first seed, the one that answers."""
+    """Tasks of every seed with their scores and slot owners; then sizes of the first seed, the one that answers."""
     finished = open_finished(run)
     method = finished.config.method
     lines = [f"{method.name}: {method}", ""]
@@ -26,14 +27,10 @@ def describe(run: str | Path) -> str:
     committed = edits.read(finished.folder.path)
     for edit in committed:
         lines.append(f"edit after {edit.tasks} tasks, {edit.at}: {edit.what}")
-    archive = finished.ledger().archive()
-    learner = finished.learner(archive)
-    if learner.past:
-        # Seeds may grow experts in different layers.
-        lines += ["", f"experts of seed {finished.first}:"]
-        redirects = method.redirects(learner)
-        for family, bank in learner.past.items():
-            lines += _slots(family, bank, redirects)
+    for seed in finished.config.seeds:
+        # Seeds may grow experts in different layers, so every one is shown with its own.
+        lines += _experts(finished, seed)
+    learner = _learner(finished, finished.first)
     base_size = trees.count(finished.model.params)
     lines += ["", f"base: {base_size:,} parameters"]
     counts_of = method.sizes(finished.model, learner)
@@ -44,6 +41,24 @@ def describe(run: str | Path) -> str:
         shown = ", ".join(sizes)
         lines.append(f"{what}: {shown}")
     return "\n".join(lines)
+
+
+def _learner(run: FinishedRun, seed: int) -> Learner:
+    """What a seed has learned, with the run's edits."""
+    archive = run.ledger(seed).archive()
+    return run.learner(archive)
+
+
+def _experts(run: FinishedRun, seed: int) -> list[str]:
+    """Slot owners of a seed; nothing for a method without experts."""
+    learner = _learner(run, seed)
+    if not learner.past:
+        return []
+    lines = ["", f"experts of seed {seed}:"]
+    redirects = run.config.method.redirects(learner)
+    for family, bank in learner.past.items():
+        lines += _slots(family, bank, redirects)
+    return lines
 
 
 def _lessons(run: FinishedRun, seed: int) -> list[str]:

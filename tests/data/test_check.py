@@ -31,7 +31,7 @@ def test_problems_of_all_tasks_are_collected(make_task, tmp_path):
         (folder / "images" / "train_2.png").write_bytes(b"")
         specs.append(TaskSpec(str(folder)))
     errors = tmp_path / "data_errors.jsonl"
-    errors.write_text("old\n")
+    errors.write_text('{"problem": "old"}\n')
     report = check_stream([*specs, TaskSpec(str(tmp_path / "none"))], policy=Policy(errors=str(errors)))
     assert not report.ok and len(report.problems) == 5
     lines = [json.loads(line) for line in errors.read_text().splitlines()]

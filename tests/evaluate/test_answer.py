@@ -116,7 +116,7 @@ def test_ids_beyond_the_tokenizer_are_never_written(world):
             assert all(one.text is not None for one in part)
 
 
-def test_the_cache_keeps_apart_what_depends_on_base_template_and_padding(world):
+def test_fault_a13_the_cache_keeps_apart_what_depends_on_base_template_and_padding(world):
     records, reading = world.stream.tasks[0].test[:2], Reading(-1, "last")
     engine = replace(world.engine, cache=Cache(), writing=Writing(max_length=96))
     others = {

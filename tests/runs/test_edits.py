@@ -16,7 +16,7 @@ from hidecmoe_jax.experts import combine
 from hidecmoe_jax.experts.bank import EMPTY
 from hidecmoe_jax.runs import edits
 from hidecmoe_jax.runs.assistant import load
-from hidecmoe_jax.runs.config import config_of
+from hidecmoe_jax.runs.config import config_of, write_config
 from hidecmoe_jax.runs.folder import RunFolder
 from hidecmoe_jax.runs.ledger import Ledger
 from hidecmoe_jax.runs.session import open_session
@@ -149,6 +149,17 @@ def with_second_seed(run: Path, layers: list[int]) -> Path:
     Ledger(seed).withdraw(1)
     Ledger(seed).commit(1, "fish", groups, meta=facts)
     return learn(replace(config_of(run), seeds=(0, 1)), run, resume=True, allow=("config.seeds",))
+
+
+def test_fault_a13_every_seed_is_described_with_its_own_experts(world):
+    run = copied(world, "described")
+    seed = Path(shutil.copytree(run / "seed_0", run / "seed_1"))
+    Ledger(seed).withdraw(1)
+    write_config(replace(config_of(run), seeds=(0, 1)), run)
+    first, second = describe(run).partition("experts of seed 0:")[2].split("experts of seed 1:")
+    tables = [[line for line in part.splitlines() if line.split()[:1] == ["0"]] for part in (first, second)]
+    # The second task has no slot in a seed that has not learned it.
+    assert "1" in tables[0][0].split()[1:] and "1" not in tables[1][0].split()[1:]
 
 
 def test_a_seed_in_which_there_is_nothing_to_edit_is_left_as_it_is(world, capsys):

@@ -262,7 +262,7 @@ def test_a_task_learned_again_gets_answers_of_its_own(cmoe, tmp_path):
 
 
 def test_answers_of_another_kind_are_not_taken(cmoe, tmp_path):
-    """Other writing is refused on resume; where it is allowed, rows that are there stay and give nothing."""
+    """Other writing is refused on resume; where it is allowed, every row is measured again, none with older answers."""
     config, run, *_ = cmoe
     out = tmp_path / "longer"
     shutil.copytree(run, out)
@@ -274,7 +274,12 @@ def test_answers_of_another_kind_are_not_taken(cmoe, tmp_path):
     with pytest.raises(CheckpointError, match="max_new_tokens"):
         learn(other, out, resume=True)
     learn(other, out, resume=True, allow=("config.evaluate.writing.max_new_tokens",))
-    assert all(cells.read()[3][task]["reused"] == 0 for task in TASKS)
+    old = Cells(run / "seed_0" / "cells.json").read()
+    new = cells.read()
+    assert new.keys() == old.keys()
+    for row in new:
+        assert all(new[row][task]["basis"] != old[row][task]["basis"] for task in new[row])
+    assert len(list((out / "seed_0" / "withdrawn").glob("*/row_002"))) == 1
 
 
 def test_the_basis_tells_questions_settings_and_programs_apart(cmoe):

@@ -24,6 +24,7 @@ from hidecmoe_jax.data.pocket.draw_base import between, blank, pick, picks, tint
 from hidecmoe_jax.data.pocket.picture import SHAPES, SIDE, UPPER, colours_of, names_of
 from hidecmoe_jax.data.pocket.words import box, coloured, plural
 from hidecmoe_jax.data.real_images import handwritten_digits
+from hidecmoe_jax.storage.places import check_place
 
 VERSION = "2"
 """Part of the cache folder's name; it changes whenever the bytes of the stream change."""
@@ -272,9 +273,10 @@ def write_stream(folder: str | Path, *, seed: int = 0, train: int = 1000, val: i
     The folder appears complete or not at all.
 
     Raises:
-      ConfigError: the folder exists, or more digits are asked for than there are scans.
+      ConfigError: the folder exists or cannot be made there, or more digits are asked for than there are scans.
     """
     target = Path(folder)
+    check_place(target, remedy="give another folder")
     if target.exists():
         raise ConfigError("the folder exists", where=str(target), remedy="give a new one")
     # Drawn beside the target and renamed at the end, since a rename is atomic.

@@ -17,6 +17,7 @@ from hidecmoe_jax.port.output import only_writer
 from hidecmoe_jax.storage.crash_points import crash_point
 from hidecmoe_jax.storage.files import read_json, remove_inside, sync_folder, write_json
 from hidecmoe_jax.storage.manifest import write_manifest
+from hidecmoe_jax.storage.places import check_place
 
 PARTIAL = ".partial"
 STATE = "partial.json"
@@ -39,6 +40,9 @@ def locked(target: Path) -> Iterator[Path]:
             why=f"{ancestor} is not a folder",
             remedy="give another target",
         )
+    # What exists is refused below, under the lock.
+    if not target.exists():
+        check_place(target, remedy="give another target")
     with only_writer(target.absolute()):
         if target.exists() or target.is_symlink():
             raise CheckpointError(

@@ -18,6 +18,7 @@ from typing import Any
 
 from hidecmoe_jax.core.errors import CheckpointError, ConfigError, HidecmoeError
 from hidecmoe_jax.port.checkpoints.pickled import holds_weights, safe_name
+from hidecmoe_jax.storage.places import check_place
 
 OLDEST_TORCH = (2, 6)
 COPIED = (".safetensors", ".json", ".model", ".txt")
@@ -158,6 +159,7 @@ def _new_path(target: Path) -> Iterator[Path]:
     for path in (target, unfinished):
         if path.exists():
             raise ConfigError(f"{path} exists; nothing is overwritten", remedy="give another target, or remove it")
+    check_place(target, remedy="give another target")
     try:
         yield unfinished
         os.rename(unfinished, target)

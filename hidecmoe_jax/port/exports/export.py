@@ -27,6 +27,7 @@ from hidecmoe_jax.runs.folder import RunFolder
 from hidecmoe_jax.runs.session import open_base
 from hidecmoe_jax.runs.status import say
 from hidecmoe_jax.storage.manifest import write_manifest
+from hidecmoe_jax.storage.places import SEALED
 
 BEFORE = "before5"
 BASE = "base"
@@ -41,11 +42,11 @@ def export(run: str | Path, target: str | Path, options: ExportOptions, *, overw
       CheckpointError: the run cannot be loaded.
     """
     folder = Path(target)
-    check_target(folder, overwrite=overwrite, sources=[Path(run)])
+    check_target(folder, overwrite=overwrite, sources=[Path(run)], replaces=(SEALED,))
     loaded = _load(Path(run), options)
-    check_target(folder, overwrite=overwrite, sources=[base_folder(loaded.config.base.path)])
+    check_target(folder, overwrite=overwrite, sources=[base_folder(loaded.config.base.path)], replaces=(SEALED,))
     write = _WRITERS[options.form]
-    with fresh_folder(folder, overwrite=overwrite) as unfinished:
+    with fresh_folder(folder, overwrite=overwrite, replaces=(SEALED,)) as unfinished:
         lines = write(loaded, unfinished, options, folder)
         write_manifest(unfinished)
     return lines

@@ -1,0 +1,74 @@
+"""Whether a run may start in a folder: looked at before JAX starts and before a picture is read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hidecmoe_jax.core.errors import CheckpointError, ConfigError
+from hidecmoe_jax.runs.folder import ERRORS, IDENTITY, RunFolder
+from hidecmoe_jax.storage.lock import LOCK, NOTE, check_unlocked
+from hidecmoe_jax.storage.places import COMPARISON, RUN, check_kind, check_place
+
+
+def check_start(folder: Path, *, resume: bool, overwrite: bool) -> bool:
+    """Returns whether `folder` holds a run, if one can be written there now; leaves nothing behind.
+
+    Raises:
+      ConfigError, ResourceError: as `check_run` and `check_place`.
+      CheckpointError: as `check_run`.
+      BusyError: another process writes the run.
+    """
+    check_place(folder)
+    has_run = check_run(folder, resume=resume, overwrite=overwrite)
+    check_unlocked(folder)
+    return has_run
+
+
+def check_comparison(folder: Path) -> None:
+    """Refuses a folder that cannot hold a comparison: runs lie in it, and none is the folder itself.
+
+    Raises:
+      ConfigError: it holds a run, a model or a task, or `check_place` refuses it.
+    """
+    check_place(folder)
+    check_kind(folder, (COMPARISON,), remedy="give another --out")
+
+
+def check_run(folder: Path, *, resume: bool, overwrite: bool) -> bool:
+    """Returns whether `folder` holds a run; decides from the flags alone, reads and writes nothing else.
+
+    Raises:
+      ConfigError: a run is there and no flag decides what happens to it, or both flags are given, or the folder
+        holds something that is no run.
+      CheckpointError: `resume` and there is nothing to resume.
+    """
+    if resume and overwrite:
+        raise ConfigError("--resume and --overwrite exclude each other", where=str(folder), remedy="give one of them")
+    has_run = RunFolder(folder).identity.is_file()
+    check_kind(folder, (RUN,), remedy="give another --out")
+    if not has_run and resume:
+        raise CheckpointError(
+            "nothing to resume",
+            where=str(folder),
+            why=f"there is no {IDENTITY}",
+            remedy="check --out, or start afresh without --resume",
+        )
+    if has_run and not resume and not overwrite:
+        raise ConfigError(
+            "the run already exists",
+            where=str(folder),
+            why="its work would be lost or mixed with another's",
+            remedy="use --overwrite to start afresh (the old run is moved aside) or --resume to go on",
+        )
+    # The list of bad records may be there before a run is: it lists why the run did not start.
+    strangers = []
+    if folder.is_dir():
+        strangers = [path.name for path in folder.iterdir() if path.name not in (LOCK, NOTE, ERRORS)]
+    if not has_run and strangers:
+        raise ConfigError(
+            "the folder is not empty and holds no run",
+            where=str(folder),
+            why=f"found {', '.join(sorted(strangers)[:5])}, but no {IDENTITY}",
+            remedy="give another --out",
+        )
+    return has_run
