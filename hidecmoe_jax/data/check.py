@@ -139,15 +139,12 @@ def check_stream(
     policy: Policy = POLICY,
     val_fraction: float = 0.1,
     allowed_leaks: int = 0,
-    length: Callable[[Record], int] | None = None,
-    max_length: int | None = None,
     checks: Sequence[TaskCheck] = (),
 ) -> Report:
     """Opens every task and checks the stream; problems are collected, not raised (`Report.require` raises).
 
     Args:
-      policy: how records are read; its `errors` file is replaced by the full list.
-      length, max_length: function that counts a training record's tokens, and how many are allowed.
+      policy: how records are read; its `errors` file is replaced by the full list, if there are bad records.
       checks: further checks of every opened task; an error that one raises is a problem too.
 
     Raises:
@@ -176,7 +173,7 @@ def check_stream(
     if refusal is not None:
         problems.append(Problem(refusal.where or "stream", None, f"{refusal.what}: {refusal.why}"))
         refusals.append(refusal)
-    report = examine(opened, allowed_leaks=allowed_leaks, count_tokens=length, max_length=max_length)
+    report = examine(opened, allowed_leaks=allowed_leaks)
     warnings = list(report.warnings)
     measured: list[str] = []
     for findings in found:
@@ -193,31 +190,19 @@ def check_stream(
     )
     if policy.errors is not None:
         Path(policy.errors).unlink(missing_ok=True)
-        if report.problems:
+        # A folder or a name that ends the opening is in the message; the list is for records.
+        if any(problem.id is not None for problem in report.problems):
             write_problems(report.problems, policy.errors)
     return report
 
 
-def examine(
-    tasks: Sequence[Task],
-    *,
-    allowed_leaks: int = 0,
-    count_tokens: Callable[[Record], int] | None = None,
-    max_length: int | None = None,
-) -> Report:
-    """Checks opened tasks together: leaks, over-long records, contradictions.
-
-    Args:
-      count_tokens: `length` of `check_stream`; the other arguments are as there.
-    """
-    problems = []
-    if count_tokens is not None and max_length:
-        problems = _length_problems(tasks, count_tokens, max_length)
+def examine(tasks: Sequence[Task], *, allowed_leaks: int = 0) -> Report:
+    """Checks opened tasks together: leaks, control texts, contradictions; arguments as of `check_stream`."""
     trained = _trained(tasks)
     leaks = _leaks(tasks, trained)
     warnings = _near_leaks(tasks, trained) + _validation_leaks(tasks, trained)
     warnings += _control_text_warnings(tasks) + _contradictions(tasks)
-    return Report(tuple(tasks), tuple(problems), tuple(leaks), tuple(warnings), allowed_leaks)
+    return Report(tuple(tasks), (), tuple(leaks), tuple(warnings), allowed_leaks)
 
 
 def _stream_refusal(opened: Sequence[Task], specs: Sequence[TaskSpec]) -> ConfigError | None:
@@ -262,24 +247,6 @@ def _row(task: Task) -> tuple[str, ...]:
 def _count(error: HidecmoeError) -> int:
     """Number of problems that an error stands for."""
     return len(error.problems) if isinstance(error, BadRecords) else 1
-
-
-def _length_problems(tasks: Iterable[Task], count_tokens: Callable[[Record], int], max_length: int) -> list[Problem]:
-    """Training records that have more than `max_length` tokens or cannot be encoded."""
-    problems = []
-    for task in tasks:
-        for record in task.train:
-            # A record that cannot be encoded is a problem of its own, and the check goes on.
-            try:
-                tokens = count_tokens(record)
-            except DataError as error:
-                text = f"{error.what}: {error.why}"
-                problems.append(Problem(record.source, record.id, text, task.root))
-                continue
-            if tokens > max_length:
-                text = f"{tokens} tokens, at most {max_length} are trained on, and nothing is cut"
-                problems.append(Problem(record.source, record.id, text, task.root))
-    return problems
 
 
 Key = tuple[tuple[str, ...], str]

@@ -145,50 +145,66 @@ def add(
     with writer_lock(folder.path), graceful_stop() as stop:
         names = task_names(folder.path)
         config = moved(config, tasks, names)
-        if not config.method.traits.one_task_per_lesson:
-            raise ConfigError(
-                "this method cannot add a task", where=str(folder.path),
-                why=f"{config.method.name} does not learn one by one",
-            )  # fmt: skip
-        task_folder = Path(task).resolve()
-        spec = TaskSpec(str(task_folder), epochs=epochs, rate=rate)
-        finished = min(_learned(folder, config)) == len(names)
-        # The config was written with the new task before its learning began.
-        has_new_task = config.stream.tasks[-1:] == (spec,)
-        # Learned, but perhaps not measured to the end: going on measures what is missing and learns nothing again.
-        resuming = has_new_task and not (finished and redo)
-        if not finished and not resuming:
-            raise ConfigError(
-                "the run is not finished", where=str(folder.path),
-                why=f"some of its {len(names)} tasks are not learned",
-                remedy=f"finish it first: hidecmoe run {folder.config} --out {folder.path} --resume",
-            )  # fmt: skip
-        if not resuming and not redo:
-            _refuse_known_name(spec, names)
-        if not resuming:
-            stream = without_last(config.stream, names) if redo else config.stream
-            stream = dataclasses.replace(stream, tasks=(*stream.tasks, spec))
-            config = dataclasses.replace(config, stream=stream)
-        session = open_session(config, errors=str(folder.errors))
+        spec = TaskSpec(str(Path(task).resolve()), epochs=epochs, rate=rate)
+        added = _addition(folder, config, spec, names, redo=redo)
+        session = open_session(added.config, errors=str(folder.errors))
         session = dataclasses.replace(session, status=Status(status_minutes))
-        if not resuming:
-            say_notes(session, session.stream.tasks[-1:])
-        changing = {session.stream.tasks[-1].name}
-        if redo:
-            changing.add(names[-1])
+        new_name = session.stream.tasks[-1].name
+        changing = {new_name, names[-1]} if redo else {new_name}
         options = Options(resume=True, allow=_fields_of(changing), status_minutes=status_minutes)
-        if finished and resuming:
+        if added.resuming and added.finished:
             say(f"{names[-1]} is the last task of the run already; what is not measured yet is measured now")
             options = dataclasses.replace(options, allow=())
+        if not added.resuming:
+            say_notes(session, session.stream.tasks[-1:])
         # Refuses another run before anything is moved or learned.
         changes_of(folder.path, session.identity(), options.allow, remedy=UNDO)
-        if redo and not resuming:
+        if redo and not added.resuming:
             for seed in config.seeds:
                 withdraw_last(folder.seed(seed), len(names), names[-1])
             edits.keep_until(folder.path, len(names) - 1)
         open_or_resume(session, folder.path, options)
         run_seeds(session, folder.path, options, stop)
     return folder.path
+
+
+@dataclasses.dataclass(frozen=True)
+class _Addition:
+    """How a task is added: the config with it, whether that began before, whether every task is learned."""
+
+    config: RunConfig
+    resuming: bool
+    finished: bool
+
+
+def _addition(folder: RunFolder, config: RunConfig, spec: TaskSpec, names: Sequence[str], *, redo: bool) -> _Addition:
+    """The addition of `spec` to a run of the tasks `names`.
+
+    Raises:
+      ConfigError: the method does not learn task by task, the run is not finished, or it has a task of this name.
+    """
+    if not config.method.traits.one_task_per_lesson:
+        raise ConfigError(
+            "this method cannot add a task", where=str(folder.path),
+            why=f"{config.method.name} does not learn one by one",
+        )  # fmt: skip
+    finished = min(_learned(folder, config)) == len(names)
+    # The config was written with the new task before its learning began.
+    has_new_task = config.stream.tasks[-1:] == (spec,)
+    # Learned, but perhaps not measured to the end: going on measures what is missing and learns nothing again.
+    if has_new_task and not (finished and redo):
+        return _Addition(config, resuming=True, finished=finished)
+    if not finished:
+        raise ConfigError(
+            "the run is not finished", where=str(folder.path),
+            why=f"some of its {len(names)} tasks are not learned",
+            remedy=f"finish it first: hidecmoe run {folder.config} --out {folder.path} --resume",
+        )  # fmt: skip
+    if not redo:
+        _refuse_known_name(spec, names)
+    stream = without_last(config.stream, names) if redo else config.stream
+    stream = dataclasses.replace(stream, tasks=(*stream.tasks, spec))
+    return _Addition(dataclasses.replace(config, stream=stream), resuming=False, finished=finished)
 
 
 def _refuse_known_name(spec: TaskSpec, names: Sequence[str]) -> None:

@@ -85,15 +85,6 @@ def test_look_alikes_of_control_tokens_are_counted(make_task):
     assert report.ok and any("1 texts contain" in warning for warning in report.warnings)
 
 
-def test_over_long_records_are_reported(make_task):
-    report = check_stream(
-        [TaskSpec(str(make_task("animals")))],
-        length=lambda record: 100 if record.id == "animals-3" else 10,
-        max_length=50,
-    )
-    assert [(problem.id, "100 tokens" in problem.problem) for problem in report.problems] == [("animals-3", True)]
-
-
 def test_contradicting_answers_are_a_warning(make_task):
     folder = make_task("animals")
     items = json.loads((folder / "train.json").read_text())
