@@ -198,7 +198,10 @@ def _command(words: Sequence[str]) -> tuple[str, Sequence[str]]:
         if name in COMMANDS:
             return name, words[length:]
     command = " ".join(words[:2]) if words[0] == "data" else words[0]
-    raise ConfigError(f"unknown command '{command}'", remedy=nearest(command, COMMANDS))
+    raise ConfigError(
+        f"unknown command '{command}'", why="`hidecmoe --help` says what each command does",
+        remedy=nearest(command, COMMANDS),
+    )  # fmt: skip
 
 
 def _description(call: Callable) -> str:

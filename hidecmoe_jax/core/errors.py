@@ -103,10 +103,13 @@ def listed(problems: Iterable[object]) -> str:
     return "\n         ".join(shown_lines(problems))
 
 
+# Similarity from which a name is suggested: `rnu` for `run` (0.67), but not `serve` for `merge` (0.6).
+NEAR = 0.65
+
+
 def nearest(name: str, options: Iterable[str]) -> str:
     """Returns `did you mean 'x'? known: [...]` for an unknown name."""
     options = sorted(options)
-    # 0.5: suggests a little more readily than difflib's default of 0.6.
-    close = difflib.get_close_matches(name, options, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(name, options, n=1, cutoff=NEAR)
     hint = f"did you mean '{close[0]}'? " if close else ""
     return f"{hint}known: {', '.join(options)}"

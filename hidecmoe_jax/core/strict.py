@@ -112,6 +112,12 @@ class _Spot:
     def into(self, key: str | int) -> _Spot:
         return _Spot(self.source, (*self.path, str(key)))
 
+    def section(self, kind: str | None) -> str:
+        """The place in a message: its last keys, with the `kind` of the settings there where they have one."""
+        # The source may end with keys that were read apart from the rest, such as `run.yaml: method`.
+        name = ".".join(self.path) or self.source.rpartition(": ")[2]
+        return f"`{name}` of kind '{kind}'" if kind else f"`{name}`"
+
     def __str__(self) -> str:
         if not self.path:
             return self.source
@@ -122,7 +128,8 @@ class _Spot:
 def _dataclass(cls: type, mapping: Any, spot: _Spot) -> Any:
     """An instance of `cls` from a mapping of its fields, and of `kind` where it has one."""
     if not isinstance(mapping, Mapping):
-        raise _mismatch(f"keys of {cls.__name__}", mapping, spot)
+        names = [field.name for field in dataclasses.fields(cls) if field.init]
+        raise _mismatch(f"keys such as {', '.join(names[:3])}", mapping, spot)
     hints = typing.get_type_hints(cls, include_extras=True)
     fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
     kind = _kind(cls)
@@ -141,7 +148,7 @@ def _dataclass(cls: type, mapping: Any, spot: _Spot) -> Any:
             raise ConfigError(
                 f"unknown key '{key}'",
                 where=str(spot.into(key)),
-                why=f"{cls.__name__} has no such key",
+                why=f"{spot.section(kind)} has no such key",
                 remedy=nearest(str(key), known),
             )
         key_spot = spot.into(key)
@@ -151,14 +158,14 @@ def _dataclass(cls: type, mapping: Any, spot: _Spot) -> Any:
         raise ConfigError(
             f"missing key {', '.join(map(repr, missing))}",
             where=str(spot),
-            why=f"{cls.__name__} has no default for it",
+            why=f"{spot.section(kind)} has no default for it",
             remedy=f"add `{missing[0]}: ...`",
         )
     try:
         return cls(**values)
     except ValueError as error:
         raise ConfigError(
-            f"these values of {cls.__name__} do not go together",
+            f"these values of {spot.section(kind)} do not go together",
             where=str(spot),
             why=str(error),
             remedy="change one of the values it names",
@@ -317,7 +324,12 @@ def _named(hint: Any) -> str:
         return " or ".join(f"'{option}'" for option in typing.get_args(hint))
     if (typing.get_origin(hint) or hint) in (tuple, list):
         return "a list"
-    return _SCALARS.get(hint, getattr(hint, "__name__", str(hint)))
+    if dataclasses.is_dataclass(hint):
+        names = [field.name for field in dataclasses.fields(hint) if field.init]
+        return f"keys such as {', '.join(names[:3])}"
+    if hint is Path:
+        return "a path"
+    return _SCALARS.get(hint, "a mapping")
 
 
 def _kind(cls: Any) -> str | None:

@@ -82,10 +82,27 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
 
+def word_for(value: Any) -> str:
+    """The kind of a plain value in a message, as a reader of YAML or JSON calls it."""
+    words = {
+        bool: "true or false",
+        int: "whole number",
+        float: "number",
+        str: "text",
+        dict: "mapping",
+        list: "list",
+        tuple: "list",
+        type(None): "nothing (null)",
+    }
+    return words.get(type(value), "other value")
+
+
 def shown(value: Any) -> str:
     """Returns a value and its type for messages, at most about 120 characters."""
     if value is None:
         return "nothing (null)"
-    kind = type(value).__name__
+    if isinstance(value, bool):
+        return str(value).lower()
+    kind = word_for(value)
     text = f"{value!r} ({kind})"
     return text if len(text) <= 120 else f"{text[:100]}... ({kind})"

@@ -45,7 +45,7 @@ class Plan:
         if min(self.count, self.batch, self.epochs) < 1 or self.last not in ("pad", "drop"):
             raise ConfigError(
                 "a plan needs records, rows and epochs",
-                why=str(self),
+                why=f"{self.count} records, {self.batch} rows a batch, {self.epochs} epochs, last={self.last!r}",
                 remedy="count, batch and epochs are at least 1; last is 'pad' or 'drop'",
             )
         if self.epoch_steps == 0:

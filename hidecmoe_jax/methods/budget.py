@@ -69,6 +69,6 @@ def _resizable(method: Method) -> Resizable:
         return method
     raise ConfigError(
         f"the size of {method.name} cannot be forecast", where="equal budget",
-        why=f"{type(method).__name__} does not say how its size follows from its rank",
+        why="a method of this kind does not state how its size follows from its rank",
         remedy="compare it without --budget",
     )  # fmt: skip

@@ -35,6 +35,11 @@ def pocket_folder() -> Path:
     return Path(__file__).resolve().parents[1] / "pocket"
 
 
+def is_base(name: str) -> bool:
+    """Whether a name is `pocket`, or the path of a folder with the settings of a base model."""
+    return name == "pocket" or (Path(name) / CONFIG).is_file()
+
+
 def base_folder(name: str) -> Path:
     """Folder of a base model: `pocket`, or a path.
 
@@ -42,7 +47,7 @@ def base_folder(name: str) -> Path:
       CheckpointError: if it does not exist (a name is never looked up on a network).
     """
     folder = pocket_folder() if name == "pocket" else Path(name)
-    if not (folder / CONFIG).is_file():
+    if not is_base(name):
         raise CheckpointError(
             "no base model there",
             where=str(folder),

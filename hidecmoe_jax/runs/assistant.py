@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hidecmoe_jax.core import plugins
-from hidecmoe_jax.core.errors import CheckpointError, DataError
+from hidecmoe_jax.core.errors import CheckpointError, DataError, nearest
 from hidecmoe_jax.data.images import Limits
 from hidecmoe_jax.data.media import IMAGE, marker_problems
 from hidecmoe_jax.data.records import Record, Turn
@@ -27,9 +27,10 @@ from hidecmoe_jax.methods.base import Serving
 from hidecmoe_jax.methods.routed import Routed
 from hidecmoe_jax.models.config import LlavaConfig
 from hidecmoe_jax.models.llava import Model, Prompt, logits, vision_features
+from hidecmoe_jax.models.store import is_base
 from hidecmoe_jax.runs.config import Base, RunConfig
 from hidecmoe_jax.runs.finished import load_run
-from hidecmoe_jax.runs.folder import RunFolder
+from hidecmoe_jax.runs.folder import RunFolder, no_run
 from hidecmoe_jax.runs.picture_files import picture_files
 from hidecmoe_jax.runs.replies import Reply, own_scores, reply_of
 from hidecmoe_jax.runs.session import open_base
@@ -256,8 +257,7 @@ class Assistant:
         if named is None:
             return None
         if named not in self.tasks:
-            learned = ", ".join(self.tasks) or "none"
-            raise DataError("no such task", where=named, why=f"learned are {learned}")
+            raise DataError("no such task", where=named, why="it is not learned", remedy=nearest(named, self.tasks))
         if named in self.serving.missing:
             raise CheckpointError("this task could not be loaded", where=named, remedy="restore its folder from a copy")
         return self.tasks.index(named)
@@ -322,6 +322,8 @@ def load(
     """
     plugins.import_trusted(trust)
     if not RunFolder(Path(path)).config.is_file():
+        if not is_base(str(path)):
+            raise no_run(path, or_else="a base model ('pocket', or a folder made by `hidecmoe convert`)")
         no_experts = Routed(name="base", growth="none")
         config = RunConfig(method=no_experts, base=Base(path=str(path)))
         model, tokenizer = open_base(config)

@@ -17,9 +17,9 @@ from typing import Any, Literal
 import yaml
 
 from hidecmoe_jax.core import plugins, strict
-from hidecmoe_jax.core.errors import CheckpointError, ConfigError
+from hidecmoe_jax.core.errors import ConfigError
 from hidecmoe_jax.core.paths import find_config
-from hidecmoe_jax.core.yaml_text import read_yaml
+from hidecmoe_jax.core.yaml_text import read_yaml, shown
 from hidecmoe_jax.data.images import Limits
 from hidecmoe_jax.data.prompts import Template
 from hidecmoe_jax.data.records import Policy
@@ -31,7 +31,7 @@ from hidecmoe_jax.methods.moelora import MoeLora
 from hidecmoe_jax.methods.routed import Routed
 from hidecmoe_jax.methods.stacked import Stacked
 from hidecmoe_jax.models.config import Fit
-from hidecmoe_jax.runs.folder import RunFolder
+from hidecmoe_jax.runs.folder import RunFolder, no_run
 from hidecmoe_jax.train.optim import TrainConfig
 
 POCKET = "pocket"  # the base model that is part of the package
@@ -201,10 +201,7 @@ def config_of(run: str | Path) -> RunConfig:
     """
     path = RunFolder(Path(run)).config
     if not path.is_file():
-        raise CheckpointError(
-            "this is no run", where=str(run), why=f"there is no {path.name}",
-            remedy="give a folder made by `hidecmoe run`",
-        )  # fmt: skip
+        raise no_run(run)
     config = from_mapping(read_yaml(path), str(path), imports=False)
     if config.base.image_fit == "checkpoint":
         # A run's own file states every other rule than padding (`as_recorded`), whatever its base says today.
@@ -332,11 +329,21 @@ def build_method(mapping: Mapping[str, Any], where: str, *, imports: bool = True
       ConfigError: unknown kind, a class that cannot be imported, or may not be (`imports`), or one that lacks a hook of
         a `Method` or its name.
     """
+    if not isinstance(mapping, Mapping):
+        raise ConfigError(
+            "wrong type of value", where=where, why=f"expected keys such as kind, name; got {shown(mapping)}",
+            remedy="write `kind:` and the settings of the method below `method:`",
+        )  # fmt: skip
     fields = dict(mapping)
     kind = fields.pop("kind", "routed")
+    if not isinstance(kind, str):
+        raise ConfigError(
+            "wrong type of value", where=f"{where}.kind", why=f"expected text; got {shown(kind)}",
+            remedy=f"known: {', '.join(METHODS)}; your own: package.module:Class",
+        )  # fmt: skip
     if kind in METHODS:
         return strict.build(METHODS[kind], fields, where)
-    cls = _outside_class(str(kind), where, imports=imports)
+    cls = _outside_class(kind, where, imports=imports)
     # Refused here, or the run would fail with an AttributeError hours later.
     missing = _missing_hooks(cls)
     if missing:

@@ -24,13 +24,16 @@ COMPARISON/
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from hidecmoe_jax.core.errors import CheckpointError
 from hidecmoe_jax.storage.places import COMPARISON_MARK, RUN_MARK
 
+SHOWN_RUNS = 5  # runs that a message names
 CONFIG = "config.yaml"
 IDENTITY = RUN_MARK
 EDITS = "edits.json"
@@ -106,6 +109,42 @@ class RunFolder:
         """A free name for the run that an overwrite moves aside."""
         count = sum(1 for path in self.path.iterdir() if path.name.startswith("replaced_"))
         return self.path / f"replaced_{count:03d}"
+
+
+def runs_near(path: Path) -> list[Path]:
+    """Folders of runs in, above and beside a path, and in `runs/`; those whose names are most like the path's first."""
+    places = [path, *path.parents[:2], path.parent / "runs", Path("runs")]
+    near: dict[Path, None] = {}
+    for place in places:
+        # A path inside a run means that run.
+        if RunFolder(place).identity.is_file():
+            return [place]
+        if place.is_dir():
+            near |= dict.fromkeys(file.parent for file in sorted(place.glob(f"*/{IDENTITY}")))
+    return sorted(near, key=lambda run: -difflib.SequenceMatcher(None, run.name, path.name).ratio())
+
+
+def no_run(path: str | Path, *, or_else: str = "") -> CheckpointError:
+    """The error for a path that is no run; names what is there and the runs near by.
+
+    Args:
+      or_else: what else the command would have taken.
+    """
+    folder = Path(path)
+    why = f"the folder holds no {IDENTITY}"
+    if RunFolder(folder).comparison.is_file():
+        why = "it is a comparison, which holds several runs"
+    elif folder.is_file():
+        why = "it is a file"
+    elif not folder.exists():
+        why = "there is no such folder"
+    near = [str(run) for run in runs_near(folder)]
+    remedy = "give a folder made by `hidecmoe run`"
+    if near:
+        others = f" and {len(near) - SHOWN_RUNS} more" if len(near) > SHOWN_RUNS else ""
+        remedy = f"runs near by: {', '.join(near[:SHOWN_RUNS])}{others}"
+    what = f"this is neither a run nor {or_else}" if or_else else "this is no run"
+    return CheckpointError(what, where=str(path), why=why, remedy=remedy)
 
 
 @dataclass(frozen=True)

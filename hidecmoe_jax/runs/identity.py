@@ -18,7 +18,7 @@ from hidecmoe_jax.core.errors import CheckpointError, ConfigError
 from hidecmoe_jax.core.strict import difference
 from hidecmoe_jax.runs.changes import allowing, carry_out, impossible, is_below, refuse_impossible
 from hidecmoe_jax.runs.config import from_mapping, to_mapping
-from hidecmoe_jax.runs.folder import IDENTITY, RunFolder
+from hidecmoe_jax.runs.folder import IDENTITY, RunFolder, no_run
 from hidecmoe_jax.runs.start import check_run
 from hidecmoe_jax.storage.files import read_json, sync_folder, write_json
 
@@ -136,9 +136,7 @@ def read_run(folder: Path) -> dict[str, Any]:
     """
     path = RunFolder(folder).identity
     if not path.is_file():
-        raise CheckpointError(
-            "this is no run", where=str(folder), why=f"there is no {IDENTITY}", remedy="check the path"
-        )
+        raise no_run(folder)
     run = read_json(path)
     # A newer format is told apart from damage, because the remedies differ.
     version = run.get("format")

@@ -94,8 +94,10 @@ def load_archive(
     names = expected(folder, [lesson_name(tasks, lesson) for lesson in lessons])
     if count is not None and not 0 <= count <= len(names):
         raise CheckpointError(
-            "no such task in the run", where=str(folder.path), why=f"asked for {count}, learned are {len(names)}"
-        )
+            "the run has not learned so many tasks", where=str(folder.run.path),
+            why=f"asked for its state after {count}, learned are {len(names)}: {', '.join(names) or 'none'}",
+            remedy=f"choose a state from 0 (the base model) to {len(names)}",
+        )  # fmt: skip
     ledger = Ledger(folder.path)
     wanted = names[:count]
     archive, lost = ledger.load_all(wanted)

@@ -29,7 +29,7 @@ from hidecmoe_jax.runs.costs import flops_per_query
 from hidecmoe_jax.runs.dead_experts import sentence
 from hidecmoe_jax.runs.edits import read, with_edits
 from hidecmoe_jax.runs.evaluation import read_answers, routed_task
-from hidecmoe_jax.runs.folder import FACTS, CellsFolder, RunFolder, SeedFolder
+from hidecmoe_jax.runs.folder import FACTS, CellsFolder, RunFolder, SeedFolder, no_run
 from hidecmoe_jax.runs.identity import task_names
 from hidecmoe_jax.runs.ledger import Ledger
 from hidecmoe_jax.runs.scores import Cells
@@ -150,6 +150,8 @@ def document_of(folder: Path) -> dict[str, Any]:
       CheckpointError: the run is not finished.
     """
     run = RunFolder(folder)
+    if not run.identity.is_file():
+        raise no_run(folder)
     if not run.facts.is_file():
         raise CheckpointError(
             "no report can be written", where=str(folder), why=f"{FACTS} is missing: the run is not finished",

@@ -350,8 +350,9 @@ def _evaluate_rows(rows: Rows, task: int | None, *, skip_missing: bool) -> dict[
     learned = len(whole.names)
     if task is not None and not 0 <= task <= learned:
         raise ConfigError(
-            "no such row", where=f"{rows.folder.run.path}, seed {rows.seed}",
-            why=f"asked for {task}, learned are {learned}",
+            "the run has not learned so many tasks", where=f"{rows.folder.run.path}, seed {rows.seed}",
+            why=f"asked for its state after {task}, learned are {learned}: {', '.join(whole.names) or 'none'}",
+            remedy=f"choose a state from 0 (the base model) to {learned}",
         )  # fmt: skip
     loaded = whole.first(task)
     loaded.require(method, skip_missing=skip_missing)

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from hidecmoe_jax.core.errors import CheckpointError, HidecmoeError, ResourceError
+from hidecmoe_jax.core.yaml_text import word_for
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _FULL_WORDS = ("no space left", "file too large", "quota exceeded", "resource_exhausted")
@@ -59,7 +60,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise CheckpointError(
             "a file of the run is damaged",
             where=str(path),
-            why=f"holds a {type(value).__name__}, expected an object",
+            why=f"holds a {word_for(value)}, expected an object",
         )
     return value
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from hidecmoe_jax.core.errors import ConfigError
+from hidecmoe_jax.core.errors import ConfigError, nearest
 from hidecmoe_jax.data.records import Record
 from hidecmoe_jax.data.stream import Task
 from hidecmoe_jax.methods.base import Learner, Serving
@@ -162,7 +162,7 @@ def _edit(*, layers: Sequence[int] | None, **fields: Any) -> Edit:
 def _number(run: Path, task: str) -> int:
     names = task_names(run)
     if task not in names:
-        raise ConfigError("no such task", where=task, why=f"the tasks of the run are {', '.join(names)}")
+        raise ConfigError("no such task", where=task, why=f"not a task of {run}", remedy=nearest(task, names))
     return names.index(task)
 
 

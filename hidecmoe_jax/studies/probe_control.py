@@ -57,7 +57,7 @@ def probe_control(run: str | Path, *, task: int = 0, repeats: int = 3) -> dict[s
     if not isinstance(method, Probes) or not method.probes or not 0 <= task < learned:
         raise ConfigError(
             "there is no probe to control", where=str(run),
-            why=f"{method.name} has learned {learned} tasks, asked for number {task}",
+            why=f"{method.name} has learned {learned} tasks, counted from 0; asked for number {task}",
             remedy="give a run of a mixture (or a stacked method) with `growth: probe`, and one of its tasks",
         )  # fmt: skip
     archive = finished.ledger().archive(task + 1)

@@ -59,7 +59,7 @@ class TrainConfig:
         if not 0 <= self.warmup < 1 or min(self.rate, self.projector_rate) < 0:
             raise ValueError(f"warmup {self.warmup} must be in [0, 1) and rates at least 0")
         if self.clip is not None and self.clip <= 0:
-            raise ValueError(f"clip {self.clip} must be above 0, or None")
+            raise ValueError(f"clip {self.clip} must be above 0, or null")
 
 
 def shape_of_rate(step: int, steps: int, warmup: float) -> float:

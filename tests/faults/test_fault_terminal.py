@@ -1,20 +1,31 @@
 """What a terminal shows: the outcome of a run, progress of a batch job, and messages that lead on."""
 
+import copy
 import io
+import json
+import re
+from dataclasses import fields, is_dataclass
+from pathlib import Path
 
 import pytest
 
-from hidecmoe_jax.core.errors import ConfigError
+from hidecmoe_jax.cli.main import main
+from hidecmoe_jax.core.errors import CheckpointError, ConfigError
+from hidecmoe_jax.methods.routed import Routed
 from hidecmoe_jax.methods.stages import Stage
 from hidecmoe_jax.report import RunFacts, SeedResult, run_document
 from hidecmoe_jax.report.verdict import POCKET_NOTE, verdict_lines, verdict_of
 from hidecmoe_jax.runs import watching
+from hidecmoe_jax.runs.config import from_mapping, load_config, to_mapping
+from hidecmoe_jax.runs.folder import RunFolder
+from hidecmoe_jax.runs.missing import load_archive
 from hidecmoe_jax.runs.progress import Progress
 from hidecmoe_jax.runs.scores import Curve
 from hidecmoe_jax.runs.seed_run import Options
 from hidecmoe_jax.runs.status import Status, duration, new_bar
 from hidecmoe_jax.runs.watching import StageMonitor
 from hidecmoe_jax.scoring.floor import floor_of
+from hidecmoe_jax.storage import files
 from hidecmoe_jax.storage.signals import Stop
 from hidecmoe_jax.train.optim import TrainConfig
 
@@ -170,3 +181,132 @@ def test_fault_f1_a_bar_of_a_short_loop_is_not_drawn():
         bar.update(1)
     bar.close()
     assert screen.getvalue() == ""
+
+
+def refusal(words: list[str], capsys, code: int) -> str:
+    """What a refused command prints."""
+    assert main(words) == code
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+    return error
+
+
+def empty_run(folder: Path, names=("animals", "smiles")) -> Path:
+    """A folder that looks like a run to everything that reads its identity alone."""
+    folder.mkdir(parents=True)
+    identity = {"tasks": list(names), "base": "0", "config": {}}
+    run = {"format": 1, "identity": identity, "changes": [], "sessions": []}
+    (folder / "run.json").write_text(json.dumps(run))
+    return folder
+
+
+@pytest.mark.parametrize("command", ["ask", "eval", "report", "inspect", "retire", "rollback"])
+def test_fault_e3_what_is_no_run_names_runs_near_by(command, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    empty_run(tmp_path / "runs" / "animals")
+    empty_run(tmp_path / "runs" / "fish")
+    rest = {"ask": ["What is it?"], "retire": ["smiles"], "rollback": ["1"]}.get(command, [])
+    error = refusal([command, "runs/animal", *rest], capsys, 4)
+    assert "there is no such folder" in error and "base model there" not in error
+    assert "runs near by: runs/animals, runs/fish" in error
+    (tmp_path / "pictures").mkdir()
+    error = refusal([command, "pictures", *rest], capsys, 4)
+    assert "no run.json" in error and "runs/animals" in error, "also from beside the folder of all runs"
+    error = refusal([command, "runs/animals/seed_0", *rest], capsys, 4)
+    assert "runs near by: runs/animals" in error, "a folder inside a run"
+
+
+def test_fault_e3_a_comparison_names_its_runs(tmp_path, capsys):
+    for name in ("hide", "sequential"):
+        empty_run(tmp_path / "both" / name)
+    (tmp_path / "both" / "comparison.json").write_text(json.dumps({"runs": ["hide", "sequential"]}))
+    error = refusal(["ask", str(tmp_path / "both"), "What is it?"], capsys, 4)
+    assert "it is a comparison" in error and str(tmp_path / "both" / "sequential") in error
+
+
+def test_fault_e3_without_any_run_it_says_what_to_give(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    error = refusal(["ask", "nothing", "What is it?"], capsys, 4)
+    assert "neither a run nor a base model" in error and "hidecmoe run" in error
+
+
+def test_fault_e7_a_misspelt_task_gets_a_suggestion(tmp_path, capsys):
+    run = str(empty_run(tmp_path / "run"))
+    assert "did you mean 'smiles'" in refusal(["retire", run, "smile"], capsys, 2)
+    assert "did you mean 'animals'" in refusal(["merge", run, "smiles", "animal"], capsys, 2)
+    assert "known: animals, smiles" in refusal(["retire", run, "charts"], capsys, 2)
+
+
+def test_fault_e8_a_state_that_the_run_has_not_reached_names_those_it_has(tmp_path):
+    seed = RunFolder(empty_run(tmp_path / "run")).seed(0)
+    for number, name in enumerate(("animals", "smiles")):
+        seed.task(number, name).mkdir(parents=True)
+    with pytest.raises(CheckpointError) as refused:
+        load_archive(seed, Routed(), ("animals", "smiles"), count=9)
+    message = str(refused.value)
+    assert "after 9, learned are 2: animals, smiles" in message
+    assert "from 0 (the base model) to 2" in message
+
+
+CLASSES = re.compile(r"<class|NoneType|\b(?:str|int|dict|bool|float)\b|\b[A-Z][a-z]+(?:[A-Z][a-z]+)+\b")
+
+
+def places(value, path=()):
+    """Paths of all keys of a config as plain values."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield (*path, key)
+            yield from places(inner, (*path, key))
+
+
+def class_names(value) -> set[str]:
+    """Names of all dataclasses in a config."""
+    if not is_dataclass(value):
+        return set()
+    names = {type(value).__name__}
+    for field in fields(value):
+        names |= class_names(getattr(value, field.name))
+    return names
+
+
+@pytest.mark.parametrize("name", ["pocket/cmoe", "pocket/hide"])
+def test_fault_e9_no_message_about_a_config_names_a_class(name):
+    config = load_config(name)
+    good = to_mapping(config)
+    classes = class_names(config) | {"LayerChoice", "PocketStream", "TaskSpec"}
+    refused = 0
+    for path in places(good):
+        for wrong in (None, "wrong", [1, "x"], {"wrong": 1}):
+            mapping = copy.deepcopy(good)
+            node = mapping
+            for key in path[:-1]:
+                node = node[key]
+            node[path[-1]] = wrong
+            try:
+                from_mapping(mapping, "mine.yaml")
+            except ConfigError as error:
+                refused += 1
+                message = str(error).replace("LLaVA", "")
+                assert not CLASSES.search(message), message
+                assert not classes & set(re.findall(r"\w+", message)), message
+    assert refused > 100
+
+
+def test_fault_e9_messages_call_kinds_of_values_by_their_words(tmp_path):
+    with pytest.raises(ConfigError, match=r"expected 'last' or 'all' or 'none' or a list or keys such as"):
+        from_mapping({"method": {"kind": "routed", "expand": 7}})
+    with pytest.raises(ConfigError, match=r"`tune` has no such key"):
+        from_mapping({"tune": {"epoch": 2}})
+    with pytest.raises(ConfigError, match=r"`method` of kind 'routed' has no such key"):
+        from_mapping({"method": {"kind": "routed", "growht": "shared"}})
+    damaged = tmp_path / "cells.json"
+    damaged.write_text("[1]")
+    with pytest.raises(CheckpointError, match="holds a list, expected an object"):
+        files.read_json(damaged)
+
+
+@pytest.mark.parametrize("word", ["serve", "train", "chat", "predict", "list"])
+def test_fault_e10_an_unknown_command_gets_no_far_suggestion(word, capsys):
+    error = refusal([word], capsys, 2)
+    assert f"unknown command '{word}'" in error and "did you mean" not in error
+    assert "known: add, adopt, ask" in error and "hidecmoe --help" in error

@@ -153,7 +153,7 @@ def test_a_run_is_not_opened_on_another_base(world):
     (other / "config.yaml").write_text(text.replace(config.base.path, str(write_base(root / "other", seed=1))))
     with pytest.raises(CheckpointError, match="another base model"):
         load(other)
-    with pytest.raises(CheckpointError, match="no base model there"):
+    with pytest.raises(CheckpointError, match="neither a run nor a base model"):
         load(root / "nothing")
 
 

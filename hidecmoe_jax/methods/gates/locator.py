@@ -57,7 +57,7 @@ class LocatorGate:
         if self.foreign is not None and (not 0 <= self.foreign < 1 or self.kept_apart == 0):
             raise ValueError("foreign must be in [0, 1) and needs kept_apart above 0")
         if self.tie is not None and not self.tie > 0:
-            raise ValueError(f"tie {self.tie} must be above 0, or None")
+            raise ValueError(f"tie {self.tie} must be above 0, or null")
 
     @property
     def mixes_tasks(self) -> bool:

@@ -20,6 +20,7 @@ import ml_dtypes
 import numpy as np
 
 from hidecmoe_jax.core.errors import CheckpointError, DataError
+from hidecmoe_jax.core.yaml_text import word_for
 from hidecmoe_jax.data.jsonfile import parse_json, read_json
 from hidecmoe_jax.port.checkpoints.pickled import refuse_pickles
 
@@ -280,7 +281,7 @@ def _config(folder: Path) -> dict[str, Any]:
             raise CheckpointError(
                 "a settings file is no JSON object",
                 where=str(file),
-                why=f"it holds a {type(content).__name__}",
+                why=f"it holds a {word_for(content)}",
                 remedy=_AGAIN,
             )
         _refuse_code(content, file)

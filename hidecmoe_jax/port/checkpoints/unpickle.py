@@ -118,7 +118,7 @@ def _read_state(torch: Any, path: Path) -> dict[str, Any]:
     for key in NESTED:
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
-    entries = state.items() if isinstance(state, dict) else [(type(state).__name__, None)]
+    entries = state.items() if isinstance(state, dict) else [("the file's only object", None)]
     others = [str(name) for name, value in entries if not isinstance(value, torch.Tensor)]
     if others:
         raise CheckpointError(

@@ -32,7 +32,7 @@ def require_linear(run: LoadedRun, form: str) -> AsLora:
     if not isinstance(method, AsLora):
         raise ConfigError(
             f"the experts of {method.name!r} cannot be written as {form}",
-            where=f"method: {type(method).__name__}",
+            where=f"method {method.name!r}",
             why=f"{method.describe_experts()}; this form holds one LoRA on linears, the same for every token",
             remedy="use --to hub, which keeps experts and routers; answer with `hidecmoe ask` or `hidecmoe eval`",
         )
@@ -64,7 +64,7 @@ def names_of(run: LoadedRun, selected: tuple[str, ...] = ()) -> dict[str, int]:
         known = {method.name: 0}
     for name in selected:
         if name not in known:
-            raise ConfigError("no such task in the run", where=f"--task {name}", why=nearest(name, known))
+            raise ConfigError("no such task in the run", where=f"--task {name}", remedy=nearest(name, known))
     if not selected:
         return known
     return {name: known[name] for name in selected}
