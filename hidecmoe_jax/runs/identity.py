@@ -18,7 +18,7 @@ from hidecmoe_jax.core.errors import CheckpointError, ConfigError
 from hidecmoe_jax.core.strict import difference
 from hidecmoe_jax.runs.changes import allowing, carry_out, impossible, is_below, refuse_impossible
 from hidecmoe_jax.runs.config import from_mapping, to_mapping
-from hidecmoe_jax.runs.folder import IDENTITY, RunFolder, no_run
+from hidecmoe_jax.runs.folder import RunFolder, no_run
 from hidecmoe_jax.runs.start import check_run
 from hidecmoe_jax.storage.files import read_json, sync_folder, write_json
 

@@ -105,7 +105,8 @@ def test_fault_a1_a_reference_is_judged_in_check_run_and_eval_with_file_and_reco
         stream_loop.learn(config, tmp_path / "run")
     assert not (tmp_path / "run" / "seed_0").exists()
     # A run of an older version may have learned it: evaluating it again says the same.
-    write_json(tmp_path / "run" / "run.json", {"format": 1, "identity": {"tasks": ["birds"]}, "changes": [], "sessions": []})
+    identity = {"format": 1, "identity": {"tasks": ["birds"]}, "changes": [], "sessions": []}
+    write_json(tmp_path / "run" / "run.json", identity)
     write_config(config, tmp_path / "run")
     with pytest.raises(DataError, match=r"can never be matched by the scorer 'choice'"):
         stream_loop.evaluate_run(tmp_path / "run")
