@@ -49,8 +49,26 @@ def find_config(name: str | Path) -> Path:
     shipped = [file.relative_to(folder).as_posix() for file in folder.rglob("*.yaml")]
     raise ConfigError(
         "no such config", where=str(name), why="neither a file nor a shipped config",
-        remedy=near_path(name) or nearest(inner.as_posix(), shipped),
+        remedy=_near_shipped(inner, shipped, 1.0)
+        or near_path(name)
+        or _near_shipped(inner, shipped, 0.6)
+        or nearest(inner.as_posix(), shipped),
     )  # fmt: skip
+
+
+def _near_shipped(name: Path, shipped: list[str], similarity: float) -> str | None:
+    """Returns `did you mean 'pocket/hide.yaml'?` for the last part of a shipped config's name, else None.
+
+    Args:
+      similarity: least ratio of equal characters, 1 for equal names.
+    """
+    stems: dict[str, list[str]] = {}
+    for config in sorted(shipped):
+        stems.setdefault(Path(config).stem, []).append(config)
+    close = difflib.get_close_matches(name.stem, stems, n=1, cutoff=similarity)
+    if not close:
+        return None
+    return f"did you mean {' or '.join(repr(config) for config in stems[close[0]])}?"
 
 
 def near_path(name: str | Path) -> str | None:

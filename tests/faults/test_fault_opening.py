@@ -210,6 +210,13 @@ def test_fault_e1_a_typo_in_a_folder_names_the_nearest_folder(task, tmp_path, mo
         find_config("pocket/hid")
 
 
+def test_fault_e1_the_last_part_of_a_shipped_configs_name_is_enough_for_a_hint():
+    for name, hint in (("hidecmoe", "'pocket/hidecmoe.yaml'"), ("pocket/hidcmoe", "'pocket/hidecmoe.yaml'")):
+        with pytest.raises(ConfigError) as refused:
+            find_config(name)
+        assert refused.value.remedy == f"did you mean {hint}?"
+
+
 def test_fault_e2_run_of_a_folder_says_what_takes_one(task, tmp_path, capsys):
     assert main(["run", str(task)]) == ConfigError.exit_code
     assert f"hidecmoe run pocket/hide --tasks {task}" in capsys.readouterr().err
