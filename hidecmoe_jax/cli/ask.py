@@ -57,7 +57,7 @@ def ask(
             remedy='write pictures into the file: {"question": "...", "image": "a.png"}',
         )  # fmt: skip
     else:
-        questions = hj.read_questions(file)
+        questions = hj.read_questions(file, run)
     replies = hj.ask(run, questions, task=task, skip_missing=skip_missing)
     for asked, reply in zip(questions, replies, strict=True):
         print(_json_line(asked, reply) if json_lines else _lines(asked, reply))

@@ -84,6 +84,20 @@ def marker_problems(question: str, what: str) -> list[str]:
     return [f"{what} contains {marker}; the only marker that is read is {IMAGE}" for marker in others]
 
 
+def question_problems(question: str, pictures: int) -> list[str]:
+    """Returns all problems of a question as a user asks it, with its number of pictures; empty where it can be asked.
+
+    A question without `<image>` shows its pictures before its text.
+    """
+    problems = marker_problems(question, "the question")
+    if not question.replace(IMAGE, "").strip() and not pictures:
+        problems.append("the question is empty and shows no picture")
+    marks = question.count(IMAGE)
+    if marks and marks != pictures:
+        problems.append(f"{marks} {IMAGE} in the question but {pictures} pictures")
+    return problems
+
+
 def _snake(key: str) -> str:
     """A key in lower case with words joined by `_`: `VideoPath`, `video-path` and `video path` are `video_path`."""
     parted = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", key.strip())

@@ -18,7 +18,7 @@ import numpy as np
 from hidecmoe_jax.core import plugins
 from hidecmoe_jax.core.errors import CheckpointError, DataError, nearest
 from hidecmoe_jax.data.images import Limits
-from hidecmoe_jax.data.media import IMAGE, marker_problems
+from hidecmoe_jax.data.media import IMAGE, question_problems
 from hidecmoe_jax.data.records import Record, Turn
 from hidecmoe_jax.data.tokenizer import Tokenizer
 from hidecmoe_jax.evaluate.answer import Answer
@@ -146,22 +146,11 @@ class Assistant:
         for number, text in enumerate(prompts):
             where = f"prompt {number}" if sources is None else sources[number]
             paths = images[number]
-            question = text
-            unread = marker_problems(text, "the question")
-            if unread:
-                raise DataError(
-                    "a medium that is not read", where=where, why="; ".join(unread), remedy="remove the marker"
-                )
-            if not text.strip() and not paths:
-                raise DataError("nothing is asked", where=where, why="the prompt is empty and shows no picture")
-            if IMAGE not in text:
-                # Pictures come before a question that does not place them itself.
-                question = f"{IMAGE}\n" * len(paths) + text
-            marks = question.count(IMAGE)
-            if marks != len(paths):
-                raise DataError(
-                    "pictures and <image> marks do not match", where=where, why=f"{len(paths)} against {marks}"
-                )
+            problems = question_problems(text, len(paths))
+            if problems:
+                raise DataError("this cannot be asked", where=where, why="; ".join(problems))
+            # Pictures come before a question that does not place them itself.
+            question = text if IMAGE in text else f"{IMAGE}\n" * len(paths) + text
             turns = (Turn(question, ""),)
             record = Record(str(number), tuple(paths), turns, where)
             records.append(record)

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hidecmoe_jax.core import plugins
 from hidecmoe_jax.core.errors import CheckpointError, DataError, listed, nearest
-from hidecmoe_jax.data.images import inspect
+from hidecmoe_jax.data.images import LIMITS, Limits, inspect
 from hidecmoe_jax.data.items import kind
 from hidecmoe_jax.data.jsonfile import parse_json, read_text
-from hidecmoe_jax.data.media import IMAGE, marker_problems
+from hidecmoe_jax.data.media import question_problems
 from hidecmoe_jax.runs.assistant import load
 from hidecmoe_jax.runs.config import config_of
 from hidecmoe_jax.runs.folder import RunFolder
@@ -44,11 +45,14 @@ class Question:
     source: str = ""
 
 
-def read_questions(path: str | Path) -> tuple[Question, ...]:
+def read_questions(path: str | Path, run: str | Path | None = None) -> tuple[Question, ...]:
     """Returns the questions of a file of JSON lines: `{"question": "...", "image": "a.png"}`, one object a line.
 
     `image` is a path relative to the file's folder, or a list of paths, and may be missing; `id` (or `question_id`) is
     optional. LLaVA's own question files have `text` in place of `question`, which is read too. Blank lines are skipped.
+
+    Args:
+      run: what will be asked: its limits of pictures hold; without it the default ones.
 
     Raises:
       DataError: the file cannot be read, or anything is wrong with any line; names every such line and picture.
@@ -60,6 +64,7 @@ def read_questions(path: str | Path) -> tuple[Question, ...]:
             f"{path.name} is not JSON lines", where=str(path), why="it is one JSON array",
             remedy='write one object a line, without [ ] and commas between them: {"question": "...", "image": "..."}',
         )  # fmt: skip
+    limits = _limits_of(run)
     questions = []
     problems = []
     # Not splitlines, which also splits at characters that JSON strings may hold.
@@ -67,7 +72,7 @@ def read_questions(path: str | Path) -> tuple[Question, ...]:
         if not line.strip():
             continue
         source = f"{path.name}:{number}"
-        question, found = _parse_line(line, path, source)
+        question, found = _parse_line(line, path, source, limits)
         problems += found
         if question is not None:
             questions.append(question)
@@ -75,39 +80,49 @@ def read_questions(path: str | Path) -> tuple[Question, ...]:
     return tuple(questions)
 
 
-def check_question(question: Question) -> list[str]:
-    """All problems of a question that can be seen without a model."""
-    problems = marker_problems(question.text, "the question")
-    if not question.text.replace(IMAGE, "").strip() and not question.images:
-        problems.append("the question is empty and shows no picture")
-    marks = question.text.count(IMAGE)
-    if marks and marks != len(question.images):
-        problems.append(f"{marks} {IMAGE} in the question but {len(question.images)} pictures")
+def _limits_of(run: str | Path | None) -> Limits:
+    """The limits of pictures of a run; the default ones for a base model."""
+    if run is None or not RunFolder(Path(run)).config.is_file():
+        return LIMITS
+    return config_of(run).stream.policy.limits
+
+
+def _problems_of(question: Question, limits: Limits) -> list[str]:
+    """All problems of a question that can be seen without a model; pictures are read as far as their headers."""
+    problems = question_problems(question.text, len(question.images))
     for image in question.images:
         try:
-            inspect(image)
+            inspect(image, limits)
         except DataError as error:
             problems.append(f"{error.what}: {image}: {error.why}")
-    return problems
+    lead = f"{question.source}: " if question.source else ""
+    return [f"{lead}{problem}" for problem in problems]
 
 
 def ask(
-    run: str | Path, questions: Sequence[Question], *, task: int | None = None, skip_missing: bool = False
+    run: str | Path,
+    questions: Sequence[Question],
+    *,
+    task: int | None = None,
+    skip_missing: bool = False,
+    trust: Sequence[str] = (),
 ) -> list[Reply]:
     """Answers questions with a run or a base model, which is loaded once. Everything is checked before that.
 
     Args:
       task: use the run as it was after its first `task` tasks.
       skip_missing: answer without tasks whose files are missing or damaged, instead of refusing.
+      trust: modules of methods from outside this package that opening the run may import.
 
     Raises:
-      DataError: a question or a picture cannot be used.
+      DataError: a question or a picture cannot be used, by the limits of pictures that the run has.
       CheckpointError: the run has learned no task yet, or cannot be loaded.
     """
+    plugins.import_trusted(trust)
+    limits = _limits_of(run)
     problems = []
     for question in questions:
-        lead = f"{question.source}: " if question.source else ""
-        problems += [f"{lead}{problem}" for problem in check_question(question)]
+        problems += _problems_of(question, limits)
     _refuse(problems, None)
     require_learned(run, task)
     model = load(run, task=task, skip_missing=skip_missing)
@@ -144,7 +159,7 @@ def require_learned(run: str | Path, task: int | None = None) -> None:
         )  # fmt: skip
 
 
-def _parse_line(line: str, path: Path, source: str) -> tuple[Question | None, list[str]]:
+def _parse_line(line: str, path: Path, source: str, limits: Limits) -> tuple[Question | None, list[str]]:
     """The question of one line, or None and all problems of the line."""
     try:
         item = parse_json(line, path)
@@ -170,8 +185,7 @@ def _parse_line(line: str, path: Path, source: str) -> tuple[Question | None, li
         return None, problems
     images = tuple(str(path.parent / image) for image in names)
     question = Question(texts[0], images, str(name), source)
-    found = [f"{source}: {problem}" for problem in check_question(question)]
-    return question, found
+    return question, _problems_of(question, limits)
 
 
 def _image_names(value: Any) -> list[str] | None:

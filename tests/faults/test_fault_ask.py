@@ -90,7 +90,7 @@ def test_fault_a5_a_refused_question_has_its_own_exit_code(monkeypatch, capsys):
     assert main(["ask", "known", "Q?"]) == 0 and main(["ask", "refused", "Q?"]) == 8
     assert "refused" in capsys.readouterr().out
     asked = [hj.Question("a"), hj.Question("b")]
-    monkeypatch.setattr(hj, "read_questions", lambda path: asked, raising=False)
+    monkeypatch.setattr(hj, "read_questions", lambda path, run: asked, raising=False)
     assert main(["ask", "both", "--file", "q.jsonl", "--json"]) == 8
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [line["exit_code"] for line in lines] == [8, 0]

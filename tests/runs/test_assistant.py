@@ -137,7 +137,7 @@ def test_a_run_is_opened_as_it_was_after_an_earlier_task(world):
 def test_wrong_questions_are_refused(run, world):
     with pytest.raises(DataError, match="one entry of `images` per prompt"):
         run.generate([None], ["a", "b"])
-    with pytest.raises(DataError, match="marks do not match"):
+    with pytest.raises(DataError, match="in the question but"):
         run.route([None], ["<image> What?"])
     with pytest.raises(DataError, match="birds, fish"):
         run.generate([None], ["What?"], named="trees")
