@@ -96,7 +96,7 @@ def load_archive(
         raise CheckpointError(
             "the run has not learned so many tasks", where=str(folder.run.path),
             why=f"asked for its state after {count}, learned are {len(names)}: {', '.join(names) or 'none'}",
-            remedy=f"choose a state from 0 (the base model) to {len(names)}",
+            remedy=f"choose a state from 1 to {len(names)}; 0 is the base model",
         )  # fmt: skip
     ledger = Ledger(folder.path)
     wanted = names[:count]

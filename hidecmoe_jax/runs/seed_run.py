@@ -231,7 +231,7 @@ class SeedRun:
         facts["experts"] = experts_of(method, learner, number, curve)
         archive = method.to_archive(learner, number)
         self.ledger.commit(number, name, archive, meta=facts)
-        say(f"learned {name}: {records} records, {epochs} epochs, {seconds:.1f} s")
+        say(f"trained on {name}: {records} records, {epochs} epochs, {seconds:.1f} s")
         idle = sentence(facts["experts"])
         if idle:
             say(f"warning: {name} has {idle}")

@@ -352,7 +352,7 @@ def _evaluate_rows(rows: Rows, task: int | None, *, skip_missing: bool) -> dict[
         raise ConfigError(
             "the run has not learned so many tasks", where=f"{rows.folder.run.path}, seed {rows.seed}",
             why=f"asked for its state after {task}, learned are {learned}: {', '.join(whole.names) or 'none'}",
-            remedy=f"choose a state from 0 (the base model) to {learned}",
+            remedy=f"choose a state from 1 to {learned}; 0 is the base model",
         )  # fmt: skip
     loaded = whole.first(task)
     loaded.require(method, skip_missing=skip_missing)
