@@ -137,8 +137,10 @@ class Status:
         total = sum(known)
         if not self.begun or not total:
             return ""
-        least = "" if len(known) == len(estimates) else "at least "
-        return f"whole run in {least}{duration(total)}"
+        if len(known) == len(estimates):
+            return f"whole run in {duration(total)}"
+        # A bound that is next to nothing would say nothing.
+        return f"whole run in at least {duration(total)}" if total >= 60 else ""
 
     def line(self, text: str) -> None:
         """Prints a line about the work at hand, with the times left."""
@@ -168,7 +170,7 @@ class Status:
         for number, item in enumerate(items):
             yield item
             if self.is_due():
-                self.line(f"{label}: {number + 1}{of_all}")
+                self.line(f"{label} {number + 1}{of_all}")
 
 
 def new_bar(
