@@ -148,7 +148,7 @@ def write_answers(
             key=session.answer_key(task, seed), length=session.prompt_length, skip=frozenset(_by_question(done)),
         )  # fmt: skip
         batch_count = math.ceil(open_questions / session.config.evaluate.writing.batch)
-        shown_batches = session.status.bar(f"answers to {task.name}, batch", total=batch_count)(batches)
+        shown_batches = session.status.bar(f"batches of answers to {task.name}", total=batch_count)(batches)
         _append(path, _timed(shown_batches, session.status), task, names, stop)
         lines = _by_question(read_answers(path)) | known
     # Copied answers were not appended above; here they take their places between the generated ones.

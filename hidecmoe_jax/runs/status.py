@@ -170,7 +170,7 @@ class Status:
         for number, item in enumerate(items):
             yield item
             if self.is_due():
-                self.line(f"{label} {number + 1}{of_all}")
+                self.line(f"{label}: {number + 1}{of_all}")
 
 
 def new_bar(
