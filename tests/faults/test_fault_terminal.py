@@ -245,7 +245,7 @@ def test_fault_e8_a_state_that_the_run_has_not_reached_names_those_it_has(tmp_pa
         load_archive(seed, Routed(), ("animals", "smiles"), count=9)
     message = str(refused.value)
     assert "after 9, learned are 2: animals, smiles" in message
-    assert "from 0 (the base model) to 2" in message
+    assert "from 1 to 2; 0 is the base model" in message
 
 
 CLASSES = re.compile(r"<class|NoneType|\b(?:str|int|dict|bool|float)\b|\b[A-Z][a-z]+(?:[A-Z][a-z]+)+\b")
