@@ -42,6 +42,9 @@ def impossible(folder: Path, changes: Sequence[Change], tasks: int) -> dict[str,
     Args:
       tasks: number of tasks of the run.
     """
+    # A run whose tasks are partly missing is not read for nothing: it can be opened without them.
+    if not changes:
+        return {}
     reasons = {}
     learned = _learned(folder)
     for path, old, new in changes:

@@ -89,7 +89,7 @@ def test_fault_a6_markers_are_refused_in_questions_to_a_model():
     from hidecmoe_jax.runs.assistant import Assistant
 
     with pytest.raises(DataError, match="<video>"):
-        Assistant._records(None, [None], ["<video> What happens?"])
+        Assistant._records(None, [[]], ["<video> What happens?"])
 
 
 def test_fault_a6_what_other_trainers_act_on_is_refused(root):

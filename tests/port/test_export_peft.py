@@ -227,11 +227,11 @@ def test_a_place_where_no_folder_can_be_is_refused(tmp_path, place):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["plain"]
 
 
-@pytest.mark.parametrize("place", [".", "base"])
-def test_the_run_and_its_base_are_never_overwritten_by_their_own_export(hide, tmp_path, place, capsys):
+@pytest.mark.parametrize(("place", "why"), [(".", "what is read"), ("base", "it holds a model")])
+def test_the_run_and_its_base_are_never_overwritten_by_their_own_export(hide, tmp_path, place, why, capsys):
     base = hide.parent / "base"
     target = {".": hide, "base": base}[place]
     before = sorted(path.name for path in target.rglob("*"))
     assert main(["export", str(hide), str(target), "--to", "peft", "--overwrite"]) == 2
-    assert "what is read" in capsys.readouterr().err
+    assert why in capsys.readouterr().err
     assert sorted(path.name for path in target.rglob("*")) == before
