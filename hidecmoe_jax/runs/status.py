@@ -13,14 +13,17 @@ from typing import TextIO
 
 from tqdm import tqdm
 
+from hidecmoe_jax.core import processes
+
 MINUTES = 5.0
 FIRST_MINUTES = 0.5  # until the first line after that of the start
 DELAY = 2.0  # seconds that a loop takes before its bar is drawn: shorter ones would flash
 
 
 def say(text: str) -> None:
-    """Prints one line for the user above any progress bar."""
-    tqdm.write(text, file=sys.stderr)
+    """Prints one line for the user above any progress bar; of several processes the first one does."""
+    if processes.is_first():
+        tqdm.write(text, file=sys.stderr)
 
 
 @dataclass
@@ -77,6 +80,8 @@ class Status:
     @property
     def on_terminal(self) -> bool:
         """Whether bars are drawn."""
+        if not processes.is_first():
+            return False
         return sys.stderr.isatty() if self.terminal is None else self.terminal
 
     def begin(self, title: str, steps: int, questions: int) -> None:

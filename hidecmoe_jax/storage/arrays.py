@@ -9,6 +9,7 @@ result, because Orbax casts, pads and returns flipped bits without an error.
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from hidecmoe_jax.core import trees
+from hidecmoe_jax.core import processes, trees
 from hidecmoe_jax.core.errors import CheckpointError, NumericsError
 from hidecmoe_jax.storage.crash_points import crash_point
 from hidecmoe_jax.storage.files import check_space, disk_errors, read_json, write_json
@@ -86,10 +87,7 @@ def write_store(folder: Path, groups: Mapping[str, Mapping[str, Any]], meta: Map
     with disk_errors("could not save", folder, needed=2 * size):
         stored = _without_empty(host)
         if stored:
-            from orbax.checkpoint import v1 as ocp
-
-            with quiet_orbax():
-                ocp.save_checkpointables(folder.absolute(), stored)
+            _save(folder.absolute(), stored)
         else:
             folder.mkdir()
         crash_point("mid_save", folder.name)
@@ -97,6 +95,21 @@ def write_store(folder: Path, groups: Mapping[str, Mapping[str, Any]], meta: Map
         write_manifest(folder)
     # Orbax may write something else than it was given, so what counts is what can be read.
     read_store(folder)
+
+
+def _save(folder: Path, groups: Groups) -> None:
+    """Writes the arrays of groups into the new folder `folder`.
+
+    Orbax counts processes: all of them take part in every save, with one path, into which the first one writes.
+    """
+    from orbax.checkpoint import v1 as ocp
+
+    target = Path(processes.from_first(str(folder)))
+    with quiet_orbax():
+        ocp.save_checkpointables(target, groups)
+    if not processes.is_first():
+        shutil.copytree(target, folder)
+    processes.wait_for_all("arrays are copied")
 
 
 def read_store(folder: Path) -> tuple[Groups, dict[str, Any]]:

@@ -15,6 +15,7 @@ import threading
 from collections.abc import Iterator
 from typing import NoReturn
 
+from hidecmoe_jax.core import processes
 from hidecmoe_jax.core.errors import PreemptedError
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -54,12 +55,49 @@ class Stop:
         os.write(2, _FIRST)
 
 
+class AgreedStop(Stop):
+    """A stop of several processes at one place: a signal to any of them stops all where they ask for the same time.
+
+    SIGTERM is caught by JAX's runtime, which every process asks with a number that counts the questions; it agrees on
+    a number that none has reached yet.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked = 0
+        self.agreed = False
+
+    @property
+    def requested(self) -> bool:
+        """True from the agreed question on; every process must ask equally often."""
+        from jax.experimental import multihost_utils
+
+        if not self.agreed:
+            self.asked += 1
+            self.agreed = multihost_utils.reached_preemption_sync_point(self.asked)
+        return self.agreed
+
+    def receive(self, number: int, _frame: object) -> None:
+        """Handles SIGINT: as SIGTERM, for all processes; a second one ends this process."""
+        super().receive(number, _frame)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
 @contextlib.contextmanager
 def graceful_stop() -> Iterator[Stop]:
     """Catches SIGTERM and SIGINT inside the block and restores the former handlers after it.
 
-    Outside the main thread, where Python allows no handlers, the block's `Stop` is never requested.
+    Outside the main thread, where Python allows no handlers, the block's `Stop` is never requested. Several processes
+    stop together.
     """
+    if processes.count() > 1:
+        stop = AgreedStop()
+        former = signal.signal(signal.SIGINT, stop.receive)
+        try:
+            yield stop
+        finally:
+            signal.signal(signal.SIGINT, former)
+        return
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():
         yield stop
