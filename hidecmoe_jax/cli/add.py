@@ -9,6 +9,7 @@ from tyro.conf import Positional, arg
 
 import hidecmoe_jax as hj
 from hidecmoe_jax.cli.words import Folders, Run, joined
+from hidecmoe_jax.core import processes
 
 
 def add(
@@ -38,6 +39,7 @@ def add(
       status_minutes: minutes between two lines about the progress where there is no terminal; 0 for none.
       tasks: folders of the run's tasks in their order, where these were moved.
     """
+    processes.join()
     folder = hj.add(
         run,
         task,
@@ -47,5 +49,6 @@ def add(
         status_minutes=status_minutes,
         tasks=joined(tasks),
     )
-    print("\n".join(hj.outcome_lines(folder)))
-    print(f"report: {folder / 'report.html'}")
+    if processes.is_first():
+        print("\n".join(hj.outcome_lines(folder)))
+        print(f"report: {folder / 'report.html'}")

@@ -8,6 +8,7 @@ from tyro.conf import arg
 
 import hidecmoe_jax as hj
 from hidecmoe_jax.cli.words import Folders, Run, joined
+from hidecmoe_jax.core import processes
 
 
 def evaluate(
@@ -32,6 +33,7 @@ def evaluate(
       skip_missing: evaluate without tasks whose files are missing or damaged, beside the run, instead of refusing.
       tasks: folders of the run's tasks in their order, where these were moved.
     """
+    processes.join()
     folder = hj.evaluate_run(
         run,
         task=task,
@@ -39,4 +41,5 @@ def evaluate(
         skip_missing=skip_missing,
         tasks=joined(tasks),
     )
-    print(f"report: {folder / 'report.html'}")
+    if processes.is_first():
+        print(f"report: {folder / 'report.html'}")

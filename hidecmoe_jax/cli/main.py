@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 import tyro
 
 from hidecmoe_jax import __version__
+from hidecmoe_jax.core import processes
 from hidecmoe_jax.core.errors import CheckpointError, ConfigError, HidecmoeError, nearest
 from hidecmoe_jax.core.paths import cache_folder
 from hidecmoe_jax.core.plugins import import_trusted
@@ -97,7 +98,7 @@ def _run(words: Sequence[str] | None) -> int:
     except HidecmoeError as error:
         if debug:
             raise
-        print(f"hidecmoe: {error}", file=sys.stderr)
+        print(f"{_speaker()}: {error}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:
         raise
@@ -110,6 +111,11 @@ def _run(words: Sequence[str] | None) -> int:
             raise
         print("hidecmoe: interrupted", file=sys.stderr)
         return INTERRUPTED
+
+
+def _speaker() -> str:
+    """What an error begins with: the program, and which of several processes it is."""
+    return f"hidecmoe, process {processes.index()}" if processes.count() > 1 else "hidecmoe"
 
 
 def _split_trusted(words: Sequence[str]) -> tuple[list[str], list[str]]:

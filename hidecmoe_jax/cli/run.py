@@ -9,6 +9,7 @@ from tyro.conf import arg
 
 import hidecmoe_jax as hj
 from hidecmoe_jax.cli.words import Assignments, Config, Folder, Folders, confirm_overwrite, read_config
+from hidecmoe_jax.core import processes
 from hidecmoe_jax.core.paths import find_config
 from hidecmoe_jax.runs.start import check_start
 
@@ -51,11 +52,12 @@ def run(
     if out is None:
         out = Path("runs") / Path(config).stem
     find_config(config)
+    processes.join()
     # Before the config is read, which imports JAX: a refusal costs no time.
-    exists = check_start(out, resume=resume, overwrite=overwrite)
+    exists = processes.first_decides(lambda: check_start(out, resume=resume, overwrite=overwrite))
     settings = read_config(config, sets=sets, tasks=tasks)
-    if exists and overwrite:
-        confirm_overwrite(out, yes=yes)
+    if overwrite:
+        processes.first_decides(lambda: exists and confirm_overwrite(out, yes=yes))
     # An empty text splits into one empty field, which is none.
     allow = tuple(filter(None, allow_config_change.split(",")))
     folder = hj.learn(
@@ -68,5 +70,6 @@ def run(
         on_corrupt=on_corrupt,
         status_minutes=status_minutes,
     )
-    print("\n".join(hj.outcome_lines(folder)))
-    print(f"report: {folder / 'report.html'}")
+    if processes.is_first():
+        print("\n".join(hj.outcome_lines(folder)))
+        print(f"report: {folder / 'report.html'}")

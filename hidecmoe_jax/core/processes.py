@@ -12,7 +12,7 @@ import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 from hidecmoe_jax.core.errors import ConfigError, HidecmoeError
 
@@ -22,6 +22,7 @@ Result = TypeVar("Result")
 ADDRESS = "JAX_COORDINATOR_ADDRESS"
 COUNT = "JAX_NUM_PROCESSES"
 INDEX = "JAX_PROCESS_ID"
+ALONE = "HIDECMOE_PROCESSES"
 # Seconds without a sign of life after which a process counts as dead and all others end: a busy host may pause.
 HEARTBEAT = 300
 # Seconds that a process waits at its end for the others.
@@ -79,17 +80,18 @@ def is_scheduled(environment: Mapping[str, str]) -> bool:
     return (steps.isdecimal() and int(steps) > 1) or "," in workers
 
 
-def join(how: Literal["auto", "one"] = "auto", environment: Mapping[str, str] = os.environ) -> None:
-    """Joins the other processes of this run, if there are any; to be called before JAX is used.
+def join(environment: Mapping[str, str] = os.environ) -> None:
+    """Joins the other processes of this run, if the environment names any (`group_of`, `is_scheduled`).
 
-    Args:
-      how: "auto" looks at the environment (`group_of`, `is_scheduled`), "one" stays alone whatever it says.
+    To be called before JAX is used. With HIDECMOE_PROCESSES=one in the environment a process stays alone.
 
     Raises:
       ConfigError: as `group_of`, or JAX was used already.
     """
-    group = group_of(environment) if how == "auto" else None
-    if how == "one" or (group is None and not is_scheduled(environment)):
+    if environment.get(ALONE) == "one":
+        return
+    group = group_of(environment)
+    if group is None and not is_scheduled(environment):
         return
     import jax
 

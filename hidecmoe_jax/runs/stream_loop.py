@@ -15,6 +15,7 @@ from hidecmoe_jax.data.stream import TaskSpec, name_of
 from hidecmoe_jax.methods.base import Method
 from hidecmoe_jax.runs import edits, results
 from hidecmoe_jax.runs.config import RunConfig, StreamConfig, config_of, moved, write_config
+from hidecmoe_jax.runs.copies import working_folder
 from hidecmoe_jax.runs.folder import RunFolder, SeedFolder
 from hidecmoe_jax.runs.identity import UNDO, changes_of, open_run, task_names
 from hidecmoe_jax.runs.ledger import Ledger
@@ -52,7 +53,13 @@ def learn(
         tasks = tuple(TaskSpec(str(folder)) for folder in folders)
         config = dataclasses.replace(config, stream=StreamConfig(None, tasks))
     chosen = Options(**options)
-    folder = Path(out)
+    with working_folder(Path(out)) as folder:
+        _learn(config, folder, chosen)
+    return Path(out)
+
+
+def _learn(config: RunConfig, folder: Path, chosen: Options) -> None:
+    """Learns the config's stream into a folder; errors as `learn`."""
     has_run = check_start(folder, resume=chosen.resume, overwrite=chosen.overwrite)
     errors = RunFolder(folder).errors
     with graceful_stop() as stop:
@@ -65,7 +72,6 @@ def learn(
                 say_notes(session, session.stream.tasks)
             open_or_resume(session, folder, chosen)
             run_seeds(session, folder, chosen, stop)
-    return folder
 
 
 def require_fit(session: Session) -> None:
@@ -140,10 +146,10 @@ def add(
       ConfigError: the method does not learn task by task, or the run is not finished.
       CheckpointError: something else than the new task differs from what the run was learned with.
     """
-    folder = RunFolder(Path(run))
     config = config_of(run)
-    with writer_lock(folder.path), graceful_stop() as stop:
-        names = task_names(folder.path)
+    with working_folder(Path(run)) as path, writer_lock(path), graceful_stop() as stop:
+        folder = RunFolder(path)
+        names = task_names(path)
         config = moved(config, tasks, names)
         spec = TaskSpec(str(Path(task).resolve()), epochs=epochs, rate=rate)
         added = _addition(folder, config, spec, names, redo=redo)
@@ -165,7 +171,7 @@ def add(
             edits.keep_until(folder.path, len(names) - 1)
         open_or_resume(session, folder.path, options)
         run_seeds(session, folder.path, options, stop)
-    return folder.path
+    return Path(run)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -320,10 +326,10 @@ def evaluate_run(
       ConfigError: no such row.
       CheckpointError: names every task of the row that cannot be loaded.
     """
-    folder = RunFolder(Path(run))
     config = config_of(run)
-    config = moved(config, tasks, task_names(folder.path))
-    with writer_lock(folder.path), graceful_stop() as stop:
+    config = moved(config, tasks, task_names(Path(run)))
+    with working_folder(Path(run)) as path, writer_lock(path), graceful_stop() as stop:
+        folder = RunFolder(path)
         session = open_session(config)
         open_run(
             folder.path, session.identity(), resume=True, overwrite=False, session=session_facts(), remedy=UNDO
@@ -339,7 +345,7 @@ def evaluate_run(
             say(f"the report stays as it is, for tasks cannot be loaded: {why}")
         else:
             results.write(session, folder.path)
-    return folder.path
+    return Path(run)
 
 
 def _evaluate_rows(rows: Rows, task: int | None, *, skip_missing: bool) -> dict[str, str]:

@@ -11,7 +11,7 @@ import pytest
 
 from hidecmoe_jax.core import processes
 from hidecmoe_jax.core.errors import ConfigError
-from hidecmoe_jax.core.processes import ADDRESS, COUNT, INDEX, Group, group_of, is_scheduled
+from hidecmoe_jax.core.processes import ADDRESS, ALONE, COUNT, INDEX, Group, group_of, is_scheduled
 
 HERE = Path(__file__).parent
 
@@ -60,8 +60,8 @@ def test_schedulers_are_known_by_their_variables():
 
 
 def test_alone_nothing_is_joined():
-    processes.join("auto", {})
-    processes.join("one", {ADDRESS: "host:1", COUNT: "2", INDEX: "0"})
+    processes.join({})
+    processes.join({ADDRESS: "host:1", COUNT: "2", INDEX: "0", ALONE: "one"})
     assert processes.count() == 1 and processes.is_first() and processes.from_first("text") == "text"
     assert processes.first_decides(lambda: 3) == 3
 
