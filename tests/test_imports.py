@@ -18,6 +18,8 @@ UNPICKLER = "hidecmoe_jax.port.checkpoints.unpickle"
 USE_TORCH = ("tools.oracle.", "hidecmoe_jax.port.checkpoints.reference.__main__:", f"{UNPICKLER}:")
 LAZY = {"transformers", "tokenizers", "tensorflow_datasets", "orbax", "matplotlib", "sklearn"}
 NEVER = {"pickle", "dill", "cloudpickle", "marshal", "shelve", "torch", "tensorflow"}
+# Commands that need no JAX ask it how many processes there are, so it imports JAX only where it is used.
+USES_JAX_LATE = "hidecmoe_jax.core.processes"
 # The facade looks names up in rooms of every rank, so only the last room may use it.
 FACADE = len(ORDER) - 1
 
@@ -55,7 +57,9 @@ def order_faults(text: str, module: str) -> list[str]:
                 faults += [
                     f"{module}:{node.lineno} imports {name} inside a function"
                     for name in imported(node)
-                    if name.split(".")[0] not in LAZY and not is_lazy_torch(name, module)
+                    if name.split(".")[0] not in LAZY
+                    and not is_lazy_torch(name, module)
+                    and not is_lazy_jax(name, module)
                 ]
     return faults
 
@@ -63,6 +67,11 @@ def order_faults(text: str, module: str) -> list[str]:
 def is_lazy_torch(name: str, module: str) -> bool:
     """The one module of the package that may import torch, and only inside its functions."""
     return module == UNPICKLER and f"{name}.".startswith(("torch.", "safetensors.torch."))
+
+
+def is_lazy_jax(name: str, module: str) -> bool:
+    """The one module of the package that imports JAX, and numpy with it, inside its functions."""
+    return module == USES_JAX_LATE and name.split(".")[0] in ("jax", "numpy")
 
 
 def danger_faults(text: str, module: str) -> list[str]:

@@ -142,6 +142,17 @@ def wait_for_all(place: str) -> None:
         multihost_utils.sync_global_devices(place)
 
 
+def all_stop_at(number: int) -> bool:
+    """Whether the processes agreed to stop at this question, because one of them caught SIGTERM.
+
+    Args:
+      number: of the question, counted alike by all; the runtime agrees on one that none has asked yet.
+    """
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.reached_preemption_sync_point(number)
+
+
 def from_first(text: str) -> str:
     """The first process's text, in every process."""
     if count() == 1:

@@ -70,11 +70,9 @@ class AgreedStop(Stop):
     @property
     def requested(self) -> bool:
         """True from the agreed question on; every process must ask equally often."""
-        from jax.experimental import multihost_utils
-
         if not self.agreed:
             self.asked += 1
-            self.agreed = multihost_utils.reached_preemption_sync_point(self.asked)
+            self.agreed = processes.all_stop_at(self.asked)
         return self.agreed
 
     def receive(self, number: int, _frame: object) -> None:
