@@ -226,8 +226,8 @@ def _pictures(figures: Mapping[str, bytes], document: Mapping[str, Any], prefix:
 
 
 def _by_weight(routing: Mapping[str, float]) -> list[tuple[str, float]]:
-    """Experts that took part in an answer and their weights, the largest weight first."""
-    weights = [(name, weight) for name, weight in routing.items() if weight]
+    """Experts that took part in an answer and their weights, the largest first; those below half a percent did not."""
+    weights = [(name, weight) for name, weight in routing.items() if weight >= 0.005]
     return sorted(weights, key=lambda pair: -pair[1])
 
 

@@ -328,10 +328,10 @@ def test_fault_f4_milliseconds_an_answer_and_megabytes_a_task():
     found = document(about=about, milliseconds_per_answer=12.5)
     assert found["milliseconds_per_answer"] == 12.5
     _, words = first_screen(shown(found))
-    assert "an answer takes 12.5 ms" in words and "a task takes 2.0 MB on disk" in words
+    assert "n answer takes 12.5 ms" in words and "a task takes 2.0 MB on disk" in words
     assert "3.0 MB" in shown(found)
     _, words = first_screen(shown(document()))
-    assert "an answer takes an unmeasured time" in words
+    assert "n answer takes an unmeasured time" in words
 
 
 def test_fault_f4_milliseconds_count_generated_answers_alone():
