@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import jax
 import numpy as np
 
+from hidecmoe_jax.core.layout import split_batch
 from hidecmoe_jax.data.images import LIMITS, Limits, normalise
 from hidecmoe_jax.data.loader import read_images
 from hidecmoe_jax.data.prompts import routing_text
@@ -105,7 +106,7 @@ def _tower_outputs(
         # The last batch is filled with repeats: one shape, one compiled program.
         filled = files + [files[-1]] * (batch - count)
         images = read_images(filled, model.config.image_size, fit=model.config.image_fit, limits=limits)
-        pixels = normalise(images)
+        pixels = split_batch(model.layout, normalise(images))
         patches_BPD, pooled_BE = _vision(model, pixels)
         if keep:
             patches.append(np.asarray(patches_BPD)[:count])
@@ -136,7 +137,7 @@ def _texts(model: Model, tokenizer: Tokenizer, texts: Sequence[str], batch: int)
         missing = batch - len(ids)
         repeats = np.repeat(ids[-1:], missing, axis=0)
         padded = np.concatenate([ids, repeats])
-        state, _ = _text(model, padded)
+        state, _ = _text(model, split_batch(model.layout, padded))
         states.append(np.asarray(state)[: len(ids)])
     state_of = dict(zip(distinct, np.concatenate(states), strict=True))
     text_ND = np.stack([state_of[text] for text in texts])

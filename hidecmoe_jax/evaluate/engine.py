@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hidecmoe_jax.core.layout import split_batch
 from hidecmoe_jax.data.encoder import RecordEncoder
 from hidecmoe_jax.data.features import Features, extract
 from hidecmoe_jax.data.images import LIMITS, Limits
@@ -224,7 +225,7 @@ class Engine:
             of_rows, length=length, answers=1, pad=self.tokenizer.pad,
             vocab=self.base.config.vocabulary, patches_BIPD=patches_BIPD,
         )  # fmt: skip
-        return batch.prompt
+        return split_batch(self.base.layout, batch.prompt)
 
     def decide(self, serving: Serving, inputs: Inputs, task: int | None = None) -> Decision:
         """The tasks that every record is routed to, as host arrays with one row a record.

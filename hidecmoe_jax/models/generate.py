@@ -17,8 +17,9 @@ from flax import struct
 from jax import Array
 
 from hidecmoe_jax.core.errors import ConfigError
+from hidecmoe_jax.core.layout import Layout, constrain
 from hidecmoe_jax.experts.routing import Voice
-from hidecmoe_jax.models.llama import Cache, run_layers
+from hidecmoe_jax.models.llama import CACHE_AXES, Cache, run_layers
 from hidecmoe_jax.models.llava import Model, Prompt, decoder_layers, embed, final_norm, head, hidden
 
 
@@ -101,6 +102,7 @@ def _empty_cache(model: Model, batch: int, capacity: int) -> Cache:
     shape = (c.layers, batch, capacity, c.kv_heads, c.head_width)
     dtype = jnp.dtype(model.config.dtype)
     zeros = jnp.zeros(shape, dtype)
+    zeros = constrain(model.layout, zeros, CACHE_AXES)
     slot = jnp.zeros((), jnp.int32)
     return Cache(zeros, zeros, slot)
 
@@ -120,6 +122,7 @@ def _next_logits(
         mask_B1TS=keys_BS[:, None, None, :],
         voices=voices,
         cache=cache,
+        layout=model.layout,
     )
     normed_B1D = final_norm(model, x)
     return head(model, normed_B1D[:, 0]), cache
@@ -136,18 +139,32 @@ def _first_logits(model: Model, prompt: Prompt, h_BTD: Array) -> Array:
     return head(model, last_h_B1D[:, 0])
 
 
-def _next_token(logits_BV: Array, ended_B: Array, sampling: Sampling, keys_B: Array) -> tuple[Array, Array]:
+def _two_best(logits_BV: Array, layout: Layout | None) -> tuple[Array, Array]:
+    """The two largest logits of every sample, [B] each."""
+    if layout is None:
+        best_B2, _ = jax.lax.top_k(logits_BV, 2)
+        return best_B2[:, 0], best_B2[:, 1]
+    # The same by maxima: the compiler does not split a top-k over devices, and gathers the logits of all samples.
+    best_B = jnp.max(logits_BV, axis=-1)
+    where_B = jnp.argmax(logits_BV, axis=-1)
+    where_B1 = where_B[:, None]
+    is_best_BV = jnp.arange(logits_BV.shape[-1]) == where_B1
+    others_BV = jnp.where(is_best_BV, -jnp.inf, logits_BV)
+    return best_B, jnp.max(others_BV, axis=-1)
+
+
+def _next_token(
+    logits_BV: Array, ended_B: Array, sampling: Sampling, keys_B: Array, layout: Layout | None
+) -> tuple[Array, Array]:
     """Token of every sample and the gap between its two best logits; padding and 0 for samples that have ended."""
     if sampling.ids is not None:
         # Rows of the table beyond the tokenizer were never trained.
         vocabulary = logits_BV.shape[-1]
         in_vocabulary = jnp.arange(vocabulary) < sampling.ids
         logits_BV = jnp.where(in_vocabulary, logits_BV, -jnp.inf)
-    best_B2, _ = jax.lax.top_k(logits_BV, 2)
+    best_B, second_B = _two_best(logits_BV, layout)
     token_B = choose(logits_BV, sampling, keys_B)
     token_B = jnp.where(ended_B, sampling.pad_token, token_B)
-    best_B = best_B2[:, 0]
-    second_B = best_B2[:, 1]
     margin_B = best_B - second_B
     margin_B = jnp.where(ended_B, 0.0, margin_B)
     return token_B, margin_B
@@ -194,7 +211,7 @@ def generate(
     def body(state):
         step, logits, cache, ended, tokens, lengths, margins = state
         step_keys = jax.vmap(lambda sample_key: jax.random.fold_in(sample_key, step))(sample_keys)
-        token, margin = _next_token(logits, ended, sampling, step_keys)
+        token, margin = _next_token(logits, ended, sampling, step_keys, model.layout)
         margins = margins.at[:, step].set(margin)
         ended = ended | (token == sampling.eos_token)
         # After `ended` is set: the end token itself is not a part of the text.

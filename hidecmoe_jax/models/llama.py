@@ -8,7 +8,7 @@ folded layers below and routed layers above compile to two scans.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import chex
@@ -17,7 +17,9 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 from jax import Array
+from jax.ad_checkpoint import checkpoint_name
 
+from hidecmoe_jax.core.layout import Layout, Recompute, constrain
 from hidecmoe_jax.experts.routing import Voice
 from hidecmoe_jax.models.config import DecoderConfig
 from hidecmoe_jax.models.layers import RMSNorm, attend, axes_of, dense, init_stack
@@ -38,6 +40,12 @@ SITE_AXES = {
     "o_proj": ("heads", "width"), "gate_proj": ("width", "hidden"), "up_proj": ("width", "hidden"),
     "down_proj": ("hidden", "width"),
 }  # fmt: skip
+# Activations that the policy `named` keeps for the backward pass; the others of a layer follow from them cheaply.
+SAVED = ("normed", "q", "k", "v", "attended", "middle", "gate", "up")
+STREAM_AXES = ("batch", None, None)
+HEADS_AXES = ("batch", None, "heads", None)
+HIDDEN_AXES = ("batch", None, "hidden")
+CACHE_AXES = ("layer", "batch", None, "heads", None)
 
 # Stores the new keys and values of a layer; returns those that attention reads, and the cache.
 Store = Callable[[Array, Array], tuple[Array, Array, Any]]
@@ -92,6 +100,7 @@ class DecoderBlock(nn.Module):
 
     config: DecoderConfig
     param_dtype: str
+    layout: Layout | None = None
 
     @nn.compact
     def __call__(
@@ -111,36 +120,43 @@ class DecoderBlock(nn.Module):
             out = linear(h)
             return add_experts(out, h, name, weighted)
 
+        def pinned(y: Array, axes: tuple, name: str) -> Array:
+            y = constrain(self.layout, y, axes)
+            return checkpoint_name(y, name)
+
         with jax.named_scope("attention"):
             norm1 = RMSNorm(c.epsilon, self.param_dtype, name="norm1")
-            h = norm1(x)
+            h = pinned(norm1(x), STREAM_AXES, "normed")
             weights = slot_weights(h, voices, "attention")
             weighted = _with_weights(voices, weights)
             heads = (*h.shape[:2], -1, c.head_width)
             q = site("q_proj", h, weighted).reshape(heads)
-            q = rotate(q, positions_BT, c.rope_theta)
+            q = pinned(rotate(q, positions_BT, c.rope_theta), HEADS_AXES, "q")
             k = site("k_proj", h, weighted).reshape(heads)
-            k = rotate(k, positions_BT, c.rope_theta)
+            k = pinned(rotate(k, positions_BT, c.rope_theta), HEADS_AXES, "k")
             v = site("v_proj", h, weighted).reshape(heads)
+            v = pinned(v, HEADS_AXES, "v")
             cache = None
             if store is not None:
                 k, v, cache = store(k, v)
             attended = attend(q, k, v, mask_B1TS)
+            attended = checkpoint_name(attended, "attended")
             x = x + site("o_proj", attended, weighted)
+            x = pinned(x, STREAM_AXES, "middle")
         with jax.named_scope("feed_forward"):
             norm2 = RMSNorm(c.epsilon, self.param_dtype, name="norm2")
             h = norm2(x)
             # Token routers decide again here: their input is another one than before attention.
             weights = slot_weights(h, voices, "feed_forward")
             weighted = _with_weights(voices, weights)
-            gate = site("gate_proj", h, weighted)
+            gate = pinned(site("gate_proj", h, weighted), HIDDEN_AXES, "gate")
             gate = jax.nn.silu(gate)
-            up = site("up_proj", h, weighted)
+            up = pinned(site("up_proj", h, weighted), HIDDEN_AXES, "up")
             down = site("down_proj", gate * up, weighted)
             # The site `ffn` is parallel to the whole feed-forward part, so it reads the part's input.
             branch = add_experts(down, h, "ffn", weighted)
             self.sow("intermediates", "branch", branch)
-            x = x + branch
+            x = constrain(self.layout, x + branch, STREAM_AXES)
         return x, weights, cache
 
 
@@ -215,6 +231,36 @@ def decoder_axes(config: DecoderConfig) -> dict:
     return axes
 
 
+@lru_cache(maxsize=8)
+def _block_axes(config: DecoderConfig) -> dict:
+    """Logical axis names of one layer's parameters."""
+    axes = decoder_axes(config)["layers"]
+    return jax.tree.map(lambda names: names[1:], axes, is_leaf=lambda node: isinstance(node, tuple))
+
+
+def _whole_layer(params: dict, config: DecoderConfig, layout: Layout | None) -> dict:
+    """One layer's parameters, pinned twice: as the slice of the stack lies, and gathered.
+
+    The first pin makes the compiler gather this layer inside the scan, where it would gather the whole stack before it.
+    """
+    if layout is None:
+        return params
+    axes = _block_axes(config)
+    params = constrain(layout, params, axes)
+    return constrain(layout, params, axes, gathered=True)
+
+
+def _recomputed(step: Callable, recompute: Recompute) -> Callable:
+    """The step of a scan over layers, whose backward pass computes some of its activations again."""
+    if recompute == "none":
+        return step
+    policy = None
+    if recompute == "named":
+        policy = jax.checkpoint_policies.save_only_these_names(*SAVED)
+    # No barrier against common subexpressions is needed inside a scan, and it costs time.
+    return jax.checkpoint(step, prevent_cse=False, policy=policy)
+
+
 def block_table(config: DecoderConfig, voices: Sequence[Voice] = (), *, tokens: int = 2) -> str:
     """`nn.tabulate` of one decoder block: its linears and norms, and the experts and token routers of `voices`.
 
@@ -256,7 +302,8 @@ def run_layers(
     voices: Sequence[Voice] = (),
     cache: Cache | None = None,
     kinds_BT: Array | None = None,
-    remat: bool = False,
+    recompute: Recompute = "none",
+    layout: Layout | None = None,
 ) -> tuple[Array, Cache | None, list[list[Tally]]]:
     """Runs the stack. Returns hidden states before the final norm, the filled cache, and tallies by segment and voice.
 
@@ -264,7 +311,7 @@ def run_layers(
     """
     _check_inputs(config, x_BTD, positions_BT, mask_B1TS)
     check_voices(voices, x_BTD.shape[0])
-    block = DecoderBlock(config, "float32")
+    block = DecoderBlock(config, "float32", layout)
     tallies = []
 
     def step(carry: tuple[Array, Cache | None], inputs: tuple[Array, list[LayerVoice]]):
@@ -272,6 +319,7 @@ def run_layers(
         index, layer_voices = inputs
         # Indexed inside the scan instead of scanned over: segments then share one stack without slicing copies of it.
         params = jax.tree.map(lambda p: jax.lax.dynamic_index_in_dim(p, index, keepdims=False), layers)
+        params = _whole_layer(params, config, layout)
         store = None if cache is None else partial(_store_layer, cache, index)
         x, weights, cache = block.apply({"params": params}, x, positions_BT, mask_B1TS, layer_voices, store)
         tally = None
@@ -279,9 +327,7 @@ def run_layers(
             tally = [tally_layer(weight, chance, kinds_BT) for weight, chance in weights]
         return (x, cache), tally
 
-    if remat:
-        # No barrier against common subexpressions is needed inside a scan, and it costs time.
-        step = jax.checkpoint(step, prevent_cse=False)
+    step = _recomputed(step, recompute)
     x = x_BTD
     for start, stop in segments(config.layers, voices):
         layer_voices = _covering(voices, start, stop)
@@ -321,13 +367,14 @@ def branch_means(
     mask_B1TS: Array,
     voices: Sequence[Voice],
     real_BT: Array,
+    layout: Layout | None = None,
 ) -> Array:
     """Feed-forward output of every layer before it joins the residual, averaged over real tokens: float32 [L, B, D].
 
     The voices must cover the whole stack. Similarity studies of layers compare these means; nothing is cached.
     """
     check_voices(voices, x_BTD.shape[0])
-    block = DecoderBlock(config, "float32")
+    block = DecoderBlock(config, "float32", layout)
     count_B1 = jnp.sum(real_BT, axis=1, keepdims=True)
     count_B1 = jnp.maximum(count_B1, 1)
     share_BT = real_BT / count_B1
@@ -336,6 +383,7 @@ def branch_means(
 
     def step(x: Array, inputs: tuple[dict, list[LayerVoice]]) -> tuple[Array, Array]:
         params, layer_voices = inputs
+        params = _whole_layer(params, config, layout)
         (x, _, _), sown = block.apply(
             {"params": params}, x, positions_BT, mask_B1TS, layer_voices, mutable=["intermediates"]
         )

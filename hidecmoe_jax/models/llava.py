@@ -21,23 +21,45 @@ from flax import struct
 from jax import Array
 
 from hidecmoe_jax.core import trees
+from hidecmoe_jax.core.layout import Layout, Recompute, constrain
 from hidecmoe_jax.experts.routing import Voice
 from hidecmoe_jax.models import clip
 from hidecmoe_jax.models.config import LlavaConfig
 from hidecmoe_jax.models.layers import RMSNorm, axes_of
-from hidecmoe_jax.models.llama import Cache, branch_means, decoder_axes, init_decoder, run_layers, site_shapes
+from hidecmoe_jax.models.llama import (
+    STREAM_AXES,
+    Cache,
+    branch_means,
+    decoder_axes,
+    init_decoder,
+    run_layers,
+    site_shapes,
+)
 from hidecmoe_jax.models.projector import Projector
 from hidecmoe_jax.models.voices import Tally
 
+TABLE_AXES = ("vocab", "width")
 IGNORE = -1  # a token kind that is not counted
 
 
 @struct.dataclass
 class Model:
-    """Parameters {vision, text, projector, decoder} and the static shapes they have."""
+    """Parameters {vision, text, projector, decoder} and the static shapes they have.
+
+    Attributes:
+      layout: how they and a batch lie on a mesh of devices; None for programs of one device.
+    """
 
     params: dict
     config: LlavaConfig = struct.field(pytree_node=False)
+    layout: Layout | None = struct.field(pytree_node=False, default=None)
+
+    @property
+    def recompute(self) -> Recompute:
+        """What the backward pass computes again in every layer."""
+        if self.layout is not None:
+            return self.layout.recompute
+        return "full" if self.config.remat else "none"
 
 
 @struct.dataclass
@@ -107,15 +129,21 @@ def model_template(config: LlavaConfig) -> Model:
 
 def model_axes(config: LlavaConfig) -> dict:
     """Logical axis names with the tree of `Model.params`."""
-    projector = Projector(config.decoder.width)
-    patches = jnp.zeros((1, config.vision.width))
     text = {} if config.text is None else {"text": clip.tower_axes(config.text)}
     return {
         "vision": clip.tower_axes(config.vision),
         **text,
-        "projector": axes_of(projector, patches),
+        "projector": _projector_axes(config),
         "decoder": decoder_axes(config.decoder),
     }
+
+
+@functools.lru_cache(maxsize=8)
+def _projector_axes(config: LlavaConfig) -> dict:
+    """Logical axis names of the projector."""
+    projector = Projector(config.decoder.width)
+    patches = jnp.zeros((1, config.vision.width))
+    return axes_of(projector, patches)
 
 
 def model_sites(config: LlavaConfig) -> dict[str, tuple[int, int]]:
@@ -143,13 +171,16 @@ def with_decoder_layers(model: Model, layers: dict) -> Model:
 def project(model: Model, patches: Array) -> Array:
     """Patch tokens [..., Dv] in the decoder's width [..., D]."""
     projector = Projector(model.config.width)
-    return projector.apply({"params": model.params["projector"]}, patches)
+    params = model.params["projector"]
+    if model.layout is not None:
+        params = constrain(model.layout, params, _projector_axes(model.config), gathered=True)
+    return projector.apply({"params": params}, patches)
 
 
 def final_norm(model: Model, x: Array) -> Array:
     """The decoder's last norm, [..., D]; the head reads normed states."""
     norm = RMSNorm(model.config.decoder.epsilon)
-    params = model.params["decoder"]["norm"]
+    params = constrain(model.layout, model.params["decoder"]["norm"], {"scale": ("width",)}, gathered=True)
     return norm.apply({"params": params}, x)
 
 
@@ -173,10 +204,12 @@ def embed(model: Model, prompt: Prompt) -> Array:
     dtype = jnp.dtype(config.dtype)
     is_image_BT = prompt.tokens_BT == config.image_token
     table = model.params["decoder"]["embedding"]["table"]
+    table = constrain(model.layout, table, TABLE_AXES, gathered=True)
     # The image token's id may lie past the table, so its row is never looked up.
     ids_BT = jnp.where(is_image_BT, 0, prompt.tokens_BT)
     x_BTD = table[ids_BT]
     x_BTD = x_BTD.astype(dtype)
+    x_BTD = constrain(model.layout, x_BTD, STREAM_AXES)
     if prompt.patches_BIPD is None:
         return x_BTD
     patches_BIPD = prompt.patches_BIPD.astype(dtype)
@@ -185,13 +218,15 @@ def embed(model: Model, prompt: Prompt) -> Array:
     width = projected_BIPD.shape[-1]
     # [B, I, P, D] to [B, I * P, D]: a sample's pictures one after the other, in the order of its image tokens.
     projected_BND = projected_BIPD.reshape(batch, -1, width)
+    projected_BND = constrain(model.layout, projected_BND, STREAM_AXES)
     last_patch = projected_BND.shape[1] - 1
     nth_image_BT = jnp.cumsum(is_image_BT, axis=1) - 1
     patch_BT = jnp.clip(nth_image_BT, 0, last_patch)
     patch_BT1 = patch_BT[..., None]
     patch_BTD = jnp.take_along_axis(projected_BND, patch_BT1, axis=1)
     is_image_BT1 = is_image_BT[..., None]
-    return jnp.where(is_image_BT1, patch_BTD, x_BTD)
+    x_BTD = jnp.where(is_image_BT1, patch_BTD, x_BTD)
+    return constrain(model.layout, x_BTD, STREAM_AXES)
 
 
 def check_prompt(config: LlavaConfig, prompt: Prompt) -> None:
@@ -247,7 +282,8 @@ def hidden(
         voices=voices,
         cache=cache,
         kinds_BT=kinds_BT,
-        remat=config.remat,
+        recompute=model.recompute,
+        layout=model.layout,
     )
     if normed:
         x = final_norm(model, x)
@@ -294,7 +330,7 @@ def layer_features(model: Model, prompt: Prompt, voices: Sequence[Voice] = ()) -
     return branch_means(
         decoder_layers(model), model.config.decoder, embed(model, prompt),
         positions_BT=positions_of(prompt.mask_BT), voices=voices, real_BT=prompt.mask_BT,
-        mask_B1TS=prompt.mask_BT[:, None, None, :] & causal_TS[None, None],
+        mask_B1TS=prompt.mask_BT[:, None, None, :] & causal_TS[None, None], layout=model.layout,
     )  # fmt: skip
 
 
@@ -305,6 +341,7 @@ def head(model: Model, h: Array) -> Array:
         kernel = decoder["embedding"]["table"].T
     else:
         kernel = decoder["head"]["kernel"]
+    kernel = constrain(model.layout, kernel, ("width", "vocab"), gathered=True)
     kernel = kernel.astype(h.dtype)
     # float32 output: a product rounded to bfloat16 first would tie neighbouring tokens.
     return jnp.matmul(h, kernel, preferred_element_type=jnp.float32)

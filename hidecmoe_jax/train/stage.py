@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hidecmoe_jax.core.errors import NumericsError
+from hidecmoe_jax.core.layout import replicate, split_batch
 from hidecmoe_jax.data.features import Features
 from hidecmoe_jax.data.loader import Plan, collate
 from hidecmoe_jax.data.prompts import Encoded
@@ -148,6 +149,9 @@ def run_stage(
     context = learner.replace(shared=shared)
     if not stage.uses_past:
         context = context.replace(past={}, memory=None)
+    layout = model.layout
+    state = replicate(layout, state)
+    context = replicate(layout, context)
     streak = Streak()
     pending = None
     # Settings that the compiled step does not depend on are set to constants, so that they compile nothing anew.
@@ -155,7 +159,7 @@ def run_stage(
     for step in range(start, plan.steps):
         rows = plan.indices(step).reshape(tune.accumulate, tune.batch)
         rates = _rates(tune, step, plan.steps)
-        batches = _stacked(data, rows)
+        batches = split_batch(layout, _stacked(data, rows), axis=1)
         step_key = jax.random.fold_in(key, step)
         state, metrics = take_step(state, model, context, batches, rates, step_key, stage=stage, tune=traced)
         # The previous step is reported only now, so that the device works on this one meanwhile.
@@ -205,7 +209,7 @@ def count_usage(model: Model, learner: Learner, stage: Stage, data: StageData, b
         rows = np.arange(start, start + batch, dtype=np.int32)
         # The last batch is filled up with -1: all batches have one shape.
         rows = np.where(rows < len(data.encoded), rows, -1)
-        on_device = _usage(stage, model, learner, data.batch(rows))
+        on_device = _usage(stage, model, learner, split_batch(model.layout, data.batch(rows)))
         counts = jax.tree.map(_widened, jax.device_get(on_device))
         total = counts if total is None else jax.tree.map(np.add, total, counts)
     return total

@@ -18,6 +18,7 @@ from flax import struct
 from jax import Array
 
 from hidecmoe_jax.core import trees
+from hidecmoe_jax.core.layout import keep_replicated
 from hidecmoe_jax.experts.usage import Load, sum_loads
 from hidecmoe_jax.methods.base import Learner, trainable, with_trainable
 from hidecmoe_jax.methods.stages import Stage
@@ -140,4 +141,5 @@ def take_step(
     update = jax.tree.map(lambda new, old: new - old, leaves, state.leaves)
     norm = optax.tree.norm
     metrics = Metrics(total * share, norm(gradient), norm(update), norm(leaves), tokens, load)
-    return State(leaves, moments), metrics
+    # Returned as it came in, or the next step would be another program.
+    return keep_replicated(model.layout, (State(leaves, moments), metrics))

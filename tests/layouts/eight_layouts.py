@@ -1,0 +1,170 @@
+"""Run by `test_layouts.py` in a process of its own with eight virtual CPU devices; prints results as one JSON line."""
+
+import json
+import os
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["JAX_NUM_CPU_DEVICES"] = "8"
+TESTS = Path(__file__).parents[1]
+sys.path[:0] = [str(TESTS), str(TESTS / "methods"), str(TESTS / "layouts"), str(TESTS.parent / "docs" / "examples")]
+
+import jax  # noqa: E402
+from collectives import KINDS, elements, exchanged, loop_bodies  # noqa: E402
+from lessons import Silent  # noqa: E402
+from test_contract import METHODS  # noqa: E402
+from tiny import run_config, write_base, write_stream  # noqa: E402
+
+from hidecmoe_jax.core.layout import layout_of, place, replicate  # noqa: E402
+from hidecmoe_jax.core.sharding import make_mesh  # noqa: E402
+from hidecmoe_jax.evaluate import engine  # noqa: E402
+from hidecmoe_jax.methods.base import trainable  # noqa: E402
+from hidecmoe_jax.models.llava import model_axes  # noqa: E402
+from hidecmoe_jax.runs.session import open_session  # noqa: E402
+from hidecmoe_jax.train import stage  # noqa: E402
+
+# Sizes of data, fsdp and tensor, and where the base lies while training and while answering.
+LAYOUTS = {
+    "8x1x1": ((8, 1, 1), "replicated", "replicated"),
+    "1x8x1": ((1, 8, 1), "sharded", "replicated"),
+    "2x2x2": ((2, 2, 2), "sharded", "tensor"),
+    "1x4x2": ((1, 4, 2), "tensor", "tensor"),
+}
+
+
+def laid(model, name: str, recompute: str = "named"):
+    """The model on the mesh of a layout, for training and for answers."""
+    if name == "none":
+        return model, model
+    (data, fsdp, tensor), train, answer = LAYOUTS[name]
+    layout = layout_of(make_mesh(data=data, fsdp=fsdp, tensor=tensor), train, answer, recompute=recompute)
+    axes = model_axes(model.config)
+    placed = []
+    for one in (layout, layout.for_answers()):
+        placed.append(model.replace(params=place(one, model.params, axes), layout=one))
+    return placed
+
+
+def small_session(method: str, **changes):
+    """An opened session of one task with two steps of eight records."""
+    root = Path(tempfile.mkdtemp())
+    tasks = write_stream(root, ("birds",), train=16, test=8)
+    tune = {"bucket": 32, "batch": 8}
+    config = run_config(write_base(root / "base"), method, tasks=tasks, tune=tune, **METHODS[method])
+    writing = replace(config.evaluate.writing, batch=8)
+    config = replace(config, evaluate=replace(config.evaluate, writing=writing))
+    session = open_session(replace(config, **changes))
+    return session
+
+
+def first_training(session):
+    """(learner, stage, data) of the first stage that trains, on one device."""
+    method = session.config.method
+    learner = method.init(session.model, session.config.capacity)
+    data = session.material(session.stream.tasks[0].train, (0,), "birds")
+    for part in method.stages(0):
+        learner = part.prepare(session.model, learner, 0, jax.random.key(1))
+        if part.trains:
+            return learner, part, data
+    raise AssertionError(f"{method.name} trains nothing")
+
+
+def steps_on(session, training, model) -> tuple[list[float], dict]:
+    """Losses of the stage's steps on a model, and what it trained."""
+    learner, part, data = training
+    watch = Silent()
+    after = stage.run_stage(
+        model, learner, part, data, tune=session.config.tune, key=jax.random.key(2), seed=0, observer=watch, task="birds"
+    )
+    return [facts["loss"] for facts in watch.facts], jax.device_get(trainable(after))
+
+
+def tokens_on(session, serving, inputs, decision, answering) -> list[str]:
+    """Answers of a serving state whose base lies as that of `answering`."""
+    layout = answering.layout
+    params = place(layout, serving.model.params, model_axes(answering.config))
+    folded = replicate(layout, serving.replace(model=None))
+    serving = folded.replace(model=answering.replace(params=params))
+    on_mesh = replace(session.engine, base=answering)
+    texts = []
+    for batch in on_mesh.answer(serving, inputs, decision, key=jax.random.key(0), length=session.prompt_length):
+        texts += [answer.text for answer in batch]
+    return texts
+
+
+class Recorder:
+    """A jitted function of which one program is compiled, for the arguments of its first call, and used for all."""
+
+    def __init__(self, function, *, skipped: int, static: tuple[str, ...]):
+        self.function = function
+        self.skipped = skipped
+        self.static = static
+        self.program = None
+
+    def __call__(self, *args, **settings):
+        if self.program is None:
+            self.program = self.function.lower(*args, **settings).compile()
+        dynamic = {name: value for name, value in settings.items() if name not in self.static}
+        # A second step of other shardings than the first is refused here.
+        return self.program(*args[self.skipped :], **dynamic)
+
+
+def check(methods: list[str], layouts: list[str]) -> dict:
+    """Losses, distance of the trained leaves, answers and exchanged elements of methods, on one device (`none`) and on
+    layouts."""
+    found = {}
+    take_step = stage.take_step
+    write = engine._write
+    for method in methods:
+        session = small_session(method)
+        training = first_training(session)
+        learner = training[0]
+        serving = session.config.method.serve(session.model, session.config.method.init(session.model, 4))
+        inputs = session.inputs(session.stream.tasks[0])
+        decision = session.engine.decide(serving, inputs, None)
+        rows = {"sizes": sizes_of(session.model, learner)}
+        alone = None
+        for name in ("none", *layouts):
+            on_mesh, answering = laid(session.model, name)
+            stage.take_step = Recorder(take_step, skipped=0, static=("stage", "tune"))
+            engine._write = Recorder(write, skipped=1, static=("sampling",))
+            losses, leaves = steps_on(session, training, on_mesh)
+            texts = tokens_on(session, serving, inputs, decision, answering)
+            alone = leaves if alone is None else alone
+            apart = jax.tree.map(lambda a, b: float(abs(a - b).max()), alone, leaves)
+            rows[name] = {"loss": losses, "texts": texts, "apart": max(jax.tree.leaves(apart))}
+            rows[name] |= exchange_of(stage.take_step.program.as_text(), engine._write.program.as_text())
+        found[method] = rows
+    return found
+
+
+def sizes_of(model, learner) -> dict[str, int]:
+    """Elements of the decoder's layers, of the rest of it, and of what trains."""
+    decoder = model.params["decoder"]
+    layers = sum(leaf.size for leaf in jax.tree.leaves(decoder["layers"]))
+    rest = sum(leaf.size for leaf in jax.tree.leaves(decoder)) - layers
+    trained = sum(leaf.size for leaf in jax.tree.leaves(trainable(learner)))
+    return {"layers": layers, "rest": rest, "trained": trained}
+
+
+def exchange_of(step: str, write: str) -> dict:
+    """Elements by kind: in a step, outside of its loops, and for one decoded token."""
+    token = dict.fromkeys(KINDS, 0)
+    for body in set(loop_bodies(write)):
+        for kind, shapes in exchanged(write, start=body).items():
+            token[kind] += elements(shapes)
+    inside = exchanged(step)
+    outside = exchanged(step, into_loops=False)
+    return {
+        "step": {kind: elements(shapes) for kind, shapes in inside.items()},
+        "outside": {kind: elements(shapes) for kind, shapes in outside.items()},
+        "token": token,
+    }
+
+
+if __name__ == "__main__":
+    method_names, layout_names = (argument.split(",") for argument in sys.argv[1:])
+    print(json.dumps(check(method_names, layout_names)))

@@ -1,0 +1,115 @@
+"""Layouts: a mesh changes where arrays lie and what devices exchange, and no number."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import Array
+from tiny import TINY
+
+from hidecmoe_jax.core.layout import layout_of
+from hidecmoe_jax.core.sharding import make_mesh
+from hidecmoe_jax.models import generate as generation
+from hidecmoe_jax.models import llama, llava
+from hidecmoe_jax.models.generate import Sampling, generate
+from hidecmoe_jax.models.llava import Batch, Model, Prompt, answer_loss, model_template
+
+EIGHT = Path(__file__).with_name("eight_layouts.py")
+ALL = "8x1x1,1x8x1,2x2x2,1x4x2"
+TRAINED = ("hide", "cmoe", "stacked", "moelora", "sequential", "ewc")
+
+
+def on_eight_devices(methods: str, layouts: str) -> dict:
+    """What `eight_layouts.py` found, by method."""
+    paths = os.pathsep.join([str(EIGHT.parents[2]), os.environ.get("PYTHONPATH", "")])
+    command = [sys.executable, str(EIGHT), methods, layouts]
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def check_numbers(rows: dict, layouts: str) -> None:
+    alone = rows["none"]
+    assert len(alone["loss"]) >= 2
+    assert len(set(alone["texts"])) > 1, "answers that are all equal show nothing"
+    for name in layouts.split(","):
+        np.testing.assert_allclose(rows[name]["loss"], alone["loss"], rtol=1e-5)
+        assert rows[name]["texts"] == alone["texts"], name
+        assert rows[name]["apart"] < 1e-5, name
+
+
+def check_exchange(rows: dict, layouts: str) -> None:
+    """In elements: the layers twice inside the loops, embedding, head and norm once outside, and gradients summed."""
+    sizes = rows["sizes"]
+    for name in layouts.split(","):
+        step = rows[name]["step"]
+        outside = rows[name]["outside"]
+        gathered = {"8x1x1": 0, "1x8x1": 1, "2x2x2": 1}[name]
+        assert step["all-gather"] - outside["all-gather"] == gathered * 2 * sizes["layers"], name
+        assert outside["all-gather"] == gathered * sizes["rest"], name
+        # The loss and the number of answer tokens are the two scalars.
+        assert step["all-reduce"] == sizes["trained"] + 2, name
+        assert step["reduce-scatter"] == step["all-to-all"] == step["collective-permute"] == 0, name
+
+
+def test_a_sharded_base_changes_no_number_and_is_gathered_twice_a_step():
+    rows = on_eight_devices("hide", "1x8x1")["hide"]
+    check_numbers(rows, "1x8x1")
+    check_exchange(rows, "1x8x1")
+    assert set(rows["1x8x1"]["token"].values()) == {0} | {rows["1x8x1"]["token"]["all-reduce"]}
+    assert rows["1x8x1"]["token"]["all-reduce"] <= 1, "whether all samples have ended"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", TRAINED)
+def test_no_number_changes_on_any_mesh(method):
+    rows = on_eight_devices(method, ALL)[method]
+    check_numbers(rows, ALL)
+    if method == "hide":
+        check_exchange(rows, "8x1x1,1x8x1,2x2x2")
+    for name in ALL.split(","):
+        # A decoded token gathers no weight: the smallest kernel of the decoder has 256 elements.
+        answers_tensor = name in ("2x2x2", "1x4x2")
+        assert rows[name]["token"]["all-gather"] <= (8 * 320 if answers_tensor else 0), name
+
+
+def lowered(model: Model) -> str:
+    """Text of a loss's gradient and of generation for a model of shapes."""
+    tokens = jax.ShapeDtypeStruct((4, 24), jnp.int32)
+    patches = jax.ShapeDtypeStruct((4, 1, TINY.patches, TINY.patch_width), jnp.float32)
+    prompt = Prompt(tokens, jax.ShapeDtypeStruct((4, 24), bool), patches)
+    columns = jax.ShapeDtypeStruct((4, 4), jnp.int32)
+    batch = Batch(prompt, columns, columns, jax.ShapeDtypeStruct((4, 4), bool))
+
+    def loss(params: dict, batch: Batch) -> Array:
+        return answer_loss(model.replace(params=params), batch)[0]
+
+    def answer(params: dict, prompt: Prompt) -> Array:
+        ids = jnp.arange(4)
+        sampling = Sampling(max_new_tokens=3)
+        key = jax.random.key(0)
+        return generate(model.replace(params=params), prompt, (), sampling=sampling, key=key, sample_ids_B=ids)
+
+    step = jax.jit(jax.grad(loss)).lower(model.params, batch)
+    return step.as_text() + jax.jit(answer).lower(model.params, prompt).as_text()
+
+
+def test_without_a_layout_the_programs_are_those_without_constraints(monkeypatch):
+    model = model_template(TINY)
+    assert model.layout is None
+    with_hooks = lowered(model)
+    for module in (llama, llava, generation):
+        monkeypatch.setattr(module, "constrain", lambda layout, tree, axes, gathered=False: tree)
+    monkeypatch.setattr(llama, "checkpoint_name", lambda leaf, name: leaf)
+    jax.clear_caches()
+    assert lowered(model) == with_hooks
+    # The comparison sees a constraint where there is one.
+    monkeypatch.undo()
+    layout = layout_of(make_mesh())
+    assert "sharding_constraint" in lowered(model.replace(layout=layout))
