@@ -26,15 +26,8 @@ from hidecmoe_jax.experts.routing import Voice
 from hidecmoe_jax.models import clip
 from hidecmoe_jax.models.config import LlavaConfig
 from hidecmoe_jax.models.layers import RMSNorm, axes_of
-from hidecmoe_jax.models.llama import (
-    STREAM_AXES,
-    Cache,
-    branch_means,
-    decoder_axes,
-    init_decoder,
-    run_layers,
-    site_shapes,
-)
+from hidecmoe_jax.models.llama import STREAM_AXES, Cache, branch_means, decoder_axes, init_decoder, run_layers
+from hidecmoe_jax.models.llama import site_shapes as decoder_sites
 from hidecmoe_jax.models.projector import Projector
 from hidecmoe_jax.models.voices import Tally
 
@@ -148,7 +141,7 @@ def _projector_axes(config: LlavaConfig) -> dict:
 
 def model_sites(config: LlavaConfig) -> dict[str, tuple[int, int]]:
     """Input and output width of the seven linears of every decoder block."""
-    return site_shapes(config.decoder)
+    return decoder_sites(config.decoder)
 
 
 def projector_leaves(model: Model) -> dict[str, Array]:

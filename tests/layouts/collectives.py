@@ -1,4 +1,4 @@
-"""What the devices of a compiled program exchange, read from its text: elements, with loops counted as often as they run.
+"""What the devices of a compiled program exchange, read from its text: elements, and loops as often as they run.
 
 Elements, not bytes: the CPU compiler turns bfloat16 into float32.
 """

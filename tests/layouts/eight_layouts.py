@@ -77,7 +77,15 @@ def steps_on(session, training, model) -> tuple[list[float], dict]:
     learner, part, data = training
     watch = Silent()
     after = stage.run_stage(
-        model, learner, part, data, tune=session.config.tune, key=jax.random.key(2), seed=0, observer=watch, task="birds"
+        model,
+        learner,
+        part,
+        data,
+        tune=session.config.tune,
+        key=jax.random.key(2),
+        seed=0,
+        observer=watch,
+        task="birds",
     )
     return [facts["loss"] for facts in watch.facts], jax.device_get(trainable(after))
 

@@ -107,7 +107,6 @@ def test_without_a_layout_the_programs_are_those_without_constraints(monkeypatch
     for module in (llama, llava, generation):
         monkeypatch.setattr(module, "constrain", lambda layout, tree, axes, gathered=False: tree)
     monkeypatch.setattr(llama, "checkpoint_name", lambda leaf, name: leaf)
-    jax.clear_caches()
     assert lowered(model) == with_hooks
     # The comparison sees a constraint where there is one.
     monkeypatch.undo()
