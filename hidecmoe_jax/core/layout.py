@@ -19,6 +19,7 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 import jax
+import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from hidecmoe_jax.core.sharding import MESH_AXES, RULES, partition, shardings
@@ -116,14 +117,15 @@ def place(layout: Layout | None, tree: Tree, axes: Tree) -> Tree:
     if layout is None:
         return tree
     places = shardings(axes, tree, layout.mesh, rules=dict(layout.rules))
-    return jax.device_put(tree, places)
+    return jax.tree.map(_put, tree, places)
 
 
 def replicate(layout: Layout | None, tree: Tree) -> Tree:
     """Arrays that every device has whole: experts, routers, moments; unchanged without a layout."""
     if layout is None:
         return tree
-    return jax.device_put(tree, NamedSharding(layout.mesh, PartitionSpec()))
+    whole = NamedSharding(layout.mesh, PartitionSpec())
+    return jax.tree.map(lambda leaf: _put(leaf, whole), tree)
 
 
 def keep_replicated(layout: Layout | None, tree: Tree) -> Tree:
@@ -146,9 +148,21 @@ def split_batch(layout: Layout | None, tree: Tree, *, axis: int = 0) -> Tree:
 
     def put(leaf: Any) -> jax.Array:
         names = (None,) * axis + ("batch",) + (None,) * (leaf.ndim - axis - 1)
-        return jax.device_put(leaf, _sharding(layout.mesh, rules, names, leaf.shape))
+        return _put(leaf, _sharding(layout.mesh, rules, names, leaf.shape))
 
     return jax.tree.map(put, tree)
+
+
+def _put(leaf: Any, sharding: NamedSharding) -> jax.Array:
+    """An array that every process has, on the devices of all of them."""
+    if sharding.is_fully_addressable:
+        return jax.device_put(leaf, sharding)
+    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+        # It lies on these devices already, by this sharding or by another.
+        return leaf if leaf.sharding == sharding else jax.jit(lambda x: x, out_shardings=sharding)(leaf)
+    array = np.asarray(leaf)
+    # `device_put` would compare the values of all processes first.
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 
 def _sharding(mesh: Mesh, rules: dict[str, Rule], names: tuple, shape: tuple[int, ...]) -> NamedSharding:

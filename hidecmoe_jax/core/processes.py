@@ -12,7 +12,7 @@ import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from hidecmoe_jax.core.errors import ConfigError, HidecmoeError
 
@@ -168,6 +168,25 @@ def from_first(text: str) -> str:
         padded[:] = data
     everywhere = np.asarray(multihost_utils.broadcast_one_to_all(padded))
     return everywhere.astype(np.uint8).tobytes().decode()
+
+
+def to_host(tree: Any) -> Any:
+    """The arrays of a tree as numpy arrays; what lies on devices of other processes alone is fetched from them.
+
+    Every process must call it at the same place.
+    """
+    import jax
+
+    if count() == 1:
+        return jax.device_get(tree)
+    import numpy as np
+    from jax.experimental import multihost_utils
+
+    def fetch(leaf: Any) -> np.ndarray:
+        is_elsewhere = isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated)
+        return multihost_utils.process_allgather(leaf, tiled=True) if is_elsewhere else np.asarray(leaf)
+
+    return jax.tree.map(fetch, tree)
 
 
 def first_decides(check: Callable[[], Result]) -> Result | None:

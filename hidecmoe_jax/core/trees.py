@@ -16,6 +16,7 @@ import jax
 import numpy as np
 
 from hidecmoe_jax.core.errors import CheckpointError, nearest
+from hidecmoe_jax.core.processes import to_host
 
 Tree = Any
 _SHOWN = 8
@@ -205,7 +206,7 @@ def _hash(leaf: Any) -> str:
         kind = str(leaf.dtype)
         array = np.asarray(jax.random.key_data(leaf))
     else:
-        array = np.asarray(leaf)
+        array = np.asarray(to_host(leaf))
         kind = array.dtype.name
     header = f"{kind}{list(array.shape)}"
     total = hashlib.sha256(header.encode())

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from hidecmoe_jax.core.layout import split_batch
+from hidecmoe_jax.core.processes import to_host
 from hidecmoe_jax.data.images import LIMITS, Limits, normalise
 from hidecmoe_jax.data.loader import read_images
 from hidecmoe_jax.data.prompts import routing_text
@@ -109,8 +110,8 @@ def _tower_outputs(
         pixels = split_batch(model.layout, normalise(images))
         patches_BPD, pooled_BE = _vision(model, pixels)
         if keep:
-            patches.append(np.asarray(patches_BPD)[:count])
-        pooled.append(np.asarray(pooled_BE)[:count])
+            patches.append(to_host(patches_BPD)[:count])
+        pooled.append(to_host(pooled_BE)[:count])
     patches_MPD = None
     if keep:
         patches_MPD = np.concatenate(patches)
@@ -138,7 +139,7 @@ def _texts(model: Model, tokenizer: Tokenizer, texts: Sequence[str], batch: int)
         repeats = np.repeat(ids[-1:], missing, axis=0)
         padded = np.concatenate([ids, repeats])
         state, _ = _text(model, split_batch(model.layout, padded))
-        states.append(np.asarray(state)[: len(ids)])
+        states.append(to_host(state)[: len(ids)])
     state_of = dict(zip(distinct, np.concatenate(states), strict=True))
     text_ND = np.stack([state_of[text] for text in texts])
     truncated = sum(text in cut for text in texts)

@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hidecmoe_jax.core.layout import split_batch
+from hidecmoe_jax.core.processes import to_host
 from hidecmoe_jax.data.encoder import RecordEncoder
 from hidecmoe_jax.data.features import Features, extract
 from hidecmoe_jax.data.images import LIMITS, Limits
@@ -205,7 +206,7 @@ class Engine:
             rows, filled = batch_rows(count, start, self.feature_batch)
             prompt = self.prompt(prompts, features, filled, length)
             state_BD = _state(self.base, prompt, reading)
-            state_BD = np.asarray(state_BD)
+            state_BD = to_host(state_BD)
             # Repeats that fill the last batch are dropped.
             states.append(state_BD[: len(rows)])
         return np.concatenate(states)
@@ -241,7 +242,7 @@ class Engine:
             rows, filled = batch_rows(count, start, size)
             frozen = inputs.frozen(filled)
             decision = _decide(self.method, serving, frozen, task_B)
-            decision = jax.device_get(decision)
+            decision = to_host(decision)
             # Without the repeats that fill the last batch.
             decision = rows_of(decision, slice(len(rows)))
             decisions.append(decision)
@@ -286,7 +287,7 @@ class Engine:
             written = _write(self.method, serving, prompt, weights, key, filled, sampling=self.sampling)
             # One transfer for the batch; indexing device arrays record by record would compile slices.
             arrays = (written.tokens_BN, written.lengths_B, written.ended_B)
-            tokens_BN, lengths_B, ended_B = jax.device_get(arrays)
+            tokens_BN, lengths_B, ended_B = to_host(arrays)
             answers = []
             # Without rows for the repeats: `records` ends with the real ones.
             for row, answer in enumerate(unwritten(records, routed, self.writing)):

@@ -19,6 +19,7 @@ import numpy as np
 
 from hidecmoe_jax.core.errors import NumericsError
 from hidecmoe_jax.core.layout import replicate, split_batch
+from hidecmoe_jax.core.processes import to_host
 from hidecmoe_jax.data.features import Features
 from hidecmoe_jax.data.loader import Plan, collate
 from hidecmoe_jax.data.prompts import Encoded
@@ -210,7 +211,7 @@ def count_usage(model: Model, learner: Learner, stage: Stage, data: StageData, b
         # The last batch is filled up with -1: all batches have one shape.
         rows = np.where(rows < len(data.encoded), rows, -1)
         on_device = _usage(stage, model, learner, split_batch(model.layout, data.batch(rows)))
-        counts = jax.tree.map(_widened, jax.device_get(on_device))
+        counts = jax.tree.map(_widened, to_host(on_device))
         total = counts if total is None else jax.tree.map(np.add, total, counts)
     return total
 

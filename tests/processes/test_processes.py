@@ -1,47 +1,16 @@
 """Several processes of one run: how they find each other, what one decides for all, copies, stores, a common stop."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from joined import both
 
 from hidecmoe_jax.core import processes
 from hidecmoe_jax.core.errors import ConfigError
 from hidecmoe_jax.core.processes import ADDRESS, ALONE, COUNT, INDEX, Group, group_of, is_scheduled
 
 HERE = Path(__file__).parent
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        return probe.getsockname()[1]
-
-
-def both(script, *words, devices=1):
-    """Outputs (exit code, standard output, standard error) of a script in two joined processes."""
-    address = f"localhost:{free_port()}"
-    running = []
-    for index in range(2):
-        environment = os.environ | {ADDRESS: address, COUNT: "2", INDEX: str(index)}
-        environment["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
-        process = subprocess.Popen(
-            [sys.executable, str(script), *map(str, words)],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        running.append(process)
-    outputs = []
-    for process in running:
-        out, err = process.communicate(timeout=300)
-        outputs.append((process.returncode, out, err))
-    return outputs
 
 
 def test_a_group_is_described_in_full_or_not_at_all():
