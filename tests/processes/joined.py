@@ -19,7 +19,8 @@ def free_port():
 
 def started(script, words, devices, **variables):
     """A process of a script with `devices` CPU devices."""
-    paths = os.pathsep.join([str(TESTS), str(TESTS.parent), os.environ.get("PYTHONPATH", "")])
+    # Not the checkout: the package is the one that these tests run with.
+    paths = os.pathsep.join(filter(None, [str(TESTS), os.environ.get("PYTHONPATH")]))
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
     return subprocess.Popen(
         [sys.executable, str(script), *map(str, words)],
