@@ -24,6 +24,7 @@ from packaging.specifiers import SpecifierSet
 import hidecmoe_jax as hj
 from hidecmoe_jax.cli.words import Folder
 from hidecmoe_jax.core.errors import ConfigError
+from hidecmoe_jax.storage.mounts import check_storage, file_system
 
 GIB = 2**30
 PACKAGE = "hidecmoe-jax"
@@ -78,6 +79,7 @@ def checks(out: Path) -> Iterator[Check]:
     yield devices()
     yield memory()
     yield disk(out)
+    yield storage(out)
     yield from large_pages()
     yield forward()
 
@@ -138,6 +140,16 @@ def disk(folder: Path) -> Check:
     free = shutil.disk_usage(existing).free
     result = f"{free / GIB:.1f} GiB free in {existing}"
     return Check("disk", free >= NEEDED_DISK, result, "free space, or give another --out")
+
+
+def storage(folder: Path) -> Check:
+    """Whether the disk of `folder` can hold a run: lessons are committed by renaming folders."""
+    kind = file_system(folder) or "unknown file system"
+    try:
+        check_storage(folder, remedy="give an --out")
+    except ConfigError as error:
+        return Check("storage", False, f"{kind}: {error.why}", error.remedy or "")
+    return Check("storage", True, kind)
 
 
 def large_pages(setting: Path = LARGE_PAGES) -> Iterator[Check]:

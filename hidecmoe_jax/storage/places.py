@@ -11,6 +11,7 @@ import tempfile
 from pathlib import Path
 
 from hidecmoe_jax.core.errors import ConfigError, ResourceError
+from hidecmoe_jax.storage.mounts import check_storage
 
 RUN_MARK = "run.json"
 COMPARISON_MARK = "comparison.json"
@@ -68,9 +69,10 @@ def check_place(folder: Path, *, remedy: str = "give another --out") -> None:
     Nothing is left behind. A folder that is there already may be written, whatever it lies in.
 
     Raises:
-      ConfigError: it is a file, it lies in such a folder, or the system refuses a file there.
+      ConfigError: it is a file, it lies in such a folder or in an object store, or the system refuses a file there.
       ResourceError: the disk is full.
     """
+    check_storage(folder, remedy=remedy)
     place = folder.absolute()
     try:
         if place.exists() and not place.is_dir():
