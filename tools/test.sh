@@ -6,4 +6,5 @@ cd "$(dirname "$0")/.."
 venv=${VENV:-.venv}
 tools/setup.sh "$venv" dev
 # The program, not `python -m pytest`: that would put this folder on the path, before the package that was installed.
-exec "$venv/bin/pytest" -n 2 --dist loadfile "$@"
+# Files in the order of tests/conftest.py: by their time, not by their number of tests.
+exec "$venv/bin/pytest" -n 2 --dist loadfile --no-loadscope-reorder "$@"

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from lessons import teach
+from method_laws import laws_of_a_growing_pool
 from staged import staged_matrix
 from tiny import run_config, tiny_model, write_base, write_stream
 
@@ -74,6 +75,10 @@ def named(done, learner, task: int, prompt, method=None):
     serving = method.serve(done.session.model, learner)
     decision = method.decide(serving, None, jnp.full((prompt.tokens_BT.shape[0],), task))
     return np.asarray(LISTEN(serving.model, prompt, method.voices(serving, decision)))
+
+
+def test_it_keeps_the_laws_of_every_method(done):
+    laws_of_a_growing_pool(done)
 
 
 def test_cmoe_1_a_probe_that_is_not_heard_changes_no_bit(done):

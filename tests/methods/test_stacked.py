@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from lessons import teach
+from method_laws import laws_of_a_growing_pool
 from tiny import run_config, write_base, write_stream
 
 from hidecmoe_jax.core import trees
@@ -72,6 +73,10 @@ def by_hand(done, fusion: str):
             kernel[layer] += scale * update
         layers[site]["kernel"] = jnp.asarray(kernel, jnp.float32)
     return model.replace(params=model.params | {"decoder": model.params["decoder"] | {"layers": layers}})
+
+
+def test_it_keeps_the_laws_of_every_method(done):
+    laws_of_a_growing_pool(done)
 
 
 @pytest.mark.parametrize("fusion", ["factor_sum", "product_mean"])
@@ -159,7 +164,7 @@ def test_a_pool_may_begin_further_up_by_itself(done):
     method = replace(done.method.inner, lowest=1)
     learner = teach(
         replace(done.session, config=replace(done.session.config, method=method), stream=replace(
-            done.session.stream, tasks=done.session.stream.tasks[:2]))
+            done.session.stream, tasks=done.session.stream.tasks[:1]))
     )  # fmt: skip
     assert (learner.learners[-1].past[POOL].first_layer, learner.learners[-1].past[POOL].layers) == (1, 2)
     back = method.from_archive(done.session.model, 4, learner.kept)

@@ -102,6 +102,7 @@ def installed(built, tmp_path_factory) -> Path:
     return programs
 
 
+@pytest.mark.slow  # .ci/run has all tests run on an installed wheel
 @pytest.mark.timeout(600)
 def test_a_run_from_the_wheel_alone_learns_reports_answers_and_exports(installed, tmp_path):
     here = call([installed / "python", "-c", "import hidecmoe_jax; print(hidecmoe_jax.__file__)"], tmp_path)

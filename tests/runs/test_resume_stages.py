@@ -72,7 +72,8 @@ OTHERS = {
 }
 
 
-@pytest.mark.parametrize("name", [pytest.param("stacked", marks=pytest.mark.slow), "chosen"])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["stacked", "chosen"])
 def test_lessons_of_other_stages_go_on_as_well(tmp_path, monkeypatch, name):
     """Killed in the second training stage of the second lesson, with what the first one left waiting in between."""
     method, stages = OTHERS[name]
