@@ -18,7 +18,6 @@ import tyro
 from hidecmoe_jax import __version__
 from hidecmoe_jax.core import processes
 from hidecmoe_jax.core.errors import CheckpointError, ConfigError, HidecmoeError, nearest
-from hidecmoe_jax.core.paths import cache_folder
 from hidecmoe_jax.core.plugins import import_trusted
 
 # command -> (module, function, one line for the overview)
@@ -184,8 +183,6 @@ def _dispatch(words: Sequence[str]) -> int:
         return 0
     name, rest = _command(words)
     module, function, _ = COMMANDS[name]
-    # JAX reads this when it starts: programs that an earlier command compiled are then loaded from disk.
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_folder() / "compiled"))
     call = getattr(importlib.import_module(f"hidecmoe_jax.cli.{module}"), function)
     code = tyro.cli(
         call,

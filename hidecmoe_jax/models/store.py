@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from hidecmoe_jax.core import strict, trees
+from hidecmoe_jax.core.compile_cache import use_compile_cache
 from hidecmoe_jax.core.errors import CheckpointError
 from hidecmoe_jax.core.sharding import shardings
 from hidecmoe_jax.models import sharded
@@ -113,6 +114,8 @@ def read_model_config(folder: Path, **changes) -> LlavaConfig:
 def load_model(folder: Path, *, mesh: Mesh | None = None, **changes) -> Model:
     """Reads a model; `changes` replace fields of its config (say `dtype="bfloat16"`).
 
+    Programs that are compiled from then on are kept on disk (`core/compile_cache.py`).
+
     Args:
       mesh: every leaf is sharded over it by `core.sharding.RULES`; None puts all on the first device.
 
@@ -120,6 +123,7 @@ def load_model(folder: Path, *, mesh: Mesh | None = None, **changes) -> Model:
       CheckpointError: unreadable file, leaves missing or left over, wrong shape, a float wider than `param_dtype`,
         or a value that is not finite; names the tensor.
     """
+    use_compile_cache()
     config = read_model_config(folder, **changes)
     template = model_template(config).params
     where = folder / sharded.FOLDER
