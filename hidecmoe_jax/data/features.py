@@ -1,8 +1,9 @@
 """Cached outputs of the frozen towers for every record of a split.
 
 The towers do not train, so their patch tokens and pooled embeddings are computed once and used by training epochs,
-anchors, routing and evaluation. Patches are kept in memory up to a budget; above it they are recomputed batch by batch
-from the same picture files by the same compiled program. Records that show the same picture share its row.
+anchors, routing and evaluation. Patches are kept in memory up to a budget; above it they come batch by batch from the
+store on disk, or are recomputed from the same picture files by the same compiled program. Records that show the same
+picture share its row.
 """
 
 from __future__ import annotations
@@ -15,15 +16,16 @@ import numpy as np
 
 from hidecmoe_jax.core.layout import split_batch
 from hidecmoe_jax.core.processes import to_host
-from hidecmoe_jax.data.images import LIMITS, Limits, normalise
-from hidecmoe_jax.data.loader import read_images
+from hidecmoe_jax.data.ahead import DEPTH
+from hidecmoe_jax.data.feature_store import FeatureStore
+from hidecmoe_jax.data.images import LIMITS, Limits
 from hidecmoe_jax.data.prompts import routing_text
 from hidecmoe_jax.data.records import Record
 from hidecmoe_jax.data.tokenizer import Tokenizer, text_ids
+from hidecmoe_jax.data.vision import VisionReader, keep_on_disk
 from hidecmoe_jax.locators.anchors import Pooled
-from hidecmoe_jax.models.llava import Model, text_features, vision_features
+from hidecmoe_jax.models.llava import Model, text_features
 
-_vision = jax.jit(vision_features)
 _text = jax.jit(text_features)
 
 
@@ -32,7 +34,7 @@ class Features:
     """Tower outputs of N records that show up to I pictures each, M distinct ones in all.
 
     Attributes:
-      model: the model, for patches that are recomputed.
+      reader: reads pictures again, for patches that are not in memory.
       picture_NI: int32, row of `paths` for every picture of a record; -1 where it has fewer.
       paths: distinct picture files.
       patches_MPD: patch tokens of every file, or None where they exceed the budget.
@@ -40,11 +42,9 @@ class Features:
         projection or text tower.
       has_text_N: bool, False for records whose first question is a picture alone.
       truncated: number of routing texts that the text tower's context cut.
-      batch: pictures in one run of the vision tower.
-      limits: what pictures may be, for those that are decoded again.
     """
 
-    model: Model
+    reader: VisionReader
     picture_NI: np.ndarray
     paths: tuple[str, ...]
     patches_MPD: np.ndarray | None
@@ -52,8 +52,6 @@ class Features:
     text_ND: np.ndarray
     has_text_N: np.ndarray
     truncated: int
-    batch: int
-    limits: Limits = LIMITS
 
     def only(self, rows: np.ndarray) -> Features:
         """Returns the features of some of the records; the arrays of pictures are shared."""
@@ -65,25 +63,32 @@ class Features:
             has_text_N=self.has_text_N[rows],
         )
 
+    @property
+    def depth(self) -> int:
+        """How many batches another thread may make ahead (`data.ahead`): none where each runs the tower on several
+        devices, for all of them must start their programs in one order."""
+        runs_tower = bool(self.paths) and self.patches_MPD is None
+        return 0 if runs_tower and self.reader.model.layout is not None else DEPTH
+
     def patches(self, rows: np.ndarray) -> np.ndarray | None:
         """Returns patch tokens [B, I, P, D] of records `rows` (-1 pads with zeros); None if no record has a picture."""
         if self.picture_NI.shape[1] == 0:
             return None
         is_record_B1 = rows[:, None] >= 0
         pictures_BI = np.where(is_record_B1, self.picture_NI[rows], -1)
-        # Padding reads picture 0 and is set to zero below; every distinct picture is loaded once.
-        readable_BI = np.maximum(pictures_BI, 0)
-        wanted, position = np.unique(readable_BI, return_inverse=True)
-        if self.patches_MPD is not None:
-            patches = self.patches_MPD[wanted]
-        else:
-            paths = [self.paths[row] for row in wanted]
-            patches, _ = _tower_outputs(self.model, paths, self.batch, keep=True, progress=iter, limits=self.limits)
-        position_BI = position.reshape(pictures_BI.shape)
-        patches_BIPD = patches[position_BI]
         is_real_BI = pictures_BI >= 0
-        zero = np.zeros((), patches_BIPD.dtype)
-        return np.where(is_real_BI[..., None, None], patches_BIPD, zero)
+        picture_K = pictures_BI[is_real_BI]
+        if self.patches_MPD is not None:
+            patches_KPD = self.patches_MPD[picture_K]
+        else:
+            # Every distinct picture is read once, and none for padding.
+            wanted, place_K = np.unique(picture_K, return_inverse=True)
+            paths = [self.paths[row] for row in wanted]
+            patches_UPD, _ = self.reader.outputs(paths, keep=True)
+            patches_KPD = patches_UPD[place_K]
+        patches_BIPD = np.zeros((*pictures_BI.shape, *patches_KPD.shape[1:]), patches_KPD.dtype)
+        patches_BIPD[is_real_BI] = patches_KPD
+        return patches_BIPD
 
     def pooled(self, rows: np.ndarray) -> Pooled:
         """Returns pooled features of records `rows`; -1 gives a record with neither picture nor text."""
@@ -93,29 +98,6 @@ class Features:
         has_image = is_real & shows_any
         has_text = is_real & self.has_text_N[rows]
         return Pooled(self.image_NE[rows], has_image, self.text_ND[rows], has_text)
-
-
-def _tower_outputs(
-    model: Model, paths: Sequence[str], batch: int, *, keep: bool, progress, limits: Limits
-) -> tuple[np.ndarray | None, np.ndarray]:
-    """Patches [M, P, D] (None unless `keep`) and pooled embeddings [M, E] of picture files, in batches of one shape."""
-    patches = []
-    pooled = []
-    for start in progress(range(0, len(paths), batch)):
-        files = list(paths[start : start + batch])
-        count = len(files)
-        # The last batch is filled with repeats: one shape, one compiled program.
-        filled = files + [files[-1]] * (batch - count)
-        images = read_images(filled, model.config.image_size, fit=model.config.image_fit, limits=limits)
-        pixels = split_batch(model.layout, normalise(images))
-        patches_BPD, pooled_BE = _vision(model, pixels)
-        if keep:
-            patches.append(to_host(patches_BPD)[:count])
-        pooled.append(to_host(pooled_BE)[:count])
-    patches_MPD = None
-    if keep:
-        patches_MPD = np.concatenate(patches)
-    return patches_MPD, np.concatenate(pooled)
 
 
 def _texts(model: Model, tokenizer: Tokenizer, texts: Sequence[str], batch: int) -> tuple[np.ndarray, int]:
@@ -154,6 +136,7 @@ def extract(
     batch: int = 64,
     budget_gib: float = 4.0,
     limits: Limits = LIMITS,
+    store: FeatureStore | None = None,
     progress=iter,
 ) -> Features:
     """Runs both towers over the records and returns their outputs.
@@ -161,6 +144,7 @@ def extract(
     Args:
       budget_gib: patches are kept in memory up to this size and recomputed on demand above it.
       limits: what pictures may be; those that the records were read with.
+      store: entries on disk, read and written as its `keep` says.
       progress: wraps the iteration over batches (a progress bar), or `iter`.
 
     Raises:
@@ -168,20 +152,19 @@ def extract(
     """
     config = model.config
     paths, picture_NI = _pictures(records)
-    # Counted as float32, the largest dtype that patches have.
-    bytes_of_picture = config.patches * config.patch_width * 4
-    bytes_of_patches = len(paths) * bytes_of_picture
-    keep = bytes_of_patches / 2**30 <= budget_gib
+    reader = VisionReader(model, batch, limits, store)
     width = config.pooled_widths[0]
     image_NE = np.zeros((len(records), width), np.float32)
     patches = None
     if paths:
-        patches, pooled_ME = _tower_outputs(model, paths, batch, keep=keep, progress=progress, limits=limits)
+        in_memory = len(paths) * reader.patch_bytes / 2**30 <= budget_gib
+        reader = replace(reader, keep=keep_on_disk(store, reader, in_memory=in_memory))
+        patches, pooled_ME = reader.outputs(paths, keep=in_memory, progress=progress)
         image_NE = _mean_over_pictures(pooled_ME, picture_NI)
     texts = list(map(routing_text, records))
     text_ND, truncated = _texts(model, tokenizer, texts, batch)
     has_text = np.array(list(map(bool, texts)))
-    return Features(model, picture_NI, paths, patches, image_NE, text_ND, has_text, truncated, batch, limits)
+    return Features(reader, picture_NI, paths, patches, image_NE, text_ND, has_text, truncated)
 
 
 def _pictures(records: Sequence[Record]) -> tuple[tuple[str, ...], np.ndarray]:

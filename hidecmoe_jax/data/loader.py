@@ -8,7 +8,8 @@ an answer token by the vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -197,17 +198,30 @@ def read_images(
     mean: tuple[float, float, float] = CLIP_MEAN,
     fit: Fit = "pad",
     limits: Limits = LIMITS,
-    threads: int = 2,
+    threads: int | None = None,
 ) -> np.ndarray:
     """Decodes pictures in a few threads; uint8 [N, size, size, 3] in the order of `paths`.
 
     Raises:
       DataError: `images.load` refuses a picture.
     """
-    # `pool.map` keeps the order of the paths, whichever picture is decoded first.
+    return gather_pictures(paths, size, lambda path: load(path, size, mean, fit=fit, limits=limits), threads=threads)
+
+
+def gather_pictures(
+    paths: Sequence[str], size: int, read: Callable[[str], np.ndarray], *, threads: int | None = None
+) -> np.ndarray:
+    """Pictures that `read` gives, uint8 [N, size, size, 3] in the order of `paths`.
+
+    Args:
+      threads: pictures that are read at once; by default one for every core but one, at least 2 and at most 16.
+    """
+    if threads is None:
+        cores = os.cpu_count() or 1
+        threads = min(16, max(2, cores - 1))
+    # `pool.map` keeps the order of the paths, whichever picture is read first.
     pixels = np.empty((len(paths), size, size, 3), np.uint8)
     with ThreadPoolExecutor(max_workers=max(1, threads)) as pool:
-        pictures = pool.map(lambda path: load(path, size, mean, fit=fit, limits=limits), paths)
-        for row, picture in enumerate(pictures):
+        for row, picture in enumerate(pool.map(read, paths)):
             pixels[row] = picture
     return pixels

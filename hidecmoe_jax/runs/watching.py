@@ -27,6 +27,7 @@ class StageMonitor:
     Attributes:
       at: number of the lesson and place of the stage in it; checkpoints and metrics are filed under it.
       data: what the lesson is learned from; a checkpoint of other data is ignored.
+      readable: the latest step whose state was asked for (`saves`).
     """
 
     progress: Progress
@@ -41,6 +42,7 @@ class StageMonitor:
     pace: Work = field(default_factory=Work)
     shown: tqdm | None = None
     since: float = 0.0
+    readable: int | None = None
 
     def resume(self, stage: Stage) -> tuple[int, dict[str, np.ndarray]] | None:
         """The newest checkpoint of this very stage and data, if any; metrics after it are dropped."""
@@ -62,6 +64,13 @@ class StageMonitor:
         self.status.skip_steps(first_step)
         return first_step, state
 
+    def saves(self, step: int, steps: int) -> bool:
+        """True for the steps after which a checkpoint is due, and for every step once the process was signalled."""
+        due = (step + 1) % self.tune.save_every == 0
+        if due or self.stop.requested:
+            self.readable = step
+        return self.readable == step
+
     def step(self, stage: Stage, step: int, steps: int, facts: dict[str, Any], state: Callable[[], dict]) -> None:
         """Shows and logs a step; saves when it is time or the process was signalled.
 
@@ -82,7 +91,8 @@ class StageMonitor:
         self.curve.add(line)
         done = step + 1
         last = done == steps
-        stopping = self.stop.requested
+        # A signal that came after `saves` was asked stops at the next step: the state of this one is overwritten.
+        stopping = self.stop.requested and (last or self.readable == step)
         is_multiple = done % self.tune.save_every == 0
         # After the last step the stage is over; what it trained is saved between the stages or committed.
         due = is_multiple and not last

@@ -2,13 +2,15 @@
 
 Batches, rates and random keys are pure functions of the step number, so a stage goes on from a checkpoint as if it
 had never stopped. The loop saves through a callback and reads or writes no folder itself. Metrics of a step are read
-after the next one has been dispatched, so the device never waits for the host.
+after the next one has been dispatched, and a thread makes the batches ahead, so the device never waits for the host. A
+step overwrites the state before it, which is copied where the observer will save it.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
@@ -18,8 +20,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from hidecmoe_jax.core.errors import NumericsError
-from hidecmoe_jax.core.layout import replicate, split_batch
+from hidecmoe_jax.core.layout import replicate
 from hidecmoe_jax.core.processes import to_host
+from hidecmoe_jax.data.ahead import ahead, to_devices
 from hidecmoe_jax.data.features import Features
 from hidecmoe_jax.data.loader import Plan, collate
 from hidecmoe_jax.data.prompts import Encoded
@@ -29,7 +32,7 @@ from hidecmoe_jax.methods.base import Learner, with_trainable
 from hidecmoe_jax.methods.stages import Stage
 from hidecmoe_jax.models.llava import Batch, Model
 from hidecmoe_jax.train.optim import TrainConfig, shape_of_rate
-from hidecmoe_jax.train.step import Metrics, begin, from_checkpoint, take_step, to_checkpoint
+from hidecmoe_jax.train.step import Metrics, State, begin, copied, from_checkpoint, take_step, to_checkpoint
 
 # Steps in a row without any gradient after which the user is warned, and after which training stops.
 STILL_WARN = 10
@@ -106,6 +109,14 @@ class StageObserver(Protocol):
         """Shows the user a warning."""
 
 
+class SavesSomeSteps(Protocol):
+    """An observer that says beforehand after which steps it reads the state; for others every state is copied."""
+
+    def saves(self, step: int, steps: int) -> bool:
+        """Whether `state` will be called for this step; asked before the next one overwrites its state. That of the
+        last step can always be read."""
+
+
 def _check(metrics: Metrics, where: str, ids: Callable[[], list[str]]) -> dict[str, Any]:
     facts = {name: float(getattr(metrics, name)) for name in ("loss", "gradient", "update", "norm")}
     facts["tokens"] = int(metrics.tokens)
@@ -153,22 +164,37 @@ def run_stage(
     layout = model.layout
     state = replicate(layout, state)
     context = replicate(layout, context)
-    streak = Streak()
-    pending = None
     # Settings that the compiled step does not depend on are set to constants, so that they compile nothing anew.
     traced = replace(tune, epochs=1, rate=0.0, projector_rate=0.0, save_every=1)
-    for step in range(start, plan.steps):
+    saves = getattr(observer, "saves", _always)
+    streak = Streak()
+    pending = None
+
+    def material(step: int) -> tuple[Batch, list[str]]:
         rows = plan.indices(step).reshape(tune.accumulate, tune.batch)
-        rates = _rates(tune, step, plan.steps)
-        batches = split_batch(layout, _stacked(data, rows), axis=1)
-        step_key = jax.random.fold_in(key, step)
-        state, metrics = take_step(state, model, context, batches, rates, step_key, stage=stage, tune=traced)
-        # The previous step is reported only now, so that the device works on this one meanwhile.
-        streak = _report(pending, observer, stage, plan.steps, task, streak)
         ids = [data.encoded[row].id for row in rows.ravel() if row >= 0]
-        pending = (step, metrics, state, ids)
-    _report(pending, observer, stage, plan.steps, task, streak)
+        return to_devices(layout, _stacked(data, rows), axis=1), ids
+
+    steps = range(start, plan.steps)
+    # Closed here whatever ends the loop, so that the thread does not outlive the stage.
+    with closing(ahead(material, steps, depth=data.features.depth)) as batches_ahead:
+        for step, (batches, ids) in zip(steps, batches_ahead, strict=True):
+            rates = _rates(tune, step, plan.steps)
+            step_key = jax.random.fold_in(key, step)
+            state, metrics = take_step(state, model, context, batches, rates, step_key, stage=stage, tune=traced)
+            # The previous step is reported only now, so that the device works on this one meanwhile.
+            streak = _report(pending, observer, stage, plan.steps, task, streak)
+            # The next step overwrites this state; the last one stays.
+            is_last = step + 1 == plan.steps
+            saved = copied(state) if saves(step, plan.steps) and not is_last else state
+            pending = (step, metrics, saved, ids)
+        _report(pending, observer, stage, plan.steps, task, streak)
     return with_trainable(learner, state.leaves)
+
+
+def _always(step: int, steps: int) -> bool:
+    """For observers that may read every state."""
+    return True
 
 
 def _rates(tune: TrainConfig, step: int, steps: int) -> dict[str, jax.Array]:
@@ -205,14 +231,20 @@ _usage = partial(jax.jit, static_argnames=("stage",))(
 
 def count_usage(model: Model, learner: Learner, stage: Stage, data: StageData, batch: int) -> Any:
     """Sums over all records of what the stage counts; integers are added on the host and cannot overflow."""
-    total = None
-    for start in range(0, len(data.encoded), batch):
+
+    def rows_from(start: int) -> Batch:
         rows = np.arange(start, start + batch, dtype=np.int32)
         # The last batch is filled up with -1: all batches have one shape.
         rows = np.where(rows < len(data.encoded), rows, -1)
-        on_device = _usage(stage, model, learner, split_batch(model.layout, data.batch(rows)))
-        counts = jax.tree.map(_widened, to_host(on_device))
-        total = counts if total is None else jax.tree.map(np.add, total, counts)
+        return to_devices(model.layout, data.batch(rows))
+
+    total = None
+    starts = range(0, len(data.encoded), batch)
+    with closing(ahead(rows_from, starts, depth=data.features.depth)) as batches:
+        for on_device in batches:
+            counted = _usage(stage, model, learner, on_device)
+            counts = jax.tree.map(_widened, to_host(counted))
+            total = counts if total is None else jax.tree.map(np.add, total, counts)
     return total
 
 

@@ -48,9 +48,18 @@ class Metrics:
     load: Load | None = None
 
 
+@jax.jit
+def copied(tree: Any) -> Any:
+    """The same numbers in memory of their own."""
+    return jax.tree.map(jnp.copy, tree)
+
+
 def begin(learner: Learner, tune: TrainConfig) -> State:
-    """A fresh optimiser state for what trains, and for nothing else."""
-    leaves = trainable(learner)
+    """A fresh optimiser state for what trains, and for nothing else.
+
+    A step overwrites the state that it gets, so the state shares no memory with the learner.
+    """
+    leaves = copied(trainable(learner))
     return State(leaves, optimizer(tune).init(leaves))
 
 
@@ -72,7 +81,7 @@ def from_checkpoint(template: State, flat: dict[str, Any]) -> State:
         chain_path = chain_paths.get(path, path)
         renamed[chain_path] = leaf
     restored = trees.restore_into(template, renamed)
-    return jax.tree.map(jnp.asarray, restored)
+    return copied(restored)
 
 
 def _checkpoint_path(path: str) -> str:
@@ -110,7 +119,7 @@ def _summed(
     return total, tokens, gradient, load
 
 
-@partial(jax.jit, static_argnames=("stage", "tune"))
+@partial(jax.jit, static_argnames=("stage", "tune"), donate_argnames=("state",))
 def take_step(
     state: State,
     model: Model,
@@ -125,6 +134,7 @@ def take_step(
     """One optimiser step on `state.leaves`.
 
     Args:
+      state: its memory is used for the new state, so its arrays cannot be read afterwards.
       learner: everything the loss reads; its trainable leaves are replaced by those of `state`.
       batches: micro-batches stacked on a leading axis.
       rates: learning rates of this step, by group of the leaves: experts, routers, shared.
