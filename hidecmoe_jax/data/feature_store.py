@@ -120,11 +120,10 @@ class FeatureStore:
         path = self._path(name)
         try:
             entry = np.memmap(path, np.uint8, "r")
-        except FileNotFoundError:
+        except OSError:
             return None
-        # An empty file cannot be mapped.
-        except (OSError, ValueError) as error:
-            self._drop(path, str(error))
+        except ValueError:
+            self._drop(path, "the file is empty")
             return None
         content = entry[_HEADER.size :]
         if not _is_whole(entry, content, size):

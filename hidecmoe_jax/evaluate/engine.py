@@ -14,6 +14,7 @@ programs couples two records.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
 from operator import itemgetter
@@ -23,10 +24,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hidecmoe_jax.core.layout import split_batch
 from hidecmoe_jax.core.processes import to_host
+from hidecmoe_jax.data.ahead import ahead, to_devices
 from hidecmoe_jax.data.encoder import RecordEncoder
 from hidecmoe_jax.data.features import Features, extract
+from hidecmoe_jax.data.feature_store import FeatureStore
 from hidecmoe_jax.data.images import LIMITS, Limits
 from hidecmoe_jax.data.loader import buckets, collate
 from hidecmoe_jax.data.prompts import Encoded, Template
@@ -131,6 +133,7 @@ class Engine:
       feature_batch: records that the frozen towers and the frozen base read together.
       feature_gib: memory for patch tokens; above it they are recomputed on demand.
       limits: what pictures may be; those that the records were read with.
+      store: pictures on disk, or None.
       progress: makes a progress bar from a label.
       cache: computed features; engines that are made with the same one share them.
     """
@@ -143,6 +146,7 @@ class Engine:
     feature_batch: int = 64
     feature_gib: float = 4.0
     limits: Limits = LIMITS
+    store: FeatureStore | None = field(default=None, compare=False, repr=False)
     progress: ProgressBar = _no_bar
     cache: Cache = field(default_factory=Cache, compare=False, repr=False)
 
@@ -177,7 +181,7 @@ class Engine:
         def compute() -> Features:
             return extract(
                 self.base, self.tokenizer, records, batch=self.feature_batch, budget_gib=self.feature_gib,
-                limits=self.limits, progress=self.progress(f"features of {label}"),
+                limits=self.limits, store=self.store, progress=self.progress(f"features of {label}"),
             )  # fmt: skip
 
         return self.cache.get(key, compute)
@@ -201,14 +205,17 @@ class Engine:
         count = len(prompts)
         starts = range(0, count, self.feature_batch)
         with_bar = self.progress(f"states of {label}")
+
+        def prompt_from(start: int) -> Prompt:
+            _, filled = batch_rows(count, start, self.feature_batch)
+            return self.prompt(prompts, features, filled, length)
+
         states = []
-        for start in with_bar(starts):
-            rows, filled = batch_rows(count, start, self.feature_batch)
-            prompt = self.prompt(prompts, features, filled, length)
-            state_BD = _state(self.base, prompt, reading)
-            state_BD = to_host(state_BD)
-            # Repeats that fill the last batch are dropped.
-            states.append(state_BD[: len(rows)])
+        with closing(ahead(prompt_from, starts, depth=features.depth)) as batches:
+            for start, prompt in zip(with_bar(starts), batches, strict=True):
+                state_BD = to_host(_state(self.base, prompt, reading))
+                # Repeats that fill the last batch are dropped.
+                states.append(state_BD[: count - start])
         return np.concatenate(states)
 
     def inputs(self, records: Sequence[Record], label: str = "records") -> Inputs:
@@ -226,7 +233,7 @@ class Engine:
             of_rows, length=length, answers=1, pad=self.tokenizer.pad,
             vocab=self.base.config.vocabulary, patches_BIPD=patches_BIPD,
         )  # fmt: skip
-        return split_batch(self.base.layout, batch.prompt)
+        return to_devices(self.base.layout, batch.prompt)
 
     def decide(self, serving: Serving, inputs: Inputs, task: int | None = None) -> Decision:
         """The tasks that every record is routed to, as host arrays with one row a record.
@@ -274,28 +281,41 @@ class Engine:
         count = len(prompts)
         if length is None:
             length = self.prompt_length(prompts)
+        starts = []
         for start in range(0, count, size):
-            records = inputs.records[start : start + size]
             # Whole batches are done again or not at all, so that an interrupted cell ends with the same bytes.
-            if all(record.id in skip for record in records):
-                continue
+            if not all(record.id in skip for record in inputs.records[start : start + size]):
+                starts.append(start)
+
+        def prompt_from(start: int) -> tuple[np.ndarray, Prompt]:
             _, filled = batch_rows(count, start, size)
-            prompt = self.prompt(prompts, inputs.features, filled, length)
-            routed = rows_of(decision, filled)
-            # The match changes no text, and would be a second program where the task is named.
-            weights = routed.replace(match=None)
-            written = _write(self.method, serving, prompt, weights, key, filled, sampling=self.sampling)
-            # One transfer for the batch; indexing device arrays record by record would compile slices.
-            arrays = (written.tokens_BN, written.lengths_B, written.ended_B)
-            tokens_BN, lengths_B, ended_B = to_host(arrays)
-            answers = []
-            # Without rows for the repeats: `records` ends with the real ones.
-            for row, answer in enumerate(unwritten(records, routed, self.writing)):
-                ids_N = tokens_BN[row, : lengths_B[row]]
-                text = self.tokenizer.decode_whole(ids_N).strip()
-                answer = replace(answer, missing=serving.missing)
-                answers.append(with_text(answer, text, bool(ended_B[row])))
-            yield [answer for answer in answers if answer.id not in skip]
+            return filled, self.prompt(prompts, inputs.features, filled, length)
+
+        with closing(ahead(prompt_from, starts, depth=inputs.features.depth)) as batches:
+            for start, (filled, prompt) in zip(starts, batches, strict=True):
+                records = inputs.records[start : start + size]
+                routed = rows_of(decision, filled)
+                answers = self._answers(serving, records, prompt, routed, key, filled)
+                yield [answer for answer in answers if answer.id not in skip]
+
+    def _answers(
+        self, serving: Serving, records: Sequence[Record], prompt: Prompt, routed: Decision, key: jax.Array, ids_B
+    ) -> list[Answer]:
+        """Answers to the records of one batch, which is filled up with repeats of the last one."""
+        # The match changes no text, and would be a second program where the task is named.
+        weights = routed.replace(match=None)
+        written = _write(self.method, serving, prompt, weights, key, ids_B, sampling=self.sampling)
+        # One transfer for the batch; indexing device arrays record by record would compile slices.
+        arrays = (written.tokens_BN, written.lengths_B, written.ended_B)
+        tokens_BN, lengths_B, ended_B = to_host(arrays)
+        answers = []
+        # Without rows for the repeats: `records` ends with the real ones.
+        for row, answer in enumerate(unwritten(records, routed, self.writing)):
+            ids_N = tokens_BN[row, : lengths_B[row]]
+            text = self.tokenizer.decode_whole(ids_N).strip()
+            answer = replace(answer, missing=serving.missing)
+            answers.append(with_text(answer, text, bool(ended_B[row])))
+        return answers
 
     @property
     def sampling(self) -> Sampling:

@@ -20,6 +20,7 @@ from hidecmoe_jax.core import plugins, strict
 from hidecmoe_jax.core.errors import ConfigError
 from hidecmoe_jax.core.paths import find_config
 from hidecmoe_jax.core.yaml_text import read_yaml, shown
+from hidecmoe_jax.data.feature_store import FeatureCache
 from hidecmoe_jax.data.images import Limits
 from hidecmoe_jax.data.prompts import Template
 from hidecmoe_jax.data.records import Policy
@@ -38,7 +39,7 @@ POCKET = "pocket"  # the base model that is part of the package
 # Younger than the first runs, by section; left out at their defaults, so that files of such runs keep every byte.
 YOUNGER_FIELDS: dict[tuple[str, ...], dict[str, Any]] = {
     ("tune",): {"optimizer": "adamw", "clip": None},
-    ("base",): {"image_fit": "checkpoint"},
+    ("base",): {"image_fit": "checkpoint", "feature_cache": strict.plain(FeatureCache())},
     ("template",): {"image_place": "front"},
     ("stream", "policy", "limits"): {"max_reduced_pixels": Limits().max_reduced_pixels},
 }
@@ -78,6 +79,7 @@ class Base:
     """The frozen model: `pocket` or a folder, its dtypes, and the memory that its cached features may take.
 
     Attributes:
+      feature_cache: pictures on disk, so that none is decoded twice; no number of a run depends on it.
       image_fit: how a picture becomes square: `pad` (LLaVA-1.5), `crop` (CLIP), or as the base's config says.
     """
 
@@ -87,6 +89,7 @@ class Base:
     remat: bool | None = None
     feature_batch: int = 64
     feature_gib: float = 4.0
+    feature_cache: FeatureCache = FeatureCache()
     image_fit: Literal["pad", "crop", "checkpoint"] = "checkpoint"
 
 
@@ -310,6 +313,13 @@ def to_mapping(config: RunConfig) -> dict[str, Any]:
         for name, default in fields.items():
             if values[name] == default:
                 del values[name]
+    return plain
+
+
+def learning_values(config: RunConfig) -> dict[str, Any]:
+    """The plain values without those that no number of a run depends on: what is cached on disk, and where."""
+    plain = to_mapping(config)
+    plain["base"].pop("feature_cache", None)
     return plain
 
 

@@ -21,7 +21,7 @@ from hidecmoe_jax.core import trees
 from hidecmoe_jax.data.stream import Task
 from hidecmoe_jax.evaluate.answer import Answer, with_text
 from hidecmoe_jax.methods.base import Serving
-from hidecmoe_jax.runs.config import to_mapping
+from hidecmoe_jax.runs.config import learning_values
 from hidecmoe_jax.runs.session import Session
 
 BASE = ""  # the choice of no task
@@ -30,7 +30,7 @@ KnownAnswers = dict[tuple[str, str], dict[str, Any]]  # lines of answers files b
 
 def cache_key(session: Session, serving: Serving, task: Task) -> str:
     """Digest of what the texts of a cell depend on, beside the choice of a task and what was learned of that task."""
-    config = to_mapping(session.config)
+    config = learning_values(session.config)
     evaluate = config["evaluate"]
     evaluated = {"split": evaluate["split"], "writing": evaluate["writing"]}
     # Other shapes are another compiled program, which may round differently: more task slots, a longer prompt.

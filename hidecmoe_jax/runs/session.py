@@ -20,6 +20,7 @@ from hidecmoe_jax.core import trees
 from hidecmoe_jax.core.about import VERSION
 from hidecmoe_jax.core.errors import DataError
 from hidecmoe_jax.core.keys import key_for
+from hidecmoe_jax.data.feature_store import FeatureStore
 from hidecmoe_jax.data.loader import buckets, shapes
 from hidecmoe_jax.data.prompts import Encoded
 from hidecmoe_jax.data.records import Record
@@ -30,7 +31,7 @@ from hidecmoe_jax.evaluate.engine import Cache, Engine, Inputs
 from hidecmoe_jax.methods.base import FrozenFeatures, Learner
 from hidecmoe_jax.models.llava import Model
 from hidecmoe_jax.models.store import load_model
-from hidecmoe_jax.runs.config import RunConfig, as_recorded, to_mapping
+from hidecmoe_jax.runs.config import RunConfig, as_recorded, learning_values
 from hidecmoe_jax.runs.edits import learner_after
 from hidecmoe_jax.runs.opening import base_header, open_config
 from hidecmoe_jax.runs.status import Status, say
@@ -57,13 +58,19 @@ class Session:
         return trees.digest(self.model.params)
 
     @cached_property
+    def store(self) -> FeatureStore | None:
+        """Pictures on disk; sessions that share a cache share it."""
+        settings = self.config.base.feature_cache
+        return self.cache.get(("store", settings), lambda: settings.open(self.status.note))
+
+    @cached_property
     def engine(self) -> Engine:
         """Answers records with the config's method; its cache is shared with sessions of other methods."""
         config = self.config
         return Engine(
             config.method, self.model, self.tokenizer, config.template, config.evaluate.writing,
             feature_batch=config.base.feature_batch, feature_gib=config.base.feature_gib,
-            limits=config.stream.policy.limits, progress=self.status.bar, cache=self.cache,
+            limits=config.stream.policy.limits, store=self.store, progress=self.status.bar, cache=self.cache,
         )  # fmt: skip
 
     def inputs(self, task: Task) -> Inputs:
@@ -154,7 +161,7 @@ class Session:
 
 def identity_of(config: RunConfig, stream: Stream, base: str) -> dict[str, Any]:
     """Values of a run that may not change between stop and resume; `base` is the SHA-256 of its base model."""
-    plain = to_mapping(config)
+    plain = learning_values(config)
     # Of the stream the data counts, not the folders that it is read from.
     val_fraction = plain.pop("stream")["val_fraction"]
     data = {}

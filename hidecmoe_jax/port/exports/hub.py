@@ -38,7 +38,7 @@ from hidecmoe_jax.port.exports.card import card
 from hidecmoe_jax.port.exports.lora_of_task import lora_of
 from hidecmoe_jax.port.exports.options import ExportOptions
 from hidecmoe_jax.runs import edits
-from hidecmoe_jax.runs.config import METHODS, as_recorded, from_mapping, to_mapping
+from hidecmoe_jax.runs.config import METHODS, as_recorded, from_mapping, learning_values, to_mapping
 from hidecmoe_jax.runs.finished import LoadedRun
 from hidecmoe_jax.runs.identity import task_names
 from hidecmoe_jax.runs.seed_run import JOINT
@@ -150,7 +150,7 @@ def _write_routing(run: LoadedRun, folder: Path) -> None:
 def _facts(run: LoadedRun, base_name: str) -> dict[str, Any]:
     """Content of hidecmoe.json."""
     method = run.config.method
-    settings = to_mapping(as_recorded(run.config, run.config.base.image_fit))
+    settings = learning_values(as_recorded(run.config, run.config.base.image_fit))
     settings.pop("stream")  # paths of this machine
     folder = base_folder(run.config.base.path)
     files = {}
