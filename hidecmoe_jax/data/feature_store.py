@@ -10,6 +10,7 @@ bytes; one that does not agree is removed and made again.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -149,7 +150,9 @@ class FeatureStore:
                 file.write(content)
             os.replace(partial, path)
         except OSError as error:
-            partial.unlink(missing_ok=True)
+            # Where nothing could be written there is nothing to remove either.
+            with contextlib.suppress(OSError):
+                partial.unlink()
             self._stop_writing(error.strerror or str(error))
             return
         with self._lock:
@@ -164,11 +167,9 @@ class FeatureStore:
         """Marks an entry as used now; by its time entries make room for others."""
         if name in self._used:
             return
-        try:
-            os.utime(path)
         # A folder that others wrote may be read without that.
-        except OSError:
-            pass
+        with contextlib.suppress(OSError):
+            os.utime(path)
         with self._lock:
             self._used.add(name)
 

@@ -27,8 +27,8 @@ import numpy as np
 from hidecmoe_jax.core.processes import to_host
 from hidecmoe_jax.data.ahead import ahead, to_devices
 from hidecmoe_jax.data.encoder import RecordEncoder
-from hidecmoe_jax.data.features import Features, extract
 from hidecmoe_jax.data.feature_store import FeatureStore
+from hidecmoe_jax.data.features import Features, extract
 from hidecmoe_jax.data.images import LIMITS, Limits
 from hidecmoe_jax.data.loader import buckets, collate
 from hidecmoe_jax.data.prompts import Encoded, Template

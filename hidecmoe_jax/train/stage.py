@@ -32,7 +32,7 @@ from hidecmoe_jax.methods.base import Learner, with_trainable
 from hidecmoe_jax.methods.stages import Stage
 from hidecmoe_jax.models.llava import Batch, Model
 from hidecmoe_jax.train.optim import TrainConfig, shape_of_rate
-from hidecmoe_jax.train.step import Metrics, State, begin, copied, from_checkpoint, take_step, to_checkpoint
+from hidecmoe_jax.train.step import Metrics, begin, copied, from_checkpoint, take_step, to_checkpoint
 
 # Steps in a row without any gradient after which the user is warned, and after which training stops.
 STILL_WARN = 10

@@ -51,7 +51,9 @@ def opened(folder, keep, notes=None, **settings) -> FeatureStore:
 
 @pytest.mark.parametrize("keep", ["pixels", "patches"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_numbers_are_equal_bit_for_bit_with_the_store_and_without(keep, dtype, records, tokenizer, tmp_path, monkeypatch):
+def test_numbers_are_equal_bit_for_bit_with_the_store_and_without(
+    keep, dtype, records, tokenizer, tmp_path, monkeypatch
+):
     model = tiny_model(0)
     model = model.replace(config=replace(model.config, dtype=dtype))
     plain = extract(model, tokenizer, records, batch=BATCH)

@@ -29,7 +29,10 @@ TUNE = QUIET.stages(0)[0]
 def session(tmp_path_factory):
     root = tmp_path_factory.mktemp("ahead")
     config = run_config(
-        write_base(root / "base"), "hide", tasks=write_stream(root, ("birds",), train=12), tune={"batch": 2, "bucket": 32}
+        write_base(root / "base"),
+        "hide",
+        tasks=write_stream(root, ("birds",), train=12),
+        tune={"batch": 2, "bucket": 32},
     )
     return open_session(replace(config, method=QUIET))
 
