@@ -16,7 +16,7 @@ from hidecmoe_jax.core.errors import DataError
 from hidecmoe_jax.data import feature_store
 from hidecmoe_jax.data.feature_store import FeatureCache, FeatureStore, entry_name
 from hidecmoe_jax.data.features import extract
-from hidecmoe_jax.data.images import Limits
+from hidecmoe_jax.data.images import LIMITS, Limits
 from hidecmoe_jax.data.items import Record, Turn
 from hidecmoe_jax.data.tokenizer import Tokenizer
 from hidecmoe_jax.data.vision import VisionReader
@@ -110,7 +110,7 @@ def test_an_entry_depends_on_everything_that_its_bytes_depend_on(records, tokeni
     model = tiny_model(0)
     path = records[0].images[0]
 
-    def names(model=model, batch=BATCH, limits=Limits()) -> tuple[str, str]:
+    def names(model=model, batch=BATCH, limits=LIMITS) -> tuple[str, str]:
         reader = VisionReader(model, batch, limits, store, "patches")
         return reader._name(path, "pixels"), reader._name(path, "patches")
 
