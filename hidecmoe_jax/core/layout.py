@@ -165,6 +165,14 @@ def _put(leaf: Any, sharding: NamedSharding) -> jax.Array:
     return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 
+def whole_batches(layout: Layout | None, size: int) -> int:
+    """A size of batches that the devices share evenly, `size` or a little more; unchanged without a layout."""
+    if layout is None:
+        return size
+    shards = layout.batch_shards
+    return -(-size // shards) * shards
+
+
 def _sharding(mesh: Mesh, rules: dict[str, Rule], names: tuple, shape: tuple[int, ...]) -> NamedSharding:
     """The sharding of an array; an axis "batch" that the mesh does not divide (a single sample) stays whole."""
     by_axis = []

@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hidecmoe_jax.core.layout import whole_batches
 from hidecmoe_jax.core.processes import to_host
 from hidecmoe_jax.data.ahead import ahead, to_devices
 from hidecmoe_jax.data.encoder import RecordEncoder
@@ -99,7 +100,7 @@ class Cache:
         return self.values[key]
 
 
-class _Identity:
+class Identity:
     """An object as a part of a key, equal to itself alone.
 
     A model cannot be hashed by value cheaply. The key keeps the object alive, so its id is not used for another one.
@@ -112,12 +113,12 @@ class _Identity:
         return id(self.value)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Identity) and self.value is other.value
+        return isinstance(other, Identity) and self.value is other.value
 
 
 def record_encoder(cache: Cache, tokenizer: Tokenizer, template: Template, patches: int) -> RecordEncoder:
     """The encoder of a cache: whoever shares the cache tokenises no record twice."""
-    key = ("encoder", _Identity(tokenizer), template, patches)
+    key = ("encoder", Identity(tokenizer), template, patches)
     return cache.get(key, lambda: RecordEncoder(tokenizer, template, patches))
 
 
@@ -151,9 +152,9 @@ class Engine:
     cache: Cache = field(default_factory=Cache, compare=False, repr=False)
 
     @property
-    def _source(self) -> tuple[_Identity, _Identity]:
+    def _source(self) -> tuple[Identity, Identity]:
         """What every cached value depends on."""
-        return _Identity(self.base), _Identity(self.tokenizer)
+        return Identity(self.base), Identity(self.tokenizer)
 
     @property
     def encoder(self) -> RecordEncoder:
@@ -178,9 +179,11 @@ class Engine:
         settings = (self.feature_batch, self.feature_gib, self.limits, self.base.config.image_fit)
         key = ("features", *self._source, *settings, tuple(records))
 
+        size = whole_batches(self.base.layout, self.feature_batch)
+
         def compute() -> Features:
             return extract(
-                self.base, self.tokenizer, records, batch=self.feature_batch, budget_gib=self.feature_gib,
+                self.base, self.tokenizer, records, batch=size, budget_gib=self.feature_gib,
                 limits=self.limits, store=self.store, progress=self.progress(f"features of {label}"),
             )  # fmt: skip
 
@@ -203,11 +206,12 @@ class Engine:
         features = self.features(records, label)
         length = self.prompt_length(prompts)
         count = len(prompts)
-        starts = range(0, count, self.feature_batch)
+        size = whole_batches(self.base.layout, self.feature_batch)
+        starts = range(0, count, size)
         with_bar = self.progress(f"states of {label}")
 
         def prompt_from(start: int) -> Prompt:
-            _, filled = batch_rows(count, start, self.feature_batch)
+            _, filled = batch_rows(count, start, size)
             return self.prompt(prompts, features, filled, length)
 
         states = []
@@ -242,7 +246,7 @@ class Engine:
           task: number of the true task, to measure what naming it would give; None lets the gate choose.
         """
         count = len(inputs.records)
-        size = self.writing.batch
+        size = whole_batches(self.base.layout, self.writing.batch)
         task_B = None if task is None else jnp.full((size,), task, jnp.int32)
         decisions = []
         for start in range(0, count, size):
@@ -276,7 +280,7 @@ class Engine:
           length: prompts are padded to it; by default to what these records need.
           skip: ids that are answered already.
         """
-        size = self.writing.batch
+        size = whole_batches(self.base.layout, self.writing.batch)
         prompts = self.prompts(inputs.records)
         count = len(prompts)
         if length is None:

@@ -16,12 +16,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, SingleDeviceSharding
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
 from hidecmoe_jax.core import strict, trees
 from hidecmoe_jax.core.compile_cache import use_compile_cache
 from hidecmoe_jax.core.errors import CheckpointError
+from hidecmoe_jax.core.layout import Layout
 from hidecmoe_jax.core.sharding import shardings
 from hidecmoe_jax.models import sharded
 from hidecmoe_jax.models.config import LlavaConfig
@@ -111,56 +112,68 @@ def read_model_config(folder: Path, **changes) -> LlavaConfig:
     return replace(config, **changes)
 
 
-def load_model(folder: Path, *, mesh: Mesh | None = None, **changes) -> Model:
+def load_model(folder: Path, *, mesh: Mesh | None = None, layout: Layout | None = None, **changes) -> Model:
     """Reads a model; `changes` replace fields of its config (say `dtype="bfloat16"`).
 
     Programs that are compiled from then on are kept on disk (`core/compile_cache.py`).
 
     Args:
       mesh: every leaf is sharded over it by `core.sharding.RULES`; None puts all on the first device.
+      layout: every leaf goes to its place, one after the other, and the model gets the layout.
 
     Raises:
       CheckpointError: unreadable file, leaves missing or left over, wrong shape, a float wider than `param_dtype`,
         or a value that is not finite; names the tensor.
+      ConfigError: a length that the mesh does not divide.
     """
     use_compile_cache()
     config = read_model_config(folder, **changes)
     template = model_template(config).params
+    places = None
+    if layout is not None:
+        places = shardings(model_axes(config), template, layout.mesh, rules=dict(layout.rules))
+    elif mesh is not None:
+        places = shardings(model_axes(config), template, mesh)
+    dtype = jnp.dtype(config.param_dtype)
     where = folder / sharded.FOLDER
     if where.is_dir():
-        leaves = _read_sharded(where, config, template, mesh)
+        leaves = _read_sharded(where, template, places)
     else:
         where = folder / WEIGHTS
         try:
-            leaves = load_file(where)
+            leaves = load_file(where) if places is None else _read_onto(where, template, places, dtype)
         except (OSError, SafetensorError) as error:
             raise CheckpointError("cannot read the model's weights", where=str(where), why=str(error)) from error
-    dtype = jnp.dtype(config.param_dtype)
     widened = {name: _widen(name, leaf, dtype) for name, leaf in leaves.items()}
     bad = _not_finite(widened)
     if bad is not None:
         raise CheckpointError("a weight is not finite", where=f"{where}: {bad}")
     tree = trees.restore_into(template, widened)
     params = jax.tree.map(jnp.asarray, tree)
-    if mesh is not None:
-        places = _places(config, template, mesh)
-        params = jax.device_put(params, places)
-    return Model(params, config)
+    return Model(params, config, layout)
 
 
-def _read_sharded(folder: Path, config: LlavaConfig, template: dict, mesh: Mesh | None) -> dict[str, jax.Array]:
+def _read_sharded(folder: Path, template: dict, places: dict | None) -> dict[str, jax.Array]:
     shapes = {path: leaf.shape for path, leaf in trees.flatten(template).items()}
-    if mesh is None:
+    if places is None:
         first_device = jax.devices()[0]
-        places = dict.fromkeys(shapes, SingleDeviceSharding(first_device))
-    else:
-        tree = _places(config, template, mesh)
-        places = trees.flatten(tree)
-    return sharded.read_leaves(folder, shapes, places)
+        return sharded.read_leaves(folder, shapes, dict.fromkeys(shapes, SingleDeviceSharding(first_device)))
+    return sharded.read_leaves(folder, shapes, trees.flatten(places))
 
 
-def _places(config: LlavaConfig, template: dict, mesh: Mesh) -> dict:
-    return shardings(model_axes(config), template, mesh)
+def _read_onto(path: Path, template: dict, places: dict, dtype: np.dtype) -> dict[str, np.ndarray | jax.Array]:
+    """The leaves of a file in their places; neither the host nor a device has more than one leaf beyond its share."""
+    expected = trees.flatten(template)
+    place_of = trees.flatten(places)
+    leaves: dict[str, np.ndarray | jax.Array] = {}
+    with safe_open(path, framework="numpy") as file:
+        for name in file.keys():  # noqa: SIM118 (the file is no mapping)
+            leaf = file.get_tensor(name)
+            # A leaf that the config lacks or has in another shape stays as it is and is named by the caller.
+            if name in expected and expected[name].shape == leaf.shape:
+                leaf = jax.device_put(_widen(name, leaf, dtype), place_of[name])
+            leaves[name] = leaf
+    return leaves
 
 
 def _not_finite(leaves: dict) -> str | None:

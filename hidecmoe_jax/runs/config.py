@@ -33,11 +33,13 @@ from hidecmoe_jax.methods.routed import Routed
 from hidecmoe_jax.methods.stacked import Stacked
 from hidecmoe_jax.models.config import Fit
 from hidecmoe_jax.runs.folder import RunFolder, no_run
+from hidecmoe_jax.runs.scale import Scale
 from hidecmoe_jax.train.optim import TrainConfig
 
 POCKET = "pocket"  # the base model that is part of the package
 # Younger than the first runs, by section; left out at their defaults, so that files of such runs keep every byte.
 YOUNGER_FIELDS: dict[tuple[str, ...], dict[str, Any]] = {
+    (): {"scale": strict.plain(Scale())},
     ("tune",): {"optimizer": "adamw", "clip": None},
     ("base",): {"image_fit": "checkpoint", "feature_cache": strict.plain(FeatureCache())},
     ("template",): {"image_place": "front"},
@@ -129,6 +131,7 @@ class RunConfig:
     Attributes:
       capacity: task slots of the compiled programs; doubled, with one more compilation, where a run has more lessons.
       verify_base: hash the base's weights before and after every task as well.
+      scale: devices, and where the base lies on them; no part of what a run is.
     """
 
     method: Any = Routed()
@@ -140,6 +143,7 @@ class RunConfig:
     seeds: tuple[int, ...] = (0,)
     capacity: int = 8
     verify_base: bool = True
+    scale: Scale = Scale()
 
     def __post_init__(self):
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
@@ -222,13 +226,12 @@ def as_recorded(config: RunConfig, fit: Fit | Literal["checkpoint"]) -> RunConfi
 
 
 def write_config(config: RunConfig, run: Path) -> None:
-    """The resolved configuration, as YAML that `load_config` reads back; its folders absolute, so it holds anywhere."""
-    config = _with_places(config, lambda place: str(Path(place).absolute()))
+    """The resolved config as YAML for `load_config`: folders absolute, and no `scale`, so that it holds anywhere."""
+    config = _with_places(replace(config, scale=Scale()), lambda place: str(Path(place).absolute()))
     path = RunFolder(run).config
     # Renamed into place: a crash leaves the old file or the new one, never half of one.
     unfinished = path.with_name(f"{path.name}.part")
-    text = yaml.safe_dump(to_mapping(config), sort_keys=False)
-    unfinished.write_text(text, encoding="utf-8")
+    unfinished.write_text(yaml.safe_dump(to_mapping(config), sort_keys=False), encoding="utf-8")
     unfinished.replace(path)
 
 
@@ -317,8 +320,8 @@ def to_mapping(config: RunConfig) -> dict[str, Any]:
 
 
 def learning_values(config: RunConfig) -> dict[str, Any]:
-    """The plain values without those that no number of a run depends on: what is cached on disk, and where."""
-    plain = to_mapping(config)
+    """The plain values without those that no number of a run depends on: devices, what is cached on disk, and where."""
+    plain = to_mapping(replace(config, scale=Scale()))
     plain["base"].pop("feature_cache", None)
     return plain
 

@@ -86,7 +86,7 @@ class Rows:
         evaluate = self.session.config.evaluate
         method = self.session.config.method
         learner = self.learner_after(archive[:row])
-        serving = method.serve(self.session.model, learner)
+        serving = method.serve(self.session.answering, learner)
         named = method.traits.needs_task_name
         routes = serving.bank is not None and not named
         reference = routes and self._has_reference(row)
@@ -114,7 +114,7 @@ class Rows:
         method = self.session.config.method
         aside = self.folder.without(lost)
         learner = self.learner_after(archive[:row])
-        serving = method.serve(self.session.model, learner).replace(missing=lost)
+        serving = method.serve(self.session.answering, learner).replace(missing=lost)
         for task in self.wanted(row):
             self._cell(serving, row, task, folder=aside, named=method.traits.needs_task_name)
         return aside
@@ -132,7 +132,7 @@ class Rows:
             session = replace(self.session, config=variant_config)
             rows = replace(self, session=session)
             learner = rows.learner_after(archive)
-            serving = method.serve(self.session.model, learner)
+            serving = method.serve(self.session.answering, learner)
             for task in range(len(self.session.stream.tasks)):
                 rows._cell(
                     serving, len(self.session.lessons), task,

@@ -20,6 +20,7 @@ from hidecmoe_jax.core import trees
 from hidecmoe_jax.core.about import VERSION
 from hidecmoe_jax.core.errors import DataError
 from hidecmoe_jax.core.keys import key_for
+from hidecmoe_jax.core.layout import Layout, place
 from hidecmoe_jax.data.feature_store import FeatureStore
 from hidecmoe_jax.data.loader import buckets, shapes
 from hidecmoe_jax.data.prompts import Encoded
@@ -27,13 +28,14 @@ from hidecmoe_jax.data.records import Record
 from hidecmoe_jax.data.stream import Stream, Task
 from hidecmoe_jax.data.tokenizer import Tokenizer
 from hidecmoe_jax.data.writable import answer_warnings
-from hidecmoe_jax.evaluate.engine import Cache, Engine, Inputs
+from hidecmoe_jax.evaluate.engine import Cache, Engine, Identity, Inputs
 from hidecmoe_jax.methods.base import FrozenFeatures, Learner
-from hidecmoe_jax.models.llava import Model
+from hidecmoe_jax.models.llava import Model, model_axes
 from hidecmoe_jax.models.store import load_model
 from hidecmoe_jax.runs.config import RunConfig, as_recorded, learning_values
 from hidecmoe_jax.runs.edits import learner_after
 from hidecmoe_jax.runs.opening import base_header, open_config
+from hidecmoe_jax.runs.scale import check_batch, facts_of, layout_for
 from hidecmoe_jax.runs.status import Status, say
 from hidecmoe_jax.storage.arrays import Groups
 from hidecmoe_jax.train.stage import StageData
@@ -57,6 +59,21 @@ class Session:
         """SHA-256 over all leaves of the base."""
         return trees.digest(self.model.params)
 
+    @property
+    def answering(self) -> Model:
+        """The base as it lies while answering; sessions that share their cache share it."""
+        layout = self.model.layout
+        if layout is None:
+            return self.model
+
+        def compute() -> Model:
+            answering = layout.for_answers()
+            # Arrays that lie there already are taken as they are.
+            params = place(answering, self.model.params, model_axes(self.model.config))
+            return self.model.replace(params=params, layout=answering)
+
+        return self.cache.get(("answering", Identity(self.model)), compute)
+
     @cached_property
     def store(self) -> FeatureStore | None:
         """Pictures on disk; sessions that share a cache share it."""
@@ -68,7 +85,7 @@ class Session:
         """Answers records with the config's method; its cache is shared with sessions of other methods."""
         config = self.config
         return Engine(
-            config.method, self.model, self.tokenizer, config.template, config.evaluate.writing,
+            config.method, self.answering, self.tokenizer, config.template, config.evaluate.writing,
             feature_batch=config.base.feature_batch, feature_gib=config.base.feature_gib,
             limits=config.stream.policy.limits, store=self.store, progress=self.status.bar, cache=self.cache,
         )  # fmt: skip
@@ -196,9 +213,15 @@ def open_session(config: RunConfig, *, errors: str | None = None) -> Session:
     """
     opening = open_config(config, errors=errors)
     report = opening.report.require()
-    model = load_model(opening.base.folder, **opening.base.changes)
+    header = opening.base
+    layout = None
+    # Processes of one run work side by side, each on its first device.
+    if jax.process_count() == 1:
+        layout = layout_for(config.scale, header.config)
+        check_batch(layout, batch=config.tune.batch, accumulate=config.tune.accumulate)
+    model = load_model(header.folder, layout=layout, **header.changes)
     config = as_recorded(config, model.config.image_fit)
-    return Session(config, model, opening.base.tokenizer, Stream(report.tasks), opening.cache)
+    return Session(config, model, header.tokenizer, Stream(report.tasks), opening.cache)
 
 
 def say_notes(session: Session, tasks: Sequence[Task]) -> None:
@@ -213,8 +236,8 @@ def say_notes(session: Session, tasks: Sequence[Task]) -> None:
         say(f"warning: {warning}")
 
 
-def session_facts() -> dict[str, Any]:
-    """Versions and devices of this process, for the record."""
+def session_facts(layout: Layout | None = None) -> dict[str, Any]:
+    """Versions, devices and layout of this process, for the record."""
     versions = {"hidecmoe_jax": VERSION}
     # Packages that can change a number of the run.
     for package in ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy"):
@@ -223,4 +246,5 @@ def session_facts() -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": versions,
         "devices": [device.device_kind for device in jax.devices()],
+        **facts_of(layout),
     }

@@ -92,7 +92,7 @@ def open_or_resume(session: Session, folder: Path, options: Options) -> None:
     require_fit(session)
     open_run(
         folder, session.identity(), resume=options.resume, overwrite=options.overwrite, allow=options.allow,
-        session=session_facts(),
+        session=session_facts(session.model.layout),
     )  # fmt: skip
     write_config(session.config, folder)
 
@@ -332,7 +332,8 @@ def evaluate_run(
         folder = RunFolder(path)
         session = open_session(config)
         open_run(
-            folder.path, session.identity(), resume=True, overwrite=False, session=session_facts(), remedy=UNDO
+            folder.path, session.identity(), resume=True, overwrite=False,
+            session=session_facts(session.model.layout), remedy=UNDO,
         )  # fmt: skip
         if tasks:
             write_config(session.config, folder.path)
