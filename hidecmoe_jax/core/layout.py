@@ -117,7 +117,7 @@ def place(layout: Layout | None, tree: Tree, axes: Tree) -> Tree:
     if layout is None:
         return tree
     places = shardings(axes, tree, layout.mesh, rules=dict(layout.rules))
-    return jax.tree.map(_put, tree, places)
+    return jax.tree.map(put, tree, places)
 
 
 def replicate(layout: Layout | None, tree: Tree) -> Tree:
@@ -125,7 +125,7 @@ def replicate(layout: Layout | None, tree: Tree) -> Tree:
     if layout is None:
         return tree
     whole = NamedSharding(layout.mesh, PartitionSpec())
-    return jax.tree.map(lambda leaf: _put(leaf, whole), tree)
+    return jax.tree.map(lambda leaf: put(leaf, whole), tree)
 
 
 def keep_replicated(layout: Layout | None, tree: Tree) -> Tree:
@@ -146,14 +146,14 @@ def split_batch(layout: Layout | None, tree: Tree, *, axis: int = 0) -> Tree:
         return tree
     rules = dict(layout.rules)
 
-    def put(leaf: Any) -> jax.Array:
+    def split(leaf: Any) -> jax.Array:
         names = (None,) * axis + ("batch",) + (None,) * (leaf.ndim - axis - 1)
-        return _put(leaf, _sharding(layout.mesh, rules, names, leaf.shape))
+        return put(leaf, _sharding(layout.mesh, rules, names, leaf.shape))
 
-    return jax.tree.map(put, tree)
+    return jax.tree.map(split, tree)
 
 
-def _put(leaf: Any, sharding: NamedSharding) -> jax.Array:
+def put(leaf: Any, sharding: NamedSharding) -> jax.Array:
     """An array that every process has, on the devices of all of them."""
     if sharding.is_fully_addressable:
         return jax.device_put(leaf, sharding)

@@ -22,7 +22,7 @@ from safetensors.numpy import load_file, save_file
 from hidecmoe_jax.core import strict, trees
 from hidecmoe_jax.core.compile_cache import use_compile_cache
 from hidecmoe_jax.core.errors import CheckpointError
-from hidecmoe_jax.core.layout import Layout
+from hidecmoe_jax.core.layout import Layout, put
 from hidecmoe_jax.core.sharding import shardings
 from hidecmoe_jax.models import sharded
 from hidecmoe_jax.models.config import LlavaConfig
@@ -171,7 +171,7 @@ def _read_onto(path: Path, template: dict, places: dict, dtype: np.dtype) -> dic
             leaf = file.get_tensor(name)
             # A leaf that the config lacks or has in another shape stays as it is and is named by the caller.
             if name in expected and expected[name].shape == leaf.shape:
-                leaf = jax.device_put(_widen(name, leaf, dtype), place_of[name])
+                leaf = put(_widen(name, leaf, dtype), place_of[name])
             leaves[name] = leaf
     return leaves
 

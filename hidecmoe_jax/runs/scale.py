@@ -7,7 +7,6 @@ section all devices of the machine are used; on one device the programs are thos
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -61,25 +60,45 @@ class Scale:
     recompute: Literal["auto", "named", "full"] = "auto"
 
 
-def layout_for(scale: Scale, config: LlavaConfig, devices: Sequence[jax.Device] | None = None) -> Layout | None:
-    """The layout of a model on the devices; None where one device does everything as it always did.
+@dataclass(frozen=True)
+class Choice:
+    """What `auto` came to: devices along data, fsdp and tensor, the two placements, and what is computed again."""
 
-    `auto` keeps the base whole on every device where it fits the memory, and splits it where not.
+    mesh: tuple[int, int, int]
+    base: Placement
+    answer: Placement
+    recompute: Recompute
+
+
+def choose(scale: Scale, config: LlavaConfig, *, devices: int, memory: float = math.inf) -> Choice | None:
+    """Fills in what a section leaves to choose; None where one device does everything as it always did.
+
+    The base stays whole on every device where it fits, and is split where not.
+
+    Args:
+      memory: bytes of one device that can be planned with.
 
     Raises:
       ConfigError: a mesh that does not fit the devices or the model, or a base that fits no placement.
     """
-    devices = jax.devices() if devices is None else devices
-    sizes = _mesh_sizes(scale, config, len(devices))
+    sizes = _mesh_sizes(scale, config, devices, memory)
     count = math.prod(sizes.values())
     if count == 1 and scale.recompute == "auto":
         return None
     _check_heads(config, sizes["tensor"])
-    memory = _memory(devices[0])
     base = _base_placement(scale, config, sizes, memory)
     answer = _answer_placement(scale, config, sizes, memory)
     recompute = _recompute(scale, config, base if count > 1 else "replicated")
-    return layout_of(make_mesh(**sizes), base, answer, recompute=recompute)
+    return Choice(tuple(sizes.values()), base, answer, recompute)
+
+
+def layout_for(scale: Scale, config: LlavaConfig) -> Layout | None:
+    """The layout of a model on the devices of all processes; errors as `choose`."""
+    choice = choose(scale, config, devices=len(jax.devices()), memory=_memory())
+    if choice is None:
+        return None
+    mesh = make_mesh(**dict(zip(MESH_AXES, choice.mesh, strict=True)))
+    return layout_of(mesh, choice.base, choice.answer, recompute=choice.recompute)
 
 
 def check_batch(layout: Layout | None, *, batch: int, accumulate: int) -> None:
@@ -120,7 +139,7 @@ def facts_of(layout: Layout | None) -> dict[str, Any]:
     return {"scale": {"mesh": sizes, "recompute": layout.recompute, "gathers": width is not None}}
 
 
-def _mesh_sizes(scale: Scale, config: LlavaConfig, devices: int) -> dict[str, int]:
+def _mesh_sizes(scale: Scale, config: LlavaConfig, devices: int, memory: float) -> dict[str, int]:
     """Devices by axis, with -1 and an automatic `tensor` filled in."""
     sizes = {axis: getattr(scale.mesh, axis) for axis in MESH_AXES}
     fixed = math.prod(size for size in sizes.values() if size > 0)
@@ -138,7 +157,8 @@ def _mesh_sizes(scale: Scale, config: LlavaConfig, devices: int) -> dict[str, in
     for axis, size in sizes.items():
         if size == -1:
             sizes[axis] = devices // fixed
-    wants_tensor = "tensor" in (scale.base, scale.answer)
+    is_short = scale.answer == "auto" and _while_answering(config) > memory
+    wants_tensor = is_short or "tensor" in (scale.base, scale.answer)
     if wants_tensor and sizes["tensor"] == 1 and scale.mesh.data == -1:
         shared = math.gcd(sizes["data"], config.decoder.kv_heads, MOST_TENSOR)
         sizes |= {"data": sizes["data"] // shared, "tensor": shared}
@@ -158,8 +178,10 @@ def _check_heads(config: LlavaConfig, tensor: int) -> None:
     )  # fmt: skip
 
 
-def _memory(device: jax.Device) -> float:
+def _memory() -> float:
     """Bytes of a device that can be planned with; infinite where it does not say, as a CPU does not."""
+    # Devices of other processes do not say either.
+    device = jax.local_devices()[0]
     stats = device.memory_stats() or {}
     return USABLE * stats.get("bytes_limit", math.inf)
 
@@ -169,11 +191,16 @@ def _base_bytes(config: LlavaConfig) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
 
 
+def _while_answering(config: LlavaConfig) -> int:
+    """Bytes of a base that is whole while answering: its own, and those of the copy that experts are folded into."""
+    return 2 * _base_bytes(config)
+
+
 def _base_placement(scale: Scale, config: LlavaConfig, sizes: dict[str, int], memory: float) -> Placement:
     """Where the base lies while training."""
     if scale.base != "auto":
         return scale.base
-    if sizes["tensor"] > 1 and scale.answer != "tensor":
+    if scale.mesh.tensor > 1 and scale.answer != "tensor":
         return "tensor"
     if sizes["fsdp"] > 1:
         return "sharded"
@@ -196,8 +223,7 @@ def _answer_placement(scale: Scale, config: LlavaConfig, sizes: dict[str, int], 
     """Where the base lies while answering."""
     if scale.answer != "auto":
         return scale.answer
-    # The base, the copy that experts are folded into, and a batch's keys and values.
-    if 2 * _base_bytes(config) <= memory:
+    if _while_answering(config) <= memory:
         return "replicated"
     return "tensor" if sizes["tensor"] > 1 else "sharded"
 

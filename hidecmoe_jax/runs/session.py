@@ -214,11 +214,8 @@ def open_session(config: RunConfig, *, errors: str | None = None) -> Session:
     opening = open_config(config, errors=errors)
     report = opening.report.require()
     header = opening.base
-    layout = None
-    # Processes of one run work side by side, each on its first device.
-    if jax.process_count() == 1:
-        layout = layout_for(config.scale, header.config)
-        check_batch(layout, batch=config.tune.batch, accumulate=config.tune.accumulate)
+    layout = layout_for(config.scale, header.config)
+    check_batch(layout, batch=config.tune.batch, accumulate=config.tune.accumulate)
     model = load_model(header.folder, layout=layout, **header.changes)
     config = as_recorded(config, model.config.image_fit)
     return Session(config, model, header.tokenizer, Stream(report.tasks), opening.cache)

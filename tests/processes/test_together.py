@@ -24,7 +24,7 @@ def world(tmp_path_factory):
     """Folder and config of a stream of two tasks that saves after every step, and the run of one process."""
     root = tmp_path_factory.mktemp("together")
     settings = to_mapping(run_config(write_base(root / "base"), "hide", tasks=write_stream(root, TASKS)))
-    settings["tune"] |= {"save_every": 1, "epochs": 3}
+    settings["tune"] |= {"save_every": 1, "epochs": 3, "batch": 8}
     config = root / "config.yaml"
     config.write_text(yaml.safe_dump(settings))
     code, _, err = alone(RUN, config, root / "one")
