@@ -172,10 +172,13 @@ def overlay(tree: Tree, leaves: Mapping[str, Any]) -> Tree:
 
 
 def all_finite(tree: Tree) -> str | None:
-    """Returns the path of the first leaf with NaN or infinity, or None where all numbers are finite."""
+    """Returns the path of the first leaf with NaN or infinity, or None where all numbers are finite.
+
+    Leaves that are shapes without numbers (`core/abstract.py`) are left out.
+    """
     for path, leaf in flatten(tree).items():
         is_float = jax.dtypes.issubdtype(_dtype(leaf), np.inexact)
-        if not is_float:
+        if not is_float or isinstance(leaf, jax.core.Tracer):
             continue
         is_finite = np.isfinite(np.asarray(leaf))
         if not is_finite.all():

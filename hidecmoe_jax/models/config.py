@@ -6,7 +6,7 @@ compiled. Nothing in it names a method, a task or an expert.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 Activation = Literal["quick_gelu", "gelu"]
@@ -162,3 +162,11 @@ def llava_7b() -> LlavaConfig:
         param_dtype="bfloat16",
         remat=True,
     )
+
+
+def llava_13b() -> LlavaConfig:
+    """LLaVA-1.5-13B: Vicuna-13B with the towers of the 7B model."""
+    decoder = DecoderConfig(
+        vocabulary=32064, width=5120, hidden=13824, layers=40, heads=40, kv_heads=40, head_width=128
+    )
+    return replace(llava_7b(), decoder=decoder)

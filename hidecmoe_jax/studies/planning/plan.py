@@ -1,0 +1,399 @@
+"""The plan of a run for a machine: where weights lie, which batch fits, bytes by kind, times and costs.
+
+Layouts are tried in the order of speed and the first that fits is taken: the base whole on every device with all
+activations saved, then with activations recomputed, then the base divided over all devices. Answering always has the
+base whole on every device.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import jax
+
+from hidecmoe_jax.core.abstract import bytes_of
+from hidecmoe_jax.core.errors import ConfigError, ResourceError
+from hidecmoe_jax.models.config import LlavaConfig
+from hidecmoe_jax.models.llava import model_template
+from hidecmoe_jax.runs.config import RunConfig
+from hidecmoe_jax.studies.planning.machines import GIB, MACHINES, Machine
+from hidecmoe_jax.studies.planning.programs import (
+    Program,
+    cache_bytes,
+    folded_bytes,
+    recomputing,
+    saved_bytes,
+    trace_answers,
+    trace_step,
+    trace_vision,
+)
+from hidecmoe_jax.studies.planning.walk import TrainingShapes, Walk, batch_shapes, walk_stream
+from hidecmoe_jax.studies.planning.work import Traffic, Workload, training_steps
+from hidecmoe_jax.train.optim import TrainConfig
+
+LAYOUTS = (("replicated", "none"), ("replicated", "full"), ("sharded", "full"))
+"""(where the base lies while training, what is recomputed), the fastest first."""
+TENSOR = (1, 2, 4, 8)
+OVERWRITES_STATE = True  # as `take_step` does, which a test compares
+GRADIENTS = 2  # the sum over micro-batches, and that of the micro-batch at hand
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the base lies while training, what is recomputed, and how a step's records are divided.
+
+    Attributes:
+      batch: records of a micro-batch over all devices, `accumulate` of them a step.
+      per_device: records of a micro-batch on one device.
+    """
+
+    base: str
+    recompute: str
+    batch: int
+    accumulate: int
+    per_device: int
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Bytes of one device while a run trains, answers or computes features, by kind."""
+
+    name: str
+    bytes: dict[str, int]
+
+    @property
+    def total(self) -> int:
+        """Bytes of all kinds."""
+        return sum(self.bytes.values())
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is planned: a config with the shapes of its base and the sizes of its data."""
+
+    config: RunConfig
+    base: LlavaConfig
+    work: Workload
+
+    @property
+    def slots(self) -> int:
+        """Task slots of the programs, as the run has them."""
+        return self.config.slots_for(self.work.tasks)
+
+    @property
+    def params(self) -> dict:
+        """Shapes of the base's leaves."""
+        return model_template(self.base).params
+
+
+@dataclass(frozen=True)
+class Answering:
+    """The program that writes answers.
+
+    Attributes:
+      program: of `batch` questions, as one device would run it alone.
+      tensor: devices that share every layer of the base, and the work of `batch` questions.
+    """
+
+    program: Program
+    batch: int
+    tensor: int
+    phase: Phase
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A layout that fits, with the programs behind it.
+
+    Attributes:
+      phases: training, answering, features.
+      step: the program of the longest training stage; `useful`, its operations without those that are recomputed.
+      answering: the program that writes answers.
+    """
+
+    subject: Subject
+    machine: Machine
+    layout: Layout
+    phases: tuple[Phase, ...]
+    step: Program
+    useful: int
+    answering: Answering
+    traffic: Traffic
+
+    @property
+    def largest(self) -> Phase:
+        """The phase that needs most."""
+        return max(self.phases, key=lambda phase: phase.total)
+
+    @property
+    def changed_batch(self) -> int | None:
+        """Records of a step, where the config's could not be divided by the devices."""
+        tune = self.subject.config.tune
+        records = self.layout.batch * self.layout.accumulate
+        return None if records == tune.batch * tune.accumulate else records
+
+
+@lru_cache(maxsize=4)
+def walk_of(subject: Subject) -> Walk:
+    """The stream on shapes: two lessons, of which the second has every stage that a later one has."""
+    config = subject.config
+    lessons = config.method.lessons(subject.work.tasks)
+    return walk_stream(config.method, subject.base, config.tune, capacity=subject.slots, lessons=min(2, len(lessons)))
+
+
+def make_plan(subject: Subject, machine: Machine) -> Plan:
+    """The first layout that fits.
+
+    Raises:
+      ResourceError: none does; names what it lacks and the machine that would do.
+      ConfigError: nothing trains in this config.
+    """
+    if not walk_of(subject).training:
+        raise ConfigError(
+            "there is nothing to plan", where="method.growth", why="this method trains nothing",
+            remedy="plan a config that learns, such as pocket/hide",
+        )  # fmt: skip
+    layout = _fitting_layout(subject, machine)
+    if layout is not None:
+        return _plan_of(subject, machine, layout)
+    least = _layouts(machine)[-1]
+    best = _plan_of(subject, machine, _divided(subject.config.tune, machine, *least)[-1])
+    raise ResourceError(
+        f"this run does not fit into {machine.title}",
+        where=f"{best.largest.name}, {_place(best)}",
+        why=f"{best.largest.total / GIB:.1f} GiB on every device, {machine.usable / GIB:.1f} GiB are usable "
+        f"({_largest_kinds(best.largest)})",
+        remedy=_remedy(subject, machine, best),
+    )
+
+
+def _fitting_layout(subject: Subject, machine: Machine) -> Layout | None:
+    """The first layout that fits, with the largest micro-batch; None where none does."""
+    answering = _answering(subject, machine)
+    others = (answering.phase, _feature_phase(subject, answering.tensor))
+    if any(phase.total > machine.usable for phase in others):
+        return None
+    for name in _layouts(machine):
+        ways = _divided(subject.config.tune, machine, *name)
+        # Without a trace first: what lies on a device whatever the batch is.
+        if sum(_standing(subject, machine, ways[-1]).values()) > machine.usable:
+            continue
+        layout = _largest_batch(subject, machine, ways)
+        if _training_bytes(subject, machine, layout) <= machine.usable:
+            return layout
+    return None
+
+
+def _largest_batch(subject: Subject, machine: Machine, ways: list[Layout]) -> Layout:
+    """The first of the ways that fits, or the last; memory falls along them, so it is found by halving."""
+    low = 0
+    high = len(ways) - 1
+    while low < high:
+        middle = (low + high) // 2
+        if _training_bytes(subject, machine, ways[middle]) <= machine.usable:
+            high = middle
+        else:
+            low = middle + 1
+    return ways[low]
+
+
+def _place(plan: Plan) -> str:
+    """What was tried last, for the refusal."""
+    layout = plan.layout
+    if plan.largest.name == "training":
+        return f"base {layout.base}, recompute {layout.recompute}, {layout.per_device} records a device at once"
+    return f"{plan.answering.batch} questions at once, base divided over {plan.answering.tensor} devices"
+
+
+def _layouts(machine: Machine) -> list[tuple[str, str]]:
+    """Layouts that a machine can have; one device has nothing to divide the base over."""
+    return [name for name in LAYOUTS if machine.devices > 1 or name[0] == "replicated"]
+
+
+def _largest_kinds(phase: Phase) -> str:
+    by_size = sorted(phase.bytes.items(), key=lambda item: -item[1])
+    return ", ".join(f"{name} {size / GIB:.1f}" for name, size in by_size[:3])
+
+
+def _remedy(subject: Subject, machine: Machine, best: Plan) -> str:
+    """The smallest other machine on which the run fits; fewer questions at once where these alone are too many."""
+    remedies = []
+    by_batch = best.largest.bytes.get("cache", 0) + best.largest.bytes["working"]
+    is_answering = best.largest.name == "answering"
+    if is_answering and best.answering.batch > 1 and best.largest.total - by_batch <= machine.usable:
+        remedies.append("lower it with --set evaluate.writing.batch=1 or a little more")
+    for other in sorted(MACHINES.values(), key=lambda other: other.dollars or 0.0):
+        if other.name != machine.name and _fitting_layout(subject, other) is not None:
+            remedies.append(f"the smallest machine that would do is {other.title}: --target {other.name}")
+            break
+    else:
+        remedies.append("no machine of the table holds it: lower method.lora.rank or capacity")
+    return "; ".join(remedies)
+
+
+def _divided(tune: TrainConfig, machine: Machine, where: str, recompute: str) -> list[Layout]:
+    """Ways to divide a step's records over the devices, large micro-batches first, none larger than the config's."""
+    # The step grows or shrinks to what the devices can divide.
+    share = max(1, round(tune.batch * tune.accumulate / machine.devices))
+    ways = []
+    for size in range(min(share, tune.batch), 0, -1):
+        if share % size == 0:
+            ways.append(Layout(where, recompute, size * machine.devices, share // size, size))
+    return ways
+
+
+@lru_cache(maxsize=16)
+def _plan_of(subject: Subject, machine: Machine, layout: Layout) -> Plan:
+    step = _step(subject, layout)
+    plain = _step(subject, replace(layout, recompute="none"))
+    answering = _answering(subject, machine)
+    training = _training_phase(subject, machine, layout)
+    phases = (training, answering.phase, _feature_phase(subject, answering.tensor))
+    return Plan(subject, machine, layout, phases, step, plain.flops, answering, _traffic(subject, layout))
+
+
+def _longest(subject: Subject) -> int:
+    """Place of the stage that is planned for: the one with the most steps, and of these the one that trains most."""
+    training = walk_of(subject).training
+    return max(range(len(training)), key=lambda place: _weight(subject, training[place]))
+
+
+def _weight(subject: Subject, shapes: TrainingShapes) -> tuple[int, int]:
+    """Steps of a stage, and the numbers that it trains: the stage that is planned for is the longest one."""
+    steps = training_steps(subject.config, subject.work, shapes.lesson)
+    count, _ = steps[shapes.stage.kind]
+    return count, bytes_of(shapes.state)
+
+
+def _step(subject: Subject, layout: Layout) -> Program:
+    """The step of the longest stage, as one device sees it: its own records, all of the weights."""
+    base = recomputing(subject.base, layout.recompute)
+    return _cached_step(subject, base, layout.per_device, layout.accumulate)
+
+
+@lru_cache(maxsize=64)
+def _cached_step(subject: Subject, base: LlavaConfig, batch: int, accumulate: int) -> Program:
+    work = subject.work
+    tune = replace(subject.config.tune, batch=batch, accumulate=accumulate)
+    shapes = walk_of(subject).training[_longest(subject)]
+    return trace_step(base, shapes, tune, tokens=work.tokens, answers=work.answers, pictures=work.pictures)
+
+
+def _standing(subject: Subject, machine: Machine, layout: Layout) -> dict[str, int]:
+    """Bytes of a device that are there while a step runs. What trains is there as the stage began, and before the
+    step; after it too, unless the step overwrites its state."""
+    work = subject.work
+    shapes = walk_of(subject).training[_longest(subject)]
+    whole = bytes_of(subject.params)
+    is_sharded = layout.base == "sharded"
+    copies = 1 if OVERWRITES_STATE else 2
+    batch = batch_shapes(
+        subject.base, tokens=work.tokens, answers=work.answers, batch=layout.per_device, pictures=work.pictures,
+        accumulate=layout.accumulate,
+    )  # fmt: skip
+    return {
+        "base": whole // machine.devices if is_sharded else whole,
+        # The layer at hand and the next one, which arrives meanwhile.
+        "gathered": 2 * _layer_bytes(subject) + _ends_bytes(subject) if is_sharded else 0,
+        "experts": bytes_of(shapes.resident),
+        "trained": copies * bytes_of(shapes.state.leaves),
+        "moments": copies * bytes_of(shapes.state.moments),
+        # The next step's batch is put on the device while this one runs.
+        "batch": 2 * bytes_of(batch),
+    }
+
+
+def _training_bytes(subject: Subject, machine: Machine, layout: Layout) -> int:
+    standing = _standing(subject, machine, layout)
+    return sum(standing.values()) + _step(subject, layout).temporary
+
+
+def _training_phase(subject: Subject, machine: Machine, layout: Layout) -> Phase:
+    """Bytes while a step runs, its temporary ones divided into kinds."""
+    work = subject.work
+    base = recomputing(subject.base, layout.recompute)
+    shapes = walk_of(subject).training[_longest(subject)]
+    temporary = _step(subject, layout).temporary
+    gradients = min(GRADIENTS * bytes_of(shapes.state.leaves), temporary)
+    saved = saved_bytes(
+        base, shapes, tokens=work.tokens, answers=work.answers, batch=layout.per_device, pictures=work.pictures
+    )
+    saved = min(saved, temporary - gradients)
+    working = temporary - gradients - saved
+    kinds = {"gradients": gradients, "activations": saved, "working": working}
+    return Phase("training", _standing(subject, machine, layout) | kinds)
+
+
+def _answering(subject: Subject, machine: Machine) -> Answering:
+    """The fewest devices that hold the base, its folded copy and the cache of their questions together."""
+    ways = [_answering_by(subject, machine.devices, tensor) for tensor in _tensor_sizes(subject, machine)]
+    fitting = [way for way in ways if way.phase.total <= machine.usable]
+    return fitting[0] if fitting else min(ways, key=lambda way: way.phase.total)
+
+
+def _tensor_sizes(subject: Subject, machine: Machine) -> list[int]:
+    """Numbers of devices that a layer can be divided over: they divide its heads and the machine."""
+    heads = subject.base.decoder.kv_heads
+    return [size for size in TENSOR if heads % size == 0 and machine.devices % size == 0]
+
+
+@lru_cache(maxsize=32)
+def _answering_by(subject: Subject, devices: int, tensor: int) -> Answering:
+    config = subject.config
+    work = subject.work
+    writing = config.evaluate.writing
+    batch = -(-writing.batch * tensor // devices)
+    walk = walk_of(subject)
+    program = trace_answers(
+        config.method, subject.base, walk.serving, tokens=work.prompt, batch=batch, written=writing.max_new_tokens,
+        pictures=work.pictures,
+    )  # fmt: skip
+    cache = cache_bytes(subject.base, tokens=work.prompt + writing.max_new_tokens, batch=batch)
+    bank = 0 if walk.serving.bank is None else bytes_of(walk.serving.bank)
+    phase = Phase("answering", {
+        "base": bytes_of(subject.params) // tensor,
+        "folded": folded_bytes(subject.params, walk.serving) // tensor,
+        "experts": bytes_of(walk.learner) + bank,
+        "cache": min(cache, program.temporary) // tensor,
+        "working": max(program.temporary - cache, 0) // tensor,
+    })  # fmt: skip
+    return Answering(program, batch, tensor, phase)
+
+
+def _feature_phase(subject: Subject, tensor: int) -> Phase:
+    """The vision tower over a batch of pictures, with the base as it lies for answering."""
+    program = _vision(subject.base, subject.config.base.feature_batch)
+    return Phase("features", {
+        "base": bytes_of(subject.params) // tensor,
+        "experts": bytes_of(walk_of(subject).learner),
+        "pictures": program.inputs - bytes_of(subject.params["vision"]) + program.outputs,
+        "working": program.temporary,
+    })  # fmt: skip
+
+
+@lru_cache(maxsize=4)
+def _vision(base: LlavaConfig, batch: int) -> Program:
+    return trace_vision(base, batch=batch)
+
+
+def _layer_bytes(subject: Subject) -> int:
+    return bytes_of(subject.params["decoder"]["layers"]) // subject.base.layers
+
+
+def _ends_bytes(subject: Subject) -> int:
+    """Weights of the decoder outside its layers: token table, head, last norm."""
+    decoder = subject.params["decoder"]
+    return bytes_of(decoder) - bytes_of(decoder["layers"])
+
+
+def _traffic(subject: Subject, layout: Layout) -> Traffic:
+    """Bytes of a step: the layers twice, forward and backward, and the ends once; then the gradients, summed."""
+    shapes = walk_of(subject).training[_longest(subject)]
+    gathered = 0
+    if layout.base == "sharded":
+        layers = bytes_of(subject.params["decoder"]["layers"])
+        gathered = layout.accumulate * (2 * layers + _ends_bytes(subject))
+    is_alone = layout.per_device == layout.batch
+    leaves = sum(leaf.size * 4 for leaf in jax.tree.leaves(shapes.state.leaves))
+    return Traffic(gathered, 0 if is_alone else layout.accumulate * leaves)
