@@ -153,6 +153,17 @@ def split_batch(layout: Layout | None, tree: Tree, *, axis: int = 0) -> Tree:
     return jax.tree.map(split, tree)
 
 
+def own_rows(layout: Layout | None, count: int) -> np.ndarray:
+    """Which of `count` samples of a batch lie on devices of this process, bool [count]."""
+    if layout is None:
+        return np.ones(count, bool)
+    own = np.zeros(count, bool)
+    sharding = _sharding(layout.mesh, dict(layout.rules), ("batch",), (count,))
+    for index in sharding.addressable_devices_indices_map((count,)).values():
+        own[index] = True
+    return own
+
+
 def put(leaf: Any, sharding: NamedSharding) -> jax.Array:
     """An array that every process has, on the devices of all of them."""
     if sharding.is_fully_addressable:

@@ -19,7 +19,7 @@ import numpy as np
 import PIL
 
 from hidecmoe_jax.core import processes, trees
-from hidecmoe_jax.core.layout import split_batch
+from hidecmoe_jax.core.layout import own_rows, split_batch
 from hidecmoe_jax.core.processes import to_host
 from hidecmoe_jax.data.feature_store import FeatureStore, entry_name
 from hidecmoe_jax.data.images import CLIP_MEAN, LIMITS, Limits, load, normalise
@@ -110,7 +110,7 @@ class VisionReader:
         if not absent:
             return
         files = [paths[row] for row in absent]
-        patches_BPD, pooled_BE = self._run_tower(self.pixels(files))
+        patches_BPD, pooled_BE = self._run_tower(files)
         pooled_BE = to_host(pooled_BE)
         stores = self.keep == "patches"
         # Patches are large, and are brought from the device only where they are needed.
@@ -120,12 +120,15 @@ class VisionReader:
                 self._store_outputs(paths[row], patches_BPD[place], pooled_BE[place])
             yield row, patches_BPD[place], pooled_BE[place]
 
-    def _run_tower(self, pixels_NHWC: np.ndarray) -> tuple[jax.Array, jax.Array]:
-        """Outputs for at most `batch` pictures; rows after theirs mean nothing."""
-        count, side = pixels_NHWC.shape[:2]
+    def _run_tower(self, files: Sequence[str]) -> tuple[jax.Array, jax.Array]:
+        """Outputs for at most `batch` picture files; rows after theirs mean nothing."""
+        side = self.model.config.image_size
         # Filled with zeros: one shape, one compiled program, and no picture is decoded for it.
         filled_BHWC = np.zeros((self.batch, side, side, 3), np.float32)
-        filled_BHWC[:count] = normalise(pixels_NHWC)
+        # Several processes decode the pictures of their own devices each.
+        (own,) = np.nonzero(own_rows(self.model.layout, self.batch)[: len(files)])
+        if own.size:
+            filled_BHWC[own] = normalise(self.pixels([files[row] for row in own]))
         return _tower(self.model, split_batch(self.model.layout, filled_BHWC))
 
     def _pixel_facts(self, digest: str) -> dict:

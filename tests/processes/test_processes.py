@@ -42,7 +42,10 @@ def test_two_processes_share_a_run(tmp_path):
     assert (first["index"], second["index"]) == (0, 1)
     for seen in (first, second):
         assert seen["count"] == 2 and seen["text"] == "0 ä" and seen["refusal"] == ConfigError.exit_code
-        assert seen["own"] == "read by all" and seen["values"] == [[0, 1, 2], [3, 4, 5]]
+        assert seen["before"] == "read by all" and seen["values"] == [[0, 1, 2], [3, 4, 5]]
+        # A batch that the devices cannot share is whole on each.
+        assert seen["batch"] == [0, 1, 2, 3] and seen["odd"] == [True] * 3
+    assert first["own"] == [True, True, False, False] and second["own"] == [False, False, True, True]
     # Only the first one wrote into the run, and both stopped at the same question.
     assert first["is_run"] and not second["is_run"]
     assert (tmp_path / "run" / "written").read_text() == "0"

@@ -11,6 +11,8 @@ import numpy as np
 
 from hidecmoe_jax.core import processes
 from hidecmoe_jax.core.errors import ConfigError, HidecmoeError
+from hidecmoe_jax.core.layout import layout_of, own_rows, split_batch
+from hidecmoe_jax.core.sharding import make_mesh
 from hidecmoe_jax.runs.copies import working_folder
 from hidecmoe_jax.storage.arrays import read_store, write_store
 from hidecmoe_jax.storage.signals import graceful_stop
@@ -18,6 +20,13 @@ from hidecmoe_jax.storage.signals import graceful_stop
 folder = Path(sys.argv[1])
 processes.join()
 seen = {"count": processes.count(), "index": processes.index(), "text": processes.from_first(f"{processes.index()} ä")}
+
+
+layout = layout_of(make_mesh(data=2))
+seen["own"] = own_rows(layout, 4).tolist()
+seen["odd"] = own_rows(layout, 3).tolist()
+batch = split_batch(layout, np.arange(4))
+seen["batch"] = processes.to_host(batch).tolist()
 
 
 def refuse():
@@ -33,7 +42,7 @@ except HidecmoeError as error:
 (folder / "run" / "before").write_text("read by all")
 processes.wait_for_all("begin")
 with working_folder(folder / "run") as own:
-    seen["own"] = (own / "before").read_text()
+    seen["before"] = (own / "before").read_text()
     seen["is_run"] = own == folder / "run"
     values = np.arange(6.0).reshape(2, 3)
     write_store(own / "store", {"experts": {"a": values}}, {"by": "both"})
