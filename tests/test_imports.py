@@ -15,7 +15,12 @@ PACKAGE = ROOT / "hidecmoe_jax"
 ORDER = "core storage experts models locators data scoring report methods train evaluate runs studies port cli".split()
 UNPICKLER = "hidecmoe_jax.port.checkpoints.unpickle"
 # Programs that run in a process of their own and are imported by nothing here; the unpickler imports torch when called.
-USE_TORCH = ("tools.oracle.", "hidecmoe_jax.port.checkpoints.reference.__main__:", f"{UNPICKLER}:")
+USE_TORCH = (
+    "tools.bench.peer_torch:",
+    "tools.oracle.",
+    "hidecmoe_jax.port.checkpoints.reference.__main__:",
+    f"{UNPICKLER}:",
+)
 LAZY = {"transformers", "tokenizers", "tensorflow_datasets", "orbax", "matplotlib", "sklearn"}
 NEVER = {"pickle", "dill", "cloudpickle", "marshal", "shelve", "torch", "tensorflow"}
 # Commands that need no JAX ask it how many processes there are, so it imports JAX only where it is used.

@@ -14,6 +14,8 @@ import numpy as np
 from flax import struct
 from jax import Array
 
+from hidecmoe_jax.core.products import product
+
 EMPTY = -1
 FUSED = -2
 
@@ -99,6 +101,11 @@ def owned_slots(bank: Bank, owner: int) -> np.ndarray:
 
 
 def apply_experts(x_BTD: Array, a_DSR: Array, b_SRF: Array, weight: Array, scale: float) -> Array:
+    """`expert_sums` in the dtype of `x_BTD`."""
+    return expert_sums(x_BTD, a_DSR, b_SRF, weight, scale).astype(x_BTD.dtype)
+
+
+def expert_sums(x_BTD: Array, a_DSR: Array, b_SRF: Array, weight: Array, scale: float) -> Array:
     """Weighted sum of all slots' outputs, as two skinny products with the weights applied in rank space.
 
     `scale * sum_s weight_s * (x @ a_s) @ b_s`, exact for any mixture because the weights multiply linearly.
@@ -108,27 +115,21 @@ def apply_experts(x_BTD: Array, a_DSR: Array, b_SRF: Array, weight: Array, scale
       weight: float32 [B, S] (per sample) or [B, T, S] (per token); B may be 1 for a constant.
 
     Returns:
-      [B, T, F] in the dtype of `x_BTD`.
+      [B, T, F], float32: to be added to the float32 output of the site's linear and rounded with it.
     """
     width, slots, rank = a_DSR.shape
     chex.assert_shape(x_BTD, (None, None, width), custom_message="the input of experts must be [B, T, D], D that of a")
     chex.assert_shape(b_SRF, (slots, rank, None), custom_message="b must have the slots and the rank of a")
     chex.assert_rank(weight, {2, 3})
     chex.assert_axis_dimension(weight, -1, slots)
-    dtype = x_BTD.dtype
     ranks = slots * rank
     # All slots side by side are one matrix [D, S * R]: one product instead of S small ones.
-    a_DU = a_DSR.reshape(width, ranks)
-    a_DU = a_DU.astype(dtype)
-    u_BTU = x_BTD @ a_DU
+    u_BTU = product(x_BTD, a_DSR.reshape(width, ranks))
     weight_BTS = weight[:, None, :] if weight.ndim == 2 else weight
     scaled_BTS = weight_BTS * scale
     scaled_BTU = jnp.repeat(scaled_BTS, rank, axis=-1, total_repeat_length=ranks)
     # Weights stay float32: a softmax rounded to bfloat16 no longer sums to one.
-    u_BTU = u_BTU.astype(jnp.float32)
     scaled_BTU = jnp.broadcast_to(scaled_BTU, u_BTU.shape)
     u_BTU = u_BTU * scaled_BTU
-    u_BTU = u_BTU.astype(dtype)
-    b_UF = b_SRF.reshape(ranks, -1)
-    b_UF = b_UF.astype(dtype)
-    return u_BTU @ b_UF
+    u_BTU = u_BTU.astype(x_BTD.dtype)
+    return product(u_BTU, b_SRF.reshape(ranks, -1))

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
-from hidecmoe_jax.experts.bank import Bank, apply_experts
+from hidecmoe_jax.experts.bank import Bank, expert_sums
 
 # Accelerators shorten float32 products by default, and a selection near a tie would differ between programs.
 _EXACT = jax.lax.Precision.HIGHEST
@@ -129,7 +129,7 @@ def routed_weights(x_BTD: Array, gain_BS: Array, router_BDS: Array | None, top_k
 
 
 class Experts(nn.Module):
-    """`apply_experts` as a Linen module: a row of `nn.tabulate` for a voice's experts at one site.
+    """`expert_sums` as a Linen module: a row of `nn.tabulate` for a voice's experts at one site.
 
     Banks are arguments of the decoder, not parameters of it (surgery replaces them between tasks), so the module
     declares no parameter and the decoder's tree stays that of the base model.
@@ -139,7 +139,7 @@ class Experts(nn.Module):
 
     @nn.compact
     def __call__(self, x_BTD: Array, a_DSR: Array, b_SRF: Array, weight: Array) -> Array:
-        return apply_experts(x_BTD, a_DSR, b_SRF, weight, self.scale)
+        return expert_sums(x_BTD, a_DSR, b_SRF, weight, self.scale)
 
 
 class TokenRouter(nn.Module):

@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from hidecmoe_jax.core.products import product
+
 Axes = tuple[str | None, ...]
 
 
@@ -28,8 +30,12 @@ def dense(
     bias: bool = False,
     param_dtype: str = "float32",
     name: str | None = None,
+    sums_float32: bool = False,
 ) -> nn.Dense:
-    """`nn.Dense` with logical axis names: kernel [D, F] stored in `param_dtype`, cast to `dtype` for the product."""
+    """`nn.Dense` with logical axis names: kernel [D, F] stored in `param_dtype`, cast to `dtype` for the product.
+
+    With `sums_float32` it is `core.products.product`: float32 comes out, and gradients are in reverse mode alone.
+    """
     return nn.Dense(
         features,
         use_bias=bias,
@@ -38,7 +44,14 @@ def dense(
         kernel_init=named(nn.initializers.lecun_normal(), axes),
         bias_init=named(nn.initializers.zeros, axes[1:]),
         name=name,
+        dot_general=_product_of_dense if sums_float32 else None,
     )
+
+
+def _product_of_dense(x: Array, kernel_DF: Array, axes: object, **_: object) -> Array:
+    """`product` as `nn.Dense` calls it; the axes are those of a product of the last axis with the first."""
+    del axes
+    return product(x, kernel_DF)
 
 
 # The norms are not Flax's: those multiply by one factor, scale / deviation, where here the division is first. Results

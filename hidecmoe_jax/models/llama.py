@@ -21,8 +21,10 @@ from jax.ad_checkpoint import checkpoint_name
 
 from hidecmoe_jax.core.layout import Layout, Recompute, constrain
 from hidecmoe_jax.experts.routing import Voice
+from hidecmoe_jax.models.attention import attend_as, rotary_table, rotate
 from hidecmoe_jax.models.config import DecoderConfig
-from hidecmoe_jax.models.layers import RMSNorm, attend, axes_of, dense, init_stack
+from hidecmoe_jax.models.execution import PLAIN, Execution
+from hidecmoe_jax.models.layers import RMSNorm, axes_of, dense, init_stack
 from hidecmoe_jax.models.voices import (
     LayerVoice,
     Tally,
@@ -72,35 +74,17 @@ def site_shapes(config: DecoderConfig) -> dict[str, tuple[int, int]]:
     }  # fmt: skip
 
 
-def rotate(x_BTHK: Array, positions_BT: Array, theta: float) -> Array:
-    """Rotary positions, half-split pairing (dimension i with i + K/2), angles in float32."""
-    half = x_BTHK.shape[-1] // 2
-    exponent = -jnp.arange(half, dtype=jnp.float32) / half
-    frequency = theta**exponent
-    # [B, T, 1, K / 2]: all heads turn alike.
-    positions_BT11 = positions_BT[:, :, None, None]
-    angle = positions_BT11.astype(jnp.float32) * frequency
-    cos = jnp.cos(angle)
-    sin = jnp.sin(angle)
-    low = x_BTHK[..., :half]
-    low = low.astype(jnp.float32)
-    high = x_BTHK[..., half:]
-    high = high.astype(jnp.float32)
-    rotated_low = low * cos - high * sin
-    rotated_high = high * cos + low * sin
-    rotated = jnp.concatenate([rotated_low, rotated_high], axis=-1)
-    return rotated.astype(x_BTHK.dtype)
-
-
 class DecoderBlock(nn.Module):
     """One block; x [B, T, D] -> (x, (weights, chances) of every voice in the feed-forward part, cache of `store`).
 
-    Without `store` attention reads the new keys and values alone, and the cache is None.
+    Without `store` attention reads the new keys and values alone, and the cache is None. `table` is the `rotary_table`
+    of the positions, computed once for all layers.
     """
 
     config: DecoderConfig
     param_dtype: str
     layout: Layout | None = None
+    execution: Execution = PLAIN
 
     @nn.compact
     def __call__(
@@ -110,15 +94,21 @@ class DecoderBlock(nn.Module):
         mask_B1TS: Array | None,
         voices: Sequence[LayerVoice],
         store: Store | None = None,
+        table: tuple[Array, Array] | None = None,
     ) -> tuple[Array, list[tuple[Array, Array]], Any]:
         c = self.config
         shapes = site_shapes(c)
+        if table is None:
+            table = rotary_table(positions_BT, c.head_width, c.rope_theta)
 
         def site(name: str, h: Array, weighted: Sequence[tuple[LayerVoice, Array]]) -> Array:
             _, features = shapes[name]
-            linear = dense(features, SITE_AXES[name], h.dtype, param_dtype=self.param_dtype, name=name)
-            out = linear(h)
-            return add_experts(out, h, name, weighted)
+            linear = dense(
+                features, SITE_AXES[name], h.dtype, param_dtype=self.param_dtype, name=name, sums_float32=True
+            )
+            out = add_experts(linear(h), h, name, weighted)
+            # Rounded once, after the sum of the linear and its experts.
+            return out.astype(h.dtype)
 
         def pinned(y: Array, axes: tuple, name: str) -> Array:
             y = constrain(self.layout, y, axes)
@@ -131,15 +121,15 @@ class DecoderBlock(nn.Module):
             weighted = _with_weights(voices, weights)
             heads = (*h.shape[:2], -1, c.head_width)
             q = site("q_proj", h, weighted).reshape(heads)
-            q = pinned(rotate(q, positions_BT, c.rope_theta), HEADS_AXES, "q")
+            q = pinned(rotate(q, table), HEADS_AXES, "q")
             k = site("k_proj", h, weighted).reshape(heads)
-            k = pinned(rotate(k, positions_BT, c.rope_theta), HEADS_AXES, "k")
+            k = pinned(rotate(k, table), HEADS_AXES, "k")
             v = site("v_proj", h, weighted).reshape(heads)
             v = pinned(v, HEADS_AXES, "v")
             cache = None
             if store is not None:
                 k, v, cache = store(k, v)
-            attended = attend(q, k, v, mask_B1TS)
+            attended = attend_as(self.execution.attention, q, k, v, mask_B1TS)
             attended = checkpoint_name(attended, "attended")
             x = x + site("o_proj", attended, weighted)
             x = pinned(x, STREAM_AXES, "middle")
@@ -250,13 +240,12 @@ def _whole_layer(params: dict, config: DecoderConfig, layout: Layout | None) -> 
     return constrain(layout, params, axes, gathered=True)
 
 
-def _recomputed(step: Callable, recompute: Recompute) -> Callable:
+def _recomputed(step: Callable, recompute: Recompute, execution: Execution) -> Callable:
     """The step of a scan over layers, whose backward pass computes some of its activations again."""
     if recompute == "none":
         return step
-    policy = None
-    if recompute == "named":
-        policy = jax.checkpoint_policies.save_only_these_names(*SAVED)
+    named = SAVED if recompute == "named" else ()
+    policy = jax.checkpoint_policies.save_only_these_names(*named, *execution.saved)
     # No barrier against common subexpressions is needed inside a scan, and it costs time.
     return jax.checkpoint(step, prevent_cse=False, policy=policy)
 
@@ -304,6 +293,7 @@ def run_layers(
     kinds_BT: Array | None = None,
     recompute: Recompute = "none",
     layout: Layout | None = None,
+    execution: Execution = PLAIN,
 ) -> tuple[Array, Cache | None, list[list[Tally]]]:
     """Runs the stack. Returns hidden states before the final norm, the filled cache, and tallies by segment and voice.
 
@@ -311,7 +301,8 @@ def run_layers(
     """
     _check_inputs(config, x_BTD, positions_BT, mask_B1TS)
     check_voices(voices, x_BTD.shape[0])
-    block = DecoderBlock(config, "float32", layout)
+    block = DecoderBlock(config, "float32", layout, execution)
+    table = rotary_table(positions_BT, config.head_width, config.rope_theta)
     tallies = []
 
     def step(carry: tuple[Array, Cache | None], inputs: tuple[Array, list[LayerVoice]]):
@@ -321,13 +312,13 @@ def run_layers(
         params = jax.tree.map(lambda p: jax.lax.dynamic_index_in_dim(p, index, keepdims=False), layers)
         params = _whole_layer(params, config, layout)
         store = None if cache is None else partial(_store_layer, cache, index)
-        x, weights, cache = block.apply({"params": params}, x, positions_BT, mask_B1TS, layer_voices, store)
+        x, weights, cache = block.apply({"params": params}, x, positions_BT, mask_B1TS, layer_voices, store, table)
         tally = None
         if kinds_BT is not None:
             tally = [tally_layer(weight, chance, kinds_BT) for weight, chance in weights]
         return (x, cache), tally
 
-    step = _recomputed(step, recompute)
+    step = _recomputed(step, recompute, execution)
     x = x_BTD
     for start, stop in segments(config.layers, voices):
         layer_voices = _covering(voices, start, stop)

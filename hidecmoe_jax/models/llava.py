@@ -25,6 +25,7 @@ from hidecmoe_jax.core.layout import Layout, Recompute, constrain
 from hidecmoe_jax.experts.routing import Voice
 from hidecmoe_jax.models import clip
 from hidecmoe_jax.models.config import LlavaConfig
+from hidecmoe_jax.models.execution import PLAIN, Execution
 from hidecmoe_jax.models.layers import RMSNorm, axes_of
 from hidecmoe_jax.models.llama import STREAM_AXES, Cache, branch_means, decoder_axes, init_decoder, run_layers
 from hidecmoe_jax.models.llama import site_shapes as decoder_sites
@@ -41,18 +42,20 @@ class Model:
 
     Attributes:
       layout: how they and a batch lie on a mesh of devices; None for programs of one device.
+      execution: how the layers are run on the processor at hand.
     """
 
     params: dict
     config: LlavaConfig = struct.field(pytree_node=False)
     layout: Layout | None = struct.field(pytree_node=False, default=None)
+    execution: Execution = struct.field(pytree_node=False, default=PLAIN)
 
     @property
     def recompute(self) -> Recompute:
         """What the backward pass computes again in every layer."""
         if self.layout is not None:
             return self.layout.recompute
-        return "full" if self.config.remat else "none"
+        return "full" if self.config.remat or self.execution.recompute else "none"
 
 
 @struct.dataclass
@@ -277,6 +280,7 @@ def hidden(
         kinds_BT=kinds_BT,
         recompute=model.recompute,
         layout=model.layout,
+        execution=model.execution,
     )
     if normed:
         x = final_norm(model, x)

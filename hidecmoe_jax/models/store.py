@@ -26,6 +26,7 @@ from hidecmoe_jax.core.layout import Layout, put
 from hidecmoe_jax.core.sharding import shardings
 from hidecmoe_jax.models import sharded
 from hidecmoe_jax.models.config import LlavaConfig
+from hidecmoe_jax.models.execution import PLAIN, execution_for
 from hidecmoe_jax.models.llava import Model, model_axes, model_template
 
 WEIGHTS = "model.safetensors"
@@ -150,7 +151,9 @@ def load_model(folder: Path, *, mesh: Mesh | None = None, layout: Layout | None 
         raise CheckpointError("a weight is not finite", where=f"{where}: {bad}")
     tree = trees.restore_into(template, widened)
     params = jax.tree.map(jnp.asarray, tree)
-    return Model(params, config, layout)
+    # Programs for several devices are left to the compiler, which splits the library's attention over heads by itself.
+    execution = execution_for(jax.default_backend()) if layout is None else PLAIN
+    return Model(params, config, layout, execution)
 
 
 def _read_sharded(folder: Path, template: dict, places: dict | None) -> dict[str, jax.Array]:

@@ -16,8 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from jax import Array
+from jax.ad_checkpoint import checkpoint_name
 
 from hidecmoe_jax.experts.routing import Experts, TokenRouter, Voice
+from hidecmoe_jax.models.execution import STAYS
 
 KINDS = 3  # image, text and answer tokens, in the order in which a tally counts them
 
@@ -179,7 +181,8 @@ def add_experts(y: Array, x: Array, site: str, weighted: Sequence[tuple[LayerVoi
         dropped = _dropout(x, voice, site)
         a_DSR = voice.a[site]
         b_SRF = voice.b[site]
-        y = y + experts(dropped, a_DSR, b_SRF, weight)
+        added = experts(dropped, a_DSR, b_SRF, weight)
+        y = y + added.astype(y.dtype)
     return y
 
 
@@ -193,7 +196,7 @@ def _dropout(x: Array, voice: LayerVoice, site: str) -> Array:
     # 16 random bits decide as well as 32 (the rate is off by at most 2^-17) and cost a CPU half the time.
     bits = jax.random.bits(key, x.shape, jnp.uint16)
     limit = round(rate * 2**16)
-    stays = bits >= limit
+    stays = checkpoint_name(bits >= limit, STAYS)
     # Divided by the chance to stay, so that the expectation is `x`.
     enlarged = x / (1 - rate)
     return jnp.where(stays, enlarged, jnp.zeros_like(x))
