@@ -23,7 +23,9 @@ FUSED = frozenset(
     " sign sin slice split sqrt square sub tanh transpose xor".split()
 )
 # Operations whose result is the same bytes under another shape or name.
-SAME_BYTES = frozenset("reshape squeeze expand_dims name optimization_barrier stop_gradient copy_p".split())
+SAME_BYTES = frozenset(
+    "copy_p expand_dims name optimization_barrier reshape sharding_constraint squeeze stop_gradient".split()
+)
 CALLS = frozenset("jit pjit closed_call custom_jvp_call custom_vjp_call".split())
 
 

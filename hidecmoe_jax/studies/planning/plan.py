@@ -14,9 +14,11 @@ import jax
 
 from hidecmoe_jax.core.abstract import bytes_of
 from hidecmoe_jax.core.errors import ConfigError, ResourceError
+from hidecmoe_jax.core.layout import Recompute
 from hidecmoe_jax.models.config import LlavaConfig
 from hidecmoe_jax.models.llava import model_template
 from hidecmoe_jax.runs.config import RunConfig
+from hidecmoe_jax.studies.planning.layouts import Layout, layouts_of, ways_to_divide
 from hidecmoe_jax.studies.planning.machines import GIB, MACHINES, Machine
 from hidecmoe_jax.studies.planning.programs import (
     Program,
@@ -30,29 +32,10 @@ from hidecmoe_jax.studies.planning.programs import (
 )
 from hidecmoe_jax.studies.planning.walk import TrainingShapes, Walk, batch_shapes, walk_stream
 from hidecmoe_jax.studies.planning.work import Traffic, Workload, training_steps
-from hidecmoe_jax.train.optim import TrainConfig
 
-LAYOUTS = (("replicated", "none"), ("replicated", "full"), ("sharded", "full"))
-"""(where the base lies while training, what is recomputed), the fastest first."""
 TENSOR = (1, 2, 4, 8)
 OVERWRITES_STATE = True  # as `take_step` does, which a test compares
 GRADIENTS = 2  # the sum over micro-batches, and that of the micro-batch at hand
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Where the base lies while training, what is recomputed, and how a step's records are divided.
-
-    Attributes:
-      batch: records of a micro-batch over all devices, `accumulate` of them a step.
-      per_device: records of a micro-batch on one device.
-    """
-
-    base: str
-    recompute: str
-    batch: int
-    accumulate: int
-    per_device: int
 
 
 @dataclass(frozen=True)
@@ -157,8 +140,8 @@ def make_plan(subject: Subject, machine: Machine) -> Plan:
     layout = _fitting_layout(subject, machine)
     if layout is not None:
         return _plan_of(subject, machine, layout)
-    least = _layouts(machine)[-1]
-    best = _plan_of(subject, machine, _divided(subject.config.tune, machine, *least)[-1])
+    least = layouts_of(machine)[-1]
+    best = _plan_of(subject, machine, ways_to_divide(subject.config.tune, machine, *least)[-1])
     raise ResourceError(
         f"this run does not fit into {machine.title}",
         where=f"{best.largest.name}, {_place(best)}",
@@ -174,8 +157,8 @@ def _fitting_layout(subject: Subject, machine: Machine) -> Layout | None:
     others = (answering.phase, _feature_phase(subject, answering.tensor))
     if any(phase.total > machine.usable for phase in others):
         return None
-    for name in _layouts(machine):
-        ways = _divided(subject.config.tune, machine, *name)
+    for name in layouts_of(machine):
+        ways = ways_to_divide(subject.config.tune, machine, *name)
         # Without a trace first: what lies on a device whatever the batch is.
         if sum(_standing(subject, machine, ways[-1]).values()) > machine.usable:
             continue
@@ -206,11 +189,6 @@ def _place(plan: Plan) -> str:
     return f"{plan.answering.batch} questions at once, base divided over {plan.answering.tensor} devices"
 
 
-def _layouts(machine: Machine) -> list[tuple[str, str]]:
-    """Layouts that a machine can have; one device has nothing to divide the base over."""
-    return [name for name in LAYOUTS if machine.devices > 1 or name[0] == "replicated"]
-
-
 def _largest_kinds(phase: Phase) -> str:
     by_size = sorted(phase.bytes.items(), key=lambda item: -item[1])
     return ", ".join(f"{name} {size / GIB:.1f}" for name, size in by_size[:3])
@@ -230,17 +208,6 @@ def _remedy(subject: Subject, machine: Machine, best: Plan) -> str:
     else:
         remedies.append("no machine of the table holds it: lower method.lora.rank or capacity")
     return "; ".join(remedies)
-
-
-def _divided(tune: TrainConfig, machine: Machine, where: str, recompute: str) -> list[Layout]:
-    """Ways to divide a step's records over the devices, large micro-batches first, none larger than the config's."""
-    # The step grows or shrinks to what the devices can divide.
-    share = max(1, round(tune.batch * tune.accumulate / machine.devices))
-    ways = []
-    for size in range(min(share, tune.batch), 0, -1):
-        if share % size == 0:
-            ways.append(Layout(where, recompute, size * machine.devices, share // size, size))
-    return ways
 
 
 @lru_cache(maxsize=16)
@@ -268,16 +235,16 @@ def _weight(subject: Subject, shapes: TrainingShapes) -> tuple[int, int]:
 
 def _step(subject: Subject, layout: Layout) -> Program:
     """The step of the longest stage, as one device sees it: its own records, all of the weights."""
-    base = recomputing(subject.base, layout.recompute)
-    return _cached_step(subject, base, layout.per_device, layout.accumulate)
+    return _cached_step(subject, layout.recompute, layout.per_device, layout.accumulate)
 
 
 @lru_cache(maxsize=64)
-def _cached_step(subject: Subject, base: LlavaConfig, batch: int, accumulate: int) -> Program:
+def _cached_step(subject: Subject, recompute: Recompute, batch: int, accumulate: int) -> Program:
     work = subject.work
     tune = replace(subject.config.tune, batch=batch, accumulate=accumulate)
     shapes = walk_of(subject).training[_longest(subject)]
-    return trace_step(base, shapes, tune, tokens=work.tokens, answers=work.answers, pictures=work.pictures)
+    model = recomputing(subject.base, recompute)
+    return trace_step(model, shapes, tune, tokens=work.tokens, answers=work.answers, pictures=work.pictures)
 
 
 def _standing(subject: Subject, machine: Machine, layout: Layout) -> dict[str, int]:
@@ -312,12 +279,12 @@ def _training_bytes(subject: Subject, machine: Machine, layout: Layout) -> int:
 def _training_phase(subject: Subject, machine: Machine, layout: Layout) -> Phase:
     """Bytes while a step runs, its temporary ones divided into kinds."""
     work = subject.work
-    base = recomputing(subject.base, layout.recompute)
+    model = recomputing(subject.base, layout.recompute)
     shapes = walk_of(subject).training[_longest(subject)]
     temporary = _step(subject, layout).temporary
     gradients = min(GRADIENTS * bytes_of(shapes.state.leaves), temporary)
     saved = saved_bytes(
-        base, shapes, tokens=work.tokens, answers=work.answers, batch=layout.per_device, pictures=work.pictures
+        model, shapes, tokens=work.tokens, answers=work.answers, batch=layout.per_device, pictures=work.pictures
     )
     saved = min(saved, temporary - gradients)
     working = temporary - gradients - saved

@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 
 from hidecmoe_jax.core.abstract import bytes_of
+from hidecmoe_jax.core.layout import Recompute, layout_of
+from hidecmoe_jax.core.sharding import make_mesh
 from hidecmoe_jax.evaluate.engine import _decide, _write
 from hidecmoe_jax.methods.base import Learner, Method, Serving, with_trainable
 from hidecmoe_jax.models.config import LlavaConfig
@@ -66,13 +68,12 @@ def program_of(traced: Any) -> Program:
 
 
 def trace_step(
-    base: LlavaConfig, shapes: TrainingShapes, tune: TrainConfig, *, tokens: int, answers: int, pictures: int
+    model: Model, shapes: TrainingShapes, tune: TrainConfig, *, tokens: int, answers: int, pictures: int
 ) -> Program:
     """One optimiser step of a training stage, `tune.accumulate` micro-batches of `tune.batch` samples."""
     batches = batch_shapes(
-        base, tokens=tokens, answers=answers, batch=tune.batch, pictures=pictures, accumulate=tune.accumulate
+        model.config, tokens=tokens, answers=answers, batch=tune.batch, pictures=pictures, accumulate=tune.accumulate
     )
-    model = _model(base)
     traced = take_step.trace(
         shapes.state, model, shapes.context, batches, rate_shapes(), key_shape(),
         stage=shapes.stage, tune=fixed_settings(tune),
@@ -80,21 +81,19 @@ def trace_step(
     return program_of(traced)
 
 
-def saved_bytes(
-    base: LlavaConfig, shapes: TrainingShapes, *, tokens: int, answers: int, batch: int, pictures: int
-) -> int:
+def saved_bytes(model: Model, shapes: TrainingShapes, *, tokens: int, answers: int, batch: int, pictures: int) -> int:
     """Bytes that the forward pass of one micro-batch saves for the backward pass, without the weights themselves."""
-    one_batch = batch_shapes(base, tokens=tokens, answers=answers, batch=batch, pictures=pictures)
+    one_batch = batch_shapes(model.config, tokens=tokens, answers=answers, batch=batch, pictures=pictures)
 
     def residuals(leaves: Any, params: dict, context: Learner, inputs: Any, key: Any) -> Any:
         def loss(leaves: Any) -> Any:
             learner = with_trainable(context, leaves)
-            return shapes.stage.loss(Model(params, base), learner, inputs, key).total
+            return shapes.stage.loss(model.replace(params=params), learner, inputs, key).total
 
         _, backward = jax.vjp(loss, leaves)
         return backward
 
-    arguments = (shapes.state.leaves, _model(base).params, shapes.context, one_batch, key_shape())
+    arguments = (shapes.state.leaves, model.params, shapes.context, one_batch, key_shape())
     jaxpr = jax.make_jaxpr(residuals)(*arguments).jaxpr
     # The weights are saved too, but they are inputs and take no memory of their own.
     saved = set(variables(jaxpr.outvars)) - set(jaxpr.invars)
@@ -126,7 +125,7 @@ def trace_vision(base: LlavaConfig, *, batch: int) -> Program:
     """Features of a batch of pictures."""
     side = base.image_size
     pixels = Shape((batch, side, side, 3), jnp.float32)
-    return program_of(jax.jit(vision_features).trace(_model(base), pixels))
+    return program_of(jax.jit(vision_features).trace(model_template(base), pixels))
 
 
 def cache_bytes(base: LlavaConfig, *, tokens: int, batch: int) -> int:
@@ -136,13 +135,13 @@ def cache_bytes(base: LlavaConfig, *, tokens: int, batch: int) -> int:
     return numbers * jnp.dtype(base.dtype).itemsize
 
 
-def recomputing(base: LlavaConfig, recompute: str) -> LlavaConfig:
-    """The base with activations recomputed in the backward pass (`full`), or saved (`none`)."""
-    return replace(base, remat=recompute == "full")
-
-
-def _model(base: LlavaConfig) -> Model:
-    return model_template(base)
+def recomputing(base: LlavaConfig, recompute: Recompute) -> Model:
+    """Shapes of the base, with what the backward pass computes again."""
+    model = model_template(replace(base, remat=recompute == "full"))
+    if recompute != "named":
+        return model
+    # A layout of one device changes nothing but this.
+    return model.replace(layout=layout_of(make_mesh(), recompute="named"))
 
 
 def folded_bytes(params: dict, serving: Serving) -> int:

@@ -71,8 +71,16 @@ def _numbers(tree: Any) -> int:
     return sum(map(_numbers, tree.values()))
 
 
-def _settings(plan: Plan) -> dict[str, int]:
-    return with_batch(plan.subject.config.tune, plan.layout.batch, plan.layout.accumulate)
+def _settings(plan: Plan) -> dict[str, int | str]:
+    """What to set for this layout, beside what the config and the defaults say."""
+    settings: dict[str, int | str] = {}
+    settings |= with_batch(plan.subject.config.tune, plan.layout.batch, plan.layout.accumulate)
+    scale = plan.subject.config.scale
+    if plan.layout.recompute != "none" and scale.recompute != plan.layout.recompute:
+        settings["scale.recompute"] = plan.layout.recompute
+    if plan.machine.devices > 1 and scale.base != plan.layout.base:
+        settings["scale.base"] = plan.layout.base
+    return settings
 
 
 def _former_batch(plan: Plan) -> int | None:
