@@ -90,6 +90,12 @@ def buckets(lengths: Iterable[int], multiple: int = 16) -> int:
     return -(-max(lengths) // multiple) * multiple
 
 
+def ladder(longest: int, count: int, multiple: int) -> tuple[int, ...]:
+    """Returns at most `count` padded lengths in equal steps up to `longest`, rounded up to a multiple, ascending."""
+    steps = [buckets([-(-longest * step // count)], multiple) for step in range(1, count)]
+    return tuple(sorted({longest, *(step for step in steps if step < longest)}))
+
+
 def shapes(encoded: Iterable[Encoded], *, multiple: int = 16, answers: int = 8) -> tuple[int, int]:
     """Returns (length, answers): one batch shape that holds every sample.
 

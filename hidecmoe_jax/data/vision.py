@@ -8,7 +8,6 @@ gave, bit for bit.
 from __future__ import annotations
 
 import os
-import platform
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
@@ -19,6 +18,7 @@ import numpy as np
 import PIL
 
 from hidecmoe_jax.core import processes, trees
+from hidecmoe_jax.core.compile_cache import machine_name
 from hidecmoe_jax.core.layout import own_rows, split_batch
 from hidecmoe_jax.core.processes import to_host
 from hidecmoe_jax.data.feature_store import FeatureStore, entry_name
@@ -151,7 +151,7 @@ class VisionReader:
             "tower": asdict(config.vision), "layer": config.feature_layer, "dtype": config.dtype,
             "patches": [patches.dtype.name, patches.shape], "batch": self.batch,
             # Another compiler or another device may round differently.
-            "jaxlib": jaxlib.__version__, "device": [device.platform, device.device_kind, platform.machine()],
+            "jaxlib": jaxlib.__version__, "device": [device.device_kind, machine_name()],
             "flags": os.environ.get("XLA_FLAGS", ""),
         }  # fmt: skip
 

@@ -40,7 +40,7 @@ POCKET = "pocket"  # the base model that is part of the package
 # Younger than the first runs, by section; left out at their defaults, so that files of such runs keep every byte.
 YOUNGER_FIELDS: dict[tuple[str, ...], dict[str, Any]] = {
     (): {"scale": strict.plain(Scale())},
-    ("tune",): {"optimizer": "adamw", "clip": None},
+    ("tune",): {"optimizer": "adamw", "clip": None, "lengths": 1},
     ("base",): {"image_fit": "checkpoint", "feature_cache": strict.plain(FeatureCache())},
     ("template",): {"image_place": "front"},
     ("stream", "policy", "limits"): {"max_reduced_pixels": Limits().max_reduced_pixels},

@@ -22,7 +22,7 @@ from hidecmoe_jax.core.errors import DataError
 from hidecmoe_jax.core.keys import key_for
 from hidecmoe_jax.core.layout import Layout, place
 from hidecmoe_jax.data.feature_store import FeatureStore
-from hidecmoe_jax.data.loader import buckets, shapes
+from hidecmoe_jax.data.loader import buckets, ladder, shapes
 from hidecmoe_jax.data.prompts import Encoded
 from hidecmoe_jax.data.records import Record
 from hidecmoe_jax.data.stream import Stream, Task
@@ -153,7 +153,11 @@ class Session:
         records, encoded = self.encode(records, label)
         features = self.engine.features(records, f"{label} train")
         vocabulary = self.model.config.vocabulary
-        return StageData(records, encoded, features, (length, answers), self.tokenizer.pad, vocabulary)
+        tune = self.config.tune
+        lengths = ladder(length, tune.lengths, tune.bucket)
+        return StageData(
+            records, encoded, features, (length, answers), self.tokenizer.pad, vocabulary, lengths
+        )  # fmt: skip
 
     def frozen_features(self, data: StageData, label: str) -> FrozenFeatures:
         """Features of a stage's records, as the method's gate reads them."""

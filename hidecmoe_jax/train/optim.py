@@ -31,6 +31,8 @@ class TrainConfig:
       beta1, beta2, epsilon: of Adam; Lion takes the betas.
       max_length: longest sequence, image tokens included; longer records are refused, or dropped up to `max_dropped`.
       bucket: sequence lengths are rounded up to a multiple of it.
+      lengths: padded lengths that a task's steps may have; each step takes the shortest that holds its records. Every
+        length is a program to compile, and with dropout it draws its own masks.
       save_every: steps between checkpoints within a task.
       optimizer: `adamw`, `lion`, or `muon` for the experts' matrices with Adam for all else.
       clip: largest global norm of the gradient; None leaves it as it is.
@@ -49,13 +51,14 @@ class TrainConfig:
     max_length: int = 2048
     max_dropped: float = 0.0
     bucket: int = 32
+    lengths: int = 1
     save_every: int = 200
     optimizer: Literal["adamw", "lion", "muon"] = "adamw"
     clip: float | None = None
 
     def __post_init__(self):
-        if min(self.epochs, self.batch, self.accumulate, self.bucket, self.save_every) < 1:
-            raise ValueError("epochs, batch, accumulate, bucket and save_every must be at least 1")
+        if min(self.epochs, self.batch, self.accumulate, self.bucket, self.lengths, self.save_every) < 1:
+            raise ValueError("epochs, batch, accumulate, bucket, lengths and save_every must be at least 1")
         if not 0 <= self.warmup < 1 or min(self.rate, self.projector_rate) < 0:
             raise ValueError(f"warmup {self.warmup} must be in [0, 1) and rates at least 0")
         if self.clip is not None and self.clip <= 0:

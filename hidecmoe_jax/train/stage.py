@@ -60,6 +60,7 @@ class StageData:
       shape: (length, answers) of a batch: positions of a sequence, and of its answer tokens.
       pad: id of the padding token.
       vocabulary: size of the token table.
+      lengths: padded lengths of a step, ascending; empty for that of `shape` alone.
     """
 
     records: tuple[Record, ...]
@@ -68,6 +69,7 @@ class StageData:
     shape: tuple[int, int]
     pad: int
     vocabulary: int
+    lengths: tuple[int, ...] = ()
 
     def only(self, rows: np.ndarray | None) -> StageData:
         """Some of the records, in batches of the same shape; None for all."""
@@ -78,13 +80,22 @@ class StageData:
         features = self.features.only(np.asarray(rows))
         return replace(self, records=records, encoded=encoded, features=features)
 
-    def batch(self, rows: np.ndarray) -> Batch:
-        """Records `rows` [B] as a batch; -1 gives a row that counts for nothing."""
+    def length_for(self, rows: np.ndarray) -> int:
+        """The shortest of `lengths` that holds every record of `rows`, any shape; -1 needs none."""
+        longest = max((len(self.encoded[row].tokens) for row in rows.ravel() if row >= 0), default=0)
+        return next((length for length in self.lengths if length >= longest), self.shape[0])
+
+    def batch(self, rows: np.ndarray, *, length: int | None = None) -> Batch:
+        """Records `rows` [B] as a batch; -1 gives a row that counts for nothing.
+
+        Args:
+          length: padded length, by default that of `shape`.
+        """
         encoded = [self.encoded[row] if row >= 0 else None for row in rows]
-        length, answers = self.shape
+        longest, answers = self.shape
         return collate(
             encoded,
-            length=length,
+            length=length or longest,
             answers=answers,
             pad=self.pad,
             vocab=self.vocabulary,
@@ -165,7 +176,7 @@ def run_stage(
     state = replicate(layout, state)
     context = replicate(layout, context)
     # Settings that the compiled step does not depend on are set to constants, so that they compile nothing anew.
-    traced = replace(tune, epochs=1, rate=0.0, projector_rate=0.0, save_every=1)
+    traced = replace(tune, epochs=1, rate=0.0, projector_rate=0.0, save_every=1, lengths=1)
     saves = getattr(observer, "saves", _always)
     streak = Streak()
     pending = None
@@ -207,7 +218,9 @@ def _rates(tune: TrainConfig, step: int, steps: int) -> dict[str, jax.Array]:
 
 def _stacked(data: StageData, rows: np.ndarray) -> Batch:
     """Micro-batches of the records `rows`, int [micro-batch, B], stacked on a leading axis."""
-    micro_batches = [data.batch(micro_rows) for micro_rows in rows]
+    # One length for all, so that they can be stacked.
+    length = data.length_for(rows)
+    micro_batches = [data.batch(micro_rows, length=length) for micro_rows in rows]
     return jax.tree.map(lambda *leaves: np.stack(leaves), *micro_batches)
 
 

@@ -62,13 +62,13 @@ class Watched(StageData):
     waits: threading.Event = field(default_factory=threading.Event)
     broken: bool = False
 
-    def batch(self, rows):
+    def batch(self, rows, **settings):
         self.asked.append(rows)
         if len(self.asked) == 4:
             if self.broken:
                 raise DataError("cannot decode a picture", where="c.png", why="record a3")
             assert self.waits.wait(SECONDS), "no step was reported while batch 3 was read"
-        return super().batch(rows)
+        return super().batch(rows, **settings)
 
 
 def watched(material, **changes) -> Watched:
