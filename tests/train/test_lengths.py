@@ -13,7 +13,7 @@ from tiny import mapping, run_config, write_base, write_stream
 from hidecmoe_jax.data.loader import Plan, ladder
 from hidecmoe_jax.methods.lora import Lora
 from hidecmoe_jax.methods.routed import Routed
-from hidecmoe_jax.runs.config import from_mapping, to_mapping
+from hidecmoe_jax.runs.config import from_mapping, learning_values, to_mapping
 from hidecmoe_jax.runs.session import open_session
 from hidecmoe_jax.train.stage import _stacked, run_stage
 from hidecmoe_jax.train.step import take_step
@@ -121,3 +121,11 @@ def test_the_default_leaves_configs_as_they_were(tmp_path):
     assert "lengths" not in plain["tune"] and "feature_cache" not in plain["base"]
     chosen = from_mapping(mapping(tmp_path, "hide", tune={"lengths": 4}))
     assert to_mapping(chosen)["tune"]["lengths"] == 4 and from_mapping(to_mapping(chosen)) == chosen
+
+
+def test_what_the_disk_stores_is_no_part_of_what_a_run_learns(tmp_path):
+    plain = mapping(tmp_path, "hide")
+    stored = plain | {"base": plain["base"] | {"feature_cache": {"keep": "patches", "folder": "/elsewhere", "gib": 1}}}
+    config = from_mapping(stored)
+    assert to_mapping(config)["base"]["feature_cache"]["keep"] == "patches"
+    assert learning_values(config) == learning_values(from_mapping(plain))
