@@ -265,11 +265,3 @@ def test_the_backend_chooses_in_one_place():
     assert execution_for("cpu") is ON_CPU
     assert execution_for("gpu") == execution_for("tpu") == PLAIN
     assert load_model(pocket_folder()).execution == execution_for(jax.default_backend())
-
-
-def test_nothing_but_the_masks_of_dropout_is_saved_for_the_backward_pass():
-    trained, voices = dropped_mixture()
-    (ours, _), inputs = programs(voices, "float32")
-    program = str(jax.make_jaxpr(jax.grad(ours, has_aux=True))(trained, *inputs))
-    # Bits are drawn in the forward scan alone, one draw a site.
-    assert program.count("random_bits") == len(SITES)
