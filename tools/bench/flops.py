@@ -176,14 +176,14 @@ def abstract_inputs(config: LlavaConfig, workload: Workload) -> tuple[dict, dict
     return params, inputs
 
 
-def count(config: LlavaConfig, workload: Workload, depth: Depth, *, routed: bool) -> float:
-    """Operations of one unrolled program, by the compiler."""
+def count(config: LlavaConfig, workload: Workload, depth: Depth, *, routed: bool, what: str = "flops") -> float:
+    """Operations of one unrolled program, by the compiler; `what` is another of its counts, say `bytes accessed`."""
     params, inputs = abstract_inputs(config, workload)
     lowered = jax.jit(lambda p, i: forward(p, i, config, workload, depth, routed=routed)).lower(params, inputs)
-    return float(lowered.cost_analysis()["flops"])
+    return float(lowered.cost_analysis()[what])
 
 
-def extrapolated(config: LlavaConfig, workload: Workload, *, routed: bool) -> dict:
+def extrapolated(config: LlavaConfig, workload: Workload, *, routed: bool, what: str = "flops") -> dict:
     """Operations of the full depth, from programs with one and two layers of each kind.
 
     Returns:
@@ -192,11 +192,11 @@ def extrapolated(config: LlavaConfig, workload: Workload, *, routed: bool) -> di
     layers = asdict(full_depth(config, routed=routed))
     kinds = [kind for kind, number in layers.items() if number]
     single = Depth(**{kind: int(kind in kinds) for kind in layers})
-    base = count(config, workload, single, routed=routed)
+    base = count(config, workload, single, routed=routed, what=what)
     price = {}
     for kind in kinds:
         doubled = replace(single, **{kind: 2})
-        price[kind] = count(config, workload, doubled, routed=routed) - base
+        price[kind] = count(config, workload, doubled, routed=routed, what=what) - base
     rest = base - sum(price.values())
     total = rest + sum(layers[kind] * price[kind] for kind in kinds)
     return {"total": total, "rest": rest, "layer": price}
@@ -209,18 +209,18 @@ def expert_products(config: LlavaConfig, workload: Workload) -> int:
     def products(merged: int, routed: int) -> int:
         depth = Depth(1, 1, merged, routed)
         traced = jax.make_jaxpr(lambda p, i: forward(p, i, config, workload, depth, routed=True))(params, inputs)
-        return _dots(traced.jaxpr)
+        return products_of(traced.jaxpr)
 
     return products(1, 1) - products(2, 0)
 
 
-def _dots(jaxpr) -> int:
+def products_of(jaxpr) -> int:
     """Matrix products of a program and of the programs within it."""
     products = 0
     for equation in jaxpr.eqns:
         products += equation.primitive.name == "dot_general"
         for inner in jaxprs_in_params(equation.params):
-            products += _dots(inner)
+            products += products_of(inner)
     return products
 
 

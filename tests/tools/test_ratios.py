@@ -1,0 +1,77 @@
+"""The bench of twenty ratios: goals and table, and every part at the smallest size."""
+
+import importlib
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCH = Path(__file__).resolve().parents[2] / "tools" / "bench"
+
+
+@pytest.fixture(scope="module")
+def bench():
+    """Imports a module of the bench by name."""
+    sys.path.insert(0, str(BENCH))
+    try:
+        yield importlib.import_module
+    finally:
+        sys.path.remove(str(BENCH))
+
+
+def measured(bench, part: str) -> dict:
+    return bench("ratios").measure_part(part, "smallest", "cpu")["rows"]
+
+
+def test_the_table_has_twenty_rows_and_leaves_empty_what_was_not_measured(bench):
+    rows = bench("ratio_rows")
+    assert [row.number for row in rows.ROWS] == list(range(1, 21))
+    known = set(bench("ratios").PARTS)
+    assert {rows.part_of(row, kind) for row in rows.ROWS for kind in ("cpu", "gpu")} - {""} <= known
+    text = rows.table({"here": ("cpu", {"1": {"FLOPs / ideal": 1.5}, "2": {"FLOPs": 1.5}}), "there": ("gpu", {})})
+    lines = text.splitlines()
+    assert len(lines) == 2 + 20
+    assert lines[2].endswith("| FLOPs / ideal 1.5 missed |  |")
+    assert lines[3].endswith("| FLOPs 1.5 met |  |")
+    assert all(line.endswith("|  |  |") for line in lines[4:])
+
+
+def test_the_bank_is_two_products_and_equals_a_loop_and_other_ways(bench):
+    row = measured(bench, "bank")["7"]
+    assert (row["products of the bank"], row["products of the loop"]) == (2, 16)
+    assert max(row["prefill apart"], row["decode apart"]) < 1e-5
+    ways = measured(bench, "paths")["8"]
+    assert ways["apart"] < 1e-5
+    experts = bench("ratio_experts")
+    # One token a sample and few experts: the bank reads least. Many long samples and many experts: a sort pays.
+    assert experts.cost_of("bank", (4, 8, 1, 2), 4096, 8) < experts.cost_of("gather", (4, 8, 1, 2), 4096, 8)
+    assert experts.cost_of("ragged", (16, 32, 640, 1), 4096, 8) < experts.cost_of("bank", (16, 32, 640, 1), 4096, 8)
+
+
+def test_a_stored_result_keeps_the_rows_that_were_not_measured_again(bench, tmp_path):
+    ratios = bench("ratios")
+    out = tmp_path / "ratios_cpu.json"
+    ratios.save(out, ("cpu", "cpu"), "toy", {"2": {"FLOPs": 1.5}}, [{"part": "training"}])
+    ratios.save(out, ("cpu", "cpu"), "toy", {"1": {"FLOPs": 2.0}}, [{"part": "bank"}])
+    ((title, (kind, rows)), (other, (_, nothing))) = ratios.results_of(tmp_path).items()
+    assert title.startswith("cpu, 20") and kind == "cpu"
+    assert rows == {"1": {"FLOPs": 2.0}, "2": {"FLOPs": 1.5}}
+    assert "tools/bench/ratios.py" in other and nothing == {}
+
+
+def test_a_part_that_fails_or_takes_too_long_says_so(bench, monkeypatch):
+    ratios = bench("ratios")
+    monkeypatch.setitem(ratios.PARTS, "bank", ("no_such_module", "bank", 1, 1))
+    assert ratios.run_part("bank", "smallest", "cpu", 0.01)["failed"] == "not finished after 0 s"
+
+
+@pytest.mark.slow
+def test_every_other_part_runs_at_the_smallest_size(bench):
+    found = measured(bench, "training") | measured(bench, "routing") | measured(bench, "memory")
+    found |= measured(bench, "compile")
+    assert set(found) == {"1", "2", "5", "6", "13", "15", "16", "19"}
+    # Gradients of all weights cost three forward passes, those of experts two and a little.
+    assert 2.0 < found["1"]["FLOPs"] < found["1"]["FLOPs"] * found["2"]["FLOPs"] < 3.1
+    assert found["1"]["FLOPs / ideal"] == pytest.approx(1.0, abs=0.03)
+    assert found["15"]["bytes"] <= 0.5
+    assert found["13"]["apart"] < 1e-5
