@@ -108,7 +108,7 @@ def cell(row: Row, kind: str, values: dict[str, float]) -> str:
         if goal.name not in values:
             continue
         verdict = {True: "met", False: "missed", None: ""}[goal.met(values[goal.name])]
-        words.append(f"{goal.name} {values[goal.name]:.3g} {verdict}".rstrip())
+        words.append(f"{goal.name} {values[goal.name]:.4g} {verdict}".rstrip())
     return "; ".join(words)
 
 
