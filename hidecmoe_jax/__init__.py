@@ -29,6 +29,8 @@ _HOME = {
     "check_stream": "hidecmoe_jax.runs.opening",
     "compare": "hidecmoe_jax.studies.compare",
     "conversion_check": "hidecmoe_jax.port.checkpoints.check",
+    "compile_plan": "hidecmoe_jax.studies.planning.compiled",
+    "compiled_lines": "hidecmoe_jax.studies.planning.compiled",
     "convert": "hidecmoe_jax.port.checkpoints.convert",
     "default_config": "hidecmoe_jax.runs.config",
     "describe": "hidecmoe_jax.studies.inspect",

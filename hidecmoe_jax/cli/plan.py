@@ -17,6 +17,7 @@ def plan(
     *,
     target: Annotated[str, arg(metavar="MACHINE")] = "cpu",
     json_: Annotated[bool, arg(name="json")] = False,
+    compile_: Annotated[bool, arg(name="compile")] = False,
     tokens: int | None = None,
     answers: int = 16,
     pictures: int = 1,
@@ -39,6 +40,7 @@ def plan(
       config: YAML file, or the name of a shipped config: pocket/hide.
       target: cpu (this machine), 24gb, h200, h200x8, v5e-16, v5e-256 or v6e-64.
       json: print JSON instead of a table.
+      compile: compile the step and the answering program for this processor as well, and compare their memory.
       tokens: positions of a training sequence, image tokens included; patches + 128 if not given.
       answers: of these, answer tokens.
       pictures: pictures of a record.
@@ -54,7 +56,11 @@ def plan(
         tasks=task_count,
     )  # fmt: skip
     made = hj.make_plan(subject, hj.machine_of(target, price=price))
+    compiled = hj.compile_plan(made) if compile_ else None
     if json_:
-        print(json.dumps(hj.plan_values(made), indent=2))
-    else:
-        print("\n".join(hj.plan_lines(made)))
+        values = hj.plan_values(made) | ({} if compiled is None else {"compiled": compiled})
+        print(json.dumps(values, indent=2))
+        return
+    print("\n".join(hj.plan_lines(made)))
+    if compiled is not None:
+        print("\n".join(hj.compiled_lines(compiled)))

@@ -182,6 +182,7 @@ def test_records_that_devices_cannot_divide_change_the_batch_and_say_so(capsys):
         (["--tokens", "10"], "--tokens"),
         (["--records", "0"], "--records"),
         (["--price", "-1"], "--price"),
+        (["--target", "h200", "--tokens", "704", "--compile"], "--target cpu"),
         (["--set", "base.path=models/llava-1.5-70b"], "llava-1.5-7b"),
     ],
 )
