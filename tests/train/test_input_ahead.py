@@ -60,10 +60,13 @@ class Watched(StageData):
 
     asked: list = field(default_factory=list)
     waits: threading.Event = field(default_factory=threading.Event)
+    changed: threading.Condition = field(default_factory=threading.Condition)
     broken: bool = False
 
     def batch(self, rows, **settings):
-        self.asked.append(rows)
+        with self.changed:
+            self.asked.append(rows)
+            self.changed.notify_all()
         if len(self.asked) == 4:
             if self.broken:
                 raise DataError("cannot decode a picture", where="c.png", why="record a3")
@@ -93,19 +96,22 @@ def test_a_step_is_taken_and_read_while_a_later_batch_is_still_being_read(sessio
 
 
 def test_batches_are_asked_for_before_the_result_of_the_step_before_them_is_read(session, material, ready, monkeypatch):
-    """In the order of events: batch n + 1 is asked for before the metrics of step n are read."""
+    """In the order of events: batch n + 2, of a step not yet taken, is asked for before metrics of step n are read."""
     data = watched(material)
     data.waits.set()
     asked_at = []
     check = loop._check
 
     def checked(*args):
-        asked_at.append(len(data.asked))
+        # Step n + 1 is dispatched already, so without a thread batch n + 2 would never come while this waits.
+        wanted = min(len(asked_at) + 3, STEPS)
+        with data.changed:
+            asked_at.append(data.changed.wait_for(lambda: len(data.asked) >= wanted, SECONDS))
         return check(*args)
 
     monkeypatch.setattr(loop, "_check", checked)
     train(session, data, ready, Silent())
-    assert all(asked >= min(step + 2, STEPS) for step, asked in enumerate(asked_at)), asked_at
+    assert asked_at == [True] * STEPS
 
 
 def test_an_error_of_the_thread_names_its_file_and_leaves_no_thread(session, material, ready):
