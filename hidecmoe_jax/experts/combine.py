@@ -49,7 +49,8 @@ from jax import Array
 
 from hidecmoe_jax.core.errors import nearest
 from hidecmoe_jax.experts.bank import EMPTY, FUSED, Bank
-from hidecmoe_jax.experts.slots import check_slot, pad
+from hidecmoe_jax.experts.programs import pad
+from hidecmoe_jax.experts.slots import check_slot
 
 FACTOR_MODES = ("linear", "ties", "dare_linear", "dare_ties")
 SVD_MODES = ("svd", "ties_svd", "dare_linear_svd", "dare_ties_svd")

@@ -8,14 +8,16 @@ nothing. Misuse raises ValueError with the numbers at fault.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.lax import dynamic_slice_in_dim, dynamic_update_slice_in_dim
 
 from hidecmoe_jax.experts.bank import EMPTY, Bank
-from hidecmoe_jax.experts.slots import check_alike
+from hidecmoe_jax.experts.slots import check_alike, in_order_of
 
 POOL = "pool"  # the family name of a pool's bank and routers in a learner
 
@@ -26,10 +28,7 @@ def concat_slots(banks: Sequence[Bank]) -> Bank:
     for index, bank in enumerate(banks[1:], start=1):
         check_alike(first, bank, f"cannot put bank {index} beside the others")
 
-    def joined(axis: int, *leaves: Array) -> Array:
-        return jnp.concatenate(leaves, axis=axis)
-
-    return _over_slots(joined, *banks)
+    return in_order_of(first, _joined(tuple(banks)))
 
 
 def slice_slots(bank: Bank, start: int, stop: int) -> Bank:
@@ -40,12 +39,7 @@ def slice_slots(bank: Bank, start: int, stop: int) -> Bank:
     """
     if not 0 <= start <= stop <= bank.slots:
         raise ValueError(f"slots {start}..{stop} are not all among the bank's {bank.slots}")
-    size = stop - start
-
-    def sliced(axis: int, leaf: Array) -> Array:
-        return dynamic_slice_in_dim(leaf, start, size, axis=axis)
-
-    return _over_slots(sliced, bank)
+    return in_order_of(bank, _sliced(bank, np.int32(start), size=stop - start))
 
 
 def write_slots(bank: Bank, start: int, experts: Bank) -> Bank:
@@ -62,7 +56,28 @@ def write_slots(bank: Bank, start: int, experts: Bank) -> Bank:
     in_range = 0 <= start <= stop <= bank.slots
     if not in_range or occupied_LS.any():
         raise ValueError(f"slots {start}..{stop} of {bank.slots} are not all free")
+    return in_order_of(bank, _with_slots(bank, experts, np.int32(start)))
 
+
+# Each is one program for all sites: leaf by leaf, dispatching takes longer than the copying.
+@jax.jit
+def _joined(banks: tuple[Bank, ...]) -> Bank:
+    def joined(axis: int, *leaves: Array) -> Array:
+        return jnp.concatenate(leaves, axis=axis)
+
+    return _over_slots(joined, *banks)
+
+
+@partial(jax.jit, static_argnames="size")
+def _sliced(bank: Bank, start: Array, size: int) -> Bank:
+    def sliced(axis: int, leaf: Array) -> Array:
+        return dynamic_slice_in_dim(leaf, start, size, axis=axis)
+
+    return _over_slots(sliced, bank)
+
+
+@jax.jit
+def _with_slots(bank: Bank, experts: Bank, start: Array) -> Bank:
     def written(axis: int, leaf: Array, update: Array) -> Array:
         return dynamic_update_slice_in_dim(leaf, update, start, axis=axis)
 

@@ -7,14 +7,13 @@ rows. Ownership is read on the host, so that a wrong slot or task is an error wi
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from hidecmoe_jax.experts import programs
 from hidecmoe_jax.experts.bank import EMPTY, FUSED, Bank, owned_slots
 
 
@@ -167,60 +166,15 @@ def write(
     slots_L = np.broadcast_to(slots, rows.shape)
     owners = np.asarray(owner, np.int32)
     owner_L = np.broadcast_to(owners, rows.shape)
-    written = _written(bank, rows, slots_L, a_LDR, b_LRF, owner_L)
-    # A program returns dictionaries sorted; the sites keep their order.
-    a = {site: written.a[site] for site in bank.a}
-    b = {site: written.b[site] for site in bank.b}
-    return written.replace(a=a, b=b)
+    written = programs.written(bank, rows, slots_L, a_LDR, b_LRF, owner_L)
+    return in_order_of(bank, written)
 
 
-# One program for all sites: leaf by leaf, finding out what the indices mean takes longer than the copying.
-@jax.jit
-def _written(
-    bank: Bank, rows: Array, slots_L: Array, a_LDR: dict[str, Array], b_LRF: dict[str, Array], owner_L: Array
-) -> Bank:
-    """The bank with these factors and owners in the slots `slots_L` of the rows."""
-    a = {}
-    b = {}
-    for site in bank.a:
-        a_slots = bank.a[site].at[rows, :, slots_L]
-        b_slots = bank.b[site].at[rows, slots_L]
-        a[site] = a_slots.set(a_LDR[site])
-        b[site] = b_slots.set(b_LRF[site])
-    owner_slots = bank.owner_LS.at[rows, slots_L]
-    owner_LS = owner_slots.set(owner_L)
-    return bank.replace(a=a, b=b, owner_LS=owner_LS)
-
-
-@partial(jax.jit, static_argnames=("slot_axis",))
-def slot_values(leaf: Array, rows: Array, slots_L: Array, slot_axis: int) -> Array:
-    """One slot [X, Y] of every row, as [L, X, Y]; the slot axis of a [L, X, S, Y] is 2, that of b [L, S, X, Y] is 1."""
-    if slot_axis == 2:
-        return leaf[rows, :, slots_L]
-    return leaf[rows, slots_L]
-
-
-def sum_slots(
-    leaf: Array, rows: np.ndarray, slots_NL: Sequence[np.ndarray], weights: Sequence[float], slot_axis: int
-) -> Array:
-    """Weighted sum of one slot from each source, in their order and in float32; [rows, X, Y] in the leaf's dtype.
-
-    Args:
-      slots_NL: a source's slot in every one of `rows`, -1 where it has none.
-      slot_axis: as of `slot_values`.
-    """
-    total = jnp.float32(0)
-    for slots_L, weight in zip(slots_NL, weights, strict=True):
-        # Slot 0 is read where a source has no expert, and left out of the sum.
-        index_L = np.maximum(slots_L, 0)
-        leaf_LXY = slot_values(leaf, rows, index_L, slot_axis)
-        leaf_LXY = leaf_LXY.astype(jnp.float32)
-        weighted_LXY = leaf_LXY * weight
-        has_slot_L = slots_L >= 0
-        has_slot_L11 = has_slot_L[:, None, None]
-        term_LXY = jnp.where(has_slot_L11, weighted_LXY, 0.0)
-        total = total + term_LXY
-    return total.astype(leaf.dtype)
+def in_order_of(bank: Bank, changed: Bank) -> Bank:
+    """A bank that a program returned, whose dictionaries are sorted, with its sites in the order of `bank`."""
+    a = {site: changed.a[site] for site in bank.a}
+    b = {site: changed.b[site] for site in bank.b}
+    return changed.replace(a=a, b=b)
 
 
 def sum_sources(
@@ -228,19 +182,18 @@ def sum_sources(
 ) -> tuple[dict[str, Array], dict[str, Array]]:
     """Factors of the fusion `factor_sum` in the given rows: sum_i a_i and sum_i weight_i b_i of every site.
 
+    The sums run in float32 in the order of the sources, and are cast to the dtypes of the bank once.
+
     Args:
       sources: slot in every row of the bank [L] (-1 for none) and weight, of every fused expert.
     """
-    slots_NL = [slots_L[rows] for slots_L, _ in sources]
-    weights = [weight for _, weight in sources]
-    unweighted = [1.0] * len(sources)
-    a_LDR = {}
-    b_LRF = {}
-    for site in bank.a:
-        # Weights enter at b alone: at both factors they would count squared.
-        a_LDR[site] = sum_slots(bank.a[site], rows, slots_NL, unweighted, slot_axis=2)
-        b_LRF[site] = sum_slots(bank.b[site], rows, slots_NL, weights, slot_axis=1)
-    return a_LDR, b_LRF
+    sums = programs.no_sums(bank, rows)
+    # One program adds any source: one for all of them together would be compiled anew for every number of tasks.
+    for slots_L, weight in sources:
+        source = programs.source_of(bank, rows, slots_L[rows].astype(np.int32), np.float32(weight))
+        sums = programs.added(sums, source)
+    a_LDR, b_LRF = programs.as_stored(bank, sums)
+    return {site: a_LDR[site] for site in bank.a}, {site: b_LRF[site] for site in bank.b}
 
 
 def clear(bank: Bank, rows: np.ndarray, slots: np.ndarray) -> Bank:
@@ -252,10 +205,3 @@ def clear(bank: Bank, rows: np.ndarray, slots: np.ndarray) -> Bank:
         zero_a[site] = jnp.zeros((), bank.a[site].dtype)
         zero_b[site] = jnp.zeros((), bank.b[site].dtype)
     return write(bank, rows, slots, a_LDR=zero_a, b_LRF=zero_b, owner=EMPTY)
-
-
-def pad(leaf: Array, axis: int, more: int) -> Array:
-    """`more` zeros at the end of one axis."""
-    widths = [(0, 0)] * leaf.ndim
-    widths[axis] = (0, more)
-    return jnp.pad(leaf, widths)

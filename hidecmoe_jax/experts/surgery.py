@@ -11,7 +11,6 @@ inside `jit`.
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -20,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from hidecmoe_jax.experts import programs
 from hidecmoe_jax.experts.bank import EMPTY, FUSED, Bank, owned_slots
 from hidecmoe_jax.experts.pool import concat_slots
 from hidecmoe_jax.experts.slots import (
@@ -27,11 +27,10 @@ from hidecmoe_jax.experts.slots import (
     check_free,
     check_fusible,
     clear,
+    in_order_of,
     layer_at,
     owners_of,
-    pad,
     rows_of,
-    slot_values,
     slots_of,
     sum_sources,
     write,
@@ -58,12 +57,11 @@ def blank(
             f"a bank needs a site, layers >= 1, rank >= 1, slots >= 0 and first_layer >= 0; "
             f"got {len(sites)} sites, layers {layers}, rank {rank}, slots {slots}, first_layer {first_layer}"
         )
-    a = {}
-    b = {}
-    for site, (width, features) in sites.items():
-        a[site] = jnp.zeros((layers, width, slots, rank), dtype)
-        b[site] = jnp.zeros((layers, slots, rank, features), dtype)
-    owner_LS = jnp.full((layers, slots), EMPTY, jnp.int32)
+    a_shapes = tuple((layers, width, slots, rank) for width, _ in sites.values())
+    b_shapes = tuple((layers, slots, rank, features) for _, features in sites.values())
+    a_leaves, b_leaves, owner_LS = programs.blank_leaves(a_shapes, b_shapes, jnp.dtype(dtype))
+    a = dict(zip(sites, a_leaves, strict=True))
+    b = dict(zip(sites, b_leaves, strict=True))
     return Bank(a=a, b=b, owner_LS=owner_LS, scale=float(scale), first_layer=first_layer)
 
 
@@ -84,32 +82,9 @@ def sprout(
     """
     rows = rows_of(bank, layers)
     check_free(bank, slot, task, rows)
-    layer_L = jnp.asarray(rows + bank.first_layer, jnp.int32)
-
-    def drawn(site: str) -> Array:
-        # crc32, not hash(): Python salts strings, and the draw must be the same in every process.
-        site_number = zlib.crc32(site.encode())
-        site_key = jax.random.fold_in(key, site_number)
-        width = bank.a[site].shape[1]
-
-        def layer_key(layer: Array) -> Array:
-            return jax.random.fold_in(site_key, layer)
-
-        def layer_draw(key_of_layer: Array) -> Array:
-            return jax.random.normal(key_of_layer, (width, bank.rank), jnp.float32)
-
-        layer_keys = jax.vmap(layer_key)(layer_L)
-        normal_LDR = jax.vmap(layer_draw)(layer_keys)
-        return std * normal_LDR
-
-    # With b = 0 the product is zero, and a still gets a gradient as soon as b has moved.
-    a_LDR = {}
-    b_LRF = {}
-    for site in bank.sites:
-        site_LDR = drawn(site)
-        a_LDR[site] = site_LDR.astype(bank.a[site].dtype)
-        b_LRF[site] = jnp.zeros((), bank.b[site].dtype)
-    return write(bank, rows, slot, a_LDR=a_LDR, b_LRF=b_LRF, owner=task)
+    normal_LDR = programs.drawn(bank, rows, key)
+    sprouted = programs.sprouted(bank, normal_LDR, rows, np.int32(slot), np.int32(task), np.float32(std))
+    return in_order_of(bank, sprouted)
 
 
 def extract(bank: Bank, task: int) -> Bank:
@@ -120,25 +95,8 @@ def extract(bank: Bank, task: int) -> Bank:
     """
     slots_L = slots_of(bank, task)
     is_owned_L = slots_L >= 0
-    rows = np.arange(bank.layers)
-    # Slot 0 is read where the task owns none, and replaced by zeros.
-    index_L = np.maximum(slots_L, 0)
-    is_owned_L11 = is_owned_L[:, None, None]
-
-    def only_owned(leaf_LXY: Array) -> Array:
-        zero = jnp.zeros((), leaf_LXY.dtype)
-        return jnp.where(is_owned_L11, leaf_LXY, zero)
-
-    a = {}
-    b = {}
-    for site in bank.a:
-        a_LDR = only_owned(slot_values(bank.a[site], rows, index_L, slot_axis=2))
-        b_LRF = only_owned(slot_values(bank.b[site], rows, index_L, slot_axis=1))
-        a[site] = a_LDR[:, :, None]
-        b[site] = b_LRF[:, None]
-    owner_L = np.where(is_owned_L, task, EMPTY)
-    owner_L1 = owner_L[:, None]
-    return bank.replace(a=a, b=b, owner_LS=jnp.asarray(owner_L1, jnp.int32))
+    owner_L = np.where(is_owned_L, task, EMPTY).astype(np.int32)
+    return in_order_of(bank, programs.extracted(bank, slots_L, owner_L))
 
 
 def plant(bank: Bank, slot: int, expert: Bank, task: int) -> Bank:
@@ -159,9 +117,7 @@ def plant(bank: Bank, slot: int, expert: Bank, task: int) -> Bank:
     if rows.size == 0:
         raise ValueError(f"the expert for task {task}, slot {slot} is EMPTY in all {expert.layers} layers")
     check_free(bank, slot, task, rows)
-    a_LDR = {site: a[rows, :, 0] for site, a in expert.a.items()}
-    b_LRF = {site: b[rows, 0] for site, b in expert.b.items()}
-    return write(bank, rows, slot, a_LDR=a_LDR, b_LRF=b_LRF, owner=task)
+    return in_order_of(bank, programs.planted(bank, expert, rows, np.int32(slot), np.int32(task)))
 
 
 def thin(bank: Bank, task: int, layers: Sequence[int]) -> Bank:
@@ -198,13 +154,7 @@ def widen(bank: Bank, slots: int) -> Bank:
       ValueError: `slots` is smaller than what the bank has.
     """
     more = _added(bank, slots)
-    a = {}
-    b = {}
-    for site in bank.a:
-        a[site] = pad(bank.a[site], 2, more)
-        b[site] = pad(bank.b[site], 1, more)
-    owner_LS = jnp.pad(bank.owner_LS, ((0, 0), (0, more)), constant_values=EMPTY)
-    return bank.replace(a=a, b=b, owner_LS=owner_LS)
+    return in_order_of(bank, programs.padded(bank, more))
 
 
 def widen_state(opt_state: Any, old: Bank, slots: int) -> Any:
@@ -232,7 +182,7 @@ def widen_state(opt_state: Any, old: Bank, slots: int) -> Any:
         if shape != factor.shape:
             raise ValueError(f"moment {name} has shape {shape}, its factor {factor.shape}")
         slot_axis = 2 if factor_name == "a" else 1
-        return pad(leaf, slot_axis, more)
+        return programs.pad(leaf, slot_axis, more)
 
     return jax.tree_util.tree_map_with_path(padded, opt_state)
 
@@ -261,11 +211,7 @@ def cut(bank: Bank, start: int, stop: int) -> Bank:
     end = first + bank.layers
     if not first <= start <= stop <= end:
         raise ValueError(f"cannot cut layers {start}..{stop} out of a bank of layers {first}..{end}")
-    low = start - first
-    high = stop - first
-    a = {site: leaf[low:high] for site, leaf in bank.a.items()}
-    b = {site: leaf[low:high] for site, leaf in bank.b.items()}
-    return bank.replace(a=a, b=b, owner_LS=bank.owner_LS[low:high], first_layer=start)
+    return in_order_of(bank, programs.cut_rows(bank, start - first, stop - first)).replace(first_layer=start)
 
 
 def fuse(
