@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -13,6 +14,7 @@ import pytest
 from jax import Array
 from tiny import TINY
 
+from hidecmoe_jax.core import trees
 from hidecmoe_jax.core.layout import layout_of
 from hidecmoe_jax.core.sharding import make_mesh
 from hidecmoe_jax.models import generate as generation
@@ -112,3 +114,26 @@ def test_without_a_layout_the_programs_are_those_without_constraints(monkeypatch
     monkeypatch.undo()
     layout = layout_of(make_mesh())
     assert "sharding_constraint" in lowered(model.replace(layout=layout))
+
+
+def test_named_recomputation_takes_at_most_half_of_the_memory():
+    """Of a gradient's temporaries on one device; the shapes alone decide, so nothing is run."""
+    decoder = replace(TINY.decoder, width=64, hidden=172, layers=8, heads=4, kv_heads=4, head_width=16)
+    template = model_template(replace(TINY, text=None, decoder=decoder))
+    text = Prompt(jax.ShapeDtypeStruct((4, 128), jnp.int32), jax.ShapeDtypeStruct((4, 128), bool))
+    columns = jax.ShapeDtypeStruct((4, 4), jnp.int32)
+    batch = Batch(text, columns, columns, jax.ShapeDtypeStruct((4, 4), bool))
+
+    def temporaries(model: Model) -> int:
+        def loss(table: Array, params: dict, batch: Batch) -> Array:
+            # What trains lies below all layers, as the projector does.
+            params = trees.overlay(params, {"decoder/embedding/table": table})
+            return answer_loss(model.replace(params=params), batch)[0]
+
+        table = model.params["decoder"]["embedding"]["table"]
+        compiled = jax.jit(jax.grad(loss)).lower(table, model.params, batch).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    plain = temporaries(template)
+    named = temporaries(template.replace(layout=layout_of(make_mesh(), recompute="named")))
+    assert named <= 0.5 * plain
