@@ -166,7 +166,7 @@ def with_decoder_layers(model: Model, layers: dict) -> Model:
 
 def project(model: Model, patches: Array) -> Array:
     """Patch tokens [..., Dv] in the decoder's width [..., D]."""
-    projector = Projector(model.config.width)
+    projector = Projector(model.config.width, sums_float32=model.layout is not None)
     params = model.params["projector"]
     if model.layout is not None:
         params = constrain(model.layout, params, _projector_axes(model.config), gathered=True)

@@ -27,11 +27,12 @@ ALL = "8x1x1,1x8x1,2x2x2,1x4x2"
 TRAINED = ("hide", "cmoe", "stacked", "moelora", "sequential", "ewc")
 
 
-def on_eight_devices(methods: str, layouts: str) -> dict:
-    """What `eight_layouts.py` found, by method."""
+def on_eight_devices(*words: str, flags: str = "") -> dict:
+    """What `eight_layouts.py` found: by method, or by leaf."""
     paths = os.pathsep.join([str(EIGHT.parents[2]), os.environ.get("PYTHONPATH", "")])
-    command = [sys.executable, str(EIGHT), methods, layouts]
-    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True, check=False)
+    environment = {**os.environ, "PYTHONPATH": paths, "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {flags}"}
+    command = [sys.executable, str(EIGHT), *words]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -66,6 +67,14 @@ def test_a_sharded_base_changes_no_number_and_is_gathered_twice_a_step():
     check_exchange(rows, "1x8x1")
     assert set(rows["1x8x1"]["token"].values()) == {0} | {rows["1x8x1"]["token"]["all-reduce"]}
     assert rows["1x8x1"]["token"]["all-reduce"] <= 1, "whether all samples have ended"
+
+
+def test_gradients_of_a_bfloat16_step_are_summed_over_devices_in_float32():
+    # Without it the compiler leaves out some roundings of activations, in one program others than in the other.
+    apart = on_eight_devices("sums", flags="--xla_allow_excess_precision=false")
+    assert {path.split("/")[0] for path in apart} == {"experts", "shared"}
+    # Sums of eight bfloat16 numbers would be 1e-3 apart.
+    assert max(apart.values()) < 5e-6, apart
 
 
 @pytest.mark.slow
@@ -116,6 +125,7 @@ def test_without_a_layout_the_programs_are_those_without_constraints(monkeypatch
     assert "sharding_constraint" in lowered(model.replace(layout=layout))
 
 
+@pytest.mark.slow
 def test_named_recomputation_takes_at_most_half_of_the_memory():
     """Of a gradient's temporaries on one device; the shapes alone decide, so nothing is run."""
     decoder = replace(TINY.decoder, width=64, hidden=172, layers=8, heads=4, kv_heads=4, head_width=16)
