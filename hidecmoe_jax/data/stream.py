@@ -53,6 +53,7 @@ class TaskSpec:
     limit_test: int | None = None
 
     def __post_init__(self):
+        without = {"epochs": "the run's own", "rate": "the run's own"}
         for key in ("limit_train", "limit_val", "limit_test", "epochs"):
             value = getattr(self, key)
             if value is not None and value < 1:
@@ -60,8 +61,13 @@ class TaskSpec:
                     f"{key} must be at least 1",
                     where=self.folder,
                     why=f"got {value}",
-                    remedy=f"leave {key} out to use everything",
+                    remedy=f"leave {key} out for {without.get(key, 'all records')}",
                 )
+        if self.rate is not None and self.rate < 0:
+            raise ConfigError(
+                "rate must be at least 0", where=self.folder, why=f"got {self.rate}",
+                remedy=f"leave rate out for {without['rate']}",
+            )  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,12 @@ class Writing:
     max_length: int = 2048
     unknown: Literal["base", "refuse"] = "base"
 
+    def __post_init__(self):
+        if min(self.batch, self.max_new_tokens, self.bucket, self.max_length) < 1:
+            raise ValueError("batch, max_new_tokens, bucket and max_length must be at least 1")
+        if self.temperature < 0 or not 0 < self.top_p <= 1:
+            raise ValueError(f"temperature {self.temperature} must be at least 0 and top_p {self.top_p} in (0, 1]")
+
 
 @dataclass(frozen=True)
 class Finding:

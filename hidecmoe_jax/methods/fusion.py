@@ -103,20 +103,23 @@ class FusionRule:
             return min(tasks, 1)
         return tasks
 
+    def require(self, tasks: int) -> None:
+        """Raises ConfigError where one of so many tasks has no weight."""
+        weights = len(self.eps)
+        if self.eps and weights < tasks:
+            raise ConfigError(
+                "a fusion weight is missing", where=self.where,
+                why=f"{weights} weights for {tasks} tasks",
+                remedy="give one weight per task, or leave it empty for 1.0 each",
+            )  # fmt: skip
+
     def _sources(self, bank: Bank, serving_slot_LN: np.ndarray | None) -> dict[str, Any]:
         """Tasks, their weights and their slots, as `surgery` takes them."""
         if serving_slot_LN is None:
             serving_slot_LN = own_slots(bank)
         has_slot_N = (serving_slot_LN >= 0).any(axis=0)
         tasks = tuple(np.flatnonzero(has_slot_N).tolist())
-        weights = len(self.eps)
-        needed = max(tasks, default=-1) + 1
-        if self.eps and weights < needed:
-            raise ConfigError(
-                "a fusion weight is missing", where=self.where,
-                why=f"{weights} weights for {needed} tasks",
-                remedy="give one weight per task, or leave it empty for 1.0 each",
-            )  # fmt: skip
+        self.require(max(tasks, default=-1) + 1)
         eps = (1.0,) * len(tasks)
         if self.eps:
             eps = tuple(self.eps[task] for task in tasks)

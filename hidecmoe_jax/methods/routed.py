@@ -188,9 +188,10 @@ class Routed(Method):
         return routed_stages.stages_of(self, lesson)
 
     def lessons(self, tasks: int) -> tuple[tuple[int, ...], ...]:
-        """Each task a lesson, all tasks one lesson (joint training), or nothing to learn."""
+        """Each task a lesson, all tasks one lesson (joint training), or nothing to learn; `eps` must weigh them all."""
         if self.growth == "none":
             return ()
+        self.fusion_rule.require(tasks)
         if self.union:
             return (tuple(range(tasks)),)
         return super().lessons(tasks)

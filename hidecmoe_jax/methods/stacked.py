@@ -137,6 +137,11 @@ class Stacked(Wrapper):
                     stages.append(stage)
         return tuple(stages)
 
+    def lessons(self, tasks: int) -> tuple[tuple[int, ...], ...]:
+        """Every task is a lesson; `below.eps` must weigh them all."""
+        self.below.fusion_rule.require(tasks)
+        return self.inner.lessons(tasks)
+
     def init(self, model: Model, capacity: int) -> Learner:
         """No experts anywhere, room for `capacity` tasks.
 

@@ -99,6 +99,10 @@ class Reading:
     layer: int = -1
     over: Literal["last", "image"] = "last"
 
+    def __post_init__(self):
+        if self.layer < -1:
+            raise ValueError(f"layer {self.layer} must be at least 0, or -1 for all layers")
+
 
 def init_model(config: LlavaConfig, key: Array) -> Model:
     """A model with random parameters."""

@@ -75,6 +75,10 @@ class StreamConfig:
     policy: Policy = Policy()
     allowed_leaks: int = 0
 
+    def __post_init__(self):
+        if not 0 <= self.val_fraction < 1 or self.allowed_leaks < 0:
+            raise ValueError("val_fraction must be in [0, 1) and allowed_leaks at least 0")
+
 
 @dataclass(frozen=True)
 class Base:
@@ -86,13 +90,17 @@ class Base:
     """
 
     path: str = "pocket"
-    dtype: str | None = None
-    param_dtype: str | None = None
+    dtype: Literal["float32", "bfloat16"] | None = None
+    param_dtype: Literal["float32", "bfloat16"] | None = None
     remat: bool | None = None
     feature_batch: int = 64
     feature_gib: float = 4.0
     feature_cache: FeatureCache = FeatureCache()
     image_fit: Literal["pad", "crop", "checkpoint"] = "checkpoint"
+
+    def __post_init__(self):
+        if self.feature_batch < 1 or self.feature_gib < 0:
+            raise ValueError("feature_batch must be at least 1 and feature_gib at least 0")
 
 
 @dataclass(frozen=True)
@@ -146,8 +154,10 @@ class RunConfig:
     scale: Scale = Scale()
 
     def __post_init__(self):
-        if not self.seeds or len(set(self.seeds)) != len(self.seeds):
-            raise ValueError(f"seeds {self.seeds} must be distinct and at least one")
+        # A key is made of 32 bits: larger seeds would give the numbers of smaller ones.
+        in_range = all(0 <= seed < 2**32 for seed in self.seeds)
+        if not self.seeds or len(set(self.seeds)) != len(self.seeds) or not in_range:
+            raise ValueError(f"seeds {self.seeds} must be distinct, at least one, and from 0 to 2**32 - 1")
         if self.capacity < 1:
             raise ValueError("capacity must be at least 1")
 

@@ -7,10 +7,13 @@ reference with the task's own scorer, and all lengths against the limits of the 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import jax
 
 from hidecmoe_jax.core.errors import ConfigError, DataError
 from hidecmoe_jax.data import check
@@ -26,9 +29,10 @@ from hidecmoe_jax.evaluate.engine import Cache, record_encoder
 from hidecmoe_jax.methods.base import Method
 from hidecmoe_jax.methods.gates.anchors import clip_widths
 from hidecmoe_jax.models.config import LlavaConfig
-from hidecmoe_jax.models.llava import Model
+from hidecmoe_jax.models.llava import Model, model_template
 from hidecmoe_jax.models.store import base_folder, read_model_config
 from hidecmoe_jax.runs.config import Base, RunConfig, StreamConfig
+from hidecmoe_jax.runs.noticed import other_forms, without_effect
 from hidecmoe_jax.scoring.score import mismatch, scorer_of
 
 
@@ -63,13 +67,16 @@ def open_config(config: RunConfig, *, errors: str | None = None) -> Opening:
     """
     base = base_header(config.base)
     _require_clip(config.method, base.config)
+    _require_fit(config, base.config)
     cache = Cache()
     encoder = record_encoder(cache, base.tokenizer, config.template, base.config.patches)
 
     def lengths(task: Task) -> Findings:
         return _lengths(task, config, encoder)
 
-    return Opening(_checked(config, errors, (lengths,)), base, cache)
+    report = _checked(config, errors, (lengths,))
+    report = replace(report, warnings=(*report.warnings, *without_effect(config)))
+    return Opening(report, base, cache)
 
 
 def checked_stream(config: RunConfig, *, errors: str | None = None) -> Report:
@@ -163,6 +170,15 @@ def _require_clip(method: Method, config: LlavaConfig) -> None:
         clip_widths(Model({}, config))
 
 
+def _require_fit(config: RunConfig, model_config: LlavaConfig) -> None:
+    """Refuses a method that does not fit the base, or the number of tasks."""
+    method = config.method
+    method.lessons(len(stream_specs(config.stream)))
+    # Shapes decide, so no weight is read. A method that computes with weights here is looked at with them, by `run`.
+    with contextlib.suppress(jax.errors.JAXTypeError):
+        jax.eval_shape(lambda model: method.init(model, capacity=1), model_template(model_config))
+
+
 def references(task: Task, *, split: str = "test") -> Findings:
     """Every reference as an answer to itself: it must get full marks from the task's scorer.
 
@@ -189,7 +205,11 @@ def references(task: Task, *, split: str = "test") -> Findings:
         for reference in record.references:
             if reasons[reference] is not None:
                 problems.append(_problem(task, record, reasons[reference]))
-    return Findings(tuple(problems), _unreadable_answers(task))
+    noticed = _unreadable_answers(task)
+    # A reference that cannot be read has no score, and is a problem already.
+    if not problems:
+        noticed += other_forms(task)
+    return Findings(tuple(problems), noticed)
 
 
 def _unreadable_answers(task: Task) -> tuple[str, ...]:

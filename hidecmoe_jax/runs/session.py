@@ -34,6 +34,7 @@ from hidecmoe_jax.models.llava import Model, model_axes
 from hidecmoe_jax.models.store import load_model
 from hidecmoe_jax.runs.config import RunConfig, as_recorded, learning_values
 from hidecmoe_jax.runs.edits import learner_after
+from hidecmoe_jax.runs.noticed import other_forms, without_effect
 from hidecmoe_jax.runs.opening import base_header, open_config
 from hidecmoe_jax.runs.scale import check_batch, facts_of, layout_for
 from hidecmoe_jax.runs.status import Status, say
@@ -235,6 +236,11 @@ def say_notes(session: Session, tasks: Sequence[Task]) -> None:
     limit = config.evaluate.writing.max_new_tokens
     for warning in answer_warnings(tasks, session.tokenizer, config.template, max_new_tokens=limit):
         say(f"warning: {warning}")
+    for task in tasks:
+        for line in other_forms(task):
+            say(f"warning: {line}")
+    for line in without_effect(config):
+        say(f"warning: {line}")
 
 
 def session_facts(layout: Layout | None = None) -> dict[str, Any]:

@@ -155,6 +155,59 @@ def test_fault_a2_a_config_is_checked_as_run_opens_it(task, tmp_path, capsys):
     assert "without weights" in capsys.readouterr().err
 
 
+# Settings that a run would refuse, most of them after a task was trained.
+NOT_LEARNABLE = {
+    "method.expand=[50]": "method.expand",
+    "method.eps=[1.0]": "1 weights for 2 tasks",
+    "method.gate={kind: locator, by: {kind: shared_gaussian}, state: {layer: 99}}": "method.gate.state.layer",
+    "method.gate.temperature=0": "temperature 0",
+    "evaluate.writing.batch=0": "batch",
+    "evaluate.writing.max_new_tokens=0": "max_new_tokens",
+    "evaluate.writing.top_p=0": "top_p",
+    "evaluate.writing.temperature=-1": "temperature -1",
+    "base.dtype=float8": "base.dtype",
+    "base.feature_batch=0": "feature_batch",
+    "seeds=[-1]": "seeds",
+    "seeds=[0,4294967296]": "seeds",
+    "stream.val_fraction=-0.1": "val_fraction",
+    "stream.tasks.0.rate=-1": "rate",
+}
+
+
+@pytest.mark.parametrize(("assignment", "named"), NOT_LEARNABLE.items())
+def test_fault_a2_check_refuses_what_a_run_cannot_learn(assignment, named, task, tmp_path, capsys):
+    other = write_task(tmp_path / "fish", "a carp", shade=90)
+    words = ["pocket/hide", "--tasks", str(task), str(other), "--set", assignment]
+    assert main(["data", "check", *words, "--errors", str(tmp_path / "e.jsonl")]) == ConfigError.exit_code
+    checked = capsys.readouterr().err
+    assert named in checked
+    assert main(["run", *words, "--out", str(tmp_path / "run")]) == ConfigError.exit_code
+    assert capsys.readouterr().err == checked
+    assert not (tmp_path / "run").exists()
+
+
+def test_fault_a8_settings_without_effect_are_named(task, tmp_path, capsys):
+    words = ["data", "check", "pocket/hidecmoe", "--tasks", str(task), "--errors", str(tmp_path / "e.jsonl")]
+    assignments = ["evaluate.writing.unknown=refuse", "evaluate.writing.top_p=0.5"]
+    assert main([*words, "--set", *assignments]) == 0
+    report = capsys.readouterr().out
+    assert all(f"{name.partition('=')[0]}" in report for name in assignments)
+    assert report.count("has no effect") == 2
+    assert main([*words, "--set", *assignments, "method.gate.foreign=0.05"]) == 0
+    assert capsys.readouterr().out.count("has no effect") == 1
+
+
+@pytest.mark.parametrize("reference", ["A wren.", "a\u00a0wren", "\u200ba wren", "\uff41 wren"])
+def test_fault_a1_references_of_another_form_than_training_answers_are_a_warning(reference, task):
+    assert not check_stream([TaskSpec(str(task))]).warnings
+    rewrite(task, "train", lambda items: [item["conversations"][1].update(value="a wren") for item in items])
+    rewrite(task, "test", lambda items: [item.update(answer="a wren") for item in items])
+    rewrite(task, "test", answer(1, reference))
+    warnings = check_stream([TaskSpec(str(task))]).warnings
+    forms = [line for line in warnings if "differ in their form alone" in line]
+    assert len(forms) == 1 and "1 of " in forms[0] and "test.json#1" in forms[0]
+
+
 def test_fault_a2_set_may_change_the_entry_of_a_folder(task, tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text(yaml.safe_dump(settings()))

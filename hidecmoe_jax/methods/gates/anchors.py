@@ -94,6 +94,8 @@ class AnchorGate:
     kept_apart: float = 0.1
 
     def __post_init__(self):
+        if not 0 <= self.mixing <= 1 or self.temperature <= 0:
+            raise ValueError(f"mixing {self.mixing} must be in [0, 1] and temperature {self.temperature} above 0")
         if self.foreign is not None and (not 0 <= self.foreign < 1 or not 0 < self.kept_apart < 1):
             raise ValueError("foreign must be in [0, 1) and kept_apart in (0, 1)")
         if self.foreign is not None and self.legacy:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from hidecmoe_jax.core import plugins
+from hidecmoe_jax.core.errors import ConfigError
 from hidecmoe_jax.locators.anchors import ClipAnchors
 from hidecmoe_jax.locators.gaussian import ClassGaussian, NearestMean, SharedGaussian
 from hidecmoe_jax.locators.neighbours import Neighbours
@@ -94,7 +95,18 @@ class LocatorGate:
         return model.config.width
 
     def blank(self, capacity: int, model: Model) -> dict[str, Array]:
-        """Memory with room for `capacity` tasks."""
+        """Memory with room for `capacity` tasks.
+
+        Raises:
+          ConfigError: the decoder has fewer layers than `state.layer`, or the base lacks what anchors score.
+        """
+        layers = model.config.layers
+        if self.state.layer > layers:
+            raise ConfigError(
+                "cannot read this layer", where="method.gate.state.layer",
+                why=f"{self.state.layer} of a decoder with {layers} layers",
+                remedy=f"choose from 0..{layers}, or -1 for all of them and the final norm",
+            )  # fmt: skip
         width = self._width(model)
         room = self.by.blank(capacity, width)
         # One-sided thresholds only where something is refused: archives of other runs keep their bytes.
