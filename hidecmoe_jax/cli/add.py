@@ -8,7 +8,7 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 import hidecmoe_jax as hj
-from hidecmoe_jax.cli.words import Folders, Run, joined
+from hidecmoe_jax.cli.words import Folders, Number, Run, WholeNumber, joined
 from hidecmoe_jax.core import processes
 
 
@@ -17,8 +17,8 @@ def add(
     task: Annotated[Path, Positional, arg(metavar="TASK_DIR")],
     /,
     *,
-    epochs: int | None = None,
-    rate: float | None = None,
+    epochs: WholeNumber = None,
+    rate: Number = None,
     redo: bool = False,
     status_minutes: float = 5.0,
     tasks: Folders = (),

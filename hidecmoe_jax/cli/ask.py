@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from tyro.conf import Positional, UseAppendAction, arg
 
 import hidecmoe_jax as hj
-from hidecmoe_jax.cli.words import Run
+from hidecmoe_jax.cli.words import Run, WholeNumber
 from hidecmoe_jax.core.errors import ConfigError
 
 
@@ -21,7 +21,7 @@ def ask(
     image: Annotated[UseAppendAction[tuple[Path, ...]], arg(metavar="FILE")] = (),
     file: Annotated[Path | None, arg(metavar="FILE")] = None,
     json_lines: Annotated[bool, arg(name="json")] = False,
-    task: Annotated[int | None, arg(metavar="N")] = None,
+    task: WholeNumber = None,
     skip_missing: bool = False,
 ) -> int:
     """Answer a question about a picture, or a file of questions; prints the answer and the task it was taken for.

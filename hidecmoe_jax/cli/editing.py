@@ -7,13 +7,13 @@ from typing import Annotated, Any, Literal
 from tyro.conf import Positional, arg
 
 import hidecmoe_jax as hj
-from hidecmoe_jax.cli.words import Run
+from hidecmoe_jax.cli.words import Run, WholeNumber
 
 Task = Annotated[str, Positional, arg(metavar="TASK")]
 Modes = Literal["linear", "ties", "dare_linear", "dare_ties", "svd", "ties_svd", "dare_linear_svd", "dare_ties_svd"]
 
 
-def overlap(run: Run, /, *, count: int | None = None, mixed: float = 25.0, alike: float = 0.9) -> None:
+def overlap(run: Run, /, *, count: WholeNumber = None, mixed: float = 25.0, alike: float = 0.9) -> None:
     """Show for every pair of tasks how often their inputs are confused and how similar their experts are.
 
     Pairs above a threshold are printed with the command that would measure a merge or retirement.
@@ -52,8 +52,8 @@ def retire(
     /,
     *,
     layers: tuple[int, ...] | None = None,
-    expert: int | None = None,
-    count: int | None = None,
+    expert: WholeNumber = None,
+    count: WholeNumber = None,
     allowed: float = 1.0,
     commit: bool = False,
 ) -> None:
@@ -92,7 +92,7 @@ def merge(
     density: float = 0.5,
     layers: tuple[int, ...] | None = None,
     seed: int = 0,
-    count: int | None = None,
+    count: WholeNumber = None,
     allowed: float = 1.0,
     commit: bool = False,
 ) -> None:

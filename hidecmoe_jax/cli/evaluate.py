@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from tyro.conf import arg
-
 import hidecmoe_jax as hj
-from hidecmoe_jax.cli.words import Folders, Run, joined
+from hidecmoe_jax.cli.words import Folders, Run, WholeNumber, joined
 from hidecmoe_jax.core import processes
 
 
@@ -15,7 +11,7 @@ def evaluate(
     run: Run,
     /,
     *,
-    task: Annotated[int | None, arg(metavar="N")] = None,
+    task: WholeNumber = None,
     full_matrix: bool = False,
     skip_missing: bool = False,
     tasks: Folders = (),

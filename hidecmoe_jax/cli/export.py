@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from tyro.conf import Positional, UseAppendAction, arg
 
 import hidecmoe_jax as hj
-from hidecmoe_jax.cli.words import Run, joined
+from hidecmoe_jax.cli.words import Run, WholeNumber, joined
 from hidecmoe_jax.port.output import check_target
 from hidecmoe_jax.storage.places import SEALED
 
@@ -23,7 +23,7 @@ def export(
     to: Literal["peft", "vllm", "hf", "hf-base", "hub"],
     task: Tasks = (),
     tree: Literal["both", "since5", "before5"] = "both",
-    after: Annotated[int | None, arg(metavar="N")] = None,
+    after: WholeNumber = None,
     base_name: str | None = None,
     shard_gib: float = 4.0,
     overwrite: bool = False,

@@ -11,6 +11,7 @@ import importlib
 import inspect
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 
 import tyro
@@ -94,7 +95,10 @@ def _run(words: Sequence[str] | None) -> int:
     try:
         words, modules = _split_trusted(words)
         import_trusted(modules)
-        return _dispatch(words)
+        with warnings.catch_warnings():
+            # Pillow's about a large picture: the limits of pictures decide, with a message of their own.
+            warnings.filterwarnings("ignore", message="Image size .* could be decompression bomb")
+            return _dispatch(words)
     except HidecmoeError as error:
         if debug:
             raise

@@ -4,16 +4,36 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated
 
 from tyro.conf import Positional, UseAppendAction, arg
+from tyro.constructors import PrimitiveConstructorSpec
 
 import hidecmoe_jax as hj
 from hidecmoe_jax.core.errors import ConfigError
 from hidecmoe_jax.core.paths import find_config
 
+
+def _number(kind: Callable[[str], float], words: str, metavar: str) -> PrimitiveConstructorSpec:
+    """A number that may be left out; the error of a wrong one names what is expected, and no class."""
+
+    def read(values: list[str]) -> float:
+        try:
+            return kind(values[0])
+        except ValueError:
+            raise ValueError(f"expected {words}, got {values[0]!r}") from None
+
+    return PrimitiveConstructorSpec(
+        nargs=1, metavar=metavar, instance_from_str=read,
+        is_instance=lambda value: value is None or isinstance(value, int | float),
+        str_from_instance=lambda value: [str(value)],
+    )  # fmt: skip
+
+
+WholeNumber = Annotated[int | None, _number(int, "a whole number", "N")]
+Number = Annotated[float | None, _number(float, "a number", "NUMBER")]
 Config = Annotated[str, Positional, arg(metavar="CONFIG")]
 Run = Annotated[Path, Positional, arg(metavar="RUN")]
 Folder = Annotated[Path | None, arg(metavar="DIR")]

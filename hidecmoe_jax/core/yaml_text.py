@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +30,14 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         ) from error
     value = parse_yaml(text, str(path))
     if not isinstance(value, dict):
+        remedy = "see configs/pocket for examples"
+        if path.name in ("train.json", "test.json", "val.json"):
+            remedy = f"records are given by their folder: hidecmoe data check {shlex.quote(str(path.parent))}"
         raise ConfigError(
             "a config file must hold `key: value` lines",
             where=str(path),
             why=f"found {shown(value)}",
-            remedy="see configs/pocket for examples",
+            remedy=remedy,
         )
     return value
 

@@ -190,6 +190,8 @@ def _hint(text: str, error: json.JSONDecodeError) -> str:
 def _siblings(path: Path) -> str:
     """The remedy for a missing file: what is in its folder."""
     folder = path.parent
+    if path.exists():
+        return "give the path of a file"
     if not folder.is_dir():
         return f"there is no folder {folder} either; give the path of an existing folder"
     names = sorted(entry.name for entry in folder.iterdir() if entry.suffix in (".json", ".jsonl", ".gz"))

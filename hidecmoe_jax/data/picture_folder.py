@@ -87,6 +87,12 @@ class PictureFolder:
         return self._listings[folder]
 
 
+def near_file(path: Path) -> Path | None:
+    """The file that is meant by a path that does not exist, by its name; None where no name is near."""
+    folder = path.parent
+    return PictureFolder(folder)._near(folder, (path.name,))
+
+
 def _match(part: str, names: tuple[str, ...], *, is_file: bool) -> str | None:
     """The name that is nearest to one part of a path: equal, equal but for its form, its extension, a letter."""
     if part in names:

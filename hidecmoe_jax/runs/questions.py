@@ -13,6 +13,7 @@ from hidecmoe_jax.data.images import LIMITS, Limits, inspect
 from hidecmoe_jax.data.items import kind
 from hidecmoe_jax.data.jsonfile import parse_json, read_text
 from hidecmoe_jax.data.media import question_problems
+from hidecmoe_jax.data.picture_folder import near_file
 from hidecmoe_jax.runs.assistant import load
 from hidecmoe_jax.runs.config import config_of
 from hidecmoe_jax.runs.folder import RunFolder
@@ -94,7 +95,9 @@ def _problems_of(question: Question, limits: Limits) -> list[str]:
         try:
             inspect(image, limits)
         except DataError as error:
-            problems.append(f"{error.what}: {image}: {error.why}")
+            near = None if Path(image).exists() else near_file(Path(image))
+            hint = "" if near is None else f"; did you mean {str(near)!r}?"
+            problems.append(f"{error.what}: {image}: {error.why}{hint}")
     lead = f"{question.source}: " if question.source else ""
     return [f"{lead}{problem}" for problem in problems]
 

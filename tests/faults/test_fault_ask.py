@@ -209,6 +209,22 @@ def test_fault_f2_wrong_questions_of_the_command_line_are_refused_before_the_mod
     assert "both are given" in capsys.readouterr().err
 
 
+def test_fault_d5_a_picture_of_a_near_name_is_named_by_ask(tmp_path, no_model, capsys):
+    Image.new("RGB", (8, 8)).save(tmp_path / "Wren.PNG")
+    assert main(["ask", "run", "--image", str(tmp_path / "wren.png"), "What?"]) == DataError.exit_code
+    assert f"did you mean '{tmp_path / 'Wren.PNG'}'?" in capsys.readouterr().err
+    assert main(["ask", "run", "--image", str(tmp_path / "heron.png"), "What?"]) == DataError.exit_code
+    assert "did you mean" not in capsys.readouterr().err
+
+
+def test_fault_d9_a_large_picture_brings_no_warning_of_a_library(tmp_path, no_model, capsys, recwarn):
+    Image.new("L", (10_000, 9_500)).save(tmp_path / "large.jpg", quality=1)
+    (tmp_path / "empty.jpg").touch()
+    pictures = [f"--image={tmp_path / name}" for name in ("large.jpg", "empty.jpg")]
+    assert main(["ask", "run", *pictures, "What?"]) == DataError.exit_code
+    assert "large.jpg" not in capsys.readouterr().err and not recwarn.list
+
+
 def test_fault_f3_an_answer_has_text_task_known_and_routing_by_name():
     one = reply()
     assert (one.text, one.task, one.known, one.routing) == ("a cat", "animals", True, {"animals": 1.0, "signs": 0.0})

@@ -310,3 +310,29 @@ def test_fault_e10_an_unknown_command_gets_no_far_suggestion(word, capsys):
     error = refusal([word], capsys, 2)
     assert f"unknown command '{word}'" in error and "did you mean" not in error
     assert "known: add, adopt, ask" in error and "hidecmoe --help" in error
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["eval", "run", "--task", "birds"],
+        ["ask", "run", "What?", "--task", "last"],
+        ["add", "run", "birds", "--epochs", "two"],
+        ["add", "run", "birds", "--rate", "1e-3x"],
+        ["retire", "run", "birds", "--expert", "a"],
+        ["export", "run", "out", "--to", "hub", "--after", "b"],
+    ],
+)
+def test_fault_e9_a_wrong_number_of_a_command_line_is_refused_without_a_class(words, capsys):
+    with pytest.raises(SystemExit):
+        main(words)
+    error = capsys.readouterr().err
+    message = error.partition("Argument helptext")[0]
+    assert re.search(r"expected a (whole )?number, got", " ".join(message.split()))
+    assert not CLASSES.search(message), error
+
+
+def test_fault_e2_a_file_of_records_in_the_place_of_a_config_names_the_command_for_it(tmp_path, capsys):
+    (tmp_path / "train.json").write_text("[]")
+    assert main(["data", "check", str(tmp_path / "train.json")]) == ConfigError.exit_code
+    assert f"hidecmoe data check {tmp_path}" in capsys.readouterr().err
