@@ -82,6 +82,8 @@ def run_document(
         "floors": {task: dict(floor) for task, floor in facts.floors.items()},
         "lessons": None if facts.lessons is None else [list(lesson) for lesson in facts.lessons],
         "confusions": {task: list(map(dict, pairs)) for task, pairs in facts.confusions.items()},
+        # Absent where every task is called by its name, as in reports of older versions.
+        **({"titles": dict(facts.titles)} if facts.titles else {}),
     }
 
 

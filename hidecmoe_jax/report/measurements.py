@@ -68,6 +68,7 @@ class RunFacts:
       growth: where the first seed added experts and why, by task and layer; empty for methods that do not grow.
       floors: {"answer", "score"} of the best constant answer to each task's questions; empty where unknown.
       lessons: names of the tasks that each lesson taught; None where unknown.
+      titles: names for people of tasks whose folders or `task.json` have another than the task's name.
     """
 
     method: str
@@ -87,6 +88,7 @@ class RunFacts:
     lessons: Sequence[Sequence[str]] | None = None
     confusions: Mapping[str, Sequence[Mapping[str, str | int]]] = field(default_factory=dict)
     bytes_per_task: Mapping[str, int] = field(default_factory=dict)
+    titles: Mapping[str, str] = field(default_factory=dict)
 
 
 def check_consistent(facts: RunFacts, seeds: Sequence[SeedResult]) -> None:

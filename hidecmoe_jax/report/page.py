@@ -114,6 +114,7 @@ def page(
         several=several,
         tasks=document["tasks"],
         scorers=document["scorers"],
+        titles=methods[0].get("titles", {}),
         methods=methods,
         prefixes=prefixes,
         screen=compare_screen(document) if several else run_screen(document),

@@ -62,6 +62,7 @@ def write(session: Session, folder: Path) -> None:
     facts = {
         "method": method.name,
         "scorers": {task.name: task.scorer for task in tasks},
+        "titles": {task.name: task.title for task in tasks if task.title not in ("", task.name)},
         "lessons": lessons,
         "sizes": sizes,
         "growth": _growth(session, folder, archive, trained),
@@ -189,6 +190,7 @@ def document_of(folder: Path) -> dict[str, Any]:
         growth=facts.get("growth", {}),
         flops_per_query=facts.get("flops"),
         floors=facts.get("floors", {}),
+        titles=facts.get("titles", {}),
         lessons=lessons,
         confusions=facts.get("confusions", {}),
         bytes_per_task=sizes,

@@ -278,6 +278,18 @@ def test_fault_f4_gallery_shows_every_task_with_pictures_and_what_was_right(tmp_
     assert right.startswith("right") and "Tallest bar?" in right and "not its own" not in right
 
 
+def test_fault_d4_titles_of_tasks_are_in_the_report():
+    zoo = "Große Tiere <im Zoo> von Hannover und im Wald daneben, aufgenommen im Winter"
+    about = facts(("digits", "task_76ec6b"), titles={"task_76ec6b": zoo})
+    tasks = ("digits", "task_76ec6b")
+    sample = Sample("task_76ec6b", "q", "a", "b", {}, None, id="q1", score=0.0)
+    text = shown(document(tasks=tasks, about=about), [sample])
+    shown_title = f"task_76ec6b: {html.escape(zoo)}"
+    assert text.count(shown_title) == 2 and f"<h3>{shown_title}</h3>" in text
+    assert "digits (exact), " in text
+    assert "titles" not in document()
+
+
 def test_fault_f4_gallery_embeds_the_run_s_own_pictures_alone_and_names_those_it_lacks(tmp_path):
     path, digest = picture(tmp_path / "mine.png", (200, 10, 10))
     secret, _ = picture(tmp_path / "secret.png", (0, 0, 250))
