@@ -68,6 +68,14 @@ def main(words: Sequence[str] | None = None) -> int:
     7 busy, 8 a question was refused (`ask`), 75 stopped but resumable, 130 interrupted, 141 the reader of the output is
     gone, 1 anything else. `--debug` shows the traceback.
     """
+    with open(os.devnull, "w", encoding="utf-8") as nowhere:
+        # A stream that was closed before the start (`>&-`) is None.
+        with contextlib.redirect_stdout(sys.stdout or nowhere), contextlib.redirect_stderr(sys.stderr or nowhere):
+            return _until_closed(words)
+
+
+def _until_closed(words: Sequence[str] | None) -> int:
+    """The exit code of a command, whose reader may go away."""
     try:
         try:
             return _run(words)

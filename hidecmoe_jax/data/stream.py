@@ -330,6 +330,14 @@ def _about(folder: Path) -> dict[str, str]:
     if not path.is_file():
         return {}
     about = read_json(path)
+    unknown = [key for key in about if key not in _ABOUT_KEYS] if isinstance(about, dict) else []
+    if unknown:
+        raise DataError(
+            "unknown key in task.json",
+            where=f"{path}: {unknown[0]}",
+            why=nearest(unknown[0], _ABOUT_KEYS),
+            remedy="epochs, rates and limits belong into the config's stream entry",
+        )
     is_object_of_texts = isinstance(about, dict) and all(isinstance(value, str) for value in about.values())
     if not is_object_of_texts:
         raise DataError(
@@ -337,14 +345,6 @@ def _about(folder: Path) -> dict[str, str]:
             where=str(path),
             why=f"found {str(about)[:80]}",
             remedy='write {"name": "digits", "scorer": "exact"}',
-        )
-    unknown = [key for key in about if key not in _ABOUT_KEYS]
-    if unknown:
-        raise DataError(
-            "unknown key in task.json",
-            where=f"{path}: {unknown[0]}",
-            why=nearest(unknown[0], _ABOUT_KEYS),
-            remedy="epochs, rates and limits belong into the config's stream entry",
         )
     return about
 

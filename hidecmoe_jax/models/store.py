@@ -7,6 +7,7 @@ is widened exactly to the config's `param_dtype`; a wider one is never narrowed 
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Mapping
 from dataclasses import replace
@@ -80,6 +81,9 @@ def save_tensors(leaves: Mapping[str, np.ndarray], path: Path, notes: Mapping[st
 
     Args:
       notes: metadata in the file's header.
+
+    Raises:
+      OSError: the file cannot be written whole.
     """
     path.touch()  # a file created here has the permissions that the user's umask gives
     mode = path.stat().st_mode
@@ -87,7 +91,11 @@ def save_tensors(leaves: Mapping[str, np.ndarray], path: Path, notes: Mapping[st
     for name, leaf in leaves.items():
         contiguous[name] = np.asarray(leaf, order="C")
     metadata = dict(notes) if notes else None
-    save_file(contiguous, path, metadata=metadata)
+    try:
+        save_file(contiguous, path, metadata=metadata)
+    except SafetensorError as error:
+        # The library wraps what the system refused, such as a full disk.
+        raise OSError(errno.EIO, str(error), str(path)) from error
     path.chmod(mode)
 
 

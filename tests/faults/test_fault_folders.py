@@ -245,6 +245,27 @@ def test_fault_c3_a_closed_pipe_ends_quietly(words):
     assert done.stderr == ""
 
 
+@pytest.mark.parametrize(("closed", "code"), [(">&-", 0), ("2>&-", 2)])
+def test_fault_c3_a_stream_that_was_closed_before_the_start_is_no_error(closed, code):
+    words = "--version" if code == 0 else "nonsense"
+    command = f"'{sys.executable}' -m hidecmoe_jax {words} {closed}"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (code, "", "")
+
+
+def test_fault_c3_weights_that_do_not_fit_on_a_disk_are_an_error_of_the_system(tmp_path):
+    path = tmp_path / "model.safetensors"
+    script = (
+        "import resource, signal, sys, numpy; from pathlib import Path;"
+        "from hidecmoe_jax.models.store import save_tensors;"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096));"
+        "save_tensors({'a': numpy.zeros(4096)}, Path(sys.argv[1]))"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(path)], capture_output=True, text=True, check=False)
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("OSError") and "File too large" in last and str(path) in last
+
+
 def relative_run(root: Path) -> RunConfig:
     """A config whose base and task folders are relative to `root`, the working folder."""
     base = root / "base"

@@ -290,3 +290,10 @@ def test_fault_e6_two_folders_of_one_name_get_a_remedy_that_works(task, tmp_path
     about = refused.value.remedy.partition("write ")[2].partition(" into ")[0]
     (other / "task.json").write_text(about)
     assert main(words) == 0
+
+
+def test_fault_e5_settings_of_training_in_task_json_are_sent_to_the_config(task):
+    (task / "task.json").write_text('{"epochs": 3}')
+    with pytest.raises(DataError) as refused:
+        check_stream([TaskSpec(str(task))]).require()
+    assert "unknown key" in str(refused.value) and "the config's stream entry" in str(refused.value)
