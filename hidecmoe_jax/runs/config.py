@@ -33,6 +33,7 @@ from hidecmoe_jax.methods.routed import Routed
 from hidecmoe_jax.methods.stacked import Stacked
 from hidecmoe_jax.models.config import Fit
 from hidecmoe_jax.runs.folder import RunFolder, no_run
+from hidecmoe_jax.runs.ranges import in_range
 from hidecmoe_jax.runs.scale import Scale
 from hidecmoe_jax.train.optim import TrainConfig
 
@@ -75,10 +76,6 @@ class StreamConfig:
     policy: Policy = Policy()
     allowed_leaks: int = 0
 
-    def __post_init__(self):
-        if not 0 <= self.val_fraction < 1 or self.allowed_leaks < 0:
-            raise ValueError("val_fraction must be in [0, 1) and allowed_leaks at least 0")
-
 
 @dataclass(frozen=True)
 class Base:
@@ -97,10 +94,6 @@ class Base:
     feature_gib: float = 4.0
     feature_cache: FeatureCache = FeatureCache()
     image_fit: Literal["pad", "crop", "checkpoint"] = "checkpoint"
-
-    def __post_init__(self):
-        if self.feature_batch < 1 or self.feature_gib < 0:
-            raise ValueError("feature_batch must be at least 1 and feature_gib at least 0")
 
 
 @dataclass(frozen=True)
@@ -154,10 +147,7 @@ class RunConfig:
     scale: Scale = Scale()
 
     def __post_init__(self):
-        # A key is made of 32 bits: larger seeds would give the numbers of smaller ones.
-        in_range = all(0 <= seed < 2**32 for seed in self.seeds)
-        if not self.seeds or len(set(self.seeds)) != len(self.seeds) or not in_range:
-            raise ValueError(f"seeds {self.seeds} must be distinct, at least one, and from 0 to 2**32 - 1")
+        in_range(self.seeds, self.base, self.stream)
         if self.capacity < 1:
             raise ValueError("capacity must be at least 1")
 
