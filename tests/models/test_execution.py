@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpy_model as ref
 import pytest
+from jax.extend.core import jaxprs_in_params
 
 from hidecmoe_jax.core.products import product
 from hidecmoe_jax.experts.routing import Routing, Voice, routed_weights
@@ -220,7 +221,14 @@ def programs(voices, dtype):
 
     def ours(trained, params, x):
         out, _, _ = run_layers(
-            params, CONFIG, x, positions_BT=positions, mask_B1TS=mask, voices=voices(trained), execution=ON_CPU
+            params,
+            CONFIG,
+            x,
+            positions_BT=positions,
+            mask_B1TS=mask,
+            voices=voices(trained),
+            execution=ON_CPU,
+            recompute="full",
         )
         return jnp.sum(out.astype(jnp.float32) * shown), out * real[..., None]
 
@@ -265,3 +273,16 @@ def test_the_backend_chooses_in_one_place():
     assert execution_for("cpu") is ON_CPU
     assert execution_for("gpu") == execution_for("tpu") == PLAIN
     assert load_model(pocket_folder()).execution == execution_for(jax.default_backend())
+
+
+def draws_in(jaxpr) -> int:
+    """Draws of random bits in a program and in the programs inside it."""
+    inside = sum(draws_in(sub) for eqn in jaxpr.eqns for sub in jaxprs_in_params(eqn.params))
+    return inside + sum(eqn.primitive.name == "random_bits" for eqn in jaxpr.eqns)
+
+
+def test_the_masks_of_dropout_are_drawn_once_for_both_passes():
+    trained, voices = dropped_mixture()
+    (ours, _), inputs = programs(voices, "float32")
+    program = jax.make_jaxpr(jax.grad(ours, has_aux=True))(trained, *inputs)
+    assert draws_in(program.jaxpr) == len(SITES)
