@@ -2,8 +2,8 @@
 
 Peak rates are those of the makers' data sheets for dense products in bfloat16 that are summed in float32. `sustained`
 is the part of the peak that long matrix products are assumed to reach, taken from published training runs of other
-projects (TPUs: MaxText; H200: MaxText and NeMo on H100 and H200) and so an assumption for this one. Prices are public
-list prices of one device and hour; they change, and `hidecmoe plan --price` replaces them.
+projects (TPUs: MaxText; H200: MaxText and NeMo on H100 and H200) and so an assumption for this one. Prices of
+one device and hour say where they are from, those of TPUs that they are assumed; `hidecmoe plan --price` replaces them.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ _V5E = "cloud.google.com/tpu/docs/v5e: 197 TF/s, 16 GB of which 15.75 GiB are us
 _V6E = "cloud.google.com/tpu/docs/v6e: 918 TF/s, 32 GB of which 31.25 GiB are assumed usable, 1638 GB/s"
 _H200 = "NVIDIA H200 data sheet: 989 TF/s without sparsity, 141 GB, 4.8 TB/s; of the bandwidth 4.3 TB/s are assumed"
 _RTX = "NVIDIA RTX 4090 data sheet: 165.2 TF/s, 24 GB, 1008 GB/s; other cards of 24 GB compute slower or faster"
-_V5E_PRICE = "cloud.google.com/tpu/pricing, on demand in the United States, 2025"
+_TPU_PRICE = "assumed, not looked up: give what your region asks with --price"
 _H200_PRICE = "specialised clouds ask 3.50 to 4.50, mercatus-ai.com/blog/cloud-gpu-pricing, May 2026"
 
 MACHINES = {
@@ -71,12 +71,12 @@ MACHINES = {
                 0.34, "runpod.io as quoted by deploybase.ai, July 2025", _RTX),
         Machine("h200", "one NVIDIA H200", 1, 1, 139 * GIB, 989e12, 0.6, 4.3e12, 0.0, 4.0, _H200_PRICE, _H200),
         Machine("v5e-16", "TPU v5e, 4x4 chips", 16, 4, int(15.75 * GIB), 197e12, 0.75, 819e9, 9e10,
-                1.2, _V5E_PRICE, _V5E, "v5e:4x4"),
+                1.2, _TPU_PRICE, _V5E, "v5e:4x4"),
         Machine("h200x8", "eight NVIDIA H200", 8, 1, 139 * GIB, 989e12, 0.6, 4.3e12, 4.5e11, 4.0, _H200_PRICE, _H200),
         Machine("v6e-64", "TPU v6e, 8x8 chips", 64, 8, int(31.25 * GIB), 918e12, 0.55, 1.638e12, 1.8e11,
-                2.7, _V5E_PRICE, _V6E, "v6e:8x8"),
+                2.7, _TPU_PRICE, _V6E, "v6e:8x8"),
         Machine("v5e-256", "TPU v5e, 16x16 chips", 256, 64, int(15.75 * GIB), 197e12, 0.75, 819e9, 1.8e11,
-                1.2, _V5E_PRICE, _V5E, "v5e:16x16"),
+                1.2, _TPU_PRICE, _V5E, "v5e:16x16"),
     )
 }  # fmt: skip
 TARGETS = ("cpu", *MACHINES)
