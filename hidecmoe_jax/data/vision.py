@@ -13,7 +13,6 @@ from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 
 import jax
-import jaxlib
 import numpy as np
 import PIL
 
@@ -24,7 +23,7 @@ from hidecmoe_jax.core.processes import to_host
 from hidecmoe_jax.data.feature_store import FeatureStore, entry_name
 from hidecmoe_jax.data.images import CLIP_MEAN, LIMITS, Limits, load, normalise
 from hidecmoe_jax.data.loader import gather_pictures
-from hidecmoe_jax.models.llava import Model, vision_features
+from hidecmoe_jax.models.llava import Model, vision_features, vision_weights
 
 _tower = jax.jit(vision_features)
 # Of what an entry contains; another number leaves the entries of earlier versions unused.
@@ -143,15 +142,15 @@ class VisionReader:
     def _tower_facts(self) -> dict:
         """Everything that patches depend on beside the pixels: weights, shapes, and the program that runs."""
         config = self.model.config
-        vision = self.model.params["vision"]
+        vision = vision_weights(self.model.params)
         patches, _ = self.shapes
         device = jax.devices()[0]
         return {
             "weights": self.store.once(vision, partial(trees.digest, vision)),
-            "tower": asdict(config.vision), "layer": config.feature_layer, "dtype": config.dtype,
+            "tower": config.tower_settings, "layer": config.feature_layer, "dtype": config.dtype,
             "patches": [patches.dtype.name, patches.shape], "batch": self.batch,
             # Another compiler or another device may round differently.
-            "jaxlib": jaxlib.__version__, "device": [device.device_kind, machine_name()],
+            "jax": [jax.__version__, device.client.platform_version], "device": [device.device_kind, machine_name()],
             "flags": os.environ.get("XLA_FLAGS", ""),
         }  # fmt: skip
 

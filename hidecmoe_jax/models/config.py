@@ -6,8 +6,8 @@ compiled. Nothing in it names a method, a task or an expert.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
 
 Activation = Literal["quick_gelu", "gelu"]
 Fit = Literal["pad", "crop"]
@@ -98,6 +98,16 @@ class LlavaConfig:
     def layers(self) -> int:
         """Number of decoder blocks."""
         return self.decoder.layers
+
+    @property
+    def kv_heads(self) -> int:
+        """Heads of the decoder's keys and values."""
+        return self.decoder.kv_heads
+
+    @property
+    def tower_settings(self) -> dict[str, Any]:
+        """Everything that the vision tower's program depends on, as plain values."""
+        return asdict(self.vision)
 
     @property
     def vocabulary(self) -> int:

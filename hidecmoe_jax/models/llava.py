@@ -156,6 +156,16 @@ def projector_leaves(model: Model) -> dict[str, Array]:
     return trees.flatten({"projector": model.params["projector"]})
 
 
+def vision_weights(params: dict) -> dict:
+    """The vision tower's parameters, or what stands for them, such as shapes."""
+    return params["vision"]
+
+
+def decoder_weights(params: dict) -> dict:
+    """The decoder's parameters: token table, stacked `layers`, last norm and head."""
+    return params["decoder"]
+
+
 def decoder_layers(model: Model) -> dict:
     """The decoder blocks' parameters, stacked on a leading layer axis."""
     return model.params["decoder"]["layers"]

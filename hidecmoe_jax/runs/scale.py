@@ -160,14 +160,14 @@ def _mesh_sizes(scale: Scale, config: LlavaConfig, devices: int, memory: float) 
     is_short = scale.answer == "auto" and _while_answering(config) > memory
     wants_tensor = is_short or "tensor" in (scale.base, scale.answer)
     if wants_tensor and sizes["tensor"] == 1 and scale.mesh.data == -1:
-        shared = math.gcd(sizes["data"], config.decoder.kv_heads, MOST_TENSOR)
+        shared = math.gcd(sizes["data"], config.kv_heads, MOST_TENSOR)
         sizes |= {"data": sizes["data"] // shared, "tensor": shared}
     return sizes
 
 
 def _check_heads(config: LlavaConfig, tensor: int) -> None:
     """Refuses heads that cannot be split."""
-    heads = config.decoder.kv_heads
+    heads = config.kv_heads
     if heads % tensor == 0:
         return
     fitting = [str(size) for size in range(1, heads + 1) if heads % size == 0]

@@ -288,7 +288,7 @@ def test_fault_a12_the_engine_cuts_at_whole_characters():
 
     from hidecmoe_jax.evaluate.engine import Engine
 
-    assert "tokenizer.decode_whole(" in inspect.getsource(Engine.answer)
+    assert "tokenizer.decode_whole(" in inspect.getsource(Engine)
 
 
 @pytest.mark.parametrize("scorer", ["exact", "contains", "caption6"])

@@ -16,7 +16,7 @@ from hidecmoe_jax.core.abstract import bytes_of
 from hidecmoe_jax.core.errors import ConfigError, ResourceError
 from hidecmoe_jax.core.layout import Recompute
 from hidecmoe_jax.models.config import LlavaConfig
-from hidecmoe_jax.models.llava import model_template
+from hidecmoe_jax.models.llava import decoder_weights, model_template, vision_weights
 from hidecmoe_jax.runs.config import RunConfig
 from hidecmoe_jax.studies.planning.layouts import Layout, layouts_of, ways_to_divide
 from hidecmoe_jax.studies.planning.machines import GIB, MACHINES, Machine
@@ -334,7 +334,7 @@ def _feature_phase(subject: Subject, tensor: int) -> Phase:
     return Phase("features", {
         "base": bytes_of(subject.params) // tensor,
         "experts": bytes_of(walk_of(subject).learner),
-        "pictures": program.inputs - bytes_of(subject.params["vision"]) + program.outputs,
+        "pictures": program.inputs - bytes_of(vision_weights(subject.params)) + program.outputs,
         "working": program.temporary,
     })  # fmt: skip
 
@@ -345,12 +345,12 @@ def _vision(base: LlavaConfig, batch: int) -> Program:
 
 
 def _layer_bytes(subject: Subject) -> int:
-    return bytes_of(subject.params["decoder"]["layers"]) // subject.base.layers
+    return bytes_of(decoder_weights(subject.params)["layers"]) // subject.base.layers
 
 
 def _ends_bytes(subject: Subject) -> int:
     """Weights of the decoder outside its layers: token table, head, last norm."""
-    decoder = subject.params["decoder"]
+    decoder = decoder_weights(subject.params)
     return bytes_of(decoder) - bytes_of(decoder["layers"])
 
 
@@ -359,7 +359,7 @@ def _traffic(subject: Subject, layout: Layout) -> Traffic:
     shapes = walk_of(subject).training[_longest(subject)]
     gathered = 0
     if layout.base == "sharded":
-        layers = bytes_of(subject.params["decoder"]["layers"])
+        layers = bytes_of(decoder_weights(subject.params)["layers"])
         gathered = layout.accumulate * (2 * layers + _ends_bytes(subject))
     is_alone = layout.per_device == layout.batch
     leaves = sum(leaf.size * 4 for leaf in jax.tree.leaves(shapes.state.leaves))

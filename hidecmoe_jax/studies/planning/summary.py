@@ -9,6 +9,7 @@ import math
 from typing import Any
 
 from hidecmoe_jax.core.abstract import bytes_of
+from hidecmoe_jax.models.llava import decoder_weights
 from hidecmoe_jax.studies.planning.machines import GIB
 from hidecmoe_jax.studies.planning.plan import Plan
 from hidecmoe_jax.studies.planning.programs import cache_bytes
@@ -154,7 +155,7 @@ def _answer_batch_seconds(plan: Plan) -> float:
     answering = plan.answering
     writing = subject.config.evaluate.writing
     cache = cache_bytes(subject.base, tokens=subject.work.prompt, batch=answering.batch)
-    weights = bytes_of(subject.params["decoder"])
+    weights = bytes_of(decoder_weights(subject.params))
     seconds = answer_seconds(
         subject.base, plan.machine, subject.work, batch=answering.batch, weights=weights, cache=cache,
         written=writing.max_new_tokens,
