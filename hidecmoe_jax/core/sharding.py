@@ -127,13 +127,3 @@ def shardings(axes_tree: Tree, shapes_tree: Tree, mesh: Mesh, *, rules: Mapping[
         return _sharding(where, leaf.shape, axes, mesh, rules)
 
     return jax.tree_util.tree_map_with_path(sharding_of, shapes_tree, axes_tree)
-
-
-def place(tree: Tree, axes_tree: Tree, mesh: Mesh, *, rules: Mapping[str, Any] = RULES) -> Tree:
-    """Returns the same arrays, sharded over the devices of `mesh`; errors as for `shardings`."""
-    return jax.device_put(tree, shardings(axes_tree, tree, mesh, rules=rules))
-
-
-def batch_sharding(mesh: Mesh, *, rules: Mapping[str, Any] = RULES) -> NamedSharding:
-    """Returns the sharding that splits the leading axis of a batch over the mesh axes of "batch"."""
-    return NamedSharding(mesh, partition(("batch",), rules))

@@ -16,9 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from hidecmoe_jax.core.errors import ConfigError, DataError
-from hidecmoe_jax.data.images import CLIP_MEAN, LIMITS, Limits, load
 from hidecmoe_jax.data.prompts import IGNORED, Encoded
-from hidecmoe_jax.models.config import Fit
 from hidecmoe_jax.models.llava import Batch, Prompt
 
 PADDING = -1
@@ -195,23 +193,6 @@ def check_ids(tokens: np.ndarray, vocab: int, *, where: str) -> None:
             why=f"{sorted({int(token) for token in wrong})[:5]} are not in [0, {vocab})",
             remedy="use the tokenizer that belongs to the model",
         )
-
-
-def read_images(
-    paths: Sequence[str],
-    size: int,
-    *,
-    mean: tuple[float, float, float] = CLIP_MEAN,
-    fit: Fit = "pad",
-    limits: Limits = LIMITS,
-    threads: int | None = None,
-) -> np.ndarray:
-    """Decodes pictures in a few threads; uint8 [N, size, size, 3] in the order of `paths`.
-
-    Raises:
-      DataError: `images.load` refuses a picture.
-    """
-    return gather_pictures(paths, size, lambda path: load(path, size, mean, fit=fit, limits=limits), threads=threads)
 
 
 def gather_pictures(

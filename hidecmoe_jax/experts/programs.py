@@ -22,6 +22,7 @@ Sums = tuple[dict[str, Array], dict[str, Array]]
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
 def blank_leaves(a_shapes: tuple, b_shapes: tuple, dtype: np.dtype) -> tuple[list[Array], list[Array], Array]:
+    """Zeros of the shapes of every site's a and b, and owners int32 [L, S], all EMPTY."""
     a = [jnp.zeros(shape, dtype) for shape in a_shapes]
     b = [jnp.zeros(shape, dtype) for shape in b_shapes]
     layers, slots, _, _ = b_shapes[0]

@@ -79,9 +79,9 @@ def open_config(config: RunConfig, *, errors: str | None = None) -> Opening:
     return Opening(report, base, cache)
 
 
-def checked_stream(config: RunConfig, *, errors: str | None = None) -> Report:
+def checked_stream(config: RunConfig) -> Report:
     """The report on the stream alone, without base and lengths."""
-    return _checked(config, errors, ())
+    return _checked(config, None, ())
 
 
 def check_stream(specs: Sequence[TaskSpec], **options: Any) -> Report:

@@ -83,9 +83,9 @@ def check_model() -> None:
     value, scores, slope = run(params, bank, batch)
 
     mesh = sharding.make_mesh(data=2, fsdp=2, tensor=2)
-    cut_params = sharding.place(params, model_axes(CONFIG), mesh)
-    cut_bank = sharding.place(bank, bank_axes(bank), mesh)
-    rows = sharding.batch_sharding(mesh)
+    cut_params = jax.device_put(params, sharding.shardings(model_axes(CONFIG), params, mesh))
+    cut_bank = jax.device_put(bank, sharding.shardings(bank_axes(bank), bank, mesh))
+    rows = jax.NamedSharding(mesh, sharding.partition(("batch",)))
     *parts, gain = batch
     gain_axes = sharding.partition(("layer", "batch", "slot"))
     cut_batch = (
@@ -111,7 +111,7 @@ def check_refusal() -> None:
     mesh = sharding.make_mesh(fsdp=8)
     tree, axes = {"norm": {"scale": jnp.ones((12,))}}, {"norm": {"scale": ("width",)}}
     try:
-        sharding.place(tree, axes, mesh)
+        sharding.shardings(axes, tree, mesh)
     except ConfigError as error:
         assert "norm/scale: axis 'width' of length 12" in str(error) and "8" in str(error)
         return

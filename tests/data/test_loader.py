@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -10,7 +12,7 @@ from PIL import Image
 
 from hidecmoe_jax.core.errors import ConfigError, DataError
 from hidecmoe_jax.data.images import load
-from hidecmoe_jax.data.loader import Plan, buckets, collate, read_images, shapes
+from hidecmoe_jax.data.loader import Plan, buckets, collate, gather_pictures, shapes
 from hidecmoe_jax.data.prompts import IGNORED, Encoded
 
 PLANS = st.builds(Plan, st.integers(1, 40), st.integers(1, 9), st.integers(1, 3), st.integers(0, 99))
@@ -100,9 +102,10 @@ def test_pictures_come_in_the_order_of_their_paths(tmp_path):
     for number in range(12):
         paths.append(str(tmp_path / f"{number}.png"))
         Image.new("RGB", (8 + number, 8), (number * 20, 0, 0)).save(paths[-1])
-    pixels = read_images(paths, 16, threads=2)
+    read = partial(load, size=16)
+    pixels = gather_pictures(paths, 16, read, threads=2)
     assert pixels.shape == (12, 16, 16, 3) and pixels.dtype == np.uint8
     assert all(np.array_equal(pixels[row], load(path, 16)) for row, path in enumerate(paths))
-    assert read_images([], 16).shape == (0, 16, 16, 3)
+    assert gather_pictures([], 16, read).shape == (0, 16, 16, 3)
     with pytest.raises(DataError, match="none.png"):
-        read_images([*paths, str(tmp_path / "none.png")], 16)
+        gather_pictures([*paths, str(tmp_path / "none.png")], 16, read)

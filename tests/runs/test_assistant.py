@@ -11,8 +11,8 @@ from tiny import TINY, write_base
 
 from hidecmoe_jax.core import trees
 from hidecmoe_jax.core.errors import CheckpointError, ConfigError, DataError
+from hidecmoe_jax.data.images import load as load_picture
 from hidecmoe_jax.data.images import normalise
-from hidecmoe_jax.data.loader import read_images
 from hidecmoe_jax.methods.gates.anchors import NamedGate
 from hidecmoe_jax.models.llava import Prompt, logits, vision_features
 from hidecmoe_jax.runs import evaluation
@@ -53,7 +53,7 @@ def test_a_base_has_no_tasks_and_its_own_parameters(base):
 
 def test_logits_take_what_a_processor_makes_padded_on_either_side(base, world):
     patches, token = TINY.vision.patches, TINY.image_token
-    pixels = normalise(read_images([picture(world, 0), picture(world, 1), picture(world, 2)], 16))
+    pixels = normalise(np.stack([load_picture(picture(world, number), 16) for number in range(3)]))
     text = [1, 50, 60, 70]
     rows = [[1, *[token] * patches, 50, *[token] * patches, 60], text, [1, 50, *[token] * patches]]
     length = max(map(len, rows))

@@ -11,9 +11,9 @@ from hidecmoe_jax.storage.places import check_place
 TABLE = """\
 /dev/sda1 / ext4 rw 0 0
 tmpfs /tmp tmpfs rw 0 0
-host:/export /mnt/shared nfs4 rw 0 0
-my-bucket /mnt/shared/bucket fuse.gcsfuse rw 0 0
-s3fs /mnt/old\\040bucket fuse rw 0 0
+host:/export /net/disk nfs4 rw 0 0
+my-bucket /net/disk/bucket fuse.gcsfuse rw 0 0
+s3fs /net/old\\040bucket fuse rw 0 0
 """
 
 
@@ -25,14 +25,14 @@ def mounts(tmp_path):
 
 
 def test_the_innermost_mount_holds_a_folder(mounts, tmp_path):
-    kinds = {"/home/me/run": "ext4", "/mnt/shared/run": "nfs4", "/mnt/shared/bucket/run": "fuse.gcsfuse"}
+    kinds = {"/data/run": "ext4", "/net/disk/run": "nfs4", "/net/disk/bucket/run": "fuse.gcsfuse"}
     for folder, kind in kinds.items():
         assert file_system(Path(folder), mounts) == kind
-    assert file_system(Path("/mnt/old bucket/run"), mounts) == "fuse.s3fs"
+    assert file_system(Path("/net/old bucket/run"), mounts) == "fuse.s3fs"
     assert file_system(tmp_path, tmp_path / "no table") is None
 
 
-@pytest.mark.parametrize("folder", ["/mnt/shared/bucket/run", "/mnt/old bucket/run", "gs://bucket/run", "s3:/b/run"])
+@pytest.mark.parametrize("folder", ["/net/disk/bucket/run", "/net/old bucket/run", "gs://bucket/run", "s3:/b/run"])
 def test_a_bucket_is_refused_and_the_remedy_names_what_would_do(mounts, folder):
     with pytest.raises(ConfigError) as refused:
         check_storage(Path(folder), remedy="give another --out", mounts=mounts)
@@ -40,7 +40,7 @@ def test_a_bucket_is_refused_and_the_remedy_names_what_would_do(mounts, folder):
 
 
 def test_disks_are_fine(mounts, tmp_path):
-    for folder in ("/home/me/run", "/mnt/shared/run", "gs", "runs/gs:1"):
+    for folder in ("/data/run", "/net/disk/run", "gs", "runs/gs:1"):
         check_storage(Path(folder), remedy="", mounts=mounts)
     with pytest.raises(ConfigError, match="renames folders"):
         check_place(Path("gs://bucket/run"))

@@ -1,20 +1,18 @@
 """The training loop takes batches that a thread makes ahead, and steps that overwrite the state before them."""
 
 import threading
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import jax
 import jax.numpy as jnp
 import pytest
 from lessons import Silent
-from tiny import run_config, write_base, write_stream
 
 from hidecmoe_jax.core import trees
 from hidecmoe_jax.core.errors import DataError
 from hidecmoe_jax.methods.base import trainable
 from hidecmoe_jax.methods.lora import Lora
 from hidecmoe_jax.methods.routed import Routed
-from hidecmoe_jax.runs.session import open_session
 from hidecmoe_jax.train import stage as loop
 from hidecmoe_jax.train.stage import StageData, run_stage
 from hidecmoe_jax.train.step import begin, take_step
@@ -23,23 +21,6 @@ SECONDS = 60  # a wait that ends by an event; reached only where the code is wro
 STEPS = 6
 QUIET = Routed(lora=Lora(rank=2, dropout=0.0))
 TUNE = QUIET.stages(0)[0]
-
-
-@pytest.fixture(scope="module")
-def session(tmp_path_factory):
-    root = tmp_path_factory.mktemp("ahead")
-    config = run_config(
-        write_base(root / "base"),
-        "hide",
-        tasks=write_stream(root, ("birds",), train=12),
-        tune={"batch": 2, "bucket": 32},
-    )
-    return open_session(replace(config, method=QUIET))
-
-
-@pytest.fixture(scope="module")
-def material(session) -> StageData:
-    return session.material(session.stream.tasks[0].train, (0,), "birds")
 
 
 @pytest.fixture(scope="module")

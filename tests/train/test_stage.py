@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from lessons import Silent
-from tiny import run_config, write_base, write_stream
 
 from hidecmoe_jax.core import trees
 from hidecmoe_jax.core.errors import NumericsError
@@ -19,30 +18,12 @@ from hidecmoe_jax.methods.lora import Lora
 from hidecmoe_jax.methods.mixture import Mixture
 from hidecmoe_jax.methods.routed import Routed
 from hidecmoe_jax.models.llava import answer_loss
-from hidecmoe_jax.runs.session import open_session
 from hidecmoe_jax.train.optim import TrainConfig
-from hidecmoe_jax.train.stage import StageData, Streak, _report, run_stage, tuned_for
+from hidecmoe_jax.train.stage import Streak, _report, run_stage, tuned_for
 from hidecmoe_jax.train.step import Metrics, begin, from_checkpoint, take_step, to_checkpoint
 
 QUIET = Routed(lora=Lora(rank=2, dropout=0.0))
 TUNE = QUIET.stages(0)[0]
-
-
-@pytest.fixture(scope="module")
-def session(tmp_path_factory):
-    root = tmp_path_factory.mktemp("train")
-    config = run_config(
-        write_base(root / "base"),
-        "hide",
-        tasks=write_stream(root, ("birds",), train=12),
-        tune={"batch": 2, "bucket": 32},
-    )
-    return open_session(replace(config, method=QUIET))
-
-
-@pytest.fixture(scope="module")
-def material(session) -> StageData:
-    return session.material(session.stream.tasks[0].train, (0,), "birds")
 
 
 @pytest.fixture(scope="module")

@@ -8,21 +8,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from peer_work import ALPHA, IMAGE, RANK, RATE, SITES, read_arrays, serve, use_threads
+from peer_work import ALPHA, IMAGE, RANK, RATE, SITES, read_arrays, serve, use_threads, worker_parser
 
 
 def arguments() -> argparse.Namespace:
-    """Command line of a worker."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("work", choices=("train", "answer"))
-    parser.add_argument("dtype")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--dropout", type=float, default=0.0)
+    """Command line of the worker."""
+    parser = worker_parser(__doc__)
     parser.add_argument("--compiled", action="store_true", help="compile the language model")
-    parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--written", type=int, default=16)
-    parser.add_argument("--answers", type=int, default=24)
     return parser.parse_args()
 
 

@@ -5,6 +5,7 @@ Standard library and numpy alone, so that the worker of either library and the p
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import resource
@@ -54,6 +55,20 @@ class Size:
     def patches(self) -> int:
         """Image tokens of a picture."""
         return (self.image // self.patch) ** 2
+
+
+def worker_parser(description: str | None) -> argparse.ArgumentParser:
+    """The options that the workers of both libraries have."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("work", choices=("train", "answer"))
+    parser.add_argument("dtype")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--dropout", type=float, default=0.0)
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--written", type=int, default=16)
+    parser.add_argument("--answers", type=int, default=24)
+    return parser
 
 
 def draw_arrays(size: Size) -> dict[str, np.ndarray]:
