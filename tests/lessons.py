@@ -22,6 +22,9 @@ class Silent:
     def resume(self, stage):
         return None
 
+    def saves(self, step, steps):
+        return True
+
     def step(self, stage, step, steps, facts, state):
         self.facts.append(facts)
 

@@ -34,6 +34,10 @@ class Unwatched:
         """No checkpoint."""
         return None
 
+    def saves(self, step: int, steps: int) -> bool:
+        """Reads no state."""
+        return False
+
     def step(self, stage: Stage, step: int, steps: int, facts: dict[str, Any], state: Callable[[], dict]) -> None:
         """Records nothing."""
 

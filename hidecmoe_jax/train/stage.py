@@ -109,6 +109,10 @@ class StageObserver(Protocol):
     def resume(self, stage: Stage) -> tuple[int, dict[str, np.ndarray]] | None:
         """Step and flat state to go on from, if any."""
 
+    def saves(self, step: int, steps: int) -> bool:
+        """Whether `state` will be called for this step; asked before the next one overwrites its state. That of the
+        last step can always be read."""
+
     def step(self, stage: Stage, step: int, steps: int, facts: dict[str, Any], state: Callable[[], dict]) -> None:
         """Called after every step; `state()` gives the flat state to save. May raise to stop.
 
@@ -118,14 +122,6 @@ class StageObserver(Protocol):
 
     def warn(self, text: str) -> None:
         """Shows the user a warning."""
-
-
-class SavesSomeSteps(Protocol):
-    """An observer that says beforehand after which steps it reads the state; for others every state is copied."""
-
-    def saves(self, step: int, steps: int) -> bool:
-        """Whether `state` will be called for this step; asked before the next one overwrites its state. That of the
-        last step can always be read."""
 
 
 def _check(metrics: Metrics, where: str, ids: Callable[[], list[str]]) -> dict[str, Any]:
@@ -177,7 +173,6 @@ def run_stage(
     context = replicate(layout, context)
     # Settings that the compiled step does not depend on are set to constants, so that they compile nothing anew.
     traced = replace(tune, epochs=1, rate=0.0, projector_rate=0.0, save_every=1, lengths=1)
-    saves = getattr(observer, "saves", _always)
     streak = Streak()
     pending = None
 
@@ -197,15 +192,10 @@ def run_stage(
             streak = _report(pending, observer, stage, plan.steps, task, streak)
             # The next step overwrites this state; the last one stays.
             is_last = step + 1 == plan.steps
-            saved = copied(state) if saves(step, plan.steps) and not is_last else state
+            saved = copied(state) if observer.saves(step, plan.steps) and not is_last else state
             pending = (step, metrics, saved, ids)
         _report(pending, observer, stage, plan.steps, task, streak)
     return with_trainable(learner, state.leaves)
-
-
-def _always(step: int, steps: int) -> bool:
-    """For observers that may read every state."""
-    return True
 
 
 def _rates(tune: TrainConfig, step: int, steps: int) -> dict[str, jax.Array]:

@@ -147,6 +147,6 @@ def test_a_state_is_copied_only_where_it_will_be_read(session, material, ready, 
     train(session, material, ready, Saving())
     assert len(copies) == 1 and sorted(read) == [2, STEPS - 1]
     train(session, material, ready, SavingAll())
-    assert len(copies) == STEPS, "an observer without `saves` may read every state; the last one needs no copy"
+    assert len(copies) == STEPS, "every state may be read; the last one needs no copy"
     for step in (2, STEPS - 1):
         assert trees.digests(read[step]) == trees.digests(read[f"all {step}"])
