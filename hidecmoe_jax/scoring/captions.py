@@ -8,7 +8,8 @@ a single item it is 0, since every n-gram then occurs in "all" documents.
 
 Tokens: lower case; contractions split as in the Penn Treebank ("don't" -> "do n't", "dog's" -> "dog 's"); hyphenated
 words and numbers such as 1,000 or 3.5 are one token; punctuation and brackets are dropped. Unlike the Treebank
-tokeniser, abbreviations ("u.s.") are split and no character is re-encoded.
+tokeniser, abbreviations ("u.s.") are split and no character is re-encoded. Chinese and Japanese are split by character,
+since no blank separates their words; Korean is split at its blanks.
 """
 
 from __future__ import annotations
@@ -23,11 +24,17 @@ PARTS = ("bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider_d")
 ORDER = 4
 BETA = 1.2
 SIGMA = 6.0
+COUNTS = 2 + 2 * ORDER  # numbers of an item that BLEU is made of, see `_match`
 # COCO's evaluation adds these to both sides of every ratio; without them no number agrees with it to the last digit.
 TINY = 1e-15
 SMALL = 1e-9
 
-_WORD = re.compile(r"n't\b|'(?:s|m|d|ll|re|ve)\b|[0-9]+(?:[.,:][0-9]+)+|\w+(?:-\w+)*|[^\w\s]")
+# Kana, Chinese characters and the marks that repeat or lengthen them: scripts without blanks between words.
+_UNSPACED = "\u3005-\u3007\u3041-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003fa1f"
+_LETTERS = rf"[^\W{_UNSPACED}]+"
+_WORD = re.compile(
+    rf"n't\b|'(?:s|m|d|ll|re|ve)\b|[0-9]+(?:[.,:][0-9]+)+|[{_UNSPACED}]|{_LETTERS}(?:-{_LETTERS})*|[^\w\s]"
+)
 _DROPPED = frozenset(".,:;?!-'\"`()[]{}_\u2026\u2013\u2014\u201c\u201d\u2018")
 
 Gram = tuple[str, ...]
@@ -51,6 +58,11 @@ def tokenize(text: str) -> list[str]:
     return [word for word in _WORD.findall(text) if word not in _DROPPED]
 
 
+def splits_by_character(text: str) -> bool:
+    """Returns whether a text holds Chinese or Japanese, whose characters are tokens of their own."""
+    return re.search(f"[{_UNSPACED}]", text) is not None
+
+
 def hint(reference: str) -> str:
     """Returns how a caption should be written that has no word to compare."""
     del reference
@@ -63,6 +75,22 @@ def caption6(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> 
     `value` uses corpus-level BLEU and `per_item` sentence-level BLEU, so the mean of `per_item` is close to `value` but
     not equal to it. ROUGE-L and CIDEr-D are means over items in both.
     """
+    return score_of_rows(sums_of_items(candidates, references))
+
+
+def score_of_rows(rows: Sequence[Sequence[float]]) -> Captioned:
+    """`caption6` of the rows of `sums_of_items`."""
+    per_item = []
+    for row in rows:
+        numbers = [*_bleu(row[:COUNTS]), *row[COUNTS:]]
+        per_item.append(100 * sum(numbers) / len(PARTS))
+    parts = parts_of_sums(_total(rows), len(rows))
+    value = sum(parts.values()) / len(PARTS)
+    return Captioned(value=value, per_item=tuple(per_item), parts=parts)
+
+
+def sums_of_items(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> list[list[float]]:
+    """Returns what each item adds to the score of a corpus: the counts of BLEU, its ROUGE-L and its CIDEr-D."""
     words = list(map(tokenize, candidates))
     truths = []
     for texts in references:
@@ -71,20 +99,22 @@ def caption6(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> 
     counts = _matches(words, truths)
     rouges = list(map(rouge_l, words, truths))
     ciders = cider_d(words, truths)
-    per_item = []
-    for count, rouge, cider in zip(counts, rouges, ciders, strict=True):
-        bleus = _bleu(count)
-        total = sum(bleus) + rouge + cider
-        per_item.append(100 * total / len(PARTS))
-    mean_rouge = sum(rouges) / len(rouges)
-    mean_cider = sum(ciders) / len(ciders)
-    corpus_bleus = _bleu(_total(counts))
-    numbers = [*corpus_bleus, mean_rouge, mean_cider]
-    parts = {}
-    for name, number in zip(PARTS, numbers, strict=True):
-        parts[name] = 100 * number
-    value = sum(parts.values()) / len(PARTS)
-    return Captioned(value=value, per_item=tuple(per_item), parts=parts)
+    return [[*count, rouge, cider] for count, rouge, cider in zip(counts, rouges, ciders, strict=True)]
+
+
+def parts_of_sums(sums: Sequence[float], items: int) -> dict[str, float]:
+    """Returns the parts of a corpus score, times 100, from the sums of `sums_of_items` over its items."""
+    *counts, rouge, cider = sums
+    numbers = [*_bleu(counts), rouge / items, cider / items]
+    return {name: 100 * number for name, number in zip(PARTS, numbers, strict=True)}
+
+
+def average_of_seven(parts: dict[str, float], meteor: float) -> float:
+    """Returns the "Average" of UCIT's caption tasks, of the six parts here and METEOR, all times 100.
+
+    METEOR needs a Java program, so its number comes from the result file of whoever ran it.
+    """
+    return (sum(parts[name] for name in PARTS) + meteor) / (len(PARTS) + 1)
 
 
 def bleu(candidates: Sequence[list[str]], references: Sequence[Sequence[list[str]]]) -> list[float]:
@@ -149,8 +179,8 @@ def _matches(candidates: Sequence[list[str]], references: Sequence[Sequence[list
     return [_match(candidate, texts) for candidate, texts in pairs]
 
 
-def _total(counts: list[list[int]]) -> list[int]:
-    """Sums of `_match` over a corpus."""
+def _total(counts: Sequence[Sequence[float]]) -> list[float]:
+    """Sums over a corpus, column by column."""
     return [sum(column) for column in zip(*counts, strict=True)]
 
 

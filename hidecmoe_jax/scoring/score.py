@@ -12,7 +12,7 @@ from types import MappingProxyType
 
 from hidecmoe_jax.core import plugins
 from hidecmoe_jax.core.errors import ConfigError, DataError, nearest
-from hidecmoe_jax.scoring import boxes, captions, exact
+from hidecmoe_jax.scoring import boxes, captions, exact, vqa
 
 Predictions = Mapping[str, str]
 References = Mapping[str, tuple[str, ...]]
@@ -271,11 +271,14 @@ SCORERS: Mapping[str, Scorer] = MappingProxyType(
         "iou": Scorer(_boxwise(boxes.iou), "box overlap above 0.5", hint=boxes.hint),
         "caption6": Scorer(
             _caption,
-            "mean of BLEU-1..4, ROUGE-L and CIDEr-D, each x100 (up to 250)",
+            "mean of BLEU-1..4, ROUGE-L and CIDEr-D, each x100 (up to 250); Chinese, Japanese by character",
             bounded=False,
             full="rouge_l",
             hint=captions.hint,
         ),
+        "vqa": Scorer(_itemwise(vqa.vqa_accuracy), "soft accuracy over ten `answers`, as in VQA v2 and TextVQA"),
+        "relaxed": Scorer(_itemwise(vqa.relaxed), "number within 5 percent, else whole answer (ChartQA)"),
+        "anls": Scorer(_itemwise(vqa.anls), "edit similarity, 0 below one half (DocVQA)"),
         "contains": Scorer(_itemwise(exact.contains), "reference is part of the answer", headline=False),
         "either_contains": Scorer(
             _itemwise(exact.either_contains), "one is part of the other (CoIN ImageNet)", headline=False
