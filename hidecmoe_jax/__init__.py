@@ -62,6 +62,8 @@ _HOME = {
     "rollback": "hidecmoe_jax.runs.stream_loop",
     "Routing": "hidecmoe_jax.experts.routing",
     "RunConfig": "hidecmoe_jax.runs.config",
+    "score_lines": "hidecmoe_jax.studies.predictions.text",
+    "score_predictions": "hidecmoe_jax.studies.predictions.study",
     "stream_specs": "hidecmoe_jax.runs.opening",
     "StreamConfig": "hidecmoe_jax.runs.config",
     "study": "hidecmoe_jax.studies.layer_similarity",

@@ -188,7 +188,7 @@ def open_task(spec: TaskSpec, index: int, *, policy: Policy = POLICY, val_fracti
         name=name,
         root=str(folder.resolve()),
         **splits,
-        scorer=spec.scorer or about.get("scorer", "exact"),
+        scorer=scorer_name(spec),
         epochs=spec.epochs,
         rate=spec.rate,
         fingerprint=_hash(contents),
@@ -210,6 +210,15 @@ def name_of(spec: TaskSpec) -> str:
     # Only a name that somebody wrote is used letter by letter; folders have capitals, blanks and letters of all sorts.
     written = spec.name or _about(folder).get("name") or None
     return folded_name(folder_title(folder)) if written is None else task_name(written, where=str(folder))
+
+
+def scorer_name(spec: TaskSpec) -> str:
+    """Returns the scoring rule that the task of a folder will have; reads `task.json` alone.
+
+    Raises:
+      DataError: a wrong `task.json`.
+    """
+    return spec.scorer or _about(Path(spec.folder)).get("scorer", "exact")
 
 
 def carve(records: tuple[Record, ...], fraction: float, salt: str) -> tuple[tuple[Record, ...], tuple[Record, ...]]:

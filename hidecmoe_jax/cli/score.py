@@ -1,0 +1,82 @@
+"""`hidecmoe score`: scores of result files, this project's and those of other evaluations."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Annotated
+
+from tyro.conf import UseAppendAction, arg
+
+import hidecmoe_jax as hj
+from hidecmoe_jax.cli.words import Folder, Folders, joined
+from hidecmoe_jax.core.errors import ConfigError
+
+Predictions = Annotated[UseAppendAction[tuple[tuple[str, ...], ...]], arg(metavar="FILE | DIR | NAME=DIR ...")]
+Stages = Annotated[UseAppendAction[tuple[tuple[str, ...], ...]], arg(metavar="NAME=ROW ...")]
+
+
+def score(
+    *,
+    predictions: Predictions = (),
+    stream: Annotated[str | None, arg(metavar="NAME")] = None,
+    data: Folder = None,
+    tasks: Folders = (),
+    stages: Stages = (),
+    out: Folder = None,
+    resamples: int = 1000,
+    seed: int = 0,
+    as_json: Annotated[bool, arg(name="json")] = False,
+) -> None:
+    """Score answers under the strict rules and under those of the published scripts, with intervals and paired tests.
+
+    Read are runs of this project and the result files of MCITlib, HiDe-LLaVA, CoIN and Prism (merge.jsonl in their
+    folders, or shards). Needs no model and no accelerator.
+
+    Examples:
+      $ hidecmoe score --predictions runs/hide
+      $ hidecmoe score --predictions results/UCIT/each_dataset --stream ucit --data data/UCIT
+      $ hidecmoe score --predictions runs/hide others=results/CoIN --tasks my/birds my/charts --out scores
+      $ hidecmoe score --predictions results/CoIN/LLaVA --stream coin --data data/CoIN --stages Finetune=own --json
+
+    Args:
+      predictions: runs, result files or folders of them; runs under one NAME are seeds or orders of one method.
+      stream: public benchmark whose rules and order hold: ucit, coin, coin_prism, mllm_dcl, mllm_acl.
+      data: folder that holds the task folders of that benchmark, each with its test file.
+      tasks: task folders in the order they were learned, in place of --data, or without a benchmark.
+      stages: rows of stages whose names do not say them; 0 is zero-shot, `own` the row right after each task.
+      out: folder for scores.json, cells.csv and items.csv.
+      resamples: draws of the bootstrap and of the permutation tests; 0 for neither.
+      seed: seed of those draws.
+      as_json: print everything as JSON.
+    """
+    document = hj.score_predictions(
+        joined(predictions),
+        stream=stream,
+        data=data,
+        tasks=joined(tasks),
+        stages=_rows(joined(stages)),
+        out=out,
+        resamples=resamples,
+        seed=seed,
+    )
+    if as_json:
+        print(json.dumps(document, indent=1, ensure_ascii=False))
+        return
+    print("\n".join(hj.score_lines(document)))
+    if out is not None:
+        print(f"written: {out / 'scores.json'}, cells.csv, items.csv")
+
+
+def _rows(words: Iterable[str]) -> dict[str, str]:
+    """Rows by stage, of words `NAME=ROW`."""
+    rows = {}
+    for word in words:
+        name, equals, row = word.rpartition("=")
+        if not equals or not name:
+            raise ConfigError(
+                "--stages takes NAME=ROW", where=word, why="there is no `=` with a name before it",
+                remedy="write --stages Finetune=own",
+            )  # fmt: skip
+        rows[name] = row
+    return rows
