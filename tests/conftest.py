@@ -23,8 +23,10 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")
 # XLA for its older, faster writer of loops. XLA's own passes, which decide what is fused and in which order sums are
 # taken, stay on; tools/test_oracle.sh runs with everything as users have it. A value from outside wins.
 _FAST_COMPILATION = {"xla_backend_optimization_level": "0"}
-# XLA ends the process at a flag that it has not, and this one is on its way out: for versions that were tried alone.
+# XLA ends the process at a flag that it has not, and these may go: for versions that were tried alone.
 if importlib.metadata.version("jaxlib").startswith("0.10."):
+    # One piece of code a program: splitting it for several cores costs more, and both cores have a worker.
+    _FAST_COMPILATION["xla_cpu_parallel_codegen_split_count"] = "1"
     _FAST_COMPILATION["xla_cpu_use_fusion_emitters"] = "false"
 for _flag, _value in _FAST_COMPILATION.items():
     if _flag not in os.environ.get("XLA_FLAGS", ""):

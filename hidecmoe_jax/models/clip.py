@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from hidecmoe_jax.models.config import TextConfig, VisionConfig
-from hidecmoe_jax.models.layers import LayerNorm, activation, attend, axes_of, dense, init_stack, named
+from hidecmoe_jax.models.layers import LayerNorm, activation, attend, axes_of, dense, init_stack, small_normal
 
 
 class ClipBlock(nn.Module):
@@ -94,11 +94,10 @@ class VisionStem(nn.Module):
         patch_axes = (None, "width")
         patch = dense(c.width, patch_axes, squares.dtype, param_dtype=self.param_dtype, name="patch")
         patches = patch(squares)
-        normal = nn.initializers.normal(0.02)
-        init_class = named(normal, ("width",))
+        init_class = small_normal(("width",))
         class_token = self.param("class", init_class, (c.width,), dtype)
         class_token = class_token.astype(pixels.dtype)
-        init_position = named(normal, (None, "width"))
+        init_position = small_normal((None, "width"))
         tokens = 1 + c.patches
         position = self.param("position", init_position, (tokens, c.width), dtype)
         # CLIP was trained with the class token first.
@@ -126,10 +125,9 @@ class TextStem(nn.Module):
         length = ids.shape[1]
         if length > c.context:
             raise ValueError(f"{length} tokens, the text tower reads at most {c.context}")
-        normal = nn.initializers.normal(0.02)
-        init_table = named(normal, ("vocab", "width"))
+        init_table = small_normal(("vocab", "width"))
         table = self.param("token", init_table, (c.vocabulary, c.width), dtype)
-        init_position = named(normal, (None, "width"))
+        init_position = small_normal((None, "width"))
         position = self.param("position", init_position, (c.context, c.width), dtype)
         compute = jnp.dtype(self.dtype)
         position = position[:length]

@@ -22,6 +22,19 @@ def named(init, axes: Axes):
     return nn.with_logical_partitioning(init, axes)
 
 
+def small_normal(axes: Axes):
+    """Initialiser of embeddings, positions and class tokens: normal, deviation 0.02, with logical axis names."""
+    draw = nn.initializers.normal(1.0)
+
+    def init(key: Array, shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
+        standard = draw(key, shape, dtype)
+        # A compiler merges the factor with the last one of the draw, which changes bits.
+        standard = jax.lax.optimization_barrier(standard)
+        return standard * jnp.array(0.02, dtype)
+
+    return named(init, axes)
+
+
 def dense(
     features: int,
     axes: Axes,

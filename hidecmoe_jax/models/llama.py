@@ -24,7 +24,7 @@ from hidecmoe_jax.experts.routing import Voice
 from hidecmoe_jax.models.attention import attend_as, rotary_table, rotate
 from hidecmoe_jax.models.config import DecoderConfig
 from hidecmoe_jax.models.execution import PLAIN, Execution
-from hidecmoe_jax.models.layers import RMSNorm, axes_of, dense, init_stack
+from hidecmoe_jax.models.layers import RMSNorm, axes_of, dense, init_stack, small_normal
 from hidecmoe_jax.models.voices import (
     LayerVoice,
     Tally,
@@ -168,8 +168,7 @@ class Embedding(nn.Module):
 
     @nn.compact
     def __call__(self, ids_BT: Array) -> Array:
-        normal = nn.initializers.normal(0.02)
-        init = nn.with_logical_partitioning(normal, ("vocab", "width"))
+        init = small_normal(("vocab", "width"))
         shape = (self.config.vocabulary, self.config.width)
         dtype = jnp.dtype(self.param_dtype)
         table = self.param("table", init, shape, dtype)

@@ -104,8 +104,10 @@ class Reading:
             raise ValueError(f"layer {self.layer} must be at least 0, or -1 for all layers")
 
 
+@functools.partial(jax.jit, static_argnames=("config",))
 def init_model(config: LlavaConfig, key: Array) -> Model:
     """A model with random parameters."""
+    # One program: leaf by leaf they are hundreds, each compiled for a moment's work.
     vision_key, text_key, projector_key, decoder_key = jax.random.split(key, 4)
     dtype = config.param_dtype
     vision = clip.init_tower(config.vision, vision_key, dtype)
