@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,6 +123,12 @@ def runs_near(path: Path) -> list[Path]:
         if place.is_dir():
             near |= dict.fromkeys(file.parent for file in sorted(place.glob(f"*/{IDENTITY}")))
     return sorted(near, key=lambda run: -difflib.SequenceMatcher(None, run.name, path.name).ratio())
+
+
+def finish(run: RunFolder) -> str:
+    """The remedy for a run that has not learned all of its tasks: the command that goes on."""
+    config, folder = (shlex.quote(str(path)) for path in (run.config, run.path))
+    return f"finish it first: hidecmoe run {config} --out {folder} --resume"
 
 
 def no_run(path: str | Path, *, or_else: str = "") -> CheckpointError:

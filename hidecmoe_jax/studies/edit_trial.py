@@ -26,7 +26,7 @@ from hidecmoe_jax.runs import edits
 from hidecmoe_jax.runs.config import config_of
 from hidecmoe_jax.runs.edits import Committed
 from hidecmoe_jax.runs.finished import RunWithData, open_with_data
-from hidecmoe_jax.runs.folder import EDITS, RunFolder
+from hidecmoe_jax.runs.folder import EDITS, RunFolder, finish
 from hidecmoe_jax.runs.identity import task_names
 from hidecmoe_jax.runs.ledger import Ledger
 from hidecmoe_jax.runs.seed_run import Options
@@ -207,7 +207,8 @@ def _require_finished(folder: Path) -> None:
     if not learns_task_by_task or set(learned) != {tasks}:
         raise ConfigError(
             "only a finished run that learned task by task can be edited", where=str(folder),
-            why=f"its seeds have learned {learned} of {tasks} tasks", remedy="finish it with --resume",
+            why=f"its seeds have learned {learned} of {tasks} tasks",
+            remedy=finish(RunFolder(folder)) if learns_task_by_task else "give a run of another method",
         )  # fmt: skip
 
 

@@ -17,6 +17,8 @@ from hidecmoe_jax.data.images import load
 from hidecmoe_jax.data.stream import TaskSpec, open_stream
 from hidecmoe_jax.evaluate.answer import Answer, Finding
 from hidecmoe_jax.evaluate.fit import fit_of
+from hidecmoe_jax.methods.routed import Routed
+from hidecmoe_jax.port.exports import export
 from hidecmoe_jax.runs import questions
 from hidecmoe_jax.runs.assistant import Assistant
 from hidecmoe_jax.runs.config import from_mapping, write_config
@@ -82,6 +84,24 @@ def test_fault_a5_the_library_gives_no_answer_without_a_task_either(tasks, missi
     for call in (model.generate, model.route, model.answer):
         with pytest.raises(CheckpointError, match="no learned task can answer"):
             call(None, "What is this?")
+
+
+@pytest.mark.parametrize("form", ["peft", "hub"])
+def test_fault_a5_a_run_without_a_learned_task_is_not_exported(form, tmp_path, monkeypatch, capsys):
+    run = unlearned(tmp_path)
+    loaded = SimpleNamespace(tasks=(), config=SimpleNamespace(method=Routed()))
+    monkeypatch.setattr(export, "load_run", lambda *_, **__: loaded)
+    assert main(["export", str(run), str(tmp_path / "out"), "--to", form]) == CheckpointError.exit_code
+    error = capsys.readouterr().err
+    assert "learned no task yet" in error and f"hidecmoe run {run / 'config.yaml'} --out {run} --resume" in error
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("words", [["retire", "birds"], ["merge", "birds", "fish"]])
+def test_fault_c1_an_edit_of_an_unfinished_run_names_the_command_that_finishes_it(words, tmp_path, no_model, capsys):
+    run = unlearned(tmp_path)
+    assert main([words[0], str(run), *words[1:]]) == ConfigError.exit_code
+    assert f"hidecmoe run {run / 'config.yaml'} --out {run} --resume" in capsys.readouterr().err
 
 
 def test_fault_a5_a_refused_question_has_its_own_exit_code(monkeypatch, capsys):

@@ -10,7 +10,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from hidecmoe_jax.core.errors import ConfigError
+from hidecmoe_jax.core.errors import CheckpointError, ConfigError
 from hidecmoe_jax.methods.base import with_leaves
 from hidecmoe_jax.methods.routed import Routed
 from hidecmoe_jax.models.store import base_folder
@@ -23,7 +23,7 @@ from hidecmoe_jax.port.exports.options import ExportOptions
 from hidecmoe_jax.port.output import check_target, fresh_folder
 from hidecmoe_jax.runs.config import Base, RunConfig
 from hidecmoe_jax.runs.finished import LoadedRun, load_run
-from hidecmoe_jax.runs.folder import RunFolder
+from hidecmoe_jax.runs.folder import RunFolder, finish
 from hidecmoe_jax.runs.session import open_base
 from hidecmoe_jax.runs.status import say
 from hidecmoe_jax.storage.manifest import write_manifest
@@ -55,7 +55,14 @@ def export(run: str | Path, target: str | Path, options: ExportOptions, *, overw
 def _load(run: Path, options: ExportOptions) -> LoadedRun:
     """The run, or a base model's folder as a run that has learned nothing."""
     if options.form != "hf-base" or RunFolder(run).config.is_file():
-        return load_run(run, task=options.row)
+        loaded = load_run(run, task=options.row)
+        # A method that learns nothing has nothing to wait for.
+        if not loaded.tasks and loaded.config.method.lessons(1):
+            raise CheckpointError(
+                "this run has learned no task yet", where=str(run), why="there is nothing to export",
+                remedy=finish(RunFolder(run)),
+            )  # fmt: skip
+        return loaded
     method = Routed(name="base", growth="none")
     config = RunConfig(method=method, base=Base(path=str(run)))
     model, tokenizer = open_base(config)
