@@ -108,6 +108,7 @@ def not_editable(method: Method, edit: Edit) -> ConfigError:
     return ConfigError(
         f"{method.name} cannot {edit.kind} experts", where="method",
         why="that needs experts of one task or another: a pool with token routers, or an expert for every task",
+        remedy="edit a run of pocket/hide, pocket/cmoe or another method that keeps tasks apart",
     )  # fmt: skip
 
 

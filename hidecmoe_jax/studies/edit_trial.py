@@ -111,6 +111,13 @@ def merge(
     rule = {"mode": mode, "weights": tuple(weights), "density": density, "seed": seed}
     task_number = _number(folder, task)
     into_number = _number(folder, into)
+    if task == into:
+        others = [name for name in task_names(folder) if name != task]
+        raise ConfigError(
+            "a merge needs two tasks", where=f"{task} {into}", why="both are the same task",
+            remedy=f"merge it into one of {', '.join(others) or 'several tasks'}; `hidecmoe overlap {folder}` shows "
+            "which are alike",
+        )  # fmt: skip
     edit = _edit(kind="merge", task=task_number, into=into_number, layers=layers, **rule)
     what = f"merge the experts of {task} into those of {into} ({mode})"
     return _try(folder, edit, what, EditTrial(**trial))
@@ -128,7 +135,10 @@ def restore(run: str | Path) -> Path:
         committed = edits.read(folder)
         names = task_names(folder)
         if not committed:
-            raise ConfigError("there is no edit to take back", where=str(folder), why=f"{EDITS} is not there")
+            raise ConfigError(
+                "there is no edit to take back", where=str(folder), why=f"{EDITS} is not there",
+                remedy="the run is as it was learned; `hidecmoe retire` and `merge` with --commit make an edit",
+            )  # fmt: skip
         last = committed[-1]
         if last.tasks < len(names):
             later = ", ".join(names[last.tasks :])
@@ -156,7 +166,10 @@ def _edit(*, layers: Sequence[int] | None, **fields: Any) -> Edit:
     try:
         return Edit(layers=ordered, **fields)
     except ValueError as error:
-        raise ConfigError("this is no edit", where="command", why=str(error)) from error
+        kind = fields["kind"]
+        raise ConfigError(
+            "this is no edit", where="command", why=str(error), remedy=f"`hidecmoe {kind} --help` shows what it takes"
+        ) from error
 
 
 def _number(run: Path, task: str) -> int:

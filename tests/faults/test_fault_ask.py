@@ -22,6 +22,7 @@ from hidecmoe_jax.port.exports import export
 from hidecmoe_jax.runs import questions
 from hidecmoe_jax.runs.assistant import Assistant
 from hidecmoe_jax.runs.config import from_mapping, write_config
+from hidecmoe_jax.runs.folder import RunFolder
 from hidecmoe_jax.runs.picture_files import picture_files
 from hidecmoe_jax.runs.replies import reply_of
 
@@ -89,7 +90,7 @@ def test_fault_a5_the_library_gives_no_answer_without_a_task_either(tasks, missi
 @pytest.mark.parametrize("form", ["peft", "hub"])
 def test_fault_a5_a_run_without_a_learned_task_is_not_exported(form, tmp_path, monkeypatch, capsys):
     run = unlearned(tmp_path)
-    loaded = SimpleNamespace(tasks=(), config=SimpleNamespace(method=Routed()))
+    loaded = SimpleNamespace(tasks=(), config=SimpleNamespace(method=Routed()), folder=RunFolder(run))
     monkeypatch.setattr(export, "load_run", lambda *_, **__: loaded)
     assert main(["export", str(run), str(tmp_path / "out"), "--to", form]) == CheckpointError.exit_code
     error = capsys.readouterr().err
@@ -102,6 +103,17 @@ def test_fault_c1_an_edit_of_an_unfinished_run_names_the_command_that_finishes_i
     run = unlearned(tmp_path)
     assert main([words[0], str(run), *words[1:]]) == ConfigError.exit_code
     assert f"hidecmoe run {run / 'config.yaml'} --out {run} --resume" in capsys.readouterr().err
+
+
+def test_fault_e7_a_merge_of_a_task_with_itself_and_no_edit_to_take_back_say_what_to_do(tmp_path, no_model, capsys):
+    run = unlearned(tmp_path)
+    assert main(["merge", str(run), "birds", "birds"]) == ConfigError.exit_code
+    error = capsys.readouterr().err
+    assert "both are the same task" in error and "do:    merge it into one of fish" in error
+    assert main(["restore", str(run)]) == ConfigError.exit_code
+    assert "do:    the run is as it was learned" in capsys.readouterr().err
+    assert main(["retire", str(run), "birds", "--expert", "-1"]) == ConfigError.exit_code
+    assert "do:    `hidecmoe retire --help`" in capsys.readouterr().err
 
 
 def test_fault_a5_a_refused_question_has_its_own_exit_code(monkeypatch, capsys):

@@ -12,6 +12,7 @@ from typing import Any
 
 from hidecmoe_jax.core.errors import CheckpointError, ConfigError
 from hidecmoe_jax.methods.base import with_leaves
+from hidecmoe_jax.methods.capabilities import AsLora
 from hidecmoe_jax.methods.routed import Routed
 from hidecmoe_jax.models.store import base_folder
 from hidecmoe_jax.port.adapters.peft import BASE_KEY, TASK_KEY, LoraWeights, Tree, write_peft
@@ -44,6 +45,7 @@ def export(run: str | Path, target: str | Path, options: ExportOptions, *, overw
     folder = Path(target)
     check_target(folder, overwrite=overwrite, sources=[Path(run)], replaces=(SEALED,))
     loaded = _load(Path(run), options)
+    _require_content(loaded, options)
     check_target(folder, overwrite=overwrite, sources=[base_folder(loaded.config.base.path)], replaces=(SEALED,))
     write = _WRITERS[options.form]
     with fresh_folder(folder, overwrite=overwrite, replaces=(SEALED,)) as unfinished:
@@ -55,20 +57,29 @@ def export(run: str | Path, target: str | Path, options: ExportOptions, *, overw
 def _load(run: Path, options: ExportOptions) -> LoadedRun:
     """The run, or a base model's folder as a run that has learned nothing."""
     if options.form != "hf-base" or RunFolder(run).config.is_file():
-        loaded = load_run(run, task=options.row)
-        # A method that learns nothing has nothing to wait for.
-        if not loaded.tasks and loaded.config.method.lessons(1):
-            raise CheckpointError(
-                "this run has learned no task yet", where=str(run), why="there is nothing to export",
-                remedy=finish(RunFolder(run)),
-            )  # fmt: skip
-        return loaded
+        return load_run(run, task=options.row)
     method = Routed(name="base", growth="none")
     config = RunConfig(method=method, base=Base(path=str(run)))
     model, tokenizer = open_base(config)
     learner = config.method.init(model, 1)
     # No lesson is archived or missing, and no SHA-256 of a base is recorded.
     return LoadedRun(RunFolder(run), config, model, tokenizer, learner, [], (), (), "")
+
+
+def _require_content(run: LoadedRun, options: ExportOptions) -> None:
+    """Refuses a run whose experts the form cannot hold, and one that has learned nothing to write in it."""
+    method = run.config.method
+    # A method whose experts the form cannot hold is refused as such, learned or not.
+    if options.form in _LINEAR and not isinstance(method, AsLora):
+        require_linear(run, _LINEAR[options.form])
+    # A method that learns nothing has nothing to wait for; and its base can be written of any run.
+    if not run.tasks and method.lessons(1) and options.form != "hf-base":
+        raise CheckpointError(
+            "this run has learned no task yet", where=str(run.folder.path), why="there is nothing to export",
+            remedy=finish(run.folder),
+        )  # fmt: skip
+    if options.form in _LINEAR:
+        require_linear(run, _LINEAR[options.form])
 
 
 def write_adapter(run: LoadedRun, lora: LoraWeights, name: str, folder: Path, options: ExportOptions) -> dict[str, Any]:
@@ -110,7 +121,6 @@ def _write_adapters(
 
 
 def _peft(run: LoadedRun, folder: Path, options: ExportOptions, target: Path) -> list[str]:
-    require_linear(run, "a PEFT adapter")
     names, _ = _write_adapters(run, folder, options, projector=True)
     first_name = next(iter(names))
     example = target / first_name
@@ -122,7 +132,6 @@ def _peft(run: LoadedRun, folder: Path, options: ExportOptions, target: Path) ->
 
 
 def _vllm(run: LoadedRun, folder: Path, options: ExportOptions, target: Path) -> list[str]:
-    require_linear(run, "adapters for vLLM")
     if BASE in names_of(run, options.tasks):
         raise ConfigError(
             "a task has the name of the folder that the base goes to",
@@ -146,7 +155,6 @@ def _vllm(run: LoadedRun, folder: Path, options: ExportOptions, target: Path) ->
 
 
 def _hf(run: LoadedRun, folder: Path, options: ExportOptions, target: Path) -> list[str]:
-    require_linear(run, "one merged model")
     known = names_of(run)
     count = len(options.tasks)
     if len(known) > 1 and count != 1:
@@ -188,5 +196,8 @@ def _hf_base(run: LoadedRun, folder: Path, options: ExportOptions, target: Path)
         )
     return lines
 
+
+_LINEAR = {"peft": "a PEFT adapter", "vllm": "adapters for vLLM", "hf": "one merged model"}
+"""Forms that hold LoRA on linears alone, and what each makes of it."""
 
 _WRITERS = {"peft": _peft, "vllm": _vllm, "hf": _hf, "hf-base": _hf_base, "hub": write_hub}
