@@ -36,6 +36,9 @@ class PriorGate:
         """Memory with room for `capacity` tasks."""
         return {"count_N": jnp.zeros((capacity,))}
 
+    def require(self, count: int) -> None:
+        """Any number of records can be counted."""
+
     def fit(self, memory: dict[str, Array], task: int, features: FrozenFeatures, *, key: Array) -> dict[str, Array]:
         """The memory with the task's number of records."""
         records = len(features.pooled.image_BE)

@@ -179,10 +179,12 @@ class ClipAnchors:
     Attributes:
       mixing: weight of the image cosine; the rest is text.
       shared_leaves: arrays of the memory that belong to all tasks together: none.
+      fewest: samples that `fit` takes at least.
     """
 
     kind: ClassVar[str] = "anchors"
     shared_leaves: ClassVar[tuple[str, ...]] = ()
+    fewest: ClassVar[int] = 1
     mixing: float = 0.5
 
     def blank(self, capacity: int, width: tuple[int, int]) -> dict[str, Array]:

@@ -29,15 +29,17 @@ SMALLEST_STD = 1e-6
 
 
 class TaskLocator(Protocol):
-    """What a gate calls on a locator. Every member is required; `Standardised` has three of them.
+    """What a gate calls on a locator. Every member is required; `Standardised` has four of them.
 
     Attributes:
       kind: name of the locator in configs.
       shared_leaves: arrays of the memory that belong to all tasks together; every other array has a row per task.
+      fewest: samples that `fit` takes at least.
     """
 
     kind: ClassVar[str]
     shared_leaves: ClassVar[tuple[str, ...]]
+    fewest: ClassVar[int]
 
     def blank(self, capacity: int, width: Any) -> dict[str, Array]:
         """Memory with room for `capacity` tasks; `width` is that of the features, for anchors a pair of widths."""
@@ -63,9 +65,11 @@ class Standardised:
 
     Attributes:
       shared_leaves: arrays of the memory that belong to all tasks together; every other array has a row per task.
+      fewest: samples that `fit` takes at least.
     """
 
     shared_leaves: ClassVar[tuple[str, ...]] = ("mean_D", "std_D")
+    fewest: ClassVar[int] = 1
 
     def typical_scores(self, memory: dict[str, Array], features_BD: Array, scores_BN: Array) -> Array:
         """Scores that thresholds of unknown inputs are fitted on, float32 [B, N]: the ordinary ones.

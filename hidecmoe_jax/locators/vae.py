@@ -38,7 +38,6 @@ from hidecmoe_jax.locators.standard import (
 LAYERS = ("encode", "latent", "decode", "rebuild")
 # Names and order in a memory: the first decides what archives hold, the second which key draws which weight.
 WEIGHTS = ("encode", "encode_bias", "latent", "latent_bias", "decode", "decode_bias", "rebuild", "rebuild_bias")
-FEWEST = 4
 # The held-out error's standard deviation is at least this part of its mean: two held-out samples with equal errors must
 # not make a task reject everything. Relative, so that the z-score does not depend on the error's scale.
 NARROWEST = 1e-3
@@ -224,6 +223,8 @@ class Vae(Standardised):
     clip: float = 5.0
     decay: float = 1e-4
     kind: ClassVar[str] = "vae"
+    # Two to train on, and two to stop by and to take a standard deviation of.
+    fewest: ClassVar[int] = 4
 
     def __post_init__(self):
         counts = (self.hidden, self.latent, self.batch, self.epochs, self.patience)
@@ -284,7 +285,7 @@ class Vae(Standardised):
           NumericsError: features or all errors after training are not finite.
         """
         capacity = len(memory["error_mean_N"])
-        features = checked_features(features_ND, memory, task, capacity=capacity, least=FEWEST)
+        features = checked_features(features_ND, memory, task, capacity=capacity, least=self.fewest)
         memory = with_standard(memory, features)
         rows = standardised(memory, features, self.clip)
         split_key, train_key = jax.random.split(key)

@@ -53,6 +53,14 @@ class Stage:
         """Indices of the records to read, int [M], from range(count); None for all."""
         return None
 
+    def require(self, count: int) -> None:
+        """Refuses a lesson of too few records; known before anything trains.
+
+        Raises:
+          DataError: names the number and the least one.
+        """
+        self.subset(count, 0)
+
     def prepare(self, model: Model, learner: Learner, lesson: int, key: Array) -> Learner:
         """Surgery before the stage: what trains goes to `live`, `tuned` and `routers`."""
         return learner
@@ -90,6 +98,10 @@ class WrappedStage(Stage):
         """As the inner stage."""
         return self.inner.subset(count, seed)
 
+    def require(self, count: int) -> None:
+        """As the inner stage."""
+        self.inner.require(count)
+
     def prepare(self, model: Model, learner: Learner, lesson: int, key: Array) -> Learner:
         """As the inner stage."""
         return self.inner.prepare(model, learner, lesson, key)
@@ -114,6 +126,10 @@ class FitGate(Stage):
     gate: Gate
     kind: str = "locate"
     source: str = "features"
+
+    def require(self, count: int) -> None:
+        """As the gate."""
+        self.gate.require(count)
 
     def finish(self, model: Model, learner: Learner, lesson: int, result: FrozenFeatures | None, key: Array) -> Learner:
         """Stores what the gate has learned of the task."""

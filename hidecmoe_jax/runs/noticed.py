@@ -9,6 +9,8 @@ from __future__ import annotations
 import unicodedata
 
 from hidecmoe_jax.data.stream import Task
+from hidecmoe_jax.methods.base import Method
+from hidecmoe_jax.methods.gates.unknown import held_out_of
 from hidecmoe_jax.runs.config import RunConfig
 from hidecmoe_jax.scoring.score import score
 
@@ -26,7 +28,25 @@ def without_effect(config: RunConfig) -> tuple[str, ...]:
         )
     if writing.top_p != 1 and writing.temperature == 0:
         lines.append("evaluate.writing.top_p has no effect: evaluate.writing.temperature=0 always takes the best token")
+    if method.gated and method.gate.kind == "locator" and method.gate.tie is None and method.gate.tied != "blend":
+        lines.append(
+            f"tied={method.gate.tied} of the gate has no effect: without `tie`, the least difference of two scores "
+            "(method.gate.tie=0.1), no question is tied"
+        )
     return tuple(lines)
+
+
+def without_threshold(method: Method, name: str, count: int) -> tuple[str, ...]:
+    """A warning about a lesson too small for the threshold that tells unknown questions from its own."""
+    if not method.gated or method.gate.foreign is None:
+        return ()
+    kept_apart = method.gate.unknown_settings.get("kept_apart")
+    if kept_apart is None or held_out_of(count, kept_apart):
+        return ()
+    return (
+        f"{name}: of {count} training records none is held out (kept_apart {kept_apart}), so no question "
+        "will be unknown to it, whatever `foreign` says; add records or raise kept_apart",
+    )
 
 
 def other_forms(task: Task) -> tuple[str, ...]:

@@ -22,7 +22,7 @@ from hidecmoe_jax.data.encoder import RecordEncoder
 from hidecmoe_jax.data.items import Record
 from hidecmoe_jax.data.pocket.cache import pocket_tasks
 from hidecmoe_jax.data.records import Problem
-from hidecmoe_jax.data.stream import Task, TaskSpec
+from hidecmoe_jax.data.stream import Stream, Task, TaskSpec
 from hidecmoe_jax.data.tokenizer import Tokenizer
 from hidecmoe_jax.data.writable import answer_warnings
 from hidecmoe_jax.evaluate.engine import Cache, record_encoder
@@ -32,7 +32,7 @@ from hidecmoe_jax.models.config import LlavaConfig
 from hidecmoe_jax.models.llava import Model, model_template
 from hidecmoe_jax.models.store import base_folder, read_model_config
 from hidecmoe_jax.runs.config import Base, RunConfig, StreamConfig
-from hidecmoe_jax.runs.noticed import other_forms, without_effect
+from hidecmoe_jax.runs.noticed import other_forms, without_effect, without_threshold
 from hidecmoe_jax.scoring.score import mismatch, scorer_of
 
 
@@ -76,7 +76,38 @@ def open_config(config: RunConfig, *, errors: str | None = None) -> Opening:
 
     report = _checked(config, errors, (lengths,))
     report = replace(report, warnings=(*report.warnings, *without_effect(config)))
+    # Lessons are made of all tasks, and of records that are not refused already.
+    if report.ok:
+        report = _with_sizes(report, config, encoder)
     return Opening(report, base, cache)
+
+
+def _with_sizes(report: Report, config: RunConfig, encoder: RecordEncoder) -> Report:
+    """The report with lessons of fewer records than their stages can do with, and those too small for thresholds."""
+    method = config.method
+    tune = config.tune
+    refusals = []
+    warnings = []
+    for number, lesson in enumerate(method.lessons(len(report.tasks))):
+        tasks = [report.tasks[task] for task in lesson]
+        names = ", ".join(task.name for task in tasks)
+        records = method.records(Stream(report.tasks), lesson)
+        encoded, _ = encoder.conversations(records, max_length=tune.max_length, max_dropped=tune.max_dropped)
+        for stage in method.stages(number):
+            try:
+                stage.require(len(encoded))
+            except DataError as error:
+                where = f"task {names} ({tasks[0].root})"
+                refusals.append(DataError(error.what, where=where, why=error.why, remedy=error.remedy))
+                break
+        warnings += without_threshold(method, names, len(encoded))
+    problems = [Problem(str(refusal.where), None, f"{refusal.what}: {refusal.why}") for refusal in refusals]
+    return replace(
+        report,
+        problems=(*report.problems, *problems),
+        refusals=(*report.refusals, *refusals),
+        warnings=(*report.warnings, *warnings),
+    )
 
 
 def checked_stream(config: RunConfig) -> Report:

@@ -7,15 +7,16 @@ arXiv 1411.5726). CIDEr-D is between 0 and 10 before the factor 100, so it, and 
 a single item it is 0, since every n-gram then occurs in "all" documents.
 
 Tokens: lower case; contractions split as in the Penn Treebank ("don't" -> "do n't", "dog's" -> "dog 's"); hyphenated
-words and numbers such as 1,000 or 3.5 are one token; punctuation and brackets are dropped. Unlike the Treebank
-tokeniser, abbreviations ("u.s.") are split and no character is re-encoded. Chinese and Japanese are split by character,
-since no blank separates their words; Korean is split at its blanks.
+words and numbers such as 1,000 or 3.5 are one token; punctuation and brackets of any script are dropped. Unlike the
+Treebank tokeniser, abbreviations ("u.s.") are split and no character is re-encoded. Chinese and Japanese are split by
+character, since no blank separates their words; Korean is split at its blanks.
 """
 
 from __future__ import annotations
 
 import math
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -55,7 +56,15 @@ def tokenize(text: str) -> list[str]:
     """Returns the lower-case words of a caption, as described in the module docstring."""
     text = text.lower().replace("\u2019", "'")
     text = re.sub(r"(?<=\w)n't\b", " n't", text)
-    return [word for word in _WORD.findall(text) if word not in _DROPPED]
+    return [word for word in _WORD.findall(text) if not _is_dropped(word)]
+
+
+def _is_dropped(word: str) -> bool:
+    """Whether a token is punctuation: a listed sign, its full-width form, or any sign of punctuation beyond ASCII."""
+    sign = unicodedata.normalize("NFKC", word)
+    if sign in _DROPPED:
+        return True
+    return len(sign) == 1 and not sign.isascii() and unicodedata.category(sign).startswith("P")
 
 
 def splits_by_character(text: str) -> bool:

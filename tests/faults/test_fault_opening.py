@@ -197,6 +197,59 @@ def test_fault_a8_settings_without_effect_are_named(task, tmp_path, capsys):
     assert capsys.readouterr().out.count("has no effect") == 1
 
 
+def test_fault_a8_an_answer_to_ties_without_ties_is_named(task, tmp_path, capsys):
+    words = ["data", "check", "pocket/cmoe", "--tasks", str(task), "--errors", str(tmp_path / "e.jsonl"), "--set"]
+    assert main([*words, "method.gate.tied=base"]) == 0
+    assert "tied=base of the gate has no effect" in capsys.readouterr().out
+    assert main([*words, "method.gate.tied=base", "method.gate.tie=0.1"]) == 0
+    assert "has no effect" not in capsys.readouterr().out
+
+
+# Records a task has, the method's settings, and what is named: the task, the number and the least number.
+TOO_FEW = [
+    (1, "pocket/cmoe", [], ["task fish", "1, at least 2 are needed"]),
+    (3, "pocket/cmoe", [], ["task birds", "3 training records", "takes at least 4", "at least 4 records"]),
+    (6, "pocket/cmoe", ["method.gate.kept_apart=0.5"], ["6 training records", "at least 8 records"]),
+    (1, "pocket/hide", ["method.expand={by: probe, layers: 1}"], ["task fish", "1, at least 2 are needed"]),
+]
+
+
+@pytest.mark.parametrize(("count", "config", "assignments", "named"), TOO_FEW)
+def test_fault_c1_a_task_of_too_few_records_is_refused_before_training(
+    count, config, assignments, named, tmp_path, capsys
+):
+    folders = [str(write_task(tmp_path / name, "a wren", shade=9 * number, train=count, test=2))
+               for number, name in enumerate(("birds", "fish"))]  # fmt: skip
+    # Without a fraction to validate on, all records are trained on.
+    for folder in folders:
+        rewrite_as_validation(Path(folder))
+    words = [config, "--tasks", *folders, "--set", *assignments]
+    words = words if assignments else words[:-1]
+    assert main(["run", *words, "--out", str(tmp_path / "run")]) == DataError.exit_code
+    error = capsys.readouterr().err
+    assert all(text in error for text in named), error
+    assert not (tmp_path / "run").exists()
+    assert main(["data", "check", *words, "--errors", str(tmp_path / "e.jsonl")]) == DataError.exit_code
+    report = capsys.readouterr().out
+    assert all(text in report for text in named), report
+
+
+def rewrite_as_validation(folder: Path) -> None:
+    """Gives a task its test items as validation items too."""
+    items = json.loads((folder / "test.json").read_text())
+    (folder / "val.json").write_text(json.dumps(items))
+
+
+def test_fault_a8_a_task_too_small_for_a_threshold_is_named(tmp_path, capsys):
+    task = write_task(tmp_path / "birds", "a wren", train=4, test=2)
+    rewrite_as_validation(task)
+    words = ["data", "check", "pocket/hide", "--tasks", str(task), "--errors", str(tmp_path / "e.jsonl"), "--set"]
+    assert main([*words, "method.gate.foreign=0.05"]) == 0
+    assert "birds: of 4 training records none is held out" in capsys.readouterr().out
+    assert main([*words, "method.gate.foreign=0.05", "method.gate.kept_apart=0.5"]) == 0
+    assert "none is held out" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("reference", ["A wren.", "a\u00a0wren", "\u200ba wren", "\uff41 wren"])
 def test_fault_a1_references_of_another_form_than_training_answers_are_a_warning(reference, task):
     assert not check_stream([TaskSpec(str(task))]).warnings

@@ -36,6 +36,21 @@ def test_tokens(text, words):
     assert tokenize(text) == words.split()
 
 
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("\u72ac\u304c\u8d70\u308b\u3002", "\u72ac \u304c \u8d70 \u308b"),
+        ("\u300c\u732b\u300d\u3001 \u72ac\uff01\uff1f", "\u732b \u72ac"),
+        ("a cat\uff0c on \uff08a\uff09 mat\uff0e", "a cat on a mat"),
+        ("\u00abun chat\u00bb \u00bfun perro\u061f", "un chat un perro"),
+        ("50\uff05 \u20ac", "50 \uff05 \u20ac"),
+        ("\u3002", ""),
+    ],
+)
+def test_fault_a1_punctuation_of_other_scripts_is_no_word_of_a_caption(text, words):
+    assert tokenize(text) == words.split()
+
+
 def test_bleu_by_hand():
     # Clipped matches of the classic example: "the" occurs at most twice in a reference, so 2 of 7.
     scores = bleu(["the the the the the the the".split()], [["the cat is on the mat".split()]])

@@ -46,6 +46,9 @@ class Gate(Protocol):
     def blank(self, capacity: int, model: Model) -> Memory:
         """Memory with room for `capacity` tasks."""
 
+    def require(self, count: int) -> None:
+        """Raises DataError where a task of so many records cannot be fitted."""
+
     def fit(self, memory: Memory, task: int, features: FrozenFeatures, *, key: Array) -> Memory:
         """The memory with a task, from the features of its records."""
 
@@ -107,6 +110,9 @@ class AnchorGate:
         if self.foreign is None:
             return room
         return room | blank_thresholds(capacity, sides=True)
+
+    def require(self, count: int) -> None:
+        """Any number is enough for a mean."""
 
     def fit(self, memory: Memory, task: int, features: FrozenFeatures, *, key: Array) -> Memory:
         """Adds the task's anchors; with `foreign`, which records are left out for the thresholds is random."""
@@ -178,6 +184,9 @@ class NamedGate:
     def blank(self, capacity: int, model: Model) -> Memory:
         """Nothing is stored."""
         return {}
+
+    def require(self, count: int) -> None:
+        """Nothing is fitted."""
 
     def fit(self, memory: Memory, task: int, features: FrozenFeatures, *, key: Array) -> Memory:
         """Nothing is stored."""

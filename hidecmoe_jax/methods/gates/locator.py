@@ -6,6 +6,7 @@ out a share of every task's records to calibrate its thresholds, and turns score
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from hidecmoe_jax.core import plugins
-from hidecmoe_jax.core.errors import ConfigError
+from hidecmoe_jax.core.errors import ConfigError, DataError
 from hidecmoe_jax.locators.anchors import ClipAnchors
 from hidecmoe_jax.locators.gaussian import ClassGaussian, NearestMean, SharedGaussian
 from hidecmoe_jax.locators.neighbours import Neighbours
@@ -22,7 +23,7 @@ from hidecmoe_jax.locators.standard import set_rows
 from hidecmoe_jax.locators.vae import Vae
 from hidecmoe_jax.methods.base import Decision, FrozenFeatures, Match
 from hidecmoe_jax.methods.gates.anchors import clip_widths, stored
-from hidecmoe_jax.methods.gates.unknown import blank_thresholds, fit_apart, limits_of, match_of
+from hidecmoe_jax.methods.gates.unknown import blank_thresholds, fit_apart, held_out_of, limits_of, match_of
 from hidecmoe_jax.models.llava import Model, Reading
 
 Locator = Vae | NearestMean | SharedGaussian | ClassGaussian | Neighbours | ClipAnchors
@@ -112,6 +113,28 @@ class LocatorGate:
         # One-sided thresholds only where something is refused: archives of other runs keep their bytes.
         has_sides = self.foreign is not None
         return room | blank_thresholds(capacity, sides=has_sides)
+
+    def require(self, count: int) -> None:
+        """Refuses a task that leaves the locator less than it can be fitted on.
+
+        Raises:
+          DataError: names the number of records, what is held out of them, and the least number.
+        """
+        fewest = self.by.fewest
+
+        def fitted_on(records: int) -> int:
+            return records - held_out_of(records, self.kept_apart)
+
+        if fitted_on(count) >= fewest:
+            return
+        needed = next(records for records in itertools.count(count) if fitted_on(records) >= fewest)
+        raise DataError(
+            "too few records for the locator",
+            why=f"{count} training records, of which {fitted_on(count)} are fitted on (kept_apart {self.kept_apart}); "
+            f"a locator '{self.by.kind}' takes at least {fewest}, so at least {needed} records are needed",
+            remedy="add records to the task, or choose a locator in the gate's `by` that takes fewer, such as "
+            "nearest_mean",
+        )
 
     def fit(self, memory: dict[str, Array], task: int, features: FrozenFeatures, *, key: Array) -> dict[str, Array]:
         """Fits the locator to a task, and the score below which an input is unknown to the task."""

@@ -62,8 +62,7 @@ def fit_apart(
     fit_key, order_key = jax.random.split(key)
     count = jax.tree.leaves(features)[0].shape[0]
     order = np.asarray(jax.random.permutation(order_key, count))
-    # Whatever the share, a record is left to fit on.
-    held_out = min(round(share * count), count - 1)
+    held_out = held_out_of(count, share)
     take_held = itemgetter(order[:held_out])
     take_fitted = itemgetter(order[held_out:])
     held = jax.tree.map(take_held, features)
@@ -88,6 +87,11 @@ def fit_apart(
         threshold_N = fitted[name].at[task].set(limit)
         fitted = fitted | {name: threshold_N}
     return fitted
+
+
+def held_out_of(count: int, share: float) -> int:
+    """Number of records, of `count`, that are held out: whatever the share, one is left to fit on."""
+    return min(round(share * count), count - 1)
 
 
 def _one_modality_hidden(held: Pooled) -> dict[str, Pooled]:
