@@ -30,7 +30,13 @@ _INSTRUCTIONS = {
     "rejected": "preferences are not trained; remove the key",
     "rejected_response": "preferences are not trained; remove the key",
 }
-_TURN_INSTRUCTIONS = ("loss", "loss_scale", "loss_mask", "weight")
+# Keys that other trainers weigh or leave out answers by, at a record or at a turn.
+_WEIGHTS = ("loss", "loss_scale", "loss_mask", "loss_weight", "weight", "sample_weight", "train", "training")
+_UNWEIGHTED = (
+    "every answer counts with equal weight; remove the key, or the record where nothing is to be learned from it"
+)
+_NO_LOSS = ("false", "none", "no", "off")
+_NUMBER = re.compile(r"0?\.\d+|0")
 _MARKER = re.compile(
     r"<\|?(?:image|img|picture|pic|video|vid|audio|speech|sound|frame|point_?cloud|pcd|pdf)s?"
     r"(?:[ _-]?(?:here|placeholder|pad|start|end|\d+))*\|?>|<\|?vision_(?:start|end|pad)\|?>",
@@ -46,9 +52,11 @@ def key_problems(item: Mapping[str, Any], pictures: list[str]) -> list[str]:
     """
     problems = []
     for key, value in item.items():
+        name = _snake(str(key))
+        if name in _WEIGHTS and _weighs(value):
+            problems.append(f"key {key!r} is not read: {_UNWEIGHTED}")
         if key == "image" or _is_empty(value):
             continue
-        name = _snake(str(key))
         medium = _medium(name)
         if medium in _OTHER_MEDIA:
             problems.append(f"key {key!r} is not read: only pictures are, in 'image'; remove the key or the record")
@@ -65,16 +73,17 @@ def turn_key_problems(message: Mapping[str, Any], number: int) -> list[str]:
     """Returns a problem for every key of one turn that holds a medium, or changes its loss, and is not read."""
     problems = []
     for key, value in message.items():
-        if _is_empty(value) and value is not False:
-            continue
         name = _snake(str(key))
+        # A question carries no loss, so whatever weight it is given changes nothing.
+        if name in _WEIGHTS and number % 2 and _weighs(value):
+            problems.append(f"turn {number}: key {key!r} is not read: {_UNWEIGHTED}")
+        if _is_empty(value):
+            continue
         medium = _medium(name)
         if medium in _PICTURES:
             problems.append(f"turn {number}: key {key!r} is not read; pictures belong into the record's 'image'")
         elif medium in _OTHER_MEDIA:
             problems.append(f"turn {number}: key {key!r} is not read: only pictures are, in the record's 'image'")
-        elif name in _TURN_INSTRUCTIONS and value not in (True, 1):
-            problems.append(f"turn {number}: key {key!r} is not read: every answer is trained on, with equal weight")
     return problems
 
 
@@ -132,6 +141,17 @@ def _names_the_same(value: Any, pictures: list[str], *, is_address: bool) -> boo
     if is_address:
         return True
     return [PurePosixPath(name).name for name in names] == [PurePosixPath(name).name for name in pictures]
+
+
+def _weighs(value: Any) -> bool:
+    """Whether a value, or one of a list, is a weight other than 1 or such a word; "3 kg" only describes."""
+    values = value if isinstance(value, list) else [value]
+    for weight in values:
+        if isinstance(weight, str) and (weight.strip().lower() in _NO_LOSS or _NUMBER.fullmatch(weight.strip())):
+            return True
+        if isinstance(weight, bool | int | float) and weight != 1:
+            return True
+    return False
 
 
 def _is_empty(value: Any) -> bool:

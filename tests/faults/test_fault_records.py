@@ -96,10 +96,28 @@ def test_fault_a6_what_other_trainers_act_on_is_refused(root):
     silent = trained()
     silent["conversations"][1]["loss"] = False
     assert "turn 1: key 'loss' is not read" in refusal(root, silent)
+    # A question is never trained on, so a key that leaves it out is kept to.
+    masked = trained()
+    masked["conversations"][0]["loss"] = False
+    masked["conversations"][1]["loss"] = True
+    assert len(read(root, masked)) == 1
     pictured = trained()
     pictured["conversations"][0]["video"] = "a.mp4"
     assert "turn 0: key 'video' is not read" in refusal(root, pictured)
     assert "template.system" in refusal(root, trained(system="Answer in one word."))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("loss", False), ("weight", 0.5), ("weight", 0), ("sample_weight", 2), ("loss_scale", [1, 0]), ("train", "false")],
+)
+def test_fault_a6_weights_of_a_record_are_refused_by_name(root, key, value):
+    assert f"key {key!r} is not read: every answer counts with equal weight" in refusal(root, trained(**{key: value}))
+    assert f"key {key!r}" in refusal(root, asked(**{key: value}), test=True)
+
+
+def test_fault_a6_weights_of_one_and_descriptions_are_left_alone(root):
+    assert len(read(root, trained(weight=1, loss=True), trained(name="r1", weight="3 kg", train="IC 5"))) == 2
 
 
 def test_fault_d1_long_ids_stay_exact(root):
