@@ -74,6 +74,7 @@ def run_document(
         "seconds": _mean_by_name([seed.seconds for seed in seeds]),
         "answers": _mean_by_name([seed.answers for seed in seeds]),
         "milliseconds_per_answer": _mean([seed.milliseconds_per_answer for seed in seeds]),
+        "milliseconds_include_compilation": any(seed.answers_compiled for seed in seeds),
         "seeds": {"list": numbers, "spread": spread, "per_seed": per_seed},
         "curves": _curves(seeds[0].curves),
         "fusion_modes": _fusion_modes(fusion_modes or {}),

@@ -29,7 +29,8 @@ class SeedResult:
       seconds: wall-clock by phase.
       answers: {"all": number of answers that the cells score, "reused": how many were taken from other cells}.
       curves: training loss as (step, loss) by stage name, in the order trained.
-      milliseconds_per_answer: wall-clock of one generated answer, median over the cells; None where all were reused.
+      milliseconds_per_answer: wall-clock of one generated answer; None where all were reused.
+      answers_compiled: whether that includes compilation, because no task's questions filled a second batch.
     """
 
     seed: int
@@ -43,6 +44,7 @@ class SeedResult:
     answers: Mapping[str, int] = field(default_factory=dict)
     curves: Mapping[str, Curve] = field(default_factory=dict)
     milliseconds_per_answer: float | None = None
+    answers_compiled: bool = False
 
 
 @dataclass(frozen=True)

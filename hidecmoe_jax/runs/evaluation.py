@@ -26,7 +26,7 @@ from hidecmoe_jax.runs.folder import CellsFolder
 from hidecmoe_jax.runs.reuse import KnownAnswers, cache_key, known_answers, learned_names, reusable_answers
 from hidecmoe_jax.runs.scores import Cells
 from hidecmoe_jax.runs.session import Session
-from hidecmoe_jax.runs.status import Status
+from hidecmoe_jax.runs.status import Status, Work
 from hidecmoe_jax.scoring.score import by_id, score
 from hidecmoe_jax.storage.crash_points import crash_point
 from hidecmoe_jax.storage.files import write_bytes
@@ -113,6 +113,7 @@ def write_answers(
     stop: Stop,
     decision: Decision | None = None,
     copied: Sequence[Answer] = (),
+    pace: Work | None = None,
 ) -> list[dict]:
     """Answers every test question of a task, resuming where an interrupted attempt stopped; returns all lines, in the
     questions' order.
@@ -121,6 +122,7 @@ def write_answers(
       named: answer with the task named.
       decision: of every question, if it was made already.
       copied: answers that are known already; nothing is generated for their questions.
+      pace: gets the answers that are written, timed but for those of the first batch.
 
     Raises:
       PreemptedError: after a signal, once the batch at hand is on disk.
@@ -149,7 +151,8 @@ def write_answers(
         )  # fmt: skip
         batch_count = math.ceil(open_questions / session.config.evaluate.writing.batch)
         shown_batches = session.status.bar(f"batches of answers to {task.name}", total=batch_count)(batches)
-        _append(path, _timed(shown_batches, session.status), task, names, stop)
+        timed_batches = _timed(shown_batches, session.status, pace or Work())
+        _append(path, timed_batches, task, names, stop)
         lines = _by_question(read_answers(path)) | known
     # Copied answers were not appended above; here they take their places between the generated ones.
     whole = [lines[record.id] for record in records]
@@ -165,14 +168,15 @@ def _by_question(lines: Iterable[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return {line["question_id"]: line for line in lines}
 
 
-def _timed(batches: Iterable[list[Answer]], status: Status) -> Iterator[list[Answer]]:
-    """The same batches, counted as work done."""
+def _timed(batches: Iterable[list[Answer]], status: Status, pace: Work) -> Iterator[list[Answer]]:
+    """The same batches, counted as work done by the run's status and by the `pace` of this task."""
     since = time.monotonic()
     for batch in batches:
         now = time.monotonic()
-        # The first batch of a process contains compilation.
-        seconds = now - since if status.questions.seconds or status.questions.done else None
-        status.questions.add(len(batch), seconds)
+        seconds = now - since
+        # The first batch of a process contains compilation; any task's may, where its programs are others.
+        status.questions.add(len(batch), seconds if status.questions.seconds or status.questions.done else None)
+        pace.add(len(batch), seconds if pace.done else None)
         since = now
         yield batch
 
@@ -265,11 +269,14 @@ def evaluate_cell(
         routed = unwritten(inputs.records, decision, session.config.evaluate.writing)
         copied = reusable_answers(routed, known, names, learned_names(session, row))
     path = folder.answers(row, task.name, named=reference)
+    pace = Work()
     lines = write_answers(
-        session, serving, task, path, seed=seed, named=named, stop=stop, decision=decision, copied=copied
+        session, serving, task, path, seed=seed, named=named, stop=stop, decision=decision, copied=copied, pace=pace
     )  # fmt: skip
     cell = judge(task, session.test(task), lines, names)
     cell |= {"reused": len(copied), "basis": basis}
+    if pace.timed:
+        cell["warm"] = {"answers": pace.timed, "seconds": round(pace.seconds, 4)}
     folder.path.mkdir(parents=True, exist_ok=True)
     cell["seconds"] = round(time.monotonic() - start, 3)
     cells.write(row, label, cell)

@@ -49,6 +49,7 @@ def seed_result(
     for cell in _all(cells):
         answers += cell["count"]
         reused += cell.get("reused", 0)
+    warm = _warm_milliseconds(cells)
     return SeedResult(
         seed=seed,
         matrix=_table(cells, tasks, taught, "score"),
@@ -60,7 +61,8 @@ def seed_result(
         seconds=_seconds(folder, cells),
         answers={"all": answers, "reused": reused},
         curves=_curves(folder),
-        milliseconds_per_answer=_milliseconds_per_answer(cells),
+        milliseconds_per_answer=_milliseconds_per_answer(cells) if warm is None else warm,
+        answers_compiled=warm is None,
     )
 
 
@@ -89,8 +91,18 @@ def _all(cells: CellTable) -> Iterator[dict[str, Any]]:
         yield from row.values()
 
 
+def _warm_milliseconds(cells: CellTable) -> float | None:
+    """Wall-clock of one generated answer, without compilation: over all batches that were not the first of their cell;
+    None where there was none, and in runs of versions that did not time them."""
+    timed = [cell["warm"] for cell in _all(cells) if "warm" in cell]
+    answers = sum(warm["answers"] for warm in timed)
+    seconds = sum(warm["seconds"] for warm in timed)
+    return round(1000 * seconds / answers, 3) if answers else None
+
+
 def _milliseconds_per_answer(cells: CellTable) -> float | None:
-    """Wall-clock of one generated answer, median over all cells; None where every answer was reused."""
+    """Wall-clock of one generated answer with all that a cell takes, compilation too, median over all cells; None where
+    every answer was reused."""
     times = []
     for cell in _all(cells):
         generated = cell["count"] - cell.get("reused", 0)

@@ -358,6 +358,29 @@ def test_fault_f4_milliseconds_count_generated_answers_alone():
     assert _milliseconds_per_answer({}) is None
 
 
+def test_fault_f4_milliseconds_leave_compilation_out_or_say_so():
+    from hidecmoe_jax.runs.evaluation import _timed
+    from hidecmoe_jax.runs.seed_results import _warm_milliseconds
+    from hidecmoe_jax.runs.status import Status, Work
+
+    # Two cells: the batches but the first one of each are timed, whatever was answered before in the process.
+    status = Status()
+    cells: dict = {0: {}}
+    for name, batches in (("digits", [4, 4, 2]), ("charts", [4])):
+        pace = Work()
+        list(_timed([["answer"] * size for size in batches], status, pace))
+        cells[0][name] = {"count": sum(batches), "seconds": 9.0}
+        if pace.timed:
+            cells[0][name]["warm"] = {"answers": pace.timed, "seconds": 0.3}
+        assert (pace.done, pace.timed) == (sum(batches), sum(batches[1:]))
+    assert _warm_milliseconds(cells) == pytest.approx(50.0)
+    assert _warm_milliseconds({0: {"charts": cells[0]["charts"]}}) is None
+    _, words = first_screen(shown(document(milliseconds_per_answer=12.5)))
+    assert "n answer takes 12.5 ms;" in words
+    _, words = first_screen(shown(document(milliseconds_per_answer=900.0, answers_compiled=True)))
+    assert "n answer takes 900.0 ms, compilation included;" in words
+
+
 def test_fault_f4_tables_are_written_as_csv_and_latex_and_linked(tmp_path):
     tasks = ("digits_50%", "charts & bars")
     evil = "=cmd|' /C calc'!A0"
