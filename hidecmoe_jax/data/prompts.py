@@ -157,7 +157,7 @@ def _check_markers(record: Record, tokenizer: Tokenizer) -> None:
         )
 
 
-def _placed(question: str, template: Template) -> str:
+def placed(question: str, template: Template) -> str:
     """A question with its markers where the template wants them."""
     if template.image_place == "as_is" or IMAGE not in question:
         return question
@@ -173,7 +173,7 @@ def _placed(question: str, template: Template) -> str:
 def _question(record: Record, number: int, tokenizer: Tokenizer, template: Template, patches: int) -> list[int]:
     """Tokens of turn `number` up to the place where its answer begins."""
     before = template.system if number == 0 else template.separator
-    text = before + template.user + _placed(record.turns[number].question, template) + template.assistant.rstrip(" ")
+    text = before + template.user + placed(record.turns[number].question, template) + template.assistant.rstrip(" ")
     # The marker is split off before tokenisation, so only our own markers become image tokens.
     first, *others = text.split(IMAGE)
     tokens = tokenizer.encode(first)

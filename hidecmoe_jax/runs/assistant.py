@@ -31,6 +31,7 @@ from hidecmoe_jax.models.store import is_base
 from hidecmoe_jax.runs.config import Base, RunConfig
 from hidecmoe_jax.runs.finished import load_run
 from hidecmoe_jax.runs.folder import RunFolder, no_run
+from hidecmoe_jax.runs.older import question_limits
 from hidecmoe_jax.runs.picture_files import picture_files
 from hidecmoe_jax.runs.replies import Reply, own_scores, reply_of
 from hidecmoe_jax.runs.session import open_base
@@ -170,7 +171,7 @@ class Assistant:
         feature_batch = min(len(records), run.base.feature_batch)
         return Engine(
             run.method, self.base, self.tokenizer, run.template, style, feature_batch=feature_batch,
-            limits=run.stream.policy.limits,
+            limits=self._limits,
         )  # fmt: skip
 
     def generate(
@@ -231,8 +232,8 @@ class Assistant:
 
     @property
     def _limits(self) -> Limits:
-        """Limits of pictures, as the run has them."""
-        return self.run.stream.policy.limits
+        """Limits of pictures in questions, as the run has them."""
+        return question_limits(self.run)
 
     @property
     def _fallback(self) -> str:

@@ -22,7 +22,9 @@ from hidecmoe_jax.runs.folder import RunFolder, SeedFolder
 from hidecmoe_jax.runs.identity import UNDO, changes_of, read_run, task_names
 from hidecmoe_jax.runs.ledger import Ledger
 from hidecmoe_jax.runs.missing import load_archive
+from hidecmoe_jax.runs.older import say_of_older
 from hidecmoe_jax.runs.session import Session, open_base, open_session
+from hidecmoe_jax.runs.start import evaluating, require_folders
 from hidecmoe_jax.storage.arrays import Groups
 
 
@@ -104,8 +106,10 @@ def open_with_data(run: str | Path) -> RunWithData:
     """
     folder = RunFolder(Path(run))
     config = config_of(run)
-    session = open_session(config)
     tasks = tuple(task_names(folder.path))
+    require_folders(config, tasks, evaluating(folder.path))
+    session = open_session(config)
+    say_of_older(config, session.stream.tasks)
     return RunWithData(folder, config, session.model, session.tokenizer, tasks, session)
 
 

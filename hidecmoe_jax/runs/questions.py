@@ -19,8 +19,10 @@ from hidecmoe_jax.runs.config import config_of
 from hidecmoe_jax.runs.folder import RunFolder
 from hidecmoe_jax.runs.identity import task_names
 from hidecmoe_jax.runs.missing import expected
+from hidecmoe_jax.runs.older import note_of_questions, question_limits
 from hidecmoe_jax.runs.replies import Reply
 from hidecmoe_jax.runs.seed_run import lesson_name
+from hidecmoe_jax.runs.status import say
 
 _ID_KEYS = ("id", "question_id")
 _TEXT_KEYS = ("question", "text")
@@ -85,7 +87,16 @@ def _limits_of(run: str | Path | None) -> Limits:
     """The limits of pictures of a run; the default ones for a base model."""
     if run is None or not RunFolder(Path(run)).config.is_file():
         return LIMITS
-    return config_of(run).stream.policy.limits
+    return question_limits(config_of(run))
+
+
+def _say_of_older(run: str | Path, questions: Iterable[Question]) -> None:
+    """Prints what today's rules change for the pictures of questions to an older run."""
+    if not RunFolder(Path(run)).config.is_file():
+        return
+    pictures = [image for question in questions for image in question.images]
+    for line in note_of_questions(config_of(run), pictures):
+        say(f"note: {line}")
 
 
 def _problems_of(question: Question, limits: Limits) -> list[str]:
@@ -128,6 +139,7 @@ def ask(
         problems += _problems_of(question, limits)
     _refuse(problems, None)
     require_learned(run, task)
+    _say_of_older(run, questions)
     model = load(run, task=task, skip_missing=skip_missing)
     images = [list(question.images) for question in questions]
     texts = [question.text for question in questions]

@@ -22,6 +22,7 @@ from hidecmoe_jax.data.stream import Task
 from hidecmoe_jax.evaluate.answer import Answer, with_text
 from hidecmoe_jax.methods.base import Serving
 from hidecmoe_jax.runs.config import learning_values
+from hidecmoe_jax.runs.older import reads_otherwise
 from hidecmoe_jax.runs.session import Session
 
 BASE = ""  # the choice of no task
@@ -40,6 +41,10 @@ def cache_key(session: Session, serving: Serving, task: Task) -> str:
     shapes.append(session.prompt_length)
     parts = [session.base_digest, config["method"], config["base"], config["template"], evaluated]
     parts += [dict(task.contents), shapes]
+    older = session.cache.get(("reads otherwise", task.name), lambda: reads_otherwise(session.config, task))
+    if older:
+        # Cells of an older run have keys without this: their answers were written to other pictures or prompts.
+        parts.append("pictures are padded, then resized; markers are in front")
     plain = json.dumps(parts, sort_keys=True)
     digest = hashlib.sha256(plain.encode())
     return digest.hexdigest()[:16]

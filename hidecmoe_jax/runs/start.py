@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
-from hidecmoe_jax.core.errors import CheckpointError, ConfigError
+from hidecmoe_jax.core.errors import CheckpointError, ConfigError, DataError
+from hidecmoe_jax.runs.config import RunConfig
 from hidecmoe_jax.runs.folder import ERRORS, IDENTITY, RunFolder
 from hidecmoe_jax.storage.lock import LOCK, NOTE, check_unlocked
 from hidecmoe_jax.storage.places import COMPARISON, RUN, check_kind, check_place
@@ -32,6 +35,32 @@ def check_comparison(folder: Path) -> None:
     """
     check_place(folder)
     check_kind(folder, (COMPARISON,), remedy="give another --out")
+
+
+def require_folders(config: RunConfig, names: Sequence[str], command: str) -> None:
+    """Refuses a run whose task folders are not where it was learned from, before anything is read.
+
+    Args:
+      names: of the run's tasks.
+      command: the command that takes the folders' new places; `--tasks` and the folders are added to it.
+
+    Raises:
+      DataError: names the folders that are not there, and the flag.
+    """
+    missing = [spec.folder for spec in config.stream.tasks if not Path(spec.folder).is_dir()]
+    if not missing:
+        return
+    places = " ".join(f"NEW/{shlex.quote(name)}" for name in names)
+    raise DataError(
+        f"{len(missing)} of {len(names)} task folders of the run are not there",
+        why=f"no folder: {', '.join(missing)}",
+        remedy=f"if they were moved, say where every task lies now, in this order: {command} --tasks {places}",
+    )
+
+
+def evaluating(run: Path) -> str:
+    """The command that records new places of a run's task folders, for commands without a flag for them."""
+    return f"hidecmoe eval {shlex.quote(str(run))}"
 
 
 def check_run(folder: Path, *, resume: bool, overwrite: bool) -> bool:

@@ -6,6 +6,7 @@ Every function here opens the run, holds its lock, walks the seeds and writes th
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,12 @@ from hidecmoe_jax.runs.folder import RunFolder, SeedFolder
 from hidecmoe_jax.runs.identity import UNDO, changes_of, open_run, task_names
 from hidecmoe_jax.runs.ledger import Ledger
 from hidecmoe_jax.runs.missing import load_archive
+from hidecmoe_jax.runs.older import say_of_older
 from hidecmoe_jax.runs.rows import Rows
 from hidecmoe_jax.runs.scores import Curve
 from hidecmoe_jax.runs.seed_run import Options, SeedRun
 from hidecmoe_jax.runs.session import Session, open_session, say_notes, session_facts
-from hidecmoe_jax.runs.start import check_start
+from hidecmoe_jax.runs.start import check_start, evaluating, require_folders
 from hidecmoe_jax.runs.status import MINUTES, Status, say
 from hidecmoe_jax.runs.withdraw import withdraw_begun, withdraw_last
 from hidecmoe_jax.storage.lock import writer_lock
@@ -62,10 +64,16 @@ def _learn(config: RunConfig, folder: Path, chosen: Options) -> None:
     """Learns the config's stream into a folder; errors as `learn`."""
     has_run = check_start(folder, resume=chosen.resume, overwrite=chosen.overwrite)
     errors = RunFolder(folder).errors
+    if has_run and chosen.resume:
+        run = RunFolder(folder)
+        command = f"hidecmoe run {shlex.quote(str(run.config))} --out {shlex.quote(str(folder))} --resume"
+        require_folders(config, task_names(folder), command)
     with graceful_stop() as stop:
         # A start that is refused here leaves no folder behind, so the lock is taken after it.
         session = open_session(config, errors=str(errors))
         session = dataclasses.replace(session, status=Status(chosen.status_minutes))
+        if has_run and chosen.resume:
+            say_of_older(config, session.stream.tasks)
         require_fit(session)
         with writer_lock(folder):
             if not has_run or chosen.overwrite:
@@ -151,10 +159,12 @@ def add(
         folder = RunFolder(path)
         names = task_names(path)
         config = moved(config, tasks, names)
+        require_folders(config, names, f"hidecmoe add {shlex.quote(str(run))} {shlex.quote(str(task))}")
         spec = TaskSpec(str(Path(task).resolve()), epochs=epochs, rate=rate)
         added = _addition(folder, config, spec, names, redo=redo)
         session = open_session(added.config, errors=str(folder.errors))
         session = dataclasses.replace(session, status=Status(status_minutes))
+        say_of_older(config, session.stream.tasks)
         new_name = session.stream.tasks[-1].name
         changing = {new_name, names[-1]} if redo else {new_name}
         options = Options(resume=True, allow=_fields_of(changing), status_minutes=status_minutes)
@@ -193,6 +203,7 @@ def _addition(folder: RunFolder, config: RunConfig, spec: TaskSpec, names: Seque
         raise ConfigError(
             "this method cannot add a task", where=str(folder.path),
             why=f"{config.method.name} does not learn one by one",
+            remedy=f"learn all of them anew: hidecmoe run {folder.config} --tasks DIR [DIR ...] --out NEW",
         )  # fmt: skip
     finished = min(_learned(folder, config)) == len(names)
     # The config was written with the new task before its learning began.
@@ -273,6 +284,7 @@ def rollback(run: str | Path, tasks: int) -> Path:
         for known in range(len(names), tasks, -1):
             stream = without_last(stream, names[:known])
         shorter = dataclasses.replace(config, stream=stream)
+        require_folders(shorter, names, evaluating(folder.path))
         session = open_session(shorter, errors=str(folder.errors))
         dropped = names[tasks:]
         options = Options(resume=True, allow=_fields_of(dropped))
@@ -326,11 +338,13 @@ def evaluate_run(
       ConfigError: no such row.
       CheckpointError: names every task of the row that cannot be loaded.
     """
-    config = config_of(run)
-    config = moved(config, tasks, task_names(Path(run)))
+    names = task_names(Path(run))
+    config = moved(config_of(run), tasks, names)
+    require_folders(config, names, evaluating(Path(run)))
     with working_folder(Path(run)) as path, writer_lock(path), graceful_stop() as stop:
         folder = RunFolder(path)
         session = open_session(config)
+        say_of_older(config, session.stream.tasks)
         open_run(
             folder.path, session.identity(), resume=True, overwrite=False,
             session=session_facts(session.model.layout), remedy=UNDO,

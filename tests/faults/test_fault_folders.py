@@ -318,6 +318,27 @@ def test_fault_c4_moved_folders_keep_the_names_and_settings_of_their_tasks(tmp_p
         assert "--tasks" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("words", [["eval"], ["add", "more"], ["overlap"], ["retire", "birds"], ["rollback", "1"]])
+def test_fault_c4_a_moved_stream_is_answered_by_the_flag_for_it(words, tmp_path, capsys, monkeypatch):
+    config = run_config(Path("pocket"), "hide", tasks=[tmp_path / "b", tmp_path / "f"])
+    run = begun(tmp_path / "run", learned=2)
+    write_config(config, run)
+    write_task(tmp_path / "more", "an oak", train=4, test=2)
+    monkeypatch.chdir(tmp_path)
+    assert main([words[0], "run", *words[1:]]) == DataError.exit_code
+    error = capsys.readouterr().err
+    command = "hidecmoe add run more" if words[0] == "add" else "hidecmoe eval run"
+    assert f"{command} --tasks NEW/birds NEW/fish" in error and str(tmp_path / "b") in error
+
+
+def test_fault_c4_a_run_that_goes_on_elsewhere_names_the_flag_too(tmp_path, capsys):
+    config = run_config(Path("pocket"), "hide", tasks=[tmp_path / "b", tmp_path / "f"])
+    run = begun(tmp_path / "run", learned=1)
+    write_config(config, run)
+    assert main(["run", str(run / "config.yaml"), "--out", str(run), "--resume"]) == DataError.exit_code
+    assert f"--out {run} --resume --tasks NEW/birds NEW/fish" in capsys.readouterr().err
+
+
 def test_fault_e11_the_flag_that_allows_a_change_is_one_word_for_a_shell(tmp_path):
     run = begun(tmp_path / "run", learned=0)
     changes = {"data__birds__train.json (train file)": "99", "config__method__lora__rank": 2}
