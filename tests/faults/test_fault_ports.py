@@ -71,6 +71,19 @@ def test_fault_a7_settings_that_change_the_update_are_refused_by_name(tmp_path, 
         read_adapter(peft_folder(tmp_path / "a", **{key: value}))
 
 
+@pytest.mark.parametrize("value", ["false", "true", 1, [True]])
+def test_fault_a7_a_scale_that_is_switched_by_no_bool_is_refused(tmp_path, value):
+    with pytest.raises(ConfigError, match="adapter_config.json: use_rslora"):
+        read_adapter(peft_folder(tmp_path / "a", use_rslora=value))
+    assert read_adapter(peft_folder(tmp_path / "b", use_rslora=True)).experts[0].scale == 8 / 4**0.5
+
+
+@pytest.mark.parametrize("setting", [{"expert_num": 4}, {"cur_task": 2}, {"peft_type": "MOE_LORA_CoIN"}])
+def test_fault_a7_a_mixture_whose_experts_are_not_there_is_no_plain_adapter(tmp_path, setting):
+    with pytest.raises((ConfigError, CheckpointError), match=f"{next(iter(setting))}"):
+        read_adapter(peft_folder(tmp_path / "a", **setting))
+
+
 @pytest.mark.parametrize("name", ["lm_head", "multi_modal_projector", "model.embed_tokens"])
 def test_fault_a7_a_module_that_is_said_to_be_saved_and_is_not_there_is_refused(tmp_path, name):
     with pytest.raises(CheckpointError, match=f"modules_to_save\n.*{name}"):

@@ -22,8 +22,12 @@ WHOLE: dict[str, tuple] = {
     "init_lora_weights": (True, False, None, "gaussian", "eva", "orthogonal"),
     # Where biases were trained they are tensors of the file, which are refused as unknown; LLaMA's linears have none.
     "bias": ("none", "lora_only", "all", None),
+    # It changes the scale, so that a text such as "false", which Python takes for true, must not pass.
+    "use_rslora": (True, False, None),
 }
 """Fields and the values under which A and B are the whole update."""
+ONE_EXPERT: dict[str, tuple] = {"expert_num": (1, None), "cur_task": (0, None)}
+"""The same of an adapter with a single pair of factors at every linear, which is no mixture of experts."""
 READ = (
     "peft_type", "r", "lora_alpha", "lora_dropout", "use_rslora", "rank_pattern", "alpha_pattern", "modules_to_save",
     "base_model_name_or_path", "expert_num", "cur_task",
@@ -55,6 +59,7 @@ HARMLESS: dict[str, str] = {
     "task_embedding_dim": "width of a table that no forward pass of HiDe or CoIN reads",
 }
 """Fields that may have any value, with the reason why the update does not depend on them."""
+OF_EXPERTS = "MOE_LORA_"  # begins the `peft_type` of HiDe's and CoIN's tools
 PROJECTORS = ("mm_projector", "multi_modal_projector")
 ONE_SCALE: dict[str, tuple] = {
     "use_rslora": (False, None),
@@ -87,7 +92,7 @@ def read_config(folder: Path) -> dict[str, Any]:
             remedy="get the adapter_config.json it was saved with",
         )
     kind = config.get("peft_type")
-    of_coin_or_hide = str(kind).startswith("MOE_LORA_")
+    of_coin_or_hide = str(kind).startswith(OF_EXPERTS)
     if kind not in (None, "LORA") and not of_coin_or_hide:
         _refuse("peft_type", kind, "'LORA' or 'MOE_LORA_...'", folder)
     require(config, WHOLE, folder)

@@ -22,6 +22,8 @@ from safetensors import SafetensorError, safe_open
 from hidecmoe_jax.core.errors import CheckpointError, ConfigError
 from hidecmoe_jax.models.llama import SITES
 from hidecmoe_jax.port.adapters.config import (
+    OF_EXPERTS,
+    ONE_EXPERT,
     ONE_SCALE,
     above_zero,
     dropout,
@@ -175,6 +177,9 @@ def _read_peft(
         )
     if tensors.anchors or tensors.routers:
         _contradiction(folder, "anchors or routers, but no loraA.0, loraA.1, ...")
+    if str(config.get("peft_type")).startswith(OF_EXPERTS):
+        _contradiction(folder, f"peft_type {config['peft_type']!r}, but no loraA.0, loraA.1, ...")
+    require(config, ONE_EXPERT, folder)
     pairs = tensors.pairs(SINGLE, folder)
     where = str(folder / CONFIG)
     rank = above_zero(config, "r", where)
