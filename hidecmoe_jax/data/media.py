@@ -38,8 +38,10 @@ _UNWEIGHTED = (
 _NO_LOSS = ("false", "none", "no", "off")
 _NUMBER = re.compile(r"0?\.\d+|0")
 _MARKER = re.compile(
-    r"<\|?(?:image|img|picture|pic|video|vid|audio|speech|sound|frame|point_?cloud|pcd|pdf)s?"
-    r"(?:[ _-]?(?:here|placeholder|pad|start|end|\d+))*\|?>|<\|?vision_(?:start|end|pad)\|?>",
+    # Also with blanks or a stroke inside, in full-width brackets, or escaped as in HTML.
+    r"(?:[<\uff1c]|&lt;)\s*\|?(?:image|img|picture|pic|video|vid|audio|speech|sound|frame|point_?cloud|pcd|pdf)s?"
+    r"(?:[ _-]?(?:here|placeholder|pad|start|end|token|\d+))*\s*/?\|?(?:[>\uff1e]|&gt;)"
+    r"|<\|?vision_(?:start|end|pad)\|?>|<im_(?:start|end|patch)>",
     re.IGNORECASE,
 )
 
@@ -91,6 +93,11 @@ def marker_problems(question: str, what: str) -> list[str]:
     """Returns a problem for every marker of a question that stands for a medium and is not `<image>`."""
     others = {marker: None for marker in _MARKER.findall(question) if marker != IMAGE}
     return [f"{what} contains {marker}; the only marker that is read is {IMAGE}" for marker in others]
+
+
+def has_marker(text: str) -> bool:
+    """Whether a text holds a marker of a medium, of whatever spelling."""
+    return _MARKER.search(text) is not None
 
 
 def question_problems(question: str, pictures: int) -> list[str]:

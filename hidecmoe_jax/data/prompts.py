@@ -14,7 +14,7 @@ import numpy as np
 
 from hidecmoe_jax.core.errors import DataError
 from hidecmoe_jax.data.items import Record
-from hidecmoe_jax.data.media import IMAGE
+from hidecmoe_jax.data.media import IMAGE, has_marker
 from hidecmoe_jax.data.tokenizer import NO_TOKEN, Tokenizer
 
 IGNORED = -100
@@ -38,6 +38,16 @@ class Template:
     assistant: str = " ASSISTANT: "
     separator: str = ""
     image_place: Literal["front", "as_is"] = "front"
+
+    def __post_init__(self):
+        for name in ("system", "user", "assistant", "separator"):
+            text = getattr(self, name)
+            # It would count as one more picture of every record.
+            if has_marker(text):
+                raise ValueError(
+                    f"{name} {text!r} holds a marker of a picture; {IMAGE} is part of the question, which this text is "
+                    "written around: leave it out here"
+                )
 
 
 VICUNA = Template(

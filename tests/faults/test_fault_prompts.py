@@ -115,6 +115,14 @@ def test_fault_a9_markers_that_words_stand_between_keep_their_places(tokenizer):
     assert encoded(record(question), tokenizer, Template()) == truth
 
 
+@pytest.mark.parametrize("part", ["system", "user", "assistant", "separator"])
+@pytest.mark.parametrize("text", ["USER: <image>\n", "<Image>", "a <|image|> b"])
+def test_fault_a9_a_template_holds_no_picture_of_its_own(part, text):
+    # transformers' templates have the marker beside the user's name; here it would be one more picture of every record.
+    with pytest.raises(ValueError, match=f"{part} .* holds a marker of a picture"):
+        Template(**{part: text})
+
+
 def test_fault_a9_as_is_moves_nothing(tokenizer):
     truth = golden(["USER: What colour?\n<IMG> ASSISTANT:", " red", "</s>"], tokenizer)
     as_is = Template(image_place="as_is")

@@ -77,7 +77,24 @@ def test_fault_a6_keys_that_only_describe_are_left_alone(root):
 
 
 @pytest.mark.parametrize(
-    "marker", ["<video>", "<audio>", "<image_1>", "<image 2>", "<Image>", "<ImageHere>", "<|image_pad|>", "<img>"]
+    "marker",
+    [
+        "<video>",
+        "<audio>",
+        "<image_1>",
+        "<image 2>",
+        "<Image>",
+        "<ImageHere>",
+        "<|image_pad|>",
+        "<img>",
+        "< image >",
+        "<image/>",
+        "<image_token>",
+        "\uff1cimage\uff1e",
+        "&lt;image&gt;",
+        "<im_start>",
+        "<im_patch>",
+    ],
 )
 def test_fault_a6_markers_of_other_media_are_refused(root, marker):
     assert f"contains {marker}" in refusal(root, trained(f"{marker}\nWhich?", None))
