@@ -7,7 +7,7 @@ item that was trained on measures memorisation. All problems are collected; the 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
 
@@ -37,11 +37,16 @@ class Leak:
 
 @dataclass(frozen=True)
 class Findings:
-    """What one more check found in a task: problems, warnings, and measurements for the report."""
+    """What one more check found in a task: problems, warnings, and measurements for the report.
+
+    Attributes:
+      foreseen: warnings that the command which learns the task repeats, since they foretell its scores.
+    """
 
     problems: tuple[Problem, ...] = ()
     warnings: tuple[str, ...] = ()
     measured: tuple[str, ...] = ()
+    foreseen: tuple[str, ...] = ()
 
 
 TaskCheck = Callable[[Task], Findings]
@@ -60,6 +65,7 @@ class Report:
       misconfigured: whether one of the problems is the stream's own: equal or bad names of tasks, no task at all.
       measured: measurements of the data against the limits of the config, one line each.
       refusals: errors that ended the opening of a task or of the stream; their problems are among `problems`.
+      foreseen: those of the warnings that the command which learns repeats, by the name of a task.
     """
 
     tasks: tuple[Task, ...]
@@ -70,6 +76,7 @@ class Report:
     misconfigured: bool = False
     measured: tuple[str, ...] = ()
     refusals: tuple[HidecmoeError, ...] = ()
+    foreseen: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def ok(self) -> bool:
@@ -156,13 +163,17 @@ def check_stream(
     refusals: list[HidecmoeError] = []
     problems: list[Problem] = []
     found: list[Findings] = []
+    foreseen: dict[str, tuple[str, ...]] = {}
     # The full list is written once at the end, so opening a task must not append to the file.
     quiet_policy = replace(policy, errors=None)
     for index, spec in enumerate(specs):
         try:
             task = open_task(spec, index, policy=quiet_policy, val_fraction=val_fraction)
             opened.append(task)
-            found += [check(task) for check in checks]
+            for check in checks:
+                findings = check(task)
+                found.append(findings)
+                foreseen[task.name] = (*foreseen.get(task.name, ()), *findings.foreseen)
         except BadRecords as error:
             problems += error.problems
             refusals.append(BadRecords(list(error.problems), Path(error.where), policy.errors))
@@ -178,7 +189,7 @@ def check_stream(
     measured: list[str] = []
     for findings in found:
         problems += findings.problems
-        warnings += findings.warnings
+        warnings += findings.warnings + findings.foreseen
         measured += findings.measured
     report = replace(
         report,
@@ -186,6 +197,7 @@ def check_stream(
         warnings=tuple(warnings),
         measured=tuple(measured),
         refusals=tuple(refusals),
+        foreseen=foreseen,
         misconfigured=any(isinstance(error, ConfigError) for error in refusals),
     )
     if policy.errors is not None:

@@ -7,12 +7,25 @@ the training data in its form alone, for a reference may be new. Both are said b
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from hidecmoe_jax.data.stream import Task
-from hidecmoe_jax.methods.base import Method
-from hidecmoe_jax.methods.gates.unknown import held_out_of
 from hidecmoe_jax.runs.config import RunConfig
 from hidecmoe_jax.scoring.score import score
+
+
+@dataclass(frozen=True)
+class Noticed:
+    """What an opening noticed that the command which learns says too.
+
+    Attributes:
+      tasks: lines about answers and sizes, by the name of a task.
+      settings: lines about the config.
+    """
+
+    tasks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    settings: tuple[str, ...] = ()
 
 
 def without_effect(config: RunConfig) -> tuple[str, ...]:
@@ -34,19 +47,6 @@ def without_effect(config: RunConfig) -> tuple[str, ...]:
             "(method.gate.tie=0.1), no question is tied"
         )
     return tuple(lines)
-
-
-def without_threshold(method: Method, name: str, count: int) -> tuple[str, ...]:
-    """A warning about a lesson too small for the threshold that tells unknown questions from its own."""
-    if not method.gated or method.gate.foreign is None:
-        return ()
-    kept_apart = method.gate.unknown_settings.get("kept_apart")
-    if kept_apart is None or held_out_of(count, kept_apart):
-        return ()
-    return (
-        f"{name}: of {count} training records none is held out (kept_apart {kept_apart}), so no question "
-        "will be unknown to it, whatever `foreign` says; add records or raise kept_apart",
-    )
 
 
 def other_forms(task: Task) -> tuple[str, ...]:

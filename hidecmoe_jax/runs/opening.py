@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,8 @@ from hidecmoe_jax.models.config import LlavaConfig
 from hidecmoe_jax.models.llava import Model, model_template
 from hidecmoe_jax.models.store import base_folder, read_model_config
 from hidecmoe_jax.runs.config import Base, RunConfig, StreamConfig
-from hidecmoe_jax.runs.noticed import other_forms, without_effect, without_threshold
+from hidecmoe_jax.runs.lesson_sizes import Sizes, lesson_sizes
+from hidecmoe_jax.runs.noticed import Noticed, other_forms, without_effect
 from hidecmoe_jax.scoring.score import mismatch, scorer_of
 
 
@@ -48,11 +50,18 @@ class BaseHeader:
 
 @dataclass(frozen=True)
 class Opening:
-    """A config that was looked at; `report.require()` raises what is wrong, `cache` holds the token ids."""
+    """A config that was looked at.
+
+    Attributes:
+      report: `report.require()` raises what is wrong.
+      cache: holds the token ids.
+      noticed: what the command that learns says too.
+    """
 
     report: Report
     base: BaseHeader
     cache: Cache
+    noticed: Noticed
 
 
 def open_config(config: RunConfig, *, errors: str | None = None) -> Opening:
@@ -75,39 +84,23 @@ def open_config(config: RunConfig, *, errors: str | None = None) -> Opening:
         return _lengths(task, config, encoder)
 
     report = _checked(config, errors, (lengths,))
-    report = replace(report, warnings=(*report.warnings, *without_effect(config)))
+    settings = without_effect(config)
+    sizes = Sizes()
     # Lessons are made of all tasks, and of records that are not refused already.
     if report.ok:
-        report = _with_sizes(report, config, encoder)
-    return Opening(report, base, cache)
-
-
-def _with_sizes(report: Report, config: RunConfig, encoder: RecordEncoder) -> Report:
-    """The report with lessons of fewer records than their stages can do with, and those too small for thresholds."""
-    method = config.method
-    tune = config.tune
-    refusals = []
-    warnings = []
-    for number, lesson in enumerate(method.lessons(len(report.tasks))):
-        tasks = [report.tasks[task] for task in lesson]
-        names = ", ".join(task.name for task in tasks)
-        records = method.records(Stream(report.tasks), lesson)
-        encoded, _ = encoder.conversations(records, max_length=tune.max_length, max_dropped=tune.max_dropped)
-        for stage in method.stages(number):
-            try:
-                stage.require(len(encoded))
-            except DataError as error:
-                where = f"task {names} ({tasks[0].root})"
-                refusals.append(DataError(error.what, where=where, why=error.why, remedy=error.remedy))
-                break
-        warnings += without_threshold(method, names, len(encoded))
-    problems = [Problem(str(refusal.where), None, f"{refusal.what}: {refusal.why}") for refusal in refusals]
-    return replace(
+        sizes = lesson_sizes(config, Stream(report.tasks), encoder)
+    small = tuple(chain.from_iterable(sizes.warnings.values()))
+    problems = [Problem(str(refusal.where), None, f"{refusal.what}: {refusal.why}") for refusal in sizes.refusals]
+    by_task = {}
+    for task in report.tasks:
+        by_task[task.name] = (*report.foreseen.get(task.name, ()), *sizes.warnings.get(task.name, ()))
+    report = replace(
         report,
         problems=(*report.problems, *problems),
-        refusals=(*report.refusals, *refusals),
-        warnings=(*report.warnings, *warnings),
+        refusals=(*report.refusals, *sizes.refusals),
+        warnings=(*report.warnings, *small, *settings),
     )
+    return Opening(report, base, cache, Noticed(by_task, settings))
 
 
 def checked_stream(config: RunConfig) -> Report:
@@ -236,11 +229,9 @@ def references(task: Task, *, split: str = "test") -> Findings:
         for reference in record.references:
             if reasons[reference] is not None:
                 problems.append(_problem(task, record, reasons[reference]))
-    noticed = _unreadable_answers(task)
     # A reference that cannot be read has no score, and is a problem already.
-    if not problems:
-        noticed += other_forms(task)
-    return Findings(tuple(problems), noticed)
+    forms = () if problems else other_forms(task)
+    return Findings(tuple(problems), _unreadable_answers(task), foreseen=forms)
 
 
 def _unreadable_answers(task: Task) -> tuple[str, ...]:
@@ -285,7 +276,7 @@ def _lengths(task: Task, config: RunConfig, encoder: RecordEncoder) -> Findings:
                 f"--set evaluate.writing.max_length={length}"
             )
             problems.append(_problem(task, record, text))
-    warnings += answer_warnings(
+    unwritable = answer_warnings(
         [task], encoder.tokenizer, config.template, max_new_tokens=writing.max_new_tokens
     )  # fmt: skip
     longest_record = max(trained.values(), default=0)
@@ -293,7 +284,7 @@ def _lengths(task: Task, config: RunConfig, encoder: RecordEncoder) -> Findings:
         f"{task.name}: longest training record {longest_record} of {tune.max_length} tokens, "
         f"longest prompt {longest_prompt} of {writing.max_length}",
     )
-    return Findings(tuple(problems), tuple(warnings), measured)
+    return Findings(tuple(problems), tuple(warnings), measured, unwritable)
 
 
 NO_LIMIT = 2**31

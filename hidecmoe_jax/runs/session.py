@@ -27,14 +27,13 @@ from hidecmoe_jax.data.prompts import Encoded
 from hidecmoe_jax.data.records import Record
 from hidecmoe_jax.data.stream import Stream, Task
 from hidecmoe_jax.data.tokenizer import Tokenizer
-from hidecmoe_jax.data.writable import answer_warnings
 from hidecmoe_jax.evaluate.engine import Cache, Engine, Identity, Inputs
 from hidecmoe_jax.methods.base import FrozenFeatures, Learner
 from hidecmoe_jax.models.llava import Model, model_axes
 from hidecmoe_jax.models.store import load_model
 from hidecmoe_jax.runs.config import RunConfig, as_recorded, learning_values
 from hidecmoe_jax.runs.edits import learner_after
-from hidecmoe_jax.runs.noticed import other_forms, without_effect
+from hidecmoe_jax.runs.noticed import Noticed
 from hidecmoe_jax.runs.opening import base_header, open_config
 from hidecmoe_jax.runs.scale import check_batch, facts_of, layout_for
 from hidecmoe_jax.runs.status import Status, say
@@ -46,12 +45,17 @@ ANSWER_BUCKET = 16
 
 @dataclass(frozen=True)
 class Session:
-    """An opened configuration; features are computed at their first use and cached."""
+    """An opened configuration; features are computed at their first use and cached.
+
+    Attributes:
+      noticed: what the opening warned of.
+    """
 
     config: RunConfig
     model: Model
     tokenizer: Tokenizer
     stream: Stream
+    noticed: Noticed = field(default_factory=Noticed, compare=False, repr=False)
     cache: Cache = field(default_factory=Cache, compare=False, repr=False)
     status: Status = field(default_factory=Status, compare=False, repr=False)
 
@@ -223,23 +227,20 @@ def open_session(config: RunConfig, *, errors: str | None = None) -> Session:
     check_batch(layout, batch=config.tune.batch, accumulate=config.tune.accumulate)
     model = load_model(header.folder, layout=layout, **header.changes)
     config = as_recorded(config, model.config.image_fit)
-    return Session(config, model, header.tokenizer, Stream(report.tasks), opening.cache)
+    return Session(config, model, header.tokenizer, Stream(report.tasks), opening.noticed, opening.cache)
 
 
 def say_notes(session: Session, tasks: Sequence[Task]) -> None:
-    """Prints what was decided about the tasks' records (splits, limits) and which of their answers the base cannot
-    write; for the command that learns them first."""
+    """Prints what was decided about the tasks' records (splits, limits) and what their opening noticed; for the command
+    that learns them first."""
     for task in tasks:
         for note in task.notes:
             say(f"task {task.name}: {note}")
-    config = session.config
-    limit = config.evaluate.writing.max_new_tokens
-    for warning in answer_warnings(tasks, session.tokenizer, config.template, max_new_tokens=limit):
-        say(f"warning: {warning}")
+    noticed = session.noticed
     for task in tasks:
-        for line in other_forms(task):
+        for line in noticed.tasks.get(task.name, ()):
             say(f"warning: {line}")
-    for line in without_effect(config):
+    for line in noticed.settings:
         say(f"warning: {line}")
 
 

@@ -16,6 +16,7 @@ from hidecmoe_jax.methods.budget import at_budget, forecast, rank_of
 from hidecmoe_jax.runs import results
 from hidecmoe_jax.runs.config import RunConfig, as_recorded
 from hidecmoe_jax.runs.folder import RunFolder, SeedFolder
+from hidecmoe_jax.runs.lesson_sizes import lesson_sizes
 from hidecmoe_jax.runs.scores import Cells
 from hidecmoe_jax.runs.seed_run import Options
 from hidecmoe_jax.runs.session import Session, open_session, say_notes
@@ -67,6 +68,8 @@ def compare(
         # A method that does not fit the base is refused before another one learns for hours.
         for config in configs:
             config.method.init(session.model, capacity=1)
+            for refusal in lesson_sizes(config, session.stream, session.engine.encoder).refusals:
+                raise refusal
         folder.mkdir(parents=True, exist_ok=True)
         # Written first, so that a comparison that is stopped is one already.
         write_json(RunFolder(folder).comparison, {"runs": names, "budget": size})

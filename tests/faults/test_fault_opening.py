@@ -32,13 +32,17 @@ RIGHT = {
     "iou": ("[0.1,0.2,0.5,0.6]", "the box is [10, 20, 30.5, 40]"),
     "iou_legacy": ("[0.10,0.20,0.50,0.60]",),
     "caption6": ("a dog", "a dog runs over the wide green field"),
+    "vqa": ("a wren", "3", "yes"),
+    "relaxed": ("a wren", "3.5", "50%"),
+    "anls": ("a wren", "3"),
 }
 WRONG = {
     "choice": ("B) green", "green", "both"),
     "number": ("three", "3 cm", "50 %"),
     "iou": ("[0.50,0.50,0.20,0.20]", "0.1,0.2,0.5,0.6", "[0.1,0.1,0.1,0.4]"),
     "iou_legacy": ("[0.50,0.50,0.20,0.20]", "[1,2,3,4]"),
-    "caption6": ("...",),
+    "caption6": ("...", "\u3002"),
+    "vqa": ("...", "the"),
 }
 
 
