@@ -19,7 +19,9 @@ from pathlib import Path
 from typing import Any
 
 # Clocks, and what describes the machine and not the result. A dictionary below such a key keeps its keys.
-VOLATILE_KEYS = frozenset({"seconds", "stages", "versions", "python", "devices", "date", "started", "hidecmoe_jax"})
+VOLATILE_KEYS = frozenset(
+    {"seconds", "warm", "stages", "versions", "python", "devices", "date", "started", "hidecmoe_jax"}
+)
 # Size on disk of what Orbax wrote: compressed file names and all, another one for the same arrays.
 VOLATILE_KEYS |= {"archived_bytes"}
 DATE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d")

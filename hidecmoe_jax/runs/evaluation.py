@@ -274,9 +274,9 @@ def evaluate_cell(
         session, serving, task, path, seed=seed, named=named, stop=stop, decision=decision, copied=copied, pace=pace
     )  # fmt: skip
     cell = judge(task, session.test(task), lines, names)
-    cell |= {"reused": len(copied), "basis": basis}
-    if pace.timed:
-        cell["warm"] = {"answers": pace.timed, "seconds": round(pace.seconds, 4)}
+    # Seconds of one answer, batches but the first; None where there was a single batch.
+    warm = round(pace.seconds / pace.timed, 6) if pace.timed else None
+    cell |= {"reused": len(copied), "basis": basis, "warm": {"seconds": warm}}
     folder.path.mkdir(parents=True, exist_ok=True)
     cell["seconds"] = round(time.monotonic() - start, 3)
     cells.write(row, label, cell)

@@ -92,12 +92,11 @@ def _all(cells: CellTable) -> Iterator[dict[str, Any]]:
 
 
 def _warm_milliseconds(cells: CellTable) -> float | None:
-    """Wall-clock of one generated answer, without compilation: over all batches that were not the first of their cell;
-    None where there was none, and in runs of versions that did not time them."""
-    timed = [cell["warm"] for cell in _all(cells) if "warm" in cell]
-    answers = sum(warm["answers"] for warm in timed)
-    seconds = sum(warm["seconds"] for warm in timed)
-    return round(1000 * seconds / answers, 3) if answers else None
+    """Wall-clock of one generated answer without compilation: median over the cells of what batches but the first
+    took; None where no cell had a second batch, and in runs of versions that did not time them."""
+    timed = [cell.get("warm", {}).get("seconds") for cell in _all(cells)]
+    known = [1000 * seconds for seconds in timed if seconds is not None]
+    return round(statistics.median(known), 3) if known else None
 
 
 def _milliseconds_per_answer(cells: CellTable) -> float | None:
