@@ -25,9 +25,21 @@ def control(run: Run, /, *, task: int = 0, repeats: int = 3) -> None:
         balance = measured["balance"]
         rate = 100 * measured["false_expansion_rate"]
         tokens = percentages(measured["frequency"])
-        print(f"balance {balance:<6g} false expansions {rate:5.1f}%   tokens at the probe, %: {tokens}")
+        if "gain" in measured:
+            print(f"balance {balance:<6g} false expansions {rate:5.1f}%")
+            print(f"  gained by the probe, nats an answer token by layer: {nats(measured['gain'])}")
+            print(f"  the control, on a task when it was known:           {nats(measured['control'])}")
+        else:
+            print(f"balance {balance:<6g} false expansions {rate:5.1f}%   tokens at the probe, %: {tokens}")
+    if "gain" in measured:
+        return
     threshold = study["controls"][0]["threshold"]
     print(f"a layer is expanded above, %: {percentages(threshold)}")
+
+
+def nats(gains: Sequence[float]) -> str:
+    """Gains of every layer in columns."""
+    return " ".join(f"{gain:6.3f}" for gain in gains)
 
 
 def percentages(shares: Sequence[float]) -> str:

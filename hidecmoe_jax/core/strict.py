@@ -49,6 +49,11 @@ def build(cls: type[T], mapping: Mapping[str, Any], where: str = "config") -> T:
     return _dataclass(cls, mapping, _Spot(where))
 
 
+YOUNGER = {"younger": True}
+"""Metadata of a dataclass field that files of earlier versions lack: `plain` leaves it out at its default, so that such
+files keep every byte."""
+
+
 def plain(obj: Any) -> Any:
     """Returns `obj` as dicts, lists and scalars that YAML can hold; the inverse of `build`."""
     if dataclasses.is_dataclass(obj) and not isinstance(obj, type):
@@ -59,6 +64,8 @@ def plain(obj: Any) -> Any:
         for field in dataclasses.fields(obj):
             if field.init:
                 value = getattr(obj, field.name)
+                if field.metadata.get("younger") and value == field.default:
+                    continue
                 mapping[field.name] = plain(value)
         return mapping
     if isinstance(obj, Mapping):

@@ -2,9 +2,10 @@
 
 A routing gives every slot of every layer a gain per sample; a slot is inactive where its gain is zero, and nowhere
 else is that recorded. A token router, where there is one, turns the gains into a mask and a factor of a softmax over
-the `top_k` selected slots. A voice is a bank with its routing: the decoder takes a tuple of voices, whatever method
-made them. Voices of one softmax group share one softmax over all their slots, so an expert in training can stand in a
-bank of its own beside the frozen ones.
+the `top_k` selected slots. A null expert, where there is one, takes a part of that softmax and adds nothing, so that a
+token can leave all slots nearly silent; slots that are always on stand outside of it. A voice is a bank with its
+routing: the decoder takes a tuple of voices, whatever method made them. Voices of one softmax group share one softmax
+over all their slots, so an expert in training can stand in a bank of its own beside the frozen ones.
 """
 
 from __future__ import annotations
@@ -30,6 +31,9 @@ class Routing:
       gain_LBS: float32 >= 0; B is the batch, or 1 when every sample is treated alike.
       router_LBDS: None, or the token router gathered for each sample's task (B may be 1).
       top_k: slots kept by the token router.
+      null: logit of the null expert, whose part of the token router's softmax adds nothing; None for no such expert.
+      always_LBS: None, or float32 >= 0, what is added to the weights beside the token router's: slots that are on for
+        every token. Such slots have gain 0.
       softmax_group: voices with the same name here share one softmax over their slots, in order; "" for a softmax of
         this voice alone.
       site_routers: None, or a token router of every site, {site: [L, D, S]}: all slots are then weighted at each site
@@ -41,6 +45,8 @@ class Routing:
     top_k: int = struct.field(pytree_node=False, default=0)
     softmax_group: str = struct.field(pytree_node=False, default="")
     site_routers: dict[str, Array] | None = None
+    null: float | None = struct.field(pytree_node=False, default=None)
+    always_LBS: Array | None = None
 
 
 @struct.dataclass
@@ -67,8 +73,10 @@ def all_slots(bank: Bank, gain: float = 1.0) -> Routing:
     return constant(gain_LS)
 
 
-def softmax_top_k(logits: Array, active: Array, top_k: int) -> Array:
+def softmax_top_k(logits: Array, active: Array, top_k: int, null: float | None = None) -> Array:
     """Float32 softmax over the `top_k` largest active logits (of equals the first), zero elsewhere; last axis S.
+
+    With `null`, the logit of a null expert, the sum is below 1: the null expert takes the rest.
 
     A position without an active slot gets zeros: a softmax over nothing would be NaN and have a NaN gradient.
     """
@@ -84,29 +92,44 @@ def softmax_top_k(logits: Array, active: Array, top_k: int) -> Array:
     is_top = top_slot == jnp.arange(slots)
     is_among_top = jnp.any(is_top, axis=-2)
     selected = active & is_among_top
-    return masked_softmax(masked, selected)
+    return masked_softmax(masked, selected, null)
 
 
-def masked_softmax(logits: Array, active: Array) -> Array:
+def masked_softmax(logits: Array, active: Array, null: float | None = None) -> Array:
     """Float32 softmax over the active entries of the last axis, zero elsewhere; all zero where none is active.
+
+    With `null` there is one entry more, of that logit, whose part is left out.
 
     Not the library's softmax, which is NaN, gradient included, where nothing is active.
     """
     finite = jnp.where(active, logits, -1e30)
     top = jnp.max(finite, axis=-1, keepdims=True)
+    if null is not None:
+        top = jnp.maximum(top, null)
     # Both branches of a `where` get gradients, so the exponent is finite for entries that are not active too.
     at_most_top = jnp.where(active, logits, top)
     power = jnp.exp(at_most_top - top)
     power = jnp.where(active, power, 0.0)
     total = jnp.sum(power, axis=-1, keepdims=True)
+    if null is not None:
+        total = total + jnp.exp(null - top)
     # The largest active entry adds 1 to the total, so the bound matters only where there is none.
     return power / jnp.maximum(total, 1e-30)
 
 
-def routed_weights(x_BTD: Array, gain_BS: Array, router_BDS: Array | None, top_k: int) -> tuple[Array, Array]:
+def routed_weights(
+    x_BTD: Array,
+    gain_BS: Array,
+    router_BDS: Array | None,
+    top_k: int,
+    *,
+    null: float | None = None,
+    always_BS: Array | None = None,
+) -> tuple[Array, Array]:
     """Weights of the slots, and chances: what the router's softmax gave them before any slot was dropped. Float32.
 
-    Both are [B, S] and the gains themselves without a token router, [B, T, S] with one.
+    Both are [B, S] and the gains themselves without a token router, [B, T, S] with one. `null` and `always_BS` as in
+    `Routing`; slots that are always on have no chance, for no router chooses them.
     """
     chex.assert_rank(gain_BS, 2)
     if router_BDS is None:
@@ -122,9 +145,11 @@ def routed_weights(x_BTD: Array, gain_BS: Array, router_BDS: Array | None, top_k
     gain_B1S = gain_BS[:, None, :]
     is_active_B1S = gain_B1S > 0
     active_BTS = jnp.broadcast_to(is_active_B1S, logits_BTS.shape)
-    share_BTS = softmax_top_k(logits_BTS, active_BTS, top_k)
+    share_BTS = softmax_top_k(logits_BTS, active_BTS, top_k, null)
     weights_BTS = share_BTS * gain_B1S
-    chances_BTS = softmax_top_k(logits_BTS, active_BTS, slots)
+    if always_BS is not None:
+        weights_BTS = weights_BTS + always_BS[:, None, :]
+    chances_BTS = softmax_top_k(logits_BTS, active_BTS, slots, null)
     return weights_BTS, chances_BTS
 
 
@@ -146,10 +171,13 @@ class TokenRouter(nn.Module):
     """`routed_weights` as a Linen module, for the same reason and as thin as `Experts`."""
 
     top_k: int
+    null: float | None = None
 
     @nn.compact
-    def __call__(self, x_BTD: Array, gain_BS: Array, router_BDS: Array | None) -> tuple[Array, Array]:
-        return routed_weights(x_BTD, gain_BS, router_BDS, self.top_k)
+    def __call__(
+        self, x_BTD: Array, gain_BS: Array, router_BDS: Array | None, always_BS: Array | None = None
+    ) -> tuple[Array, Array]:
+        return routed_weights(x_BTD, gain_BS, router_BDS, self.top_k, null=self.null, always_BS=always_BS)
 
 
 def balance_loss(count_LS: Array, chance_LS: Array, active_LS: Array) -> Array:

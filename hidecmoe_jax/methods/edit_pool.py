@@ -54,7 +54,10 @@ def _retired(learner: Learner, edit: Edit, rows: np.ndarray) -> Learner:
     # All tasks' routers: a later task's may reach the slot as well.
     visible = memory.visible.at[:, layers, slots].set(False)
     routers = memory.routers.at[:, layers, :, slots].set(0.0)
-    memory = memory.replace(visible=visible, routers=routers)
+    always = memory.always
+    if always is not None:
+        always = always.at[:, layers, slots].set(False)
+    memory = memory.replace(visible=visible, routers=routers, always=always)
     emptied = clear(bank, layers, slots)
     past = learner.past | {POOL: emptied}
     return learner.replace(past=past, memory=memory)
@@ -67,6 +70,7 @@ def _merged(learner: Learner, edit: Edit, rows: np.ndarray) -> Learner:
     owner_LS = np.asarray(bank.owner_LS)
     router_NLDS = np.array(memory.routers)
     visible_NLS = np.array(memory.visible)
+    always_NLS = None if memory.always is None else np.array(memory.always)
     for row in rows:
         layer = one_row(bank, row)
         targets = _most_similar(layer, owner_LS[row], edit)
@@ -76,10 +80,13 @@ def _merged(learner: Learner, edit: Edit, rows: np.ndarray) -> Learner:
         for target, merged_slots in targets.items():
             sources = (target, *merged_slots)
             bank = merge_slots(bank, row, sources, edit)
-            _merge_columns(router_NDS, visible_NS, sources)
-    routers = jnp.asarray(router_NLDS)
-    visible = jnp.asarray(visible_NLS)
-    memory = memory.replace(routers=routers, visible=visible)
+            always_NS = None if always_NLS is None else always_NLS[:, row]
+            _merge_columns(router_NDS, visible_NS, sources, always_NS)
+    memory = memory.replace(
+        routers=jnp.asarray(router_NLDS),
+        visible=jnp.asarray(visible_NLS),
+        always=None if always_NLS is None else jnp.asarray(always_NLS),
+    )
     past = learner.past | {POOL: bank}
     return learner.replace(past=past, memory=memory)
 
@@ -100,8 +107,11 @@ def _most_similar(layer: Bank, owner_S: np.ndarray, edit: Edit) -> dict[int, lis
     return by_target
 
 
-def _merge_columns(router_NDS: np.ndarray, visible_NS: np.ndarray, sources: tuple[int, ...]) -> None:
-    """One layer's routers and masks after a merge into the first of `sources`, in place."""
+def _merge_columns(
+    router_NDS: np.ndarray, visible_NS: np.ndarray, sources: tuple[int, ...], always_NS: np.ndarray | None
+) -> None:
+    """One layer's routers and masks after a merge into the first of `sources`, in place. What one of them was to a task
+    that is on for its every token, the merged expert is."""
     slots = list(sources)
     merged_slot = slots[0]
     reaches_any_N = visible_NS[:, slots].any(axis=1)
@@ -114,3 +124,8 @@ def _merge_columns(router_NDS: np.ndarray, visible_NS: np.ndarray, sources: tupl
         visible_NS[task, slots] = False
         router_DS[:, merged_slot] = column_D
         visible_NS[task, merged_slot] = True
+        if always_NS is not None:
+            always_NS[task, merged_slot] = always_NS[task, slots].any()
+            always_NS[task, slots[1:]] = False
+            if always_NS[task, merged_slot]:
+                router_DS[:, merged_slot] = 0.0

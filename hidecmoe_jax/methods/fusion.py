@@ -7,7 +7,7 @@ way the sources stay in the bank, so a fusion can be made anew when a task comes
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
@@ -19,6 +19,9 @@ from hidecmoe_jax.experts import pool, surgery
 from hidecmoe_jax.experts.bank import FUSED, Bank
 from hidecmoe_jax.experts.slots import clear, owners_of
 from hidecmoe_jax.methods.shared_slots import own_slots
+
+if TYPE_CHECKING:
+    from hidecmoe_jax.methods.routed import Routed
 
 FUSED_SLOT = 0  # tasks start at slot 1, so that widening never moves the fusion
 
@@ -53,16 +56,49 @@ def with_expert(bank: Bank, empty_slot: Bank, task: int, factors: dict[str, Arra
     return surgery.plant(bank, slot, expert, task)
 
 
+Volume = Literal["1/T", "1/sqrt(T)"] | float | None
+"""Factor of a `product_sum` over T tasks. Updates of independent tasks add up in quadrature, so 1/sqrt(T) keeps the
+size of one of them where 1/T, a mean, dilutes even the newest."""
+
+
+def volume_of(volume: Volume, tasks: Any) -> Any:
+    """The factor for `tasks` tasks, a number or an integer array []; 1 for None."""
+    if volume is None:
+        return 1.0
+    count = jnp.maximum(tasks, 1)
+    match volume:
+        case "1/T":
+            return 1.0 / count
+        case "1/sqrt(T)":
+            return 1.0 / jnp.sqrt(count)
+        case _:
+            return float(volume)
+
+
+def check_sum(method: Routed) -> None:
+    """Raises ValueError where settings of a sum of products (`volume`, `train_as`) stand beside another fusion, or the
+    volume is no number that a sum can have."""
+    volume = method.volume
+    is_sum = method.growth == "per_task" and method.fusion == "product_sum"
+    if method.train_as == "served" and not is_sum:
+        raise ValueError("train_as 'served' needs growth 'per_task' and fusion 'product_sum'")
+    if volume is not None and not is_sum:
+        raise ValueError(f"volume {volume} scales fusion 'product_sum' of growth 'per_task', not {method.fusion!r}")
+    if isinstance(volume, float | int) and not 0 <= volume < float("inf"):
+        raise ValueError(f"volume {volume} must be at least 0, or 1/T or 1/sqrt(T)")
+
+
 @dataclass(frozen=True)
 class FusionRule:
     """A fusion rule and the weight of every task in it; no weights mean 1.0 each.
 
-    `where` is the field that gives the weights, for errors.
+    `volume` scales a `product_sum`; `where` is the field that gives the weights, for errors.
     """
 
     mode: surgery.Fusion = "factor_sum"
     eps: tuple[float, ...] = ()
     where: str = "method.eps"
+    volume: Volume = None
 
     def fused(self, bank: Bank, layers: tuple[int, ...], serving_slot_LN: np.ndarray | None = None) -> Bank:
         """The bank with a fusion of all its tasks in these decoder layers and in no other.
@@ -95,7 +131,10 @@ class FusionRule:
         sources = self._sources(bank, serving_slot_LN)
         if not sources["tasks"]:
             return jnp.zeros(bank.owner_LS.shape)
-        return surgery.fusion_gains(bank, mode=self.mode, layers=layers, **sources)
+        gain_LS = surgery.fusion_gains(bank, mode=self.mode, layers=layers, **sources)
+        if self.volume is None:
+            return gain_LS
+        return gain_LS * jnp.float32(volume_of(self.volume, len(sources["tasks"])))
 
     def stored(self, tasks: int) -> int:
         """How many experts serving needs of a fused layer after so many tasks: product sums keep the rank of all."""

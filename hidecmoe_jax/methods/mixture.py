@@ -10,7 +10,7 @@ the locator's.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 import chex
@@ -19,13 +19,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from hidecmoe_jax.core import trees
+from hidecmoe_jax.core import strict
 from hidecmoe_jax.core.errors import ConfigError
-from hidecmoe_jax.experts import pool
-from hidecmoe_jax.experts.bank import EMPTY, Bank
+from hidecmoe_jax.experts.bank import Bank
 from hidecmoe_jax.experts.pool import POOL
-from hidecmoe_jax.experts.routing import Routing, Voice
-from hidecmoe_jax.methods import edit_pool, mixture_stages
+from hidecmoe_jax.experts.routing import Voice
+from hidecmoe_jax.methods import edit_pool, mixture_archive, mixture_stages
 from hidecmoe_jax.methods.base import (
     Archive,
     Decision,
@@ -41,15 +40,15 @@ from hidecmoe_jax.methods.capabilities import ProbeResult
 from hidecmoe_jax.methods.edit import Edit
 from hidecmoe_jax.methods.gates.anchors import AnchorGate, NamedGate
 from hidecmoe_jax.methods.gates.locator import LocatorGate
+from hidecmoe_jax.methods.growth import worth
 from hidecmoe_jax.methods.growth.probe import Probe, tokens_per_slot
 from hidecmoe_jax.methods.growth.summary import PoolSummary, active_slots, probe_frequencies
 from hidecmoe_jax.methods.lora import PARALLEL, Lora
 from hidecmoe_jax.methods.mixture_memory import MixtureMemory, ProbeState, Verdict
+from hidecmoe_jax.methods.mixture_voices import serving_voices
 from hidecmoe_jax.methods.stages import Stage
 from hidecmoe_jax.models.llava import Model
 from hidecmoe_jax.models.voices import KINDS
-
-COUNTS = ("count", "mass")  # of a probe: tokens that chose each slot, and the router weights they gave it
 
 
 @dataclass(frozen=True)
@@ -57,14 +56,21 @@ class Mixture(Method):
     """A growing mixture as a choice of parts.
 
     Attributes:
-      lora: shape of one expert; its site is the whole feed-forward block, or its three linears.
+      lora: shape of one expert; its sites are the whole feed-forward block, its three linears, or any of the seven of a
+        decoder layer. The token router decides for each part of the layer, from what that part reads.
       first, more: experts a layer gets for the first task, and for a later one where it is expanded (CMoE-D4, D16).
       top_k: experts a token is sent to (CMoE-D5).
       balance: weight of the load-balancing loss in the first task; later tasks train without it (CMoE-D7).
-      growth: `probe` expands the layers in which a probe is chosen often, `uniform` all.
+      growth: `probe` expands the layers in which a probe shows a need (`probe.rule`), `uniform` all.
       start: initial weights of a new expert: a copy of the most used old one (CMoE-D17), the trained probe, or a blank.
       gate: how an input finds its router.
       lowest: the lowest decoder layer that has experts.
+      token_gate: `closed`, one softmax over old and new experts (published), or `open`, where a task's own experts are
+        always on with weight 1 and old ones are behind its router with a null expert.
+      null: logit of the null expert of an open gate: before any training `top_k` old experts share
+        top_k / (top_k + e^null) of the softmax.
+      columns: of a closed gate, what new experts' router columns begin as: the `mean` of the old ones (CMoE-D10), which
+        gets fewer tokens the more experts there are, or `fair`, all columns drawn anew with one small spread.
     """
 
     kind: ClassVar[str] = "mixture"
@@ -79,13 +85,24 @@ class Mixture(Method):
     start: Literal["copy", "probe", "blank"] = "copy"
     gate: LocatorGate | AnchorGate | NamedGate = LocatorGate()
     lowest: int = 0
+    token_gate: Literal["closed", "open"] = field(default="closed", metadata=strict.YOUNGER)
+    null: float = field(default=3.0, metadata=strict.YOUNGER)
+    columns: Literal["mean", "fair"] = field(default="mean", metadata=strict.YOUNGER)
 
     def __post_init__(self):
         if min(self.first, self.more, self.top_k) < 1:
             raise ValueError("first, more and top_k must be at least 1")
         if self.lowest < 0:
             raise ValueError(f"lowest {self.lowest} must not be negative")
-        if self.growth == "probe" and self.first < self.top_k:
+        counts = self.growth == "probe" and not self.probe.by_gain
+        if counts and self.is_open:
+            raise ValueError(
+                "token_gate 'open' has the probe on for every token, so how often it is chosen shows nothing: set "
+                "probe.rule to 'gain', or growth to 'uniform' and start to 'blank'"
+            )
+        if not -30 <= self.null <= 30:
+            raise ValueError(f"null {self.null} must be in [-30, 30]: it is the logit of a softmax")
+        if counts and self.first < self.top_k:
             raise ValueError(
                 f"first {self.first} is below top_k {self.top_k}: every token would choose every probe, which shows "
                 "nothing"
@@ -106,8 +123,13 @@ class Mixture(Method):
         )
 
     @property
+    def is_open(self) -> bool:
+        """Whether a task's own experts are on for every token."""
+        return self.token_gate == "open"
+
+    @property
     def probes(self) -> bool:
-        """Whether layers are expanded where a probe is chosen often."""
+        """Whether layers are expanded where a probe shows a need."""
         return self.growth == "probe"
 
     def slots(self, task: int) -> range:
@@ -147,12 +169,16 @@ class Mixture(Method):
             count=jnp.zeros((capacity, layers, slots + 1, KINDS), jnp.int32),
             mass=jnp.zeros((capacity, layers, slots + 1, KINDS)),
         )
+        if self.probes and self.probe.by_gain:
+            blank_NL = jnp.zeros((capacity, layers))
+            verdict = verdict.replace(gain=blank_NL, control=blank_NL)
         memory = MixtureMemory(
             routers=jnp.zeros((capacity, layers, width, slots)),
             visible=jnp.zeros((capacity, layers, slots), bool),
             gate=self.gate.blank(capacity, model),
             probe=probe,
             verdict=verdict,
+            always=jnp.zeros((capacity, layers, slots), bool) if self.is_open else None,
         )
         past = {POOL: self.blank_bank(model, slots)}
         return Learner({}, {}, past, {}, memory)
@@ -163,78 +189,12 @@ class Mixture(Method):
 
     def to_archive(self, learner: Learner, lesson: int) -> Archive:
         """A task's experts, its router over the slots of its time, the gate's part of it, and the verdict."""
-        slots = self.slots(lesson)
-        memory = learner.memory
-        expert = pool.slice_slots(learner.past[POOL], slots.start, slots.stop)
-        # Cut on the host: these shapes grow with the task, and each would be a program of its own.
-        router_LDS = np.asarray(memory.routers[lesson])
-        visible_LS = np.asarray(memory.visible[lesson])
-        stored = {
-            "router": router_LDS[..., : slots.stop],
-            "visible": visible_LS[..., : slots.stop],
-            "expand": np.asarray(memory.verdict.expand[lesson]),
-        }
-        for name in COUNTS:
-            table_NLSK = getattr(memory.verdict, name)
-            table_LSK = np.asarray(table_NLSK[lesson])
-            old = table_LSK[:, : slots.start]
-            probe = table_LSK[:, -1:]
-            stored[name] = np.concatenate([old, probe], axis=1)
-        of_gate = self.gate.to_archive(memory.gate, lesson)
-        for name, leaf in of_gate.items():
-            stored[f"gate/{name}"] = leaf
-        experts = trees.flatten(expert.factors) | {"owner": expert.owner_LS}
-        return {"experts": experts, "shared": {}, "memory": stored}
+        return mixture_archive.to_archive(self, learner, lesson)
 
     def from_archive(self, model: Model, capacity: int, archive: Sequence[Archive | None]) -> Learner:
         """The inverse of `to_archive`. Experts of a lesson that is None do not contribute, not under a later task's
         router either, which then shares a token among the experts that are left."""
-        learner = self.init(model, capacity)
-        past = learner.past[POOL]
-        memory = learner.memory
-        # Filled on the host, as `to_archive` cuts.
-        routers = np.array(memory.routers)
-        visible = np.array(memory.visible)
-        verdict = jax.tree.map(np.array, memory.verdict)
-        gate = memory.gate
-        for task, groups in enumerate(archive):
-            if groups is None:
-                continue
-            slots = self.slots(task)
-            stored = groups["memory"]
-            experts = self._archived_experts(model, groups["experts"], len(slots))
-            past = pool.write_slots(past, slots.start, experts)
-            routers[task, :, :, : slots.stop] = stored["router"]
-            visible[task, :, : slots.stop] = stored["visible"]
-            verdict.expand[task] = stored["expand"]
-            for name in COUNTS:
-                if name in stored:  # early archives have no mass
-                    table_LSK = getattr(verdict, name)[task]
-                    stored_LSK = stored[name]
-                    # A view of the table: what is written to it is in the table.
-                    table_LSK[:, : slots.start] = stored_LSK[:, :-1]
-                    table_LSK[:, -1] = stored_LSK[:, -1]
-            of_gate = {}
-            for path, leaf in stored.items():
-                if self.is_gate_leaf(path):
-                    name = path.removeprefix("gate/")
-                    of_gate[name] = leaf
-            gate = self.gate.from_archive(gate, task, of_gate)
-        # Experts of lessons that could not be loaded are EMPTY: no later router may reach them.
-        visible &= np.asarray(past.owner_LS) != EMPTY
-        memory = memory.replace(
-            routers=jnp.asarray(routers),
-            visible=jnp.asarray(visible),
-            verdict=jax.tree.map(jnp.asarray, verdict),
-            gate=gate,
-        )
-        return learner.replace(past={POOL: past}, memory=memory)
-
-    def _archived_experts(self, model: Model, stored: dict[str, Array], slots: int) -> Bank:
-        leaves = {path: leaf for path, leaf in stored.items() if path != "owner"}
-        factors = trees.unflatten(leaves)
-        owner_LS = jnp.asarray(stored["owner"], jnp.int32)
-        return self.blank_bank(model, slots).with_factors(factors).replace(owner_LS=owner_LS)
+        return mixture_archive.from_archive(self, model, capacity, archive)
 
     def learned(self, learner: Learner) -> tuple[int, ...]:
         """Numbers of the tasks whose router reaches an expert."""
@@ -248,9 +208,12 @@ class Mixture(Method):
         tasks = max(self.learned(learner), default=-1) + 1
         return PoolSummary(
             bank=learner.past[POOL],
-            visible_NLS=np.asarray(learner.memory.visible),
+            chosen_NLS=self._chosen(learner),
             count_NLSK=np.asarray(verdict.count, np.int64),
             mass_NLSK=np.asarray(verdict.mass, np.float64),
+            gain_NL=_values(verdict.gain),
+            control_NL=_values(verdict.control),
+            counts_probes=not self.is_open,
             learned=self.learned(learner),
             slots=tuple(self.slots(task) for task in range(tasks)),
             lowest=self.lowest,
@@ -262,6 +225,13 @@ class Mixture(Method):
             gate_size=self.gate.size(model),
         )
 
+    def _chosen(self, learner: Learner) -> np.ndarray:
+        """Slots that every task's router chooses from, bool [N, L, S]."""
+        visible_NLS = np.asarray(learner.memory.visible)
+        if learner.memory.always is None:
+            return visible_NLS
+        return visible_NLS & ~np.asarray(learner.memory.always)
+
     def growth_of(self, model: Model, learner: Learner) -> dict[str, Any]:
         """Where experts were added and why, as `PoolSummary.growth`."""
         return self.summary(model, learner).growth()
@@ -270,7 +240,8 @@ class Mixture(Method):
         """Where the experts are and what is routed among them, for messages."""
         where = "beside the feed-forward block" if PARALLEL in self.lora.sites else "at linears"
         sites = ", ".join(self.lora.sites)
-        return f"every token is routed among experts {where} ({sites})"
+        which = "old experts" if self.is_open else "experts"
+        return f"every token is routed among {which} {where} ({sites})"
 
     def narrow_edit(self, learner: Learner, edit: Edit, since: int | None) -> Edit | None:
         """As `Editable`."""
@@ -299,7 +270,7 @@ class Mixture(Method):
         return replace(self, probe=probe)
 
     def probe_result(self, learner: Learner, lesson: int) -> ProbeResult:
-        """Frequencies and thresholds of a lesson's probes, and the layers that were expanded."""
+        """What a lesson's probes showed, and the layers that were expanded."""
         verdict = learner.memory.verdict
         owner_LS = np.asarray(learner.past[POOL].owner_LS)
         count_LSK = np.asarray(verdict.count[lesson])
@@ -307,7 +278,11 @@ class Mixture(Method):
         active_LS = active_slots(owner_LS, self.slots(lesson).start)
         frequency_L, threshold_L = probe_frequencies(count_LS, active_LS, self.probe, self.top_k)
         expand_L = np.asarray(verdict.expand[lesson])
-        return ProbeResult(expand_L, frequency_L, threshold_L)
+        if verdict.gain is None:
+            return ProbeResult(expand_L, frequency_L, threshold_L)
+        gain_L = np.asarray(verdict.gain[lesson], np.float64)
+        control_L = worth.strictest(verdict.control[:lesson])
+        return ProbeResult(expand_L, frequency_L, threshold_L, gain_L, control_L)
 
     def serve(self, model: Model, learner: Learner) -> Serving:
         """The pool as it is; nothing is folded, for every token may go elsewhere.
@@ -328,27 +303,8 @@ class Mixture(Method):
         return self.gate.decide(serving.memory.gate, features, learned_N)
 
     def voices(self, serving: Serving, decision: Decision) -> tuple[Voice, ...]:
-        """The pool under the located task's router, gathered per sample; with soft weights one voice a task."""
-        router_NLDS = serving.memory.routers
-        visible_NLS = serving.memory.visible.astype(jnp.float32)
-        weight_BN = decision.weight_BN
-        if self.gate.mixes_tasks:
-            voices = []
-            for task in range(len(router_NLDS)):
-                visible_L1S = visible_NLS[task][:, None]
-                gain_LBS = visible_L1S * weight_BN[None, :, task, None]
-                router_L1DS = router_NLDS[task][:, None]
-                routing = Routing(gain_LBS, router_L1DS, self.top_k)
-                voices.append(Voice(serving.bank, routing))
-            return tuple(voices)
-        choice_B = jnp.argmax(weight_BN, axis=-1)
-        is_known_B = jnp.max(weight_BN, axis=-1) > 0
-        # An unknown input gets some task's router, but no active slot.
-        gain_BLS = visible_NLS[choice_B] * is_known_B[:, None, None]
-        gain_LBS = jnp.moveaxis(gain_BLS, 0, 1)
-        router_LBDS = jnp.moveaxis(router_NLDS[choice_B], 0, 1)
-        routing = Routing(gain_LBS, router_LBDS, self.top_k)
-        return (Voice(serving.bank, routing),)
+        """As `mixture_voices.serving_voices`."""
+        return serving_voices(self, serving, decision)
 
     def stored_after(self, model: Model, tasks: int) -> dict[str, int]:
         """Parameters beyond the base that answering is expected to need after `tasks` tasks, by kind."""
@@ -358,9 +314,11 @@ class Mixture(Method):
         # Slots that every task's router reaches: its own and those of the tasks before.
         visible = [layers * (self.first + more_a_task * task) for task in range(tasks)]
         owned = visible[-1] if visible else 0
+        # What is on for every token of its task, no router has a column for there.
+        columns = sum(visible) - owned if self.is_open else sum(visible)
         return no_parameters() | {
             "experts": round(self.lora.size(model) * owned),
-            "routers": round(model.config.width * sum(visible)),
+            "routers": round(model.config.width * columns),
             "locator": tasks * self.gate.size(model),
         }
 
@@ -368,3 +326,8 @@ class Mixture(Method):
         """Parameters beyond the base by kind: `stored` to serve, `archived` in the ledger, `trained` for the largest
         task."""
         return self.summary(model, learner).sizes()
+
+
+def _values(leaf: Array | None) -> np.ndarray | None:
+    """As float64; None stays."""
+    return None if leaf is None else np.asarray(leaf, np.float64)

@@ -31,11 +31,16 @@ class Verdict:
       expand: bool [N, L], layers that get new experts.
       count: int32 [N, L, S + 1, K], tokens of each kind that chose each slot, the probe last.
       mass: float32 [N, L, S + 1, K], the router weights they gave it.
+      gain: float32 [N, L], nats an answer token that the probe saved in each layer; None where layers are judged by
+        frequency.
+      control: float32 [N, L], what another probe saved on the task after it was learned; zeros where none was measured.
     """
 
     expand: Array
     count: Array
     mass: Array
+    gain: Array | None = None
+    control: Array | None = None
 
 
 @struct.dataclass
@@ -48,6 +53,7 @@ class MixtureMemory:
       gate: arrays of the gate, by name.
       probe: the trained probe of the lesson that is being learned.
       verdict: what the probes of all lessons measured.
+      always: bool [N, L, S], slots that are on for every token of a task; None where the token gate is closed.
     """
 
     routers: Array
@@ -55,6 +61,7 @@ class MixtureMemory:
     gate: dict[str, Array]
     probe: ProbeState
     verdict: Verdict
+    always: Array | None = None
 
 
 def mixture_fields(memory: MixtureMemory) -> dict[str, Any]:

@@ -10,7 +10,7 @@ tasks it is joint training.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
 import chex
@@ -20,7 +20,7 @@ import numpy as np
 from flax import struct
 from jax import Array
 
-from hidecmoe_jax.core import trees
+from hidecmoe_jax.core import strict, trees
 from hidecmoe_jax.core.errors import ConfigError
 from hidecmoe_jax.experts import surgery
 from hidecmoe_jax.experts.bank import Bank
@@ -39,13 +39,14 @@ from hidecmoe_jax.methods.base import (
     with_leaves,
 )
 from hidecmoe_jax.methods.edit import Edit
-from hidecmoe_jax.methods.fusion import FusionRule, own_factors, owning_tasks, with_expert
+from hidecmoe_jax.methods.fusion import FusionRule, Volume, check_sum, own_factors, owning_tasks, with_expert
 from hidecmoe_jax.methods.gates.anchors import AnchorGate, NamedGate
 from hidecmoe_jax.methods.gates.locator import LocatorGate
 from hidecmoe_jax.methods.growth.layer_choice import LayerChoice, LayerGains
 from hidecmoe_jax.methods.lora import LINEARS, Lora
 from hidecmoe_jax.methods.shared_slots import redirected, serving_slots
 from hidecmoe_jax.methods.stages import Stage
+from hidecmoe_jax.methods.tune_as_served import tuning_of
 from hidecmoe_jax.models.llava import Model
 
 
@@ -77,6 +78,8 @@ class Routed(Method):
       expand: layers that keep one expert per task: `last`, `all`, `none`, decoder layer numbers, or how to choose them.
       fusion: how experts of the other layers become one.
       eps: weight of every task in the fusion, in task order; empty means 1.0 each.
+      volume: factor of a `product_sum` over T tasks: 1/T, 1/sqrt(T) or a number; null for 1.
+      train_as: an expert trains `alone`, as published, or as `served`: at its volume, beside the fusion so far.
       gate: how an input finds its experts in the expanded layers.
       train_projector: whether the projector is tuned along, shared by all tasks.
       union: learn all tasks of the stream at once.
@@ -92,9 +95,12 @@ class Routed(Method):
     gate: AnchorGate | NamedGate | LocatorGate = AnchorGate()
     train_projector: bool = True
     union: bool = False
+    volume: Volume = field(default=None, metadata=strict.YOUNGER)
+    train_as: Literal["alone", "served"] = field(default="alone", metadata=strict.YOUNGER)
 
     def __post_init__(self):
         self.lora.require_linears()
+        check_sum(self)
 
     @property
     def traits(self) -> Traits:
@@ -125,7 +131,9 @@ class Routed(Method):
         """The same experts under each fusion rule, by its name; empty where nothing is fused."""
         if self.growth != "per_task" or self.expand == "all":
             return {}
-        return {rule: replace(self, fusion=rule) for rule in surgery.FUSIONS}
+        plain = replace(self, volume=None, train_as="alone")
+        variants = {rule: replace(plain, fusion=rule) for rule in surgery.FUSIONS}
+        return variants | {self.fusion: self}
 
     def expanded(self, layers: int, memory: RoutedMemory | None = None) -> tuple[int, ...]:
         """Numbers of the expanded layers of a decoder with `layers` layers; chosen ones are read from the memory.
@@ -185,7 +193,7 @@ class Routed(Method):
 
     def stages(self, lesson: int) -> tuple[Stage, ...]:
         """Tuning; from the second task on weighing layers, where they are chosen; then fitting the gate."""
-        return routed_stages.stages_of(self, lesson)
+        return routed_stages.stages_of(self, lesson, tuning_of(self))
 
     def lessons(self, tasks: int) -> tuple[tuple[int, ...], ...]:
         """Each task a lesson, all tasks one lesson (joint training), or nothing to learn; `eps` must weigh them all."""
@@ -240,7 +248,7 @@ class Routed(Method):
     @property
     def fusion_rule(self) -> FusionRule:
         """The rule `fusion` with its weights `eps`."""
-        return FusionRule(self.fusion, self.eps)
+        return FusionRule(self.fusion, self.eps, volume=self.volume)
 
     def fused_again(self, past: Bank, memory: RoutedMemory) -> Bank:
         """The bank with its fusion made anew from the experts of all tasks that own one."""
@@ -384,10 +392,7 @@ class Routed(Method):
         return (Voice(serving.bank, Routing(gain_LBS)),)
 
     def stored_after(self, model: Model, tasks: int) -> dict[str, int]:
-        """Parameters beyond the base that answering needs after `tasks` tasks, by kind.
-
-        Layers fused by `factor_sum` need one expert; product sums keep the rank of all their tasks.
-        """
+        """Parameters beyond the base that answering needs after `tasks` tasks, by kind."""
         return routed_sizes.stored_after(self, model, tasks)
 
     def sizes(self, model: Model, learner: Learner) -> dict[str, dict[str, int]]:

@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     from hidecmoe_jax.methods.routed import Routed
 
 
-def stages_of(method: Routed, lesson: int) -> tuple[Stage, ...]:
-    """The stages of a lesson: tuning; from the second lesson on weighing layers, where they are chosen; the gate."""
+def stages_of(method: Routed, lesson: int, tuning: Stage) -> tuple[Stage, ...]:
+    """The stages of a lesson: `tuning`; from the second lesson on weighing layers, where they are chosen; the gate."""
     if method.growth == "none":
         return ()
-    stages: list[Stage] = [Tune(method=method)]
+    stages: list[Stage] = [tuning]
     if method.chooses and lesson:
         choice = method.expand
         if choice.by == "probe":

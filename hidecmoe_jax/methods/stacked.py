@@ -48,7 +48,7 @@ class StackedMemory(MixtureMemory):
       lower: float32 [L, S], gains that make the bank of the lower layers their fusion. The name is a checkpoint path.
     """
 
-    lower: Array
+    lower: Array | None = None
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from hidecmoe_jax.models.config import DecoderConfig, LlavaConfig, TextConfig, VisionConfig
 from hidecmoe_jax.models.llama import site_shapes
+from hidecmoe_jax.models.voices import ATTENTION_SITES
 
 # Operations beside the matrix products, per number they act on. The exact GELU costs much: erf is a polynomial.
 SOFTMAX = 6
@@ -20,7 +21,6 @@ LAYER_NORM = 7
 ROTARY = 3
 SWIGLU = 5
 ACTIVATION = {"quick_gelu": 5, "gelu": 66}
-ATTENTION_SITES = frozenset({"q_proj", "k_proj", "v_proj", "o_proj"})
 
 
 @dataclass(frozen=True)

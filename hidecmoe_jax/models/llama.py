@@ -32,6 +32,7 @@ from hidecmoe_jax.models.voices import (
     check_voices,
     segments,
     slot_weights,
+    tallied_weights,
     tally_layer,
     voice_slice,
 )
@@ -75,7 +76,7 @@ def site_shapes(config: DecoderConfig) -> dict[str, tuple[int, int]]:
 
 
 class DecoderBlock(nn.Module):
-    """One block; x [B, T, D] -> (x, (weights, chances) of every voice in the feed-forward part, cache of `store`).
+    """One block; x [B, T, D] -> (x, (weights, chances) of every voice as a `Tally` counts them, cache of `store`).
 
     Without `store` attention reads the new keys and values alone, and the cache is None. `table` is the `rotary_table`
     of the positions, computed once for all layers.
@@ -117,8 +118,8 @@ class DecoderBlock(nn.Module):
         with jax.named_scope("attention"):
             norm1 = RMSNorm(c.epsilon, self.param_dtype, name="norm1")
             h = pinned(norm1(x), STREAM_AXES, "normed")
-            weights = slot_weights(h, voices, "attention")
-            weighted = _with_weights(voices, weights)
+            attention_weights = slot_weights(h, voices, "attention")
+            weighted = _with_weights(voices, attention_weights)
             heads = (*h.shape[:2], -1, c.head_width)
             q = site("q_proj", h, weighted).reshape(heads)
             q = pinned(rotate(q, table), HEADS_AXES, "q")
@@ -147,7 +148,7 @@ class DecoderBlock(nn.Module):
             branch = add_experts(down, h, "ffn", weighted)
             self.sow("intermediates", "branch", branch)
             x = constrain(self.layout, x + branch, STREAM_AXES)
-        return x, weights, cache
+        return x, tallied_weights(voices, attention_weights, weights), cache
 
 
 def _with_weights(

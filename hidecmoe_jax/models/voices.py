@@ -21,6 +21,7 @@ from jax.ad_checkpoint import checkpoint_name
 from hidecmoe_jax.experts.routing import Experts, TokenRouter, Voice
 from hidecmoe_jax.models.execution import STAYS
 
+ATTENTION_SITES = frozenset({"q_proj", "k_proj", "v_proj", "o_proj"})
 KINDS = 3  # image, text and answer tokens, in the order in which a tally counts them
 
 
@@ -38,11 +39,14 @@ class LayerVoice:
     dropout: float = struct.field(pytree_node=False)
     softmax_group: str = struct.field(pytree_node=False, default="")
     site_routers: dict[str, Array] | None = None
+    null: float | None = struct.field(pytree_node=False, default=None)
+    always_BS: Array | None = None
 
 
 @struct.dataclass
 class Tally:
-    """Use of a voice's slots in the feed-forward part, by token kind [L, S, KINDS].
+    """Use of a voice's slots, by token kind [L, S, KINDS]: in the feed-forward part, or in the attention part where the
+    voice has no site in the other.
 
     Attributes:
       mass: float32, summed weights.
@@ -71,6 +75,8 @@ def check_voices(voices: Sequence[Voice], batch: int) -> None:
                 routing.router_LBDS, (bank.layers, batch_or_one, None, bank.slots),
                 custom_message="token routers are [layers of the bank, batch or 1, width, slots of the bank]",
             )  # fmt: skip
+        if routing.always_LBS is not None:
+            chex.assert_shape(routing.always_LBS, (bank.layers, batch_or_one, bank.slots))
         site_routers = routing.site_routers or {}
         for router_LDS in site_routers.values():
             chex.assert_shape(router_LDS, (bank.layers, None, bank.slots))
@@ -99,11 +105,11 @@ def voice_slice(voice: Voice, start: int, stop: int) -> LayerVoice | None:
     high = stop - bank.first_layer
     if low < 0 or high > bank.layers:
         return None
-    leaves = (bank.a, bank.b, routing.gain_LBS, routing.router_LBDS, routing.site_routers)
+    leaves = (bank.a, bank.b, routing.gain_LBS, routing.router_LBDS, routing.site_routers, routing.always_LBS)
     covers_bank = low == 0 and high == bank.layers
     if not covers_bank:
         leaves = jax.tree.map(lambda leaf: leaf[low:high], leaves)
-    a, b, gain, router, site_routers = leaves
+    a, b, gain, router, site_routers, always = leaves
     layer_keys = None
     if voice.key is not None:
         # Keyed by the decoder's layer, so that the segments' boundaries do not change the dropout.
@@ -112,7 +118,8 @@ def voice_slice(voice: Voice, start: int, stop: int) -> LayerVoice | None:
         layer_keys = jax.vmap(key_of_layer)(layers)
     return LayerVoice(
         a=a, b=b, gain_BS=gain, router_BDS=router, key=layer_keys, scale=bank.scale, top_k=routing.top_k,
-        dropout=voice.dropout, softmax_group=routing.softmax_group, site_routers=site_routers,
+        dropout=voice.dropout, softmax_group=routing.softmax_group, site_routers=site_routers, null=routing.null,
+        always_BS=always,
     )  # fmt: skip
 
 
@@ -139,9 +146,10 @@ def slot_weights(x: Array, voices: Sequence[LayerVoice], part: str) -> list[tupl
         weight = gain
         chance = gain
         if router is not None:
-            top_k = group[0].top_k
-            token_router = TokenRouter(top_k, name=f"{part}_router{indices[0]}")
-            weight, chance = token_router(x, gain, router)
+            first = group[0]
+            always = _concat_slots([voice.always_BS for voice in group])
+            token_router = TokenRouter(first.top_k, first.null, name=f"{part}_router{indices[0]}")
+            weight, chance = token_router(x, gain, router, always)
         slot_counts = [gain_BS.shape[-1] for gain_BS in gains]
         ends = np.cumsum(slot_counts)
         # Split before every voice but the first.
@@ -200,6 +208,19 @@ def _dropout(x: Array, voice: LayerVoice, site: str) -> Array:
     # Divided by the chance to stay, so that the expectation is `x`.
     enlarged = x / (1 - rate)
     return jnp.where(stays, enlarged, jnp.zeros_like(x))
+
+
+def tallied_weights(
+    voices: Sequence[LayerVoice],
+    attention: Sequence[tuple[Array, Array]],
+    feed_forward: Sequence[tuple[Array, Array]],
+) -> list[tuple[Array, Array]]:
+    """(weights, chances) of every voice as a `Tally` counts them, from those of both parts of a block."""
+    by_voice = []
+    for voice, in_attention, in_feed_forward in zip(voices, attention, feed_forward, strict=True):
+        only_attention = voice.a.keys() <= ATTENTION_SITES
+        by_voice.append(in_attention if only_attention else in_feed_forward)
+    return by_voice
 
 
 def tally_layer(weight: Array, chance: Array, kinds_BT: Array) -> Tally:

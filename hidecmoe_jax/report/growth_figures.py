@@ -12,7 +12,8 @@ Document = Mapping[str, object]
 
 
 def experts_added(document: Document):
-    """Experts that each task added in each layer, and the share of tokens that picked its probe there.
+    """Experts that each task added in each layer, and what its probe showed there: the share of tokens that picked it,
+    or the loss that it saved.
 
     A second panel shows how many of each earlier task's experts a token of the last probed task picked.
     """
@@ -28,7 +29,7 @@ def experts_added(document: Document):
     height = 1.8 + 0.55 * len(added)
     figure, axes = canvas(width, height, columns=panels)
     axes = np.atleast_1d(axes)
-    _added_experts(axes[0], added, grown["frequency"], document)
+    _added_experts(axes[0], added, document)
     if last_used is not None:
         _used_experts(axes[1], np.array(last_used), tasks)
     return figure
@@ -51,29 +52,33 @@ def _used_experts(axis, used: np.ndarray, tasks: Sequence[str]) -> None:
     titles(axis, title, x="decoder layer", y="")
 
 
-def _added_experts(axis, added: np.ndarray, frequency: Sequence[Sequence[float] | None], document: Document) -> None:
-    """Heat map of the probes' frequencies with the number of added experts.
-
-    Args:
-      frequency: by task and layer; None for the first task, and in layers without a probe.
-    """
-    shares = np.full(added.shape, np.nan)
-    for task, picked in enumerate(frequency):
-        if picked is not None:
+def _added_experts(axis, added: np.ndarray, document: Document) -> None:
+    """Heat map of what the probes showed, with the number of added experts."""
+    grown = document["growth"]
+    by_gain = "gain" in grown
+    measured = grown["gain"] if by_gain else grown["frequency"]
+    values = np.full(added.shape, np.nan)
+    for task, by_layer in enumerate(measured):
+        if by_layer is not None:
             # Layers that no probe stood in are None, and NaN here.
-            shares[task] = 100 * np.array(picked, np.float64)
+            values[task] = np.array(by_layer, np.float64)
+    if not by_gain:
+        values = 100 * values
 
     def text(task: int, layer: int) -> str:
         count = added[task, layer]
         mark = f"+{count}" if count else "0"
-        share = shares[task, layer]
-        if np.isnan(share):
+        value = values[task, layer]
+        if np.isnan(value):
             return mark
-        return f"{mark}\n{share:.0f}%"
+        return f"{mark}\n{value:.2f}" if by_gain else f"{mark}\n{value:.0f}%"
 
     # A task that was not probed is white, not hatched: its number of experts is known.
-    heat_by_layer(axis, np.nan_to_num(shares), document["tasks"], text=text)
-    title = f"Experts added, and tokens\nthat picked the probe {DOT} {document['method']}"
+    shown = np.maximum(np.nan_to_num(values), 0.0)
+    top = max(1e-6, shown.max()) if by_gain else 100
+    heat_by_layer(axis, shown, document["tasks"], top=top, text=text)
+    what = "nats a token\nthat the probe saved" if by_gain else "tokens\nthat picked the probe"
+    title = f"Experts added, and {what} {DOT} {document['method']}"
     titles(axis, title, x="decoder layer", y="")
 
 

@@ -47,7 +47,8 @@ CAPTIONS = {
     "growth": "Experts that each task (rows) added in each layer (columns): +1 for one, 0 for none. Shade and "
     "percentage are the share of the probing records' tokens that the router assigned to the probe; the first task is "
     "not probed. A second panel, where there is one, shows which earlier tasks' experts (rows) the tokens of the last "
-    "probed task were assigned to.",
+    "probed task were assigned to. Where growth is by worth, shade and number are the loss per answer token that the "
+    "probe saved in the layer (nats).",
     "expansion": "Benefit of a separate expert in each layer (columns) for each task (rows), measured after the task "
     "was learned. By loss: how much the loss falls when the fused experts of the layer are replaced with the task's "
     "own. By cka: dissimilarity of the layer's features to those under earlier tasks' experts. By probe: share of "

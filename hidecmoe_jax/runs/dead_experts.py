@@ -65,7 +65,8 @@ def experts_of(method: Method, learner: Learner, number: int, lines: Sequence[di
 
 def _late_loads(method: Method, number: int, lines: Sequence[dict[str, Any]]) -> list[Any]:
     """Token counts by layer and slot of the second half of a lesson's last training stage."""
-    trained = [stage.kind for stage in method.stages(number) if stage.trains]
+    # A probe trains on a part of the records, before the lesson's own experts or after them.
+    trained = [stage.kind for stage in method.stages(number) if stage.trains and stage.subset_name == "all"]
     if not trained:
         return []
     last_kind = trained[-1]

@@ -86,15 +86,21 @@ def _with_method(run: RunWithData, method: Probes) -> RunWithData:
 
 
 def _averages(results: list[ProbeResult]) -> dict[str, Any]:
-    """Share of layers that expanded, and the mean frequency and threshold of each layer."""
+    """Share of layers that expanded, and the mean frequency and threshold of each layer; with the rule `gain` the mean
+    gain and the control that it was compared with."""
     expands_RL = np.array([result.expands_L for result in results])
     frequency_RL = np.array([result.frequency_L for result in results])
     threshold_RL = np.array([result.threshold_L for result in results])
-    return {
+    averages = {
         "false_expansion_rate": float(expands_RL.mean()),
         "frequency": frequency_RL.mean(0).tolist(),
         "threshold": threshold_RL.mean(0).tolist(),
     }
+    if results[0].gain_L is None:
+        return averages
+    gain_RL = np.array([result.gain_L for result in results])
+    control_RL = np.array([result.control_L for result in results])
+    return averages | {"gain": gain_RL.mean(0).tolist(), "control": control_RL.mean(0).tolist()}
 
 
 def _probe_again(run: RunWithData, archive: list[Groups], task: int, seed: int) -> ProbeResult:

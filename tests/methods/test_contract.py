@@ -26,7 +26,7 @@ from tiny import run_config, write_base, write_stream
 from hidecmoe_jax.core import trees
 from hidecmoe_jax.evaluate import engine
 from hidecmoe_jax.methods.base import FrozenFeatures
-from hidecmoe_jax.models.llava import Prompt, logits
+from hidecmoe_jax.models.llava import Prompt, answer_loss, logits
 from hidecmoe_jax.runs.session import open_session
 
 MIXTURE = {
@@ -49,17 +49,27 @@ METHODS = {
     "chosen_by_probe": {"expand": {"layers": 1, "by": "probe", "share": 0.75, "steps": 2}},
     "product_sum": {"fusion": "product_sum", "eps": [1.0, 0.5, 0.25]},
     "product_mean": {"fusion": "product_mean"},
+    "product_root": {"fusion": "product_sum", "volume": "1/sqrt(T)"},
+    "served": {"fusion": "product_sum", "volume": 0.4, "train_as": "served"},
     "per_task": {"expand": "all", "gate": {"kind": "named"}},
     "sequential": {"growth": "shared"},
     "joint": {"growth": "shared", "union": True},
     "zero_shot": {"growth": "none"},
     "cmoe_uniform": MIXTURE | {"growth": "uniform", "start": "blank", "gate": {"kind": "anchors"}},
+    "cmoe_open": MIXTURE
+    | {
+        "lora": {"rank": 2, "alpha": 4, "dropout": 0.1},  # all seven linears
+        "growth": "uniform",
+        "start": "blank",
+        "token_gate": "open",
+        "gate": {"kind": "anchors"},
+    },
     "moelora": {"kind": "moelora", "lora": {"rank": 2, "alpha": 4, "dropout": 0.1}, "experts": 3},
     "ewc": {"kind": "ewc:Ewc", "inner": {"growth": "shared", "lora": {"rank": 2, "alpha": 4, "dropout": 0}}},
 }
 
 # The others train as `hide` does and differ in what they make of it, which saves a compilation each.
-TRAINED = ("hide", "hide_frozen_projector", "chosen_by_probe", "sequential", "joint", "zero_shot")
+TRAINED = ("hide", "hide_frozen_projector", "served", "chosen_by_probe", "sequential", "joint", "zero_shot")
 POOLED = tuple(name for name, method in METHODS.items() if method.get("kind", "routed") != "routed")
 SHARED = ("sequential", "joint", "moelora", "ewc")  # one set of experts for all tasks
 
@@ -137,6 +147,7 @@ def by_hand(done, weight_N: np.ndarray) -> dict:
                 update = sum(a) @ sum(e * y for e, y in zip(eps, b, strict=True))
             else:
                 share = len(kept) if method.fusion == "product_mean" else 1
+                share = {"1/sqrt(T)": len(kept) ** 0.5, 0.4: 2.5}.get(method.volume, share)
                 update = sum(e / share * x @ y for e, x, y in zip(eps, a, b, strict=True))
             kernel[layer] += scale * update
         params["decoder"]["layers"][site]["kernel"] = kernel.astype(np.float32)
@@ -169,6 +180,25 @@ def test_serving_is_the_sum_that_the_method_promises(taught):
             np.testing.assert_allclose(found[row : row + 1], listen(own, alone), atol=2e-5, err_msg=name)
 
 
+def test_an_expert_trained_as_served_is_served_as_it_trained(taught):
+    """Right after learning: beside the fusion of the tasks before, at the volume that serving has."""
+    done = taught("served")
+    method, session = done.method, done.session
+    batch = session.material(session.stream.tasks[2].train, (2,), "asked").batch(np.arange(2))
+    stage = method.stages(2)[0]
+    ready = stage.prepare(session.model, done.learners[2], 2, jax.random.key(0))
+    trained = ready.replace(live=done.trained[2].live, tuned=done.trained[2].tuned)
+    quiet = replace(method, lora=replace(method.lora, dropout=0.0))
+    loss = replace(stage, method=quiet).loss(session.model, trained, batch, jax.random.key(0))
+    serving = method.serve(session.model, done.learners[3])
+    voices = method.voices(serving, method.decide(serving, None, jnp.full((2,), 2)))
+    total, tokens, _ = answer_loss(serving.model, batch, voices)
+    assert int(loss.tokens) == int(tokens)
+    np.testing.assert_allclose(loss.total, total, rtol=1e-4)
+    alone = replace(method, train_as="alone").stages(2)[0]
+    assert abs(float(alone.loss(session.model, trained, batch, jax.random.key(0)).total) - float(total)) > 1e-3
+
+
 def test_experts_say_something_after_training(taught):
     for name in ("hide", "sequential"):
         kept = taught(name).kept
@@ -178,7 +208,7 @@ def test_experts_say_something_after_training(taught):
     assert taught("hide_frozen_projector").kept[0]["shared"] == {}
 
 
-@pytest.mark.parametrize("name", ["hide", "merge_all", "per_task", "zero_shot", "cmoe_uniform", "moelora"])
+@pytest.mark.parametrize("name", ["hide", "merge_all", "per_task", "zero_shot", "cmoe_uniform", "cmoe_open", "moelora"])
 def test_answers_do_not_depend_on_batch_mates(taught, name):
     together, first = answers_do_not_depend_on_batch_mates(taught(name))
     if name == "hide":

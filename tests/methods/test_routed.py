@@ -9,6 +9,7 @@ import pytest
 from tiny import TINY, tiny_model
 
 from hidecmoe_jax.core.errors import ConfigError
+from hidecmoe_jax.core.strict import build, plain
 from hidecmoe_jax.experts import surgery
 from hidecmoe_jax.experts.bank import Bank
 from hidecmoe_jax.methods.base import Learner
@@ -97,6 +98,32 @@ def test_a_missing_fusion_weight_is_named():
         FusionRule(eps=(1.0,)).gains(bank, (0,))
     gains = FusionRule("product_sum", (0.5, 2.0, 9.0)).gains(bank, (0, 1, 2))
     np.testing.assert_array_equal(gains, [[0, 0.5, 2.0, 0]] * 3)
+
+
+@pytest.mark.parametrize(("volume", "factor"), [("1/T", 1 / 3), ("1/sqrt(T)", 3**-0.5), (0.4, 0.4), (None, 1.0)])
+def test_a_volume_scales_a_sum_of_products(volume, factor):
+    model = tiny_model(0)
+    bank = Lora(rank=2).blank(model, 4)
+    for task in range(3):
+        young = surgery.sprout(Lora(rank=2).blank(model, 1), 0, task, jax.random.key(task))
+        bank = surgery.plant(bank, 1 + task, young, task)
+    gains = FusionRule("product_sum", (1.0, 2.0, 3.0), volume=volume).gains(bank, (0, 2))
+    np.testing.assert_allclose(gains, np.array([[0, 1, 2, 3], [0] * 4, [0, 1, 2, 3]]) * factor, rtol=1e-6)
+    if volume == "1/T":
+        mean = FusionRule("product_mean", (1.0, 2.0, 3.0)).gains(bank, (0, 2))
+        np.testing.assert_allclose(gains, mean, rtol=1e-6)
+
+
+def test_a_volume_belongs_to_a_sum_of_products():
+    for wrong in ({"volume": 0.4}, {"volume": "1/T", "fusion": "product_mean"}, {"train_as": "served"}):
+        with pytest.raises(ValueError, match="product_sum"):
+            Routed(**wrong)
+    with pytest.raises(ValueError, match="at least 0"):
+        Routed(fusion="product_sum", volume=-1.0)
+    louder = Routed(fusion="product_sum", volume=0.4, train_as="served")
+    variants = louder.variants()
+    assert variants["product_sum"] == louder and variants["product_mean"].volume is None
+    assert not {"volume", "train_as"} & set(plain(Routed())) and build(Routed, plain(louder), "test") == louder
 
 
 def test_the_projector_trains_in_float32_whatever_the_base_is_stored_in():

@@ -155,6 +155,19 @@ def test_growth_is_drawn_where_layers_have_no_probe():
     assert [text.get_text() for text in used.texts] == ["0.00", "0.00", "2.00"]
 
 
+def test_growth_by_worth_is_drawn_with_the_gains():
+    growth = {
+        "experts": [[1, 1], [1, 0]],
+        "frequency": [None, None],
+        "gain": [None, [0.512, -0.03]],
+        "control": [[0.1, 0.1], [0.1, 0.1]],
+        "parameters": [{"experts": 6, "routers": 4, "locator": 1}, {"experts": 1, "routers": 5, "locator": 1}],
+    }
+    document = run_document(replace(facts("cmoe"), growth=growth), [seed_result(0, [[10, 20], [80, 30], [60, 90]])])
+    (added,) = experts_added(document).axes
+    assert [text.get_text() for text in added.texts] == ["+1", "+1", "+1\n0.51", "0\n-0.03"]
+
+
 def test_a_cell_that_one_seed_lacks_is_null_and_stops_the_headline():
     document = run_document(
         facts(), [seed_result(0, [[1, 2], [50, None], [60, 70]]), seed_result(1, [[1, 2], [50, 3], [None, 70]])]

@@ -94,6 +94,18 @@ def blank_router(old_LDS: Array, past: Bank, new: int, key: Array) -> Array:
     return jnp.concatenate([old_LDS, new_LDM], axis=-1)
 
 
+def fair_router(old_LDS: Array, new: int, key: Array) -> Array:
+    """A router as wide as the last task's, with columns for `new` experts, all drawn anew with one small spread.
+
+    No column differs from another before training, so every expert, old or new, is among the `top_k` of E experts for
+    top_k / E of the tokens, whatever E is. The mean of E old columns (`blank_router`) hardly ever is where E is large:
+    the largest of E logits are far above their mean.
+    """
+    layers, width, slots = old_LDS.shape
+    shape = (layers, width, slots + new)
+    return ROUTER_STD * jax.random.normal(key, shape)
+
+
 def probe_router(router_LDS: Array, new: int) -> Array:
     """The probe's router, whose last column is the probe's, with that column for each of `new` experts (CMoE-D18)."""
     old = router_LDS[..., :-1]

@@ -2,16 +2,18 @@
 
 A probe is an expert that every layer gets for a short while, trained on a part of the task's records beside frozen old
 experts. On held-out records, a layer whose router chooses the probe more often than an average expert is expanded. The
-paper's rule can be read in two ways; both are here (CMoE-D14).
+paper's rule can be read in two ways; both are here (CMoE-D14). The rule `gain` judges by the loss that the probe saves
+(`worth`).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 
+from hidecmoe_jax.core import strict
 from hidecmoe_jax.core.errors import DataError
 
 
@@ -26,10 +28,15 @@ class Probe:
       accumulate: micro-batches of a step: probing needs smaller steps than tuning (CMoE-D12); None takes the task's.
       rate: learning rate; None takes the task's.
       balance: weight of the load-balancing loss while probing (CMoE-D7).
-      rule: `within` a layer, against the mean over its experts; or `across` layers, against the mean over probes.
+      rule: `frequency`, how often the probe is chosen (published); `within` and `across` say against what: the mean
+        over the experts of its layer, which is what `frequency` does, or the mean over the probes of all layers.
+        `gain`, the loss that it saves on held-out records, against what it saves on a known task.
       slack: how many standard deviations below the mean still expand (the paper's alpha).
       tokens: kinds of tokens that are counted.
       expects: part of the layers that a later task is expected to expand; only the forecast of a size uses it.
+      part: with `gain`, the best layers are expanded until they hold this part of what all layers gain.
+      times: with `gain`, a layer must gain more than this many times its control.
+      control: with `gain`, after which tasks the control is measured, by another probe: the `first`, or `each`.
     """
 
     share: float = 0.1
@@ -38,10 +45,13 @@ class Probe:
     accumulate: int | None = None
     rate: float | None = None
     balance: float = 0.01
-    rule: Literal["within", "across"] = "within"
+    rule: Literal["within", "across", "frequency", "gain"] = "within"
     slack: float = 0.0
     tokens: tuple[Literal["image", "text", "answer"], ...] = ("image", "text", "answer")
     expects: float = 1.0
+    part: float = field(default=0.7, metadata=strict.YOUNGER)
+    times: float = field(default=2.0, metadata=strict.YOUNGER)
+    control: Literal["first", "each"] = field(default="first", metadata=strict.YOUNGER)
 
     def __post_init__(self):
         if not 0 < self.share <= 1 or not 0 < self.measured < 1:
@@ -52,6 +62,17 @@ class Probe:
             raise ValueError(f"expects {self.expects} must be in [0, 1]")
         if not self.tokens:
             raise ValueError("tokens must name at least one kind")
+        if not 0 < self.part <= 1 or not 0 <= self.times < float("inf"):
+            raise ValueError(f"part {self.part} must be in (0, 1] and times {self.times} at least 0")
+
+    @property
+    def by_gain(self) -> bool:
+        """Whether layers are judged by the loss that a probe saves."""
+        return self.rule == "gain"
+
+    def controls(self, lesson: int) -> bool:
+        """Whether a control is measured at the end of a lesson."""
+        return self.by_gain and (lesson == 0 or self.control == "each")
 
 
 def split_records(

@@ -52,9 +52,12 @@ class PoolSummary:
 
     Attributes:
       bank: the pool.
-      visible_NLS: bool, slots that every task's router reaches.
+      chosen_NLS: bool, slots that every task's router chooses from.
       count_NLSK, mass_NLSK: tokens of each kind that chose each slot while a task was probed, and the router weights
         they gave it; the probe is the last slot.
+      gain_NL, control_NL: nats an answer token that every task's probe saved, and that another one saved once the task
+        was learned; None where layers are judged by frequency.
+      counts_probes: whether tokens choose probes, so that frequencies mean something.
       learned: numbers of the learned tasks.
       slots: slots of every task up to the last learned one.
       lowest: the lowest decoder layer that has experts.
@@ -66,9 +69,12 @@ class PoolSummary:
     """
 
     bank: Bank
-    visible_NLS: np.ndarray
+    chosen_NLS: np.ndarray
     count_NLSK: np.ndarray
     mass_NLSK: np.ndarray
+    gain_NL: np.ndarray | None
+    control_NL: np.ndarray | None
+    counts_probes: bool
     learned: tuple[int, ...]
     slots: tuple[range, ...]
     lowest: int
@@ -97,21 +103,34 @@ class PoolSummary:
           drift: of new experts that began as copies, {cosine, distance} to what they were copied from, after tuning
             (CMoE-D17).
           parameters: numbers the task added, by kind.
+          gain, control: nats an answer token that its probe saved in each layer, and that another probe saved once the
+            task was learned; only where layers are judged by them.
         """
-        growth: dict[str, list] = {key: [] for key in GROWTH}
+        names = GROWTH if self.gain_NL is None else (*GROWTH, "gain", "control")
+        growth: dict[str, list] = {key: [] for key in names}
         for task in range(len(self.slots)):
             by_layer: dict[str, Any] = {}
             if self.count_NLSK[task].any():
                 by_layer = self._probing(task)
             added_LS = self.owner_LS == task
             by_layer["experts"] = added_LS.sum(axis=1).tolist()
+            by_layer |= self._gains(task)
             facts: dict[str, Any] = {}
             for name, rows in by_layer.items():
                 facts[name] = self._from_the_bottom(name, rows)
             facts["parameters"] = self.added(task)
-            for key in GROWTH:
-                growth[key].append(facts.get(key))
+            for key, by_task in growth.items():
+                by_task.append(facts.get(key))
         return growth
+
+    def _gains(self, task: int) -> dict[str, list[float]]:
+        """Gains of a task's probe and of its control; empty where layers are not judged by them, or nothing was
+        measured."""
+        gains = {}
+        for name, by_task in (("gain", self.gain_NL), ("control", self.control_NL)):
+            if by_task is not None and by_task[task].any():
+                gains[name] = by_task[task].tolist()
+        return gains
 
     def _from_the_bottom(self, name: str, rows: list | None) -> list | None:
         """Rows of all decoder layers, from those of a pool that may begin further up; `used` has such rows by task."""
@@ -126,7 +145,7 @@ class PoolSummary:
     def added(self, task: int) -> dict[str, int]:
         """Parameters that one task added, by kind."""
         experts = int((self.owner_LS == task).sum())
-        columns = int(self.visible_NLS[task].sum())
+        columns = int(self.chosen_NLS[task].sum())
         return {
             "experts": self.expert_size * experts,
             "routers": self.router_width * columns,
@@ -138,7 +157,7 @@ class PoolSummary:
         if not self.learned:
             return {"stored": no_parameters(), "archived": no_parameters(), "trained": no_parameters()}
         experts = int((self.owner_LS != EMPTY).sum())
-        columns = int(self.visible_NLS.sum())
+        columns = int(self.chosen_NLS.sum())
         stored = no_parameters() | {
             "experts": self.expert_size * experts,
             "routers": self.router_width * columns,
@@ -158,7 +177,8 @@ class PoolSummary:
         active_LS = active_slots(self.owner_LS, first_new)
         frequency_L, threshold_L = probe_frequencies(count_LS, active_LS, self.probe, self.top_k)
         choices_L = np.maximum(count_LS.sum(axis=1), 1)
-        tokens_L = choices_L / self.top_k
+        # A probe that is on for every token counts them; otherwise every token makes `top_k` choices.
+        tokens_L = choices_L / self.top_k if self.counts_probes else np.maximum(count_LS[:, -1], 1)
         # Of the pool, without the probe as the last slot.
         pool_count_LS = count_LS[:, :-1]
         pool_active_LS = active_LS[:, :-1]
@@ -176,11 +196,14 @@ class PoolSummary:
         # The least mass keeps a layer without tokens from dividing by zero.
         mass_L = mass_of_probe_L / np.maximum(mass_of_all_L, 1e-9)
         source_L1 = most_used(pool_count_LS, pool_active_LS, 1)
-        return {
-            "frequency": frequency_L.tolist(),
-            "threshold": threshold_L.tolist(),
-            "by_kind": by_kind_LK.tolist(),
-            "mass": mass_L.tolist(),
+        facts: dict[str, Any] = {}
+        if self.counts_probes:
+            facts["frequency"] = frequency_L.tolist()
+            if self.gain_NL is None:
+                facts["threshold"] = threshold_L.tolist()
+            facts["by_kind"] = by_kind_LK.tolist()
+            facts["mass"] = mass_L.tolist()
+        return facts | {
             "used": used,
             "drift": self._drift(task, source_L1[:, 0]) if self.copies else None,
         }
