@@ -6,17 +6,19 @@ the same file. A cell is recorded only once all its answers are.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from hidecmoe_jax.core.strict import plain
+from hidecmoe_jax.data.media import IMAGE
 from hidecmoe_jax.data.records import Record
 from hidecmoe_jax.data.stream import Task
 from hidecmoe_jax.evaluate.answer import Answer, unwritten
@@ -51,11 +53,14 @@ def read_answers(path: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def _line(answer: Answer, names: Sequence[str]) -> str:
-    """One line of an answers file."""
+def _line(answer: Answer, names: Sequence[str], prompt: str, model: str) -> str:
+    """One line of an answers file; its first keys are those that readers of LLaVA's and CoIN's result files expect."""
     weights = zip(names, answer.weights, strict=False)  # a learner has more task slots than the run has tasks
     scores = zip(names, answer.scores, strict=False)
-    line = {"question_id": answer.id, "text": answer.text, "ended": answer.ended}
+    # Those scripts draw a random answer_id; here an interrupted cell must end with the same bytes.
+    digest = hashlib.sha256(json.dumps([model, answer.id, answer.text]).encode()).hexdigest()
+    line: dict[str, Any] = {"question_id": answer.id, "prompt": prompt, "text": answer.text}
+    line |= {"answer_id": digest[:22], "model_id": model, "metadata": {}, "ended": answer.ended}
     line["weights"] = {name: round(weight, 6) for name, weight in weights}
     line["scores"] = {name: round(score, 6) for name, score in scores}
     if answer.finding is not None:
@@ -130,10 +135,15 @@ def write_answers(
     records = session.test(task)
     names = _task_names(session)
     done = read_answers(path)
+    prompts = {record.id: _prompt_of(record) for record in records}
+
+    def line_of(answer: Answer) -> str:
+        return _line(answer, names, prompts[answer.id], session.config.method.name)
+
     known = {}
     for answer in copied:
         # Through the text that a file would hold, so that copied and resumed lines are rounded alike.
-        known[answer.id] = json.loads(_line(answer, names))
+        known[answer.id] = json.loads(line_of(answer))
     lines = _by_question(done) | known
     path.parent.mkdir(parents=True, exist_ok=True)
     open_questions = sum(record.id not in lines for record in records)
@@ -152,7 +162,7 @@ def write_answers(
         batch_count = math.ceil(open_questions / session.config.evaluate.writing.batch)
         shown_batches = session.status.bar(f"batches of answers to {task.name}", total=batch_count)(batches)
         timed_batches = _timed(shown_batches, session.status, pace or Work())
-        _append(path, timed_batches, task, names, stop)
+        _append(path, timed_batches, task, line_of, stop)
         lines = _by_question(read_answers(path)) | known
     # Copied answers were not appended above; here they take their places between the generated ones.
     whole = [lines[record.id] for record in records]
@@ -181,11 +191,18 @@ def _timed(batches: Iterable[list[Answer]], status: Status, pace: Work) -> Itera
         yield batch
 
 
-def _append(path: Path, batches: Iterable[list[Answer]], task: Task, names: Sequence[str], stop: Stop) -> None:
+def _prompt_of(record: Record) -> str:
+    """The question that is scored, without its markers of pictures, as result files of LLaVA have it."""
+    return record.turns[-1].question.replace(IMAGE, "").strip()
+
+
+def _append(
+    path: Path, batches: Iterable[list[Answer]], task: Task, line_of: Callable[[Answer], str], stop: Stop
+) -> None:
     """Writes answers as they come, durable batch by batch."""
     with open(path, "a", encoding="utf-8") as file:
         for number, batch in enumerate(batches):
-            file.write("".join(_line(answer, names) + "\n" for answer in batch))
+            file.write("".join(line_of(answer) + "\n" for answer in batch))
             file.flush()
             os.fsync(file.fileno())  # answers of finished batches survive a power failure
             crash_point("mid_evaluate", f"{task.name}:{number}")

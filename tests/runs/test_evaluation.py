@@ -60,6 +60,19 @@ def test_named_answers_are_those_of_asking_every_question_with_the_task_named(wo
     assert len(asked) == 8 if config.method.traits.mixes_tasks else 0 < len(asked) < 8
 
 
+def test_lines_have_the_keys_of_llavas_result_files(world):
+    config, out, _ = world
+    session = open_session(config)
+    for task in session.stream.tasks:
+        lines = lines_of(out / "seed_0", task.name, False)
+        for line, record in zip(lines, session.test(task), strict=True):
+            assert list(line)[:6] == ["question_id", "prompt", "text", "answer_id", "model_id", "metadata"]
+            assert line["prompt"] and "<image>" not in line["prompt"]
+            assert line["prompt"] in record.turns[-1].question
+            assert (line["model_id"], line["metadata"]) == (config.method.name, {})
+        assert len({line["answer_id"] for line in lines}) == len(lines)
+
+
 def test_a_named_cell_that_was_cut_off_ends_with_the_same_bytes(world):
     config, out, _ = world
     path = SeedFolder(out / "seed_0").answers(2, "birds", named=True)
