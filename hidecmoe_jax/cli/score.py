@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Annotated
 
 from tyro.conf import UseAppendAction, arg
@@ -26,6 +27,9 @@ def score(
     out: Folder = None,
     resamples: int = 1000,
     seed: int = 0,
+    judge_url: Annotated[str | None, arg(metavar="URL")] = None,
+    judge_model: Annotated[str | None, arg(metavar="NAME")] = None,
+    judge_cache: Annotated[Path, arg(metavar="FILE")] = Path("judge_replies.jsonl"),
     as_json: Annotated[bool, arg(name="json")] = False,
 ) -> None:
     """Score answers under the strict rules and under those of the published scripts, with intervals and paired tests.
@@ -48,6 +52,10 @@ def score(
       out: folder for scores.json, cells.csv and items.csv.
       resamples: draws of the bootstrap and of the permutation tests; 0 for neither.
       seed: seed of those draws.
+      judge_url: OpenAI-compatible endpoint (up to /v1) that rates final answers from 0 to 10; nothing is sent anywhere
+        without it. Its key, if it needs one, is read from the variable HIDECMOE_JUDGE_KEY.
+      judge_model: name of the model behind it.
+      judge_cache: file that its replies are appended to; an answer that is in it is not sent again.
       as_json: print everything as JSON.
     """
     document = hj.score_predictions(
@@ -59,6 +67,9 @@ def score(
         out=out,
         resamples=resamples,
         seed=seed,
+        judge_url=judge_url,
+        judge_model=judge_model,
+        judge_cache=judge_cache,
     )
     if as_json:
         print(json.dumps(document, indent=1, ensure_ascii=False))

@@ -7,6 +7,7 @@ from result_trees import share, write_merge, write_test
 
 from hidecmoe_jax.cli.main import main
 from hidecmoe_jax.core.errors import ConfigError, DataError
+from hidecmoe_jax.scoring import judge
 from hidecmoe_jax.studies.predictions.files import read_result
 from hidecmoe_jax.studies.predictions.study import score_predictions
 from hidecmoe_jax.studies.predictions.text import score_lines
@@ -300,6 +301,26 @@ def test_the_command_prints_tables_json_and_files(two_tasks, tmp_path, capsys):
     assert (out / "items.csv").read_text().splitlines()[1] == "run,0,birds,q0,100.0"
     assert main(["score", "--predictions", str(run), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["runs"][0]["matrix"][2] == [50, 100]
+
+
+def test_a_judge_rates_the_last_row_alone_and_is_off_by_default(two_tasks, tmp_path, monkeypatch):
+    asked = []
+
+    def reply(endpoint, request):
+        asked.append(request["messages"][-1]["content"])
+        return "9" if "wren" in asked[-1] else "no idea"
+
+    monkeypatch.setattr(judge, "_ask", reply)
+    run = own_run(tmp_path, two_tasks)
+    assert "judged" not in score_predictions([run], resamples=0)
+    words = {"judge_url": "http://localhost:1/v1", "judge_model": "m", "judge_cache": tmp_path / "replies.jsonl"}
+    document = score_predictions([run], resamples=0, **words)
+    birds, charts = document["judged"]
+    assert (birds["row"], birds["rated"], birds["unrated"], birds["score"]) == (2, 2, 2, None)
+    assert (charts["score"], len(asked)) == (None, 6)
+    assert "judge, 0-100" in "\n".join(score_lines(document))
+    with pytest.raises(ConfigError, match="an address and a model"):
+        score_predictions([run], judge_url="http://localhost:1/v1")
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,12 @@ from typing import Any
 
 from hidecmoe_jax.core.errors import ConfigError
 from hidecmoe_jax.scoring.bootstrap import RESAMPLES
+from hidecmoe_jax.scoring.judge import Cache, Endpoint
 from hidecmoe_jax.scoring.streams import StreamTask, stream_of
 from hidecmoe_jax.storage.files import write_bytes, write_json
 from hidecmoe_jax.storage.places import check_place
 from hidecmoe_jax.studies.predictions.groups import paired_rows, spread_rows
+from hidecmoe_jax.studies.predictions.judged import judged_rows
 from hidecmoe_jax.studies.predictions.layout import OWN
 from hidecmoe_jax.studies.predictions.scored import document_of, score_source
 from hidecmoe_jax.studies.predictions.sources import Task, folder_tasks, sources_of, stream_tasks
@@ -22,6 +24,7 @@ FORMAT = 1
 SCORES = "scores.json"
 CELLS = "cells.csv"
 ITEMS = "items.csv"
+JUDGE_CACHE = "judge_replies.jsonl"
 
 
 def score_predictions(
@@ -34,6 +37,9 @@ def score_predictions(
     out: str | Path | None = None,
     resamples: int = RESAMPLES,
     seed: int = 0,
+    judge_url: str | None = None,
+    judge_model: str | None = None,
+    judge_cache: str | Path = JUDGE_CACHE,
 ) -> dict[str, Any]:
     """Scores result files in both forms and returns everything as plain values.
 
@@ -46,6 +52,9 @@ def score_predictions(
       out: folder for scores.json, cells.csv and items.csv.
       resamples: bootstrap and permutation draws; 0 leaves intervals and tests out.
       seed: of these draws.
+      judge_url: OpenAI-compatible endpoint (up to `/v1`) that rates the answers of last rows; None asks nobody.
+      judge_model: name of the model there.
+      judge_cache: file that its replies are appended to and read from.
 
     Raises:
       ConfigError: unknown benchmark or rule, unclear stages, nothing to score with.
@@ -57,6 +66,7 @@ def score_predictions(
         raise ConfigError("--resamples must be at least 0", why=f"got {resamples}", remedy="leave it out for 1000")
     if out is not None:
         check_place(Path(out))
+    endpoint = _endpoint(judge_url, judge_model)
     known, aliases = _tasks(stream, data, tasks)
     sources = sources_of(list(map(str, predictions)), known, aliases, _checked(stages or {}))
     scored = [score_source(source, resamples=resamples, seed=seed) for source in sources]
@@ -69,9 +79,21 @@ def score_predictions(
         "methods": spread_rows(scored),
         "paired": paired_rows(scored, resamples=resamples, seed=seed) if resamples else [],
     }
+    if endpoint is not None:
+        document["judged"] = judged_rows(scored, endpoint, Cache(Path(judge_cache)))
     if out is not None:
         _write(Path(out), document, scored)
     return document
+
+
+def _endpoint(url: str | None, model: str | None) -> Endpoint | None:
+    """The judge, or None where none is asked for."""
+    if url is None and model is None:
+        return None
+    if url is None or model is None:
+        absent = "--judge-url" if url is None else "--judge-model"
+        raise ConfigError("a judge needs an address and a model", why=f"{absent} is missing", remedy=f"add {absent}")
+    return Endpoint(url, model)
 
 
 def _tasks(
