@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from hidecmoe_jax.core import plugins
-from hidecmoe_jax.core.errors import ConfigError
+from hidecmoe_jax.core.errors import ConfigError, nearest
 from hidecmoe_jax.scoring import boxes, exact, official, strict, vqa
 from hidecmoe_jax.scoring.joining import Joined, Line, join
 from hidecmoe_jax.scoring.marks import Judge, Marks, by_items, by_scorer, caption_marks
@@ -153,12 +153,24 @@ def rule_of(name: str, *, where: str | None = None) -> Rule:
     name = _SAME.get(name, name)
     if name in RULES:
         return RULES[name]
-    try:
-        scorer = scorer_of(name, where=where)
-    except ConfigError as error:
-        known = sorted({*RULES, *SCORERS, *plugins.names(plugins.SCORERS)})
-        raise ConfigError(error.what, where=where, why=error.why, remedy=f"known: {', '.join(known)}") from None
+    known = {*RULES, *SCORERS, *plugins.names(plugins.SCORERS)}
+    if ":" not in name and name not in known:
+        raise ConfigError(
+            f"Unknown scorer '{name}'", where=where, why=nearest(name, known),
+            remedy="set `scorer` in task.json to a known name",
+        )  # fmt: skip
+    scorer = scorer_of(name, where=where)
     return Rule(scorer.about, by_scorer(scorer), bounded=scorer.bounded)
+
+
+def unmatched(rule: Rule, questions: Sequence[Question]) -> list[str]:
+    """Ids of questions whose own first reference has no mark under the strict form: no answer can be right.
+
+    Raises:
+      DataError: a reference that the rule cannot read.
+    """
+    marks = rule.strict([question.references[0] for question in questions], questions)
+    return [question.id for question, mark in zip(questions, marks.per_item, strict=True) if not mark]
 
 
 def score_lines(rule: Rule, lines: Sequence[Line], questions: Sequence[Question]) -> CellScore:

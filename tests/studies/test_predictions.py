@@ -193,6 +193,17 @@ def test_files_that_do_not_fit_are_counted_and_shown(two_tasks, tmp_path):
         score_predictions([tmp_path / "tree"], tasks=two_tasks)
 
 
+def test_references_that_a_rule_cannot_match_are_said(two_tasks, tmp_path):
+    write_merge(tmp_path / "tree" / "birds" / "last", ["?"] * 4)
+    (two_tasks[0] / "task.json").write_text('{"scorer": "choice"}')
+    with pytest.raises(DataError, match="no reference of birds can be matched"):
+        score_predictions([tmp_path / "tree"], tasks=two_tasks)
+    (two_tasks[0] / "task.json").write_text('{"scorer": "contains"}')
+    write_test(two_tasks[0], ["wren", ".", "wren", "crow"])
+    (run,) = score_predictions([tmp_path / "tree"], tasks=two_tasks, resamples=0)["runs"]
+    assert run["tasks"][0]["notes"] == ["1 references can never be matched by contains, the first of 'q1'"]
+
+
 def test_captions_come_from_the_coco_file_by_place_or_by_file_name(tmp_path):
     folder = write_test(tmp_path / "VizWiz", ["none", "none", "none"])
     coco = {"images": [{"id": 1}, {"id": 2}, {"id": 3}], "annotations": []}

@@ -214,7 +214,7 @@ def row_of(stage: str, column: int, tasks: Sequence[StreamTask], stages: Mapping
 def _within(row: int, stage: str, tasks: Sequence[StreamTask]) -> int:
     if not 0 <= row <= len(tasks):
         raise ConfigError(
-            "a stage lies outside the stream", where=stage, why=f"row {row}, but there are {len(tasks)} tasks",
+            "a stage lies outside the stream", where=stage, why=f"row {row} is above the number of tasks, {len(tasks)}",
             remedy=f"name its row: --stages {stage}=ROW, from 0 to {len(tasks)}",
         )  # fmt: skip
     return row

@@ -12,7 +12,7 @@ from hidecmoe_jax.core.errors import DataError
 from hidecmoe_jax.scoring.bootstrap import Interval, cell_values, interval_of, summary_intervals
 from hidecmoe_jax.scoring.captions import splits_by_character
 from hidecmoe_jax.scoring.matrix import METRICS, summary
-from hidecmoe_jax.scoring.rules import CellScore, rule_of, score_lines
+from hidecmoe_jax.scoring.rules import CellScore, rule_of, score_lines, unmatched
 from hidecmoe_jax.studies.predictions.files import Result, read_result
 from hidecmoe_jax.studies.predictions.sources import Source, Task
 
@@ -125,6 +125,16 @@ def _task(task: Task) -> dict[str, Any]:
     is_caption = task.rule == "caption6"
     if is_caption and any(splits_by_character(text) for item in task.asked.questions for text in item.references):
         notes.append("Chinese and Japanese captions are split by character")
+    # A corpus of captions says nothing of one reference, and costs the most.
+    hopeless = [] if is_caption else unmatched(rule, task.asked.questions)
+    if len(hopeless) == len(task.asked.questions):
+        reference = task.asked.questions[0].references[0]
+        raise DataError(
+            f"no reference of {task.name} can be matched by its rule {task.rule!r}", where=str(task.asked.path),
+            why=f"the first is {reference[:80]!r}", remedy="set `scorer` in task.json to the rule of this task",
+        )  # fmt: skip
+    if hopeless:
+        notes.append(f"{len(hopeless)} references can never be matched by {task.rule}, the first of {hopeless[0]!r}")
     return {
         "name": task.name,
         "rule": task.rule,
