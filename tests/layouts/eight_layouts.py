@@ -10,7 +10,8 @@ from pathlib import Path
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_NUM_CPU_DEVICES"] = "8"
 TESTS = Path(__file__).parents[1]
-sys.path[:0] = [str(TESTS), str(TESTS / "layouts"), str(TESTS.parent / "docs" / "examples")]
+ROOT = TESTS.parent
+sys.path[:0] = [str(TESTS), str(ROOT / "tools" / "bench"), str(ROOT / "docs" / "examples")]
 
 import jax  # noqa: E402
 import numpy as np  # noqa: E402

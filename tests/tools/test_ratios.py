@@ -4,6 +4,7 @@ import importlib
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 BENCH = Path(__file__).resolve().parents[2] / "tools" / "bench"
@@ -63,6 +64,54 @@ def test_a_part_that_fails_or_takes_too_long_says_so(bench, monkeypatch):
     ratios = bench("ratios")
     monkeypatch.setitem(ratios.PARTS, "bank", ("no_such_module", "bank", 1, 1))
     assert ratios.run_part("bank", "smallest", "cpu", 0.01)["failed"] == "not finished after 0 s"
+
+
+def test_formulas_of_the_7b_shapes_are_those_of_the_published_arithmetic(bench):
+    peers = bench("ratio_peers")
+    size = bench("ratio_work").size_of("7b")
+    # A step of LoRA of rank 64 on 704 tokens, without recomputation, takes 20.0 TFLOP a sample.
+    assert peers.useful_operations(size) == pytest.approx(20.0e12, rel=0.02)
+    # 640 tokens with their picture take 8.80 TFLOP; a decoded token reads 13.2 GB of weights and 0.336 GB of cache.
+    weights, cache = peers.read_bytes(size)
+    assert (weights, cache) == (pytest.approx(13.2e9, rel=0.01), pytest.approx(0.336e9, rel=0.01))
+    run = {"flops": 788e12, "bytes": 4.3e12}
+    assert peers.roofline(size, 60.0, 64, run)["limit"] == pytest.approx(85.7, rel=0.02)
+    assert peers.roofline(size, 60.0, 8, run)["limit"] == pytest.approx(76.8, rel=0.02)
+
+
+def test_answers_of_a_batch_are_those_of_one_question(bench):
+    peers = bench("ratio_peers")
+    work = bench("ratio_work")
+    size = work.size_of("smallest")
+    routing = peers.routed(work.drawn_model(size.config))
+    tokens = work.drawn_tokens(size, 4, size.prompt)
+    pixels = work.drawn_pixels(size.config, 4)
+    together, single = (peers.answerer(routing, tokens, pixels, batch=batch, written=3)() for batch in (4, 1))
+    np.testing.assert_array_equal(together, single)
+    assert len({tuple(text) for text in single.tolist()}) > 1, "equal answers to all questions show nothing"
+
+
+@pytest.mark.slow
+def test_peers_give_the_same_answers_and_losses(bench):
+    pytest.importorskip("torch")
+    pytest.importorskip("peft")
+    row = measured(bench, "answers")["9"]
+    assert set(row["equal by batch"].values()) == {1.0}
+    assert row["answers that experts change"] > 0.5
+    losses = measured(bench, "peft")["4"]["first losses"]
+    assert losses["ours"] == pytest.approx(losses["PEFT"], rel=1e-4)
+
+
+@pytest.mark.slow
+def test_whole_runs_and_meshes_at_the_smallest_size(bench):
+    ratios = bench("ratios")
+    gathered = ratios.run_part("mesh", "smallest", "cpu", 900)["rows"]["14"]
+    assert gathered["gathered"] == 2.0
+    assert (gathered["base reduced"], gathered["gathered when replicated"]) == (0, 0)
+    assert 0 < measured(bench, "lengths")["17"]["tokens"] <= 1
+    rows = measured(bench, "stream")
+    assert rows["12"]["compiled by the second start"] == 0
+    assert 0 < rows["20"]["share"] < 1
 
 
 @pytest.mark.slow

@@ -5,7 +5,8 @@ so both sides run one checkpoint on one batch, with the vision tower inside the 
 of its own, pinned to its cores; rounds are interleaved in random order, and user and system time of a unit of work is
 what counts. Losses of the first steps and the tokens of all answers are compared as well, so that equal work is timed.
 
-    python tools/bench/peer.py --torch PYTHON        five rounds; writes docs/benchmarks/cpu_peer.json
+    python tools/bench/peer.py --torch PYTHON        five rounds; writes docs/benchmarks/cpu_peer.json, in which
+                                                     comparisons that are not made again stay
     python tools/bench/peer.py --torch PYTHON --rounds 1 --threads 1 --part train --out FILE
 
 PYTHON is an interpreter with torch, transformers and peft (extra `oracle`); this library runs in the current one.
@@ -22,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import asdict, dataclass
+from datetime import date
 from pathlib import Path
 
 import numpy as np
@@ -173,6 +175,16 @@ def processor() -> str:
     return f"{name}, {os.cpu_count()} cores, {' '.join(sets)}"
 
 
+def kept(path: Path, size: dict) -> list[dict]:
+    """Comparisons that a file holds already, of this processor and size; those that are made again replace them."""
+    if not path.is_file():
+        return []
+    old = json.loads(path.read_text())
+    if (old["device"], old["size"]) != (processor(), size):
+        return []
+    return old["comparisons"]
+
+
 def main() -> None:
     """Runs the comparisons and prints a table of each."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
@@ -186,7 +198,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULT)
     chosen = parser.parse_args()
     size = Size()
-    result = {"device": processor(), "size": asdict(size), "rounds": chosen.rounds, "comparisons": []}
+    result = {"device": processor(), "size": asdict(size), "comparisons": kept(chosen.out, asdict(size))}
     with tempfile.TemporaryDirectory() as root:
         folder = Path(root)
         write_work(folder, size)
@@ -194,8 +206,10 @@ def main() -> None:
             for threads in chosen.threads:
                 for dropout in chosen.dropout if part == "train" else [0.0]:
                     found = compare(part, dropout, threads, chosen, folder, size)
-                    result["load"] = os.getloadavg()
-                    result["comparisons"].append({"part": part, "threads": threads, "dropout": dropout, **found})
+                    what = {"part": part, "threads": threads, "dropout": dropout}
+                    facts = {"rounds": chosen.rounds, "date": date.today().isoformat(), "load": os.getloadavg()}
+                    others = [old for old in result["comparisons"] if what.items() - old.items()]
+                    result["comparisons"] = [*others, what | facts | found]
                     print(f"{part}, {threads} threads, dropout {dropout}")
                     for name, row in found["contenders"].items():
                         print(f"  {name:34} {json.dumps(row)}", flush=True)

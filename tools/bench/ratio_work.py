@@ -15,8 +15,14 @@ import numpy as np
 
 from hidecmoe_jax.core.layout import layout_of
 from hidecmoe_jax.core.sharding import make_mesh
+from hidecmoe_jax.methods.base import Learner
+from hidecmoe_jax.methods.gates.anchors import NamedGate
+from hidecmoe_jax.methods.lora import Lora
+from hidecmoe_jax.methods.routed import Routed
+from hidecmoe_jax.methods.stages import Stage
 from hidecmoe_jax.models.config import DecoderConfig, LlavaConfig, VisionConfig, llava_7b
 from hidecmoe_jax.models.llava import Batch, Model, Prompt, model_template
+from hidecmoe_jax.train.optim import TrainConfig
 
 
 @dataclass(frozen=True)
@@ -100,6 +106,12 @@ def drawn_tokens(size: Size, count: int, length: int) -> np.ndarray:
     return ids
 
 
+def drawn_pixels(config: LlavaConfig, count: int) -> np.ndarray:
+    """Pictures [count, side, side, 3] as the vision tower takes them."""
+    shape = (count, config.image_size, config.image_size, 3)
+    return np.random.default_rng(2).normal(size=shape).astype(np.float32)
+
+
 def drawn_batch(size: Size, count: int) -> Batch:
     """A batch of samples whose last tokens are the answer; picture features are those of drawn patches."""
     tokens = drawn_tokens(size, count, size.tokens)
@@ -109,3 +121,21 @@ def drawn_batch(size: Size, count: int) -> Batch:
     where = np.tile(places, (count, 1))
     prompt = Prompt(tokens, np.ones(tokens.shape, bool), jnp.asarray(patches, config.dtype))
     return Batch(prompt, where, tokens[:, -size.answers :], np.ones(where.shape, bool))
+
+
+def stacked(batch: Batch) -> Batch:
+    """The batch as the one micro-batch of a step."""
+    return jax.tree.map(lambda leaf: leaf[None], batch)
+
+
+def lesson(model: Model, size: Size, count: int) -> tuple[Learner, Stage, TrainConfig]:
+    """What a step of the library's own training takes: LoRA on every linear of every layer, the projector frozen."""
+    method = Routed(lora=Lora(rank=size.rank), gate=NamedGate(), train_projector=False)
+    stage = method.stages(0)[0]
+    learner = stage.prepare(model, method.init(model, 1), 0, jax.random.key(0))
+    return learner, stage, TrainConfig(batch=count)
+
+
+def rates() -> dict[str, jax.Array]:
+    """Learning rates of a step, by group of leaves."""
+    return dict.fromkeys(("experts", "routers", "shared"), jnp.float32(1e-4))

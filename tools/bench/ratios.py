@@ -37,7 +37,14 @@ PARTS = {
     "paths": ("ratio_experts", "paths", 300, 90),
     "compile": ("ratio_programs", "compile_times", 300, 60),
     "memory": ("ratio_programs", "memory", 200, 60),
+    "mesh": ("ratio_mesh", "mesh", 200, 60),
+    "lengths": ("ratio_runs", "lengths", 200, 60),
+    "answers": ("ratio_peers", "answers", 300, 240),
+    "peft": ("ratio_peers", "training_peers", 200, 150),
+    "stream": ("ratio_runs", "stream", 600, 120),
 }
+# What a part needs in its environment: virtual devices for a mesh, whatever the machine has.
+ENVIRONMENTS = {"mesh": {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "8"}}
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "torch", "peft")
 LINE = "RESULT "
 
@@ -73,7 +80,8 @@ def run_part(name: str, size: str, kind: str, limit: float) -> dict:
     start = time.monotonic()
     line: dict = {"part": name, "size": size}
     try:
-        done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=limit, check=False)
+        around = environment() | ENVIRONMENTS.get(name, {})
+        done = subprocess.run(command, env=around, capture_output=True, text=True, timeout=limit, check=False)
         results = [text for text in done.stdout.splitlines() if text.startswith(LINE)]
         line |= json.loads(results[-1].removeprefix(LINE)) if results else {"failed": done.stderr[-1500:]}
     except subprocess.TimeoutExpired:
