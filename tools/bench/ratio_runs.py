@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -95,16 +96,24 @@ def _lines(folder: Path, name: str) -> Iterator[dict]:
 
 
 def _work(run: Path) -> dict:
-    """Seconds of the run's steps and of its answers: counted at the least that one took, for the first ones compile."""
-    steps = [line["seconds"] for line in _lines(run, "metrics.jsonl") if "seconds" in line]
-    cells = [cell for path in run.rglob("cells*.json*") for cell in _cells(path)]
-    rates = [cell["seconds"] / cell["count"] for cell in cells]
-    answers = sum(cell["count"] - cell.get("reused", 0) for cell in cells)
-    least = min(rates, default=0.0)
+    """Seconds of the run's steps and of its answers, at the median of either, for the first ones compile."""
+    # A stage's first step has no step before it to be timed from.
+    lines = _lines(run, "metrics.jsonl")
+    steps = [line["seconds"] for line in lines if "seconds" in line]
+    timed = [seconds for seconds in steps if seconds > 0]
+    rates = []
+    answers = 0
+    for path in run.rglob("cells*.json*"):
+        for cell in _cells(path):
+            answered = cell["count"] - cell.get("reused", 0)
+            answers += answered
+            if answered:
+                rates.append(cell["seconds"] / answered)
     return {
         "steps": len(steps),
-        "step_seconds": len(steps) * min(steps, default=0.0),
-        "answer_seconds": answers * least,
+        "step_seconds": len(steps) * statistics.median(timed or [0.0]),
+        "answers": answers,
+        "answer_seconds": answers * statistics.median(rates or [0.0]),
     }
 
 
@@ -120,8 +129,9 @@ def _cells(path: Path) -> list[dict]:
             for child in node.values():
                 walk(child)
 
-    for line in path.read_text().splitlines():
-        walk(json.loads(line))
+    text = path.read_text()
+    for part in text.splitlines() if path.suffix == ".jsonl" else [text]:
+        walk(json.loads(part))
     return found
 
 
