@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union
 
 from hidecmoe_jax.core import plugins
+from hidecmoe_jax.core.assignments import assign, copied
 from hidecmoe_jax.core.errors import ConfigError, nearest
 from hidecmoe_jax.core.yaml_text import parse_yaml, shown
 
@@ -87,7 +88,7 @@ def override(mapping: Mapping[str, Any], assignments: Iterable[str]) -> dict[str
     Raises:
       ConfigError: no `=`, a value that is not YAML, or a path through something that holds no keys.
     """
-    result = _copy(mapping)
+    result = copied(mapping)
     for assignment in assignments:
         where = f"--set {assignment}"
         path, equals, text = assignment.partition("=")
@@ -100,7 +101,7 @@ def override(mapping: Mapping[str, Any], assignments: Iterable[str]) -> dict[str
                 remedy="for example --set tune.epochs=2",
             )
         value = parse_yaml(text, where)
-        _assign(result, keys, value, where)
+        assign(result, keys, value, where)
     return result
 
 
@@ -355,54 +356,6 @@ def _kind(cls: Any) -> str | None:
 
 def _has_default(field: dataclasses.Field) -> bool:
     return field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
-
-
-def _copy(value: Any) -> Any:
-    """A copy in which mappings are dicts and sequences are lists."""
-    if isinstance(value, Mapping):
-        return {key: _copy(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return list(map(_copy, value))
-    return value
-
-
-def _assign(mapping: dict, keys: Sequence[str], value: Any, where: str) -> None:
-    """Sets the value at a path of keys in place; mappings that are missing on the way are made."""
-    node: Any = mapping
-    *parents, last = keys
-    for depth, key in enumerate(parents):
-        key = _key_in(node, key, keys[:depth], where)
-        if isinstance(node, dict) and node.get(key) is None:
-            node[key] = {}
-        node = node[key]
-    last_key = _key_in(node, last, parents, where)
-    node[last_key] = value
-
-
-def _key_in(node: Any, key: str, above: Sequence[str], where: str) -> str | int:
-    """The key as the node takes it: an index of a list, or a key of a dict.
-
-    Raises:
-      ConfigError: the node is neither, or the list has no such item.
-    """
-    path = ".".join(above)
-    if isinstance(node, dict):
-        return key
-    if not isinstance(node, list):
-        raise ConfigError(
-            f"'{path}' holds no keys",
-            where=where,
-            why=f"it is {shown(node)}",
-            remedy="set that key itself",
-        )
-    if not key.isdecimal() or int(key) >= len(node):
-        raise ConfigError(
-            f"no item '{key}' in '{path}'",
-            where=where,
-            why=f"it is a list of {len(node)}",
-            remedy="count from 0, or set the whole list",
-        )
-    return int(key)
 
 
 def _differences(old: Any, new: Any, path: tuple[str, ...]) -> Iterable[tuple[str, Any, Any]]:

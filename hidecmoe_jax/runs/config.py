@@ -320,8 +320,8 @@ def to_mapping(config: RunConfig) -> dict[str, Any]:
 
 
 def learning_values(config: RunConfig) -> dict[str, Any]:
-    """The plain values without those that no number of a run depends on: devices, what is cached on disk, and where."""
-    plain = to_mapping(replace(config, scale=Scale()))
+    """The values that a run records, but for those no number depends on: devices, what is cached on disk, where."""
+    plain = to_mapping(replace(as_recorded(config, config.base.image_fit), scale=Scale()))
     plain["base"].pop("feature_cache", None)
     return plain
 

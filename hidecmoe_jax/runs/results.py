@@ -24,7 +24,7 @@ from hidecmoe_jax.report import (
 from hidecmoe_jax.report.page import REPORT
 from hidecmoe_jax.report.verdict import verdict_lines, verdict_of
 from hidecmoe_jax.runs.asked import asked
-from hidecmoe_jax.runs.config import as_recorded, config_of, learning_values
+from hidecmoe_jax.runs.config import config_of, learning_values
 from hidecmoe_jax.runs.costs import flops_per_query
 from hidecmoe_jax.runs.dead_experts import sentence
 from hidecmoe_jax.runs.edits import read, with_edits
@@ -173,7 +173,7 @@ def document_of(folder: Path) -> dict[str, Any]:
     # Where lessons share their experts, no number of parameters belongs to one of them.
     if traits.keeps_old_experts:
         added = _added(facts, [record.name for record in records])
-    settings = learning_values(as_recorded(config, config.base.image_fit))
+    settings = learning_values(config)
     # The report lists the tasks themselves; where their folders lie is no setting of the method.
     del settings["stream"]
     run_facts = RunFacts(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -58,6 +58,10 @@ class Session:
     noticed: Noticed = field(default_factory=Noticed, compare=False, repr=False)
     cache: Cache = field(default_factory=Cache, compare=False, repr=False)
     status: Status = field(default_factory=Status, compare=False, repr=False)
+
+    def of(self, config: RunConfig) -> Session:
+        """The session of another config with the same base and stream; they share what is computed."""
+        return replace(self, config=as_recorded(config, self.model.config.image_fit))
 
     @cached_property
     def base_digest(self) -> str:
@@ -226,8 +230,8 @@ def open_session(config: RunConfig, *, errors: str | None = None) -> Session:
     layout = layout_for(config.scale, header.config)
     check_batch(layout, batch=config.tune.batch, accumulate=config.tune.accumulate)
     model = load_model(header.folder, layout=layout, **header.changes)
-    config = as_recorded(config, model.config.image_fit)
-    return Session(config, model, header.tokenizer, Stream(report.tasks), opening.noticed, opening.cache)
+    session = Session(config, model, header.tokenizer, Stream(report.tasks), opening.noticed, opening.cache)
+    return session.of(config)
 
 
 def say_notes(session: Session, tasks: Sequence[Task]) -> None:

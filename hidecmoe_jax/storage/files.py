@@ -25,9 +25,9 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _FULL_WORDS = ("no space left", "file too large", "quota exceeded", "resource_exhausted")
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any, *, indent: int = 1) -> None:
     """Writes JSON durably and atomically; numpy scalars become numbers, NaN is refused (use None)."""
-    text = json.dumps(value, indent=1, allow_nan=False, default=_plain) + "\n"
+    text = json.dumps(value, indent=indent, allow_nan=False, default=_plain) + "\n"
     write_bytes(path, text.encode())
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from hidecmoe_jax.core.errors import ConfigError, nearest
 from hidecmoe_jax.methods.budget import at_budget, forecast, rank_of
 from hidecmoe_jax.runs import results
-from hidecmoe_jax.runs.config import RunConfig, as_recorded
+from hidecmoe_jax.runs.config import RunConfig
 from hidecmoe_jax.runs.folder import RunFolder, SeedFolder
 from hidecmoe_jax.runs.lesson_sizes import lesson_sizes
 from hidecmoe_jax.runs.scores import Cells
@@ -73,8 +73,7 @@ def compare(
         folder.mkdir(parents=True, exist_ok=True)
         # Written first, so that a comparison that is stopped is one already.
         write_json(RunFolder(folder).comparison, {"runs": names, "budget": size})
-        fit = session.model.config.image_fit
-        sessions = [dataclasses.replace(session, config=as_recorded(config, fit)) for config in configs]
+        sessions = [session.of(config) for config in configs]
         begin_status(list(zip(sessions, runs, strict=True)), Options(overwrite=overwrite, full_matrix=full_matrix))
         for number, (run_session, run) in enumerate(zip(sessions, runs, strict=True)):
             say(f"method {number + 1} of {len(runs)}, {names[number]}:")

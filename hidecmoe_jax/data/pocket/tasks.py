@@ -7,7 +7,6 @@ files have the format of a user's own task: LLaVA JSON, picture files, and a `ta
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Callable
@@ -24,6 +23,7 @@ from hidecmoe_jax.data.pocket.draw_base import between, blank, pick, picks, tint
 from hidecmoe_jax.data.pocket.picture import SHAPES, SIDE, UPPER, colours_of, names_of
 from hidecmoe_jax.data.pocket.words import box, coloured, plural
 from hidecmoe_jax.data.real_images import handwritten_digits
+from hidecmoe_jax.storage.files import write_json
 from hidecmoe_jax.storage.places import check_place
 
 VERSION = "2"
@@ -257,14 +257,9 @@ def write_task(folder: Path, task: str, *, seed: int, counts: dict[str, int]) ->
             name = f"{task}-{split}-{number}"
             record = record_of(name, image, question, answers)
             records.append(record)
-        _write_json(folder / f"{split}.json", records, indent=0)
+        write_json(folder / f"{split}.json", records, indent=0)
     about = {"name": task, "scorer": SCORERS[task], "description": _DESCRIPTIONS[task]}
-    _write_json(folder / "task.json", about, indent=1)
-
-
-def _write_json(path: Path, value: dict | list, *, indent: int) -> None:
-    text = json.dumps(value, indent=indent)
-    path.write_text(text + "\n", encoding="utf-8")
+    write_json(folder / "task.json", about)
 
 
 def write_stream(folder: str | Path, *, seed: int = 0, train: int = 1000, val: int = 200, test: int = 300) -> Path:

@@ -14,7 +14,6 @@ outside the package, since adopting never runs code that a folder names.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -38,12 +37,12 @@ from hidecmoe_jax.port.exports.card import card
 from hidecmoe_jax.port.exports.lora_of_task import lora_of
 from hidecmoe_jax.port.exports.options import ExportOptions
 from hidecmoe_jax.runs import edits
-from hidecmoe_jax.runs.config import METHODS, as_recorded, from_mapping, learning_values, to_mapping
+from hidecmoe_jax.runs.config import METHODS, from_mapping, learning_values, to_mapping
 from hidecmoe_jax.runs.finished import LoadedRun
 from hidecmoe_jax.runs.identity import task_names
 from hidecmoe_jax.runs.seed_run import JOINT
 from hidecmoe_jax.storage.arrays import Groups
-from hidecmoe_jax.storage.files import read_json
+from hidecmoe_jax.storage.files import read_json, write_json
 from hidecmoe_jax.storage.manifest import verify
 
 Leaves = dict[str, np.ndarray]
@@ -74,16 +73,10 @@ def write_hub(run: LoadedRun, folder: Path, options: ExportOptions, target: Path
     _write_routing(run, folder / "routing")
     _write_projector(run, folder)
     facts = _facts(run, base_name)
-    _write_indented(folder / FACTS, facts)
+    write_json(folder / FACTS, facts)
     text = card(run, facts)
     (folder / "README.md").write_text(text, encoding="utf-8")
     return [f"{len(run.tasks)} tasks, card and manifest", _adoption(run, target)]
-
-
-def _write_indented(file: Path, content: dict[str, Any]) -> None:
-    """JSON with one space of indent and a newline at its end."""
-    text = json.dumps(content, indent=1) + "\n"
-    file.write_text(text, encoding="utf-8")
 
 
 def _adoption(run: LoadedRun, target: Path) -> str:
@@ -144,13 +137,13 @@ def _write_routing(run: LoadedRun, folder: Path) -> None:
     # Exact for anchors. Other gates hold these records out in the same way, and the text is a byte of the format.
     source = "records of each task that its anchors left out"
     content = {"from": source, "settings": settings, "thresholds": thresholds}
-    _write_indented(folder / "thresholds.json", content)
+    write_json(folder / "thresholds.json", content)
 
 
 def _facts(run: LoadedRun, base_name: str) -> dict[str, Any]:
     """Content of hidecmoe.json."""
     method = run.config.method
-    settings = learning_values(as_recorded(run.config, run.config.base.image_fit))
+    settings = learning_values(run.config)
     settings.pop("stream")  # paths of this machine
     folder = base_folder(run.config.base.path)
     files = {}
