@@ -25,6 +25,9 @@ TINY = LlavaConfig(
     decoder=DecoderConfig(VOCABULARY, width=16, hidden=32, layers=3, heads=2, kv_heads=2, head_width=8),
 )
 TEMPLATE = {"system": "", "user": "USER: ", "assistant": " ASSISTANT: "}
+# Experts on every linear take twice as long to compile; test_contract.py has them everywhere.
+SITES = ("q_proj", "down_proj")
+SMALL_LORA = {"rank": 2, "dropout": 0.1, "sites": list(SITES)}
 STREAM = {"birds": "a wren", "fish": "a carp", "trees": "an oak"}
 
 

@@ -21,7 +21,7 @@ from method_laws import (
     nothing_is_left_in_training,
     served,
 )
-from tiny import run_config, write_base, write_stream
+from tiny import SMALL_LORA, run_config, write_base, write_stream
 
 from hidecmoe_jax.core import trees
 from hidecmoe_jax.evaluate import engine
@@ -38,7 +38,7 @@ MIXTURE = {
 
 METHODS = {
     "hide": {},
-    "hide_frozen_projector": {"train_projector": False},
+    "hide_frozen_projector": {"train_projector": False, "lora": SMALL_LORA},
     "hide_legacy": {"gate": {"kind": "anchors", "legacy": True}},
     "merge_all": {"expand": "none"},
     "expand_all": {"expand": "all"},
@@ -46,14 +46,14 @@ METHODS = {
     "expand_outer": {"expand": [0, 2], "eps": [1.0, 0.5, 0.25]},
     "chosen": {"expand": {"layers": 1, "share": 0.5}},
     "chosen_by_cka": {"expand": {"layers": 2, "by": "cka", "share": 1.0}, "fusion": "product_mean"},
-    "chosen_by_probe": {"expand": {"layers": 1, "by": "probe", "share": 0.75, "steps": 2}},
+    "chosen_by_probe": {"expand": {"layers": 1, "by": "probe", "share": 0.75, "steps": 2}, "lora": SMALL_LORA},
     "product_sum": {"fusion": "product_sum", "eps": [1.0, 0.5, 0.25]},
     "product_mean": {"fusion": "product_mean"},
     "product_root": {"fusion": "product_sum", "volume": "1/sqrt(T)"},
     "served": {"fusion": "product_sum", "volume": 0.4, "train_as": "served"},
     "per_task": {"expand": "all", "gate": {"kind": "named"}},
-    "sequential": {"growth": "shared"},
-    "joint": {"growth": "shared", "union": True},
+    "sequential": {"growth": "shared", "lora": SMALL_LORA},
+    "joint": {"growth": "shared", "union": True, "lora": SMALL_LORA},
     "zero_shot": {"growth": "none"},
     "cmoe_uniform": MIXTURE | {"growth": "uniform", "start": "blank", "gate": {"kind": "anchors"}},
     "cmoe_open": MIXTURE
@@ -64,14 +64,21 @@ METHODS = {
         "token_gate": "open",
         "gate": {"kind": "anchors"},
     },
-    "moelora": {"kind": "moelora", "lora": {"rank": 2, "alpha": 4, "dropout": 0.1}, "experts": 3},
-    "ewc": {"kind": "ewc:Ewc", "inner": {"growth": "shared", "lora": {"rank": 2, "alpha": 4, "dropout": 0}}},
+    "moelora": {"kind": "moelora", "lora": SMALL_LORA | {"alpha": 4}, "experts": 3},
+    "ewc": {"kind": "ewc:Ewc", "inner": {"growth": "shared", "lora": SMALL_LORA | {"dropout": 0}}},
 }
+# Each compiles training of its own, and test_layer_choice.py, test_mixture.py and test_edits.py run the like.
+SLOW = ("hide_frozen_projector", "chosen_by_cka", "chosen_by_probe", "cmoe_uniform")
 
 # The others train as `hide` does and differ in what they make of it, which saves a compilation each.
 TRAINED = ("hide", "hide_frozen_projector", "served", "chosen_by_probe", "sequential", "joint", "zero_shot")
 POOLED = tuple(name for name, method in METHODS.items() if method.get("kind", "routed") != "routed")
 SHARED = ("sequential", "joint", "moelora", "ewc")  # one set of experts for all tasks
+
+
+def rows(*names: str) -> list:
+    """Parameters of a test: the named methods, without a marker or with `slow`."""
+    return [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in names]
 
 
 @pytest.fixture(scope="module")
@@ -99,12 +106,12 @@ def taught(world):
     return learned
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", rows(*METHODS))
 def test_from_archive_undoes_to_archive_bit_for_bit(taught, name):
     from_archive_undoes_to_archive(taught(name))
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", rows(*METHODS))
 def test_earlier_experts_keep_every_byte(taught, name):
     done = taught(name)
     lessons = len(done.kept)
@@ -115,12 +122,12 @@ def test_earlier_experts_keep_every_byte(taught, name):
         assert trees.digests(done.kept[0]["experts"]) != trees.digests(done.kept[1]["experts"])
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", rows(*METHODS))
 def test_nothing_is_left_in_training_between_lessons(taught, name):
     nothing_is_left_in_training(taught(name))
 
 
-@pytest.mark.parametrize("name", TRAINED + POOLED)
+@pytest.mark.parametrize("name", rows(*TRAINED, *POOLED))
 def test_a_second_task_of_a_kind_compiles_nothing(taught, name):
     # Probing begins with the second task.
     a_second_task_compiles_nothing(taught(name), later=1 if name == "chosen_by_probe" else 0)
@@ -157,27 +164,30 @@ def by_hand(done, weight_N: np.ndarray) -> dict:
     return params
 
 
-def test_serving_is_the_sum_that_the_method_promises(taught):
-    listen = jax.jit(logits)
-    for name in (name for name in METHODS if name not in POOLED):
-        done = taught(name)
-        serving, session = served(done), done.session
-        records = session.test(session.stream.tasks[1])[:2]
-        features = session.engine.features(records)
-        rng = np.random.default_rng(0)
-        tokens = rng.integers(5, 300, (2, 12)).astype(np.int32)
-        tokens[:, 2:6] = session.model.config.image_token
-        prompt = Prompt(tokens, np.ones_like(tokens, bool), features.patches(np.arange(2)))
-        named = jnp.full((2,), 1) if done.method.traits.needs_task_name else None
-        reading = done.method.traits.reads
-        state = None if reading is None else session.engine.states(records, reading)
-        decision = done.method.decide(serving, FrozenFeatures(features.pooled(np.arange(2)), state), named)
-        found = listen(serving.model, prompt, done.method.voices(serving, decision))
-        assert np.isfinite(found).all()
-        for row in range(2):
-            own = session.model.replace(params=by_hand(done, np.asarray(decision.weight_BN)[row]))
-            alone = jax.tree.map(lambda leaf, row=row: leaf[row : row + 1], prompt)
-            np.testing.assert_allclose(found[row : row + 1], listen(own, alone), atol=2e-5, err_msg=name)
+LISTEN = jax.jit(logits)
+LOSS = jax.jit(lambda stage, *given: stage.loss(*given), static_argnums=0)
+
+
+@pytest.mark.parametrize("name", rows(*(name for name in METHODS if name not in POOLED)))
+def test_serving_is_the_sum_that_the_method_promises(taught, name):
+    done = taught(name)
+    serving, session = served(done), done.session
+    records = session.test(session.stream.tasks[1])[:2]
+    features = session.engine.features(records)
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(5, 300, (2, 12)).astype(np.int32)
+    tokens[:, 2:6] = session.model.config.image_token
+    prompt = Prompt(tokens, np.ones_like(tokens, bool), features.patches(np.arange(2)))
+    named = jnp.full((2,), 1) if done.method.traits.needs_task_name else None
+    reading = done.method.traits.reads
+    state = None if reading is None else session.engine.states(records, reading)
+    decision = done.method.decide(serving, FrozenFeatures(features.pooled(np.arange(2)), state), named)
+    found = LISTEN(serving.model, prompt, done.method.voices(serving, decision))
+    assert np.isfinite(found).all()
+    for row in range(2):
+        own = session.model.replace(params=by_hand(done, np.asarray(decision.weight_BN)[row]))
+        alone = jax.tree.map(lambda leaf, row=row: leaf[row : row + 1], prompt)
+        np.testing.assert_allclose(found[row : row + 1], LISTEN(own, alone), atol=2e-5, err_msg=name)
 
 
 def test_an_expert_trained_as_served_is_served_as_it_trained(taught):
@@ -189,14 +199,14 @@ def test_an_expert_trained_as_served_is_served_as_it_trained(taught):
     ready = stage.prepare(session.model, done.learners[2], 2, jax.random.key(0))
     trained = ready.replace(live=done.trained[2].live, tuned=done.trained[2].tuned)
     quiet = replace(method, lora=replace(method.lora, dropout=0.0))
-    loss = replace(stage, method=quiet).loss(session.model, trained, batch, jax.random.key(0))
+    loss = LOSS(replace(stage, method=quiet), session.model, trained, batch, jax.random.key(0))
     serving = method.serve(session.model, done.learners[3])
     voices = method.voices(serving, method.decide(serving, None, jnp.full((2,), 2)))
-    total, tokens, _ = answer_loss(serving.model, batch, voices)
+    total, tokens, _ = jax.jit(answer_loss)(serving.model, batch, voices)
     assert int(loss.tokens) == int(tokens)
     np.testing.assert_allclose(loss.total, total, rtol=1e-4)
     alone = replace(method, train_as="alone").stages(2)[0]
-    assert abs(float(alone.loss(session.model, trained, batch, jax.random.key(0)).total) - float(total)) > 1e-3
+    assert abs(float(LOSS(alone, session.model, trained, batch, jax.random.key(0)).total) - float(total)) > 1e-3
 
 
 def test_experts_say_something_after_training(taught):
@@ -205,10 +215,16 @@ def test_experts_say_something_after_training(taught):
         assert all(np.abs(groups["experts"]["b/q_proj"]).max() > 1e-4 for groups in kept)
     shared = [groups["shared"]["projector/linear1/kernel"] for groups in taught("hide").kept]
     assert not np.array_equal(shared[0], shared[1]) and shared[0].dtype == np.float32
+
+
+@pytest.mark.slow
+def test_a_projector_that_is_frozen_is_not_archived(taught):
     assert taught("hide_frozen_projector").kept[0]["shared"] == {}
 
 
-@pytest.mark.parametrize("name", ["hide", "merge_all", "per_task", "zero_shot", "cmoe_uniform", "cmoe_open", "moelora"])
+@pytest.mark.parametrize(
+    "name", rows("hide", "merge_all", "per_task", "zero_shot", "cmoe_uniform", "cmoe_open", "moelora")
+)
 def test_answers_do_not_depend_on_batch_mates(taught, name):
     together, first = answers_do_not_depend_on_batch_mates(taught(name))
     if name == "hide":

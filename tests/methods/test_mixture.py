@@ -179,7 +179,9 @@ def test_a_task_may_expand_no_layer_and_still_gets_a_router(session):
     assert all(limit > share for limit, share in zip(told["threshold"][1], told["frequency"][1], strict=True))
 
 
-@pytest.mark.parametrize("start", ["copy", "probe", "blank"])
+@pytest.mark.parametrize(
+    "start", ["copy", pytest.param("probe", marks=pytest.mark.slow), pytest.param("blank", marks=pytest.mark.slow)]
+)
 def test_new_experts_begin_as_asked_and_a_layer_may_get_two(session, start):
     done = taught(session, 2, start=start, more=2, probe=PROBE | {"rule": "across", "slack": 2000.0})
     method, model, learner = done.method, done.session.model, done.learners[1]

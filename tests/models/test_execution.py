@@ -74,7 +74,7 @@ def plain_attention(q, k, v, mask):
     return jnp.einsum("bhts,bshk->bthk", share.astype(v.dtype), v)
 
 
-@pytest.mark.parametrize("groups", [1, 2, 4])
+@pytest.mark.parametrize("groups", [1, pytest.param(2, marks=pytest.mark.slow), 4])
 def test_attention_and_its_gradient_are_the_plain_formula(groups):
     tokens, keys = 6, 9
     q, k, v = drawn(0, 2, tokens, 4, 8), drawn(1, 2, keys, groups, 8), drawn(2, 2, keys, groups, 8)
@@ -239,7 +239,7 @@ def programs(voices, dtype):
     return (ours, plain), (params, x)
 
 
-@pytest.mark.parametrize("case", [dropped_mixture, token_routed, site_routed])
+@pytest.mark.parametrize("case", [dropped_mixture, token_routed, pytest.param(site_routed, marks=pytest.mark.slow)])
 def test_the_decoder_and_its_gradient_are_the_plain_formula(case):
     trained, voices = case()
     (ours, plain), inputs = programs(voices, "float32")

@@ -41,7 +41,7 @@ convert(Path(source), Path(target), clip=Path(clip), layout=layout)
     [
         (f"convert_leaf:{LEAF}", "file"),
         ("convert_piece:projector/linear1/kernel", "sharded"),
-        ("convert_rename", "file"),
+        pytest.param("convert_rename", "file", marks=pytest.mark.slow),
     ],
 )
 def test_a_killed_conversion_goes_on_and_ends_the_same(place, layout, hub, clip, tmp_path):
