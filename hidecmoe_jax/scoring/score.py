@@ -6,6 +6,7 @@ led to wrong published numbers. An answer that cannot be read counts as wrong an
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -80,7 +81,7 @@ def score(name: str, predictions: Predictions, references: References) -> Score:
 
 def scorer_of(name: str, *, where: str | None = None) -> Scorer:
     """The scorer of a name: a key of `SCORERS`, an entry point `hidecmoe_jax.scorers`, or `module:NAME` of an imported
-    module.
+    module, where NAME is a `Scorer` or a function `(prediction, references)` that marks one item from 0 to 1.
 
     Args:
       where: what names it, for the error.
@@ -93,6 +94,8 @@ def scorer_of(name: str, *, where: str | None = None) -> Scorer:
     scorer = plugins.find(plugins.SCORERS, name)
     if isinstance(scorer, Scorer):
         return scorer
+    if _is_item_rule(scorer):
+        return _of_item_rule(scorer, name)
     module, colon, _ = name.partition(":")
     if scorer is not None:
         why = f"it is a {type(scorer).__name__}, no Scorer"
@@ -103,6 +106,29 @@ def scorer_of(name: str, *, where: str | None = None) -> Scorer:
     else:
         why = nearest(name, [*SCORERS, *plugins.names(plugins.SCORERS)])
     raise ConfigError(f"Unknown scorer '{name}'", where=where, why=why, remedy="set `scorer` to a known name")
+
+
+def _is_item_rule(value: object) -> bool:
+    """Whether a value is a function `(prediction, references)` of one item, by the names of its parameters."""
+    return inspect.isfunction(value) and list(inspect.signature(value).parameters) == ["prediction", "references"]
+
+
+def _of_item_rule(rule: Callable[[str, tuple[str, ...]], float | None], name: str) -> Scorer:
+    """A scorer of a function from outside the package, whose marks are checked."""
+
+    def mark(prediction: str, references: tuple[str, ...]) -> float | None:
+        value = rule(prediction, references)
+        is_number = isinstance(value, int | float)
+        if value is None or (is_number and 0 <= value <= 1):
+            return value
+        raise DataError(
+            f"the scorer '{name}' gave no mark", where=f"answer {prediction[:80]!r}",
+            why=f"got {value!r}; expected a number from 0 to 1, or None for an answer that cannot be read",
+            remedy="correct the function that it names",
+        )  # fmt: skip
+
+    about = (inspect.getdoc(rule) or name).partition("\n")[0]
+    return Scorer(_itemwise(mark), about)
 
 
 def mismatch(name: str, reference: str) -> str | None:

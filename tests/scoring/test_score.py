@@ -1,10 +1,16 @@
 """Item-wise scorers against hand-made truth tables, and the refusal to score around missing or foreign ids."""
 
+import sys
+import types
+
 import pytest
 
 from hidecmoe_jax.core.errors import ConfigError, DataError
 from hidecmoe_jax.scoring import SCORERS, by_id, score
 from hidecmoe_jax.scoring.boxes import overlap, parse_box, parse_box_legacy
+from hidecmoe_jax.scoring.questions import Question
+from hidecmoe_jax.scoring.rules import rule_of, score_lines
+from hidecmoe_jax.scoring.score import scorer_of
 
 
 def judged(name, prediction, *references):
@@ -203,3 +209,40 @@ def test_order_of_predictions_does_not_matter():
     references = {"b": ("x",), "a": ("y",)}
     result = score("exact", {"a": "y", "b": "z"}, references)
     assert list(result.per_item.items()) == [("b", 0.0), ("a", 100.0)]
+
+
+def own_rules(monkeypatch, **functions):
+    module = types.ModuleType("my_rules")
+    vars(module).update(functions)
+    monkeypatch.setitem(sys.modules, "my_rules", module)
+
+
+def test_a_function_of_one_item_is_a_scorer(monkeypatch):
+    def half(prediction, references):
+        """Half a mark for the first letter.
+
+        More words.
+        """
+        if not prediction:
+            return None
+        return 0.5 if prediction[0] == references[0][0] else 0
+
+    own_rules(monkeypatch, half=half)
+    result = score("my_rules:half", {"1": "wren", "2": "", "3": "x"}, {name: ("wing",) for name in "123"})
+    assert (result.value, result.unparsed, result.per_item["1"]) == (pytest.approx(50 / 3), 1, 50)
+    assert scorer_of("my_rules:half").about == "Half a mark for the first letter."
+    assert score_lines(rule_of("my_rules:half"), [("1", "wren")], [Question("1", ("wing",))]).strict.value == 50
+
+
+@pytest.mark.parametrize("mark", [2, -0.1, "1", float("nan")])
+def test_a_function_that_gives_no_mark_is_refused(monkeypatch, mark):
+    own_rules(monkeypatch, rule=lambda prediction, references: mark)
+    with pytest.raises(DataError, match="'my_rules:rule' gave no mark"):
+        score("my_rules:rule", {"1": "a"}, {"1": ("a",)})
+
+
+def test_other_functions_and_unknown_modules_are_refused(monkeypatch):
+    own_rules(monkeypatch, judge=lambda predictions, references: None)
+    for name in ("my_rules:judge", "nowhere:rule"):
+        with pytest.raises(ConfigError, match="Unknown scorer"):
+            scorer_of(name)
