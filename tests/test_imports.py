@@ -182,6 +182,10 @@ IMPORTERS = {
         "importlib.metadata.entry_points",
     },
     "hidecmoe_jax.runs.session": {"importlib.metadata.version"},
+    "hidecmoe_jax.studies.planning.slices": {
+        "importlib.metadata.PackageNotFoundError",
+        "importlib.metadata.version",
+    },
 }
 MACHINERY = ("importlib", "runpy", "pkgutil", "imp", "zipimport")
 

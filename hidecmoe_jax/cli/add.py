@@ -8,7 +8,7 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 import hidecmoe_jax as hj
-from hidecmoe_jax.cli.words import Folders, Number, Run, WholeNumber, joined
+from hidecmoe_jax.cli.words import Assignments, Folders, Number, Run, WholeNumber, joined, read_scale
 from hidecmoe_jax.core import processes
 
 
@@ -22,6 +22,7 @@ def add(
     redo: bool = False,
     status_minutes: float = 5.0,
     tasks: Folders = (),
+    sets: Assignments = (),
 ) -> None:
     """Train a finished run on one more task; methods with experts per task leave the existing experts unchanged.
 
@@ -38,6 +39,7 @@ def add(
       redo: learn the last task of the run again, from this folder.
       status_minutes: minutes between two lines about the progress where there is no terminal; 0 for none.
       tasks: folders of the run's tasks in their order, where these were moved.
+      sets: devices to work on, such as scale.mesh.data=1; all else is as in the run.
     """
     processes.join()
     folder = hj.add(
@@ -48,6 +50,7 @@ def add(
         redo=redo,
         status_minutes=status_minutes,
         tasks=joined(tasks),
+        scale=read_scale(sets),
     )
     if processes.is_first():
         print("\n".join(hj.outcome_lines(folder)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hidecmoe_jax as hj
-from hidecmoe_jax.cli.words import Folders, Run, WholeNumber, joined
+from hidecmoe_jax.cli.words import Assignments, Folders, Run, WholeNumber, joined, read_scale
 from hidecmoe_jax.core import processes
 
 
@@ -15,6 +15,7 @@ def evaluate(
     full_matrix: bool = False,
     skip_missing: bool = False,
     tasks: Folders = (),
+    sets: Assignments = (),
 ) -> None:
     """Evaluate a run again; answers that are already on disk are not computed twice.
 
@@ -28,6 +29,7 @@ def evaluate(
       full_matrix: evaluate on every task of the stream, also those not yet learned.
       skip_missing: evaluate without tasks whose files are missing or damaged, beside the run, instead of refusing.
       tasks: folders of the run's tasks in their order, where these were moved.
+      sets: devices to work on, such as scale.mesh.data=1; all else is as in the run.
     """
     processes.join()
     folder = hj.evaluate_run(
@@ -36,6 +38,7 @@ def evaluate(
         full_matrix=full_matrix,
         skip_missing=skip_missing,
         tasks=joined(tasks),
+        scale=read_scale(sets),
     )
     if processes.is_first():
         print(f"report: {folder / 'report.html'}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Annotated
 
 from tyro.conf import arg
@@ -35,12 +36,14 @@ def plan(
       $ hidecmoe plan pocket/hide --target cpu
       $ hidecmoe plan published/hide_ucit --target h200 --records 40000 --task-count 6
       $ hidecmoe plan published/hide_ucit --target v5e-16 --json
+      $ hidecmoe plan published/hide_ucit --set base.path=models/llava-1.5-13b --target h200
 
     Args:
       config: YAML file, or the name of a shipped config: pocket/hide.
       target: cpu (this machine), 24gb, h200, h200x8, v5e-16, v5e-256 or v6e-64.
       json: print JSON instead of a table.
-      compile: compile the step and the answering program for this processor as well, and compare their memory.
+      compile: compile the step and the answering program too, for this processor or for a TPU slice (which needs no
+        TPU, but its compiler: pip install 'jax[tpu]'); prints their memory and what devices exchange.
       tokens: positions of a training sequence, image tokens included; patches + 128 if not given.
       answers: of these, answer tokens.
       pictures: pictures of a record.
@@ -51,9 +54,10 @@ def plan(
       sets: config values that replace those of the file, such as tune.batch=8.
     """
     settings = read_config(config, sets=sets)
+    shapes = hj.described_shapes(Path(settings.base.path))
     subject = hj.plan_subject(
-        settings, tokens=tokens, answers=answers, pictures=pictures, records=records, questions=questions,
-        tasks=task_count,
+        settings, base=shapes, tokens=tokens, answers=answers, pictures=pictures, records=records,
+        questions=questions, tasks=task_count,
     )  # fmt: skip
     made = hj.make_plan(subject, hj.machine_of(target, price=price))
     compiled = hj.compile_plan(made) if compile_ else None

@@ -54,6 +54,22 @@ def read_config(name: str | Path, *, sets: Iterable[tuple] = (), tasks: Iterable
     return hj.load_config(path, overrides=joined(sets), tasks=joined(tasks))
 
 
+def read_scale(sets: Iterable[tuple]) -> hj.Scale:
+    """Returns the devices that `--set scale.*` names, for a command whose other settings are those of the run.
+
+    Raises:
+      ConfigError: another section than `scale`, or a wrong value.
+    """
+    assignments = joined(sets)
+    for text in assignments:
+        if not text.strip().startswith("scale."):
+            raise ConfigError(
+                "a run keeps its settings", where=f"--set {text}", why="only its devices may be others than before",
+                remedy="set scale.* alone, such as --set scale.mesh.data=1; other settings are those of another run",
+            )  # fmt: skip
+    return hj.default_config(overrides=assignments).scale if assignments else hj.Scale()
+
+
 def confirm_overwrite(folder: Path, *, yes: bool) -> None:
     """Confirmation on the terminal before a new run replaces an old one; without a terminal, `--yes` is needed.
 

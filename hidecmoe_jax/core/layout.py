@@ -165,7 +165,9 @@ def own_rows(layout: Layout | None, count: int) -> np.ndarray:
 
 
 def put(leaf: Any, sharding: NamedSharding) -> jax.Array:
-    """An array that every process has, on the devices of all of them."""
+    """An array that every process has, on the devices of all of them; a shape without numbers is only said to be."""
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
     if sharding.is_fully_addressable:
         return jax.device_put(leaf, sharding)
     if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:

@@ -84,15 +84,27 @@ def softmax_top_k(logits: Array, active: Array, top_k: int, null: float | None =
     chex.assert_type(active, bool)
     logits = logits.astype(jnp.float32)
     masked = jnp.where(active, logits, -jnp.inf)
-    slots = masked.shape[-1]
-    count = min(top_k, slots)
-    # By index, not by value: equal logits (a router that starts at zero) must not select more than `top_k`.
-    _, indices = jax.lax.top_k(masked, count)
-    top_slot = indices[..., None]
-    is_top = top_slot == jnp.arange(slots)
-    is_among_top = jnp.any(is_top, axis=-2)
-    selected = active & is_among_top
+    selected = active
+    if top_k < masked.shape[-1]:
+        selected = active & _is_among_top(masked, top_k)
     return masked_softmax(masked, selected, null)
+
+
+def _is_among_top(values: Array, count: int) -> Array:
+    """Whether an entry is among the `count` largest of the last axis; of equal ones the first are taken.
+
+    By comparison of all pairs: slots are few, and a sort is not divided over devices, which would send each other all
+    of a batch's logits for it.
+    """
+    slots = values.shape[-1]
+    number_S = jnp.arange(slots)
+    other = values[..., None, :]
+    this = values[..., :, None]
+    # By place, not by value alone: equal logits (a router that starts at zero) must not select more than `count`.
+    is_earlier_SS = number_S[None, :] < number_S[:, None]
+    is_ahead = (other > this) | ((other == this) & is_earlier_SS)
+    place = jnp.sum(is_ahead, axis=-1)
+    return place < count
 
 
 def masked_softmax(logits: Array, active: Array, null: float | None = None) -> Array:

@@ -371,13 +371,13 @@ def token_kinds(model: Model, batch: Batch) -> Array:
     prompt = batch.prompt
     is_image_BT = prompt.tokens_BT == model.config.image_token
     kinds_BT = jnp.where(is_image_BT, 0, 1)
-    count, length = kinds_BT.shape
-    row_B1 = jnp.arange(count)[:, None]
-    # One after the position that predicts it; unused columns point past the end and are dropped.
-    after_BA = batch.where_BA + 1
-    input_BA = jnp.where(batch.answer_mask_BA, after_BA, length)
-    answers = kinds_BT.at[row_B1, input_BA]
-    kinds_BT = answers.set(2, mode="drop")
+    # One after the position that predicts it; unused columns are nowhere.
+    after_BA = jnp.where(batch.answer_mask_BA, batch.where_BA + 1, -1)
+    # Compared, not written to places: devices that share a batch would send each other the places.
+    place_T = jnp.arange(kinds_BT.shape[1])
+    is_place_BAT = after_BA[..., None] == place_T
+    is_answer_BT = jnp.any(is_place_BAT, axis=1)
+    kinds_BT = jnp.where(is_answer_BT, 2, kinds_BT)
     return jnp.where(prompt.mask_BT, kinds_BT, IGNORE)
 
 

@@ -82,6 +82,7 @@ class Base:
     """The frozen model: `pocket` or a folder, its dtypes, and the memory that its cached features may take.
 
     Attributes:
+      remat: compute activations again in the backward pass; on a single CPU device that is always done.
       feature_cache: pictures on disk, so that none is decoded twice; no number of a run depends on it.
       image_fit: how a picture becomes square: `pad` (LLaVA-1.5), `crop` (CLIP), or as the base's config says.
     """

@@ -46,6 +46,11 @@ def without_effect(config: RunConfig) -> tuple[str, ...]:
             f"tied={method.gate.tied} of the gate has no effect: without `tie`, the least difference of two scores "
             "(method.gate.tie=0.1), no question is tied"
         )
+    if config.scale.answer == "sharded":
+        lines.append(
+            "scale.answer=sharded has no effect, auto holds: weights that are divided over devices would be gathered "
+            "from them for every new token (tensor divides the work too, replicated exchanges nothing)"
+        )
     return tuple(lines)
 
 

@@ -7,6 +7,7 @@ section all devices of the machine are used; on one device the programs are thos
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -48,7 +49,8 @@ class Scale:
     Attributes:
       base: where the frozen weights lie while training: on every device (`replicated`), split over all and gathered
         layer by layer (`sharded`), or split by heads and hidden units (`tensor`).
-      answer: the same for features and answers, where `sharded` gathers weights at every token.
+      answer: the same for features and answers; `sharded`, which would gather all weights for every new token, is
+        taken as `auto`, and a run says so.
       mesh: devices by axis; `auto` placements follow from it where it has `fsdp` or `tensor`.
       recompute: what the backward pass computes again: all but the named activations of a layer, or everything. `auto`
         follows `base.remat`, except that a sharded base never keeps everything.
@@ -70,26 +72,73 @@ class Choice:
     recompute: Recompute
 
 
-def choose(scale: Scale, config: LlavaConfig, *, devices: int, memory: float = math.inf) -> Choice | None:
-    """Fills in what a section leaves to choose; None where one device does everything as it always did.
+@dataclass(frozen=True)
+class Fits:
+    """What fits into a device, as whoever chooses a layout counts it.
 
-    The base stays whole on every device where it fits, and is split where not.
+    Attributes:
+      training: whether the base fits that lies so while training, with these activations computed again.
+      answering: whether it fits while answering, each layer split over so many devices.
+    """
+
+    training: Callable[[Placement, Recompute], bool]
+    answering: Callable[[int], bool]
+
+
+def first_fitting(scale: Scale, config: LlavaConfig, *, devices: int, fits: Fits) -> Choice | None:
+    """The first layout of a section's that fits, in one order for runs and for plans: the fastest first.
+
+    Answering is chosen first, because its devices along `tensor` are a part of the mesh: the base whole on every
+    device, then split over 2, 4 or 8. Training: whole, then divided over all; of each, nothing computed again, then all
+    but the named activations, then everything. None where nothing fits.
+
+    Raises:
+      ConfigError: a mesh that does not fit the devices or the model.
+    """
+    sizes = mesh_sizes(scale, config, devices)
+    tensor = next((size for size in _tensor_sizes(scale, config, sizes) if fits.answering(size)), None)
+    if tensor is None:
+        return None
+    answer: Placement = "tensor" if tensor > 1 else "replicated"
+    if tensor > sizes["tensor"]:
+        sizes |= {"data": sizes["data"] * sizes["tensor"] // tensor, "tensor": tensor}
+    for base, recompute in _trainings(scale, config, sizes):
+        if fits.training(base, recompute):
+            return Choice(tuple(sizes.values()), base, answer, recompute)
+    return None
+
+
+def choose(scale: Scale, config: LlavaConfig, *, devices: int, memory: float = math.inf) -> Choice | None:
+    """Fills in what a section leaves to choose (`first_fitting`); None for one device, where nothing has a place.
 
     Args:
-      memory: bytes of one device that can be planned with.
+      memory: bytes of one device that can be planned with. Weights may take half of it; the rest is for activations,
+        experts and moments, for keys and values.
 
     Raises:
       ConfigError: a mesh that does not fit the devices or the model, or a base that fits no placement.
     """
-    sizes = _mesh_sizes(scale, config, devices, memory)
+    sizes = mesh_sizes(scale, config, devices)
     count = math.prod(sizes.values())
     if count == 1 and scale.recompute == "auto":
         return None
-    _check_heads(config, sizes["tensor"])
-    base = _base_placement(scale, config, sizes, memory)
-    answer = _answer_placement(scale, config, sizes, memory)
-    recompute = _recompute(scale, config, base if count > 1 else "replicated")
-    return Choice(tuple(sizes.values()), base, answer, recompute)
+    base = _base_bytes(config)
+    room = memory / 2
+    # What a section says is taken at its word.
+    fits = Fits(
+        training=lambda where, _: scale.base != "auto" or (base if where == "replicated" else base / count) <= room,
+        # Experts are folded into a second copy of the weights.
+        answering=lambda tensor: scale.answer == "replicated" or 2 * base / tensor <= room,
+    )
+    choice = first_fitting(scale, config, devices=devices, fits=fits)
+    if choice is not None:
+        return choice
+    gib = 2**30
+    raise ConfigError(
+        "the base fits no placement on these devices", where="scale.base",
+        why=f"{base / gib:.1f} GiB of weights, {count} devices with {memory / gib:.1f} GiB each that can be used",
+        remedy=f"take at least {math.ceil(2 * base / memory)} such devices, or `base.param_dtype: bfloat16`",
+    )  # fmt: skip
 
 
 def layout_for(scale: Scale, config: LlavaConfig) -> Layout | None:
@@ -139,8 +188,8 @@ def facts_of(layout: Layout | None) -> dict[str, Any]:
     return {"scale": {"mesh": sizes, "recompute": layout.recompute, "gathers": width is not None}}
 
 
-def _mesh_sizes(scale: Scale, config: LlavaConfig, devices: int, memory: float) -> dict[str, int]:
-    """Devices by axis, with -1 and an automatic `tensor` filled in."""
+def mesh_sizes(scale: Scale, config: LlavaConfig, devices: int) -> dict[str, int]:
+    """Devices by axis, with -1 filled in, and what `scale.base: tensor` needs."""
     sizes = {axis: getattr(scale.mesh, axis) for axis in MESH_AXES}
     fixed = math.prod(size for size in sizes.values() if size > 0)
     where = "scale.mesh: " + ", ".join(f"{axis} {size}" for axis, size in sizes.items())
@@ -157,12 +206,46 @@ def _mesh_sizes(scale: Scale, config: LlavaConfig, devices: int, memory: float) 
     for axis, size in sizes.items():
         if size == -1:
             sizes[axis] = devices // fixed
-    is_short = scale.answer == "auto" and _while_answering(config) > memory
-    wants_tensor = is_short or "tensor" in (scale.base, scale.answer)
-    if wants_tensor and sizes["tensor"] == 1 and scale.mesh.data == -1:
+    if scale.base == "tensor" and sizes["tensor"] == 1 and scale.mesh.data == -1:
         shared = math.gcd(sizes["data"], config.kv_heads, MOST_TENSOR)
         sizes |= {"data": sizes["data"] // shared, "tensor": shared}
+    _check_heads(config, sizes["tensor"])
     return sizes
+
+
+def _tensor_sizes(scale: Scale, config: LlavaConfig, sizes: dict[str, int]) -> list[int]:
+    """Numbers of devices that may share every layer while answering, the fewest first."""
+    if scale.answer == "replicated":
+        return [1]
+    if sizes["tensor"] > 1:
+        return [sizes["tensor"]] if scale.answer == "tensor" else [1, sizes["tensor"]]
+    if scale.mesh.data != -1:
+        return [1]
+    shared = math.gcd(sizes["data"], config.kv_heads, MOST_TENSOR)
+    powers = [size for size in (1, 2, 4, 8) if shared % size == 0]
+    return powers[1:] or [1] if scale.answer == "tensor" else powers
+
+
+def _trainings(scale: Scale, config: LlavaConfig, sizes: dict[str, int]) -> list[tuple[Placement, Recompute]]:
+    """Where the base may lie while training and what may be computed again, in the order that they are tried."""
+    bases: tuple[Placement, ...] = (scale.base,)
+    if scale.base == "auto":
+        if scale.mesh.tensor > 1 and scale.answer != "tensor":
+            bases = ("tensor",)
+        elif sizes["fsdp"] > 1:
+            bases = ("sharded",)
+        else:
+            bases = ("replicated",) if math.prod(sizes.values()) == 1 else ("replicated", "sharded")
+    ways = []
+    for base in bases:
+        # Kept activations would keep the gathered weights of all layers.
+        recomputes = ("none", "named", "full") if base == "replicated" else ("named", "full")
+        if scale.recompute != "auto":
+            recomputes = (scale.recompute,)
+        elif config.remat:
+            recomputes = ("full",)
+        ways += [(base, recompute) for recompute in recomputes]
+    return ways
 
 
 def _check_heads(config: LlavaConfig, tensor: int) -> None:
@@ -189,49 +272,3 @@ def _memory() -> float:
 def _base_bytes(config: LlavaConfig) -> int:
     leaves = jax.tree.leaves(model_template(config).params)
     return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
-
-
-def _while_answering(config: LlavaConfig) -> int:
-    """Bytes of a base that is whole while answering: its own, and those of the copy that experts are folded into."""
-    return 2 * _base_bytes(config)
-
-
-def _base_placement(scale: Scale, config: LlavaConfig, sizes: dict[str, int], memory: float) -> Placement:
-    """Where the base lies while training."""
-    if scale.base != "auto":
-        return scale.base
-    if scale.mesh.tensor > 1 and scale.answer != "tensor":
-        return "tensor"
-    if sizes["fsdp"] > 1:
-        return "sharded"
-    base = _base_bytes(config)
-    # Half of the memory is left for activations, experts and moments, and for the folded copy while answering.
-    if base <= memory / 2:
-        return "replicated"
-    count = math.prod(sizes.values())
-    if base / count <= memory / 2:
-        return "sharded"
-    gib = 2**30
-    raise ConfigError(
-        "the base fits no placement on these devices", where="scale.base",
-        why=f"{base / gib:.1f} GiB of weights, {count} devices with {memory / gib:.1f} GiB each that can be used",
-        remedy=f"take at least {math.ceil(2 * base / memory)} such devices, or `base.param_dtype: bfloat16`",
-    )  # fmt: skip
-
-
-def _answer_placement(scale: Scale, config: LlavaConfig, sizes: dict[str, int], memory: float) -> Placement:
-    """Where the base lies while answering."""
-    if scale.answer != "auto":
-        return scale.answer
-    if _while_answering(config) <= memory:
-        return "replicated"
-    return "tensor" if sizes["tensor"] > 1 else "sharded"
-
-
-def _recompute(scale: Scale, config: LlavaConfig, base: Placement) -> Recompute:
-    """What the backward pass computes again."""
-    if scale.recompute != "auto":
-        return scale.recompute
-    if config.remat:
-        return "full"
-    return "none" if base == "replicated" else "named"

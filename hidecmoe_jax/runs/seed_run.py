@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hidecmoe_jax.core import trees
+from hidecmoe_jax.core.checksum import checksums
 from hidecmoe_jax.core.errors import CheckpointError, ConfigError
 from hidecmoe_jax.data.loader import Plan
 from hidecmoe_jax.data.stream import Stream
@@ -195,6 +196,9 @@ class SeedRun:
         status.place = self._place(f"task {number + 1} of {len(self.lessons)} {name}")
         learner = self.rows.learner_after(kept)
         held = kept
+        if session.config.verify_base:
+            # Before anything is learned; afterwards they are compared.
+            _ = session.base_checksums
         # An edit changes what was archived: the bytes to keep are then those of the edited learner.
         if read(self.folder.run.path):
             held = [method.to_archive(learner, task) for task in range(len(kept))]
@@ -288,8 +292,8 @@ class SeedRun:
         method = session.config.method
         changed = []
         if session.config.verify_base:
-            digest = trees.digest(session.model.params)
-            if digest != session.base_digest:
+            now = checksums(session.model.params)
+            if not np.array_equal(now, session.base_checksums):
                 changed.append("the base model")
         # A method that trains its old experts further changes them by design.
         frozen = held if method.traits.keeps_old_experts else ()
@@ -302,6 +306,6 @@ class SeedRun:
         if changed:
             raise CheckpointError(
                 "what is frozen changed while a task was learned", where=f"task {name}: {', '.join(changed)}",
-                why="the SHA-256 of its bytes is another one than before",
+                why="a checksum of its bytes is another one than before",
                 remedy="nothing was committed; mend the method",
             )  # fmt: skip

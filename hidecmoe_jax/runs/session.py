@@ -18,6 +18,7 @@ import numpy as np
 
 from hidecmoe_jax.core import trees
 from hidecmoe_jax.core.about import VERSION
+from hidecmoe_jax.core.checksum import checksums
 from hidecmoe_jax.core.errors import DataError
 from hidecmoe_jax.core.keys import key_for
 from hidecmoe_jax.core.layout import Layout, place
@@ -67,6 +68,11 @@ class Session:
     def base_digest(self) -> str:
         """SHA-256 over all leaves of the base."""
         return trees.digest(self.model.params)
+
+    @cached_property
+    def base_checksums(self) -> np.ndarray:
+        """Checksums of the base as it was when they were first asked for."""
+        return checksums(self.model.params)
 
     @property
     def answering(self) -> Model:

@@ -23,6 +23,7 @@ from hidecmoe_jax.runs.ledger import Ledger
 from hidecmoe_jax.runs.missing import load_archive
 from hidecmoe_jax.runs.older import say_of_older
 from hidecmoe_jax.runs.rows import Rows
+from hidecmoe_jax.runs.scale import Scale
 from hidecmoe_jax.runs.scores import Curve
 from hidecmoe_jax.runs.seed_run import Options, SeedRun
 from hidecmoe_jax.runs.session import Session, open_session, say_notes, session_facts
@@ -31,6 +32,8 @@ from hidecmoe_jax.runs.status import MINUTES, Status, say
 from hidecmoe_jax.runs.withdraw import withdraw_begun, withdraw_last
 from hidecmoe_jax.storage.lock import writer_lock
 from hidecmoe_jax.storage.signals import Stop, graceful_stop
+
+EVERY_DEVICE = Scale()
 
 
 def learn(
@@ -141,6 +144,7 @@ def add(
     redo: bool = False,
     status_minutes: float = MINUTES,
     tasks: Sequence[str | Path] = (),
+    scale: Scale = EVERY_DEVICE,
 ) -> Path:
     """Teaches a finished run one more task, or the last one again (`redo`); earlier experts keep every byte.
 
@@ -149,12 +153,13 @@ def add(
     Args:
       status_minutes: as in `Options`.
       tasks: where the folders of the run's tasks lie now, if they were moved.
+      scale: the devices to work on, which a run does not record.
 
     Raises:
       ConfigError: the method does not learn task by task, or the run is not finished.
       CheckpointError: something else than the new task differs from what the run was learned with.
     """
-    config = config_of(run)
+    config = dataclasses.replace(config_of(run), scale=scale)
     with working_folder(Path(run)) as path, writer_lock(path), graceful_stop() as stop:
         folder = RunFolder(path)
         names = task_names(path)
@@ -326,6 +331,7 @@ def evaluate_run(
     full_matrix: bool = False,
     skip_missing: bool = False,
     tasks: Sequence[str | Path] = (),
+    scale: Scale = EVERY_DEVICE,
 ) -> Path:
     """Measures cells that are still missing: of one row (after `task` tasks), or of all of them; writes the report.
 
@@ -333,13 +339,14 @@ def evaluate_run(
       skip_missing: where tasks of the row cannot be loaded, measure it without them, in `seed_0/without/`. The report,
         which is about the whole run, is then left as it is.
       tasks: where the folders of the run's tasks lie now, if they were moved; they are recorded in the run.
+      scale: the devices to work on, which a run does not record.
 
     Raises:
       ConfigError: no such row.
       CheckpointError: names every task of the row that cannot be loaded.
     """
     names = task_names(Path(run))
-    config = moved(config_of(run), tasks, names)
+    config = moved(dataclasses.replace(config_of(run), scale=scale), tasks, names)
     require_folders(config, names, evaluating(Path(run)))
     with working_folder(Path(run)) as path, writer_lock(path), graceful_stop() as stop:
         folder = RunFolder(path)

@@ -169,10 +169,12 @@ def check(methods: list[str], layouts: list[str]) -> dict:
 
 
 def sizes_of(model, learner) -> dict[str, int]:
-    """Elements of the decoder's layers, of the rest of it, and of what trains."""
+    """Elements of the decoder's layers, of the rest of the frozen weights that a step reads, and of what trains."""
     decoder = model.params["decoder"]
     layers = sum(leaf.size for leaf in jax.tree.leaves(decoder["layers"]))
     rest = sum(leaf.size for leaf in jax.tree.leaves(decoder)) - layers
+    if not learner.tuned:
+        rest += sum(leaf.size for leaf in jax.tree.leaves(model.params["projector"]))
     trained = sum(leaf.size for leaf in jax.tree.leaves(trainable(learner)))
     return {"layers": layers, "rest": rest, "trained": trained}
 

@@ -9,12 +9,14 @@ import pytest
 import yaml
 from tiny import TINY, mapping, write_base, write_stream
 
-from hidecmoe_jax.core.errors import ConfigError
+from hidecmoe_jax.cli.main import main
+from hidecmoe_jax.core.errors import CheckpointError, ConfigError
 from hidecmoe_jax.core.layout import layout_of, whole_batches
 from hidecmoe_jax.core.sharding import make_mesh
 from hidecmoe_jax.models.config import llava_7b
 from hidecmoe_jax.models.store import load_model
 from hidecmoe_jax.runs.config import from_mapping, load_config, to_mapping, write_config
+from hidecmoe_jax.runs.noticed import without_effect
 from hidecmoe_jax.runs.scale import Choice, MeshSizes, Scale, check_batch, choose
 from hidecmoe_jax.runs.session import identity_of
 from hidecmoe_jax.storage.arrays import read_store
@@ -33,8 +35,9 @@ PLAIN = replace(SEVEN, remat=False)
         (Scale(), TINY, 8, np.inf, Choice((8, 1, 1), "replicated", "replicated", "none")),
         (Scale(), SEVEN, 8, 140 * GIB, Choice((8, 1, 1), "replicated", "replicated", "full")),
         # Split by memory: a base that is not whole never keeps the activations of all layers.
-        (Scale(), PLAIN, 16, 14 * GIB, Choice((2, 1, 8), "sharded", "tensor", "named")),
-        (Scale(answer="sharded"), PLAIN, 16, 14 * GIB, Choice((16, 1, 1), "sharded", "sharded", "named")),
+        (Scale(), PLAIN, 16, 14 * GIB, Choice((4, 1, 4), "sharded", "tensor", "named")),
+        # Gathered weights would cross the network for every new token.
+        (Scale(answer="sharded"), PLAIN, 16, 14 * GIB, Choice((4, 1, 4), "sharded", "tensor", "named")),
         (Scale(mesh=MeshSizes(fsdp=4)), TINY, 8, np.inf, Choice((2, 4, 1), "sharded", "replicated", "named")),
         (Scale(mesh=MeshSizes(1, 4, 2)), TINY, 8, np.inf, Choice((1, 4, 2), "tensor", "replicated", "named")),
         (Scale(mesh=MeshSizes(2)), TINY, 8, np.inf, Choice((2, 1, 1), "replicated", "replicated", "none")),
@@ -98,6 +101,19 @@ def test_scale_is_no_part_of_what_a_run_is(tmp_path):
     assert identity_of(plain, NoTasks(), "digest") == identity_of(scaled, NoTasks(), "digest")
     write_config(scaled, tmp_path)
     assert load_config(tmp_path / "config.yaml").scale == Scale()
+
+
+@pytest.mark.parametrize("command", [["add", "run", "task"], ["eval", "run"]])
+def test_a_run_goes_on_on_other_devices_and_with_no_other_setting(command, capsys):
+    assert main([*command, "--set", "tune.epochs=1"]) == ConfigError.exit_code
+    assert "only its devices may be others" in capsys.readouterr().err
+    assert main([*command, "--set", "scale.mesh.data=1"]) == CheckpointError.exit_code
+
+
+def test_what_gathers_weights_for_every_token_is_said_to_be_ignored():
+    config = from_mapping({"scale": {"answer": "sharded"}})
+    assert "scale.answer=sharded has no effect" in without_effect(config)[0]
+    assert without_effect(from_mapping({})) == ()
 
 
 def test_weights_in_their_places_are_the_weights_of_the_file(tmp_path):

@@ -46,6 +46,16 @@ def test_memory_of_a_training_step_is_that_of_the_compiler(recompute):
     assert step.inputs == pytest.approx(memory.argument_size_in_bytes, rel=1e-3)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["pocket/hide", "pocket/cmoe"])
+def test_memory_of_the_answering_program_is_that_of_the_compiler(name):
+    subject = hj.plan_subject(hj.load_config(name), tokens=96)
+    program = hj.make_plan(subject, hj.machine_of("cpu")).answering.program
+    memory = program.traced.lower().compile().memory_analysis()
+    compiled = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
+    assert program.inputs + program.outputs + program.temporary == pytest.approx(compiled, rel=0.1)
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_a_method_on_shapes_has_the_shapes_and_owners_of_real_arrays(name):
     """Init, the first stage's surgery and its end, once on shapes and once on arrays."""

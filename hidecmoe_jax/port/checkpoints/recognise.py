@@ -37,7 +37,7 @@ def recognise(source: Source) -> str:
     Raises:
       CheckpointError: unknown or unsupported (LLaVA-NeXT and adapters by name), or not what the flag is for.
     """
-    _refuse_next(source)
+    refuse_next(source)
     layout = _layout(source)
     if layout is None:
         keys = sorted(source.tensors)[:5]
@@ -83,7 +83,8 @@ def _has(keys, start: str) -> bool:
     return any(key.startswith((start, f"model.{start}")) for key in keys)
 
 
-def _refuse_next(source: Source) -> None:
+def refuse_next(source: Source) -> None:
+    """Refuses LLaVA-NeXT and adapters by name."""
     kind = str(source.config.get("model_type", ""))
     tiles = source.config.get("image_grid_pinpoints")
     newline = next((key for key in source.tensors if key.endswith("image_newline")), None)

@@ -109,7 +109,7 @@ def open_source(path: Path, role: str) -> Source:
     if path.is_file():
         refuse_pickles([path], path)
         return Source(path, role, {}, read_header(path), (path,))
-    config = _config(path)
+    config = read_config(path)
     files, notes = _weight_files(path)
     tensors: dict[str, Tensor] = {}
     for file in files:
@@ -135,7 +135,7 @@ def open_tokenizer(path: Path) -> Source:
             why="--tokenizer takes a folder; a name is never looked up on a network",
             remedy="check the spelling, or give the folder that holds tokenizer.model or tokenizer.json",
         )
-    source = Source(path, "--tokenizer", _config(path), {}, ())
+    source = Source(path, "--tokenizer", read_config(path), {}, ())
     names = {file.name for file in settings_files(path)}
     if not names & {"tokenizer.json", "tokenizer.model"}:
         raise CheckpointError(
@@ -270,7 +270,7 @@ def settings_files(folder: Path) -> tuple[Path, ...]:
     return tuple(files)
 
 
-def _config(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path) -> dict[str, Any]:
     """config.json; it and the other settings are refused if they request code of their own."""
     config: dict[str, Any] = {}
     for file in settings_files(folder):

@@ -36,8 +36,8 @@ def peak_bytes(jaxpr: Any, *, inner: bool = False) -> int:
       jaxpr: of `jax.jit(f).trace(...)`, without constants.
       inner: the program is a body, whose fused results are written into those of the operation around it.
     """
-    last_use = _last_uses(jaxpr)
     stored = _stored(jaxpr, results=not inner)
+    last_use = _last_uses(jaxpr, stored)
     inputs = set(jaxpr.invars)
     alive: dict[Any, int] = {}
     now = 0
@@ -61,15 +61,16 @@ def peak_bytes(jaxpr: Any, *, inner: bool = False) -> int:
     return most
 
 
-def _last_uses(jaxpr: Any) -> dict[Any, int]:
-    """Number of the operation that reads a value last; whatever a fused operation reads lives as long as its result."""
+def _last_uses(jaxpr: Any, stored: set[Any]) -> dict[Any, int]:
+    """Number of the operation that reads a value last. What a fused operation reads lives as long as its result, unless
+    that is stored: then it is computed at its place, as any other."""
     end = len(jaxpr.eqns)
     last = {var: end for var in variables(jaxpr.outvars)}
     for place in reversed(range(end)):
         equation = jaxpr.eqns[place]
         until = place
         if _is_fused(equation):
-            readers = [last.get(var, place) for var in equation.outvars]
+            readers = [last.get(var, place) for var in equation.outvars if var not in stored]
             until = max(readers, default=place)
         for var in variables(equation.invars):
             last[var] = max(last.get(var, -1), until)

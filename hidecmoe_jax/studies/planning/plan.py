@@ -1,12 +1,12 @@
 """The plan of a run for a machine: where weights lie, which batch fits, bytes by kind, times and costs.
 
-Layouts are tried in the order of speed and the first that fits is taken: the base whole on every device with all
-activations saved, then with activations recomputed, then the base divided over all devices. Answering always has the
-base whole on every device.
+Divisions are tried in the order in which a run tries them (`runs.scale.first_fitting`), and the first that fits by the
+bytes that are counted here is taken.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -14,11 +14,12 @@ import jax
 
 from hidecmoe_jax.core.abstract import bytes_of
 from hidecmoe_jax.core.errors import ConfigError, ResourceError
-from hidecmoe_jax.core.layout import Recompute
+from hidecmoe_jax.core.layout import Placement, Recompute
 from hidecmoe_jax.models.config import LlavaConfig
 from hidecmoe_jax.models.llava import decoder_weights, model_template, vision_weights
 from hidecmoe_jax.runs.config import RunConfig
-from hidecmoe_jax.studies.planning.layouts import Layout, layouts_of, ways_to_divide
+from hidecmoe_jax.runs.scale import Choice, Fits, first_fitting, mesh_sizes
+from hidecmoe_jax.studies.planning.layouts import Division, divisions
 from hidecmoe_jax.studies.planning.machines import GIB, MACHINES, Machine
 from hidecmoe_jax.studies.planning.programs import (
     Program,
@@ -33,7 +34,6 @@ from hidecmoe_jax.studies.planning.programs import (
 from hidecmoe_jax.studies.planning.walk import TrainingShapes, Walk, batch_shapes, walk_stream
 from hidecmoe_jax.studies.planning.work import Traffic, Workload, training_steps
 
-TENSOR = (1, 2, 4, 8)
 OVERWRITES_STATE = True  # as `take_step` does, which a test compares
 GRADIENTS = 2  # the sum over micro-batches, and that of the micro-batch at hand
 
@@ -90,6 +90,7 @@ class Plan:
     """A layout that fits, with the programs behind it.
 
     Attributes:
+      choice: what the config's section `scale` comes to on this machine.
       phases: training, answering, features.
       step: the program of the longest training stage; `useful`, its operations without those that are recomputed.
       answering: the program that writes answers.
@@ -97,7 +98,8 @@ class Plan:
 
     subject: Subject
     machine: Machine
-    layout: Layout
+    choice: Choice
+    layout: Division
     phases: tuple[Phase, ...]
     step: Program
     useful: int
@@ -137,11 +139,10 @@ def make_plan(subject: Subject, machine: Machine) -> Plan:
             "there is nothing to plan", where="method.growth", why="this method trains nothing",
             remedy="plan a config that learns, such as pocket/hide",
         )  # fmt: skip
-    layout = _fitting_layout(subject, machine)
-    if layout is not None:
-        return _plan_of(subject, machine, layout)
-    least = layouts_of(machine)[-1]
-    best = _plan_of(subject, machine, ways_to_divide(subject.config.tune, machine, *least)[-1])
+    choice = _choose(subject, machine)
+    if choice is not None:
+        return _plan_of(subject, machine, choice)
+    best = _plan_of(subject, machine, _least(subject, machine))
     raise ResourceError(
         f"this run does not fit into {machine.title}",
         where=f"{best.largest.name}, {_place(best)}",
@@ -151,24 +152,51 @@ def make_plan(subject: Subject, machine: Machine) -> Plan:
     )
 
 
-def _fitting_layout(subject: Subject, machine: Machine) -> Layout | None:
-    """The first layout that fits, with the largest micro-batch; None where none does."""
-    answering = _answering(subject, machine)
-    others = (answering.phase, _feature_phase(subject, answering.tensor))
-    if any(phase.total > machine.usable for phase in others):
-        return None
-    for name in layouts_of(machine):
-        ways = ways_to_divide(subject.config.tune, machine, *name)
+def _choose(subject: Subject, machine: Machine) -> Choice | None:
+    """The first layout that fits, as a run would choose it that counts these bytes; None where none does."""
+    scale = subject.config.scale
+    sizes = mesh_sizes(scale, subject.base, machine.devices)
+    if scale.base == "tensor" or math.prod(sizes.values()) != machine.devices:
+        raise ConfigError(
+            "this layout is not planned", where=f"scale.base {scale.base}, scale.mesh {scale.mesh}",
+            why=f"plans have the base whole or divided over all {machine.devices} devices while training",
+            remedy="leave scale.mesh out, and set scale.base to auto, replicated or sharded",
+        )  # fmt: skip
+
+    def trains(base: Placement, recompute: Recompute) -> bool:
+        ways = divisions(subject.config.tune, machine, base, recompute)
         # Without a trace first: what lies on a device whatever the batch is.
         if sum(_standing(subject, machine, ways[-1]).values()) > machine.usable:
-            continue
-        layout = _largest_batch(subject, machine, ways)
-        if _training_bytes(subject, machine, layout) <= machine.usable:
-            return layout
-    return None
+            return False
+        return _training_bytes(subject, machine, _largest_batch(subject, machine, ways)) <= machine.usable
+
+    def answers(tensor: int) -> bool:
+        phases = (
+            _answering_by(subject, machine.devices, tensor).phase,
+            _feature_phase(subject, machine.devices, tensor),
+        )
+        return all(phase.total <= machine.usable for phase in phases)
+
+    # A plan says what is best, whatever `base.remat` is; it prints the setting.
+    free = replace(subject.base, remat=False)
+    return first_fitting(scale, free, devices=machine.devices, fits=Fits(trains, answers))
 
 
-def _largest_batch(subject: Subject, machine: Machine, ways: list[Layout]) -> Layout:
+def _least(subject: Subject, machine: Machine) -> Choice:
+    """What takes the least memory, to say by how much it is too much."""
+    scale = subject.config.scale
+    base: Placement = "sharded" if machine.devices > 1 else "replicated"
+    if scale.base != "auto":
+        base = scale.base
+    tensor = min(
+        _tensor_sizes(subject, machine), key=lambda size: _answering_by(subject, machine.devices, size).phase.total
+    )
+    recompute = "full" if scale.recompute == "auto" else scale.recompute
+    mesh = (machine.devices // tensor, 1, tensor)
+    return Choice(mesh, base, "tensor" if tensor > 1 else "replicated", recompute)
+
+
+def _largest_batch(subject: Subject, machine: Machine, ways: list[Division]) -> Division:
     """The first of the ways that fits, or the last; memory falls along them, so it is found by halving."""
     low = 0
     high = len(ways) - 1
@@ -202,7 +230,7 @@ def _remedy(subject: Subject, machine: Machine, best: Plan) -> str:
     if is_answering and best.answering.batch > 1 and best.largest.total - by_batch <= machine.usable:
         remedies.append("lower it with --set evaluate.writing.batch=1 or a little more")
     for other in sorted(MACHINES.values(), key=lambda other: other.dollars or 0.0):
-        if other.name != machine.name and _fitting_layout(subject, other) is not None:
+        if other.name != machine.name and _choose(subject, other) is not None:
             remedies.append(f"the smallest machine that would do is {other.title}: --target {other.name}")
             break
     else:
@@ -211,19 +239,16 @@ def _remedy(subject: Subject, machine: Machine, best: Plan) -> str:
 
 
 @lru_cache(maxsize=16)
-def _plan_of(subject: Subject, machine: Machine, layout: Layout) -> Plan:
+def _plan_of(subject: Subject, machine: Machine, choice: Choice) -> Plan:
+    ways = divisions(subject.config.tune, machine, choice.base, choice.recompute)
+    layout = _largest_batch(subject, machine, ways)
     step = _step(subject, layout)
     plain = _step(subject, replace(layout, recompute="none"))
-    answering = _answering(subject, machine)
+    tensor = choice.mesh[2] if choice.answer == "tensor" else 1
+    answering = _answering_by(subject, machine.devices, tensor)
     training = _training_phase(subject, machine, layout)
-    phases = (training, answering.phase, _feature_phase(subject, answering.tensor))
-    return Plan(subject, machine, layout, phases, step, plain.flops, answering, _traffic(subject, layout))
-
-
-def _longest(subject: Subject) -> int:
-    """Place of the stage that is planned for: the one with the most steps, and of these the one that trains most."""
-    training = walk_of(subject).training
-    return max(range(len(training)), key=lambda place: _weight(subject, training[place]))
+    phases = (training, answering.phase, _feature_phase(subject, machine.devices, tensor))
+    return Plan(subject, machine, choice, layout, phases, step, plain.flops, answering, _traffic(subject, layout))
 
 
 def _weight(subject: Subject, shapes: TrainingShapes) -> tuple[int, int]:
@@ -233,7 +258,12 @@ def _weight(subject: Subject, shapes: TrainingShapes) -> tuple[int, int]:
     return count, bytes_of(shapes.state)
 
 
-def _step(subject: Subject, layout: Layout) -> Program:
+def training_shapes(subject: Subject) -> TrainingShapes:
+    """The training stage that is planned for: the one with the most steps, and of these the one that trains most."""
+    return max(walk_of(subject).training, key=lambda shapes: _weight(subject, shapes))
+
+
+def _step(subject: Subject, layout: Division) -> Program:
     """The step of the longest stage, as one device sees it: its own records, all of the weights."""
     return _cached_step(subject, layout.recompute, layout.per_device, layout.accumulate)
 
@@ -242,16 +272,16 @@ def _step(subject: Subject, layout: Layout) -> Program:
 def _cached_step(subject: Subject, recompute: Recompute, batch: int, accumulate: int) -> Program:
     work = subject.work
     tune = replace(subject.config.tune, batch=batch, accumulate=accumulate)
-    shapes = walk_of(subject).training[_longest(subject)]
+    shapes = training_shapes(subject)
     model = recomputing(subject.base, recompute)
     return trace_step(model, shapes, tune, tokens=work.tokens, answers=work.answers, pictures=work.pictures)
 
 
-def _standing(subject: Subject, machine: Machine, layout: Layout) -> dict[str, int]:
+def _standing(subject: Subject, machine: Machine, layout: Division) -> dict[str, int]:
     """Bytes of a device that are there while a step runs. What trains is there as the stage began, and before the
     step; after it too, unless the step overwrites its state."""
     work = subject.work
-    shapes = walk_of(subject).training[_longest(subject)]
+    shapes = training_shapes(subject)
     whole = bytes_of(subject.params)
     is_sharded = layout.base == "sharded"
     copies = 1 if OVERWRITES_STATE else 2
@@ -271,16 +301,16 @@ def _standing(subject: Subject, machine: Machine, layout: Layout) -> dict[str, i
     }
 
 
-def _training_bytes(subject: Subject, machine: Machine, layout: Layout) -> int:
+def _training_bytes(subject: Subject, machine: Machine, layout: Division) -> int:
     standing = _standing(subject, machine, layout)
     return sum(standing.values()) + _step(subject, layout).temporary
 
 
-def _training_phase(subject: Subject, machine: Machine, layout: Layout) -> Phase:
+def _training_phase(subject: Subject, machine: Machine, layout: Division) -> Phase:
     """Bytes while a step runs, its temporary ones divided into kinds."""
     work = subject.work
     model = recomputing(subject.base, layout.recompute)
-    shapes = walk_of(subject).training[_longest(subject)]
+    shapes = training_shapes(subject)
     temporary = _step(subject, layout).temporary
     gradients = min(GRADIENTS * bytes_of(shapes.state.leaves), temporary)
     saved = saved_bytes(
@@ -292,17 +322,10 @@ def _training_phase(subject: Subject, machine: Machine, layout: Layout) -> Phase
     return Phase("training", _standing(subject, machine, layout) | kinds)
 
 
-def _answering(subject: Subject, machine: Machine) -> Answering:
-    """The fewest devices that hold the base, its folded copy and the cache of their questions together."""
-    ways = [_answering_by(subject, machine.devices, tensor) for tensor in _tensor_sizes(subject, machine)]
-    fitting = [way for way in ways if way.phase.total <= machine.usable]
-    return fitting[0] if fitting else min(ways, key=lambda way: way.phase.total)
-
-
 def _tensor_sizes(subject: Subject, machine: Machine) -> list[int]:
     """Numbers of devices that a layer can be divided over: they divide its heads and the machine."""
     heads = subject.base.decoder.kv_heads
-    return [size for size in TENSOR if heads % size == 0 and machine.devices % size == 0]
+    return [size for size in (1, 2, 4, 8) if heads % size == 0 and machine.devices % size == 0]
 
 
 @lru_cache(maxsize=32)
@@ -319,7 +342,7 @@ def _answering_by(subject: Subject, devices: int, tensor: int) -> Answering:
     cache = cache_bytes(subject.base, tokens=work.prompt + writing.max_new_tokens, batch=batch)
     bank = 0 if walk.serving.bank is None else bytes_of(walk.serving.bank)
     phase = Phase("answering", {
-        "base": bytes_of(subject.params) // tensor,
+        "base": _answering_base(subject, devices, tensor),
         "folded": folded_bytes(subject.params, walk.serving) // tensor,
         "experts": bytes_of(walk.learner) + bank,
         "cache": min(cache, program.temporary) // tensor,
@@ -328,11 +351,17 @@ def _answering_by(subject: Subject, devices: int, tensor: int) -> Answering:
     return Answering(program, batch, tensor, phase)
 
 
-def _feature_phase(subject: Subject, tensor: int) -> Phase:
+def _answering_base(subject: Subject, devices: int, tensor: int) -> int:
+    """Bytes of the base while answering; where its layers are divided, it also lies as it does while training."""
+    whole = bytes_of(subject.params)
+    return whole if tensor == 1 else whole // tensor + whole // devices
+
+
+def _feature_phase(subject: Subject, devices: int, tensor: int) -> Phase:
     """The vision tower over a batch of pictures, with the base as it lies for answering."""
     program = _vision(subject.base, subject.config.base.feature_batch)
     return Phase("features", {
-        "base": bytes_of(subject.params) // tensor,
+        "base": _answering_base(subject, devices, tensor),
         "experts": bytes_of(walk_of(subject).learner),
         "pictures": program.inputs - bytes_of(vision_weights(subject.params)) + program.outputs,
         "working": program.temporary,
@@ -354,9 +383,9 @@ def _ends_bytes(subject: Subject) -> int:
     return bytes_of(decoder) - bytes_of(decoder["layers"])
 
 
-def _traffic(subject: Subject, layout: Layout) -> Traffic:
+def _traffic(subject: Subject, layout: Division) -> Traffic:
     """Bytes of a step: the layers twice, forward and backward, and the ends once; then the gradients, summed."""
-    shapes = walk_of(subject).training[_longest(subject)]
+    shapes = training_shapes(subject)
     gathered = 0
     if layout.base == "sharded":
         layers = bytes_of(decoder_weights(subject.params)["layers"])

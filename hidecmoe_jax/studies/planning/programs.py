@@ -14,13 +14,13 @@ import jax
 import jax.numpy as jnp
 
 from hidecmoe_jax.core.abstract import bytes_of
-from hidecmoe_jax.core.layout import Recompute, layout_of
+from hidecmoe_jax.core.layout import Layout, Recompute, layout_of, place, replicate, split_batch
 from hidecmoe_jax.core.sharding import make_mesh
 from hidecmoe_jax.evaluate.engine import _decide, _write
 from hidecmoe_jax.methods.base import Learner, Method, Serving, with_trainable
 from hidecmoe_jax.models.config import LlavaConfig
 from hidecmoe_jax.models.generate import Sampling
-from hidecmoe_jax.models.llava import Model, model_template, vision_features
+from hidecmoe_jax.models.llava import Model, model_axes, model_template, vision_features
 from hidecmoe_jax.studies.planning.liveness import peak_bytes, product_flops, used_inputs, variables
 from hidecmoe_jax.studies.planning.walk import (
     Shape,
@@ -70,15 +70,31 @@ def program_of(traced: Any) -> Program:
 def trace_step(
     model: Model, shapes: TrainingShapes, tune: TrainConfig, *, tokens: int, answers: int, pictures: int
 ) -> Program:
-    """One optimiser step of a training stage, `tune.accumulate` micro-batches of `tune.batch` samples."""
+    """One optimiser step of a training stage, `tune.accumulate` micro-batches of `tune.batch` samples.
+
+    Args:
+      model: with a layout, inputs lie as a run places them, and `tune.batch` samples are those of all devices.
+    """
     batches = batch_shapes(
         model.config, tokens=tokens, answers=answers, batch=tune.batch, pictures=pictures, accumulate=tune.accumulate
     )
+    layout = model.layout
     traced = take_step.trace(
-        shapes.state, model, shapes.context, batches, rate_shapes(), key_shape(),
+        replicate(layout, shapes_of(shapes.state)), placed(model), replicate(layout, shapes_of(shapes.context)),
+        split_batch(layout, batches, axis=1), rate_shapes(), key_shape(),
         stage=shapes.stage, tune=fixed_settings(tune),
     )  # fmt: skip
     return program_of(traced)
+
+
+def placed(model: Model) -> Model:
+    """Shapes of a model, said to lie where its layout puts them."""
+    return model.replace(params=place(model.layout, model.params, model_axes(model.config)))
+
+
+def shapes_of(tree: Any) -> Any:
+    """The arrays of a tree as shapes; small ones have numbers otherwise, and those lie on a device."""
+    return jax.tree.map(lambda leaf: Shape(leaf.shape, leaf.dtype), tree)
 
 
 def saved_bytes(model: Model, shapes: TrainingShapes, *, tokens: int, answers: int, batch: int, pictures: int) -> int:
@@ -101,9 +117,14 @@ def saved_bytes(model: Model, shapes: TrainingShapes, *, tokens: int, answers: i
 
 
 def trace_answers(
-    method: Method, base: LlavaConfig, serving: Serving, *, tokens: int, batch: int, written: int, pictures: int
-) -> Program:
-    """The program that writes the answers of a batch of questions; its loop over tokens counts one turn."""
+    method: Method, base: LlavaConfig, serving: Serving, *, tokens: int, batch: int, written: int, pictures: int,
+    layout: Layout | None = None,
+) -> Program:  # fmt: skip
+    """The program that writes the answers of a batch of questions; its loop over tokens counts one turn.
+
+    Args:
+      layout: for answers; `batch` questions are those of all its devices.
+    """
     frozen = frozen_shapes(method, base, batch)
     decision = jax.eval_shape(_decide, method, serving, frozen, None) if _routes(method) else None
     if decision is None:
@@ -113,7 +134,11 @@ def trace_answers(
     sampling = Sampling(written, 0.0, 1.0, 2, 0, ids=base.vocabulary)
     ids = Shape((batch,), jnp.int32)
     weights = decision.replace(match=None)
-    traced = _write.trace(method, serving, prompt, weights, key_shape(), ids, sampling=sampling)
+    model = placed(serving.model.replace(layout=layout))
+    around = replicate(layout, shapes_of(serving.replace(model=None)))
+    traced = _write.trace(
+        method, around.replace(model=model), split_batch(layout, prompt), weights, key_shape(), ids, sampling=sampling
+    )
     return program_of(traced)
 
 
