@@ -39,8 +39,8 @@ PARTS = {
     "memory": ("ratio_programs", "memory", 200, 60),
     "mesh": ("ratio_mesh", "mesh", 200, 60),
     "lengths": ("ratio_runs", "lengths", 200, 60),
-    "answers": ("ratio_peers", "answers", 300, 240),
-    "peft": ("ratio_peers", "training_peers", 200, 150),
+    "answers": ("ratio_peers", "answers", 400, 400),
+    "peft": ("ratio_peers", "training_peers", 200, 240),
     "stream": ("ratio_runs", "stream", 600, 120),
 }
 # What a part needs in its environment: virtual devices for a mesh, whatever the machine has.
