@@ -18,6 +18,7 @@ from typing import Any
 import jax
 
 from hidecmoe_jax.core import trees
+from hidecmoe_jax.data.images import LIMITS
 from hidecmoe_jax.data.stream import Task
 from hidecmoe_jax.evaluate.answer import Answer, with_text
 from hidecmoe_jax.methods.base import Serving
@@ -45,6 +46,10 @@ def cache_key(session: Session, serving: Serving, task: Task) -> str:
     if older:
         # Cells of an older run have keys without this: their answers were written to other pictures or prompts.
         parts.append("pictures are padded, then resized; markers are in front")
+    pixels = session.config.stream.policy.limits.max_pixels
+    if pixels != LIMITS.max_pixels:
+        # Above it a JPEG is decoded at a fraction of its sides. Not stated at the default, as in runs of before.
+        parts.append({"max_pixels": pixels})
     plain = json.dumps(parts, sort_keys=True)
     digest = hashlib.sha256(plain.encode())
     return digest.hexdigest()[:16]

@@ -5,12 +5,15 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hidecmoe_jax.core.errors import CheckpointError, ConfigError, DataError
-from hidecmoe_jax.runs.config import RunConfig
 from hidecmoe_jax.runs.folder import ERRORS, IDENTITY, RunFolder
 from hidecmoe_jax.storage.lock import LOCK, NOTE, check_unlocked
 from hidecmoe_jax.storage.places import COMPARISON, RUN, check_kind, check_place
+
+if TYPE_CHECKING:
+    from hidecmoe_jax.runs.config import RunConfig
 
 
 def check_start(folder: Path, *, resume: bool, overwrite: bool) -> bool:

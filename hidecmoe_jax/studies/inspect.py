@@ -18,7 +18,7 @@ _MARKS = {FUSED: "F", EMPTY: "."}
 
 
 def describe(run: str | Path) -> str:
-    """Tasks of every seed with their scores and slot owners; then sizes of the first seed, the one that answers."""
+    """Tasks of every seed with their scores and slot owners; then its sizes, once where all seeds have the same."""
     finished = open_finished(run)
     method = finished.config.method
     lines = [f"{method.name}: {method}", ""]
@@ -30,17 +30,25 @@ def describe(run: str | Path) -> str:
     for seed in finished.config.seeds:
         # Seeds may grow experts in different layers, so every one is shown with its own.
         lines += _experts(finished, seed)
-    learner = _learner(finished, finished.first)
     base_size = trees.count(finished.model.params)
     lines += ["", f"base: {base_size:,} parameters"]
-    counts_of = method.sizes(finished.model, learner)
-    for what, counts in counts_of.items():
-        sizes = []
-        for kind, count in counts.items():
-            sizes.append(f"{kind} {count:,}")
-        shown = ", ".join(sizes)
-        lines.append(f"{what}: {shown}")
+    sizes = {seed: _sizes(finished, seed) for seed in finished.config.seeds}
+    first = sizes[finished.first]
+    if all(own == first for own in sizes.values()):
+        return "\n".join([*lines, *first])
+    # Seeds that grew in different layers, or have not learned everything, have sizes of their own.
+    for seed, own in sizes.items():
+        lines += [f"seed {seed}, {line}" for line in own]
     return "\n".join(lines)
+
+
+def _sizes(run: FinishedRun, seed: int) -> list[str]:
+    """Parameters of a seed beyond the base: a line for what is stored, archived and trained."""
+    lines = []
+    for what, counts in run.config.method.sizes(run.model, _learner(run, seed)).items():
+        shown = ", ".join(f"{kind} {count:,}" for kind, count in counts.items())
+        lines.append(f"{what}: {shown}")
+    return lines
 
 
 def _learner(run: FinishedRun, seed: int) -> Learner:

@@ -67,6 +67,19 @@ def test_fault_a13_answers_to_other_pictures_are_not_taken_for_todays(tasks):
     assert [now == before for now, before in zip(*keys, strict=True)] == [False, True]
 
 
+def test_fault_a13_answers_to_pictures_decoded_at_another_size_are_not_reused(tasks):
+    keys = []
+    for changed in ({}, {"max_pixels": 1000}, {"min_side": 4}):
+        config = run_config(Path("pocket"), "hide", tasks=tasks)
+        policy = config.stream.policy
+        policy = replace(policy, limits=replace(policy.limits, **changed))
+        config = replace(config, stream=replace(config.stream, policy=policy))
+        session = SimpleNamespace(config=config, base_digest="ab", prompt_length=64, cache=Cache())
+        serving = SimpleNamespace(bank=None, slot_LN=None, memory={})
+        keys.append(cache_key(session, serving, open_stream(config.stream.tasks).tasks[1]))
+    assert keys[0] != keys[1] and keys[0] == keys[2]
+
+
 def test_fault_d8_an_older_run_is_asked_about_a_tiff(tasks, tmp_path, monkeypatch, capsys):
     run = tmp_path / "run"
     run.mkdir()

@@ -162,6 +162,20 @@ def test_fault_a13_every_seed_is_described_with_its_own_experts(world):
     assert "1" in tables[0][0].split()[1:] and "1" not in tables[1][0].split()[1:]
 
 
+def test_fault_a13_every_seed_has_the_sizes_of_its_own_experts(world):
+    run = copied(world, "sized")
+    alone = [line for line in describe(run).splitlines() if line.startswith("stored: ")]
+    seed = Path(shutil.copytree(run / "seed_0", run / "seed_1"))
+    # The same experts in both seeds are said once; a third seed has not begun.
+    write_config(replace(config_of(run), seeds=(0, 1)), run)
+    assert [line for line in describe(run).splitlines() if "stored: " in line] == alone and len(alone) == 1
+    Ledger(seed).withdraw(1)
+    write_config(replace(config_of(run), seeds=(0, 1, 2)), run)
+    stored = [line for line in describe(run).splitlines() if "stored: " in line]
+    assert stored[0] == f"seed 0, {alone[0]}" and stored[1].startswith("seed 1, stored: experts ")
+    assert stored[1].removeprefix("seed 1, ") != alone[0] and "experts 0" in stored[2]
+
+
 def test_a_seed_in_which_there_is_nothing_to_edit_is_left_as_it_is(world, capsys):
     run = with_second_seed(copied(world, "seeds"), [])
     before, untouched = outcome(run), bytes_of(run / "seed_1")
