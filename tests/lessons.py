@@ -61,7 +61,7 @@ def teach(session: Session, *, seed: int = 0, like: Taught | None = None) -> Tau
         setup = LessonSetup(
             number=number,
             name="a lesson",
-            data=session.material(method.records(session.stream, lesson), lesson, str(lesson)),
+            data=session.material(method.records(session.stream, lesson), method.sources(lesson), str(lesson)),
             tune=session.config.tune,
             key_parts=(seed, "lesson", number),
             seed_at=lambda place: seed,
@@ -72,7 +72,8 @@ def teach(session: Session, *, seed: int = 0, like: Taught | None = None) -> Tau
             if like is None:
                 learner = run_stage(model, learner, stage, data, **settings)
             else:
-                learner = learner.replace(live=like.trained[number].live, tuned=like.trained[number].tuned)
+                done = like.trained[number]
+                learner = learner.replace(live=done.live, tuned=done.tuned, routers=done.routers)
             trained.append(learner)
             return learner
 

@@ -257,6 +257,10 @@ class Method(Protocol):
             records += stream.tasks[task].train
         return tuple(records)
 
+    def sources(self, lesson: tuple[int, ...]) -> tuple[int, ...]:
+        """Tasks that the records of a lesson may be of. By default its own."""
+        return lesson
+
     def variants(self) -> dict[str, Method]:
         """Other ways to serve the same archive, by name; the report shows their last row beside the method's own."""
         return {}

@@ -40,6 +40,7 @@ from hidecmoe_jax.methods.capabilities import ProbeResult
 from hidecmoe_jax.methods.edit import Edit
 from hidecmoe_jax.methods.gates.anchors import AnchorGate, NamedGate
 from hidecmoe_jax.methods.gates.locator import LocatorGate
+from hidecmoe_jax.methods.gates.newest import NewestGate
 from hidecmoe_jax.methods.growth import worth
 from hidecmoe_jax.methods.growth.probe import Probe, tokens_per_slot
 from hidecmoe_jax.methods.growth.summary import PoolSummary, active_slots, probe_frequencies
@@ -83,7 +84,7 @@ class Mixture(Method):
     growth: Literal["probe", "uniform"] = "probe"
     probe: Probe = Probe()
     start: Literal["copy", "probe", "blank"] = "copy"
-    gate: LocatorGate | AnchorGate | NamedGate = LocatorGate()
+    gate: LocatorGate | AnchorGate | NamedGate | NewestGate = LocatorGate()
     lowest: int = 0
     token_gate: Literal["closed", "open"] = field(default="closed", metadata=strict.YOUNGER)
     null: float = field(default=3.0, metadata=strict.YOUNGER)

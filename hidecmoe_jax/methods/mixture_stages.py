@@ -40,7 +40,7 @@ def stages_of(method: Mixture, lesson: int) -> tuple[Stage, ...]:
         # The same stages as before tuning, and so the same programs: what they store depends on whether the task has
         # been learned.
         stages += _probing(method)
-    if method.gate.kind != "named":
+    if method.gate.kind not in ("named", "newest"):
         stages.append(FitGate(gate=method.gate))
     return tuple(stages)
 

@@ -71,6 +71,10 @@ class Wrapper(Method):
         """As the inner method."""
         return self.inner.records(stream, lesson)
 
+    def sources(self, lesson: tuple[int, ...]) -> tuple[int, ...]:
+        """As the inner method."""
+        return self.inner.sources(lesson)
+
     def variants(self) -> dict[str, Method]:
         """This wrapper around every variant of the inner method. A wrapper whose `inner` is a property overrides it."""
         return {name: replace(self, inner=variant) for name, variant in self.inner.variants().items()}

@@ -29,6 +29,7 @@ from hidecmoe_jax.evaluate.answer import Writing
 from hidecmoe_jax.methods.base import Method
 from hidecmoe_jax.methods.mixture import Mixture
 from hidecmoe_jax.methods.moelora import MoeLora
+from hidecmoe_jax.methods.replay import Replay
 from hidecmoe_jax.methods.routed import Routed
 from hidecmoe_jax.methods.stacked import Stacked
 from hidecmoe_jax.models.config import Fit
@@ -46,7 +47,7 @@ YOUNGER_FIELDS: dict[tuple[str, ...], dict[str, Any]] = {
     ("template",): {"image_place": "front"},
     ("stream", "policy", "limits"): {"max_reduced_pixels": Limits().max_reduced_pixels},
 }
-METHODS = {"routed": Routed, "mixture": Mixture, "stacked": Stacked, "moelora": MoeLora}
+METHODS = {"routed": Routed, "mixture": Mixture, "stacked": Stacked, "moelora": MoeLora, "replay": Replay}
 
 
 @dataclass(frozen=True)

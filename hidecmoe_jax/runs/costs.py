@@ -39,8 +39,9 @@ def flops_per_query(
     routed = tasks > 0 and not method.traits.needs_task_name
     experts = [_added(voice) for voice in voices]
     base = flops.forward(config, tokens, pictures=pictures)
-    # A gate that reads no state of the base reads CLIP's pooled features, which LLaVA alone does not compute.
-    reads_clip = routed and reading is None
+    # A gate that stores something and reads no state of the base reads CLIP's pooled features, which LLaVA alone does
+    # not compute.
+    reads_clip = routed and reading is None and method.gate.size(model) > 0
     forward = flops.forward(config, tokens, pictures=pictures, clip=reads_clip, added=experts)
     if routed:
         forward += _scoring(method, model, learner, tasks)

@@ -243,11 +243,12 @@ class SeedRun:
     def _setup(self, number: int, lesson: tuple[int, ...], name: str) -> LessonSetup:
         """What a lesson is trained with."""
         session = self.session
-        records = session.config.method.records(session.stream, lesson)
+        method = session.config.method
+        records = method.records(session.stream, lesson)
         return LessonSetup(
             number=number,
             name=name,
-            data=session.material(records, lesson, name),
+            data=session.material(records, method.sources(lesson), name),
             tune=tune_of(session.config.tune, session.stream, lesson),
             key_parts=(self.seed, "lesson", number),
             seed_at=lambda place: self._order(number, place),

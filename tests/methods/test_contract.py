@@ -56,6 +56,8 @@ METHODS = {
     "joint": {"growth": "shared", "union": True, "lora": SMALL_LORA},
     "zero_shot": {"growth": "none"},
     "cmoe_uniform": MIXTURE | {"growth": "uniform", "start": "blank", "gate": {"kind": "anchors"}},
+    "shared_router": MIXTURE | {"growth": "uniform", "start": "blank", "gate": {"kind": "newest"}},
+    "replay": {"kind": "replay", "stored": 2, "inner": {"growth": "shared", "lora": {"rank": 2, "alpha": 4}}},
     "cmoe_open": MIXTURE
     | {
         "lora": {"rank": 2, "alpha": 4, "dropout": 0.1},  # all seven linears
@@ -73,7 +75,7 @@ SLOW = ("hide_frozen_projector", "chosen_by_cka", "chosen_by_probe", "cmoe_unifo
 # The others train as `hide` does and differ in what they make of it, which saves a compilation each.
 TRAINED = ("hide", "hide_frozen_projector", "served", "chosen_by_probe", "sequential", "joint", "zero_shot")
 POOLED = tuple(name for name, method in METHODS.items() if method.get("kind", "routed") != "routed")
-SHARED = ("sequential", "joint", "moelora", "ewc")  # one set of experts for all tasks
+SHARED = ("sequential", "joint", "moelora", "ewc", "replay")  # one set of experts for all tasks
 
 
 def rows(*names: str) -> list:
@@ -100,6 +102,8 @@ def taught(world):
             tasks = [spec.folder for spec in world.config.stream.tasks]
             own = run_config(base, name, tasks=tasks, tune={"bucket": 32}, **METHODS[name])
             like = None if name in TRAINED + POOLED else learned("hide")
+            # Differs from the uniform mixture in whose router answers.
+            like = learned("cmoe_uniform") if name == "shared_router" else like
             known[name] = teach(replace(world, config=own), like=like)
         return known[name]
 
