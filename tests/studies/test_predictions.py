@@ -248,7 +248,8 @@ def test_truth_of_text_vqa_science_qa_and_gqa_lies_in_files_of_their_own(tmp_pat
 def own_run(root, tasks, seeds=(0,)):
     """A run folder of two lessons as this project writes it."""
     (root / "run").mkdir(parents=True)
-    run = {"format": 1, "identity": {"tasks": ["birds", "charts"], "config": {}}, "changes": [], "sessions": []}
+    names = [folder.name for folder in tasks]
+    run = {"format": 1, "identity": {"tasks": names, "config": {}}, "changes": [], "sessions": []}
     (root / "run" / "run.json").write_text(json.dumps(run))
     stream = {"stream": {"tasks": [{"folder": str(folder)} for folder in tasks]}}
     (root / "run" / "config.yaml").write_text(json.dumps(stream))
@@ -272,6 +273,40 @@ def test_a_run_of_this_project_needs_no_further_words(two_tasks, tmp_path):
     # R[0,2] was measured by neither: no mean over fewer cells.
     assert method["metrics"]["fwt"] == {"mean": None, "std": None, "n": 2}
     assert document["paired"] == []
+
+
+def test_seeds_and_orders_of_a_method_stand_in_one_row(two_tasks, tmp_path):
+    there = own_run(tmp_path / "there", two_tasks, seeds=(0, 1))
+    back = own_run(tmp_path / "back", two_tasks[::-1])
+    document = score_predictions([f"m={there}", f"m={back}"], resamples=20)
+    assert [run["label"] for run in document["runs"]] == ["run seed 0", "run seed 1", "run"]
+    (method,) = document["methods"]
+    assert method["orders"] == [["birds", "charts"], ["charts", "birds"]]
+    assert method["metrics"]["last"] == {"mean": pytest.approx(79.1666667), "std": pytest.approx(7.2168784), "n": 3}
+    # Learned last, birds have no score of the row right after charts were learned.
+    assert document["runs"][2]["matrix"] == [[None, 50], [None, 100], [100, 50]]
+    assert method["metrics"]["mft"] == {"mean": None, "std": None, "n": 3}
+
+
+def test_a_comparison_is_scored_run_by_run_and_tested(two_tasks, tmp_path):
+    (tmp_path / "both").mkdir()
+    for name, seeds in (("a", (0,)), ("b", (1,))):
+        own_run(tmp_path / name, two_tasks, seeds=seeds).rename(tmp_path / "both" / name)
+    (tmp_path / "both" / "comparison.json").write_text('{"runs": ["a", "b"]}')
+    document = score_predictions([tmp_path / "both"], resamples=200)
+    (pair,) = document["paired"]
+    # One of four questions of one of two tasks differs.
+    assert (pair["left"], pair["right"], pair["difference"]) == ("a", "b", pytest.approx(-12.5))
+    assert pair["p"] == 1 and pair["tasks"] == {"birds": -25, "charts": 0}
+
+
+def test_a_run_whose_tasks_were_moved_names_the_flag(two_tasks, tmp_path):
+    run = own_run(tmp_path, two_tasks)
+    moved = two_tasks[0].rename(tmp_path / "birds")
+    with pytest.raises(DataError, match="task birds is not there") as caught:
+        score_predictions([run])
+    assert "--tasks DIR" in caught.value.remedy
+    assert score_predictions([run], tasks=[moved], resamples=0)["runs"][0]["metrics"]["last"] == 75
 
 
 def test_a_task_without_a_test_file_is_split_as_a_run_splits_it(tmp_path):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from hidecmoe_jax.core.errors import ConfigError
+from hidecmoe_jax.core.errors import ConfigError, DataError
 from hidecmoe_jax.core.yaml_text import read_yaml
 from hidecmoe_jax.data.pocket.cache import pocket_tasks
 from hidecmoe_jax.data.stream import TaskSpec, carve, name_of, sample, scorer_name
@@ -185,7 +185,7 @@ def _of_run(run: RunFolder, tasks: Sequence[Task]) -> list[Source]:
         stream = read_yaml(run.config).get("stream") or {}
         specs = zip(names, run_specs(stream), strict=True)
         fraction = stream.get("val_fraction", 0.1)
-        own = [given.get(name) or _task_of(spec, name, fraction) for name, spec in specs]
+        own = [given.get(name) or _task_of_run(run, spec, name, fraction) for name, spec in specs]
     label = run.path.resolve().name
     seeds = run.seeds()
     sources = []
@@ -195,6 +195,15 @@ def _of_run(run: RunFolder, tasks: Sequence[Task]) -> list[Source]:
         cells = _cells(seed, names, taught)
         sources.append(Source(name, label, number, tuple(own), cells))
     return sources
+
+
+def _task_of_run(run: RunFolder, spec: TaskSpec, name: str, val_fraction: float) -> Task:
+    if not Path(spec.folder).is_dir():
+        raise DataError(
+            f"the folder of the run's task {name} is not there", where=spec.folder,
+            why=f"{run.config} names it", remedy="say where the tasks lie now: --tasks DIR ...",
+        )  # fmt: skip
+    return _task_of(spec, name, val_fraction)
 
 
 def run_specs(stream: Mapping[str, Any]) -> list[TaskSpec]:
