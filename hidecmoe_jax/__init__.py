@@ -25,6 +25,7 @@ _HOME = {
     "add": "hidecmoe_jax.runs.stream_loop",
     "ask": "hidecmoe_jax.runs.questions",
     "Bank": "hidecmoe_jax.experts.bank",
+    "calibrate": "hidecmoe_jax.studies.calibrate",
     "check_run": "hidecmoe_jax.runs.start",
     "check_stream": "hidecmoe_jax.runs.opening",
     "compare": "hidecmoe_jax.studies.compare",

@@ -23,6 +23,7 @@ def ask(
     json_lines: Annotated[bool, arg(name="json")] = False,
     task: WholeNumber = None,
     skip_missing: bool = False,
+    as_is: bool = False,
 ) -> int:
     """Answer a question about a picture, or a file of questions; prints the answer and the task it was taken for.
 
@@ -42,6 +43,7 @@ def ask(
       json_lines: print every answer as one line of JSON: text, task, known, refused, exit_code, routing, fit, ...
       task: use the run as it was after its first N tasks.
       skip_missing: answer without tasks whose files are missing or damaged, instead of refusing.
+      as_is: ask the question as it is; by default the line that its task was trained with is added where it is missing.
     """
     if (question is None) == (file is None):
         why = "neither QUESTION nor --file is given" if file is None else "both are given"
@@ -58,7 +60,7 @@ def ask(
         )  # fmt: skip
     else:
         questions = hj.read_questions(file, run)
-    replies = hj.ask(run, questions, task=task, skip_missing=skip_missing)
+    replies = hj.ask(run, questions, task=task, skip_missing=skip_missing, as_is=as_is)
     for asked, reply in zip(questions, replies, strict=True):
         print(_json_line(asked, reply) if json_lines else _lines(asked, reply))
     # One code for the whole file: a script must notice that a question has no answer.
@@ -82,6 +84,8 @@ def _lines(asked: Any, reply: Any) -> str:
     if not reply.answer.ended and not reply.refused:
         lines.append("  cut off: the answer is longer than evaluate.writing.max_new_tokens")
     lines.append(f"  {reply.decision}")
+    if reply.answer.line_added is not None:
+        lines.append(f"  asked with the line that it was trained with: {reply.answer.line_added}")
     if reply.fit is not None:
         lines.append(f"  {reply.fit}")
     shares = [f"{name} {100 * weight:.0f} %" for name, weight in reply.routing.items() if weight]

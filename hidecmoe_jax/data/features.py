@@ -167,6 +167,16 @@ def extract(
     return Features(reader, picture_NI, paths, patches, image_NE, text_ND, has_text, truncated)
 
 
+def with_texts(
+    features: Features, model: Model, tokenizer: Tokenizer, records: Sequence[Record], *, batch: int = 64
+) -> Features:
+    """The features with the routing texts of reworded records, which show the same pictures in the same order."""
+    texts = list(map(routing_text, records))
+    text_ND, truncated = _texts(model, tokenizer, texts, batch)
+    has_text = np.array(list(map(bool, texts)))
+    return replace(features, text_ND=text_ND, has_text_N=has_text, truncated=truncated)
+
+
 def _pictures(records: Sequence[Record]) -> tuple[tuple[str, ...], np.ndarray]:
     """The distinct picture files, in order of appearance, and their rows by record, int32 [N, I] (-1: none)."""
     row_of: dict[str, int] = {}

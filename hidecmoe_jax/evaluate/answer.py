@@ -73,6 +73,8 @@ class Answer:
       refused: no text, because the record belongs to no known task.
       missing: tasks that could not be loaded and were left out of the choice.
       tasks: names of the tasks by number; empty where the caller has no names.
+      line_added: instruction line of the task's training that the question lacked and got; None for none.
+      retired: the retired task that the record belongs to; None for any other record.
     """
 
     id: str
@@ -84,6 +86,8 @@ class Answer:
     refused: bool = False
     missing: tuple[str, ...] = ()
     tasks: tuple[str, ...] = ()
+    line_added: str | None = None
+    retired: str | None = None
 
     @property
     def routing(self) -> dict[str, float]:
@@ -105,7 +109,10 @@ class Answer:
     def known(self) -> bool | None:
         """Whether the input reaches the threshold of its nearest task; None where nothing judged that: the task was
         named, or the gate has no threshold."""
-        if self.finding is None or self.finding.threshold is None:
+        if self.finding is None:
+            return None
+        # Inputs of a retired task are unknown whether or not the gate has thresholds.
+        if self.finding.threshold is None and not self.finding.unknown:
             return None
         return not self.finding.unknown
 

@@ -29,7 +29,7 @@ from hidecmoe_jax.core.processes import to_host
 from hidecmoe_jax.data.ahead import ahead, to_devices
 from hidecmoe_jax.data.encoder import RecordEncoder
 from hidecmoe_jax.data.feature_store import FeatureStore
-from hidecmoe_jax.data.features import Features, extract
+from hidecmoe_jax.data.features import Features, extract, with_texts
 from hidecmoe_jax.data.images import LIMITS, Limits
 from hidecmoe_jax.data.loader import buckets, collate
 from hidecmoe_jax.data.prompts import Encoded, Template
@@ -189,21 +189,27 @@ class Engine:
 
         return self.cache.get(key, compute)
 
-    def states(self, records: Sequence[Record], reading: Reading, label: str = "records") -> np.ndarray:
+    def states(
+        self, records: Sequence[Record], reading: Reading, label: str = "records", features: Features | None = None
+    ) -> np.ndarray:
         """The frozen base's state of every prompt, float32 [N, D]: one prefill without any expert.
 
         Of several turns the last question counts.
+
+        Args:
+          features: tower outputs of the same pictures, such as those of the records before they were reworded.
         """
         # The padded length changes how sums are rounded, so the bucket is a part of the key.
         writing = (self.writing.bucket, self.writing.max_length)
         settings = (self.feature_batch, self.feature_gib, self.template, writing)
         key = ("states", *self._source, settings, reading, tuple(records))
-        return self.cache.get(key, lambda: self._states(records, reading, label))
+        return self.cache.get(key, lambda: self._states(records, reading, label, features))
 
-    def _states(self, records: Sequence[Record], reading: Reading, label: str) -> np.ndarray:
+    def _states(self, records: Sequence[Record], reading: Reading, label: str, features: Features | None) -> np.ndarray:
         """The same, computed."""
         prompts = self.prompts(records)
-        features = self.features(records, label)
+        if features is None:
+            features = self.features(records, label)
         length = self.prompt_length(prompts)
         count = len(prompts)
         size = whole_batches(self.base.layout, self.feature_batch)
@@ -222,12 +228,19 @@ class Engine:
                 states.append(state_BD[: count - start])
         return np.concatenate(states)
 
-    def inputs(self, records: Sequence[Record], label: str = "records") -> Inputs:
-        """Records with all that routing and answering read of them."""
+    def inputs(self, records: Sequence[Record], label: str = "records", features: Features | None = None) -> Inputs:
+        """Records with all that routing and answering read of them; tower outputs may be given (`states`)."""
         reading = self.method.traits.reads
-        state_ND = None if reading is None else self.states(records, reading, label)
-        features = self.features(records, label)
+        state_ND = None if reading is None else self.states(records, reading, label, features)
+        if features is None:
+            features = self.features(records, label)
         return Inputs(tuple(records), features, state_ND)
+
+    def reworded_inputs(self, records: Sequence[Record], features: Features, label: str = "records") -> Inputs:
+        """As `inputs`, for reworded records: the towers' outputs of their pictures are known and not computed again."""
+        size = whole_batches(self.base.layout, self.feature_batch)
+        features = with_texts(features, self.base, self.tokenizer, records, batch=size)
+        return self.inputs(records, label, features)
 
     def prompt(self, prompts: Sequence[Encoded], features: Features, rows: np.ndarray, length: int) -> Prompt:
         """The prompts of some rows as one batch of `length` tokens, with the patch tokens of their pictures."""

@@ -7,10 +7,14 @@ LLaVA-CMoE (arXiv 2503.21227) has no such rule; its reviewers asked for one. Sco
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+
 import chex
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from scipy.special import betaincinv
 
 from hidecmoe_jax.core.errors import DataError, NumericsError
 from hidecmoe_jax.locators.standard import LOWEST
@@ -130,3 +134,57 @@ def confusion(choice_M, truth_M, tasks: int) -> np.ndarray:
     # Not `counts[cells] += 1`, which counts a repeated cell once.
     np.add.at(counts, cells, 1)
     return counts
+
+
+@dataclass(frozen=True)
+class Carried:
+    """What a threshold from a number of held-out records can promise.
+
+    Attributes:
+      records: number of them.
+      promised: share of a task's own inputs that was asked to be lost.
+      expected: share that the threshold loses on average over such samples of records.
+      low, high: interval that holds the lost share with 90 %.
+    """
+
+    records: int
+    promised: float
+    expected: float
+    low: float
+    high: float
+
+    @property
+    def is_carried(self) -> bool:
+        """Whether the records are enough for what was promised."""
+        return self.records > 0 and self.expected <= 2 * self.promised
+
+    def __str__(self) -> str:
+        interval = f"90 % interval {_percent(self.low)} to {_percent(self.high)}"
+        if not self.records:
+            return "no held-out records, so every such input is unknown"
+        if self.is_carried:
+            return f"{self.records} records, loses {_percent(self.expected)} of its own ({interval})"
+        needed = math.ceil(1 / self.promised) - 1 if self.promised else 0
+        enough = f"; {needed} records would" if needed else ""
+        return (
+            f"{self.records} records cannot carry {_percent(self.promised)}: their lowest score loses "
+            f"{_percent(self.expected)} on average ({interval}){enough}"
+        )
+
+
+def carried(records: int, false_alarm: float) -> Carried:
+    """What `threshold` of so many records promises, whatever the distribution of the scores.
+
+    The share of inputs below the k-th lowest of n scores is distributed as Beta(k, n - k + 1).
+    """
+    if records < 1:
+        return Carried(0, false_alarm, 1.0, 0.0, 1.0)
+    place = int(false_alarm * records + ROUNDING) + 1
+    above = records - place + 1
+    low = float(betaincinv(place, above, 0.05))
+    high = float(betaincinv(place, above, 0.95))
+    return Carried(records, false_alarm, place / (records + 1), low, high)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2g} %"

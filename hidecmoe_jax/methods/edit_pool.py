@@ -12,6 +12,7 @@ from hidecmoe_jax.experts.combine import closeness
 from hidecmoe_jax.experts.pool import POOL
 from hidecmoe_jax.experts.slots import clear
 from hidecmoe_jax.methods.edit import Edit, in_layers, merge_slots, one_row, requested_rows, rows_with_experts
+from hidecmoe_jax.methods.gates.unknown import with_retired
 
 if TYPE_CHECKING:
     from hidecmoe_jax.methods.base import Learner
@@ -58,6 +59,10 @@ def _retired(learner: Learner, edit: Edit, rows: np.ndarray) -> Learner:
     if always is not None:
         always = always.at[:, layers, slots].set(False)
     memory = memory.replace(visible=visible, routers=routers, always=always)
+    # A task whose router reaches no expert any more is retired as a whole.
+    if memory.gate and not np.asarray(visible[edit.task]).any():
+        gate = with_retired(memory.gate, edit.task, len(visible))
+        memory = memory.replace(gate=gate)
     emptied = clear(bank, layers, slots)
     past = learner.past | {POOL: emptied}
     return learner.replace(past=past, memory=memory)

@@ -19,6 +19,7 @@ from hidecmoe_jax.methods.edit import (
     requested_rows,
     rows_with_experts,
 )
+from hidecmoe_jax.methods.gates.unknown import with_retired
 
 if TYPE_CHECKING:
     from hidecmoe_jax.methods.base import Learner
@@ -113,6 +114,10 @@ def _retired(method: Routed, learner: Learner, edit: Edit) -> Learner:
     memory = learner.memory
     home_LN = shared_slots.clear_redirects(memory.home, edit.task)
     memory = memory.replace(home=home_LN)
+    if memory.gate:
+        # One slot more than tasks: slot 0 holds the fusion.
+        gate = with_retired(memory.gate, edit.task, bank.slots - 1)
+        memory = memory.replace(gate=gate)
     return method.with_bank(learner, bank, memory)
 
 

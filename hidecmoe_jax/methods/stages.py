@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from jax import Array
 
+from hidecmoe_jax.data.rewording import FitWording
 from hidecmoe_jax.methods.base import FrozenFeatures, Learner, Loss
 from hidecmoe_jax.models.llava import Batch, Model
 
@@ -34,6 +35,7 @@ class Stage:
       steps: at least so many optimiser steps, in whole passes over the subset; 0 leaves it to the task's epochs.
       rate: peak learning rate of experts and routers, where it is not the task's.
       accumulate: micro-batches of a step, where they are not the task's.
+      wording: of the prompts whose features are read; only for source `features`.
     """
 
     kind: str
@@ -43,6 +45,7 @@ class Stage:
     steps: int = 0
     rate: float | None = None
     accumulate: int | None = None
+    wording: FitWording = "as_given"
 
     @property
     def trains(self) -> bool:
@@ -126,6 +129,12 @@ class FitGate(Stage):
     gate: Gate
     kind: str = "locate"
     source: str = "features"
+
+    def __post_init__(self):
+        # A gate from outside the package may be older than the setting.
+        wording = getattr(self.gate, "wording", "as_given")
+        # The usual way to set a field of a frozen dataclass.
+        object.__setattr__(self, "wording", wording)
 
     def require(self, count: int) -> None:
         """As the gate."""

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import replace
 
 import chex
 import flax.linen as nn
@@ -30,6 +29,7 @@ from hidecmoe_jax.models.layers import RMSNorm, axes_of
 from hidecmoe_jax.models.llama import STREAM_AXES, Cache, branch_means, decoder_axes, init_decoder, run_layers
 from hidecmoe_jax.models.llama import site_shapes as decoder_sites
 from hidecmoe_jax.models.projector import Projector
+from hidecmoe_jax.models.reading import Reading as Reading
 from hidecmoe_jax.models.voices import Tally
 
 TABLE_AXES = ("vocab", "width")
@@ -85,23 +85,6 @@ class Batch:
     where_BA: Array
     answer_BA: Array
     answer_mask_BA: Array
-
-
-@dataclass(frozen=True)
-class Reading:
-    """The state of the frozen model that represents a whole prompt (arXiv 2503.21227 takes the last token's).
-
-    Attributes:
-      layer: decoder layers to run; -1 for all of them and the final norm.
-      over: `last` prompt token, or the mean over its `image` tokens (the last token where there are none).
-    """
-
-    layer: int = -1
-    over: Literal["last", "image"] = "last"
-
-    def __post_init__(self):
-        if self.layer < -1:
-            raise ValueError(f"layer {self.layer} must be at least 0, or -1 for all layers")
 
 
 @functools.partial(jax.jit, static_argnames=("config",))
@@ -304,28 +287,39 @@ def hidden(
 
 
 def prompt_state(model: Model, prompt: Prompt, reading: Reading) -> Array:
-    """The prompt's state that `reading` selects, float32 [B, D]."""
+    """The prompt's state that `reading` selects, float32 [B, `reading.width(D)`]."""
     config = model.config
-    if reading.layer >= 0:
+    depth = reading.depth(config.layers)
+    if depth >= 0:
         # A shorter stack, so that layers above the one that is read cost nothing.
-        shallow_decoder = replace(config.decoder, layers=reading.layer)
+        shallow_decoder = replace(config.decoder, layers=depth)
         shallow = replace(config, decoder=shallow_decoder)
         layers = decoder_layers(model)
-        layers = jax.tree.map(lambda leaf: leaf[: reading.layer], layers)
+        layers = jax.tree.map(lambda leaf: leaf[:depth], layers)
         model = with_decoder_layers(model, layers)
         model = model.replace(config=shallow)
-    h_BTD, _, _ = hidden(model, prompt, normed=reading.layer < 0)
+    h_BTD, _, _ = hidden(model, prompt, normed=depth < 0)
     # The last real token, whichever side the padding is on.
     mask_BT = prompt.mask_BT
     nth_BT = jnp.cumsum(mask_BT.astype(jnp.int32), axis=1)
-    count_B1 = nth_BT[:, -1:]
-    is_last_BT = nth_BT == count_B1
-    last_BT = mask_BT & is_last_BT
     is_image_BT = prompt.tokens_BT == config.image_token
     image_BT = mask_BT & is_image_BT
     has_image_B1 = jnp.any(image_BT, axis=1, keepdims=True)
+    if reading.over == "parts":
+        last_image_B1 = jnp.max(jnp.where(image_BT, nth_BT, 0), axis=1, keepdims=True)
+        text_BT = mask_BT & (nth_BT > last_image_B1)
+        parts = (_mean(h_BTD, image_BT), _mean(h_BTD, text_BT), _mean(embed(model, prompt), text_BT))
+        return jnp.concatenate(parts, axis=-1)
+    count_B1 = nth_BT[:, -1:]
+    is_last_BT = nth_BT == count_B1
+    last_BT = mask_BT & is_last_BT
     over_image_B1 = has_image_B1 & (reading.over == "image")
     selected_BT = jnp.where(over_image_B1, image_BT, last_BT)
+    return _mean(h_BTD, selected_BT)
+
+
+def _mean(h_BTD: Array, selected_BT: Array) -> Array:
+    """Mean of the selected states, float32 [B, D]; zero where none is."""
     selected_BT = selected_BT.astype(jnp.float32)
     is_selected_BT1 = selected_BT[..., None] > 0
     h_BTD = h_BTD.astype(jnp.float32)

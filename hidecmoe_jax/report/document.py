@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 
 from hidecmoe_jax.core.errors import DataError
 from hidecmoe_jax.report.measurements import Counts, Curve, RunFacts, SeedResult, check_consistent
+from hidecmoe_jax.report.rewordings import routing_entries
 from hidecmoe_jax.scoring.matrix import METRICS, Matrix, mean_and_spread, mean_matrix, summary
 from hidecmoe_jax.scoring.score import bounded
 
@@ -83,6 +84,8 @@ def run_document(
         "floors": {task: dict(floor) for task, floor in facts.floors.items()},
         "lessons": None if facts.lessons is None else [list(lesson) for lesson in facts.lessons],
         "confusions": {task: list(map(dict, pairs)) for task, pairs in facts.confusions.items()},
+        # Absent where they were not measured, as in reports of older versions.
+        **routing_entries(facts),
         # Absent where every task is called by its name, as in reports of older versions.
         **({"titles": dict(facts.titles)} if facts.titles else {}),
     }

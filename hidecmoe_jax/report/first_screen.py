@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from hidecmoe_jax.report.numbers import number, signed
+from hidecmoe_jax.report.rewordings import lowest_sentence
 from hidecmoe_jax.report.verdict import LEARNED, NOT_JUDGED, TaskVerdict, Verdict, verdict_of
 
 Document = Mapping[str, object]
@@ -151,6 +152,9 @@ def _sentences(document: Document, tasks: Sequence[TaskVerdict]) -> list[str]:
     routed = document["routing_accuracy"]
     if routed is not None and len(tasks) > 1:
         sentences.append(f"{number(routed, 1)} % of the questions went to the expert of their own task.")
+        reworded = lowest_sentence(document)
+        if reworded is not None:
+            sentences.append(reworded)
     if any(task.floor is None for task in tasks):
         sentences.append("`hidecmoe eval RUN` records the score of a constant answer to hold these against.")
     return sentences

@@ -70,6 +70,8 @@ class RunFacts:
       growth: where the first seed added experts and why, by task and layer; empty for methods that do not grow.
       floors: {"answer", "score"} of the best constant answer to each task's questions; empty where unknown.
       lessons: names of the tasks that each lesson taught; None where unknown.
+      thresholds: below which an input is unknown to a task, with what their records promise, by task; first seed.
+      wording: routing of test questions in other wordings, as `runs.worded.wordings_of`; empty where not measured.
       titles: names for people of tasks whose folders or `task.json` have another than the task's name.
     """
 
@@ -90,6 +92,8 @@ class RunFacts:
     lessons: Sequence[Sequence[str]] | None = None
     confusions: Mapping[str, Sequence[Mapping[str, str | int]]] = field(default_factory=dict)
     bytes_per_task: Mapping[str, int] = field(default_factory=dict)
+    thresholds: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+    wording: Mapping[str, object] = field(default_factory=dict)
     titles: Mapping[str, str] = field(default_factory=dict)
 
 

@@ -26,9 +26,10 @@ from hidecmoe_jax.report.figures import run_figures
 from hidecmoe_jax.report.first_screen import compare_screen, run_screen
 from hidecmoe_jax.report.gallery import Sample, groups, inline
 from hidecmoe_jax.report.numbers import number, operations, size
+from hidecmoe_jax.report.rewordings import lowest_sentence, reading_rows, sides_sentence, wording_rows
 from hidecmoe_jax.report.tables import Table, common_tables, csv_text, latex_text, run_tables
 from hidecmoe_jax.report.verdict import verdict_of
-from hidecmoe_jax.report.wording import CAPTIONS, FLOPS, READING
+from hidecmoe_jax.report.wording import CAPTIONS, FLOPS
 from hidecmoe_jax.scoring.score import bounded
 from hidecmoe_jax.storage.files import write_bytes, write_json
 
@@ -125,6 +126,8 @@ def page(
         own_reports=[(label, quote(file)) for label, file in (own_reports or {}).items()],
         budget=document.get("budget"),
         reading=_reading(methods),
+        wordings=list(map(wording_rows, methods)),
+        wording_notes=[[lowest_sentence(method), sides_sentence(method)] for method in methods],
         parts=("total", *PARTS),
         flops=FLOPS,
         phases=_phases(methods),
@@ -167,7 +170,7 @@ def _size_of_a_task(method: Mapping[str, Any]) -> int | None:
 def _reading(methods: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str]]:
     """Rows of the headline table; without open-ended tasks, `last_bounded` would repeat `last`."""
     open_ended = any(method.get("open_ended") for method in methods)
-    return [row for row in READING if open_ended or row[0] != "last_bounded"]
+    return [row for row in reading_rows(methods) if open_ended or row[0] != "last_bounded"]
 
 
 def _phases(methods: Sequence[Mapping[str, Any]]) -> list[str]:

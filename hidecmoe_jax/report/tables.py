@@ -12,8 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from hidecmoe_jax.report.document import PARTS
+from hidecmoe_jax.report.rewordings import reading_rows, wording_rows
 from hidecmoe_jax.report.verdict import verdict_of
-from hidecmoe_jax.report.wording import FLOPS, READING
+from hidecmoe_jax.report.wording import FLOPS
 
 Document = Mapping[str, object]
 Cell = str | int | float | None
@@ -55,6 +56,10 @@ def run_tables(document: Document) -> list[Table]:
         tables.append(Table("routing", ("task", *located["columns"]), tuple(rows)))
     if document["fusion_modes"]:
         tables.append(_fusion(document))
+    rows = [(name, *values, mean, unknown) for name, values, mean, unknown in wording_rows(document)]
+    if rows:
+        header = ("wording", *document["wording"]["tasks"], "mean", "called unknown")
+        tables.append(Table("wording", header, tuple(rows)))
     rows = []
     for task, pairs in (document.get("confusions") or {}).items():
         rows += [(task, pair["expected"], pair["answered"], pair["count"]) for pair in pairs]
@@ -109,7 +114,7 @@ def _headline(methods: Sequence[Document]) -> Table:
     for method in methods:
         header += [method["label"], f"{method['label']} std"]
     rows = []
-    for key, name, _ in READING:
+    for key, name, _ in reading_rows(methods):
         row: list[Cell] = [name]
         for method in methods:
             row += [method.get(key), method["seeds"]["spread"].get(key, {}).get("std")]

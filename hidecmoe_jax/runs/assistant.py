@@ -23,11 +23,13 @@ from hidecmoe_jax.data.records import Record, Turn
 from hidecmoe_jax.data.tokenizer import Tokenizer
 from hidecmoe_jax.evaluate.answer import Answer
 from hidecmoe_jax.evaluate.engine import Engine
-from hidecmoe_jax.methods.base import Serving
+from hidecmoe_jax.methods.base import Decision, Serving
+from hidecmoe_jax.methods.gates.unknown import RETIRED
 from hidecmoe_jax.methods.routed import Routed
 from hidecmoe_jax.models.config import LlavaConfig
 from hidecmoe_jax.models.llava import Model, Prompt, logits, vision_features
 from hidecmoe_jax.models.store import is_base
+from hidecmoe_jax.runs import edits
 from hidecmoe_jax.runs.config import Base, RunConfig
 from hidecmoe_jax.runs.finished import load_run
 from hidecmoe_jax.runs.folder import RunFolder, no_run
@@ -35,6 +37,7 @@ from hidecmoe_jax.runs.older import question_limits
 from hidecmoe_jax.runs.picture_files import picture_files
 from hidecmoe_jax.runs.replies import Reply, own_scores, reply_of
 from hidecmoe_jax.runs.session import open_base
+from hidecmoe_jax.runs.trained_lines import TrainedLines
 
 _logits = jax.jit(logits)
 _see = jax.jit(vision_features)
@@ -47,6 +50,9 @@ class Assistant:
     Attributes:
       tasks: names of the learned tasks, also those of `serving.missing`, which cannot be used.
       folder: the run's folder; None for a base model.
+      lines: instruction lines that the tasks were trained with; added to questions that lack them.
+      retired: tasks whose experts were retired; their inputs are recognised and not answered by another task's.
+      false_alarms: part of a task's own inputs that thresholds set after learning lose; None for those of learning.
       own_scores: the gate's scores of every task's own test questions, as far as the run has them; the scale of
         `Reply.fit`.
     """
@@ -58,6 +64,9 @@ class Assistant:
     tasks: tuple[str, ...]
     folder: Path | None = None
     own_scores: Mapping[str, tuple[float, ...]] = field(default_factory=dict, repr=False)
+    lines: TrainedLines = TrainedLines()
+    retired: tuple[str, ...] = ()
+    false_alarms: float | None = None
 
     @property
     def config(self) -> LlavaConfig:
@@ -175,7 +184,14 @@ class Assistant:
         )  # fmt: skip
 
     def generate(
-        self, images: Any, prompts: str | Sequence[str], *, seed: int = 0, named: str | None = None, **writing: Any
+        self,
+        images: Any,
+        prompts: str | Sequence[str],
+        *,
+        seed: int = 0,
+        named: str | None = None,
+        as_is: bool = False,
+        **writing: Any,
     ) -> Answer | list[Answer]:
         """Answers prompts, in their order; a prompt alone, without a list, gives its answer alone.
 
@@ -183,6 +199,7 @@ class Assistant:
           images: for each prompt None, a picture, or a list of pictures; for a prompt alone the same without the outer
             list. A picture is a path, the bytes of a picture file, or a PIL image.
           named: task to answer with, instead of the one the gate chooses.
+          as_is: ask as written, without the instruction line that the task was trained with.
           writing: fields of `Writing`, such as `max_new_tokens=8, temperature=0.7`.
 
         Raises:
@@ -190,9 +207,9 @@ class Assistant:
           CheckpointError: the run has learned no task that could be loaded.
         """
         if isinstance(prompts, str):
-            (answer,) = self._answers([images], [prompts], seed=seed, named=named, **writing)
+            (answer,) = self._answers([images], [prompts], seed=seed, named=named, as_is=as_is, **writing)
             return answer
-        return self._answers(images, prompts, seed=seed, named=named, **writing)
+        return self._answers(images, prompts, seed=seed, named=named, as_is=as_is, **writing)
 
     def _answers(
         self,
@@ -202,6 +219,7 @@ class Assistant:
         seed: int = 0,
         named: str | None = None,
         sources: Sequence[str] | None = None,
+        as_is: bool = False,
         **writing: Any,
     ) -> list[Answer]:
         """Answers of a list of prompts, with the names of the tasks."""
@@ -212,13 +230,39 @@ class Assistant:
         answers: list[Answer] = []
         with picture_files(images, self._limits) as files:
             records = self._records(files, prompts, sources)
+            lines = TrainedLines() if as_is else self.lines
+            records, early = lines.before_routing(records, named)
             engine = self.engine(records, **writing)
             inputs = engine.inputs(records)
             decision = engine.decide(self.serving, inputs, task)
+            records, late = lines.after_routing(records, self._chosen(decision, len(records)))
+            inputs = replace(inputs, records=records)
             key = jax.random.key(seed)
             for batch in engine.answer(self.serving, inputs, decision, key=key):
                 answers += [replace(answer, tasks=self.tasks) for answer in batch]
-        return answers
+        added = [first or second for first, second in zip(early, late, strict=True)]
+        return [self._explained(answer, line) for answer, line in zip(answers, added, strict=True)]
+
+    def _explained(self, answer: Answer, line: str | None) -> Answer:
+        """The answer with the line that was added, and what edits of the run say about its decision."""
+        finding = answer.finding
+        retired = None
+        if finding is not None:
+            nearest = self.tasks[finding.nearest]
+            retired = nearest if finding.unknown and nearest in self.retired else None
+            if self.false_alarms is not None:
+                finding = replace(finding, foreign=self.false_alarms)
+        return replace(answer, line_added=line, finding=finding, retired=retired)
+
+    def _chosen(self, decision: Decision, count: int) -> list[str | None]:
+        """The task with the largest weight for each record; None where none has any."""
+        weight_BN = np.asarray(decision.weight_BN)
+        names: list[str | None] = [None] * count
+        # Of a model without routed experts there is no column.
+        if weight_BN.shape[1]:
+            for row in np.flatnonzero(weight_BN.any(axis=1)):
+                names[row] = self.tasks[int(np.argmax(weight_BN[row]))]
+        return names
 
     def _require_task(self) -> None:
         """Refuses a run without a task that can answer: its base would answer as if it had learned something."""
@@ -252,16 +296,20 @@ class Assistant:
             raise CheckpointError("this task could not be loaded", where=named, remedy="restore its folder from a copy")
         return self.tasks.index(named)
 
-    def route(self, images: Any, prompts: str | Sequence[str]) -> dict[str, float] | list[dict[str, float]]:
+    def route(
+        self, images: Any, prompts: str | Sequence[str], *, as_is: bool = False
+    ) -> dict[str, float] | list[dict[str, float]]:
         """Weight of every learned task for each prompt; empty where nothing is routed. A prompt alone, without a list,
-        gives its weights alone."""
+        gives its weights alone; `as_is` as in `generate`."""
         if isinstance(prompts, str):
-            return self.route([images], [prompts])[0]
+            return self.route([images], [prompts], as_is=as_is)[0]
         self._require_task()
         if not len(prompts):
             return []
         with picture_files(images, self._limits) as files:
             records = self._records(files, prompts)
+            if not as_is:
+                records, _ = self.lines.before_routing(records)
             engine = self.engine(records)
             inputs = engine.inputs(records)
         decision = engine.decide(self.serving, inputs)
@@ -271,13 +319,13 @@ class Assistant:
             weights.append(dict(by_task))
         return weights
 
-    def answer(self, images: Any, question: str, *, named: str | None = None) -> Reply:
+    def answer(self, images: Any, question: str, *, named: str | None = None, as_is: bool = False) -> Reply:
         """Answers one question about any number of pictures.
 
         Args:
           images: None, a picture, or a list of pictures; a picture is a path, bytes of a picture file or a PIL image.
         """
-        (reply,) = self.replies([images], [question], named=named)
+        (reply,) = self.replies([images], [question], named=named, as_is=as_is)
         return reply
 
     def replies(
@@ -287,13 +335,14 @@ class Assistant:
         *,
         named: str | None = None,
         sources: Sequence[str] | None = None,
+        as_is: bool = False,
     ) -> list[Reply]:
         """Answers prompts as `generate` does, with the decision in words.
 
         Args:
           sources: where each prompt comes from, for messages; by default its number.
         """
-        answers = self._answers(images, prompts, named=named, sources=sources)
+        answers = self._answers(images, prompts, named=named, sources=sources, as_is=as_is)
         return [reply_of(answer, self.own_scores, named=named, fallback=self._fallback) for answer in answers]
 
 
@@ -327,4 +376,9 @@ def load(
     serving = serving.replace(missing=run.missing)
     folder = run.folder
     scores = own_scores(folder.seed(run.config.seeds[0]), len(run.tasks), run.tasks)
-    return Assistant(run.config, run.model, serving, run.tokenizer, run.tasks, folder.path, scores)
+    retired_N = np.asarray(method.gate_memory(run.learner).get(RETIRED, np.zeros(len(run.tasks), bool)))
+    retired = tuple(name for name, is_retired in zip(run.tasks, retired_N, strict=False) if is_retired)
+    return Assistant(
+        run.config, run.model, serving, run.tokenizer, run.tasks, folder.path, scores,
+        TrainedLines(run.lines), retired, edits.false_alarms(folder.path, len(run.tasks)),
+    )  # fmt: skip

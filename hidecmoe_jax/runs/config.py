@@ -45,6 +45,7 @@ YOUNGER_FIELDS: dict[tuple[str, ...], dict[str, Any]] = {
     ("tune",): {"optimizer": "adamw", "clip": None, "lengths": 1},
     ("base",): {"image_fit": "checkpoint", "feature_cache": strict.plain(FeatureCache())},
     ("template",): {"image_place": "front"},
+    ("evaluate",): {"wording": False},
     ("stream", "policy", "limits"): {"max_reduced_pixels": Limits().max_reduced_pixels},
 }
 METHODS = {"routed": Routed, "mixture": Mixture, "stacked": Stacked, "moelora": MoeLora, "replay": Replay}
@@ -111,6 +112,7 @@ class Judging:
       reuse: copy an answer that an earlier row has for the same choice of task, where the method's answers are final;
         without it every row generates all of its answers. Scores are the same.
       variants: measure the last row of the first seed under the method's other fusion rules too.
+      wording: route the test questions in other wordings as well, after the last lesson (`evaluate/wording.py`).
       writing: how answers are written.
     """
 
@@ -120,6 +122,7 @@ class Judging:
     between: Literal["seen", "own", "none"] = "seen"
     reuse: bool = True
     variants: bool = True
+    wording: bool = False
     writing: Writing = Writing()
 
     def __post_init__(self):

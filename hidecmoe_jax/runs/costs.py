@@ -47,7 +47,8 @@ def flops_per_query(
         forward += _scoring(method, model, learner, tasks)
     prefill = 0
     if routed and reading is not None:
-        layers = reading.layer if reading.layer >= 0 else None
+        depth = reading.depth(config.layers)
+        layers = depth if depth >= 0 else None
         prefill = flops.prefill(config, tokens, pictures=pictures, layers=layers)
     total = forward + prefill
     return {
@@ -69,7 +70,9 @@ def _served_shapes(method: Method, serving: Serving) -> tuple[tuple[Voice, ...],
     present = jax.ShapeDtypeStruct((1,), jnp.bool_)
     image = jax.ShapeDtypeStruct((1, image_width), jnp.float32)
     text = jax.ShapeDtypeStruct((1, text_width), jnp.float32)
-    state = jax.ShapeDtypeStruct((1, config.width), jnp.float32)
+    reading = method.traits.reads
+    width = config.width if reading is None else reading.width(config.width)
+    state = jax.ShapeDtypeStruct((1, width), jnp.float32)
     pooled = Pooled(image, present, text, present)
     frozen = FrozenFeatures(pooled, state)
     task = None

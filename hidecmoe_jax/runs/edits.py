@@ -8,7 +8,7 @@ holds the edits of all seeds, so a commit is one rename; a seed in which there i
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from hidecmoe_jax.core import strict
 from hidecmoe_jax.core.errors import CheckpointError
 from hidecmoe_jax.methods.base import Learner, Method
 from hidecmoe_jax.methods.edit import Edit, edited, narrowed
+from hidecmoe_jax.methods.gates.unknown import calibrated
 from hidecmoe_jax.models.llava import Model
 from hidecmoe_jax.runs.config import RunConfig
 from hidecmoe_jax.runs.folder import RunFolder
@@ -24,14 +25,33 @@ from hidecmoe_jax.storage.files import read_json, sync_folder, write_json
 
 
 @dataclass(frozen=True)
-class Committed:
-    """An edit with the number of tasks that were learned when it was committed, when that was, and what it did."""
+class Calibration:
+    """Thresholds of unknown inputs that were set after learning.
 
-    edit: Edit
+    Attributes:
+      false_alarms: part of a task's own inputs that they were set to lose.
+      source: where the records came from: `validation`, or folders.
+      records: number of records that set a task's threshold, by the task's number.
+      limits: thresholds by name, by the number of the task, by seed; numbers as text, as JSON has them.
+    """
+
+    false_alarms: float
+    source: str
+    records: dict[str, int]
+    limits: dict[str, dict[str, dict[str, float]]]
+
+
+@dataclass(frozen=True)
+class Committed:
+    """An edit or a calibration, with the number of tasks that were learned when it was committed, when that was, and
+    what it did."""
+
+    edit: Edit | None
     tasks: int
     what: str
     at: str
     effect: dict[str, Any]
+    calibration: Calibration | None = field(default=None, metadata=strict.YOUNGER)
 
 
 def read(run: Path) -> tuple[Committed, ...]:
@@ -68,24 +88,36 @@ def keep_until(run: Path, tasks: int) -> None:
 
 
 def learner_after(
-    archive: Sequence[Groups | None], run: Path | None, config: RunConfig, model: Model, *, tasks: int
+    archive: Sequence[Groups | None],
+    run: Path | None,
+    config: RunConfig,
+    model: Model,
+    *,
+    tasks: int,
+    seed: int | None = None,
 ) -> Learner:
     """The learner after the archived lessons, with the edits that the run had up to there.
 
     Args:
       run: the run's folder; None for what was learned, without any edit.
       tasks: of the whole run, which sets the number of task slots.
+      seed: whose lessons these are; the first of the run by default.
     """
     slots = config.slots_for(max(tasks, len(archive)))
     learner = config.method.from_archive(model, slots, archive)
-    return learner if run is None else with_edits(learner, run, config.method, archive)
+    if run is None:
+        return learner
+    return with_edits(learner, run, config.method, archive, config.seeds[0] if seed is None else seed)
 
 
-def with_edits(learner: Learner, run: Path, method: Method, archive: Sequence[Groups | None]) -> Learner:
-    """The learner after the archived lessons, with the edits on top that the run had up to there."""
+def with_edits(learner: Learner, run: Path, method: Method, archive: Sequence[Groups | None], seed: int) -> Learner:
+    """The learner of a seed after the archived lessons, with the edits on top that the run had up to there."""
     for committed in read(run):
         edit = committed.edit
         if committed.tasks > len(archive):
+            continue
+        if committed.calibration is not None:
+            learner = _calibrated(learner, method, committed.calibration, seed)
             continue
         # Nothing of a task that could not be loaded can be edited.
         if any(archive[task] is None for task in {edit.task, edit.into} - {None}):
@@ -94,3 +126,16 @@ def with_edits(learner: Learner, run: Path, method: Method, archive: Sequence[Gr
         if applicable is not None:
             learner = edited(method, learner, applicable, committed.tasks)
     return learner
+
+
+def _calibrated(learner: Learner, method: Method, calibration: Calibration, seed: int) -> Learner:
+    """The learner with the thresholds that a calibration set for a seed."""
+    limits = {int(task): of_task for task, of_task in calibration.limits.get(str(seed), {}).items()}
+    gate = calibrated(method.gate_memory(learner), limits)
+    return learner.replace(memory=learner.memory.replace(gate=gate))
+
+
+def false_alarms(run: Path, tasks: int) -> float | None:
+    """The part of a task's own inputs that the last calibration up to so many tasks was set to lose; None without."""
+    shares = [entry.calibration.false_alarms for entry in read(run) if entry.calibration and entry.tasks <= tasks]
+    return shares[-1] if shares else None

@@ -8,7 +8,7 @@ what is exported.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from hidecmoe_jax.core import trees
@@ -56,17 +56,20 @@ class FinishedRun:
         """Finished lessons of a seed; of the first one by default."""
         return Ledger(self.seed(seed).path)
 
-    def learner(self, archive: Sequence[Groups | None], *, edits: bool = True, slots: int = 0) -> Learner:
+    def learner(
+        self, archive: Sequence[Groups | None], *, edits: bool = True, slots: int = 0, seed: int | None = None
+    ) -> Learner:
         """The learner after the archived lessons.
 
         Args:
           edits: apply the run's edits; without them it is the learner as it was trained.
           slots: task slots that are needed, where these are more than the run has tasks.
+          seed: whose lessons these are; the first by default.
         """
         run = self.folder.path if edits else None
         # The number of task slots is a shape, so it stays the same for every length of the archive.
         tasks = max(len(self.tasks), slots)
-        return learner_after(archive, run, self.config, self.model, tasks=tasks)
+        return learner_after(archive, run, self.config, self.model, tasks=tasks, seed=seed)
 
 
 @dataclass(frozen=True)
@@ -122,6 +125,7 @@ class LoadedRun:
       archive: groups of every lesson in the ledger; None for those in `missing`, which could not be loaded.
       tasks: names of the lessons.
       base: SHA-256 of the base's leaves, as run.json has it.
+      lines: instruction lines that its tasks were trained with, by task; None for a task without one.
     """
 
     folder: RunFolder
@@ -133,6 +137,7 @@ class LoadedRun:
     tasks: tuple[str, ...]
     missing: tuple[str, ...]
     base: str
+    lines: dict[str, str | None] = field(default_factory=dict)
 
 
 def load_run(run: str | Path, *, task: int | None = None, skip_missing: bool = False) -> LoadedRun:
@@ -159,7 +164,22 @@ def load_run(run: str | Path, *, task: int | None = None, skip_missing: bool = F
     loaded = load_archive(finished.seed(), config.method, finished.tasks, count=task)
     loaded.require(config.method, skip_missing=skip_missing)
     learner = finished.learner(loaded.archive)
+    lines = _lines_of(finished.ledger(), loaded.archive)
     return LoadedRun(
         finished.folder, config, model, finished.tokenizer, learner, loaded.archive,
-        loaded.names, tuple(loaded.lost), base,
+        loaded.names, tuple(loaded.lost), base, lines,
     )  # fmt: skip
+
+
+def _lines_of(ledger: Ledger, archive: Sequence[Groups | None]) -> dict[str, str | None]:
+    """Instruction lines of the tasks of all lessons that could be loaded."""
+    lines: dict[str, str | None] = {}
+    for number, groups in enumerate(archive):
+        if groups is None:
+            continue
+        facts = ledger.meta(number)
+        # Archives of older versions have no lines, and adopted ones no tasks.
+        stored = facts.get("lines", {})
+        for task in facts.get("tasks", ()):
+            lines[task] = stored.get(task)
+    return lines

@@ -14,6 +14,7 @@ RUN/
     withdrawn/               lessons and answers that were taken out, never deleted
     answers/row_001/         birds.jsonl, birds.named.jsonl after the first lesson; row_000 is the base model
     cells.json               scores by row and task               metrics.jsonl the training curve
+    wording.json             routing of reworded questions, with `evaluate.wording`
     progress/ between/       checkpoints within a stage and between two stages of the lesson that is being learned
     variants/NAME/           answers and cells.json of the last row under another fusion rule
     without/NAMES/           answers and cells.json of a row measured without lessons that could not be loaded
@@ -217,6 +218,11 @@ class SeedFolder(CellsFolder):
     def metrics(self) -> Path:
         """The training curve, one line a step."""
         return self.path / "metrics.jsonl"
+
+    @property
+    def wording(self) -> Path:
+        """Routing of test questions in other wordings."""
+        return self.path / "wording.json"
 
     @property
     def step_checkpoints(self) -> Path:

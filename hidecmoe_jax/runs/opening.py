@@ -23,6 +23,7 @@ from hidecmoe_jax.data.encoder import RecordEncoder
 from hidecmoe_jax.data.items import Record
 from hidecmoe_jax.data.pocket.cache import pocket_tasks
 from hidecmoe_jax.data.records import Problem
+from hidecmoe_jax.data.rewording import fitted_wordings
 from hidecmoe_jax.data.stream import Stream, Task, TaskSpec
 from hidecmoe_jax.data.tokenizer import Tokenizer
 from hidecmoe_jax.data.writable import answer_warnings
@@ -261,7 +262,10 @@ def _lengths(task: Task, config: RunConfig, encoder: RecordEncoder) -> Findings:
     prompted = list(tested)
     # A gate on the base's state reads training records as prompts, too.
     if config.method.traits.reads is not None:
-        prompted += [record for record in task.train if trained.get(record.id, 0) <= tune.max_length]
+        fitted = [record for record in task.train if trained.get(record.id, 0) <= tune.max_length]
+        wordings = [stage.wording for stage in config.method.stages(0) if stage.source == "features"]
+        for wording in wordings or ["as_given"]:
+            prompted += fitted_wordings(fitted, wording)
     longest_prompt = 0
     for record in prompted:
         try:

@@ -120,6 +120,7 @@ def ask(
     task: int | None = None,
     skip_missing: bool = False,
     trust: Sequence[str] = (),
+    as_is: bool = False,
 ) -> list[Reply]:
     """Answers questions with a run or a base model, which is loaded once. Everything is checked before that.
 
@@ -127,6 +128,7 @@ def ask(
       task: use the run as it was after its first `task` tasks.
       skip_missing: answer without tasks whose files are missing or damaged, instead of refusing.
       trust: modules of methods from outside this package that opening the run may import.
+      as_is: add no instruction line of the training to questions that lack it.
 
     Raises:
       DataError: a question or a picture cannot be used, by the limits of pictures that the run has.
@@ -144,7 +146,7 @@ def ask(
     images = [list(question.images) for question in questions]
     texts = [question.text for question in questions]
     sources = [question.source or "the question" for question in questions]
-    return model.replies(images, texts, sources=sources)
+    return model.replies(images, texts, sources=sources, as_is=as_is)
 
 
 def require_learned(run: str | Path, task: int | None = None) -> None:

@@ -75,6 +75,8 @@ class Reply:
             "decision": self.decision,
             "ended": self.answer.ended,
             "missing": list(self.answer.missing),
+            "line_added": self.answer.line_added,
+            "retired": self.answer.retired,
         }
 
 
@@ -135,6 +137,8 @@ def _explain(answer: Answer, weights: dict[str, float], fallback: str) -> str:
     finding = answer.finding
     if finding is not None and finding.unknown:
         outcome = "refused" if answer.refused else fallback
+        if answer.retired is not None:
+            return f"belongs to {answer.retired}; this task was retired; {outcome}"
         return f"belongs to no known task: {_unknown(answer.tasks, finding)}; {outcome}"
     if finding is not None and finding.tied and top < 1:
         outcome = "blended" if top > 0 else fallback
@@ -151,7 +155,11 @@ def _explain(answer: Answer, weights: dict[str, float], fallback: str) -> str:
 def _unknown(tasks: tuple[str, ...], finding: Finding) -> str:
     """Why an input is unknown."""
     nearest = f"{tasks[finding.nearest]} is nearest with score {finding.score:.3f}"
+    if finding.threshold is None:
+        return nearest
     if finding.threshold >= UNREACHED:
-        return f"{nearest}, but it has no threshold for such an input"
-    lost = f"which loses {100 * finding.foreign:g} % of the task's own"
-    return f"{nearest}, below its threshold {finding.threshold:.3f} ({lost})"
+        return f"{nearest}, but none of its records lacked a picture or a text as this does"
+    below = f"{nearest}, below its threshold {finding.threshold:.3f}"
+    if finding.foreign is None:
+        return below
+    return f"{below} (which loses {100 * finding.foreign:g} % of the task's own)"

@@ -35,6 +35,8 @@ from hidecmoe_jax.runs.ledger import Ledger
 from hidecmoe_jax.runs.scores import Cells
 from hidecmoe_jax.runs.seed_results import seed_result
 from hidecmoe_jax.runs.session import Session
+from hidecmoe_jax.runs.thresholds import thresholds_of
+from hidecmoe_jax.runs.worded import wordings_of
 from hidecmoe_jax.scoring.floor import floor_of
 from hidecmoe_jax.storage.arrays import Groups
 from hidecmoe_jax.storage.files import read_json, write_json
@@ -47,7 +49,7 @@ def write(session: Session, folder: Path) -> None:
     run = RunFolder(folder)
     archive = Ledger(run.seed(session.config.seeds[0]).path).archive()
     trained = session.learner_after(archive, None)
-    learner = with_edits(trained, folder, method, archive)
+    learner = with_edits(trained, folder, method, archive, session.config.seeds[0])
     tasks = session.stream.tasks
     pictures = 0
     for task in tasks:
@@ -67,6 +69,9 @@ def write(session: Session, folder: Path) -> None:
         "sizes": sizes,
         "growth": _growth(session, folder, archive, trained),
         "flops": flops_per_query(method, model, learner, tokens=session.prompt_length, pictures=pictures),
+        "thresholds": thresholds_of(
+            method, learner, Ledger(run.seed(session.config.seeds[0]).path), folder, [task.name for task in tasks]
+        ),
         **_of_answers(session, folder),
     }
     write_json(run.facts, facts)
@@ -99,7 +104,7 @@ def _growth(session: Session, folder: Path, archive: list[Groups], trained: Lear
         return growth
     # An edit changes the experts that later tasks were probed beside, so their part is taken with it applied.
     for count in sorted({committed.tasks for committed in read(folder)}):
-        edited = with_edits(trained, folder, method, archive[:count])
+        edited = with_edits(trained, folder, method, archive[:count], session.config.seeds[0])
         later = method.growth_of(session.model, edited)
         for name, by_task in growth.items():
             growth[name] = [*by_task[:count], *later[name][count:]]
@@ -193,6 +198,8 @@ def document_of(folder: Path) -> dict[str, Any]:
         titles=facts.get("titles", {}),
         lessons=lessons,
         confusions=facts.get("confusions", {}),
+        thresholds=facts.get("thresholds", {}),
+        wording=wordings_of(folder, [run.seed(seed) for seed in config.seeds], len(lessons)),
         bytes_per_task=sizes,
     )
     fusion_modes = _variants(first, config.method, tasks, len(lessons))

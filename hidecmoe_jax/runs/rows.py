@@ -36,7 +36,7 @@ class Rows:
 
     def learner_after(self, archive: list[Groups | None]) -> Learner:
         """The learner after the archived lessons, with the run's edits."""
-        return self.session.learner_after(archive, self.folder.run.path)
+        return self.session.learner_after(archive, self.folder.run.path, self.seed)
 
     def wanted(self, row: int) -> tuple[int, ...]:
         """Tasks a row is measured on: all in row 0, in the last, and on request; else as set by `evaluate.between`."""
@@ -92,7 +92,7 @@ class Rows:
         reference = routes and self._has_reference(row)
         edits = read(self.folder.run.path)
         # An edit changes the experts of a task, so answers of earlier rows no longer hold.
-        edited = any(committed.tasks <= row for committed in edits)
+        edited = any(committed.edit is not None and committed.tasks <= row for committed in edits)
         reuse = evaluate.reuse and method.traits.answers_are_final and not edited
         learned = self._learned(row)
         cell = partial(self._cell, serving, row, folder=self.folder, reuse=reuse)

@@ -19,8 +19,11 @@ from hidecmoe_jax.core import trees
 from hidecmoe_jax.core.checksum import checksums
 from hidecmoe_jax.core.errors import CheckpointError, ConfigError
 from hidecmoe_jax.data.loader import Plan
+from hidecmoe_jax.data.rewording import common_line
 from hidecmoe_jax.data.stream import Stream
+from hidecmoe_jax.locators.calibrate import carried
 from hidecmoe_jax.methods.base import Learner
+from hidecmoe_jax.methods.gates.unknown import threshold_records
 from hidecmoe_jax.runs.dead_experts import experts_of, sentence
 from hidecmoe_jax.runs.edits import read
 from hidecmoe_jax.runs.folder import SeedFolder
@@ -31,6 +34,7 @@ from hidecmoe_jax.runs.scores import Cells, Curve
 from hidecmoe_jax.runs.session import Session
 from hidecmoe_jax.runs.status import MINUTES, say
 from hidecmoe_jax.runs.watching import StageMonitor
+from hidecmoe_jax.runs.worded import write_wordings
 from hidecmoe_jax.storage.signals import Stop
 from hidecmoe_jax.train.lesson import LessonSetup, run_lesson
 from hidecmoe_jax.train.optim import TrainConfig
@@ -136,6 +140,8 @@ class SeedRun:
         # The report shows the variants of the first seed alone.
         if config.evaluate.variants and is_first_seed:
             self.rows.evaluate_variants(archive)
+        if config.evaluate.wording:
+            write_wordings(self.session, self.folder, archive, self.seed)
 
     def _place(self, text: str) -> str:
         """Where the run is, for the user; seeds are counted where there are several."""
@@ -233,9 +239,17 @@ class SeedRun:
         facts |= {"samples": records, "epochs": epochs, "seconds": seconds, "stages": took}
         curve = Curve(self.folder.metrics).read()
         facts["experts"] = experts_of(method, learner, number, curve)
+        lines = {tasks[task].name: common_line(tasks[task].train) for task in lesson if tasks[task].train}
+        # Left out where no task of the lesson has one, as in archives of older versions.
+        if any(lines.values()):
+            facts["lines"] = {task: line for task, line in lines.items() if line is not None}
         archive = method.to_archive(learner, number)
         self.ledger.commit(number, name, archive, meta=facts)
         say(f"trained on {name}: {records} records, {epochs} epochs, {seconds:.1f} s")
+        if method.gated and method.gate.foreign is not None:
+            held = threshold_records(method.gate, records)
+            if held:
+                say(f"unknown inputs of {name}: {carried(held, method.gate.foreign)}")
         idle = sentence(facts["experts"])
         if idle:
             say(f"warning: {name} has {idle}")

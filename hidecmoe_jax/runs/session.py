@@ -178,12 +178,13 @@ class Session:
         """Features of a stage's records, as the method's gate reads them."""
         pooled = data.features.pooled(np.arange(len(data.encoded)))
         reads = self.config.method.traits.reads
-        state_ND = None if reads is None else self.engine.states(data.records, reads, label)
+        # The towers' outputs of a stage's records hold for reworded ones too: they show the same pictures.
+        state_ND = None if reads is None else self.engine.states(data.records, reads, label, data.features)
         return FrozenFeatures(pooled, state_ND)
 
-    def learner_after(self, archive: Sequence[Groups | None], run: Path | None) -> Learner:
-        """The learner after the archived lessons, with the edits of `run` (None: as it was learned)."""
-        return learner_after(archive, run, self.config, self.model, tasks=len(self.stream.tasks))
+    def learner_after(self, archive: Sequence[Groups | None], run: Path | None, seed: int | None = None) -> Learner:
+        """The learner after the archived lessons of a seed, with the edits of `run` (None: as it was learned)."""
+        return learner_after(archive, run, self.config, self.model, tasks=len(self.stream.tasks), seed=seed)
 
     @property
     def lessons(self) -> tuple[tuple[int, ...], ...]:

@@ -182,7 +182,7 @@ def _number(run: Path, task: str) -> int:
 def _try(folder: Path, edit: Edit, what: str, trial: EditTrial) -> dict[str, Any]:
     """Runs a trial of an edit, writes its table, and commits the edit if that is asked for and allowed."""
     with writer_lock(folder), graceful_stop() as stop:
-        _require_finished(folder)
+        require_finished(folder)
         finished = open_with_data(folder)
         finished.require_same_data()
         by_seed = _edits_by_seed(finished, edit)
@@ -208,7 +208,7 @@ def _try(folder: Path, edit: Edit, what: str, trial: EditTrial) -> dict[str, Any
     return result
 
 
-def _require_finished(folder: Path) -> None:
+def require_finished(folder: Path) -> None:
     """Refuses a run in which a seed has not learned all tasks, or that learned several tasks in one lesson."""
     config = config_of(folder)
     tasks = len(task_names(folder))
@@ -235,7 +235,7 @@ def _edits_by_seed(run: RunWithData, edit: Edit) -> dict[int, Edit]:
     by_seed = {}
     for seed in run.config.seeds:
         archive = run.ledger(seed).archive()
-        learner = run.learner(archive)
+        learner = run.learner(archive, seed=seed)
         seed_edit = narrowed(method, learner, edit)
         if seed_edit is not None:
             by_seed[seed] = seed_edit
@@ -297,7 +297,7 @@ def _effect(
     """Effect of an edit in one seed: a line for every task, and the stored parameters before and after."""
     method = run.config.method
     archive = run.ledger(seed).archive()
-    before = run.learner(archive)
+    before = run.learner(archive, seed=seed)
     after = edited(method, before, edit)
     label_before = f"seed {seed}, before the edit"
     label_after = f"seed {seed}, after the edit"

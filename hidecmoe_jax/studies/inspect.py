@@ -54,7 +54,7 @@ def _sizes(run: FinishedRun, seed: int) -> list[str]:
 def _learner(run: FinishedRun, seed: int) -> Learner:
     """What a seed has learned, with the run's edits."""
     archive = run.ledger(seed).archive()
-    return run.learner(archive)
+    return run.learner(archive, seed=seed)
 
 
 def _experts(run: FinishedRun, seed: int) -> list[str]:

@@ -7,11 +7,12 @@ likes.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from hidecmoe_jax.core.keys import key_for
+from hidecmoe_jax.data.rewording import fitted_wordings
 from hidecmoe_jax.methods.base import FrozenFeatures, Learner
 from hidecmoe_jax.methods.stages import Stage
 from hidecmoe_jax.models.llava import Model
@@ -82,6 +83,9 @@ def run_lesson(
             usage = count_usage(model, learner, stage, data, setup.tune.batch)
             result = FrozenFeatures(pooled, usage=usage)
         else:
-            result = setup.features(data)
+            read = data
+            if stage.wording != "as_given":
+                read = replace(data, records=fitted_wordings(data.records, stage.wording))
+            result = setup.features(read)
         learner = stage.finish(model, learner, setup.number, result, key)
         yield place, stage, learner

@@ -18,7 +18,19 @@ from hidecmoe_jax.locators import anchors as anchor
 from hidecmoe_jax.locators.anchors import ClipAnchors, anchors_of
 from hidecmoe_jax.locators.standard import set_rows
 from hidecmoe_jax.methods.base import Decision, FrozenFeatures
-from hidecmoe_jax.methods.gates.unknown import THRESHOLDS, UNREACHED, blank_thresholds, fit_apart, limits_of, match_of
+from hidecmoe_jax.methods.gates.unknown import (
+    CALIBRATED,
+    EDITED,
+    THRESHOLDS,
+    UNREACHED,
+    blank_thresholds,
+    fit_apart,
+    held_out_of,
+    limits_of,
+    match_of,
+    placed_tasks,
+    refusing_retired,
+)
 from hidecmoe_jax.models.llava import Model, Reading
 
 Memory = dict[str, Array]
@@ -34,6 +46,8 @@ class Gate(Protocol):
       stores: what it stores of a task, `prototypes` or `vae`; exports name a file by it.
       foreign: part of a task's own inputs that may be taken for unknown; None calls nothing unknown.
       unknown_settings: settings of unknown-input detection, for exports.
+    Optional are `wording`, of the training prompts that it is fitted to (`data/rewording.py`), and `held_out`, how many
+    of so many records set a task's threshold.
     """
 
     kind: ClassVar[str]
@@ -104,6 +118,10 @@ class AnchorGate:
         if self.foreign is not None and self.legacy:
             raise ValueError("foreign needs a score per sample, and the legacy gate has one per batch")
 
+    def held_out(self, records: int) -> int:
+        """How many of a task's records set its threshold."""
+        return held_out_of(records, self.kept_apart)
+
     def blank(self, capacity: int, model: Model) -> Memory:
         """Room for the anchors of `capacity` tasks."""
         room = ClipAnchors().blank(capacity, clip_widths(model))
@@ -141,15 +159,18 @@ class AnchorGate:
             anchors_of(memory), features.pooled, learned_N,
             mixing=self.mixing, temperature=self.temperature, legacy=self.legacy,
         )  # fmt: skip
-        limits = None if self.foreign is None else limits_of(memory, features.pooled)
-        match = match_of(gated.mixed_BN, learned_N, limits=limits, unknown_share=self.foreign)
+        decides = self.foreign is not None or CALIBRATED in memory
+        limits = limits_of(memory, features.pooled) if decides else None
+        placed_N = placed_tasks(memory, learned_N)
+        match = match_of(gated.mixed_BN, placed_N, limits=limits, unknown_share=self.foreign)
+        match = refusing_retired(memory, match)
         is_unknown_B1 = match.is_unknown_B[:, None]
         weight_BN = jnp.where(is_unknown_B1, 0.0, gated.weight_BN)
         return Decision(weight_BN, gated.mixed_BN, match)
 
     def to_archive(self, memory: Memory, task: int) -> Memory:
         """Rows of one task."""
-        return {name: leaf[task] for name, leaf in memory.items()}
+        return {name: leaf[task] for name, leaf in memory.items() if name not in EDITED}
 
     def from_archive(self, memory: Memory, task: int, archive: Memory) -> Memory:
         """The inverse of `to_archive`."""

@@ -7,7 +7,7 @@ out a share of every task's records to calibrate its thresholds, and turns score
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
 import jax
@@ -16,17 +16,31 @@ from jax import Array
 
 from hidecmoe_jax.core import plugins
 from hidecmoe_jax.core.errors import ConfigError, DataError
+from hidecmoe_jax.core.strict import YOUNGER
+from hidecmoe_jax.data.rewording import FitWording
 from hidecmoe_jax.locators.anchors import ClipAnchors
 from hidecmoe_jax.locators.gaussian import ClassGaussian, NearestMean, SharedGaussian
+from hidecmoe_jax.locators.joined import JoinedGaussians
 from hidecmoe_jax.locators.neighbours import Neighbours
 from hidecmoe_jax.locators.standard import set_rows
 from hidecmoe_jax.locators.vae import Vae
 from hidecmoe_jax.methods.base import Decision, FrozenFeatures, Match
 from hidecmoe_jax.methods.gates.anchors import clip_widths, stored
-from hidecmoe_jax.methods.gates.unknown import blank_thresholds, fit_apart, held_out_of, limits_of, match_of
+from hidecmoe_jax.methods.gates.unknown import (
+    CALIBRATED,
+    EDITED,
+    blank_thresholds,
+    fit_apart,
+    fit_by_folds,
+    held_out_of,
+    limits_of,
+    match_of,
+    placed_tasks,
+    refusing_retired,
+)
 from hidecmoe_jax.models.llava import Model, Reading
 
-Locator = Vae | NearestMean | SharedGaussian | ClassGaussian | Neighbours | ClipAnchors
+Locator = Vae | NearestMean | SharedGaussian | ClassGaussian | Neighbours | ClipAnchors | JoinedGaussians
 
 
 @dataclass(frozen=True)
@@ -41,6 +55,8 @@ class LocatorGate:
       kept_apart: share of a task's records that is held out, to calibrate its threshold.
       tie: two tasks are nearly tied where the best score is less than this above the second; None for no ties.
       tied: the answer to a tied input: by a `blend` of the tasks as with `soft`, by the `best` one, or by the `base`.
+      folds: calibrate thresholds by held-out scores of all records, in so many folds; 0 holds out `kept_apart` instead.
+      wording: of the training prompts that it is fitted to (`data/rewording.py`).
     """
 
     kind: ClassVar[str] = "locator"
@@ -52,6 +68,8 @@ class LocatorGate:
     kept_apart: float = 0.1
     tie: float | None = None
     tied: Literal["blend", "best", "base"] = "blend"
+    folds: int = field(default=0, metadata=YOUNGER)
+    wording: FitWording = field(default="as_given", metadata=YOUNGER)
 
     def __post_init__(self):
         if self.temperature <= 0 or not 0 <= self.kept_apart < 1:
@@ -60,6 +78,10 @@ class LocatorGate:
             raise ValueError("foreign must be in [0, 1) and needs kept_apart above 0")
         if self.tie is not None and not self.tie > 0:
             raise ValueError(f"tie {self.tie} must be above 0, or null")
+        if self.folds < 0 or self.folds == 1:
+            raise ValueError(f"folds {self.folds} must be at least 2, or 0 for none")
+        if self.by.kind == JoinedGaussians.kind and (self.state.over != "parts" or not self.folds):
+            raise ValueError("joined_gaussians scores parts of a prompt: set state.over to parts, and folds to 5")
 
     @property
     def mixes_tasks(self) -> bool:
@@ -83,6 +105,10 @@ class LocatorGate:
         """Settings of unknown-input detection, for exports."""
         return {"foreign": self.foreign, "kept_apart": self.kept_apart}
 
+    def held_out(self, records: int) -> int:
+        """How many of a task's records set its threshold."""
+        return records if self.folds else held_out_of(records, self.kept_apart)
+
     def _scored(self, features: FrozenFeatures) -> Any:
         """What the locator scores: the state of the base, or CLIP's features."""
         if self.reads is None:
@@ -93,7 +119,7 @@ class LocatorGate:
         """Width of what the locator scores; of CLIP's features the two widths."""
         if self.reads is None:
             return clip_widths(model)
-        return model.config.width
+        return self.state.width(model.config.width)
 
     def blank(self, capacity: int, model: Model) -> dict[str, Array]:
         """Memory with room for `capacity` tasks.
@@ -102,7 +128,7 @@ class LocatorGate:
           ConfigError: the decoder has fewer layers than `state.layer`, or the base lacks what anchors score.
         """
         layers = model.config.layers
-        if self.state.layer > layers:
+        if self.state.depth(layers) > layers:
             raise ConfigError(
                 "cannot read this layer", where="method.gate.state.layer",
                 why=f"{self.state.layer} of a decoder with {layers} layers",
@@ -123,7 +149,7 @@ class LocatorGate:
         fewest = self.by.fewest
 
         def fitted_on(records: int) -> int:
-            return records - held_out_of(records, self.kept_apart)
+            return records if self.folds else records - held_out_of(records, self.kept_apart)
 
         if fitted_on(count) >= fewest:
             return
@@ -138,8 +164,14 @@ class LocatorGate:
 
     def fit(self, memory: dict[str, Array], task: int, features: FrozenFeatures, *, key: Array) -> dict[str, Array]:
         """Fits the locator to a task, and the score below which an input is unknown to the task."""
+        scored = self._scored(features)
+        if self.folds:
+            return fit_by_folds(
+                self.by, memory, task, scored,
+                pooled=features.pooled, foreign=self.foreign, folds=self.folds, key=key,
+            )  # fmt: skip
         return fit_apart(
-            self.by, memory, task, self._scored(features),
+            self.by, memory, task, scored,
             pooled=features.pooled, foreign=self.foreign, share=self.kept_apart, key=key,
         )  # fmt: skip
 
@@ -150,22 +182,24 @@ class LocatorGate:
 
     def decide(self, memory: dict[str, Array], features: FrozenFeatures, learned_N: Array) -> Decision:
         """One-hot on the nearest task, or soft weights; all zero for an unknown input."""
-        score_BN = self.scores(memory, features, learned_N)
+        placed_N = placed_tasks(memory, learned_N)
+        score_BN = self.scores(memory, features, placed_N)
         limits = None
         typical_BN = None
-        if self.foreign is not None:
+        if self.foreign is not None or CALIBRATED in memory:
             limits = limits_of(memory, features.pooled)
             scored = self._scored(features)
             typical_BN = self.by.typical_scores(memory, scored, score_BN)
         match = match_of(
-            score_BN, learned_N, typical_BN=typical_BN, limits=limits, unknown_share=self.foreign, tie=self.tie or 0.0
+            score_BN, placed_N, typical_BN=typical_BN, limits=limits, unknown_share=self.foreign, tie=self.tie or 0.0
         )
+        match = refusing_retired(memory, match)
         weight_BN = self._weights(score_BN, learned_N, match)
         # Before the first task the softmax is over nothing (NaN): no weight may come from it.
         is_known_B1 = jnp.any(learned_N) & ~match.is_unknown_B[:, None]
         weight_BN = jnp.where(is_known_B1, weight_BN, 0.0)
         # Scores are reported: 0 in place of -inf for tasks that are not learned.
-        finite_BN = jnp.where(learned_N[None], score_BN, 0.0)
+        finite_BN = jnp.where(placed_N[None], score_BN, 0.0)
         return Decision(weight_BN, finite_BN, match)
 
     def _weights(self, score_BN: Array, learned_N: Array, match: Match) -> Array:
@@ -188,6 +222,8 @@ class LocatorGate:
         """Rows of one task, with the standardisation that all tasks share."""
         archive = {}
         for name, leaf in memory.items():
+            if name in EDITED:
+                continue
             is_shared = name in self.by.shared_leaves
             archive[name] = leaf if is_shared else leaf[task]
         return archive
@@ -210,4 +246,5 @@ class LocatorGate:
 
     def flops(self, stored: int, *, model: Model, tasks: int) -> int:
         """Operations of deciding one query among `tasks`, for which `stored` numbers are stored."""
-        return self.by.flops(stored, width=model.config.width, tasks=tasks)
+        width = model.config.width if self.reads is None else self.state.width(model.config.width)
+        return self.by.flops(stored, width=width, tasks=tasks)

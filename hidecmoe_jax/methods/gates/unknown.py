@@ -32,6 +32,51 @@ READ_ALONE = "threshold_read_N"
 THRESHOLDS = (BOTH, SEEN_ALONE, READ_ALONE)
 
 
+RETIRED = "retired_N"
+"""Mask in a gate's memory of the tasks whose experts were retired: an input nearest to one of them is unknown."""
+
+CALIBRATED = "calibrated_N"
+"""Mask in a gate's memory of the tasks whose thresholds were set after learning; with it thresholds decide."""
+
+# What edits of a run put into a gate's memory; archives of lessons never hold it.
+EDITED = (RETIRED, CALIBRATED)
+
+
+def with_retired(memory: dict[str, Array], task: int, count: int) -> dict[str, Array]:
+    """The memory of `count` tasks with one of them retired; what is stored of it stays and recognises its inputs."""
+    retired_N = memory.get(RETIRED, jnp.zeros(count, bool))
+    return memory | {RETIRED: retired_N.at[task].set(True)}
+
+
+def placed_tasks(memory: dict[str, Array], learned_N: Array) -> Array:
+    """Tasks that an input may be nearest to: those that are learned, and those that were and are retired."""
+    return learned_N | memory[RETIRED] if RETIRED in memory else learned_N
+
+
+def refusing_retired(memory: dict[str, Array], match: Match) -> Match:
+    """The match with inputs of retired tasks unknown."""
+    if RETIRED not in memory:
+        return match
+    is_retired_B = memory[RETIRED][match.nearest_B]
+    return match.replace(is_unknown_B=match.is_unknown_B | is_retired_B)
+
+
+def calibrated(memory: dict[str, Array], limits: dict[int, dict[str, float]]) -> dict[str, Array]:
+    """The memory with other thresholds of some tasks, by number and name of the threshold; they decide from now on."""
+    # Every gate has an array with a number for each task.
+    count = next(len(leaf) for name, leaf in memory.items() if name.endswith("_N"))
+    is_calibrated_N = memory.get(CALIBRATED, jnp.zeros(count, bool))
+    # A gate that called nothing unknown may lack thresholds: those of other tasks are such as every score reaches.
+    lacking = [name for name in THRESHOLDS if name not in memory]
+    memory = {name: jnp.full(count, LOWEST) for name in lacking} | memory
+    for task, of_task in limits.items():
+        # No record was of a kind that sets no threshold.
+        unreached = dict.fromkeys(lacking, UNREACHED)
+        memory = with_thresholds(memory, task, unreached | of_task)
+        is_calibrated_N = is_calibrated_N.at[task].set(True)
+    return memory | {CALIBRATED: is_calibrated_N}
+
+
 def blank_thresholds(capacity: int, *, sides: bool) -> dict[str, Array]:
     """Thresholds of no task; `sides` with those for inputs that lack an image or text."""
     names = THRESHOLDS if sides else (BOTH,)
@@ -60,33 +105,104 @@ def fit_apart(
       share: part of the records that is held out.
     """
     fit_key, order_key = jax.random.split(key)
-    count = jax.tree.leaves(features)[0].shape[0]
+    count = _rows(features)
     order = np.asarray(jax.random.permutation(order_key, count))
-    held_out = held_out_of(count, share)
-    take_held = itemgetter(order[:held_out])
-    take_fitted = itemgetter(order[held_out:])
+    apart = held_out_of(count, share)
+    take_held = itemgetter(order[:apart])
+    take_fitted = itemgetter(order[apart:])
     held = jax.tree.map(take_held, features)
     fitted_features = jax.tree.map(take_fitted, features)
     fitted = by.fit(memory, task, fitted_features, key=fit_key)
-    if not held_out:
+    if not apart:
         return fitted
-    views = {BOTH: held}
-    if SEEN_ALONE in fitted and features is pooled:
-        views |= _one_modality_hidden(held)
-    elif SEEN_ALONE in fitted:
-        held_pooled = jax.tree.map(take_held, pooled)
-        views = _by_modality(held, held_pooled)
+    held_pooled = held if features is pooled else jax.tree.map(take_held, pooled)
     # Scored as if the task were the only one, so that a threshold does not depend on the order of tasks.
     only_task_N = jnp.arange(len(fitted[BOTH])) == task
-    for name, view in views.items():
-        limit = UNREACHED
-        first_leaf = jax.tree.leaves(view)[0]
-        if len(first_leaf):
+    held_scores = {}
+    for name, view in _views(fitted, held, held_pooled).items():
+        held_scores[name] = np.zeros(0)
+        if _rows(view):
             score_BN = np.asarray(by.scores(fitted, view, only_task_N))
-            limit = threshold(score_BN[:, task], foreign or 0.0)
-        threshold_N = fitted[name].at[task].set(limit)
-        fitted = fitted | {name: threshold_N}
-    return fitted
+            held_scores[name] = score_BN[:, task]
+    return with_thresholds(fitted, task, thresholds_of(held_scores, foreign or 0.0))
+
+
+def fit_by_folds(
+    by: Any,
+    memory: dict[str, Array],
+    task: int,
+    features: Any,
+    *,
+    pooled: Pooled | None,
+    foreign: float | None,
+    folds: int,
+    key: Array,
+) -> dict[str, Array]:
+    """Fits locator `by` to all records of a task, and writes thresholds from held-out scores of all of them.
+
+    Every record is scored by a locator that was fitted to the other folds; these locators are dropped. So all records
+    carry the threshold and all are fitted to, where `fit_apart` has to divide them.
+
+    Args: as `fit_apart`, with the number of folds.
+    """
+    fit_key, order_key = jax.random.split(key)
+    fitted = by.fit(memory, task, features, key=fit_key)
+    count = _rows(features)
+    folds = min(folds, count)
+    if folds < 2:
+        return fitted
+    order = np.asarray(jax.random.permutation(order_key, count))
+    only_task_N = jnp.arange(len(fitted[BOTH])) == task
+    collected: dict[str, list[np.ndarray]] = {}
+    for number in range(folds):
+        is_held = np.arange(count) % folds == number
+        take_held = itemgetter(order[is_held])
+        held = jax.tree.map(take_held, features)
+        others = jax.tree.map(itemgetter(order[~is_held]), features)
+        held_pooled = held if features is pooled else jax.tree.map(take_held, pooled)
+        without = by.fit(memory, task, others, key=jax.random.fold_in(fit_key, number))
+        for name, view in _views(fitted, held, held_pooled).items():
+            scores = collected.setdefault(name, [])
+            if _rows(view):
+                score_BN = by.scores(without, view, only_task_N)
+                typical_BN = np.asarray(by.typical_scores(without, view, score_BN))
+                scores.append(typical_BN[:, task])
+    held_scores = {name: np.concatenate([np.zeros(0), *scores]) for name, scores in collected.items()}
+    return with_thresholds(fitted, task, thresholds_of(held_scores, foreign or 0.0))
+
+
+def thresholds_of(held_scores: dict[str, np.ndarray], foreign: float) -> dict[str, float]:
+    """A task's thresholds from held-out scores by the name of the threshold; without scores one that none reaches."""
+    limits = {}
+    for name, scores in held_scores.items():
+        limits[name] = threshold(scores, foreign) if len(scores) else UNREACHED
+    return limits
+
+
+def with_thresholds(memory: dict[str, Array], task: int, limits: dict[str, float]) -> dict[str, Array]:
+    """The memory with other thresholds of a task."""
+    changed = {name: memory[name].at[task].set(limit) for name, limit in limits.items()}
+    return memory | changed
+
+
+def threshold_records(gate: Any, records: int) -> int:
+    """How many of so many records of a task set its threshold in a gate; 0 where the gate does not say."""
+    count = getattr(gate, "held_out", None)
+    return 0 if count is None else count(records)
+
+
+def _rows(features: Any) -> int:
+    """Number of records of features."""
+    return jax.tree.leaves(features)[0].shape[0]
+
+
+def _views(memory: dict[str, Array], held: Any, pooled: Pooled | None) -> dict[str, Any]:
+    """Features of held-out records by the threshold that they set."""
+    if SEEN_ALONE not in memory:
+        return {BOTH: held}
+    if held is pooled:
+        return {BOTH: held} | _one_modality_hidden(held)
+    return _by_modality(held, pooled)
 
 
 def held_out_of(count: int, share: float) -> int:

@@ -153,8 +153,10 @@ def frozen_shapes(method: Method, base: LlavaConfig, batch: int) -> FrozenFeatur
     pooled = Pooled(Shape((batch, image_width), jnp.float32), is_there,
                     Shape((batch, text_width), jnp.float32), is_there)  # fmt: skip
     state = None
-    if method.traits.reads is not None:
-        state = Shape((batch, base.width), jnp.float32)
+    reading = method.traits.reads
+    if reading is not None:
+        width = reading.width(base.width)
+        state = Shape((batch, width), jnp.float32)
     return FrozenFeatures(pooled, state)
 
 
