@@ -47,7 +47,7 @@ class Touching(WrappedStage):
         if lesson == 0:
             return done
         bank = done.past["linears"]
-        touched = bank.replace(b=bank.b | {"up_proj": bank.b["up_proj"].at[:, 1].multiply(1 + 1e-6)})
+        touched = bank.replace(b=bank.b | {"down_proj": bank.b["down_proj"].at[:, 1].multiply(1 + 1e-6)})
         return done.replace(past={"linears": touched})
 
 

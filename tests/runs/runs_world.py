@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import yaml
-from tiny import mapping, write_base, write_stream
+from tiny import SMALL_LORA, mapping, write_base, write_stream
 
 from hidecmoe_jax.core import trees
 from hidecmoe_jax.runs.config import RunConfig, load_config
@@ -14,6 +14,8 @@ from hidecmoe_jax.runs.scores import Cells, Curve
 
 def make_world(root: Path, name: str = "hide", *, tasks: int = 2, **method) -> RunConfig:
     """A config of `tasks` tiny tasks (four steps each, a checkpoint every two), also as `root/config.yaml`."""
+    if method.get("kind", "routed") == "routed":
+        method["lora"] = SMALL_LORA | method.get("lora", {})
     base, folders = write_base(root / "base"), write_stream(root)
     plain = mapping(base, name, tasks=folders[:tasks], tune={"batch": 2, "bucket": 32, "save_every": 2}, **method)
     plain["evaluate"]["variants"] = False

@@ -19,6 +19,8 @@ from hidecmoe_jax.runs import evaluation
 from hidecmoe_jax.runs.assistant import load
 from hidecmoe_jax.runs.stream_loop import learn
 
+LOGITS = jax.jit(logits)
+
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
@@ -63,11 +65,11 @@ def test_logits_take_what_a_processor_makes_padded_on_either_side(base, world):
     shown = np.asarray(pixels).transpose(0, 3, 1, 2)
     found, turned = base.logits(right, real, shown), base.logits(left, real[:, ::-1], shown)
     assert found.shape == (3, length, TINY.decoder.vocabulary) and found.dtype == np.float32
-    seen, _ = vision_features(base.base, pixels)
+    seen, _ = jax.jit(vision_features)(base.base, pixels)
     for row, pictures in enumerate(([0, 1], [], [2])):
         ids = np.array([rows[row]], np.int32)
         own = np.asarray(seen)[pictures][None] if pictures else None
-        alone = logits(base.base, Prompt(ids, np.ones_like(ids, bool), own))[0]
+        alone = LOGITS(base.base, Prompt(ids, np.ones_like(ids, bool), own))[0]
         np.testing.assert_allclose(found[row, : len(rows[row])], alone, atol=1e-5)
         np.testing.assert_allclose(turned[row, length - len(rows[row]) :], alone, atol=1e-5)
 

@@ -10,6 +10,7 @@ from tiny import TINY
 
 from hidecmoe_jax.methods.gates.anchors import NamedGate
 from hidecmoe_jax.methods.routed import Routed
+from hidecmoe_jax.models.llama import SITES as LINEARS
 from hidecmoe_jax.runs.costs import flops_per_query
 from hidecmoe_jax.runs.evaluation import confusion
 from hidecmoe_jax.runs.folder import RunFolder
@@ -20,7 +21,7 @@ from hidecmoe_jax.runs.session import open_base
 from hidecmoe_jax.runs.stream_loop import learn
 
 TASKS = ("birds", "fish")
-HIDE = {"kind": "routed"}
+HIDE = {"kind": "routed", "lora": {"sites": list(LINEARS)}}  # whose work is counted below
 
 
 @pytest.fixture(scope="module", params=["cmoe", "hide"])

@@ -89,10 +89,10 @@ def die_at(monkeypatch, name: str, detail: str = "") -> None:
 
 POINTS = [
     ("before_progress_rename", "1"),
-    ("after_progress_save", "1"),
-    ("before_commit", "birds"),
+    pytest.param("after_progress_save", "1", marks=pytest.mark.slow),
+    pytest.param("before_commit", "birds", marks=pytest.mark.slow),
     ("mid_save", "001_fish"),
-    ("before_rename", "fish"),
+    pytest.param("before_rename", "fish", marks=pytest.mark.slow),
     ("after_commit", "birds"),
     ("mid_evaluate", "fish:0"),
 ]
@@ -186,7 +186,16 @@ FORGOTTEN = {
 }
 
 
-@pytest.mark.parametrize("forgotten", FORGOTTEN)
+@pytest.mark.parametrize(
+    "forgotten",
+    [
+        "nothing",
+        "moments",
+        pytest.param("second_moments", marks=pytest.mark.slow),
+        "position",
+        pytest.param("leaves", marks=pytest.mark.slow),
+    ],
+)
 def test_the_comparison_notices_what_is_not_restored(world, half_way, monkeypatch, forgotten):
     root, config, wanted = world
     out, found = root / f"forgot_{forgotten}", StageMonitor.resume

@@ -36,7 +36,15 @@ def test_the_reference_has_two_training_stages(world):
     assert set(wanted["cells"]) == {"0", "1", "2"}
 
 
-@pytest.mark.parametrize(("stage", "at"), [("probe", 1), ("probe", 2), ("tune", 0), ("tune", 2)])
+@pytest.mark.parametrize(
+    ("stage", "at"),
+    [
+        ("probe", 1),
+        pytest.param("probe", 2, marks=pytest.mark.slow),
+        pytest.param("tune", 0, marks=pytest.mark.slow),
+        ("tune", 2),
+    ],
+)
 def test_a_lesson_goes_on_in_the_stage_it_was_in(world, monkeypatch, stage, at):
     root, config, wanted = world
     out, finished, seen = root / f"died_{stage}_{at}", StageMonitor.step, []

@@ -179,6 +179,7 @@ def test_refusals_are_taken_over(world):
     assert all(line["text"] == "" for line in refused)
 
 
+@pytest.mark.slow
 def test_a_measurement_that_dies_after_every_batch_ends_with_the_same_bytes(cmoe, tmp_path):
     config, run, found, *_ = cmoe
     out, died = unmeasured(run, tmp_path / "again"), 0
@@ -304,7 +305,8 @@ def test_the_basis_tells_questions_settings_and_programs_apart(cmoe):
 
 
 def test_a_method_whose_answers_change_takes_nothing_from_earlier_rows(tmp_path):
-    config = set_up(tmp_path, expand="last", gate=GAUSSIAN)
+    config = make_world(tmp_path, expand="last", gate=GAUSSIAN)
+    config = replace(config, evaluate=replace(config.evaluate, named="all"))
     assert not config.method.traits.answers_are_final
     cells = outcome(learn(config, tmp_path / "run"))["cells"]
     assert all(cell["reused"] == 0 for row in cells.values() for name, cell in row.items() if "(" not in name)

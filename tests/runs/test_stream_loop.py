@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from runs_world import make_world, outcome
-from tiny import write_base, write_task
+from tiny import SMALL_LORA, write_base, write_task
 
 from hidecmoe_jax.core.errors import CheckpointError, ConfigError, DataError
 from hidecmoe_jax.runs import evaluation
@@ -135,7 +135,7 @@ def test_another_base_model_is_refused(world):
 
 def test_a_method_that_touches_an_old_expert_is_caught_and_nothing_is_committed(world):
     root, config, _ = world
-    broken = from_mapping(to_mapping(config) | {"method": {"kind": "own_method:Careless", "lora": {"rank": 2}}})
+    broken = from_mapping(to_mapping(config) | {"method": {"kind": "own_method:Careless", "lora": SMALL_LORA}})
     with pytest.raises(CheckpointError, match="what is frozen changed") as caught:
         learn(broken, root / "careless")
     assert "experts of lesson 0" in caught.value.where
@@ -145,7 +145,7 @@ def test_a_method_that_touches_an_old_expert_is_caught_and_nothing_is_committed(
 def test_a_method_of_ones_own_is_named_in_the_config(world):
     root, config, _ = world
     mapping = to_mapping(config) | {
-        "method": {"kind": "own_method:Gentle", "name": "gentle", "share": 0.25, "lora": {"rank": 2}}
+        "method": {"kind": "own_method:Gentle", "name": "gentle", "share": 0.25, "lora": SMALL_LORA}
     }
     mine = from_mapping(mapping)
     assert type(mine.method).__name__ == "Gentle" and from_mapping(to_mapping(mine)) == mine
@@ -272,6 +272,7 @@ def test_fault_c1_an_addition_is_refused_before_training_and_goes_on_where_it_st
     assert Ledger(run / "seed_0").meta(2) == learned
 
 
+@pytest.mark.slow  # test_given_up.py tests the same of checkpoints between and within stages of a mixture
 def test_a_checkpoint_of_other_data_is_not_gone_on_from(world, monkeypatch, capsys):
     root, _, _ = world
     run, other = copied(world, "given_up"), write_task(root / "others" / "trees", "an elm", shade=30)

@@ -28,7 +28,6 @@ def test_probes_are_controlled_with_and_without_balance(tmp_path):
         probe_control(run, task=2)
 
 
-def test_a_method_without_probes_is_refused(tmp_path):
-    run = learn(make_world(tmp_path, "hide"), tmp_path / "run")
+def test_a_method_without_probes_is_refused(hide_run):
     with pytest.raises(ConfigError, match="no probe to control"):
-        probe_control(run)
+        probe_control(hide_run)

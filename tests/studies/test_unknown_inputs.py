@@ -36,10 +36,9 @@ def test_a_run_with_a_locator_is_studied(tmp_path):
     assert (run / "foreign.json").is_file()
 
 
-def test_a_run_without_thresholds_is_refused(tmp_path):
-    run = learn(make_world(tmp_path, "hide"), tmp_path / "run")
+def test_a_run_without_thresholds_is_refused(hide_run):
     with pytest.raises(ConfigError, match="cannot detect unknown inputs"):
-        foreign_study(run)
+        foreign_study(hide_run)
 
 
 def test_a_run_that_kept_no_records_apart_is_refused(tmp_path):
