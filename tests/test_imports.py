@@ -17,6 +17,7 @@ UNPICKLER = "hidecmoe_jax.port.checkpoints.unpickle"
 # Programs that run in a process of their own and are imported by nothing here; the unpickler imports torch when called.
 USE_TORCH = (
     "tools.bench.peer_torch:",
+    "tools.bench.ratio_torch:",
     "tools.oracle.",
     "hidecmoe_jax.port.checkpoints.reference.__main__:",
     f"{UNPICKLER}:",
