@@ -193,7 +193,7 @@ def test_fault_a2_check_refuses_what_a_run_cannot_learn(assignment, named, task,
 def test_fault_a8_settings_without_effect_are_named(task, tmp_path, capsys):
     words = ["data", "check", "pocket/hidecmoe", "--tasks", str(task), "--errors", str(tmp_path / "e.jsonl")]
     assignments = ["evaluate.writing.unknown=refuse", "evaluate.writing.top_p=0.5"]
-    assert main([*words, "--set", *assignments]) == 0
+    assert main([*words, "--set", *assignments, "method.gate.foreign=null"]) == 0
     report = capsys.readouterr().out
     assert all(f"{name.partition('=')[0]}" in report for name in assignments)
     assert report.count("has no effect") == 2
@@ -211,9 +211,9 @@ def test_fault_a8_an_answer_to_ties_without_ties_is_named(task, tmp_path, capsys
 
 # Records a task has, the method's settings, and what is named: the task, the number and the least number.
 TOO_FEW = [
-    (1, "pocket/cmoe", [], ["task fish", "1, at least 2 are needed"]),
-    (3, "pocket/cmoe", [], ["task birds", "3 training records", "takes at least 4", "at least 4 records"]),
-    (6, "pocket/cmoe", ["method.gate.kept_apart=0.5"], ["6 training records", "at least 8 records"]),
+    (1, "pocket/cmoe_published", [], ["task fish", "1, at least 2 are needed"]),
+    (3, "pocket/cmoe_published", [], ["task birds", "3 training records", "takes at least 4", "at least 4 records"]),
+    (6, "pocket/cmoe_published", ["method.gate.kept_apart=0.5"], ["6 training records", "at least 8 records"]),
     (1, "pocket/hide", ["method.expand={by: probe, layers: 1}"], ["task fish", "1, at least 2 are needed"]),
 ]
 
