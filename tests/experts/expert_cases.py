@@ -30,7 +30,8 @@ few = settings(max_examples=8, derandomize=True, deadline=None, database=None)
 def model() -> Model:
     """The decoder alone: prompts of these tests have no pictures."""
     config = LlavaConfig(decoder=DECODER)
-    return Model({"decoder": init_decoder(DECODER, jax.random.key(7))}, config)
+    init = jax.jit(init_decoder, static_argnums=0)
+    return Model({"decoder": init(DECODER, jax.random.key(7))}, config)
 
 
 def prompt(batch: int = 2, length: int = 5) -> Prompt:

@@ -156,11 +156,12 @@ def test_training_goes_on_through_widen_as_if_nothing_had_happened():
     optimiser = optax.adam(1e-2)
     x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 5, 16)), jnp.float32)
 
-    def step(bank, state):
-        def loss(factors):
-            a, b = factors["a"]["q_proj"][0], factors["b"]["q_proj"][0]
-            return jnp.sum(jnp.square(apply_experts(x, a, b, jnp.ones((1, bank.slots)), bank.scale) - 1))
+    def loss(factors):
+        a, b = factors["a"]["q_proj"][0], factors["b"]["q_proj"][0]
+        return jnp.sum(jnp.square(apply_experts(x, a, b, jnp.ones((1, a.shape[1])), bank.scale) - 1))
 
+    @jax.jit
+    def step(bank, state):
         updates, state = optimiser.update(jax.grad(loss)(bank.factors), state)
         return bank.with_factors(optax.apply_updates(bank.factors, updates)), state
 

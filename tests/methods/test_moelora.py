@@ -16,6 +16,7 @@ from hidecmoe_jax.models.llama import site_shapes
 from hidecmoe_jax.models.llava import Batch, Prompt, logits
 from hidecmoe_jax.models.voices import LayerVoice, add_experts
 
+LOGITS = jax.jit(logits)
 METHOD = MoeLora(lora=Lora(rank=2, alpha=4.0, dropout=0.0), experts=3, train_projector=False)
 TUNE = METHOD.stages(0)[0]
 
@@ -63,13 +64,13 @@ def test_a_linear_weighs_its_experts_by_what_it_reads_itself(site):
 def test_routers_that_say_nothing_are_a_mean_of_the_experts_in_the_whole_model(model, learner):
     even = learner.replace(memory=jax.tree.map(jnp.zeros_like, learner.memory))
     serving = METHOD.serve(model, even)
-    found = logits(serving.model, prompt(), METHOD.voices(serving, None))
+    found = LOGITS(serving.model, prompt(), METHOD.voices(serving, None))
     bank = learner.past[LINEARS]
     layers = merge_into_base(model.params["decoder"]["layers"], bank, jnp.full(bank.owner_LS.shape, 1 / 3))
     merged = model.replace(params=model.params | {"decoder": model.params["decoder"] | {"layers": layers}})
-    np.testing.assert_allclose(found, logits(merged, prompt()), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(found, LOGITS(merged, prompt()), rtol=1e-4, atol=1e-4)
     served = METHOD.serve(model, learner)
-    assert np.abs(found - logits(served.model, prompt(), METHOD.voices(served, None))).max() > 1e-2
+    assert np.abs(found - LOGITS(served.model, prompt(), METHOD.voices(served, None))).max() > 1e-2
 
 
 def test_recall_undoes_keep(model, learner):
@@ -87,7 +88,7 @@ def test_every_expert_and_every_router_gets_a_gradient(model, learner):
     def loss(leaves):
         return TUNE.loss(model, with_trainable(live, leaves), batch, jax.random.key(3)).total
 
-    gradient = trees.flatten(jax.grad(loss)(trainable(live)))
+    gradient = trees.flatten(jax.jit(jax.grad(loss))(trainable(live)))
     assert len(gradient) == 3 * 7 and all(np.abs(leaf).max() > 0 for leaf in gradient.values())
     sizes = METHOD.sizes(model, learner)["stored"]
     assert sizes["experts"] + sizes["routers"] == trees.count(trainable(live))

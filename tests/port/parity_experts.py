@@ -156,7 +156,7 @@ def one_linear() -> tuple[dict[str, jax.Array], jax.Array]:
 def moelora_linear() -> dict[str, float]:
     """Output and gradients of one MoELoRA linear."""
     (leaves, asked), stored = one_linear(), cases.stored("moelora")
-    gradients = jax.grad(lambda p: jnp.sum(moe(p) * asked))(leaves)
+    gradients = jax.jit(jax.grad(lambda p: jnp.sum(moe(p) * asked)))(leaves)
     found = {name: largest(gradient, stored[f"d_{name}"]) for name, gradient in gradients.items()}
     return {"output": largest(moe(leaves), stored["y"])} | found
 

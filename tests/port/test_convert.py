@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -271,16 +272,24 @@ def test_a_padding_token_that_differs_is_reported(hub, clip, made):
     assert any("padding is the unknown token, id 0" in note for note in report.notes)
 
 
-def test_the_command_prints_the_report_and_refuses_with_the_libraries_exit_code(hub, clip, tmp_path):
+def test_the_command_prints_the_report_and_refuses_with_the_libraries_exit_code(
+    hub, clip, tmp_path, monkeypatch, capsys
+):
     def command(*words: str | Path) -> subprocess.CompletedProcess[str]:
         call = [sys.executable, str(ROOT / "tools" / "convert.py"), *map(str, words)]
         return subprocess.run(call, capture_output=True, text=True, check=False, timeout=300)
 
     done = command(hub, tmp_path / "out", "--clip", clip, "--dry-run")
     assert done.returncode == 0 and "would be written" in done.stdout and "127 tensors -> 61 leaves" in done.stdout
-    refused = command(hub, tmp_path / "out", "--clip", tmp_path / "nowhere", "--dry-run")
-    assert refused.returncode == CheckpointError.exit_code and "nowhere" in refused.stderr
-    assert "Traceback" not in refused.stderr
+    # The same file run within this process.
+    words = [str(ROOT / "tools" / "convert.py"), str(hub), str(tmp_path / "out"), "--clip", str(tmp_path / "nowhere")]
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(sys, "argv", [*words, "--dry-run"])
+    with pytest.raises(SystemExit) as refused:
+        runpy.run_path(words[0], run_name="__main__")
+    said = capsys.readouterr().err
+    assert refused.value.code == CheckpointError.exit_code and "nowhere" in said
+    assert "Traceback" not in said
 
 
 def test_a_base_without_a_tokenizer_says_so(hub, clip, tmp_path):

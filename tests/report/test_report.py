@@ -191,7 +191,13 @@ def test_the_page_is_whole_in_itself(document, tmp_path):
     assert "Which digit?" in page and "seven" in page
 
 
-def test_text_never_becomes_markup(tmp_path):
+@pytest.fixture
+def no_figures(monkeypatch):
+    """Draws nothing, for tests that read the page alone."""
+    monkeypatch.setattr("hidecmoe_jax.report.page.run_figures", lambda document: {})
+
+
+def test_text_never_becomes_markup(tmp_path, no_figures):
     evil = "<script>alert(1)</script>"
     document = run_document(facts(method=evil), [seed_result(0, [[0, 0], [1, 1], [1, 1]])])
     write_report(tmp_path, document, [Sample("digits", evil, evil, evil, {"digits": 1.0}, None)])
@@ -199,7 +205,7 @@ def test_text_never_becomes_markup(tmp_path):
     assert evil not in page and "&lt;script&gt;alert(1)" in page
 
 
-def test_what_was_not_measured_is_said(tmp_path):
+def test_what_was_not_measured_is_said(tmp_path, no_figures):
     document = run_document(facts(), [seed_result(0, [[0, 0], [1, None], [1, None]])])
     write_report(tmp_path, document, [])
     assert "not measured" in (tmp_path / "report.html").read_text(encoding="utf-8")

@@ -9,6 +9,8 @@ from hidecmoe_jax.models.config import DecoderConfig, LlavaConfig, TextConfig, V
 from hidecmoe_jax.models.llava import Prompt, init_model, layer_features
 from hidecmoe_jax.studies.layer_similarity import cka, cka_matrices
 
+FEATURES = jax.jit(layer_features)
+
 
 @pytest.fixture(scope="module")
 def model():
@@ -70,11 +72,11 @@ def test_layer_features_leave_out_padding_and_see_each_layers_own_branch(model):
     ids = np.random.default_rng(0).integers(5, 32, (2, 6)).astype(np.int32)
     short = Prompt(jnp.asarray(ids), jnp.ones((2, 6), bool))
     padded = Prompt(jnp.pad(short.tokens_BT, ((0, 0), (0, 3))), jnp.pad(short.mask_BT, ((0, 0), (0, 3))))
-    found = np.asarray(layer_features(model, short, ()))
+    found = np.asarray(FEATURES(model, short, ()))
     assert found.shape == (3, 2, 16)
-    assert np.allclose(found, layer_features(model, padded, ()), atol=1e-6)
+    assert np.allclose(found, FEATURES(model, padded, ()), atol=1e-6)
     layers = model.params["decoder"]["layers"]
     silent = layers | {"down_proj": {"kernel": layers["down_proj"]["kernel"].at[1].set(0.0)}}
     muted = model.replace(params=model.params | {"decoder": model.params["decoder"] | {"layers": silent}})
-    changed = np.asarray(layer_features(muted, short, ()))
+    changed = np.asarray(FEATURES(muted, short, ()))
     assert np.array_equal(changed[0], found[0]) and not changed[1].any() and changed[2].any()
