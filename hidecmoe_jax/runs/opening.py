@@ -207,13 +207,15 @@ def _require_fit(config: RunConfig, model_config: LlavaConfig) -> None:
 def references(task: Task, *, split: str = "test") -> Findings:
     """Every reference as an answer to itself: it must get full marks from the task's scorer.
 
+    Of the answers of several annotators (`Scorer.votes`) one is enough.
+
     Args:
       split: what is scored. Validation records that were held out of the training file count only where they are.
 
     Raises:
       ConfigError: unknown scorer.
     """
-    scorer_of(task.scorer, where=f"task {task.name}")
+    scorer = scorer_of(task.scorer, where=f"task {task.name}")
     training_file = _file_of(task.train[0])
     judged = list(task.test)
     for record in task.val:
@@ -227,9 +229,10 @@ def references(task: Task, *, split: str = "test") -> Findings:
                 reasons[reference] = mismatch(task.scorer, reference)
     problems = []
     for record in judged:
-        for reference in record.references:
-            if reasons[reference] is not None:
-                problems.append(_problem(task, record, reasons[reference]))
+        bad = [reason for reason in map(reasons.get, record.references) if reason is not None]
+        if scorer.votes and len(bad) < len(record.references):
+            continue
+        problems += [_problem(task, record, reason) for reason in bad]
     # A reference that cannot be read has no score, and is a problem already.
     forms = () if problems else other_forms(task)
     return Findings(tuple(problems), _unreadable_answers(task), foreseen=forms)

@@ -49,6 +49,8 @@ class Scorer:
       bounded: True if no score exceeds 100.
       full: name of the part that is 100 where an answer equals its reference; None: `value` itself is.
       hint: how a reference that this rule cannot match should be written.
+      votes: whether the references of an item are the answers of several annotators, of whom some may have given none
+        that can be matched.
     """
 
     judge: Callable[[Predictions, References], Score]
@@ -57,6 +59,7 @@ class Scorer:
     bounded: bool = True
     full: str | None = None
     hint: Callable[[str], str] | None = None
+    votes: bool = False
 
     def __call__(self, predictions: Predictions, references: References) -> Score:
         """Returns the score; raises DataError as `score` does."""
@@ -302,7 +305,9 @@ SCORERS: Mapping[str, Scorer] = MappingProxyType(
             full="rouge_l",
             hint=captions.hint,
         ),
-        "vqa": Scorer(_itemwise(vqa.vqa_accuracy), "soft accuracy over ten `answers`, as in VQA v2 and TextVQA"),
+        "vqa": Scorer(
+            _itemwise(vqa.vqa_accuracy), "soft accuracy over ten `answers`, as in VQA v2 and TextVQA", votes=True
+        ),
         "relaxed": Scorer(_itemwise(vqa.relaxed), "number within 5 percent, else whole answer (ChartQA)"),
         "anls": Scorer(_itemwise(vqa.anls), "edit similarity, 0 below one half (DocVQA)"),
         "contains": Scorer(_itemwise(exact.contains), "reference is part of the answer", headline=False),

@@ -94,6 +94,15 @@ def test_fault_a1_every_scorer_gives_its_own_reference_full_marks_or_refuses_it(
             assert reason is not None and repr(reference) in reason and scorer in reason
 
 
+def test_fault_a1_of_several_annotators_one_needs_a_readable_answer(task):
+    several = ["a wren"] * 7 + ["the", "...", "a robin"]
+    rewrite(scored(task, "vqa"), "test", lambda items: [item.update(answers=several) for item in items])
+    assert not check_stream([TaskSpec(str(task))]).problems
+    rewrite(task, "test", lambda items: items[1].update(answers=["the", "..."]))
+    problems = check_stream([TaskSpec(str(task))]).problems
+    assert len(problems) == 2 and all("b9" in str(problem) for problem in problems)
+
+
 def test_fault_a1_boxes_as_x_y_width_height_get_the_corners_as_a_hint():
     assert "[0.5,0.6,0.8,0.7]" in mismatch("iou", "[0.50,0.60,0.30,0.10]")
     assert "'B'" in mismatch("choice", "B) green") and "'3.5'" in mismatch("number", "three")
