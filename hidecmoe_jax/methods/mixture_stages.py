@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -65,6 +65,7 @@ class PoolStage(Stage):
 
     method: Mixture
     uses_past: bool = True
+    is_probing: ClassVar[bool] = False
 
     def subset(self, count: int, seed: int) -> np.ndarray | None:
         """Records that probes are trained (`probe`) and measured on (`measure`)."""
@@ -99,7 +100,7 @@ class PoolStage(Stage):
         Args:
           lower_voices: voices of layers below the pool's.
         """
-        pool_pair = pool_voices(self.method, learner, key)
+        pool_pair = pool_voices(self.method, learner, key, probing=self.is_probing)
         voices = (*lower_voices, *pool_pair)
         total, tokens, tallies = answer_loss(model, batch, voices, tally=True)
         active = []
@@ -132,6 +133,7 @@ class TrainProbe(PoolStage):
 
     kind: str = "probe"
     subset_name: str = "probe"
+    is_probing: ClassVar[bool] = True
 
     def balance(self, learner: Learner) -> float:
         """The probe's own weight."""
@@ -173,7 +175,7 @@ class CountUsage(PoolStage):
 
     def usage(self, model: Model, learner: Learner, batch: Batch, lower_voices: tuple[Voice, ...] = ()) -> Any:
         """How often every slot of the pool is chosen with the probe in place; the probe is the last slot."""
-        voices = (*lower_voices, *pool_voices(self.method, self.probing(model, learner), None))
+        voices = (*lower_voices, *pool_voices(self.method, self.probing(model, learner), None, probing=True))
         _, _, tallies = answer_loss(model, batch, voices, tally=True)
 
         def side_by_side(*voice_LSK: Array) -> Array:
@@ -218,7 +220,7 @@ class MeasureGain(CountUsage):
     def usage(self, model: Model, learner: Learner, batch: Batch, lower_voices: tuple[Voice, ...] = ()) -> Measured:
         """As `CountUsage.usage`, and gains by layer; the probe is the pool's only part that has a volume."""
         tally = CountUsage.usage(self, model, learner, batch, lower_voices)
-        old_voice, new_voice = pool_voices(self.method, self.probing(model, learner), None)
+        old_voice, new_voice = pool_voices(self.method, self.probing(model, learner), None, probing=True)
 
         def loss(volume_L: Array) -> tuple[Array, Array]:
             scaled = new_voice.replace(bank=at_volume(new_voice.bank, volume_L))
@@ -287,9 +289,9 @@ class Tune(PoolStage):
 
     def _initial_router(self, learner: Learner, new: int, key: Array) -> Array:
         """The probe's router, trained further. Its column for the probe belongs to the probe's factors, so only experts
-        that begin with those get it; an open gate chooses among old experts alone."""
+        that begin with those get it. An open gate's router begins anew: the probe's trained without a null expert."""
         router = learner.memory.probe.router
-        if self.method.start == "probe" or self.method.is_open:
+        if self.method.start == "probe" and not self.method.is_open:
             return expert_init.probe_router(router, new)
         return self.with_columns(router[..., :-1], learner, new, key)
 

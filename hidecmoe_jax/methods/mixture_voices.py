@@ -23,14 +23,19 @@ if TYPE_CHECKING:
     from hidecmoe_jax.methods.mixture import Mixture
 
 
-def pool_voices(method: Mixture, learner: Learner, key: Array | None) -> tuple[Voice, Voice]:
-    """Old and new experts under the router that trains; new ones are outside of it where the gate is open."""
+def pool_voices(method: Mixture, learner: Learner, key: Array | None, *, probing: bool = False) -> tuple[Voice, Voice]:
+    """Old and new experts under the router that trains; new ones are outside of it where the gate is open.
+
+    While `probing` an open gate has no null expert: old experts have the whole softmax, so that a task which they know
+    is answered by them and leaves the probe little to save.
+    """
     past = learner.past[POOL]
     live = learner.live[POOL]
     router_L1DS = learner.routers[POOL][:, None]
     old_columns = router_L1DS[..., : past.slots]
     if method.is_open:
-        old_routing = Routing(_owned(past), old_columns, method.top_k, null=method.null)
+        null = None if probing else method.null
+        old_routing = Routing(_owned(past), old_columns, method.top_k, null=null)
         new_routing = Routing(_owned(live))
     else:
         new_columns = router_L1DS[..., past.slots :]

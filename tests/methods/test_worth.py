@@ -17,6 +17,7 @@ from tiny import run_config, write_base, write_stream
 
 from hidecmoe_jax.core.strict import build, plain
 from hidecmoe_jax.experts.pool import POOL
+from hidecmoe_jax.experts.routing import Routing, Voice
 from hidecmoe_jax.methods.growth.probe import Probe, layers_to_expand
 from hidecmoe_jax.methods.growth.worth import at_volume, strictest, worth_of, worthy_layers
 from hidecmoe_jax.methods.mixture import Mixture
@@ -116,7 +117,7 @@ def test_gains_of_a_model_sum_to_the_loss_that_its_probe_saves(done):
     material = done.session.material(done.session.stream.tasks[1].train, (1,), "asked")
     batch = material.batch(np.arange(4))
     measured = jax.jit(measure.usage)(model, probing, batch)
-    old, new = pool_voices(method, measure.probing(model, probing), None)
+    old, new = pool_voices(method, measure.probing(model, probing), None, probing=True)
     losses = [
         float(answer_loss(model, batch, (old, new.replace(bank=at_volume(new.bank, jnp.full(3, volume)))))[0])
         for volume in (0.0, 1.0)
@@ -129,6 +130,26 @@ def test_gains_of_a_model_sum_to_the_loss_that_its_probe_saves(done):
     # A probe that is on for every token is counted with every one.
     count = np.asarray(measured.tally.count).sum(-1)
     assert (count[:, -1] == int(batch.prompt.mask_BT.sum())).all()
+
+
+def test_old_experts_are_at_full_volume_while_a_probe_trains_and_behind_a_null_expert_afterwards(done):
+    """Nearly silent, what a task has learned would leave its probe as much to save as if nothing were known."""
+    method, model, learner = done.method, done.session.model, done.learners[1]
+    train, _, tune = method.stages(1)[:3]
+    material = done.session.material(done.session.stream.tasks[1].train, (1,), "asked")
+    batch = material.batch(np.arange(4))
+    ready = train.prepare(model, learner, 1, jax.random.key(0))
+    old, _ = pool_voices(method, ready, None, probing=True)
+    quiet, _ = pool_voices(method, ready, None)
+    assert old.routing.null is None and quiet.routing.null == method.null
+    # One old expert a layer has the whole softmax; the probe is blank.
+    alone = Voice(old.bank, Routing(old.routing.gain_LBS))
+    expected = answer_loss(model, batch, (alone,))[0]
+    dry = replace(method, lora=replace(method.lora, dropout=0.0))
+    found = replace(train, method=dry).loss(model, ready, batch, jax.random.key(0)).total
+    assert float(found) == pytest.approx(float(expected), rel=1e-5)
+    tuned = replace(tune, method=dry).loss(model, ready, batch, jax.random.key(0)).total
+    assert abs(float(tuned) - float(expected)) > 1e-4
 
 
 def test_a_report_of_growth_has_the_gains_and_no_frequency_of_a_probe_that_is_always_on(done):
