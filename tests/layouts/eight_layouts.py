@@ -174,7 +174,11 @@ def sizes_of(model, learner) -> dict[str, int]:
     layers = sum(leaf.size for leaf in jax.tree.leaves(decoder["layers"]))
     rest = sum(leaf.size for leaf in jax.tree.leaves(decoder)) - layers
     if not learner.tuned:
-        rest += sum(leaf.size for leaf in jax.tree.leaves(model.params["projector"]))
+        axes = trees.flatten(
+            jax.tree.map(str, model_axes(model.config)["projector"], is_leaf=lambda n: isinstance(n, tuple))
+        )
+        frozen = trees.flatten(model.params["projector"])
+        rest += sum(leaf.size for path, leaf in frozen.items() if "width" in axes[path])
     trained = sum(leaf.size for leaf in jax.tree.leaves(trainable(learner)))
     return {"layers": layers, "rest": rest, "trained": trained}
 
