@@ -7,8 +7,9 @@ does not depend on the rest of its batch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import chex
 import jax
@@ -19,8 +20,10 @@ from jax import Array
 from hidecmoe_jax.core.errors import ConfigError
 from hidecmoe_jax.core.layout import Layout, constrain
 from hidecmoe_jax.experts.routing import Voice
-from hidecmoe_jax.models.llama import CACHE_AXES, Cache, run_layers
-from hidecmoe_jax.models.llava import Model, Prompt, decoder_layers, embed, final_norm, head, hidden
+from hidecmoe_jax.models.decode import run_token, split_cache, split_layers
+from hidecmoe_jax.models.llama import run_layers
+from hidecmoe_jax.models.llava import Model, Prompt, decoder_layers, embed, final_norm, head, hidden, last_positions
+from hidecmoe_jax.models.stack import CACHE_AXES, Cache
 
 
 @dataclass(frozen=True)
@@ -107,36 +110,36 @@ def _empty_cache(model: Model, batch: int, capacity: int) -> Cache:
     return Cache(zeros, zeros, slot)
 
 
-def _next_logits(
-    model: Model, tokens_B: Array, position_B: Array, keys_BS: Array, voices: Sequence[Voice], cache: Cache
-) -> tuple[Array, Cache]:
-    """Logits after one more token per sample, and the cache with it."""
-    tokens_B1 = tokens_B[:, None]
-    mask_B1 = jnp.ones_like(tokens_B1, bool)
-    x = embed(model, Prompt(tokens_B1, mask_B1))
-    x, cache, _ = run_layers(
-        decoder_layers(model),
-        model.config.decoder,
-        x,
-        positions_BT=position_B[:, None],
-        mask_B1TS=keys_BS[:, None, None, :],
-        voices=voices,
-        cache=cache,
-        layout=model.layout,
-    )
-    normed_B1D = final_norm(model, x)
-    return head(model, normed_B1D[:, 0]), cache
+def _next_token_logits(
+    model: Model, voices: Sequence[Voice], cache: Cache
+) -> tuple[Callable[[Array, Array, Array, Any], tuple[Array, Any]], Any]:
+    """A function (token [B], position [B], filled slots [B, S], cache) to (logits [B, V], cache), and its cache."""
+    config = model.config.decoder
+    if model.execution.decode == "apart":
+        apart = split_layers(decoder_layers(model), config, voices)
+        cache = split_cache(cache, config)
 
+        def layers(x_B1D: Array, positions_B1: Array, mask_B11S: Array, cache: Any) -> tuple[Array, Any]:
+            inputs = {"positions_B1": positions_B1, "mask_B11S": mask_B11S}
+            return run_token(apart, config, x_B1D, cache=cache, execution=model.execution, **inputs)
+    else:
 
-def _first_logits(model: Model, prompt: Prompt, h_BTD: Array) -> Array:
-    """Logits after the last real token of every prompt, whichever side the padding is on; [B, V]."""
-    length = h_BTD.shape[1]
-    from_end_BT = prompt.mask_BT[:, ::-1]
-    padding_B = jnp.argmax(from_end_BT, axis=1)
-    last_B = length - 1 - padding_B
-    last_B11 = last_B[:, None, None]
-    last_h_B1D = jnp.take_along_axis(h_BTD, last_B11, axis=1)
-    return head(model, last_h_B1D[:, 0])
+        def layers(x_B1D: Array, positions_B1: Array, mask_B11S: Array, cache: Any) -> tuple[Array, Any]:
+            x_B1D, cache, _ = run_layers(
+                decoder_layers(model), config, x_B1D, positions_BT=positions_B1, mask_B1TS=mask_B11S, voices=voices,
+                cache=cache, layout=model.layout,
+            )  # fmt: skip
+            return x_B1D, cache
+
+    def next_logits(tokens_B: Array, position_B: Array, keys_BS: Array, cache: Any) -> tuple[Array, Any]:
+        tokens_B1 = tokens_B[:, None]
+        mask_B1 = jnp.ones_like(tokens_B1, bool)
+        x_B1D = embed(model, Prompt(tokens_B1, mask_B1))
+        x_B1D, cache = layers(x_B1D, position_B[:, None], keys_BS[:, None, None, :], cache)
+        normed_B1D = final_norm(model, x_B1D)
+        return head(model, normed_B1D[:, 0]), cache
+
+    return next_logits, cache
 
 
 def _two_best(logits_BV: Array, layout: Layout | None) -> tuple[Array, Array]:
@@ -202,11 +205,13 @@ def generate(
     chex.assert_shape(sample_ids_B, (batch,), custom_message="one id for every sample")
     chex.assert_type(sample_ids_B, int)
     cache = _empty_cache(model, batch, length + steps)
-    h_BTD, cache, _ = hidden(model, prompt, voices, cache=cache)
-    first_logits = _first_logits(model, prompt, h_BTD)
+    last_B1 = last_positions(prompt)[:, None]
+    h_B1D, cache, _ = hidden(model, prompt, voices, cache=cache, at_BQ=last_B1)
+    first_logits = head(model, h_B1D[:, 0])
     sample_keys = jax.vmap(lambda sample_id: jax.random.fold_in(key, sample_id))(sample_ids_B)
     count_B = jnp.sum(prompt.mask_BT.astype(jnp.int32), axis=1)
     prompt_keys_BS = jnp.pad(prompt.mask_BT, ((0, 0), (0, steps)))
+    next_logits, cache = _next_token_logits(model, voices, cache)
 
     def body(state):
         step, logits, cache, ended, tokens, lengths, margins = state
@@ -224,7 +229,7 @@ def generate(
         keys_BS = _filled_slots(prompt_keys_BS, length, slot)
         cache = cache.replace(slot=slot)
         positions = count_B + step
-        logits, cache = _next_logits(model, token, positions, keys_BS, voices, cache)
+        logits, cache = next_logits(token, positions, keys_BS, cache)
         return step + 1, logits, cache, ended, tokens, lengths, margins
 
     def unfinished(state):

@@ -7,15 +7,13 @@ folded layers below and routed layers above compile to two scans.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache, partial
 from typing import Any
 
-import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax import struct
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
@@ -25,16 +23,18 @@ from hidecmoe_jax.models.attention import attend_as, rotary_table, rotate
 from hidecmoe_jax.models.config import DecoderConfig
 from hidecmoe_jax.models.execution import PLAIN, Execution
 from hidecmoe_jax.models.layers import RMSNorm, axes_of, dense, init_stack, small_normal
+from hidecmoe_jax.models.stack import Cache, Store, check_inputs, covering, recomputed, store_layer
 from hidecmoe_jax.models.voices import (
     LayerVoice,
+    Rows,
     Tally,
     add_experts,
     check_voices,
+    pick,
     segments,
     slot_weights,
     tallied_weights,
     tally_layer,
-    voice_slice,
 )
 
 SITES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -43,24 +43,9 @@ SITE_AXES = {
     "o_proj": ("heads", "width"), "gate_proj": ("width", "hidden"), "up_proj": ("width", "hidden"),
     "down_proj": ("hidden", "width"),
 }  # fmt: skip
-# Activations that the policy `named` keeps for the backward pass; the others of a layer follow from them cheaply.
-SAVED = ("normed", "q", "k", "v", "attended", "middle", "gate", "up")
 STREAM_AXES = ("batch", None, None)
 HEADS_AXES = ("batch", None, "heads", None)
 HIDDEN_AXES = ("batch", None, "hidden")
-CACHE_AXES = ("layer", "batch", None, "heads", None)
-
-# Stores the new keys and values of a layer; returns those that attention reads, and the cache.
-Store = Callable[[Array, Array], tuple[Array, Array, Any]]
-
-
-@struct.dataclass
-class Cache:
-    """Keys and values [L, B, S, G, K] of all layers and the slot the next tokens are written to."""
-
-    k: Array
-    v: Array
-    slot: Array
 
 
 def site_shapes(config: DecoderConfig) -> dict[str, tuple[int, int]]:
@@ -79,7 +64,8 @@ class DecoderBlock(nn.Module):
     """One block; x [B, T, D] -> (x, (weights, chances) of every voice as a `Tally` counts them, cache of `store`).
 
     Without `store` attention reads the new keys and values alone, and the cache is None. `table` is the `rotary_table`
-    of the positions, computed once for all layers.
+    of the positions, computed once for all layers. With `rows`, keys and values are those of all positions and
+    everything else is computed at these alone: x [B, Q, D] and the weights are theirs.
     """
 
     config: DecoderConfig
@@ -96,18 +82,19 @@ class DecoderBlock(nn.Module):
         voices: Sequence[LayerVoice],
         store: Store | None = None,
         table: tuple[Array, Array] | None = None,
+        rows: Rows | None = None,
     ) -> tuple[Array, list[tuple[Array, Array]], Any]:
         c = self.config
         shapes = site_shapes(c)
         if table is None:
             table = rotary_table(positions_BT, c.head_width, c.rope_theta)
 
-        def site(name: str, h: Array, weighted: Sequence[tuple[LayerVoice, Array]]) -> Array:
+        def site(name: str, h: Array, weighted: Sequence[tuple[LayerVoice, Array]], rows: Rows | None = rows) -> Array:
             _, features = shapes[name]
             linear = dense(
                 features, SITE_AXES[name], h.dtype, param_dtype=self.param_dtype, name=name, sums_float32=True
             )
-            out = add_experts(linear(h), h, name, weighted)
+            out = add_experts(linear(h), h, name, weighted, rows)
             # Rounded once, after the sum of the linear and its experts.
             return out.astype(h.dtype)
 
@@ -120,19 +107,25 @@ class DecoderBlock(nn.Module):
             h = pinned(norm1(x), STREAM_AXES, "normed")
             attention_weights = slot_weights(h, voices, "attention")
             weighted = _with_weights(voices, attention_weights)
+            picked = _with_weights(voices, attention_weights, rows)
+            x = pick(rows, x)
+            heads = (*x.shape[:2], -1, c.head_width)
+            q = site("q_proj", pick(rows, h), picked).reshape(heads)
+            turned = (pick(rows, table[0]), pick(rows, table[1]))
+            q = pinned(rotate(q, turned), HEADS_AXES, "q")
             heads = (*h.shape[:2], -1, c.head_width)
-            q = site("q_proj", h, weighted).reshape(heads)
-            q = pinned(rotate(q, table), HEADS_AXES, "q")
-            k = site("k_proj", h, weighted).reshape(heads)
+            k = site("k_proj", h, weighted, None).reshape(heads)
             k = pinned(rotate(k, table), HEADS_AXES, "k")
-            v = site("v_proj", h, weighted).reshape(heads)
+            v = site("v_proj", h, weighted, None).reshape(heads)
             v = pinned(v, HEADS_AXES, "v")
             cache = None
             if store is not None:
                 k, v, cache = store(k, v)
+            if rows is not None and mask_B1TS is not None:
+                mask_B1TS = pick(rows, mask_B1TS[:, 0])[:, None]
             attended = attend_as(self.execution.attention, q, k, v, mask_B1TS)
             attended = checkpoint_name(attended, "attended")
-            x = x + site("o_proj", attended, weighted)
+            x = x + site("o_proj", attended, picked)
             x = pinned(x, STREAM_AXES, "middle")
         with jax.named_scope("feed_forward"):
             norm2 = RMSNorm(c.epsilon, self.param_dtype, name="norm2")
@@ -145,19 +138,20 @@ class DecoderBlock(nn.Module):
             up = pinned(site("up_proj", h, weighted), HIDDEN_AXES, "up")
             down = site("down_proj", gate * up, weighted)
             # The site `ffn` is parallel to the whole feed-forward part, so it reads the part's input.
-            branch = add_experts(down, h, "ffn", weighted)
+            branch = add_experts(down, h, "ffn", weighted, rows)
             self.sow("intermediates", "branch", branch)
             x = constrain(self.layout, x + branch, STREAM_AXES)
         return x, tallied_weights(voices, attention_weights, weights), cache
 
 
 def _with_weights(
-    voices: Sequence[LayerVoice], weights: Sequence[tuple[Array, Array]]
+    voices: Sequence[LayerVoice], weights: Sequence[tuple[Array, Array]], rows: Rows | None = None
 ) -> list[tuple[LayerVoice, Array]]:
-    """Every voice with its slot weights, without the chances."""
+    """Every voice with its slot weights, without the chances; weights of tokens are those of the rows."""
     weighted = []
     for voice, (weight, _) in zip(voices, weights, strict=True):
-        weighted.append((voice, weight))
+        of_tokens = weight.ndim == 3
+        weighted.append((voice, pick(rows, weight) if of_tokens else weight))
     return weighted
 
 
@@ -228,7 +222,7 @@ def _block_axes(config: DecoderConfig) -> dict:
     return jax.tree.map(lambda names: names[1:], axes, is_leaf=lambda node: isinstance(node, tuple))
 
 
-def _whole_layer(params: dict, config: DecoderConfig, layout: Layout | None) -> dict:
+def whole_layer(params: dict, config: DecoderConfig, layout: Layout | None) -> dict:
     """One layer's parameters, pinned twice: as the slice of the stack lies, and gathered.
 
     The first pin makes the compiler gather this layer inside the scan, where it would gather the whole stack before it.
@@ -240,16 +234,6 @@ def _whole_layer(params: dict, config: DecoderConfig, layout: Layout | None) -> 
     return constrain(layout, params, axes, gathered=True)
 
 
-def _recomputed(step: Callable, recompute: Recompute, execution: Execution) -> Callable:
-    """The step of a scan over layers, whose backward pass computes some of its activations again."""
-    if recompute == "none":
-        return step
-    named = SAVED if recompute == "named" else ()
-    policy = jax.checkpoint_policies.save_only_these_names(*named, *execution.saved)
-    # No barrier against common subexpressions is needed inside a scan, and it costs time.
-    return jax.checkpoint(step, prevent_cse=False, policy=policy)
-
-
 def block_table(config: DecoderConfig, voices: Sequence[Voice] = (), *, tokens: int = 2) -> str:
     """`nn.tabulate` of one decoder block: its linears and norms, and the experts and token routers of `voices`.
 
@@ -258,7 +242,7 @@ def block_table(config: DecoderConfig, voices: Sequence[Voice] = (), *, tokens: 
     """
     layer = voices[0].bank.first_layer if voices else 0
     layer_voices = []
-    for stacked in _covering(voices, layer, layer + 1):
+    for stacked in covering(voices, layer, layer + 1):
         layer_voice = jax.tree.map(lambda leaf: leaf[0], stacked)
         layer_voices.append(layer_voice)
     batch = max((voice.gain_BS.shape[0] for voice in layer_voices), default=1)
@@ -269,16 +253,6 @@ def block_table(config: DecoderConfig, voices: Sequence[Voice] = (), *, tokens: 
     console = {"width": 160, "force_terminal": False}
     tabulate = nn.tabulate(block, jax.random.key(0), console_kwargs=console)
     return tabulate(x, positions, None, layer_voices)
-
-
-def _covering(voices: Sequence[Voice], start: int, stop: int) -> list[LayerVoice]:
-    """Slices for the layers start..stop of the voices that cover them."""
-    slices = []
-    for voice in voices:
-        layer_voice = voice_slice(voice, start, stop)
-        if layer_voice is not None:
-            slices.append(layer_voice)
-    return slices
 
 
 def run_layers(
@@ -294,95 +268,55 @@ def run_layers(
     recompute: Recompute = "none",
     layout: Layout | None = None,
     execution: Execution = PLAIN,
+    at_BQ: Array | None = None,
 ) -> tuple[Array, Cache | None, list[list[Tally]]]:
     """Runs the stack. Returns hidden states before the final norm, the filled cache, and tallies by segment and voice.
 
     With a cache, new keys and values are written from `cache.slot` on and attention reads all its slots under the mask.
+
+    Args:
+      at_BQ: positions whose states are returned, [B, Q, D]; of all others the last layer computes keys and values
+        alone, unless tokens are tallied. None for all positions.
     """
-    _check_inputs(config, x_BTD, positions_BT, mask_B1TS)
+    check_inputs(config, x_BTD, positions_BT, mask_B1TS)
     check_voices(voices, x_BTD.shape[0])
     block = DecoderBlock(config, "float32", layout, execution)
     table = rotary_table(positions_BT, config.head_width, config.rope_theta)
     tallies = []
 
-    def step(carry: tuple[Array, Cache | None], inputs: tuple[Array, list[LayerVoice]]):
+    def step(carry: tuple[Array, Cache | None], inputs: tuple[Array, list[LayerVoice]], rows: Rows | None = None):
         x, cache = carry
         index, layer_voices = inputs
         # Indexed inside the scan instead of scanned over: segments then share one stack without slicing copies of it.
         params = jax.tree.map(lambda p: jax.lax.dynamic_index_in_dim(p, index, keepdims=False), layers)
-        params = _whole_layer(params, config, layout)
-        store = None if cache is None else partial(_store_layer, cache, index)
-        x, weights, cache = block.apply({"params": params}, x, positions_BT, mask_B1TS, layer_voices, store, table)
+        params = whole_layer(params, config, layout)
+        store = None if cache is None else partial(store_layer, cache, index)
+        x, weights, cache = block.apply(
+            {"params": params}, x, positions_BT, mask_B1TS, layer_voices, store, table, rows
+        )
         tally = None
         if kinds_BT is not None:
             tally = [tally_layer(weight, chance, kinds_BT) for weight, chance in weights]
         return (x, cache), tally
 
-    step = _recomputed(step, recompute, execution)
+    # Tokens of all positions are tallied in the last layer too.
+    rows = None
+    if at_BQ is not None and kinds_BT is None and config.layers:
+        rows = Rows(at_BQ, x_BTD.shape[1])
+    each = recomputed(step, recompute, execution)
     x = x_BTD
-    for start, stop in segments(config.layers, voices):
-        layer_voices = _covering(voices, start, stop)
+    for start, stop in segments(config.layers, voices, alone=rows is not None):
+        layer_voices = covering(voices, start, stop)
         inputs = (jnp.arange(start, stop), layer_voices)
-        (x, cache), tally = jax.lax.scan(step, (x, cache), inputs)
+        if rows is not None and stop == config.layers:
+            first = jax.tree.map(lambda leaf: leaf[0], inputs)
+            last = recomputed(partial(step, rows=rows), recompute, execution)
+            (x, cache), tally = last((x, cache), first)
+        else:
+            (x, cache), tally = jax.lax.scan(each, (x, cache), inputs)
         tallies.append(tally)
+    if at_BQ is not None and rows is None:
+        x = pick(Rows(at_BQ, x.shape[1]), x)
+    if kinds_BT is None:
+        tallies = [None] * len(segments(config.layers, voices))
     return x, cache, tallies
-
-
-def _check_inputs(config: DecoderConfig, x_BTD: Array, positions_BT: Array, mask_B1TS: Array) -> None:
-    """Raises AssertionError, while tracing, where the decoder's inputs do not fit each other."""
-    batch, tokens, _ = x_BTD.shape
-    chex.assert_shape(x_BTD, (batch, tokens, config.width), custom_message="the decoder takes [B, T, width]")
-    chex.assert_shape(positions_BT, (batch, tokens))
-    chex.assert_shape(mask_B1TS, ({1, batch}, 1, tokens, None))
-    chex.assert_type(mask_B1TS, bool)
-
-
-def _store_layer(cache: Cache, index: Array, k: Array, v: Array) -> tuple[Array, Array, Cache]:
-    """Writes one layer's new keys and values; returns all of that layer's, and the cache with them."""
-    start = (index, 0, cache.slot, 0, 0)
-    new_k = k[None].astype(cache.k.dtype)
-    full_k = jax.lax.dynamic_update_slice(cache.k, new_k, start)
-    new_v = v[None].astype(cache.v.dtype)
-    full_v = jax.lax.dynamic_update_slice(cache.v, new_v, start)
-    layer_k = full_k[index]
-    layer_v = full_v[index]
-    return layer_k, layer_v, cache.replace(k=full_k, v=full_v)
-
-
-def branch_means(
-    layers: dict,
-    config: DecoderConfig,
-    x_BTD: Array,
-    *,
-    positions_BT: Array,
-    mask_B1TS: Array,
-    voices: Sequence[Voice],
-    real_BT: Array,
-    layout: Layout | None = None,
-) -> Array:
-    """Feed-forward output of every layer before it joins the residual, averaged over real tokens: float32 [L, B, D].
-
-    The voices must cover the whole stack. Similarity studies of layers compare these means; nothing is cached.
-    """
-    check_voices(voices, x_BTD.shape[0])
-    block = DecoderBlock(config, "float32", layout)
-    count_B1 = jnp.sum(real_BT, axis=1, keepdims=True)
-    count_B1 = jnp.maximum(count_B1, 1)
-    share_BT = real_BT / count_B1
-    share_BT = share_BT.astype(jnp.float32)
-    share_BT1 = share_BT[..., None]
-
-    def step(x: Array, inputs: tuple[dict, list[LayerVoice]]) -> tuple[Array, Array]:
-        params, layer_voices = inputs
-        params = _whole_layer(params, config, layout)
-        (x, _, _), sown = block.apply(
-            {"params": params}, x, positions_BT, mask_B1TS, layer_voices, mutable=["intermediates"]
-        )
-        (branch,) = sown["intermediates"]["branch"]
-        weighted_BTD = branch.astype(jnp.float32) * share_BT1
-        mean_BD = jnp.sum(weighted_BTD, axis=1)
-        return x, mean_BD
-
-    layer_voices = [voice_slice(voice, 0, config.layers) for voice in voices]
-    _, means_LBD = jax.lax.scan(step, x_BTD, (layers, layer_voices))
-    return means_LBD

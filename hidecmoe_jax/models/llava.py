@@ -23,13 +23,15 @@ from hidecmoe_jax.core import trees
 from hidecmoe_jax.core.layout import Layout, Recompute, constrain
 from hidecmoe_jax.experts.routing import Voice
 from hidecmoe_jax.models import clip
+from hidecmoe_jax.models.branches import branch_means
 from hidecmoe_jax.models.config import LlavaConfig
 from hidecmoe_jax.models.execution import PLAIN, Execution
 from hidecmoe_jax.models.layers import RMSNorm, axes_of
-from hidecmoe_jax.models.llama import STREAM_AXES, Cache, branch_means, decoder_axes, init_decoder, run_layers
+from hidecmoe_jax.models.llama import STREAM_AXES, decoder_axes, init_decoder, run_layers
 from hidecmoe_jax.models.llama import site_shapes as decoder_sites
 from hidecmoe_jax.models.projector import Projector
 from hidecmoe_jax.models.reading import Reading as Reading
+from hidecmoe_jax.models.stack import Cache
 from hidecmoe_jax.models.voices import Tally
 
 TABLE_AXES = ("vocab", "width")
@@ -246,6 +248,13 @@ def positions_of(mask_BT: Array) -> Array:
     return jnp.maximum(counted_BT - 1, 0)
 
 
+def last_positions(prompt: Prompt) -> Array:
+    """Position of the last real token of every sample, whichever side the padding is on; int32 [B]."""
+    from_end_BT = prompt.mask_BT[:, ::-1]
+    padding_B = jnp.argmax(from_end_BT, axis=1)
+    return prompt.mask_BT.shape[1] - 1 - padding_B
+
+
 def hidden(
     model: Model,
     prompt: Prompt,
@@ -254,8 +263,12 @@ def hidden(
     kinds_BT: Array | None = None,
     cache: Cache | None = None,
     normed: bool = True,
+    at_BQ: Array | None = None,
 ) -> tuple[Array, Cache | None, list[list[Tally]]]:
-    """Hidden states [B, T, D] of a whole prompt (causal, padding masked), the cache, and the tallies."""
+    """Hidden states [B, T, D] of a whole prompt (causal, padding masked), the cache, and the tallies.
+
+    With `at_BQ` they are those at these positions, [B, Q, D], and the last layer computes little more than them.
+    """
     check_prompt(model.config, prompt)
     config = model.config
     length = prompt.tokens_BT.shape[1]
@@ -280,6 +293,7 @@ def hidden(
         recompute=model.recompute,
         layout=model.layout,
         execution=model.execution,
+        at_BQ=at_BQ,
     )
     if normed:
         x = final_norm(model, x)
@@ -298,8 +312,10 @@ def prompt_state(model: Model, prompt: Prompt, reading: Reading) -> Array:
         layers = jax.tree.map(lambda leaf: leaf[:depth], layers)
         model = with_decoder_layers(model, layers)
         model = model.replace(config=shallow)
+    if reading.over == "last":
+        h_B1D, _, _ = hidden(model, prompt, normed=depth < 0, at_BQ=last_positions(prompt)[:, None])
+        return h_B1D[:, 0].astype(jnp.float32)
     h_BTD, _, _ = hidden(model, prompt, normed=depth < 0)
-    # The last real token, whichever side the padding is on.
     mask_BT = prompt.mask_BT
     nth_BT = jnp.cumsum(mask_BT.astype(jnp.int32), axis=1)
     is_image_BT = prompt.tokens_BT == config.image_token
@@ -313,8 +329,7 @@ def prompt_state(model: Model, prompt: Prompt, reading: Reading) -> Array:
     count_B1 = nth_BT[:, -1:]
     is_last_BT = nth_BT == count_B1
     last_BT = mask_BT & is_last_BT
-    over_image_B1 = has_image_B1 & (reading.over == "image")
-    selected_BT = jnp.where(over_image_B1, image_BT, last_BT)
+    selected_BT = jnp.where(has_image_B1, image_BT, last_BT)
     return _mean(h_BTD, selected_BT)
 
 
@@ -380,13 +395,11 @@ def answer_nll(
 ) -> tuple[Array, list[list[Tally]]]:
     """Negative log-likelihood at every answer column [B, A] (float32, unused columns too), and tallies.
 
-    Hidden states are gathered at the answers before the head: the vocabulary product runs on answer tokens only.
+    The last layer beyond its keys and values, and the vocabulary product, run on answer tokens only.
     """
     columns = [batch.where_BA, batch.answer_BA, batch.answer_mask_BA]
     chex.assert_equal_shape(columns, custom_message="answers, positions and mask are [B, A]")
-    h_BTD, _, tallies = hidden(model, batch.prompt, voices, kinds_BT=kinds_BT)
-    where_BA1 = batch.where_BA[..., None]
-    h_BAD = jnp.take_along_axis(h_BTD, where_BA1, axis=1)
+    h_BAD, _, tallies = hidden(model, batch.prompt, voices, kinds_BT=kinds_BT, at_BQ=batch.where_BA)
     logits_BAV = head(model, h_BAD)
     log_p_BAV = jax.nn.log_softmax(logits_BAV, axis=-1)
     answer_BA1 = batch.answer_BA[..., None]

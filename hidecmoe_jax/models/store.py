@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
 from hidecmoe_jax.core import strict, trees
+from hidecmoe_jax.core.abstract import bytes_of
 from hidecmoe_jax.core.compile_cache import use_compile_cache
 from hidecmoe_jax.core.errors import CheckpointError
 from hidecmoe_jax.core.layout import Layout, put
@@ -160,7 +161,9 @@ def load_model(folder: Path, *, mesh: Mesh | None = None, layout: Layout | None 
     tree = trees.restore_into(template, widened)
     params = jax.tree.map(jnp.asarray, tree)
     # Programs for several devices are left to the compiler, which splits the library's attention over heads by itself.
-    execution = execution_for(jax.default_backend()) if layout is None else PLAIN
+    execution = PLAIN
+    if layout is None:
+        execution = execution_for(jax.default_backend(), layers_bytes=bytes_of(params["decoder"]["layers"]))
     return Model(params, config, layout, execution)
 
 

@@ -82,9 +82,11 @@ def check_voices(voices: Sequence[Voice], batch: int) -> None:
             chex.assert_shape(router_LDS, (bank.layers, None, bank.slots))
 
 
-def segments(layers: int, voices: Sequence[Voice]) -> list[tuple[int, int]]:
-    """Ranges of layers that the same voices cover, in order."""
+def segments(layers: int, voices: Sequence[Voice], *, alone: bool = False) -> list[tuple[int, int]]:
+    """Ranges of layers that the same voices cover, in order; with `alone` the last layer is a range of its own."""
     boundaries = {0, layers}
+    if alone:
+        boundaries.add(layers - 1)
     for voice in voices:
         first = voice.bank.first_layer
         last = first + voice.bank.layers
@@ -175,8 +177,36 @@ def _concat_slots(leaves: Sequence[Array | None]) -> Array | None:
     return jnp.concatenate(per_sample, axis=-1)
 
 
-def add_experts(y: Array, x: Array, site: str, weighted: Sequence[tuple[LayerVoice, Array]]) -> Array:
-    """`y`, the output of the site's linear for `x`, plus the output of every voice's experts at `site`."""
+@struct.dataclass
+class Rows:
+    """Positions of a sequence that a layer computes, where it does not compute all.
+
+    Attributes:
+      at_BQ: int32, the positions; `tokens`: length of the sequence.
+    """
+
+    at_BQ: Array
+    tokens: int = struct.field(pytree_node=False)
+
+
+def pick(rows: Rows | None, x: Array) -> Array:
+    """[B, T, ...] to [B, Q, ...], where a batch axis of 1 is broadcast; unchanged without rows."""
+    if rows is None:
+        return x
+    at = rows.at_BQ
+    trailing = (1,) * (x.ndim - 2)
+    x = jnp.broadcast_to(x, (at.shape[0], *x.shape[1:]))
+    return jnp.take_along_axis(x, at.reshape(*at.shape, *trailing), axis=1)
+
+
+def add_experts(
+    y: Array, x: Array, site: str, weighted: Sequence[tuple[LayerVoice, Array]], rows: Rows | None = None
+) -> Array:
+    """`y`, the output of the site's linear for `x`, plus the output of every voice's experts at `site`.
+
+    Args:
+      rows: positions that `x` holds; None where it holds all.
+    """
     for index, (voice, weight) in enumerate(weighted):
         if site not in voice.a:
             continue
@@ -186,7 +216,7 @@ def add_experts(y: Array, x: Array, site: str, weighted: Sequence[tuple[LayerVoi
             token_router = TokenRouter(slots, name=f"{site}_router{index}")
             weight, _ = token_router(x, voice.gain_BS, router_DS[None])
         experts = Experts(voice.scale, name=f"{site}_experts{index}")
-        dropped = _dropout(x, voice, site)
+        dropped = _dropout(x, voice, site, rows)
         a_DSR = voice.a[site]
         b_SRF = voice.b[site]
         added = experts(dropped, a_DSR, b_SRF, weight)
@@ -194,7 +224,7 @@ def add_experts(y: Array, x: Array, site: str, weighted: Sequence[tuple[LayerVoi
     return y
 
 
-def _dropout(x: Array, voice: LayerVoice, site: str) -> Array:
+def _dropout(x: Array, voice: LayerVoice, site: str, rows: Rows | None) -> Array:
     rate = voice.dropout
     if voice.key is None or rate == 0.0:
         return x
@@ -202,7 +232,10 @@ def _dropout(x: Array, voice: LayerVoice, site: str) -> Array:
     site_number = zlib.crc32(site.encode())
     key = jax.random.fold_in(voice.key, site_number)
     # 16 random bits decide as well as 32 (the rate is off by at most 2^-17) and cost a CPU half the time.
-    bits = jax.random.bits(key, x.shape, jnp.uint16)
+    # Drawn for all positions, so that a position has its mask whichever others are computed.
+    tokens = x.shape[1] if rows is None else rows.tokens
+    bits = jax.random.bits(key, (x.shape[0], tokens, x.shape[2]), jnp.uint16)
+    bits = pick(rows, bits)
     limit = round(rate * 2**16)
     stays = checkpoint_name(bits >= limit, STAYS)
     # Divided by the chance to stay, so that the expectation is `x`.
