@@ -24,22 +24,22 @@ def product(x: Array, w_DF: Array) -> Array:
 
 
 def _forward(x: Array, w_DF: Array) -> tuple[Array, tuple[Array, Array]]:
-    y = _contract(x, w_DF.astype(x.dtype), x.ndim - 1, 0)
+    y = contract(x, w_DF.astype(x.dtype), x.ndim - 1, 0)
     return y, (x, w_DF)
 
 
 def _backward(operands: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
     x, w_DF = operands
     dy = dy.astype(x.dtype)
-    dx = _contract(dy, w_DF.astype(x.dtype), dy.ndim - 1, 1)
+    dx = contract(dy, w_DF.astype(x.dtype), dy.ndim - 1, 1)
     # One row a token: contracted over two axes at once, the operands would be transposed first.
     x_ND = x.reshape(-1, x.shape[-1])
     dy_NF = dy.reshape(-1, dy.shape[-1])
-    dw_DF = _contract(x_ND, dy_NF, 0, 0)
+    dw_DF = contract(x_ND, dy_NF, 0, 0)
     return dx.astype(x.dtype), dw_DF.astype(w_DF.dtype)
 
 
-def _contract(left: Array, right: Array, left_axis: int, right_axis: int) -> Array:
+def contract(left: Array, right: Array, left_axis: int, right_axis: int) -> Array:
     """Sum of products over one axis of either operand, float32."""
     axes = (((left_axis,), (right_axis,)), ((), ()))
     return jax.lax.dot_general(left, right, axes, preferred_element_type=jnp.float32)

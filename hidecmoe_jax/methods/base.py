@@ -22,10 +22,11 @@ from hidecmoe_jax.data.records import Record
 from hidecmoe_jax.data.stream import Stream
 from hidecmoe_jax.experts.bank import Bank
 from hidecmoe_jax.experts.fold import merge_into_base
-from hidecmoe_jax.experts.routing import Voice
+from hidecmoe_jax.experts.routing import Voice, constant
 from hidecmoe_jax.experts.usage import Load
 from hidecmoe_jax.locators.anchors import Pooled
 from hidecmoe_jax.models.llava import Model, Reading, decoder_layers, with_decoder_layers
+from hidecmoe_jax.models.quantised import is_quantised
 
 if TYPE_CHECKING:
     from hidecmoe_jax.methods.stages import Stage
@@ -164,7 +165,12 @@ def with_leaves(model: Model, leaves: dict[str, Array]) -> Model:
 
 
 def with_experts_folded(model: Model, bank: Bank, gain_LS: Array) -> Model:
-    """The model with a bank's experts, weighted by `gain_LS`, added to the decoder's weights, in the base's dtypes."""
+    """The model with a bank's experts, weighted by `gain_LS`, added to the decoder's weights, in the base's dtypes.
+
+    Weights in int8 cannot take them up without being rounded again: there the bank stays beside them, as a voice.
+    """
+    if is_quantised(model):
+        return model.replace(constant=(*model.constant, Voice(bank, constant(gain_LS))))
     layers = merge_into_base(decoder_layers(model), bank, gain_LS)
     return with_decoder_layers(model, layers)
 

@@ -46,7 +46,7 @@ def execution_for(backend: str, *, layers_bytes: int = 0) -> Execution:
 
     Args:
       backend: as `jax.default_backend()` names it.
-      layers_bytes: of the decoder's layers. The compiler for TPUs reads a layer in its stack, the one for CPUs does not.
+      layers_bytes: of the decoder's layers. The compiler for TPUs reads a layer in its stack, that for CPUs does not.
     """
     if backend != "cpu":
         return PLAIN

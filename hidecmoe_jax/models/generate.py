@@ -115,6 +115,7 @@ def _next_token_logits(
 ) -> tuple[Callable[[Array, Array, Array, Any], tuple[Array, Any]], Any]:
     """A function (token [B], position [B], filled slots [B, S], cache) to (logits [B, V], cache), and its cache."""
     config = model.config.decoder
+    voices = (*model.constant, *voices)
     if model.execution.decode == "apart":
         apart = split_layers(decoder_layers(model), config, voices)
         cache = split_cache(cache, config)

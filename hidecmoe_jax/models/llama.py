@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
+from hidecmoe_jax.core.int8 import Int8, int8_product, spread_axes
 from hidecmoe_jax.core.layout import Layout, Recompute, constrain
 from hidecmoe_jax.experts.routing import Voice
 from hidecmoe_jax.models.attention import attend_as, rotary_table, rotate
@@ -90,6 +91,10 @@ class DecoderBlock(nn.Module):
             table = rotary_table(positions_BT, c.head_width, c.rope_theta)
 
         def site(name: str, h: Array, weighted: Sequence[tuple[LayerVoice, Array]], rows: Rows | None = rows) -> Array:
+            kernel = self.variables.get("params", {}).get(name, {}).get("kernel")
+            if isinstance(kernel, Int8):
+                out = add_experts(int8_product(h, kernel), h, name, weighted, rows)
+                return out.astype(h.dtype)
             _, features = shapes[name]
             linear = dense(
                 features, SITE_AXES[name], h.dtype, param_dtype=self.param_dtype, name=name, sums_float32=True
@@ -229,7 +234,7 @@ def whole_layer(params: dict, config: DecoderConfig, layout: Layout | None) -> d
     """
     if layout is None:
         return params
-    axes = _block_axes(config)
+    axes = spread_axes(_block_axes(config), params)
     params = constrain(layout, params, axes)
     return constrain(layout, params, axes, gathered=True)
 
@@ -276,7 +281,7 @@ def run_layers(
 
     Args:
       at_BQ: positions whose states are returned, [B, Q, D]; of all others the last layer computes keys and values
-        alone, unless tokens are tallied. None for all positions.
+        alone, unless tokens are tallied or weights gathered. None for all positions.
     """
     check_inputs(config, x_BTD, positions_BT, mask_B1TS)
     check_voices(voices, x_BTD.shape[0])
@@ -299,9 +304,10 @@ def run_layers(
             tally = [tally_layer(weight, chance, kinds_BT) for weight, chance in weights]
         return (x, cache), tally
 
-    # Tokens of all positions are tallied in the last layer too.
     rows = None
-    if at_BQ is not None and kinds_BT is None and config.layers:
+    # Tokens of all positions are tallied in the last layer too, and gathered weights arrive in one loop over all layers.
+    is_whole = kinds_BT is not None or (layout is not None and layout.gathers)
+    if at_BQ is not None and config.layers and not is_whole:
         rows = Rows(at_BQ, x_BTD.shape[1])
     each = recomputed(step, recompute, execution)
     x = x_BTD

@@ -45,12 +45,15 @@ class Model:
     Attributes:
       layout: how they and a batch lie on a mesh of devices; None for programs of one device.
       execution: how the layers are run on the processor at hand.
+      constant: voices that every program adds, before those that it is given: experts of a model whose weights cannot
+        take them up.
     """
 
     params: dict
     config: LlavaConfig = struct.field(pytree_node=False)
     layout: Layout | None = struct.field(pytree_node=False, default=None)
     execution: Execution = struct.field(pytree_node=False, default=PLAIN)
+    constant: tuple[Voice, ...] = ()
 
     @property
     def recompute(self) -> Recompute:
@@ -287,7 +290,7 @@ def hidden(
         embed(model, prompt),
         positions_BT=positions_of(prompt.mask_BT),
         mask_B1TS=mask_B1TS,
-        voices=voices,
+        voices=(*model.constant, *voices),
         cache=cache,
         kinds_BT=kinds_BT,
         recompute=model.recompute,

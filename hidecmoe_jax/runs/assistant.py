@@ -370,7 +370,7 @@ def load(
         learner = config.method.init(model, 1)
         serving = config.method.serve(model, learner)
         return Assistant(config, model, serving, tokenizer, ())
-    run = load_run(path, task=task, skip_missing=skip_missing)
+    run = load_run(path, task=task, skip_missing=skip_missing, quantised=True)
     method = run.config.method
     serving = method.serve(run.model, run.learner)
     serving = serving.replace(missing=run.missing)

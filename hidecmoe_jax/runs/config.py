@@ -137,7 +137,7 @@ class RunConfig:
     Attributes:
       capacity: task slots of the compiled programs; doubled, with one more compilation, where a run has more lessons.
       verify_base: hash the base's weights before and after every task as well.
-      scale: devices, and where the base lies on them; no part of what a run is.
+      scale: devices, and where the base lies on them; no part of what a run is, but for the bits of the base.
     """
 
     method: Any = Routed()
@@ -231,8 +231,11 @@ def as_recorded(config: RunConfig, fit: Fit | Literal["checkpoint"]) -> RunConfi
 
 
 def write_config(config: RunConfig, run: Path) -> None:
-    """The resolved config as YAML for `load_config`: folders absolute, and no `scale`, so that it holds anywhere."""
-    config = _with_places(replace(config, scale=Scale()), lambda place: str(Path(place).absolute()))
+    """The resolved config as YAML for `load_config`: folders absolute, and of `scale` the bits alone, so that it holds
+    anywhere."""
+    config = _with_places(
+        replace(config, scale=Scale(bits=config.scale.bits)), lambda place: str(Path(place).absolute())
+    )
     path = RunFolder(run).config
     # Renamed into place: a crash leaves the old file or the new one, never half of one.
     unfinished = path.with_name(f"{path.name}.part")
@@ -326,7 +329,8 @@ def to_mapping(config: RunConfig) -> dict[str, Any]:
 
 def learning_values(config: RunConfig) -> dict[str, Any]:
     """The values that a run records, but for those no number depends on: devices, what is cached on disk, where."""
-    plain = to_mapping(replace(as_recorded(config, config.base.image_fit), scale=Scale()))
+    # What is learned over int8 corrects other weights.
+    plain = to_mapping(replace(as_recorded(config, config.base.image_fit), scale=Scale(bits=config.scale.bits)))
     plain["base"].pop("feature_cache", None)
     return plain
 

@@ -8,7 +8,7 @@ what is exported.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from hidecmoe_jax.core import trees
@@ -16,6 +16,7 @@ from hidecmoe_jax.core.errors import CheckpointError
 from hidecmoe_jax.data.tokenizer import Tokenizer
 from hidecmoe_jax.methods.base import Learner
 from hidecmoe_jax.models.llava import Model
+from hidecmoe_jax.models.quantised import quantise_model
 from hidecmoe_jax.runs.config import RunConfig, config_of
 from hidecmoe_jax.runs.edits import learner_after
 from hidecmoe_jax.runs.folder import RunFolder, SeedFolder
@@ -140,11 +141,14 @@ class LoadedRun:
     lines: dict[str, str | None] = field(default_factory=dict)
 
 
-def load_run(run: str | Path, *, task: int | None = None, skip_missing: bool = False) -> LoadedRun:
+def load_run(
+    run: str | Path, *, task: int | None = None, skip_missing: bool = False, quantised: bool = False
+) -> LoadedRun:
     """Loads a run without its data, optionally as it was after its first `task` lessons.
 
     Args:
       skip_missing: leave out lessons that cannot be loaded.
+      quantised: the base in int8 where the run was learned over it, as answers need it; else as its folder has it.
 
     Raises:
       CheckpointError: no run, damaged (every lesson that cannot be loaded is named), another base model than the run
@@ -161,6 +165,9 @@ def load_run(run: str | Path, *, task: int | None = None, skip_missing: bool = F
             why=f"the SHA-256 of {config.base.path} is not the one in run.json",
             remedy="put the original base model back",
         )  # fmt: skip
+    if quantised and config.scale.bits == 8:
+        model = quantise_model(model, consume=True)
+        finished = replace(finished, model=model)
     loaded = load_archive(finished.seed(), config.method, finished.tasks, count=task)
     loaded.require(config.method, skip_missing=skip_missing)
     learner = finished.learner(loaded.archive)

@@ -1,7 +1,8 @@
 """The section `scale` of a config: on which devices a run works, and where the frozen base lies on them.
 
-It is no part of a run's identity: a run goes on on another machine, and its numbers agree up to rounding. Without the
-section all devices of the machine are used; on one device the programs are those without a layout.
+It is no part of a run's identity, but for the bits of the base: a run goes on on another machine, and its numbers agree
+up to rounding. Without the section all devices of the machine are used; on one device the programs are those without a
+layout.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from hidecmoe_jax.core.errors import ConfigError
 from hidecmoe_jax.core.layout import Layout, Placement, Recompute, layout_of
 from hidecmoe_jax.core.sharding import MESH_AXES, make_mesh
 from hidecmoe_jax.models.config import LlavaConfig
-from hidecmoe_jax.models.llava import model_template
+from hidecmoe_jax.models.quantised import template_of
 
 # Part of a device's memory that is planned with; the rest is for what the compiler and the runtime need.
 USABLE = 0.9
@@ -54,12 +55,15 @@ class Scale:
       mesh: devices by axis; `auto` placements follow from it where it has `fsdp` or `tensor`.
       recompute: what the backward pass computes again: all but the named activations of a layer, or everything. `auto`
         follows `base.remat`, except that a sharded base never keeps everything.
+      bits: 8 for linears of the decoder in int8, a scale for every output channel, which changes what is learned; 16
+        for weights as `base.param_dtype` has them.
     """
 
     base: Literal["auto", "replicated", "sharded", "tensor"] = "auto"
     answer: Literal["auto", "replicated", "sharded", "tensor"] = "auto"
     mesh: MeshSizes = MeshSizes()
     recompute: Literal["auto", "named", "full"] = "auto"
+    bits: Literal[16, 8] = 16
 
 
 @dataclass(frozen=True)
@@ -122,22 +126,24 @@ def choose(scale: Scale, config: LlavaConfig, *, devices: int, memory: float = m
     count = math.prod(sizes.values())
     if count == 1 and scale.recompute == "auto":
         return None
-    base = _base_bytes(config)
+    base = _base_bytes(config, scale.bits)
+    # Experts are folded into a second copy of the weights, but never into int8.
+    copies = 1 if scale.bits == 8 else 2
     room = memory / 2
     # What a section says is taken at its word.
     fits = Fits(
         training=lambda where, _: scale.base != "auto" or (base if where == "replicated" else base / count) <= room,
-        # Experts are folded into a second copy of the weights.
-        answering=lambda tensor: scale.answer == "replicated" or 2 * base / tensor <= room,
+        answering=lambda tensor: scale.answer == "replicated" or copies * base / tensor <= room,
     )
     choice = first_fitting(scale, config, devices=devices, fits=fits)
     if choice is not None:
         return choice
     gib = 2**30
+    narrower = "`base.param_dtype: bfloat16`" if scale.bits == 8 else "`base.param_dtype: bfloat16`, or `scale.bits: 8`"
     raise ConfigError(
         "the base fits no placement on these devices", where="scale.base",
         why=f"{base / gib:.1f} GiB of weights, {count} devices with {memory / gib:.1f} GiB each that can be used",
-        remedy=f"take at least {math.ceil(2 * base / memory)} such devices, or `base.param_dtype: bfloat16`",
+        remedy=f"take at least {math.ceil(2 * base / memory)} such devices, or {narrower}",
     )  # fmt: skip
 
 
@@ -269,6 +275,6 @@ def _memory() -> float:
     return USABLE * stats.get("bytes_limit", math.inf)
 
 
-def _base_bytes(config: LlavaConfig) -> int:
-    leaves = jax.tree.leaves(model_template(config).params)
+def _base_bytes(config: LlavaConfig, bits: int) -> int:
+    leaves = jax.tree.leaves(template_of(config, bits).params)
     return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)

@@ -20,6 +20,7 @@ from hidecmoe_jax.core import trees
 from hidecmoe_jax.core.about import VERSION
 from hidecmoe_jax.core.checksum import checksums
 from hidecmoe_jax.core.errors import DataError
+from hidecmoe_jax.core.int8 import require_qwix, spread_axes
 from hidecmoe_jax.core.keys import key_for
 from hidecmoe_jax.core.layout import Layout, place
 from hidecmoe_jax.data.feature_store import FeatureStore
@@ -34,6 +35,7 @@ from hidecmoe_jax.models.llava import Model, model_axes
 from hidecmoe_jax.models.store import load_model
 from hidecmoe_jax.runs.config import RunConfig, as_recorded, learning_values
 from hidecmoe_jax.runs.edits import learner_after
+from hidecmoe_jax.runs.int8 import CHECKED_RECORDS, quantised_base
 from hidecmoe_jax.runs.noticed import Noticed
 from hidecmoe_jax.runs.opening import base_header, open_config
 from hidecmoe_jax.runs.scale import check_batch, facts_of, layout_for
@@ -50,6 +52,7 @@ class Session:
 
     Attributes:
       noticed: what the opening warned of.
+      unquantised: SHA-256 of the base before it was quantised, where it was; `int8`, what the check of that found.
     """
 
     config: RunConfig
@@ -59,6 +62,8 @@ class Session:
     noticed: Noticed = field(default_factory=Noticed, compare=False, repr=False)
     cache: Cache = field(default_factory=Cache, compare=False, repr=False)
     status: Status = field(default_factory=Status, compare=False, repr=False)
+    unquantised: str | None = None
+    int8: dict[str, Any] = field(default_factory=dict)
 
     def of(self, config: RunConfig) -> Session:
         """The session of another config with the same base and stream; they share what is computed."""
@@ -66,8 +71,8 @@ class Session:
 
     @cached_property
     def base_digest(self) -> str:
-        """SHA-256 over all leaves of the base."""
-        return trees.digest(self.model.params)
+        """SHA-256 over all leaves of the base as its folder has them."""
+        return self.unquantised or trees.digest(self.model.params)
 
     @cached_property
     def base_checksums(self) -> np.ndarray:
@@ -84,7 +89,8 @@ class Session:
         def compute() -> Model:
             answering = layout.for_answers()
             # Arrays that lie there already are taken as they are.
-            params = place(answering, self.model.params, model_axes(self.model.config))
+            axes = spread_axes(model_axes(self.model.config), self.model.params)
+            params = place(answering, self.model.params, axes)
             return self.model.replace(params=params, layout=answering)
 
         return self.cache.get(("answering", Identity(self.model)), compute)
@@ -231,6 +237,8 @@ def open_session(config: RunConfig, *, errors: str | None = None) -> Session:
     Raises:
       DataError, ConfigError, CheckpointError: whatever is wrong with them, before anything is trained.
     """
+    if config.scale.bits == 8:
+        require_qwix()
     opening = open_config(config, errors=errors)
     report = opening.report.require()
     header = opening.base
@@ -238,7 +246,20 @@ def open_session(config: RunConfig, *, errors: str | None = None) -> Session:
     check_batch(layout, batch=config.tune.batch, accumulate=config.tune.accumulate)
     model = load_model(header.folder, layout=layout, **header.changes)
     session = Session(config, model, header.tokenizer, Stream(report.tasks), opening.noticed, opening.cache)
-    return session.of(config)
+    session = session.of(config)
+    return _in_int8(session) if config.scale.bits == 8 else session
+
+
+def _in_int8(session: Session) -> Session:
+    """The session with its base in int8, which is checked on the first training records."""
+    digest = session.base_digest
+    task = session.stream.tasks[0]
+    # A cache of its own: what it holds of the base as it was loaded is dropped with it.
+    first = replace(session, cache=Cache())
+    data = first.material(task.train[:CHECKED_RECORDS], (0,), f"{task.name} int8")
+    batch = data.batch(np.arange(len(data.encoded)))
+    model, facts = quantised_base(session.model, batch, say)
+    return replace(session, model=model, unquantised=digest, int8=facts)
 
 
 def say_notes(session: Session, tasks: Sequence[Task]) -> None:
@@ -255,8 +276,8 @@ def say_notes(session: Session, tasks: Sequence[Task]) -> None:
         say(f"warning: {line}")
 
 
-def session_facts(layout: Layout | None = None) -> dict[str, Any]:
-    """Versions, devices and layout of this process, for the record."""
+def session_facts(layout: Layout | None = None, int8: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Versions, devices and layout of this process, and the check of a base in int8, for the record."""
     versions = {"hidecmoe_jax": VERSION}
     # Packages that can change a number of the run.
     for package in ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy"):
@@ -266,4 +287,5 @@ def session_facts(layout: Layout | None = None) -> dict[str, Any]:
         "versions": versions,
         "devices": [device.device_kind for device in jax.devices()],
         **facts_of(layout),
+        **({"int8": int8} if int8 else {}),
     }

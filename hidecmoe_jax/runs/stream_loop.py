@@ -103,7 +103,7 @@ def open_or_resume(session: Session, folder: Path, options: Options) -> None:
     require_fit(session)
     open_run(
         folder, session.identity(), resume=options.resume, overwrite=options.overwrite, allow=options.allow,
-        session=session_facts(session.model.layout),
+        session=session_facts(session.model.layout, session.int8),
     )  # fmt: skip
     write_config(session.config, folder)
 
@@ -354,7 +354,7 @@ def evaluate_run(
         say_of_older(config, session.stream.tasks)
         open_run(
             folder.path, session.identity(), resume=True, overwrite=False,
-            session=session_facts(session.model.layout), remedy=UNDO,
+            session=session_facts(session.model.layout, session.int8), remedy=UNDO,
         )  # fmt: skip
         if tasks:
             write_config(session.config, folder.path)

@@ -1,4 +1,4 @@
-"""The last layer at chosen positions alone: the numbers of a whole layer, with fewer operations by the compiler's count."""
+"""The last layer at chosen positions alone: numbers of a whole layer, and fewer operations by the compiler's count."""
 
 from dataclasses import replace
 

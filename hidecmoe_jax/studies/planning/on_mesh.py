@@ -7,7 +7,7 @@ from dataclasses import replace
 from jax.sharding import Mesh
 
 from hidecmoe_jax.core.layout import Layout, layout_of
-from hidecmoe_jax.models.llava import model_template
+from hidecmoe_jax.models.quantised import template_of
 from hidecmoe_jax.studies.planning.plan import Plan, training_shapes, walk_of
 from hidecmoe_jax.studies.planning.programs import Program, trace_answers, trace_step
 
@@ -21,7 +21,8 @@ def step_on(plan: Plan, layout: Layout) -> Program:
     """The step of all devices together."""
     work = plan.subject.work
     tune = replace(plan.subject.config.tune, batch=plan.layout.batch, accumulate=plan.layout.accumulate)
-    model = model_template(replace(plan.subject.base, remat=layout.recompute == "full")).replace(layout=layout)
+    base = replace(plan.subject.base, remat=layout.recompute == "full")
+    model = template_of(base, plan.subject.config.scale.bits).replace(layout=layout)
     shapes = training_shapes(plan.subject)
     return trace_step(model, shapes, tune, tokens=work.tokens, answers=work.answers, pictures=work.pictures)
 

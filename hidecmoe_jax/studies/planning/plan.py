@@ -16,7 +16,8 @@ from hidecmoe_jax.core.abstract import bytes_of
 from hidecmoe_jax.core.errors import ConfigError, ResourceError
 from hidecmoe_jax.core.layout import Placement, Recompute
 from hidecmoe_jax.models.config import LlavaConfig
-from hidecmoe_jax.models.llava import decoder_weights, model_template, vision_weights
+from hidecmoe_jax.models.llava import decoder_weights, vision_weights
+from hidecmoe_jax.models.quantised import template_of
 from hidecmoe_jax.runs.config import RunConfig
 from hidecmoe_jax.runs.scale import Choice, Fits, first_fitting, mesh_sizes
 from hidecmoe_jax.studies.planning.layouts import Division, divisions
@@ -67,7 +68,7 @@ class Subject:
     @property
     def params(self) -> dict:
         """Shapes of the base's leaves."""
-        return model_template(self.base).params
+        return template_of(self.base, self.config.scale.bits).params
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,10 @@ def walk_of(subject: Subject) -> Walk:
     """The stream on shapes: two lessons, of which the second has every stage that a later one has."""
     config = subject.config
     lessons = config.method.lessons(subject.work.tasks)
-    return walk_stream(config.method, subject.base, config.tune, capacity=subject.slots, lessons=min(2, len(lessons)))
+    return walk_stream(
+        config.method, subject.base, config.tune, capacity=subject.slots, lessons=min(2, len(lessons)),
+        bits=config.scale.bits,
+    )  # fmt: skip
 
 
 def make_plan(subject: Subject, machine: Machine) -> Plan:
@@ -273,7 +277,7 @@ def _cached_step(subject: Subject, recompute: Recompute, batch: int, accumulate:
     work = subject.work
     tune = replace(subject.config.tune, batch=batch, accumulate=accumulate)
     shapes = training_shapes(subject)
-    model = recomputing(subject.base, recompute)
+    model = recomputing(subject.base, recompute, subject.config.scale.bits)
     return trace_step(model, shapes, tune, tokens=work.tokens, answers=work.answers, pictures=work.pictures)
 
 
@@ -309,7 +313,7 @@ def _training_bytes(subject: Subject, machine: Machine, layout: Division) -> int
 def _training_phase(subject: Subject, machine: Machine, layout: Division) -> Phase:
     """Bytes while a step runs, its temporary ones divided into kinds."""
     work = subject.work
-    model = recomputing(subject.base, layout.recompute)
+    model = recomputing(subject.base, layout.recompute, subject.config.scale.bits)
     shapes = training_shapes(subject)
     temporary = _step(subject, layout).temporary
     gradients = min(GRADIENTS * bytes_of(shapes.state.leaves), temporary)

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from hidecmoe_jax.core.abstract import bytes_of
+from hidecmoe_jax.core.int8 import spread_axes
 from hidecmoe_jax.core.layout import Layout, Recompute, layout_of, place, replicate, split_batch
 from hidecmoe_jax.core.sharding import make_mesh
 from hidecmoe_jax.evaluate.engine import _decide, _write
@@ -21,6 +22,7 @@ from hidecmoe_jax.methods.base import Learner, Method, Serving, with_trainable
 from hidecmoe_jax.models.config import LlavaConfig
 from hidecmoe_jax.models.generate import Sampling
 from hidecmoe_jax.models.llava import Model, model_axes, model_template, vision_features
+from hidecmoe_jax.models.quantised import template_of
 from hidecmoe_jax.studies.planning.liveness import peak_bytes, product_flops, used_inputs, variables
 from hidecmoe_jax.studies.planning.walk import (
     Shape,
@@ -89,7 +91,8 @@ def trace_step(
 
 def placed(model: Model) -> Model:
     """Shapes of a model, said to lie where its layout puts them."""
-    return model.replace(params=place(model.layout, model.params, model_axes(model.config)))
+    axes = spread_axes(model_axes(model.config), model.params)
+    return model.replace(params=place(model.layout, model.params, axes))
 
 
 def shapes_of(tree: Any) -> Any:
@@ -160,9 +163,9 @@ def cache_bytes(base: LlavaConfig, *, tokens: int, batch: int) -> int:
     return numbers * jnp.dtype(base.dtype).itemsize
 
 
-def recomputing(base: LlavaConfig, recompute: Recompute) -> Model:
+def recomputing(base: LlavaConfig, recompute: Recompute, bits: int = 16) -> Model:
     """Shapes of the base, with what the backward pass computes again."""
-    model = model_template(replace(base, remat=recompute == "full"))
+    model = template_of(replace(base, remat=recompute == "full"), bits)
     if recompute != "named":
         return model
     # A layout of one device changes nothing but this.

@@ -18,7 +18,8 @@ from hidecmoe_jax.locators.anchors import Pooled
 from hidecmoe_jax.methods.base import FrozenFeatures, Learner, Method, Serving
 from hidecmoe_jax.methods.stages import Stage
 from hidecmoe_jax.models.config import LlavaConfig
-from hidecmoe_jax.models.llava import Batch, Model, Prompt, model_template
+from hidecmoe_jax.models.llava import Batch, Model, Prompt
+from hidecmoe_jax.models.quantised import template_of
 from hidecmoe_jax.train.optim import TrainConfig
 from hidecmoe_jax.train.step import State, begin
 
@@ -58,16 +59,19 @@ class Walk:
     serving: Serving
 
 
-def walk_stream(method: Method, base: LlavaConfig, tune: TrainConfig, *, capacity: int, lessons: int) -> Walk:
+def walk_stream(
+    method: Method, base: LlavaConfig, tune: TrainConfig, *, capacity: int, lessons: int, bits: int = 16
+) -> Walk:
     """Learns `lessons` lessons on shapes.
 
     Args:
       capacity: task slots, as `RunConfig.slots_for` gives them.
+      bits: 8 for a base in int8.
 
     Raises:
       ConfigError: the method does not fit the base, as in a run.
     """
-    params = model_template(base).params
+    params = template_of(base, bits).params
     batch = batch_shapes(base, tokens=2 * base.patches, answers=2, batch=1)
 
     def learn(params: dict, batch: Batch) -> tuple[list[TrainingShapes], Learner, Serving]:
