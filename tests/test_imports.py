@@ -22,10 +22,11 @@ USE_TORCH = (
     "hidecmoe_jax.port.checkpoints.reference.__main__:",
     f"{UNPICKLER}:",
 )
-LAZY = {"transformers", "tokenizers", "tensorflow_datasets", "orbax", "matplotlib", "sklearn"}
+LAZY = {"transformers", "tokenizers", "tensorflow_datasets", "orbax", "matplotlib", "sklearn", "qwix"}
 NEVER = {"pickle", "dill", "cloudpickle", "marshal", "shelve", "torch", "tensorflow"}
 # Commands that need no JAX ask it how many processes there are, so it imports JAX only where it is used.
 USES_JAX_LATE = "hidecmoe_jax.core.processes"
+USES_PALLAS_LATE = "hidecmoe_jax.models.fused_attention"
 # The facade looks names up in rooms of every rank, so only the last room may use it.
 FACADE = len(ORDER) - 1
 
@@ -76,7 +77,10 @@ def is_lazy_torch(name: str, module: str) -> bool:
 
 
 def is_lazy_jax(name: str, module: str) -> bool:
-    """The one module of the package that imports JAX, and numpy with it, inside its functions."""
+    """The one module of the package that imports JAX, and numpy with it, inside its functions; kernels in Pallas are
+    imported where a TPU runs them, because their imports take as long as the package's."""
+    if module == USES_PALLAS_LATE and name.startswith("jax.experimental.pallas."):
+        return True
     return module == USES_JAX_LATE and name.split(".")[0] in ("jax", "numpy")
 
 

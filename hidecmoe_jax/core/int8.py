@@ -6,7 +6,6 @@ A value is a whole number from -127 to 127, which bfloat16 and float32 hold exac
 
 from __future__ import annotations
 
-import importlib.util
 from typing import Any
 
 import jax
@@ -33,11 +32,13 @@ def require_qwix() -> None:
     Raises:
       ConfigError: names the command that installs it.
     """
-    if importlib.util.find_spec("qwix") is None:
+    try:
+        import qwix  # noqa: F401
+    except ImportError as error:
         raise ConfigError(
             "weights cannot be quantised", where="scale.bits: 8", why="the package qwix is not installed",
-            remedy="pip install 'hidecmoe_jax[int8]', or --set scale.bits=16",
-        )  # fmt: skip
+            remedy="pip install qwix==0.1.8, or --set scale.bits=16",
+        ) from error  # fmt: skip
 
 
 @jax.jit

@@ -108,6 +108,11 @@ def constrain(layout: Layout | None, tree: Tree, axes: Tree, *, gathered: bool =
     return jax.tree.map(pin, axes, tree, is_leaf=lambda node: isinstance(node, tuple))
 
 
+def spec_of(layout: Layout, axes: tuple, shape: tuple[int, ...]) -> PartitionSpec:
+    """How an array with these names of axes is split; a batch that the mesh does not divide stays whole."""
+    return _sharding(layout.mesh, dict(layout.rules), axes, shape).spec
+
+
 def place(layout: Layout | None, tree: Tree, axes: Tree) -> Tree:
     """Weights on the layout's devices by its rules; unchanged without a layout.
 

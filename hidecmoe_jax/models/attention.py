@@ -2,7 +2,7 @@
 
 The gradient of the latter is written out. What the rules of JAX derive goes over the scores several times; here every
 product is batched over heads with rows of tokens, as matrix units want it, and the scores are gone over once. All
-scores of a layer are held at once, so it is for processors without a fused kernel.
+scores of a layer are held at once, so it is for processors without a fused kernel (`models/fused_attention.py`).
 """
 
 from __future__ import annotations
@@ -11,6 +11,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from hidecmoe_jax.core.layout import Layout
+from hidecmoe_jax.models.execution import Form
+from hidecmoe_jax.models.fused_attention import attend_by_pallas, fits_cudnn
 from hidecmoe_jax.models.layers import attend
 
 # Added to by any score, it stays what it is; a row of it alone gives equal weights, not NaN.
@@ -44,11 +47,31 @@ def rotate(x_BTHK: Array, table: tuple[Array, Array]) -> Array:
     return rotated.astype(x_BTHK.dtype)
 
 
-def attend_as(form: str, q_BTHK: Array, k_BSGK: Array, v_BSGK: Array, mask_B1TS: Array | None) -> Array:
-    """Attention [B, T, H * K] in a form that `Execution.attention` names."""
-    if form == "library" or mask_B1TS is None:
+def attend_as(
+    form: Form,
+    q_BTHK: Array,
+    k_BSGK: Array,
+    v_BSGK: Array,
+    mask_B1TS: Array | None,
+    *,
+    real_BS: Array | None = None,
+    layout: Layout | None = None,
+) -> Array:
+    """Attention [B, T, H * K] in a form that `Execution.attention` names.
+
+    Args:
+      real_BS: keys that are not padding, where the mask is these and causal; fused kernels then read it instead of the
+        mask. None where queries are not the first positions of the keys, which the kernel of `pallas` cannot mask.
+    """
+    is_whole = real_BS is not None
+    if form == "products" and mask_B1TS is not None:
+        out_BTHK = attend_by_products(q_BTHK, k_BSGK, v_BSGK, mask_B1TS)
+    elif form == "pallas" and is_whole:
+        out_BTHK = attend_by_pallas(q_BTHK, k_BSGK, v_BSGK, real_BS, layout)
+    elif form == "cudnn" and is_whole and fits_cudnn(q_BTHK, k_BSGK):
+        return attend(q_BTHK, k_BSGK, v_BSGK, mask_B1TS, implementation="cudnn")
+    else:
         return attend(q_BTHK, k_BSGK, v_BSGK, mask_B1TS)
-    out_BTHK = attend_by_products(q_BTHK, k_BSGK, v_BSGK, mask_B1TS)
     return out_BTHK.reshape(*out_BTHK.shape[:2], -1)
 
 

@@ -7,6 +7,8 @@ time.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -125,13 +127,23 @@ def activation(name: str, x: Array) -> Array:
     return jax.nn.gelu(x, approximate=False)
 
 
-def attend(q_BTHK: Array, k_BSGK: Array, v_BSGK: Array, mask_B1TS: Array | None = None) -> Array:
+def attend(
+    q_BTHK: Array,
+    k_BSGK: Array,
+    v_BSGK: Array,
+    mask_B1TS: Array | None = None,
+    *,
+    implementation: Literal["cudnn"] | None = None,
+) -> Array:
     """Softmax attention with grouped keys (G divides H); scores in float32. Fully masked rows stay finite.
+
+    Args:
+      implementation: JAX's name of a fused kernel; None for plain products.
 
     Returns [B, T, H * K] in the dtype of `q`.
     """
     with jax.numpy_dtype_promotion("standard"):  # JAX's own function mixes bfloat16 and float32 on purpose
-        out = jax.nn.dot_product_attention(q_BTHK, k_BSGK, v_BSGK, mask=mask_B1TS)
+        out = jax.nn.dot_product_attention(q_BTHK, k_BSGK, v_BSGK, mask=mask_B1TS, implementation=implementation)
     return out.reshape(*out.shape[:2], -1)
 
 

@@ -66,7 +66,8 @@ class DecoderBlock(nn.Module):
 
     Without `store` attention reads the new keys and values alone, and the cache is None. `table` is the `rotary_table`
     of the positions, computed once for all layers. With `rows`, keys and values are those of all positions and
-    everything else is computed at these alone: x [B, Q, D] and the weights are theirs.
+    everything else is computed at these alone: x [B, Q, D] and the weights are theirs. `real_BS` is as `attend_as`
+    takes it.
     """
 
     config: DecoderConfig
@@ -84,6 +85,7 @@ class DecoderBlock(nn.Module):
         store: Store | None = None,
         table: tuple[Array, Array] | None = None,
         rows: Rows | None = None,
+        real_BS: Array | None = None,
     ) -> tuple[Array, list[tuple[Array, Array]], Any]:
         c = self.config
         shapes = site_shapes(c)
@@ -128,7 +130,8 @@ class DecoderBlock(nn.Module):
                 k, v, cache = store(k, v)
             if rows is not None and mask_B1TS is not None:
                 mask_B1TS = pick(rows, mask_B1TS[:, 0])[:, None]
-            attended = attend_as(self.execution.attention, q, k, v, mask_B1TS)
+            real_BS = real_BS if rows is None else None
+            attended = attend_as(self.execution.attention, q, k, v, mask_B1TS, real_BS=real_BS, layout=self.layout)
             attended = checkpoint_name(attended, "attended")
             x = x + site("o_proj", attended, picked)
             x = pinned(x, STREAM_AXES, "middle")
@@ -274,6 +277,7 @@ def run_layers(
     layout: Layout | None = None,
     execution: Execution = PLAIN,
     at_BQ: Array | None = None,
+    real_BS: Array | None = None,
 ) -> tuple[Array, Cache | None, list[list[Tally]]]:
     """Runs the stack. Returns hidden states before the final norm, the filled cache, and tallies by segment and voice.
 
@@ -282,6 +286,7 @@ def run_layers(
     Args:
       at_BQ: positions whose states are returned, [B, Q, D]; of all others the last layer computes keys and values
         alone, unless tokens are tallied or weights gathered. None for all positions.
+      real_BS: as `attend_as` takes it.
     """
     check_inputs(config, x_BTD, positions_BT, mask_B1TS)
     check_voices(voices, x_BTD.shape[0])
@@ -297,7 +302,7 @@ def run_layers(
         params = whole_layer(params, config, layout)
         store = None if cache is None else partial(store_layer, cache, index)
         x, weights, cache = block.apply(
-            {"params": params}, x, positions_BT, mask_B1TS, layer_voices, store, table, rows
+            {"params": params}, x, positions_BT, mask_B1TS, layer_voices, store, table, rows, real_BS
         )
         tally = None
         if kinds_BT is not None:
@@ -305,7 +310,7 @@ def run_layers(
         return (x, cache), tally
 
     rows = None
-    # Tokens of all positions are tallied in the last layer too, and gathered weights arrive in one loop over all layers.
+    # Tokens of all positions are tallied in the last layer too, and gathered weights arrive in one loop over layers.
     is_whole = kinds_BT is not None or (layout is not None and layout.gathers)
     if at_BQ is not None and config.layers and not is_whole:
         rows = Rows(at_BQ, x_BTD.shape[1])

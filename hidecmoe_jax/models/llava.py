@@ -297,6 +297,7 @@ def hidden(
         layout=model.layout,
         execution=model.execution,
         at_BQ=at_BQ,
+        real_BS=keys_BS,
     )
     if normed:
         x = final_norm(model, x)

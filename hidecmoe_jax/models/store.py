@@ -28,7 +28,7 @@ from hidecmoe_jax.core.layout import Layout, put
 from hidecmoe_jax.core.sharding import shardings
 from hidecmoe_jax.models import sharded
 from hidecmoe_jax.models.config import LlavaConfig
-from hidecmoe_jax.models.execution import PLAIN, execution_for
+from hidecmoe_jax.models.execution import KERNEL_OF, PLAIN, Attention, execution_for
 from hidecmoe_jax.models.llava import Model, model_axes, model_template
 
 WEIGHTS = "model.safetensors"
@@ -122,7 +122,9 @@ def read_model_config(folder: Path, **changes) -> LlavaConfig:
     return replace(config, **changes)
 
 
-def load_model(folder: Path, *, mesh: Mesh | None = None, layout: Layout | None = None, **changes) -> Model:
+def load_model(
+    folder: Path, *, mesh: Mesh | None = None, layout: Layout | None = None, attention: Attention = "auto", **changes
+) -> Model:
     """Reads a model; `changes` replace fields of its config (say `dtype="bfloat16"`).
 
     Programs that are compiled from then on are kept on disk (`core/compile_cache.py`).
@@ -130,11 +132,12 @@ def load_model(folder: Path, *, mesh: Mesh | None = None, layout: Layout | None 
     Args:
       mesh: every leaf is sharded over it by `core.sharding.RULES`; None puts all on the first device.
       layout: every leaf goes to its place, one after the other, and the model gets the layout.
+      attention: the kernel of the decoder's attention; by default what the processor has.
 
     Raises:
       CheckpointError: unreadable file, leaves missing or left over, wrong shape, a float wider than `param_dtype`,
         or a value that is not finite; names the tensor.
-      ConfigError: a length that the mesh does not divide.
+      ConfigError: a length that the mesh does not divide, or a kernel of attention that the processor has not.
     """
     use_compile_cache()
     config = read_model_config(folder, **changes)
@@ -161,9 +164,15 @@ def load_model(folder: Path, *, mesh: Mesh | None = None, layout: Layout | None 
     tree = trees.restore_into(template, widened)
     params = jax.tree.map(jnp.asarray, tree)
     # Programs for several devices are left to the compiler, which splits the library's attention over heads by itself.
-    execution = PLAIN
-    if layout is None:
-        execution = execution_for(jax.default_backend(), layers_bytes=bytes_of(params["decoder"]["layers"]))
+    execution = execution_for(
+        jax.default_backend(),
+        layers_bytes=bytes_of(params["decoder"]["layers"]),
+        attention=attention,
+        dtype=config.dtype,
+    )
+    if layout is not None:
+        fused = execution.attention in KERNEL_OF.values()
+        execution = replace(PLAIN, attention=execution.attention) if fused else PLAIN
     return Model(params, config, layout, execution)
 
 

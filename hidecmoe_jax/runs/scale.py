@@ -18,6 +18,7 @@ from hidecmoe_jax.core.errors import ConfigError
 from hidecmoe_jax.core.layout import Layout, Placement, Recompute, layout_of
 from hidecmoe_jax.core.sharding import MESH_AXES, make_mesh
 from hidecmoe_jax.models.config import LlavaConfig
+from hidecmoe_jax.models.execution import Attention
 from hidecmoe_jax.models.quantised import template_of
 
 # Part of a device's memory that is planned with; the rest is for what the compiler and the runtime need.
@@ -57,6 +58,8 @@ class Scale:
         follows `base.remat`, except that a sharded base never keeps everything.
       bits: 8 for linears of the decoder in int8, a scale for every output channel, which changes what is learned; 16
         for weights as `base.param_dtype` has them.
+      attention: the kernel of the decoder's attention: cuDNN's on NVIDIA GPUs, one in Pallas on TPUs, none (`xla`), or
+        what the processor has for the base's dtype (`auto`).
     """
 
     base: Literal["auto", "replicated", "sharded", "tensor"] = "auto"
@@ -64,6 +67,7 @@ class Scale:
     mesh: MeshSizes = MeshSizes()
     recompute: Literal["auto", "named", "full"] = "auto"
     bits: Literal[16, 8] = 16
+    attention: Attention = "auto"
 
 
 @dataclass(frozen=True)

@@ -244,7 +244,7 @@ def open_session(config: RunConfig, *, errors: str | None = None) -> Session:
     header = opening.base
     layout = layout_for(config.scale, header.config)
     check_batch(layout, batch=config.tune.batch, accumulate=config.tune.accumulate)
-    model = load_model(header.folder, layout=layout, **header.changes)
+    model = load_model(header.folder, layout=layout, attention=config.scale.attention, **header.changes)
     session = Session(config, model, header.tokenizer, Stream(report.tasks), opening.noticed, opening.cache)
     session = session.of(config)
     return _in_int8(session) if config.scale.bits == 8 else session
