@@ -9,7 +9,7 @@ import math
 from typing import Any
 
 from hidecmoe_jax.core.abstract import bytes_of
-from hidecmoe_jax.models.llava import decoder_weights
+from hidecmoe_jax.models.llava import decoder_weights, model_template
 from hidecmoe_jax.studies.planning.machines import GIB
 from hidecmoe_jax.studies.planning.plan import Plan
 from hidecmoe_jax.studies.planning.programs import cache_bytes
@@ -61,7 +61,8 @@ def plan_values(plan: Plan) -> dict[str, Any]:
 
 def _parameters(plan: Plan) -> int:
     total = 0
-    for group in plan.subject.params.values():
+    # Of the base as its folder has it: a kernel in int8 has scales too.
+    for group in model_template(plan.subject.base).params.values():
         total += _numbers(group)
     return total
 
