@@ -2,6 +2,7 @@
 
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -9,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import run_config, write_base, write_stream, write_tokenizer
+from tiny import SMALL_LORA, run_config, write_base, write_stream, write_tokenizer
 
 import hidecmoe_jax as hj
 from hidecmoe_jax.locators.standard import TaskLocator
@@ -36,7 +37,10 @@ def world(tmp_path_factory):
 def learned(world, kind: str, **method):
     """A run of a method that a config names by `module:Class`, read again from its folder."""
     root, base, tasks = world
-    config = run_config(base, "example", tasks=tasks, tune={"batch": 2, "bucket": 32}, kind=kind, **method)
+    config = run_config(
+        base, "example", tasks=tasks, tune={"batch": 2, "bucket": 32}, kind=kind, lora=SMALL_LORA, **method
+    )
+    config = replace(config, evaluate=replace(config.evaluate, zero_shot=False, variants=False))
     run = hj.learn(config, root / kind.replace(":", "_"))
     return run, hj.load(run)
 

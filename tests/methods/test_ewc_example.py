@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from tiny import run_config, write_base, write_stream
+from tiny import SITES, run_config, write_base, write_stream
 
 from hidecmoe_jax.runs.config import load_config
 from hidecmoe_jax.runs.ledger import Ledger
@@ -23,7 +23,7 @@ def test_it_is_one_file_of_at_most_80_lines_and_one_config(monkeypatch):
 def test_it_runs_and_a_strong_penalty_keeps_the_expert_where_it_was(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(EXAMPLES)
     base, tasks = write_base(tmp_path / "base"), write_stream(tmp_path, ("birds", "fish"))
-    inner = {"growth": "shared", "lora": {"rank": 2, "alpha": 4, "dropout": 0}}
+    inner = {"growth": "shared", "lora": {"rank": 2, "alpha": 4, "dropout": 0, "sites": list(SITES)}}
     method = {"kind": "ewc:Ewc", "inner": inner, "strength": 0.0}
     config = run_config(base, "ewc", tasks=tasks, tune={"bucket": 32, "rate": 0.01}, **method)
     moved = {}
