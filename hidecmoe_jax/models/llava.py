@@ -316,10 +316,8 @@ def prompt_state(model: Model, prompt: Prompt, reading: Reading) -> Array:
         layers = jax.tree.map(lambda leaf: leaf[:depth], layers)
         model = with_decoder_layers(model, layers)
         model = model.replace(config=shallow)
-    if reading.over == "last":
-        h_B1D, _, _ = hidden(model, prompt, normed=depth < 0, at_BQ=last_positions(prompt)[:, None])
-        return h_B1D[:, 0].astype(jnp.float32)
     h_BTD, _, _ = hidden(model, prompt, normed=depth < 0)
+    # The last real token, whichever side the padding is on.
     mask_BT = prompt.mask_BT
     nth_BT = jnp.cumsum(mask_BT.astype(jnp.int32), axis=1)
     is_image_BT = prompt.tokens_BT == config.image_token
@@ -333,7 +331,8 @@ def prompt_state(model: Model, prompt: Prompt, reading: Reading) -> Array:
     count_B1 = nth_BT[:, -1:]
     is_last_BT = nth_BT == count_B1
     last_BT = mask_BT & is_last_BT
-    selected_BT = jnp.where(has_image_B1, image_BT, last_BT)
+    over_image_B1 = has_image_B1 & (reading.over == "image")
+    selected_BT = jnp.where(over_image_B1, image_BT, last_BT)
     return _mean(h_BTD, selected_BT)
 
 
