@@ -196,7 +196,8 @@ def _open(path: str | Path, limits: Limits) -> Image.Image:
             "not a picture of a known format",
             where=str(path),
             why=why,
-            remedy=f"allowed are {', '.join(limits.formats)}; `--set stream.policy.limits.formats=[...]` changes them",
+            remedy=f"allowed are {', '.join(limits.formats)}: save it as one of these, or begin a run that allows more "
+            "by `--set stream.policy.limits.formats=[...]`",
         ) from None
     except Exception as error:
         # As in decoding; whatever is left of a MemoryError is passed on.
