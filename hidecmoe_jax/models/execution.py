@@ -52,6 +52,9 @@ that lie apart take longer to compile."""
 KERNEL_OF = MappingProxyType({"gpu": "cudnn", "tpu": "pallas"})
 """The fused attention of a kind of processor."""
 
+BY_DEFAULT = ("pallas",)
+"""Kernels that nobody has to ask for: that of TPUs was compiled for one, that of GPUs has not run on one yet."""
+
 
 def execution_for(
     backend: str, *, layers_bytes: int = 0, attention: Attention = "auto", dtype: str = "float32"
@@ -78,7 +81,7 @@ def _form(attention: Attention, backend: str, dtype: str) -> Form | None:
     """The form of attention that was chosen; None for the default of the processor without a fused kernel."""
     kernel = KERNEL_OF.get(backend)
     if attention == "auto":
-        return kernel if dtype == "bfloat16" else None
+        return kernel if kernel in BY_DEFAULT and dtype == "bfloat16" else None
     if attention == "xla":
         return "library"
     if attention != kernel:

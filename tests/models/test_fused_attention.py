@@ -26,7 +26,7 @@ pytestmark = pytest.mark.lax_types
         ("cpu", "bfloat16", "auto", ON_CPU.attention),
         ("cpu", "float32", "xla", "library"),
         ("gpu", "float32", "auto", PLAIN.attention),
-        ("gpu", "bfloat16", "auto", "cudnn"),
+        ("gpu", "bfloat16", "auto", PLAIN.attention),
         ("gpu", "bfloat16", "cudnn", "cudnn"),
         ("gpu", "bfloat16", "xla", "library"),
         ("tpu", "bfloat16", "auto", "pallas"),
