@@ -7,9 +7,10 @@ what is exported.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from hidecmoe_jax.core import trees
 from hidecmoe_jax.core.errors import CheckpointError
@@ -171,20 +172,17 @@ def load_run(
     loaded = load_archive(finished.seed(), config.method, finished.tasks, count=task)
     loaded.require(config.method, skip_missing=skip_missing)
     learner = finished.learner(loaded.archive)
-    lines = _lines_of(finished.ledger(), loaded.archive)
+    lines = _lines_of(loaded.facts)
     return LoadedRun(
         finished.folder, config, model, finished.tokenizer, learner, loaded.archive,
         loaded.names, tuple(loaded.lost), base, lines,
     )  # fmt: skip
 
 
-def _lines_of(ledger: Ledger, archive: Sequence[Groups | None]) -> dict[str, str | None]:
-    """Instruction lines of the tasks of all lessons that could be loaded."""
+def _lines_of(lessons: Sequence[Mapping[str, Any]]) -> dict[str, str | None]:
+    """Instruction lines of the tasks of lessons, from what the ledger says of them."""
     lines: dict[str, str | None] = {}
-    for number, groups in enumerate(archive):
-        if groups is None:
-            continue
-        facts = ledger.meta(number)
+    for facts in lessons:
         # Archives of older versions have no lines, and adopted ones no tasks.
         stored = facts.get("lines", {})
         for task in facts.get("tasks", ()):

@@ -190,6 +190,11 @@ class SeedFolder(CellsFolder):
         return RunFolder(self.path.parent)
 
     @property
+    def number(self) -> int:
+        """The seed."""
+        return int(self.path.name.removeprefix("seed_"))
+
+    @property
     def tasks(self) -> Path:
         """Archives of finished lessons."""
         return self.path / "tasks"

@@ -151,13 +151,15 @@ class Ledger:
             archive.append(groups)
         return archive
 
-    def load_all(self, names: Sequence[str]) -> tuple[list[Groups | None], dict[str, str]]:
-        """Groups of the tasks that are expected, in order, None for those that cannot be loaded; and why, by name.
+    def load_all(self, names: Sequence[str]) -> tuple[list[Groups | None], list[dict[str, Any]], dict[str, str]]:
+        """Groups and facts of the tasks that are expected, in order, None and no facts for those that cannot be loaded;
+        and why, by name.
 
         Args:
           names: of the expected tasks.
         """
         groups: list[Groups | None] = []
+        facts: list[dict[str, Any]] = []
         lost: dict[str, str] = {}
         for index, name in enumerate(names):
             folder = self.place.task(index, name)
@@ -167,10 +169,12 @@ class Ledger:
                 self._check_name(record, meta)
             except CheckpointError as error:
                 groups.append(None)
+                facts.append({})
                 lost[name] = f"{record.folder.name}: {error.why or error.what}"
             else:
                 groups.append(stored)
-        return groups, lost
+                facts.append(meta["facts"])
+        return groups, facts, lost
 
     def meta(self, index: int) -> dict[str, Any]:
         """Returns the facts of a committed task without its arrays; the folder is checked all the same."""

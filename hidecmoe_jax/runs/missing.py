@@ -15,6 +15,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from hidecmoe_jax.core.errors import CheckpointError
 from hidecmoe_jax.methods.base import Method
@@ -34,20 +35,23 @@ class LoadedArchive:
     Attributes:
       names: of the expected lessons.
       archive: their groups; None where a lesson is lost.
+      facts: what the ledger says of them; nothing where a lesson is lost.
       lost: why each lost lesson could not be loaded, by name.
     """
 
     folder: SeedFolder
     names: tuple[str, ...]
     archive: list[Groups | None]
+    facts: list[dict[str, Any]]
     lost: dict[str, str]
 
     def first(self, count: int | None) -> LoadedArchive:
         """The same for the first lessons; None for all."""
         names = self.names[:count]
         archive = self.archive[:count]
+        facts = self.facts[:count]
         lost = {name: why for name, why in self.lost.items() if name in names}
-        return LoadedArchive(self.folder, names, archive, lost)
+        return LoadedArchive(self.folder, names, archive, facts, lost)
 
     def require(self, method: Method, *, skip_missing: bool) -> None:
         """Refuses an archive with lost lessons, unless asked to skip them and the method keeps its lessons apart.
@@ -100,7 +104,7 @@ def load_archive(
         )  # fmt: skip
     ledger = Ledger(folder.path)
     wanted = names[:count]
-    archive, lost = ledger.load_all(wanted)
+    archive, facts, lost = ledger.load_all(wanted)
     if not lost and count is None:
         ledger.tasks()  # refuses folders that do not belong there
-    return LoadedArchive(folder, wanted, archive, lost)
+    return LoadedArchive(folder, wanted, archive, facts, lost)

@@ -190,7 +190,7 @@ def _of_run(run: RunFolder, tasks: Sequence[Task]) -> list[Source]:
     seeds = run.seeds()
     sources = []
     for seed in seeds:
-        number = int(seed.path.name.removeprefix("seed_"))
+        number = seed.number
         name = f"{label} seed {number}" if len(seeds) > 1 else label
         cells = _cells(seed, names, taught)
         sources.append(Source(name, label, number, tuple(own), cells))
