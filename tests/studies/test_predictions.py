@@ -373,7 +373,7 @@ def test_a_judge_rates_the_last_row_alone_and_is_off_by_default(two_tasks, tmp_p
     "words, code, said",
     [
         ((), 2, "nothing to score"),
-        (("--predictions", "nowhere"), 3, "no such result file or folder"),
+        (("--predictions", "nowhere"), 3, "give a run, a comparison, or a file or folder of answers"),
         (("--predictions", "tree"), 2, "these answers need their questions"),
         (("--predictions", "tree", "--stream", "ucti"), 2, "did you mean 'ucit'"),
         (("--predictions", "tree", "--stream", "ucit"), 2, "needs its test files"),

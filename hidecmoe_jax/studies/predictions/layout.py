@@ -51,7 +51,8 @@ def find_results(path: Path) -> list[Found]:
     if path.is_file():
         return [Found(path, (), (path.stem,))]
     if not path.is_dir():
-        raise DataError("no such result file or folder", where=str(path), remedy=near_path(path))
+        kinds = "give a run, a comparison, or a file or folder of answers (.jsonl)"
+        raise DataError("no such result file or folder", where=str(path), remedy=near_path(path) or kinds)
     found = []
     for folder in sorted({file.parent for file in path.rglob("*.json*")}):
         names = folder.relative_to(path).parts
