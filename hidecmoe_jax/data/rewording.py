@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -222,8 +222,3 @@ def _rng(*names: str) -> np.random.Generator:
     """A generator that depends on the names alone."""
     digest = hashlib.sha256("\n".join(names).encode()).digest()
     return np.random.default_rng(int.from_bytes(digest[:8], "big"))
-
-
-def lines_of(tasks: Iterable[Sequence[Record]]) -> list[str | None]:
-    """The common line of every task's records."""
-    return [common_line(records) for records in tasks]

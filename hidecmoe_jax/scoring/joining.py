@@ -49,12 +49,12 @@ def join(lines: Sequence[Line], questions: Sequence[Question]) -> Joined:
     texts = []
     missing = []
     for question in questions:
-        given = answers.get(question.id, [])
-        if not given:
+        of_question = answers.get(question.id, [])
+        if not of_question:
             missing.append(question.id)
-        texts.append(given[0] if len(set(given)) == 1 else None)
+        texts.append(of_question[0] if len(set(of_question)) == 1 else None)
     known = {question.id for question in questions}
-    duplicated = [name for name, given in answers.items() if len(given) > 1]
+    duplicated = [name for name, of_question in answers.items() if len(of_question) > 1]
     return Joined(
         texts=tuple(texts),
         missing=tuple(missing),

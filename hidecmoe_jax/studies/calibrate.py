@@ -20,10 +20,9 @@ import numpy as np
 
 from hidecmoe_jax.core.errors import ConfigError, DataError, nearest
 from hidecmoe_jax.data.records import Record, read_test, read_train
-from hidecmoe_jax.evaluate.engine import Inputs
 from hidecmoe_jax.locators.calibrate import carried, threshold
 from hidecmoe_jax.methods.base import FrozenFeatures
-from hidecmoe_jax.methods.gates.unknown import BOTH, READ_ALONE, RETIRED, SEEN_ALONE, calibrated
+from hidecmoe_jax.methods.gates.unknown import BOTH, RETIRED, calibrated, modality_masks
 from hidecmoe_jax.runs import edits
 from hidecmoe_jax.runs.edits import Calibration, Committed
 from hidecmoe_jax.runs.finished import RunWithData, open_with_data
@@ -180,16 +179,16 @@ class _Scores:
             match = method.gate.decide(memory, frozen, learned_N).match
             return match.nearest_B, match.score_B
 
-        inputs = {}
+        frozen = {}
         for task, of_task in records.items():
-            inputs[task] = run.session.engine.inputs(of_task, f"{run.tasks[task]} calibration")
+            inputs = run.session.engine.inputs(of_task, f"{run.tasks[task]} calibration")
+            frozen[task] = inputs.frozen()
         numbers = np.arange(len(memory[BOTH]))
-        frozen = {task: of_task.frozen() for task, of_task in inputs.items()}
         own = {}
         masks = {}
         for task in records:
             own[task] = np.asarray(matched(frozen[task], jnp.asarray(numbers == task))[1])
-            masks[task] = _masks(inputs[task])
+            masks[task] = modality_masks(frozen[task].pooled)
         nearest_tasks: dict[int | None, dict[int, np.ndarray]] = {}
         typical: dict[int | None, dict[int, np.ndarray]] = {}
         left_out = [None, *sorted(records)] if len(learned) > 1 else [None]
@@ -236,11 +235,3 @@ class _Scores:
             limit_M = np.array([limits.get(int(number), -np.inf) for number in nearest_M])
             unknown_M |= (half_M == half) & (typical_M < limit_M)
         return 100.0 * float(unknown_M.mean())
-
-
-def _masks(inputs: Inputs) -> Masks:
-    """Which records set which threshold."""
-    pooled = inputs.frozen().pooled
-    has_image = np.asarray(pooled.has_image_B)
-    has_text = np.asarray(pooled.has_text_B)
-    return {BOTH: has_image & has_text, SEEN_ALONE: has_image & ~has_text, READ_ALONE: has_text & ~has_image}

@@ -226,13 +226,14 @@ def _one_modality_hidden(held: Pooled) -> dict[str, Pooled]:
 
 def _by_modality(held: Array, pooled: Pooled) -> dict[str, Array]:
     """The held-out records by the modalities they have."""
+    return {name: held[mask] for name, mask in modality_masks(pooled).items()}
+
+
+def modality_masks(pooled: Pooled) -> dict[str, np.ndarray]:
+    """Which records set which threshold, by the modalities they have: bool [B] by the threshold's name."""
     has_image = np.asarray(pooled.has_image_B)
     has_text = np.asarray(pooled.has_text_B)
-    return {
-        BOTH: held[has_image & has_text],
-        SEEN_ALONE: held[has_image & ~has_text],
-        READ_ALONE: held[has_text & ~has_image],
-    }
+    return {BOTH: has_image & has_text, SEEN_ALONE: has_image & ~has_text, READ_ALONE: has_text & ~has_image}
 
 
 def limits_of(memory: dict[str, Array], pooled: Pooled) -> Array:

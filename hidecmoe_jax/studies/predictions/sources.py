@@ -61,14 +61,14 @@ def stream_tasks(stream: Sequence[StreamTask], *, root: Path | None, folders: Se
         )  # fmt: skip
     tasks = []
     for task in stream:
-        own = [folder for folder in folders if _is_of(folder, task)]
-        if folders and not own:
+        matching = [folder for folder in folders if _is_of(folder, task)]
+        if folders and not matching:
             raise ConfigError(
                 f"no task folder is that of {task.name}", where=" ".join(map(str, folders)),
                 why=f"a folder named {' or '.join((task.name, *task.aliases))} is looked for",
                 remedy="rename the folder, or score without --stream",
             )  # fmt: skip
-        folder = own[0] if own else task_folder(root, task)
+        folder = matching[0] if matching else task_folder(root, task)
         tasks.append(Task(task.name, task.rule, _asked(folder, task.rule, root=root)))
     return tasks
 
@@ -179,21 +179,20 @@ def _of_run(run: RunFolder, tasks: Sequence[Task]) -> list[Source]:
     taught = [0]
     for lesson in lessons:
         taught.append(taught[-1] + len(lesson))
-    given = {task.name: task for task in tasks}
-    own = [given[name] for name in names if name in given]
-    if len(own) < len(names):
+    by_name = {task.name: task for task in tasks}
+    scored = [by_name[name] for name in names if name in by_name]
+    if len(scored) < len(names):
         stream = read_yaml(run.config).get("stream") or {}
         specs = zip(names, run_specs(stream), strict=True)
         fraction = stream.get("val_fraction", 0.1)
-        own = [given.get(name) or _task_of_run(run, spec, name, fraction) for name, spec in specs]
+        scored = [by_name.get(name) or _task_of_run(run, spec, name, fraction) for name, spec in specs]
     label = run.path.resolve().name
     seeds = run.seeds()
     sources = []
     for seed in seeds:
-        number = seed.number
-        name = f"{label} seed {number}" if len(seeds) > 1 else label
+        name = f"{label} seed {seed.number}" if len(seeds) > 1 else label
         cells = _cells(seed, names, taught)
-        sources.append(Source(name, label, number, tuple(own), cells))
+        sources.append(Source(name, label, seed.number, tuple(scored), cells))
     return sources
 
 

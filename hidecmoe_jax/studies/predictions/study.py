@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from hidecmoe_jax.core.errors import ConfigError
+from hidecmoe_jax.report.tables import Table, csv_text
 from hidecmoe_jax.scoring.bootstrap import RESAMPLES
 from hidecmoe_jax.scoring.judge import Cache, Endpoint
 from hidecmoe_jax.scoring.streams import StreamTask, stream_of
@@ -132,20 +131,19 @@ def _write(folder: Path, document: Mapping[str, Any], scored: Sequence) -> None:
     write_json(folder / SCORES, document)
     keys = ("row", "task", "strict", "legacy", "difference", "questions", "lines", "missing", "extra", "duplicated",
             "conflicting", "misordered", "unparsed", "file")  # fmt: skip
-    rows = [("run", *keys)]
+    cells = []
     for run in document["runs"]:
-        rows += [(run["label"], *(cell[key] for key in keys)) for cell in run["cells"]]
-    _write_csv(folder / CELLS, rows)
-    items = [("run", "row", "task", "question_id", "strict")]
+        cells += [(run["label"], *(cell[key] for key in keys)) for cell in run["cells"]]
+    _write_csv(folder / CELLS, ("run", *keys), cells)
+    items = []
     for run in scored:
         for (row, column), cell in run.cells.items():
             task = run.source.tasks[column]
             for question, mark in zip(task.asked.questions, cell.score.strict.per_item, strict=True):
                 items.append((run.source.label, row, task.name, question.id, mark))
-    _write_csv(folder / ITEMS, items)
+    _write_csv(folder / ITEMS, ("run", "row", "task", "question_id", "strict"), items)
 
 
-def _write_csv(path: Path, rows: Sequence[Sequence]) -> None:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    write_bytes(path, text.getvalue().encode())
+def _write_csv(path: Path, header: tuple[str, ...], rows: Sequence[tuple]) -> None:
+    text = csv_text(Table(path.stem, header, tuple(rows)))
+    write_bytes(path, text.encode())
