@@ -38,7 +38,8 @@ from hidecmoe_jax.data.tokenizer import Tokenizer
 from hidecmoe_jax.evaluate.answer import Answer, Writing, unwritten, with_text
 from hidecmoe_jax.methods.base import Decision, FrozenFeatures, Method, Serving
 from hidecmoe_jax.models.generate import Sampling, generate
-from hidecmoe_jax.models.llava import Model, Prompt, Reading, prompt_state
+from hidecmoe_jax.models.llava import Model, Prompt
+from hidecmoe_jax.models.reading import Reading, prompt_state
 
 ProgressBar = Callable[[str], Callable[[Iterable], Iterable]]
 

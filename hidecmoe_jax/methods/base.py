@@ -25,8 +25,9 @@ from hidecmoe_jax.experts.fold import merge_into_base
 from hidecmoe_jax.experts.routing import Voice, constant
 from hidecmoe_jax.experts.usage import Load
 from hidecmoe_jax.locators.anchors import Pooled
-from hidecmoe_jax.models.llava import Model, Reading, decoder_layers, with_decoder_layers
+from hidecmoe_jax.models.llava import Model, decoder_layers, with_decoder_layers
 from hidecmoe_jax.models.quantised import is_quantised
+from hidecmoe_jax.models.reading import Reading
 
 if TYPE_CHECKING:
     from hidecmoe_jax.methods.stages import Stage

@@ -1,9 +1,15 @@
-"""Which state of the frozen model represents a prompt."""
+"""Which state of the frozen model represents a prompt, and that state."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from hidecmoe_jax.models.llava import Model, Prompt, decoder_layers, embed, hidden, with_decoder_layers
 
 PARTS = ("image", "text", "words")
 """Parts of a prompt: means over its image tokens (zero without a picture), over the text tokens behind the last image
@@ -34,3 +40,46 @@ class Reading:
     def width(self, width: int) -> int:
         """Numbers that are read of a model of this width."""
         return len(PARTS) * width if self.over == "parts" else width
+
+
+def prompt_state(model: Model, prompt: Prompt, reading: Reading) -> Array:
+    """The prompt's state that `reading` selects, float32 [B, `reading.width(D)`]."""
+    config = model.config
+    depth = reading.depth(config.layers)
+    if depth >= 0:
+        # A shorter stack, so that layers above the one that is read cost nothing.
+        shallow_decoder = replace(config.decoder, layers=depth)
+        shallow = replace(config, decoder=shallow_decoder)
+        layers = decoder_layers(model)
+        layers = jax.tree.map(lambda leaf: leaf[:depth], layers)
+        model = with_decoder_layers(model, layers)
+        model = model.replace(config=shallow)
+    h_BTD, _, _ = hidden(model, prompt, normed=depth < 0)
+    # The last real token, whichever side the padding is on.
+    mask_BT = prompt.mask_BT
+    nth_BT = jnp.cumsum(mask_BT.astype(jnp.int32), axis=1)
+    is_image_BT = prompt.tokens_BT == config.image_token
+    image_BT = mask_BT & is_image_BT
+    has_image_B1 = jnp.any(image_BT, axis=1, keepdims=True)
+    if reading.over == "parts":
+        last_image_B1 = jnp.max(jnp.where(image_BT, nth_BT, 0), axis=1, keepdims=True)
+        text_BT = mask_BT & (nth_BT > last_image_B1)
+        parts = (_mean(h_BTD, image_BT), _mean(h_BTD, text_BT), _mean(embed(model, prompt), text_BT))
+        return jnp.concatenate(parts, axis=-1)
+    count_B1 = nth_BT[:, -1:]
+    is_last_BT = nth_BT == count_B1
+    last_BT = mask_BT & is_last_BT
+    over_image_B1 = has_image_B1 & (reading.over == "image")
+    selected_BT = jnp.where(over_image_B1, image_BT, last_BT)
+    return _mean(h_BTD, selected_BT)
+
+
+def _mean(h_BTD: Array, selected_BT: Array) -> Array:
+    """Mean of the selected states, float32 [B, D]; zero where none is."""
+    selected_BT = selected_BT.astype(jnp.float32)
+    is_selected_BT1 = selected_BT[..., None] > 0
+    h_BTD = h_BTD.astype(jnp.float32)
+    selected_BTD = jnp.where(is_selected_BT1, h_BTD, 0.0)
+    selected_B1 = jnp.sum(selected_BT, axis=1, keepdims=True)
+    total_BD = jnp.sum(selected_BTD, axis=1)
+    return total_BD / jnp.maximum(selected_B1, 1.0)

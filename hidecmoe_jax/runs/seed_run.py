@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -231,25 +232,42 @@ class SeedRun:
                 stage_checkpoints(self.folder).save(place, trees.flatten(learner), meta=about)
             since = time.monotonic()
         self._verify(learner, held, name)
-        names = [tasks[task].name for task in lesson]
-        records = len(setup.data.encoded)
-        epochs = setup.tune.epochs
-        seconds = round(time.monotonic() - start, 3)
-        facts = {"tasks": names, "method": method.name, "seed": self.seed, "base": session.base_digest}
-        facts |= {"samples": records, "epochs": epochs, "seconds": seconds, "stages": took}
         curve = Curve(self.folder.metrics).read()
-        facts["experts"] = experts_of(method, learner, number, curve)
-        lines = {tasks[task].name: common_line(tasks[task].train) for task in lesson if tasks[task].train}
+        facts = self._facts(lesson, setup) | {
+            "seconds": round(time.monotonic() - start, 3),
+            "stages": took,
+            "experts": experts_of(method, learner, number, curve),
+        }
+        self.ledger.commit(number, name, method.to_archive(learner, number), meta=facts)
+        self._say_learned(name, facts)
+
+    def _facts(self, lesson: tuple[int, ...], setup: LessonSetup) -> dict[str, Any]:
+        """What the ledger says of a lesson, but for how it went."""
+        session = self.session
+        tasks = [session.stream.tasks[task] for task in lesson]
+        facts: dict[str, Any] = {
+            "tasks": [task.name for task in tasks],
+            "method": session.config.method.name,
+            "seed": self.seed,
+            "base": session.base_digest,
+            "samples": len(setup.data.encoded),
+            "epochs": setup.tune.epochs,
+        }
+        lines = {task.name: common_line(task.train) for task in tasks if task.train}
         # Left out where no task of the lesson has one, as in archives of older versions.
         if any(lines.values()):
             facts["lines"] = {task: line for task, line in lines.items() if line is not None}
-        archive = method.to_archive(learner, number)
-        self.ledger.commit(number, name, archive, meta=facts)
-        say(f"trained on {name}: {records} records, {epochs} epochs, {seconds:.1f} s")
+        return facts
+
+    def _say_learned(self, name: str, facts: dict[str, Any]) -> None:
+        """Prints how a lesson went, what its threshold of unknown inputs can promise, and experts without use."""
+        method = self.session.config.method
+        records = facts["samples"]
+        say(f"trained on {name}: {records} records, {facts['epochs']} epochs, {facts['seconds']:.1f} s")
         if method.gated and method.gate.foreign is not None:
-            held = threshold_records(method.gate, records)
-            if held:
-                say(f"unknown inputs of {name}: {carried(held, method.gate.foreign)}")
+            held_out = threshold_records(method.gate, records)
+            if held_out:
+                say(f"unknown inputs of {name}: {carried(held_out, method.gate.foreign)}")
         idle = sentence(facts["experts"])
         if idle:
             say(f"warning: {name} has {idle}")

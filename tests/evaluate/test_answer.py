@@ -13,7 +13,8 @@ from hidecmoe_jax.core.errors import DataError
 from hidecmoe_jax.data.items import Record, Turn
 from hidecmoe_jax.evaluate.answer import Writing
 from hidecmoe_jax.evaluate.engine import Cache
-from hidecmoe_jax.models.llava import Reading, init_model
+from hidecmoe_jax.models.llava import init_model
+from hidecmoe_jax.models.reading import Reading
 from hidecmoe_jax.runs.config import from_mapping
 from hidecmoe_jax.runs.session import open_session
 

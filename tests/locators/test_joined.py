@@ -16,7 +16,8 @@ from hidecmoe_jax.methods.base import FrozenFeatures
 from hidecmoe_jax.methods.gates.locator import LocatorGate
 from hidecmoe_jax.methods.gates.unknown import BOTH
 from hidecmoe_jax.models import flops
-from hidecmoe_jax.models.llava import Prompt, Reading, embed, init_model, prompt_state
+from hidecmoe_jax.models.llava import Prompt, embed, init_model
+from hidecmoe_jax.models.reading import Reading, prompt_state
 
 D, N, CAPACITY = 6, 120, 4
 KEY = jax.random.key(0)

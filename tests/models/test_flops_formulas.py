@@ -14,7 +14,8 @@ from hidecmoe_jax.experts.routing import Routing, Voice
 from hidecmoe_jax.models import flops
 from hidecmoe_jax.models.config import LlavaConfig, llava_7b
 from hidecmoe_jax.models.llama import site_shapes
-from hidecmoe_jax.models.llava import Prompt, Reading, head, hidden, init_model, prompt_state
+from hidecmoe_jax.models.llava import Prompt, head, hidden, init_model
+from hidecmoe_jax.models.reading import Reading, prompt_state
 
 FILE = Path(__file__).resolve().parents[2] / "tools" / "bench" / "flops.py"
 spec = importlib.util.spec_from_file_location("bench_flops_counted", FILE)

@@ -32,7 +32,7 @@ from hidecmoe_jax.locators.calibrate import auroc, threshold
 from hidecmoe_jax.locators.gaussian import SharedGaussian
 from hidecmoe_jax.locators.joined import JoinedGaussians
 from hidecmoe_jax.locators.vae import Vae
-from hidecmoe_jax.models.llava import Reading
+from hidecmoe_jax.models.reading import Reading
 from hidecmoe_jax.runs.config import load_config
 from hidecmoe_jax.runs.session import Session, open_session
 

@@ -31,7 +31,8 @@ from hidecmoe_jax.methods.gates.unknown import (
     placed_tasks,
     refusing_retired,
 )
-from hidecmoe_jax.models.llava import Model, Reading
+from hidecmoe_jax.models.llava import Model
+from hidecmoe_jax.models.reading import Reading
 
 Memory = dict[str, Array]
 

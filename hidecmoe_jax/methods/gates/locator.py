@@ -38,7 +38,8 @@ from hidecmoe_jax.methods.gates.unknown import (
     placed_tasks,
     refusing_retired,
 )
-from hidecmoe_jax.models.llava import Model, Reading
+from hidecmoe_jax.models.llava import Model
+from hidecmoe_jax.models.reading import Reading
 
 Locator = Vae | NearestMean | SharedGaussian | ClassGaussian | Neighbours | ClipAnchors | JoinedGaussians
 
