@@ -15,13 +15,14 @@ import hashlib
 import io
 import os
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from hidecmoe_jax.core.errors import DataError
+from hidecmoe_jax.core.strict import YOUNGER
 from hidecmoe_jax.data.colour import UnreadPixels, raw_mode, to_rgb
 from hidecmoe_jax.data.exif import load_upright, orientation_only
 from hidecmoe_jax.models.config import Fit
@@ -47,7 +48,7 @@ class Limits:
     """
 
     max_pixels: int = 40_000_000
-    max_reduced_pixels: int = 170_000_000
+    max_reduced_pixels: int = field(default=170_000_000, metadata=YOUNGER)
     max_side: int = 16_384
     min_side: int = 2
     max_aspect: float = 20.0

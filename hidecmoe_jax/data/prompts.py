@@ -7,12 +7,13 @@ becomes as many image tokens as the vision tower has patches. The loss covers th
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 
 from hidecmoe_jax.core.errors import DataError
+from hidecmoe_jax.core.strict import YOUNGER
 from hidecmoe_jax.data.items import Record
 from hidecmoe_jax.data.media import IMAGE, has_marker
 from hidecmoe_jax.data.tokenizer import NO_TOKEN, Tokenizer
@@ -37,7 +38,7 @@ class Template:
     user: str = "USER: "
     assistant: str = " ASSISTANT: "
     separator: str = ""
-    image_place: Literal["front", "as_is"] = "front"
+    image_place: Literal["front", "as_is"] = field(default="front", metadata=YOUNGER)
 
     def __post_init__(self):
         for name in ("system", "user", "assistant", "separator"):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +21,6 @@ from hidecmoe_jax.core.errors import ConfigError
 from hidecmoe_jax.core.paths import find_config
 from hidecmoe_jax.core.yaml_text import read_yaml, shown
 from hidecmoe_jax.data.feature_store import FeatureCache
-from hidecmoe_jax.data.images import Limits
 from hidecmoe_jax.data.prompts import Template
 from hidecmoe_jax.data.records import Policy
 from hidecmoe_jax.data.stream import TaskSpec
@@ -39,15 +38,6 @@ from hidecmoe_jax.runs.scale import Scale
 from hidecmoe_jax.train.optim import TrainConfig
 
 POCKET = "pocket"  # the base model that is part of the package
-# Younger than the first runs, by section; left out at their defaults, so that files of such runs keep every byte.
-YOUNGER_FIELDS: dict[tuple[str, ...], dict[str, Any]] = {
-    (): {"scale": strict.plain(Scale())},
-    ("tune",): {"optimizer": "adamw", "clip": None, "lengths": 1},
-    ("base",): {"image_fit": "checkpoint", "feature_cache": strict.plain(FeatureCache())},
-    ("template",): {"image_place": "front"},
-    ("evaluate",): {"wording": False},
-    ("stream", "policy", "limits"): {"max_reduced_pixels": Limits().max_reduced_pixels},
-}
 METHODS = {"routed": Routed, "mixture": Mixture, "stacked": Stacked, "moelora": MoeLora, "replay": Replay}
 
 
@@ -95,8 +85,8 @@ class Base:
     remat: bool | None = None
     feature_batch: int = 64
     feature_gib: float = 4.0
-    feature_cache: FeatureCache = FeatureCache()
-    image_fit: Literal["pad", "crop", "checkpoint"] = "checkpoint"
+    feature_cache: FeatureCache = field(default=FeatureCache(), metadata=strict.YOUNGER)
+    image_fit: Literal["pad", "crop", "checkpoint"] = field(default="checkpoint", metadata=strict.YOUNGER)
 
 
 @dataclass(frozen=True)
@@ -122,7 +112,7 @@ class Judging:
     between: Literal["seen", "own", "none"] = "seen"
     reuse: bool = True
     variants: bool = True
-    wording: bool = False
+    wording: bool = field(default=False, metadata=strict.YOUNGER)
     writing: Writing = Writing()
 
     def __post_init__(self):
@@ -149,7 +139,7 @@ class RunConfig:
     seeds: tuple[int, ...] = (0,)
     capacity: int = 8
     verify_base: bool = True
-    scale: Scale = Scale()
+    scale: Scale = field(default=Scale(), metadata=strict.YOUNGER)
 
     def __post_init__(self):
         in_range(self.seeds, self.base, self.stream)
@@ -317,13 +307,6 @@ def to_mapping(config: RunConfig) -> dict[str, Any]:
     kind = _kind_of(type(config.method))
     # The kind last: a class that inherits a shipped method inherits its kind as well.
     plain["method"] = {"kind": kind} | strict.plain(config.method) | {"kind": kind}
-    for sections, fields in YOUNGER_FIELDS.items():
-        values = plain
-        for section in sections:
-            values = values[section]
-        for name, default in fields.items():
-            if values[name] == default:
-                del values[name]
     return plain
 
 

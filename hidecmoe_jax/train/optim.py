@@ -7,7 +7,7 @@ step number alone, so a resumed stage takes the very rates it would have taken.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import jax
@@ -15,6 +15,8 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 from optax.contrib import MuonDimensionNumbers, scale_by_muon
+
+from hidecmoe_jax.core.strict import YOUNGER
 
 
 @dataclass(frozen=True)
@@ -51,10 +53,10 @@ class TrainConfig:
     max_length: int = 2048
     max_dropped: float = 0.0
     bucket: int = 32
-    lengths: int = 1
+    lengths: int = field(default=1, metadata=YOUNGER)
     save_every: int = 200
-    optimizer: Literal["adamw", "lion", "muon"] = "adamw"
-    clip: float | None = None
+    optimizer: Literal["adamw", "lion", "muon"] = field(default="adamw", metadata=YOUNGER)
+    clip: float | None = field(default=None, metadata=YOUNGER)
 
     def __post_init__(self):
         if min(self.epochs, self.batch, self.accumulate, self.bucket, self.lengths, self.save_every) < 1:
