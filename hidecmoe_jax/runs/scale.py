@@ -104,7 +104,7 @@ def first_fitting(scale: Scale, config: LlavaConfig, *, devices: int, fits: Fits
       ConfigError: a mesh that does not fit the devices or the model.
     """
     sizes = mesh_sizes(scale, config, devices)
-    tensor = next((size for size in _tensor_sizes(scale, config, sizes) if fits.answering(size)), None)
+    tensor = next((size for size in tensor_sizes(scale, config, sizes) if fits.answering(size)), None)
     if tensor is None:
         return None
     answer: Placement = "tensor" if tensor > 1 else "replicated"
@@ -223,7 +223,7 @@ def mesh_sizes(scale: Scale, config: LlavaConfig, devices: int) -> dict[str, int
     return sizes
 
 
-def _tensor_sizes(scale: Scale, config: LlavaConfig, sizes: dict[str, int]) -> list[int]:
+def tensor_sizes(scale: Scale, config: LlavaConfig, sizes: dict[str, int]) -> list[int]:
     """Numbers of devices that may share every layer while answering, the fewest first."""
     if scale.answer == "replicated":
         return [1]

@@ -11,11 +11,10 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_NUM_CPU_DEVICES"] = "8"
 TESTS = Path(__file__).parents[1]
 ROOT = TESTS.parent
-sys.path[:0] = [str(TESTS), str(ROOT / "tools" / "bench"), str(ROOT / "docs" / "examples")]
+sys.path[:0] = [str(TESTS), str(ROOT / "docs" / "examples")]
 
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
-from collectives import KINDS, elements, exchanged, loop_bodies  # noqa: E402
 from lessons import Silent  # noqa: E402
 from tiny import run_config, write_base, write_stream  # noqa: E402
 
@@ -27,6 +26,7 @@ from hidecmoe_jax.methods.base import trainable, with_trainable  # noqa: E402
 from hidecmoe_jax.models.llava import model_axes  # noqa: E402
 from hidecmoe_jax.runs.scale import MeshSizes, Scale  # noqa: E402
 from hidecmoe_jax.runs.session import open_session  # noqa: E402
+from hidecmoe_jax.studies.planning.collectives import collectives_of, elements_by_kind  # noqa: E402
 from hidecmoe_jax.train import stage  # noqa: E402
 
 POOL = {
@@ -185,16 +185,12 @@ def sizes_of(model, learner) -> dict[str, int]:
 
 def exchange_of(step: str, write: str) -> dict:
     """Elements by kind: in a step, outside of its loops, and for one decoded token."""
-    token = dict.fromkeys(KINDS, 0)
-    for body in set(loop_bodies(write)):
-        for kind, shapes in exchanged(write, start=body).items():
-            token[kind] += elements(shapes)
-    inside = exchanged(step)
-    outside = exchanged(step, into_loops=False)
+    of_step = collectives_of(step)
+    of_answers = collectives_of(write)
     return {
-        "step": {kind: elements(shapes) for kind, shapes in inside.items()},
-        "outside": {kind: elements(shapes) for kind, shapes in outside.items()},
-        "token": token,
+        "step": elements_by_kind(of_step),
+        "outside": elements_by_kind(item for item in of_step if not item.in_loop),
+        "token": elements_by_kind(item for item in of_answers if item.in_open_loop),
     }
 
 

@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
-from collectives import elements, exchanged
 from ratio_work import Size, drawn_batch, drawn_model, lesson, rates, stacked
 
 from hidecmoe_jax.core.layout import Layout, layout_of, place, replicate, split_batch
 from hidecmoe_jax.core.sharding import make_mesh
 from hidecmoe_jax.methods.base import trainable
 from hidecmoe_jax.models.llava import decoder_layers, model_axes
+from hidecmoe_jax.studies.planning.collectives import collectives_of, elements_by_kind
 from hidecmoe_jax.train.step import begin, take_step
 
 DEVICES = 8
@@ -42,11 +42,12 @@ def mesh(size: Size, kind: str) -> dict:
     config = replace(size.config, decoder=decoder, dtype="float32", param_dtype="float32")
     size = replace(size, config=config)
     sharded, layers, trained = _program(size, layout_of(make_mesh(fsdp=DEVICES), "sharded"))
-    inside = {name: elements(shapes) for name, shapes in exchanged(sharded).items()}
-    outside = elements(exchanged(sharded, into_loops=False)["all-gather"])
+    exchanged = collectives_of(sharded)
+    inside = elements_by_kind(exchanged)
+    outside = elements_by_kind(item for item in exchanged if not item.in_loop)["all-gather"]
     reduced = inside["all-reduce"] + inside["reduce-scatter"]
     whole, _, _ = _program(size, layout_of(make_mesh(data=DEVICES)))
-    replicated = {name: elements(shapes) for name, shapes in exchanged(whole).items()}
+    replicated = elements_by_kind(collectives_of(whole))
     row = {
         "gathered": (inside["all-gather"] - outside) / layers,
         # The loss and the number of answer tokens are the two scalars beside the trained leaves.

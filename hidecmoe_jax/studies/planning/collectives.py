@@ -58,13 +58,15 @@ class Collective:
 
     Attributes:
       times: how often it is done, loops of unknown length taken to run once.
-      in_open_loop: it is inside a loop whose length the numbers decide, such as that over new tokens.
+      in_loop: it is inside a loop.
+      in_open_loop: inside one whose length the numbers decide, such as that over new tokens.
       name: of the operation it stands for, as the traced program has it.
     """
 
     kind: str
     arrays: tuple[Array, ...]
     times: int
+    in_loop: bool
     in_open_loop: bool
     name: str
 
@@ -90,7 +92,7 @@ def collectives_of(text: str) -> list[Collective]:
     found: dict[tuple[str, str], Collective] = {}
     visited: dict[str, int] = {}
 
-    def walk(name: str, times: int, is_open: bool) -> None:
+    def walk(name: str, times: int, in_loop: bool, is_open: bool) -> None:
         # A computation that several operations call counts where it runs most often.
         if visited.get(name, 0) >= times:
             return
@@ -104,16 +106,16 @@ def collectives_of(text: str) -> list[Collective]:
             if kind in KINDS:
                 channel = _CHANNEL.search(line)
                 key = (kind, channel.group(1) if channel else f"{name}: {line}")
-                found[key] = _collective(kind, result, line, times, is_open)
+                found[key] = _collective(kind, result, line, times, in_loop, is_open)
             if opcode == "while":
                 condition, body = _LOOP.search(line).groups()
                 trips = _trips(line, lines_of.get(condition, ()))
-                walk(body, times * (trips or 1), is_open or trips is None)
+                walk(body, times * (trips or 1), True, is_open or trips is None)
                 continue
             for called in _CALLED.findall(line):
-                walk(called, times, is_open)
+                walk(called, times, in_loop, is_open)
 
-    walk(entry, 1, False)
+    walk(entry, 1, False, False)
     return list(found.values())
 
 
@@ -133,13 +135,13 @@ def _computations(text: str) -> tuple[Mapping[str, list[str]], str]:
     return lines_of, entry
 
 
-def _collective(kind: str, result: str, line: str, times: int, is_open: bool) -> Collective:
+def _collective(kind: str, result: str, line: str, times: int, in_loop: bool, is_open: bool) -> Collective:
     arrays = []
     for dtype, shape in _RESULT.findall(result):
         sizes = tuple(int(size) for size in shape.split(",") if size)
         arrays.append(Array(dtype, sizes))
     name = _NAME.search(line)
-    return Collective(kind, tuple(arrays), times, is_open, name.group(1) if name else "")
+    return Collective(kind, tuple(arrays), times, in_loop, is_open, name.group(1) if name else "")
 
 
 def _trips(line: str, condition: Iterable[str]) -> int | None:
@@ -258,6 +260,14 @@ def described(item: Collective, array: Array) -> str:
     sizes = ",".join(map(str, array.shape))
     times = f" x {item.times}" if item.times > 1 else ""
     return f"{item.kind} {array.dtype}[{sizes}]{times} of {item.name or 'no named operation'}"
+
+
+def elements_by_kind(collectives: Iterable[Collective]) -> dict[str, int]:
+    """Elements of all results by kind; 0 of kinds that do not occur."""
+    elements = dict.fromkeys(KINDS, 0)
+    for item in collectives:
+        elements[item.kind] += item.elements
+    return elements
 
 
 def by_kind(collectives: Iterable[Collective]) -> dict[str, dict[str, int]]:

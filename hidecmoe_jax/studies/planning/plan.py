@@ -19,7 +19,7 @@ from hidecmoe_jax.models.config import LlavaConfig
 from hidecmoe_jax.models.llava import decoder_weights, vision_weights
 from hidecmoe_jax.models.quantised import template_of
 from hidecmoe_jax.runs.config import RunConfig
-from hidecmoe_jax.runs.scale import Choice, Fits, first_fitting, mesh_sizes
+from hidecmoe_jax.runs.scale import Choice, Fits, first_fitting, mesh_sizes, tensor_sizes
 from hidecmoe_jax.studies.planning.layouts import Division, divisions
 from hidecmoe_jax.studies.planning.machines import GIB, MACHINES, Machine
 from hidecmoe_jax.studies.planning.programs import (
@@ -192,9 +192,8 @@ def _least(subject: Subject, machine: Machine) -> Choice:
     base: Placement = "sharded" if machine.devices > 1 else "replicated"
     if scale.base != "auto":
         base = scale.base
-    tensor = min(
-        _tensor_sizes(subject, machine), key=lambda size: _answering_by(subject, machine.devices, size).phase.total
-    )
+    sizes = tensor_sizes(scale, subject.base, mesh_sizes(scale, subject.base, machine.devices))
+    tensor = min(sizes, key=lambda size: _answering_by(subject, machine.devices, size).phase.total)
     recompute = "full" if scale.recompute == "auto" else scale.recompute
     mesh = (machine.devices // tensor, 1, tensor)
     return Choice(mesh, base, "tensor" if tensor > 1 else "replicated", recompute)
@@ -324,12 +323,6 @@ def _training_phase(subject: Subject, machine: Machine, layout: Division) -> Pha
     working = temporary - gradients - saved
     kinds = {"gradients": gradients, "activations": saved, "working": working}
     return Phase("training", _standing(subject, machine, layout) | kinds)
-
-
-def _tensor_sizes(subject: Subject, machine: Machine) -> list[int]:
-    """Numbers of devices that a layer can be divided over: they divide its heads and the machine."""
-    heads = subject.base.decoder.kv_heads
-    return [size for size in (1, 2, 4, 8) if heads % size == 0 and machine.devices % size == 0]
 
 
 @lru_cache(maxsize=32)
