@@ -24,6 +24,10 @@ FitWording = Literal["as_given", "words", "parts"]
 """What a gate is fitted to: prompts as given; half of them reworded by `WORDS`; or by `WORDS` and `PARTS`."""
 
 MEASURED = ("cut", "other_line", "lower_case", "no_punctuation", "please", "first_sentence")
+# What a question is asked without, or with another: no text, and another task's picture.
+NO_TEXT = "no_text"
+OTHER_PICTURE = "other_picture"
+ABLATIONS = (NO_TEXT, OTHER_PICTURE)
 WORDS = ("upper_case", "dropped", "introduced", "thanked", "shuffled")
 PARTS = ("beginning", "ending")
 

@@ -15,14 +15,12 @@ import numpy as np
 
 from hidecmoe_jax.data.features import Features
 from hidecmoe_jax.data.records import Record
-from hidecmoe_jax.data.rewording import MEASURED, reworded, with_pictures, without_text
+from hidecmoe_jax.data.rewording import MEASURED, NO_TEXT, OTHER_PICTURE, reworded, with_pictures, without_text
 from hidecmoe_jax.evaluate.engine import Cache, Engine
 from hidecmoe_jax.methods.base import Decision, Serving
 
 AS_GIVEN = "as_given"
-NO_TEXT = "no_text"
-OTHER_PICTURE = "other_picture"
-ABLATIONS = (NO_TEXT, OTHER_PICTURE)
+TABLES = ("accuracy", "nearest", "unknown")
 
 
 @dataclass(frozen=True)
@@ -44,33 +42,35 @@ def measure_wordings(engine: Engine, serving: Serving, tasks: Sequence[WordedTas
     """Routes every task's questions in every wording.
 
     Returns:
-      `tasks`: their names. `accuracy`: percent of a task's questions whose nearest task is the right one, by wording
-      and then task; `unknown`: percent that is called unknown. `lowest`: the lowest accuracy among the reworded cells,
-      with its `wording`, `task` and `value`. `text_alone`: mean accuracy with another task's picture, None with one
-      task; `picture_alone`: mean accuracy without text.
+      `tasks`: their names. By wording and then task, in percent of a task's questions: `accuracy`, those that go to
+      the task's experts, as the routing accuracy of a report counts; `nearest`, those that are nearest to the task,
+      whether or not they reach its threshold; `unknown`, those that are called unknown. `lowest`: the lowest accuracy
+      among the reworded cells, with its `wording`, `task` and `value`. `text_alone`: mean of `nearest` with another
+      task's picture, None with one task; `picture_alone`: the same without text.
     """
     # A cache of its own for the wordings: nothing of them is read again.
     aside = replace(engine, cache=Cache())
-    accuracy: dict[str, list[float]] = {}
-    unknown: dict[str, list[float]] = {}
+    tables: dict[str, dict[str, list[float]]] = {name: {} for name in TABLES}
     for place, task in enumerate(tasks):
         features = engine.features(task.records, task.name)
         for wording, change in _wordings(tasks, place).items():
             records = tuple(change(row, record) for row, record in enumerate(task.records))
             known = None if wording == OTHER_PICTURE else features
             decision = _decision(aside, serving, records, known, f"{task.name}, {wording}")
-            nearest = nearest_tasks(decision)
-            right = 100.0 * float(np.mean(nearest == task.number))
-            accuracy.setdefault(wording, []).append(round(right, 2))
-            refused = np.zeros(len(records)) if decision.match is None else decision.match.is_unknown_B
-            unknown.setdefault(wording, []).append(round(100.0 * float(np.mean(refused)), 2))
+            is_nearest_B = nearest_tasks(decision) == task.number
+            is_unknown_B = np.zeros(len(records), bool)
+            if decision.match is not None:
+                is_unknown_B = np.asarray(decision.match.is_unknown_B)
+            counted = {"accuracy": is_nearest_B & ~is_unknown_B, "nearest": is_nearest_B, "unknown": is_unknown_B}
+            for name, is_counted_B in counted.items():
+                percent = round(100.0 * float(np.mean(is_counted_B)), 2)
+                tables[name].setdefault(wording, []).append(percent)
     return {
         "tasks": [task.name for task in tasks],
-        "accuracy": accuracy,
-        "unknown": unknown,
-        "lowest": lowest_cell(accuracy, [task.name for task in tasks]),
-        "text_alone": _mean(accuracy.get(OTHER_PICTURE)),
-        "picture_alone": _mean(accuracy.get(NO_TEXT)),
+        **tables,
+        "lowest": lowest_cell(tables["accuracy"], [task.name for task in tasks]),
+        "text_alone": _mean(tables["nearest"].get(OTHER_PICTURE)),
+        "picture_alone": _mean(tables["nearest"].get(NO_TEXT)),
     }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from hidecmoe_jax.data.rewording import ABLATIONS
 from hidecmoe_jax.report.measurements import RunFacts
 from hidecmoe_jax.report.numbers import number
 from hidecmoe_jax.report.wording import READING
@@ -25,8 +26,8 @@ WORDINGS = {
     "no_punctuation": "without punctuation",
     "please": "with a please in front",
     "first_sentence": "first sentence only",
-    "no_text": "no text",
-    "other_picture": "another task's picture",
+    "no_text": "no text (nearest task)",
+    "other_picture": "another task's picture (nearest task)",
 }
 
 
@@ -50,10 +51,15 @@ def reading_rows(methods: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, s
 
 
 def wording_rows(document: Mapping[str, Any]) -> list[tuple[str, list[float], float, float]]:
-    """Name of a wording, routing accuracy of every task, their mean, and the mean percentage that is called unknown."""
+    """Name of a wording, routing accuracy of every task, their mean, and the mean percentage that is called unknown.
+
+    An ablation is unlike every task, and right to be called unknown: of those it is how many are nearest to the task.
+    """
     measured = document.get("wording") or {}
     rows = []
-    for wording, values in (measured.get("accuracy") or {}).items():
+    for wording in measured.get("accuracy") or ():
+        counted = "nearest" if wording in ABLATIONS else "accuracy"
+        values = measured[counted][wording]
         unknown = measured["unknown"][wording]
         name = WORDINGS.get(wording, wording)
         rows.append((name, values, _mean(values), _mean(unknown)))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hidecmoe_jax.data.rewording import common_line
-from hidecmoe_jax.evaluate.wording import WordedTask, lowest_cell, measure_wordings
+from hidecmoe_jax.evaluate.wording import TABLES, WordedTask, lowest_cell, measure_wordings
 from hidecmoe_jax.runs.edits import read
 from hidecmoe_jax.runs.folder import SeedFolder
 from hidecmoe_jax.runs.session import Session
@@ -38,8 +38,8 @@ def write_wordings(session: Session, folder: SeedFolder, archive: list[Groups | 
 
 
 def _basis(run: Path, lessons: int) -> dict[str, Any]:
-    """What a measurement depends on beside the run's identity: the number of lessons, and when edits were made."""
-    return {"lessons": lessons, "edits": [committed.at for committed in read(run)]}
+    """What a measurement depends on beside the run's identity: its tables, the number of lessons, the time of edits."""
+    return {"tables": list(TABLES), "lessons": lessons, "edits": [committed.at for committed in read(run)]}
 
 
 def wordings_of(run: Path, seeds: Sequence[SeedFolder], lessons: int) -> dict[str, Any]:
@@ -55,7 +55,7 @@ def wordings_of(run: Path, seeds: Sequence[SeedFolder], lessons: int) -> dict[st
         measured.append(values)
     first = measured[0]
     tables = {}
-    for name in ("accuracy", "unknown"):
+    for name in TABLES:
         tables[name] = {}
         for wording in first[name]:
             cells = [values[name][wording] for values in measured]

@@ -54,16 +54,19 @@ def task(number: int, name: str, word: str) -> WordedTask:
 def test_every_wording_is_routed_and_ablations_split_text_from_picture():
     found = measure_wordings(ByWords(), None, [task(0, "birds", "Bird"), task(1, "fish", "Fish")])
     assert found["tasks"] == ["birds", "fish"]
-    accuracy = found["accuracy"]
+    nearest = found["nearest"]
     # Lower case hides the words, and then the pictures decide, which are the tasks' own.
-    assert accuracy["as_given"] == accuracy["cut"] == accuracy["lower_case"] == [100.0, 100.0]
-    assert accuracy["no_text"] == accuracy["other_picture"] == [100.0, 100.0]
+    assert nearest["as_given"] == nearest["cut"] == nearest["lower_case"] == [100.0, 100.0]
+    assert nearest["no_text"] == nearest["other_picture"] == [100.0, 100.0]
+    # What is called unknown goes to no expert.
+    assert found["accuracy"]["as_given"] == [100.0, 100.0] and found["accuracy"]["cut"] == [0.0, 0.0]
     assert found["text_alone"] == found["picture_alone"] == 100.0
     assert found["unknown"]["as_given"] == [0.0, 0.0] and found["unknown"]["cut"] == [100.0, 100.0]
     fooled = measure_wordings(ByWords(), None, [task(0, "birds", "Bird"), replace(task(1, "fish", "Bird"), line=None)])
     assert fooled["accuracy"]["as_given"] == [100.0, 0.0] and fooled["text_alone"] == 50.0
-    assert fooled["lowest"] == {"wording": "cut", "task": "fish", "value": 0.0}
-    assert fooled["accuracy"]["lower_case"] == [100.0, 100.0]
+    # Of the cut questions none reaches a threshold; of equal cells the first is named.
+    assert fooled["lowest"] == {"wording": "cut", "task": "birds", "value": 0.0}
+    assert fooled["nearest"]["lower_case"] == [100.0, 100.0]
 
 
 def test_one_task_has_no_other_picture_and_the_lowest_cell_is_reworded():
@@ -78,8 +81,10 @@ def test_a_report_names_the_lowest_cell_and_leaves_out_what_was_not_measured():
     found = measure_wordings(ByWords(), None, [task(0, "birds", "Bird"), task(1, "fish", "Bird")])
     document = routing_entries(RunFacts("hide", ("birds", "fish"), ("exact", "exact"), wording=found))
     assert document["routing_lowest_reworded"] == 0.0
-    assert lowest_sentence(document) == "Reworded by rules, the lowest is 0.0 %: fish, without the instruction line."
+    assert lowest_sentence(document) == "Reworded by rules, the lowest is 0.0 %: birds, without the instruction line."
     assert sides_sentence(document).startswith("With another task's picture 50.0 %")
     name, values, mean, unknown = wording_rows(document)[1]
-    assert (name, values, mean, unknown) == ("without the instruction line", [100.0, 0.0], 50.0, 100.0)
+    assert (name, values, mean, unknown) == ("without the instruction line", [0.0, 0.0], 0.0, 100.0)
+    ablated = {name: values for name, values, _, _ in wording_rows(document)}
+    assert ablated["no text (nearest task)"] == [100.0, 100.0]
     assert routing_entries(RunFacts("hide", (), ())) == {} and lowest_sentence({}) is None and wording_rows({}) == []
