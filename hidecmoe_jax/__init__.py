@@ -75,6 +75,7 @@ _HOME = {
     "unpickle": "hidecmoe_jax.port.checkpoints.unpickle",
     "Voice": "hidecmoe_jax.experts.routing",
     "Wish": "hidecmoe_jax.port.exports.options",
+    "whole_stream": "hidecmoe_jax.data.whole",
     "write_stream": "hidecmoe_jax.data.pocket.tasks",
 }
 

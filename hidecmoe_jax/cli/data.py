@@ -28,6 +28,9 @@ def check(
     """Check what `run` would do before it trains: base and tokenizer, every record, picture, reference and length, and
     test items that are also training items.
 
+    Beyond that it warns of near-duplicate pictures and of files of truth that do not fit the test, and prints which
+    answers tasks share.
+
     Examples:
       $ hidecmoe data check my/birds my/charts
       $ hidecmoe data check configs/pocket/hide.yaml
@@ -42,9 +45,10 @@ def check(
     """
     config = _config(where, tasks, sets)
     opening = hj.open_config(config, errors=str(errors))
-    print(opening.report.text())
+    report = hj.whole_stream(opening.report, hj.stream_specs(config.stream), limits=config.stream.policy.limits)
+    print(report.text())
     # An exit code of its own, so that a script can stop before it trains.
-    return opening.report.exit_code
+    return report.exit_code
 
 
 def _config(where: tuple[str, ...], tasks: Iterable[tuple], sets: Iterable[tuple]) -> hj.RunConfig:

@@ -97,12 +97,22 @@ def load(
     Raises:
       DataError: everything `inspect` refuses, and damaged or cut-off files; nothing is replaced by zeros.
     """
+    return _FITS[fit](open_upright(path, mean, limits=limits), size, _ground(mean))
+
+
+def open_upright(
+    path: str | Path, mean: tuple[float, float, float] = CLIP_MEAN, *, limits: Limits = LIMITS
+) -> Image.Image:
+    """Returns a whole picture in RGB, upright; arguments and errors as of `load`."""
     _check_file(path)
-    ground = tuple(int(channel * 255) for channel in mean)
     with _open(path, limits) as image:
         _checked_header(path, image, limits)
-        picture = _decoded(path, image, ground, limits)
-        return _FITS[fit](picture, size, ground)
+        return _decoded(path, image, _ground(mean), limits)
+
+
+def _ground(mean: tuple[float, float, float]) -> tuple[int, ...]:
+    """The colour of padding as bytes."""
+    return tuple(int(channel * 255) for channel in mean)
 
 
 def _decoded(path: str | Path, image: Image.Image, ground: tuple[int, ...], limits: Limits) -> Image.Image:

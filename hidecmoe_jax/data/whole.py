@@ -1,0 +1,132 @@
+"""What only a whole stream shows (`hidecmoe data check`): near-duplicate pictures, shared answers, files of truth.
+
+It costs one more decoding of every picture and a comparison of all with all, so commands that learn leave it out.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from hidecmoe_jax.core.errors import DataError
+from hidecmoe_jax.data.check import Report
+from hidecmoe_jax.data.images import LIMITS, Limits
+from hidecmoe_jax.data.likeness import looks, near_pairs
+from hidecmoe_jax.data.overlap import answer_overlap
+from hidecmoe_jax.data.stream import Task, TaskSpec
+from hidecmoe_jax.data.truth_files import alignments
+
+MOST_PICTURES = 40_000
+"""Different pictures beyond which the check does not compare them with each other."""
+
+Place = tuple[str, str, str]
+"""Task, split and name of a file that a picture is used in."""
+
+
+def whole_stream(report: Report, specs: Sequence[TaskSpec], *, limits: Limits = LIMITS) -> Report:
+    """Returns the report with what its opened tasks show together.
+
+    Args:
+      specs: entries of the stream that the report is about; a task's `index` is its place among them.
+    """
+    tasks = report.tasks
+    if not tasks:
+        return report
+    measured = [_reference_line(task) for task in tasks]
+    warnings = list(report.warnings)
+    for task in tasks:
+        measured += [f"{task.name}: {text}" for text in _truth_lines(task, specs[task.index], aligned=True)]
+        warnings += [f"{task.name}: {text}" for text in _truth_lines(task, specs[task.index], aligned=False)]
+    count, copies, near_copies = _copies(tasks, limits)
+    if count > MOST_PICTURES:
+        measured.append(f"{count} different pictures are more than {MOST_PICTURES}, and not compared with each other")
+    else:
+        measured.append(f"{count} different pictures compared with each other: {near_copies} pairs of near-duplicates")
+    return replace(
+        report,
+        measured=(*report.measured, *measured, *_overlap_lines(tasks)),
+        warnings=(*warnings, *copies),
+    )
+
+
+def _reference_line(task: Task) -> str:
+    """How many references the test items have."""
+    counts = [len(record.references) for record in task.test]
+    fewest = min(counts)
+    most = max(counts)
+    each = f"{fewest} each" if fewest == most else f"{fewest} to {most}"
+    return f"{task.name}: {len(counts)} test items, {sum(counts)} references ({each})"
+
+
+def _truth_lines(task: Task, spec: TaskSpec, *, aligned: bool) -> list[str]:
+    """Lines about the files of truth that are aligned with the test, or about those that are not."""
+    ids = [record.id for record in task.test]
+    pictures = [record.images[0] if record.images else "" for record in task.test]
+    try:
+        files = alignments(Path(spec.folder), ids, pictures)
+    except DataError as error:
+        return [] if aligned else [str(error)]
+    return [str(file) for file in files if file.is_aligned == aligned]
+
+
+def _overlap_lines(tasks: Sequence[Task]) -> list[str]:
+    """The matrix of shared answers as lines."""
+    if len(tasks) < 2:
+        return []
+    names = [task.name for task in tasks]
+    width = max(map(len, names))
+    lines = ["test answers of a task (row) that training data of a task (column) has too, in percent"]
+    lines.append("  ".join(["".ljust(width), *names]))
+    for name, shares in zip(names, answer_overlap(tasks), strict=True):
+        cells = [f"{100 * share:.0f}".rjust(len(column)) for share, column in zip(shares, names, strict=True)]
+        lines.append("  ".join([name.ljust(width), *cells]))
+    return lines
+
+
+def _copies(tasks: Sequence[Task], limits: Limits) -> tuple[int, list[str], int]:
+    """Number of different pictures, warnings about copies among them by where they are, and their number."""
+    places: dict[str, list[Place]] = {}
+    files: dict[str, str] = {}
+    for task in tasks:
+        for split in ("train", "val", "test"):
+            for path in sorted({path for record in getattr(task, split) for path in record.images}):
+                digest = task.digests[path]
+                files.setdefault(digest, path)
+                places.setdefault(digest, []).append((task.name, split, Path(path).name))
+    digests = list(files)
+    if len(digests) > MOST_PICTURES or not digests:
+        return len(digests), [], 0
+    seen = looks([files[digest] for digest in digests], limits)
+    pairs = near_pairs(np.stack([picture.thumbnail for picture in seen]))
+    counts: Counter[tuple[str, str]] = Counter()
+    firsts: dict[tuple[str, str], str] = {}
+    for pair in pairs:
+        # Of all uses of a picture the gravest counts: in a test rather than in training.
+        left, right = sorted((_gravest(places[digests[side]]) for side in (pair.first, pair.second)), key=_grave)
+        where = (_shown(left), _shown(right))
+        counts[where] += 1
+        firsts.setdefault(where, f"{left[2]} and {right[2]}")
+    warnings = []
+    for (left, right), count in counts.items():
+        warnings.append(
+            f"near-duplicate pictures (saved again, resized or brighter) in {left} and {right}: {count}, first "
+            f"{firsts[left, right]}"
+        )
+    return len(digests), warnings, len(pairs)
+
+
+def _gravest(places: Sequence[Place]) -> Place:
+    return min(places, key=_grave)
+
+
+def _grave(place: Place) -> int:
+    return ("test", "val", "train").index(place[1])
+
+
+def _shown(place: Place) -> str:
+    task, split, _ = place
+    return f"{split} of {task}"
