@@ -41,6 +41,8 @@ _HOME = {
     "ExportOptions": "hidecmoe_jax.port.exports.options",
     "foreign_study": "hidecmoe_jax.studies.unknown_inputs",
     "HidecmoeError": "hidecmoe_jax.core.errors",
+    "import_task": "hidecmoe_jax.data.imports.importing",
+    "ImportOptions": "hidecmoe_jax.data.imports.importing",
     "learn": "hidecmoe_jax.runs.stream_loop",
     "load": "hidecmoe_jax.runs.assistant",
     "load_config": "hidecmoe_jax.runs.config",

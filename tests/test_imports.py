@@ -22,7 +22,7 @@ USE_TORCH = (
     "hidecmoe_jax.port.checkpoints.reference.__main__:",
     f"{UNPICKLER}:",
 )
-LAZY = {"transformers", "tokenizers", "tensorflow_datasets", "orbax", "matplotlib", "sklearn", "qwix"}
+LAZY = {"transformers", "tokenizers", "tensorflow_datasets", "orbax", "matplotlib", "sklearn", "qwix", "pyarrow"}
 NEVER = {"pickle", "dill", "cloudpickle", "marshal", "shelve", "torch", "tensorflow"}
 # Commands that need no JAX ask it how many processes there are, so it imports JAX only where it is used.
 USES_JAX_LATE = "hidecmoe_jax.core.processes"

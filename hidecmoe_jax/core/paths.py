@@ -91,7 +91,7 @@ def _folder_as_config(folder: Path) -> ConfigError:
     if (folder / "run.json").is_file():
         what = "a run is no config"
         remedy = f"hidecmoe run {folder / 'config.yaml'} --out {folder} --resume continues it"
-    elif (folder / "train.json").is_file():
+    elif (folder / "train.json").is_file() or (folder / "train.jsonl").is_file():
         what = "a task folder is no config"
         remedy = f"give a config first: hidecmoe run pocket/hide --tasks {folder}"
     return ConfigError(what, where=str(folder), why=why, remedy=remedy)

@@ -31,7 +31,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     value = parse_yaml(text, str(path))
     if not isinstance(value, dict):
         remedy = "see configs/pocket for examples"
-        if path.name in ("train.json", "test.json", "val.json"):
+        if path.stem in ("train", "test", "val") and path.suffix in (".json", ".jsonl"):
             remedy = f"records are given by their folder: hidecmoe data check {shlex.quote(str(path.parent))}"
         raise ConfigError(
             "a config file must hold `key: value` lines",

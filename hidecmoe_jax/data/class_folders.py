@@ -1,20 +1,19 @@
-"""A task of class folders (pictures in one folder for each answer): LLaVA JSON and a copy of the pictures."""
+"""A task of class folders: pictures in one folder for each answer."""
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import random
-import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from hidecmoe_jax.core.errors import ConfigError, DataError, listed
 from hidecmoe_jax.data.images import LIMITS, file_digest, inspect
+from hidecmoe_jax.data.items import Record, Turn
 from hidecmoe_jax.data.media import IMAGE
+from hidecmoe_jax.data.picture_folder import INNER
+from hidecmoe_jax.data.task_writer import DraftRecord, Placed, TaskDraft, refuse_existing, write_task, written_whole
 
 
 @dataclass(frozen=True)
@@ -23,17 +22,20 @@ class MadeTask:
 
     Attributes:
       counts: (training, test) pictures by answer.
+      placed: what became of the files of the pictures.
       copies: pictures that were left out, because their bytes equal those of an earlier one of the same answer.
     """
 
     folder: Path
     counts: dict[str, tuple[int, int]]
     copies: tuple[str, ...]
+    placed: Placed
 
     def __str__(self) -> str:
         lines = [f"task written: {self.folder}"]
         for answer, (train, test) in self.counts.items():
             lines.append(f"  {answer}: {train} training, {test} test")
+        lines.append(f"  pictures: {self.placed}")
         if self.copies:
             lines.append(f"  left out as copies of another picture: {len(self.copies)}, first {self.copies[0]}")
         return "\n".join(lines)
@@ -62,10 +64,9 @@ def task_from_folders(
     task = Path(task)
     _check_request(task, question, test)
     pictures, copies = _distinct(_pictures_of(source))
-    train_items = []
-    test_items = []
+    splits: dict[str, list[DraftRecord]] = {"train": [], "test": []}
     counts = {}
-    sources = {}
+    names = {}
     # A generator of its own: the split depends on the seed and the names alone.
     draw = random.Random(seed)
     for number, (answer, paths) in enumerate(pictures.items()):
@@ -74,15 +75,13 @@ def task_from_folders(
         for position, path in enumerate(paths):
             # Numbers, because names of files and folders may be of any script and length.
             name = f"{number:03d}_{position:05d}"
-            image = f"images/{name}{path.suffix.lower()}"
-            sources[image] = path
-            if position in tested:
-                test_items.append({"question_id": name, "image": image, "text": question, "answer": answer})
-            else:
-                train_items.append(_training_item(name, image, question, answer))
-    files = {"train.json": train_items, "test.json": test_items, "task.json": {"scorer": "exact"}}
-    _write(task, files, sources)
-    return MadeTask(task, counts, tuple(copies))
+            names[str(path)] = f"{INNER}/{name}{path.suffix.lower()}"
+            turn = Turn(f"{IMAGE}\n{question}", answer)
+            record = Record(name, (str(path),), (turn,), str(path))
+            splits["test" if position in tested else "train"].append(DraftRecord(record))
+    with written_whole(task) as beside:
+        placed = write_task(TaskDraft(splits, names, {"scorer": "exact"}), beside / "task")
+    return MadeTask(task, counts, tuple(copies), placed)
 
 
 def _check_request(task: Path, question: str, test: float) -> None:
@@ -94,10 +93,7 @@ def _check_request(task: Path, question: str, test: float) -> None:
             "this is no question for every picture", where="--question", why=f"got {question!r}",
             remedy=f"write text without {IMAGE}, which is added",
         )  # fmt: skip
-    if os.path.lexists(task):
-        raise ConfigError(
-            "the task folder is not overwritten", where=str(task), why="it exists", remedy="give another folder"
-        )
+    refuse_existing(task)
 
 
 def _pictures_of(source: Path) -> dict[str, list[Path]]:
@@ -160,32 +156,6 @@ def _distinct(pictures: dict[str, list[Path]]) -> tuple[dict[str, list[Path]], l
 def _tested(count: int, part: float) -> int:
     """Number of test pictures among `count`: the part, but at least one and not all."""
     return min(max(1, math.floor(part * count + 0.5)), count - 1)
-
-
-def _training_item(name: str, image: str, question: str, answer: str) -> dict:
-    """An item of train.json."""
-    asked = {"from": "human", "value": f"{IMAGE}\n{question}"}
-    return {"id": name, "image": image, "conversations": [asked, {"from": "gpt", "value": answer}]}
-
-
-def _write(task: Path, files: dict[str, object], sources: dict[str, Path]) -> None:
-    """Writes everything beside the task folder first and renames it into place, so that there is all or nothing."""
-    try:
-        task.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{task.name}_", dir=task.parent) as beside:
-            made = Path(beside) / "task"
-            (made / "images").mkdir(parents=True)
-            for image, path in sources.items():
-                shutil.copyfile(path, made / image)
-            for name, value in files.items():
-                text = json.dumps(value, ensure_ascii=False, indent=1)
-                (made / name).write_text(text + "\n", encoding="utf-8")
-            made.rename(task)
-    except OSError as error:
-        raise DataError(
-            "the task cannot be written", where=error.filename or str(task), why=error.strerror or str(error),
-            remedy="give a folder on a disk with space where you may write",
-        ) from None  # fmt: skip
 
 
 def _refuse(problems: Sequence[str], where: Path | None) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 from hidecmoe_jax.core.errors import DataError
 
+LINES = ".jsonl"  # one JSON value a line
 # Python keeps an integer of any length exact; longer than an id may be, it is a damaged file.
 _INTEGER_DIGITS = 200
 # First bytes of other encodings and archives: the magic bytes, the name, and the remedy.
@@ -36,6 +37,40 @@ def read_json(path: str | Path) -> Any:
     """
     path = Path(path)
     return parse_json(read_text(path), path)
+
+
+def read_items(path: str | Path) -> Any:
+    """Returns the value of a JSON file, or the list of values of a `.jsonl` file, one a line; empty lines are skipped.
+
+    Raises:
+      DataError: as `read_json`; the name has the number of the line.
+    """
+    path = Path(path)
+    if path.suffix.lower() != LINES:
+        return read_json(path)
+    items = []
+    # Split at line feeds alone: other separators of Unicode may stand inside a text.
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
+        if line.strip():
+            items.append(parse_json(line, path.with_name(f"{path.name}, line {number}")))
+    return items
+
+
+def json_or_lines(path: Path) -> Path:
+    """Returns the path of a JSON file, or that of the `.jsonl` file beside it where there is only this one.
+
+    Raises:
+      DataError: both are there.
+    """
+    lines = path.with_suffix(LINES)
+    if path.suffix != ".json" or not lines.is_file():
+        return path
+    if path.is_file():
+        raise DataError(
+            f"two files of the same records: {path.name} and {lines.name}", where=str(path.parent),
+            why="only one of them would be read", remedy="move one of them elsewhere",
+        )  # fmt: skip
+    return lines
 
 
 def read_text(path: Path) -> str:
@@ -166,11 +201,7 @@ def _hint(text: str, error: json.JSONDecodeError) -> str:
     after = text[error.pos :].lstrip()
     if error.msg == "Extra data":
         if before.endswith("}") and after.startswith("{"):
-            return (
-                "this looks like JSON lines; make one array of it: "
-                'python -c "import json, sys; '
-                'json.dump([json.loads(s) for s in sys.stdin if s.strip()], sys.stdout)" < FILE > NEW'
-            )
+            return f"this looks like JSON lines; name the file with the ending {LINES}"
         return "remove what stands after the end of the array"
     if before.endswith("...") or after.startswith("..."):
         return "'...' stands for more records in LLaVA's documentation; remove it (and the comma before it)"

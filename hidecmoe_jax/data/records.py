@@ -19,7 +19,7 @@ from hidecmoe_jax.data.images import Limits, inspect, load
 from hidecmoe_jax.data.items import Record as Record
 from hidecmoe_jax.data.items import Turn as Turn
 from hidecmoe_jax.data.items import kind, parse_item
-from hidecmoe_jax.data.jsonfile import read_json
+from hidecmoe_jax.data.jsonfile import read_items
 from hidecmoe_jax.data.picture_folder import PictureFolder
 
 
@@ -113,7 +113,7 @@ def read_train(path: str | Path, root: str | Path, *, policy: Policy = POLICY) -
     """Returns the records of a LLaVA training file: `[{id, image?, conversations: [{from: human|gpt, value}]}, ...]`.
 
     Args:
-      path: the JSON file.
+      path: the JSON file, or a `.jsonl` file with one record a line.
       root: folder that image paths are relative to and must be in; a file that is not there is looked for in its
         `images/`. Without `image`, or with null, "" or [] there, a record is text alone.
 
@@ -145,19 +145,23 @@ def write_problems(problems: Iterable[Problem], path: str | Path) -> None:
 def read_file(path: str | Path, root: str | Path, *, test: bool, policy: Policy = POLICY) -> Contents:
     """Returns the records of a training or test file, and what was left out; errors as `read_train`."""
     path = Path(path)
-    items = _items(path)
+    return check_items(_items(path), path, root, test=test, policy=policy)
+
+
+def check_items(items: list[Any], path: Path, root: str | Path, *, test: bool, policy: Policy = POLICY) -> Contents:
+    """The records of JSON values that were read from `path`, as `read_file`."""
     folder = PictureFolder(Path(root).resolve())
     parsed, duplicates = _parse_all(items, path, folder, test=test, policy=policy)
     # Only pictures of records without other problems are decoded; the rest is refused anyway.
-    damage = _damage([item.record for item in parsed if item.record is not None and not item.problems], policy)
+    damaged = damage([item.record for item in parsed if item.record is not None and not item.problems], policy)
     records = []
     problems = []
     bad = 0
     for item in parsed:
         texts = list(item.problems)
         for image in item.record.images if item.record else ():
-            if damage.get(image):
-                texts.append(damage[image])
+            if damaged.get(image):
+                texts.append(damaged[image])
         if texts:
             bad += 1
             problems += [Problem(item.source, item.name, text, str(path)) for text in texts]
@@ -205,7 +209,7 @@ def _parse_all(
 
 def _items(path: Path) -> list[Any]:
     """The items of a file, which must be a non-empty JSON array."""
-    items = read_json(path)
+    items = read_items(path)
     if isinstance(items, list) and items:
         return items
     what = f"{path.name} is not an array of records"
@@ -219,8 +223,8 @@ def _items(path: Path) -> list[Any]:
     raise DataError(what, where=str(path), why=why, remedy=remedy)
 
 
-def _damage(records: Iterable[Record], policy: Policy) -> dict[str, str | None]:
-    """Every picture of the records with its problem, or None where it can be read."""
+def damage(records: Iterable[Record], policy: Policy) -> dict[str, str | None]:
+    """Returns every picture of the records with its problem, or None where it can be read."""
 
     def problem_of(image: str) -> str | None:
         try:

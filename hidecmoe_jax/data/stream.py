@@ -17,7 +17,7 @@ from pathlib import Path
 from hidecmoe_jax.core.errors import ConfigError, DataError, nearest
 from hidecmoe_jax.data.images import file_digest
 from hidecmoe_jax.data.items import Record
-from hidecmoe_jax.data.jsonfile import read_json
+from hidecmoe_jax.data.jsonfile import json_or_lines, read_json
 from hidecmoe_jax.data.names import folded_name, folder_title
 from hidecmoe_jax.data.names import task_name as task_name
 from hidecmoe_jax.data.records import POLICY, Contents, Policy, read_file
@@ -32,7 +32,8 @@ class TaskSpec:
     Attributes:
       folder: the task's folder.
       name: by default the one in `task.json`, else the folder's name, folded (`names.folded_name`).
-      train, val, test: file names in the folder; without `val` (and without a val.json) a part of `train` is used.
+      train, val, test: file names in the folder, or the same with `.jsonl`; without `val` (and without a val.json) a
+        part of `train` is used.
       images: folder that image paths are relative to, inside or outside `folder`; by default `folder` itself.
       scorer: scoring rule, by default the one in `task.json`, else "exact".
       epochs, rate: number of epochs and learning rate of this task instead of the run's.
@@ -313,11 +314,11 @@ def _splits(
 def _files(spec: TaskSpec) -> dict[str, Path]:
     """The file of every split that has one; a file that the user named is listed even where it is missing."""
     folder = Path(spec.folder)
-    files = {"train": folder / spec.train}
-    val = folder / (spec.val or "val.json")
+    files = {"train": json_or_lines(folder / spec.train)}
+    val = json_or_lines(folder / (spec.val or "val.json"))
     if spec.val is not None or val.is_file():
         files["val"] = val
-    test = folder / spec.test
+    test = json_or_lines(folder / spec.test)
     if spec.test != TaskSpec.test or test.is_file():
         files["test"] = test
     return files

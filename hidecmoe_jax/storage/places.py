@@ -18,7 +18,7 @@ COMPARISON_MARK = "comparison.json"
 _BASE_MARK = "conversion.json"
 _MODEL_MARK = "config.json"
 _WEIGHTS = ("model.safetensors", "weights", "model.safetensors.index.json")
-_TASK_MARK = "train.json"
+_TASK_MARKS = ("train.json", "train.jsonl")
 _SEAL = "MANIFEST.json"
 
 RUN = "a run"
@@ -44,7 +44,7 @@ def kind_of(folder: Path) -> str | None:
     has_weights = any((folder / name).exists() for name in _WEIGHTS)
     if has_weights and (folder / _MODEL_MARK).is_file():
         return MODEL
-    if (folder / _TASK_MARK).is_file():
+    if any((folder / name).is_file() for name in _TASK_MARKS):
         return TASK
     return None
 

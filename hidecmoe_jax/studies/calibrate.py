@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hidecmoe_jax.core.errors import ConfigError, DataError, nearest
+from hidecmoe_jax.data.jsonfile import json_or_lines
 from hidecmoe_jax.data.records import Record, read_test, read_train
 from hidecmoe_jax.locators.calibrate import carried, threshold
 from hidecmoe_jax.methods.base import FrozenFeatures
@@ -140,10 +141,10 @@ def _task_of(place: Path, tasks: Sequence[str]) -> int:
 
 def _read(place: Path) -> tuple[Record, ...]:
     """The records of a folder: of its test file, or else of its training file."""
-    test = place / "test.json"
+    test = json_or_lines(place / "test.json")
     if test.is_file():
         return read_test(test, place)
-    return read_train(place / "train.json", place)
+    return read_train(json_or_lines(place / "train.json"), place)
 
 
 @dataclass(frozen=True)

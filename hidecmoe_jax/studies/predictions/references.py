@@ -13,12 +13,12 @@ from typing import Any
 
 from hidecmoe_jax.core.errors import DataError
 from hidecmoe_jax.data.items import kind
-from hidecmoe_jax.data.jsonfile import read_json
+from hidecmoe_jax.data.jsonfile import read_items, read_json
 from hidecmoe_jax.scoring.official import OPTIONS
 from hidecmoe_jax.scoring.questions import Question
 from hidecmoe_jax.scoring.streams import StreamTask, folded
 
-TESTS = ("test.json", "test_*.json", "val.json", "val_*.json")
+TESTS = ("test.json", "test.jsonl", "test_*.json", "val.json", "val.jsonl", "val_*.json")
 _DEEPEST = 3
 _TEXT_VQA = "TextVQA_0.5.1_val.json"
 _GQA = "testdev_balanced_questions.json"
@@ -94,7 +94,7 @@ def read_questions(folder: Path, *, test: str | None = None, root: Path | None =
             remedy="give the folder of a task with its test file",
         )  # fmt: skip
     path = files[0]
-    items = read_json(path)
+    items = read_items(path)
     if not isinstance(items, list) or not items:
         raise DataError("a test file must be an array of items", where=str(path), why=f"found {kind(items)}")
     questions = []

@@ -9,6 +9,7 @@ from typing import Any
 
 from hidecmoe_jax.core.errors import ConfigError, DataError
 from hidecmoe_jax.core.yaml_text import read_yaml
+from hidecmoe_jax.data.jsonfile import json_or_lines
 from hidecmoe_jax.data.pocket.cache import pocket_tasks
 from hidecmoe_jax.data.stream import TaskSpec, carve, name_of, sample, scorer_name
 from hidecmoe_jax.runs.folder import RunFolder, SeedFolder
@@ -89,9 +90,10 @@ def folder_tasks(folders: Sequence[Path]) -> list[Task]:
 def _task_of(spec: TaskSpec, name: str | None = None, val_fraction: float = 0.1) -> Task:
     folder = Path(spec.folder)
     rule = scorer_name(spec)
-    test = folder / spec.test
-    is_split = not test.is_file() and (folder / spec.train).is_file()
-    asked = _asked(folder, rule, test=spec.train if is_split else spec.test)
+    test = json_or_lines(folder / spec.test)
+    train = json_or_lines(folder / spec.train)
+    is_split = not test.is_file() and train.is_file()
+    asked = _asked(folder, rule, test=train.name if is_split else test.name)
     questions = asked.questions
     notes = asked.notes
     if is_split:
