@@ -40,6 +40,7 @@ _HOME = {
     "export": "hidecmoe_jax.port.exports.export",
     "ExportOptions": "hidecmoe_jax.port.exports.options",
     "foreign_study": "hidecmoe_jax.studies.unknown_inputs",
+    "generate_file": "hidecmoe_jax.runs.generation",
     "HidecmoeError": "hidecmoe_jax.core.errors",
     "import_task": "hidecmoe_jax.data.imports.importing",
     "ImportOptions": "hidecmoe_jax.data.imports.importing",

@@ -27,6 +27,11 @@ COMMANDS = {
     "compare": ("compare", "compare", "run several methods on the same stream and report them side by side"),
     "eval": ("evaluate", "evaluate", "evaluate a run again, at its end or as it was after an earlier task"),
     "ask": ("ask", "ask", "answer questions about pictures; prints the task that each was taken for"),
+    "generate": (
+        "generate",
+        "generate",
+        "answer a file of questions, for the evaluations of LLaVA, CoIN, VLMEvalKit",
+    ),
     "add": ("add", "add", "teach a finished run one more task"),
     "overlap": ("editing", "overlap", "which tasks are confused, which experts are similar, and what could be merged"),
     "retire": ("editing", "retire", "measure what every task loses without the experts of one; --commit drops them"),

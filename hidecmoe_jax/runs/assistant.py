@@ -6,7 +6,7 @@ The inputs of `logits` are those that Hugging Face's LLaVA processor makes (imag
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,7 @@ import numpy as np
 from hidecmoe_jax.core import plugins
 from hidecmoe_jax.core.errors import CheckpointError, DataError, nearest
 from hidecmoe_jax.data.images import Limits
-from hidecmoe_jax.data.media import IMAGE, question_problems
-from hidecmoe_jax.data.records import Record, Turn
+from hidecmoe_jax.data.records import Record
 from hidecmoe_jax.data.tokenizer import Tokenizer
 from hidecmoe_jax.evaluate.answer import Answer
 from hidecmoe_jax.evaluate.engine import Engine
@@ -35,6 +34,7 @@ from hidecmoe_jax.runs.finished import load_run
 from hidecmoe_jax.runs.folder import RunFolder, no_run
 from hidecmoe_jax.runs.older import question_limits
 from hidecmoe_jax.runs.picture_files import picture_files
+from hidecmoe_jax.runs.prompt_records import records_of
 from hidecmoe_jax.runs.replies import Reply, own_scores, reply_of
 from hidecmoe_jax.runs.session import open_base
 from hidecmoe_jax.runs.trained_lines import TrainedLines
@@ -145,26 +145,7 @@ class Assistant:
     def _records(
         self, images: Sequence[Sequence[str]], prompts: Sequence[str], sources: Sequence[str] | None = None
     ) -> tuple[Record, ...]:
-        """Prompts with their picture files as records without an answer."""
-        if len(images) != len(prompts):
-            raise DataError(
-                "one entry of `images` per prompt",
-                why=f"{len(images)} against {len(prompts)}",
-                remedy="use [] for no picture",
-            )
-        records = []
-        for number, text in enumerate(prompts):
-            where = f"prompt {number}" if sources is None else sources[number]
-            paths = images[number]
-            problems = question_problems(text, len(paths))
-            if problems:
-                raise DataError("this cannot be asked", where=where, why="; ".join(problems))
-            # Pictures come before a question that does not place them itself.
-            question = text if IMAGE in text else f"{IMAGE}\n" * len(paths) + text
-            turns = (Turn(question, ""),)
-            record = Record(str(number), tuple(paths), turns, where)
-            records.append(record)
-        return tuple(records)
+        return records_of(images, prompts, sources)
 
     def engine(self, records: Sequence[Record], **writing: Any) -> Engine:
         """An engine for some records, with a cache of its own, which is freed after the call.
@@ -173,10 +154,9 @@ class Assistant:
           writing: fields of `Writing` that differ from the run's.
         """
         run = self.run
-        settings = run.evaluate.writing
+        settings = replace(run.evaluate.writing, **writing)
         # Padding one question to the batch of an evaluation would multiply its cost.
-        batch = min(len(records), settings.batch)
-        style = replace(settings, batch=batch, **writing)
+        style = replace(settings, batch=min(len(records), settings.batch))
         feature_batch = min(len(records), run.base.feature_batch)
         return Engine(
             run.method, self.base, self.tokenizer, run.template, style, feature_batch=feature_batch,
@@ -230,18 +210,53 @@ class Assistant:
         answers: list[Answer] = []
         with picture_files(images, self._limits) as files:
             records = self._records(files, prompts, sources)
-            lines = TrainedLines() if as_is else self.lines
-            records, early = lines.before_routing(records, named)
             engine = self.engine(records, **writing)
-            inputs = engine.inputs(records)
-            decision = engine.decide(self.serving, inputs, task)
-            records, late = lines.after_routing(records, self._chosen(decision, len(records)))
-            inputs = replace(inputs, records=records)
-            key = jax.random.key(seed)
-            for batch in engine.answer(self.serving, inputs, decision, key=key):
-                answers += [replace(answer, tasks=self.tasks) for answer in batch]
-        added = [first or second for first, second in zip(early, late, strict=True)]
-        return [self._explained(answer, line) for answer, line in zip(answers, added, strict=True)]
+            for batch in self._batches(engine, records, task=task, named=named, as_is=as_is, seed=seed):
+                answers += batch
+        return answers
+
+    def _batches(
+        self,
+        engine: Engine,
+        records: Sequence[Record],
+        *,
+        task: int | None = None,
+        named: str | None = None,
+        as_is: bool = False,
+        seed: int = 0,
+        done: int = 0,
+    ) -> Iterator[list[Answer]]:
+        """Answers to `records` in batches; nothing is written for the first `done` of them."""
+        lines = TrainedLines() if as_is else self.lines
+        records, early = lines.before_routing(records, named)
+        inputs = engine.inputs(records)
+        decision = engine.decide(self.serving, inputs, task)
+        records, late = lines.after_routing(records, self._chosen(decision, len(records)))
+        inputs = replace(inputs, records=records)
+        added = {}
+        for record, first, second in zip(records, early, late, strict=True):
+            added[record.id] = first or second
+        skip = frozenset(record.id for record in records[:done])
+        for batch in engine.answer(self.serving, inputs, decision, key=jax.random.key(seed), skip=skip):
+            named_batch = [replace(answer, tasks=self.tasks) for answer in batch]
+            yield [self._explained(answer, added[answer.id]) for answer in named_batch]
+
+    def reply_batches(
+        self, engine: Engine, records: Sequence[Record], *, as_is: bool = False, seed: int = 0, done: int = 0
+    ) -> Iterator[list[Reply]]:
+        """Yields replies to records batch by batch, for files of questions that are too many to hold.
+
+        Args:
+          engine: of `engine`, for these records or for more than these.
+          records: of `prompt_records.records_of`.
+          done: number of records, from the first on, that are answered already.
+
+        Raises:
+          CheckpointError: the run has learned no task that could be loaded.
+        """
+        self._require_task()
+        for batch in self._batches(engine, records, as_is=as_is, seed=seed, done=done):
+            yield [reply_of(answer, self.own_scores, named=None, fallback=self._fallback) for answer in batch]
 
     def _explained(self, answer: Answer, line: str | None) -> Answer:
         """The answer with the line that was added, and what edits of the run say about its decision."""

@@ -67,7 +67,7 @@ def read_questions(path: str | Path, run: str | Path | None = None) -> tuple[Que
             f"{path.name} is not JSON lines", where=str(path), why="it is one JSON array",
             remedy='write one object a line, without [ ] and commas between them: {"question": "...", "image": "..."}',
         )  # fmt: skip
-    limits = _limits_of(run)
+    limits = limits_of(run)
     questions = []
     problems = []
     # Not splitlines, which also splits at characters that JSON strings may hold.
@@ -79,18 +79,18 @@ def read_questions(path: str | Path, run: str | Path | None = None) -> tuple[Que
         problems += found
         if question is not None:
             questions.append(question)
-    _refuse(problems, str(path))
+    refuse(problems, str(path))
     return tuple(questions)
 
 
-def _limits_of(run: str | Path | None) -> Limits:
+def limits_of(run: str | Path | None) -> Limits:
     """The limits of pictures of a run; the default ones for a base model."""
     if run is None or not RunFolder(Path(run)).config.is_file():
         return LIMITS
     return question_limits(config_of(run))
 
 
-def _say_of_older(run: str | Path, questions: Iterable[Question]) -> None:
+def say_of_older(run: str | Path, questions: Iterable[Question]) -> None:
     """Prints what today's rules change for the pictures of questions to an older run."""
     if not RunFolder(Path(run)).config.is_file():
         return
@@ -99,7 +99,7 @@ def _say_of_older(run: str | Path, questions: Iterable[Question]) -> None:
         say(f"note: {line}")
 
 
-def _problems_of(question: Question, limits: Limits) -> list[str]:
+def problems_of(question: Question, limits: Limits) -> list[str]:
     """All problems of a question that can be seen without a model; pictures are read as far as their headers."""
     problems = question_problems(question.text, len(question.images))
     for image in question.images:
@@ -135,13 +135,13 @@ def ask(
       CheckpointError: the run has learned no task yet, or cannot be loaded.
     """
     plugins.import_trusted(trust)
-    limits = _limits_of(run)
+    limits = limits_of(run)
     problems = []
     for question in questions:
-        problems += _problems_of(question, limits)
-    _refuse(problems, None)
+        problems += problems_of(question, limits)
+    refuse(problems, None)
     require_learned(run, task)
-    _say_of_older(run, questions)
+    say_of_older(run, questions)
     model = load(run, task=task, skip_missing=skip_missing)
     images = [list(question.images) for question in questions]
     texts = [question.text for question in questions]
@@ -195,17 +195,17 @@ def _parse_line(line: str, path: Path, source: str, limits: Limits) -> tuple[Que
     if len(texts) != 1 or not isinstance(texts[0], str):
         found = kind(texts[0]) if len(texts) == 1 else f"{len(texts)} of the keys"
         problems.append(f"{source}: 'question' (or 'text') must be the question, found {found}")
-    names = _image_names(item.get("image"))
+    names = image_names(item.get("image"))
     if names is None:
         problems.append(f"{source}: 'image' must be a path or a list of paths, found {kind(item['image'])}")
     if problems:
         return None, problems
     images = tuple(str(path.parent / image) for image in names)
     question = Question(texts[0], images, str(name), source)
-    return question, _problems_of(question, limits)
+    return question, problems_of(question, limits)
 
 
-def _image_names(value: Any) -> list[str] | None:
+def image_names(value: Any) -> list[str] | None:
     """Names of a question's pictures as written; None where they are no names."""
     if value is None or value in ("", []):
         return []
@@ -214,13 +214,14 @@ def _image_names(value: Any) -> list[str] | None:
     return names if are_names else None
 
 
-def _refuse(problems: Iterable[str], where: str | None) -> None:
+def refuse(
+    problems: Iterable[str],
+    where: str | None,
+    remedy: str = "correct them and ask again; paths in a file of questions are relative to the file's folder",
+) -> None:
     """Raises a DataError that lists all problems, if there are any."""
     problems = list(problems)
     if not problems:
         return
     count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-    raise DataError(
-        f"{count} in the questions; nothing was asked", where=where, why=listed(problems),
-        remedy="correct them and ask again; paths in a file of questions are relative to the file's folder",
-    )  # fmt: skip
+    raise DataError(f"{count} in the questions; nothing was asked", where=where, why=listed(problems), remedy=remedy)

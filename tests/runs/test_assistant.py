@@ -1,5 +1,6 @@
 """A run or a base opened as a library user does: logits, answers, routing, earlier tasks, refusals."""
 
+import json
 import shutil
 from dataclasses import replace
 
@@ -17,6 +18,7 @@ from hidecmoe_jax.methods.gates.anchors import NamedGate
 from hidecmoe_jax.models.llava import Prompt, logits, vision_features
 from hidecmoe_jax.runs import evaluation
 from hidecmoe_jax.runs.assistant import load
+from hidecmoe_jax.runs.generation import generate_file
 from hidecmoe_jax.runs.stream_loop import learn
 
 LOGITS = jax.jit(logits)
@@ -99,6 +101,27 @@ def test_a_run_answers_as_it_was_evaluated(run, world):
     assert list(routed) == ["birds", "fish"] and sum(routed.values()) == pytest.approx(1.0, abs=1e-5)
     named = evaluation.read_answers(world[2] / "seed_0" / "answers" / "row_002" / "birds.named.jsonl")
     assert run.generate([picture(world, 8)], [question(8)], named="birds")[0].text == named[0]["text"]
+
+
+def test_a_file_of_questions_gets_the_same_answers_in_batches_of_1_8_and_64(world, tmp_path):
+    items = []
+    for number in range(70):
+        task = ("birds", "fish")[number % 2]
+        text = f"What is shown in picture {number}?{' Which one?' * (number % 3)}"
+        items.append({"question_id": number, "image": f"{task}/images/{number % 12}.png", "text": text})
+    asked = tmp_path / "questions.jsonl"
+    asked.write_text("\n".join(map(json.dumps, items)))
+    lines = {}
+    for batch in (1, 8, 64):
+        out = tmp_path / f"{batch}.jsonl"
+        made = generate_file(world[2], asked, out, image_folder=world[0], batch=batch, max_length=96, status_minutes=0)
+        lines[batch] = [json.loads(line) for line in out.read_text().splitlines()]
+        assert made.count == 70 and set(made.tasks) <= {"birds", "fish"}
+    texts = {batch: [line["text"] for line in found] for batch, found in lines.items()}
+    assert texts[1] == texts[8] == texts[64] and len(set(texts[1])) > 5
+    tasks = {batch: [line["metadata"]["task"] for line in found] for batch, found in lines.items()}
+    assert tasks[1] == tasks[8] == tasks[64]
+    assert all(set(line["metadata"]["weights"]) == {"birds", "fish"} for line in lines[64])
 
 
 def test_text_alone_and_several_pictures_are_routed(run, world):
