@@ -61,7 +61,7 @@ LONGEST_FILES = (
     "experts/test_surgery.py",
     "models/test_decoder.py",
     "core/test_sharding.py",
-    "methods/test_ewc_example.py",
+    "methods/test_pull_example.py",
 )
 STRICT_ROOMS = {"core", "experts", "models", "locators"}
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import jax
@@ -169,10 +169,19 @@ class MoeLora(Method):
         voice = self.voice(memory.bank, memory.routers)
         return (voice,)
 
-    def sizes(self, model: Model, learner: Learner) -> dict[str, dict[str, int]]:
-        """Parameters beyond the base by kind: `stored` to serve, `archived` in the ledger, `trained` in one stage."""
-        if not learner.memory.routers:
-            return {"stored": no_parameters(), "archived": no_parameters(), "trained": no_parameters()}
+    @property
+    def rank(self) -> int:
+        """Rank of one expert."""
+        return self.lora.rank
+
+    def with_rank(self, rank: int) -> MoeLora:
+        """The method with experts of another rank."""
+        return replace(self, lora=replace(self.lora, rank=rank))
+
+    def stored_after(self, model: Model, tasks: int) -> dict[str, int]:
+        """Parameters beyond the base that answering needs after `tasks` tasks, by kind."""
+        if not tasks:
+            return no_parameters()
         shapes = self.lora.shapes(model)
         # A router reads what its linear reads: the first of the two widths.
         widths = [width for width, _ in shapes.values()]
@@ -180,11 +189,15 @@ class MoeLora(Method):
         projector = 0
         if self.train_projector:
             projector = trees.count(projector_leaves(model))
-        stored = no_parameters() | {
+        return no_parameters() | {
             "experts": experts * self.lora.size(model),
             "routers": experts * sum(widths),
             "projector": projector,
         }
+
+    def sizes(self, model: Model, learner: Learner) -> dict[str, dict[str, int]]:
+        """Parameters beyond the base by kind: `stored` to serve, `archived` in the ledger, `trained` in one stage."""
+        stored = self.stored_after(model, len(learner.memory.routers))
         return {"stored": stored, "archived": stored, "trained": stored}
 
 

@@ -14,11 +14,11 @@ import numpy as np
 from hidecmoe_jax.data.records import Record
 from hidecmoe_jax.data.stream import Stream
 from hidecmoe_jax.methods.routed import Routed
-from hidecmoe_jax.methods.wrapper import Wrapper
+from hidecmoe_jax.methods.routed_wrapper import RoutedWrapper, require_shared
 
 
 @dataclass(frozen=True)
-class Replay(Wrapper):
+class Replay(RoutedWrapper):
     """`inner`, trained on records of earlier tasks as well.
 
     Attributes:
@@ -35,8 +35,7 @@ class Replay(Wrapper):
     def __post_init__(self):
         if self.stored < 1 or not 0 <= self.draw < 2**32:
             raise ValueError(f"stored {self.stored} must be at least 1 and draw {self.draw} from 0 to 2**32 - 1")
-        if self.inner.growth != "shared" or self.inner.union:
-            raise ValueError("replay needs an inner method with growth 'shared' and without union: one expert forgets")
+        require_shared(self.inner, self.kind)
 
     def sources(self, lesson: tuple[int, ...]) -> tuple[int, ...]:
         """Every task up to the lesson's."""

@@ -70,13 +70,19 @@ class Tune(Stage):
             tuned = tuned_projector(model, learner)
         return learner.replace(live={LINEARS: expert}, tuned=tuned)
 
-    def loss(self, model: Model, learner: Learner, batch: Batch, key: Array) -> Loss:
-        """Answer loss with the live expert alone: HiDe trains every expert as if it were the only one."""
+    def forward(self, model: Model, learner: Learner, key: Array) -> tuple[Model, tuple[Voice, ...]]:
+        """Model and voices of the training loss: the live expert alone, because HiDe trains every expert as if it were
+        the only one."""
         live = learner.live[LINEARS]
         voice = Voice(live, all_slots(live), key, dropout=self.method.lora.dropout)
         # On the right side of `|`, because what trains replaces what was tuned before.
         tuned_model = with_leaves(model, learner.shared | learner.tuned)
-        total, tokens, _ = answer_loss(tuned_model, batch, (voice,))
+        return tuned_model, (voice,)
+
+    def loss(self, model: Model, learner: Learner, batch: Batch, key: Array) -> Loss:
+        """Answer loss of the model and voices of `forward`."""
+        tuned_model, voices = self.forward(model, learner, key)
+        total, tokens, _ = answer_loss(tuned_model, batch, voices)
         return Loss(total, tokens)
 
     def finish(self, model: Model, learner: Learner, lesson: int, result: FrozenFeatures | None, key: Array) -> Learner:

@@ -15,13 +15,13 @@ import numpy as np
 from jax import Array
 
 from hidecmoe_jax.experts.routing import Routing, Voice
-from hidecmoe_jax.methods.base import FrozenFeatures, Learner, Loss, with_leaves
+from hidecmoe_jax.methods.base import FrozenFeatures, Learner, with_leaves
 from hidecmoe_jax.methods.fusion import volume_of
 from hidecmoe_jax.methods.growth.layer_choice import LayerGains
 from hidecmoe_jax.methods.lora import LINEARS
 from hidecmoe_jax.methods.routed_stages import Tune
 from hidecmoe_jax.methods.shared_slots import serving_slots
-from hidecmoe_jax.models.llava import Batch, Model, answer_loss
+from hidecmoe_jax.models.llava import Model
 
 if TYPE_CHECKING:
     from hidecmoe_jax.methods.routed import Routed
@@ -59,16 +59,15 @@ class TuneAsServed(Tune):
         gains = LayerGains(own=own_L1.astype(jnp.float32), fused=fused_LS.astype(jnp.float32))
         return ready.replace(memory=memory.replace(weighing=gains))
 
-    def loss(self, model: Model, learner: Learner, batch: Batch, key: Array) -> Loss:
-        """Answer loss as the task is served."""
+    def forward(self, model: Model, learner: Learner, key: Array) -> tuple[Model, tuple[Voice, ...]]:
+        """Model and voices of the training loss: those that serve the task."""
         gains = learner.memory.weighing
         live = learner.live[LINEARS]
         old_voice = Voice(learner.past[LINEARS], Routing(gains.fused[:, None]))
         own_voice = Voice(live, Routing(gains.own[:, None]), key, dropout=self.method.lora.dropout)
         # On the right side of `|`, because what trains replaces what was tuned before.
         tuned_model = with_leaves(model, learner.shared | learner.tuned)
-        total, tokens, _ = answer_loss(tuned_model, batch, (old_voice, own_voice))
-        return Loss(total, tokens)
+        return tuned_model, (old_voice, own_voice)
 
     def finish(self, model: Model, learner: Learner, lesson: int, result: FrozenFeatures | None, key: Array) -> Learner:
         """As `Tune.finish`; the gains have served."""

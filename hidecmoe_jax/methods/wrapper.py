@@ -2,7 +2,7 @@
 
 Regularisers such as EWC wrap: they change stages (`stages.WrappedStage`) and store arrays of their own in
 `Learner.extras`, which the inner method passes on untouched. Capabilities are not forwarded: a wrapper implements those
-that it supports.
+that it supports (`routed_wrapper` has those that a regulariser leaves as they are).
 """
 
 from __future__ import annotations

@@ -348,17 +348,24 @@ def token_kinds(model: Model, batch: Batch) -> Array:
     return jnp.where(prompt.mask_BT, kinds_BT, IGNORE)
 
 
-def answer_nll(
+def answer_logits(
     model: Model, batch: Batch, voices: Sequence[Voice] = (), *, kinds_BT: Array | None = None
 ) -> tuple[Array, list[list[Tally]]]:
-    """Negative log-likelihood at every answer column [B, A] (float32, unused columns too), and tallies.
+    """Logits at every answer column [B, A, V] (float32, unused columns too), and tallies.
 
     The last layer beyond its keys and values, and the vocabulary product, run on answer tokens only.
     """
     columns = [batch.where_BA, batch.answer_BA, batch.answer_mask_BA]
     chex.assert_equal_shape(columns, custom_message="answers, positions and mask are [B, A]")
     h_BAD, _, tallies = hidden(model, batch.prompt, voices, kinds_BT=kinds_BT, at_BQ=batch.where_BA)
-    logits_BAV = head(model, h_BAD)
+    return head(model, h_BAD), tallies
+
+
+def answer_nll(
+    model: Model, batch: Batch, voices: Sequence[Voice] = (), *, kinds_BT: Array | None = None
+) -> tuple[Array, list[list[Tally]]]:
+    """Negative log-likelihood at every answer column [B, A] (float32, unused columns too), and tallies."""
+    logits_BAV, tallies = answer_logits(model, batch, voices, kinds_BT=kinds_BT)
     log_p_BAV = jax.nn.log_softmax(logits_BAV, axis=-1)
     answer_BA1 = batch.answer_BA[..., None]
     answer_log_p_BA1 = jnp.take_along_axis(log_p_BAV, answer_BA1, axis=-1)

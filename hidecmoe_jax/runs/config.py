@@ -1,7 +1,7 @@
 """The configuration of a run: one frozen dataclass, read strictly from YAML.
 
 It holds the base, the stream, the method, how each task is tuned and how answers are generated and scored. A method is
-chosen by its `kind`: a key of `METHODS`, an entry point `hidecmoe_jax.methods` of an installed package, or
+chosen by its `kind`: one of `methods.kinds.METHODS`, an entry point `hidecmoe_jax.methods` of an installed package, or
 `package.module:Class` for a user's own frozen dataclass with the hooks of `methods.base.Method`. A config that the user
 gives imports that module; the config of a run folder never does (`core/plugins.py`).
 """
@@ -26,11 +26,8 @@ from hidecmoe_jax.data.records import Policy
 from hidecmoe_jax.data.stream import TaskSpec
 from hidecmoe_jax.evaluate.answer import Writing
 from hidecmoe_jax.methods.base import Method
-from hidecmoe_jax.methods.mixture import Mixture
-from hidecmoe_jax.methods.moelora import MoeLora
-from hidecmoe_jax.methods.replay import Replay
+from hidecmoe_jax.methods.kinds import METHODS
 from hidecmoe_jax.methods.routed import Routed
-from hidecmoe_jax.methods.stacked import Stacked
 from hidecmoe_jax.models.config import Fit
 from hidecmoe_jax.runs.folder import RunFolder, no_run
 from hidecmoe_jax.runs.ranges import in_range
@@ -38,7 +35,6 @@ from hidecmoe_jax.runs.scale import Scale
 from hidecmoe_jax.train.optim import TrainConfig
 
 POCKET = "pocket"  # the base model that is part of the package
-METHODS = {"routed": Routed, "mixture": Mixture, "stacked": Stacked, "moelora": MoeLora, "replay": Replay}
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,7 @@ from pathlib import Path
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_NUM_CPU_DEVICES"] = "8"
 TESTS = Path(__file__).parents[1]
-ROOT = TESTS.parent
-sys.path[:0] = [str(TESTS), str(ROOT / "docs" / "examples")]
+sys.path[:0] = [str(TESTS)]
 
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
@@ -41,7 +40,9 @@ METHODS = {
     "cmoe": {"kind": "mixture", **POOL},
     "stacked": {"kind": "stacked", "below": BELOW, "above": POOL},
     "moelora": {"kind": "moelora", "lora": {"rank": 2, "alpha": 4, "dropout": 0.1}, "experts": 3},
-    "ewc": {"kind": "ewc:Ewc", "inner": {"growth": "shared", "lora": {"rank": 2, "alpha": 4, "dropout": 0}}},
+    "ewc": {"kind": "ewc", "inner": {"growth": "shared", "lora": {"rank": 2, "alpha": 4, "dropout": 0}}},
+    "lwf": {"kind": "lwf", "inner": {"growth": "shared", "lora": {"rank": 2, "alpha": 4, "dropout": 0}}},
+    "olora": {"kind": "olora", "train_projector": True, "lora": {"rank": 2, "alpha": 4, "dropout": 0}},
 }
 # Sizes of data, fsdp and tensor, and where the base lies while training and while answering.
 LAYOUTS = {

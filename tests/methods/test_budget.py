@@ -12,12 +12,16 @@ from hidecmoe_jax.experts import pool
 from hidecmoe_jax.experts.pool import POOL
 from hidecmoe_jax.locators.gaussian import NearestMean
 from hidecmoe_jax.methods.budget import WITHIN, at_budget, forecast, rank_of
+from hidecmoe_jax.methods.ewc import Ewc
 from hidecmoe_jax.methods.gates.anchors import NamedGate
 from hidecmoe_jax.methods.gates.locator import LocatorGate
 from hidecmoe_jax.methods.growth.layer_choice import LayerChoice
 from hidecmoe_jax.methods.growth.probe import Probe
 from hidecmoe_jax.methods.lora import PARALLEL, Lora
+from hidecmoe_jax.methods.merged import Merged
 from hidecmoe_jax.methods.mixture import Mixture
+from hidecmoe_jax.methods.moelora import MoeLora
+from hidecmoe_jax.methods.olora import OLora
 from hidecmoe_jax.methods.routed import Routed
 from hidecmoe_jax.methods.stacked import LowerLayers, Stacked
 
@@ -30,6 +34,11 @@ METHODS = {
     "sequential": Routed(growth="shared"),
     "stacked": Stacked(below=LowerLayers(layers=2), above=Mixture(lora=BLOCK, gate=LocatorGate(by=NearestMean()))),
     "cmoe_uniform": Mixture(lora=BLOCK, growth="uniform", start="blank", gate=LocatorGate(by=NearestMean())),
+    "moelora": MoeLora(experts=2),
+    "ewc": Ewc(),
+    "o-lora": OLora(),
+    "merged": Merged(),
+    "merged, twice the rank": Merged(merged_rank=16),
 }
 
 
@@ -51,6 +60,10 @@ def bare(method):
     if isinstance(method, Stacked):
         assert method.below.lora.rank == method.above.lora.rank == rank_of(method) or method == METHODS["stacked"]
         return replace(method, below=bare(method.below), above=bare(method.above))
+    if isinstance(method, Ewc):
+        return replace(method, inner=bare(method.inner))
+    if isinstance(method, Merged):
+        method = replace(method, merged_rank=None)
     return replace(method, lora=replace(method.lora, rank=1))
 
 

@@ -3,9 +3,7 @@
 A mixture with probes and a stack on it keep them in test_mixture.py and test_stacked.py, which teach both anyway.
 """
 
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -67,15 +65,18 @@ METHODS = {
         "gate": {"kind": "anchors"},
     },
     "moelora": {"kind": "moelora", "lora": SMALL_LORA | {"alpha": 4}, "experts": 3},
-    "ewc": {"kind": "ewc:Ewc", "inner": {"growth": "shared", "lora": SMALL_LORA | {"dropout": 0}}},
+    "ewc": {"kind": "ewc", "inner": {"growth": "shared", "lora": SMALL_LORA | {"dropout": 0}}},
+    "lwf": {"kind": "lwf", "inner": {"growth": "shared", "lora": SMALL_LORA}},
+    "olora": {"kind": "olora", "lora": SMALL_LORA},
+    "merged": {"kind": "merged", "rule": "ties", "train_projector": True, "lora": {"rank": 2, "dropout": 0.1}},
 }
 # Each compiles training of its own, and test_layer_choice.py, test_mixture.py and test_edits.py run the like.
-SLOW = ("hide_frozen_projector", "chosen_by_cka", "chosen_by_probe", "cmoe_uniform")
+SLOW = ("hide_frozen_projector", "chosen_by_cka", "chosen_by_probe", "cmoe_uniform", "lwf")
 
 # The others train as `hide` does and differ in what they make of it, which saves a compilation each.
 TRAINED = ("hide", "hide_frozen_projector", "served", "chosen_by_probe", "sequential", "joint", "zero_shot")
-POOLED = tuple(name for name, method in METHODS.items() if method.get("kind", "routed") != "routed")
-SHARED = ("sequential", "joint", "moelora", "ewc", "replay")  # one set of experts for all tasks
+POOLED = tuple(name for name, method in METHODS.items() if method.get("kind", "routed") not in ("routed", "merged"))
+SHARED = ("sequential", "joint", "moelora", "ewc", "lwf", "replay")  # one set of experts for all tasks
 
 
 def rows(*names: str) -> list:
@@ -85,7 +86,6 @@ def rows(*names: str) -> list:
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    sys.path.insert(0, str(Path(__file__).parents[2] / "docs" / "examples"))  # where the `ewc` module is
     root = tmp_path_factory.mktemp("contract")
     base, tasks = write_base(root / "base"), write_stream(root)
     return open_session(run_config(base, "hide", tasks=tasks, tune={"bucket": 32}, rank=2))
@@ -172,7 +172,7 @@ LISTEN = jax.jit(logits)
 LOSS = jax.jit(lambda stage, *given: stage.loss(*given), static_argnums=0)
 
 
-@pytest.mark.parametrize("name", rows(*(name for name in METHODS if name not in POOLED)))
+@pytest.mark.parametrize("name", rows(*(name for name in METHODS if name not in (*POOLED, "merged"))))
 def test_serving_is_the_sum_that_the_method_promises(taught, name):
     done = taught(name)
     serving, session = served(done), done.session
