@@ -1,4 +1,4 @@
-"""Sequential LoRA that is pulled back to where the last task left it, all parameters alike (L2-SP, arXiv 1802.01483)."""
+"""Sequential LoRA pulled back to where the last task left it, all parameters alike (L2-SP, arXiv 1802.01483)."""
 
 from __future__ import annotations
 
