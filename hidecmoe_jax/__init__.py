@@ -42,6 +42,7 @@ _HOME = {
     "foreign_study": "hidecmoe_jax.studies.unknown_inputs",
     "generate_file": "hidecmoe_jax.runs.generation",
     "HidecmoeError": "hidecmoe_jax.core.errors",
+    "import_benchmark": "hidecmoe_jax.data.imports.official",
     "import_task": "hidecmoe_jax.data.imports.importing",
     "ImportOptions": "hidecmoe_jax.data.imports.importing",
     "learn": "hidecmoe_jax.runs.stream_loop",

@@ -14,7 +14,8 @@ from hidecmoe_jax.core.errors import ConfigError
 from hidecmoe_jax.scoring.score import scorer_of
 
 CLASSES = "classes"
-Formats = Literal["llava", "sharegpt", "messages", "jsonl", "csv", "classes", "hf", "parquet"]
+BENCHMARKS = ("mcitlib", "coin")
+Formats = Literal["llava", "sharegpt", "messages", "jsonl", "csv", "classes", "hf", "parquet", "mcitlib", "coin"]
 Fields = Annotated[UseAppendAction[tuple[tuple[str, ...], ...]], arg(metavar="FIELD=KEY ...")]
 Text = Annotated[str | None, arg(metavar="TEXT")]
 
@@ -31,6 +32,7 @@ def import_data(
     scorer: Text = None,
     test: Number = None,
     seed: WholeNumber = None,
+    instructions: Text = None,
 ) -> None:
     """Make a task folder of files of another format, and print what was changed.
 
@@ -40,6 +42,7 @@ def import_data(
       csv                         a table whose first line names the columns: image, question, answer
       classes                     a folder of pictures for each answer; needs --question
       hf, parquet                 a folder of `datasets` or of the hub; one or more parquet files
+      mcitlib, coin               UCIT, MLLM-DCL, MLLM-ACL or CoIN as published; DST gets a task folder for each task
 
     SRC is a file, whose records are for training, or a folder of files named train, val and test. Pictures are linked,
     not copied, where both places lie on one disk. Records that cannot be read are all named, and nothing is written.
@@ -48,6 +51,7 @@ def import_data(
       $ hidecmoe data import llava downloads/llava.json my/llava --images downloads/images
       $ hidecmoe data import csv inspection/table.csv my/parts --fields image=photo answer=verdict
       $ hidecmoe data import classes photos my/animals --question "Which animal is this?"
+      $ hidecmoe data import mcitlib downloads/UCIT my/ucit
 
     Args:
       format: as above.
@@ -59,13 +63,19 @@ def import_data(
       scorer: scoring rule for task.json.
       test: classes: part of every answer's pictures that is kept for testing; by default 0.2.
       seed: classes: decides which pictures these are; by default 0.
+      instructions: coin: which wording of the instructions; by default Instructions_Original.
     """
+    if format in BENCHMARKS:
+        _refuse(format, fields=fields, question=question, scorer=scorer, test=test, seed=seed)
+        made = hj.import_benchmark(format, source, target, images=images, instructions=instructions)
+        print(made)
+        print(f"next: hidecmoe data check {shlex.join(str(task.folder) for task in made.tasks)}")
+        return
     if format == CLASSES:
-        _import_classes(
-            source, target, images=images, fields=fields, scorer=scorer, question=question, test=test, seed=seed
-        )
+        _refuse(format, images=images, fields=fields, scorer=scorer, instructions=instructions)
+        _import_classes(source, target, question, test, seed)
     else:
-        _refuse(format, test=test, seed=seed)
+        _refuse(format, test=test, seed=seed, instructions=instructions)
         if scorer is not None:
             scorer_of(scorer, where=f"--scorer {scorer}")
         options = hj.ImportOptions(images, _pairs(joined(fields)), question, scorer)
@@ -73,10 +83,7 @@ def import_data(
     print(f"next: hidecmoe data check {shlex.quote(str(target))}")
 
 
-def _import_classes(source: Path, target: Path, *, question: str | None, **options) -> None:
-    test = options.pop("test")
-    seed = options.pop("seed")
-    _refuse(CLASSES, **options)
+def _import_classes(source: Path, target: Path, question: str | None, test: float | None, seed: int | None) -> None:
     if question is None:
         raise ConfigError(
             "class folders have no question", where="--question", why="it is not given",

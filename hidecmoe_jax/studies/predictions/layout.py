@@ -14,7 +14,7 @@ from pathlib import Path
 
 from hidecmoe_jax.core.errors import ConfigError, DataError
 from hidecmoe_jax.core.paths import near_path
-from hidecmoe_jax.scoring.streams import StreamTask, folded, place_of
+from hidecmoe_jax.data.benchmarks import StreamTask, folded, place_of
 
 MERGED = ("merge.jsonl", "merge.json")
 OWN = "own"  # the row right after the task of the column was learned

@@ -6,23 +6,19 @@ answers, GQA and ScienceQA theirs where the test file has none.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from hidecmoe_jax.core.errors import DataError
+from hidecmoe_jax.data.benchmarks import StreamTask, folded
 from hidecmoe_jax.data.items import kind
-from hidecmoe_jax.data.jsonfile import read_items, read_json
-from hidecmoe_jax.scoring.official import OPTIONS
+from hidecmoe_jax.data.jsonfile import read_items
+from hidecmoe_jax.data.truths import GQA, SCIENCE, TEXT_VQA, caption_file, captions_of, folders_below, truth_of
 from hidecmoe_jax.scoring.questions import Question
-from hidecmoe_jax.scoring.streams import StreamTask, folded
 
 TESTS = ("test.json", "test.jsonl", "test_*.json", "val.json", "val.jsonl", "val_*.json")
-_DEEPEST = 3
-_TEXT_VQA = "TextVQA_0.5.1_val.json"
-_GQA = "testdev_balanced_questions.json"
-_SCIENCE = "problems.json"
 
 
 @dataclass(frozen=True)
@@ -48,7 +44,7 @@ def task_folder(root: Path, task: StreamTask) -> Path:
     if not root.is_dir():
         raise DataError("no such folder of a benchmark", where=str(root), why="it is no folder")
     candidates = []
-    for folder in _folders(root, _DEEPEST):
+    for folder in folders_below(root):
         if folded(folder.name) in task.names and _tests(folder):
             candidates.append(folder)
     if not candidates:
@@ -59,13 +55,6 @@ def task_folder(root: Path, task: StreamTask) -> Path:
         )  # fmt: skip
     # MLLM-ACL keeps its test files in `OCR_test` beside `OCR`.
     return min(candidates, key=lambda folder: (not folder.name.endswith("_test"), len(folder.parts), folder.name))
-
-
-def _folders(root: Path, depth: int) -> Iterable[Path]:
-    for folder in sorted(path for path in root.iterdir() if path.is_dir()):
-        yield folder
-        if depth > 1:
-            yield from _folders(folder, depth - 1)
 
 
 def _tests(folder: Path) -> list[Path]:
@@ -104,7 +93,7 @@ def read_questions(folder: Path, *, test: str | None = None, root: Path | None =
     notes = []
     if rule == "caption6":
         questions, notes = _with_captions(questions, path.parent)
-    elif rule in _TRUTHS:
+    else:
         questions, notes = _with_truth(questions, path.parent, root, rule)
     answered = tuple(question for question in questions if question.references)
     if len(answered) < len(questions):
@@ -112,7 +101,7 @@ def read_questions(folder: Path, *, test: str | None = None, root: Path | None =
     if not answered:
         raise DataError(
             "no question has a reference answer", where=str(path), why=f"{len(questions)} items without `answer`",
-            remedy=f"put {_SCIENCE}, {_GQA}, {_TEXT_VQA} or a COCO file of captions beside it",
+            remedy=f"put {SCIENCE}, {GQA}, {TEXT_VQA} or a COCO file of captions beside it",
         )  # fmt: skip
     return Asked(path, answered, tuple(notes))
 
@@ -168,56 +157,22 @@ def _refuse_repeated(questions: Sequence[Question], path: Path) -> None:
 
 def _with_captions(questions: list[Question], folder: Path) -> tuple[list[Question], list[str]]:
     """The questions with the captions of the COCO file in their folder, if there is one."""
-    files = [path for path in sorted(folder.glob("*.json")) if "coco" in path.name.lower()]
-    if not files:
+    path = caption_file(folder)
+    if path is None:
         return questions, []
-    document = read_json(files[0])
-    captions: dict[str, list[str]] = {}
-    for annotation in document["annotations"]:
-        captions.setdefault(str(annotation["image_id"]), []).append(str(annotation["caption"]))
-    by_stem = {}
-    for image in document.get("images", []):
-        if image.get("file_name"):
-            by_stem[Path(image["file_name"]).stem] = str(image["id"])
+    captions = captions_of(path, [(question.id, question.image) for question in questions])
     answered = []
-    for place, question in enumerate(questions, start=1):
-        # The published files number pictures by the place of their question, where they have no file name.
-        key = by_stem.get(Path(question.image).stem, by_stem.get(question.id, str(place)))
-        answered.append(replace(question, references=tuple(captions.get(key, ()))))
-    return answered, [f"references of {files[0].name}"]
+    for question, references in zip(questions, captions, strict=True):
+        answered.append(replace(question, references=references))
+    return answered, [f"references of {path.name}"]
 
 
 def _with_truth(
     questions: list[Question], folder: Path, root: Path | None, rule: str
 ) -> tuple[list[Question], list[str]]:
     """The questions with the answers of a benchmark's own file, in their folder or that of the benchmark."""
-    name, read = _TRUTHS[rule]
-    places = [folder, folder.parent]
-    if root is not None:
-        places += [root, *_folders(root, _DEEPEST)]
-    path = next((place / name for place in places if (place / name).is_file()), None)
-    truth = {} if path is None else read(read_json(path))
+    name, truth = truth_of(rule, folder, root)
     answered = []
     for question in questions:
         answered.append(replace(question, references=truth.get(question.id, question.references)))
     return answered, [] if answered == questions else [f"references of {name}"]
-
-
-def _text_vqa(document: Any) -> dict[str, tuple[str, ...]]:
-    return {str(item["question_id"]): tuple(item["answers"]) for item in document["data"]}
-
-
-def _gqa(document: Any) -> dict[str, tuple[str, ...]]:
-    return {str(name): (str(item["answer"]),) for name, item in document.items()}
-
-
-def _science(document: Any) -> dict[str, tuple[str, ...]]:
-    return {str(name): (OPTIONS[int(item["answer"])],) for name, item in document.items()}
-
-
-_TRUTHS = {
-    "vqa": (_TEXT_VQA, _text_vqa),
-    "gqa": (_GQA, _gqa),
-    "choice": (_SCIENCE, _science),
-    "choice_prism": (_SCIENCE, _science),
-}

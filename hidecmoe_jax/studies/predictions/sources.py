@@ -9,12 +9,12 @@ from typing import Any
 
 from hidecmoe_jax.core.errors import ConfigError, DataError
 from hidecmoe_jax.core.yaml_text import read_yaml
+from hidecmoe_jax.data.benchmarks import StreamTask
 from hidecmoe_jax.data.jsonfile import json_or_lines
 from hidecmoe_jax.data.pocket.cache import pocket_tasks
 from hidecmoe_jax.data.stream import TaskSpec, carve, name_of, sample, scorer_name
 from hidecmoe_jax.runs.folder import RunFolder, SeedFolder
 from hidecmoe_jax.scoring.rules import rule_of
-from hidecmoe_jax.scoring.streams import StreamTask
 from hidecmoe_jax.storage.files import read_json
 from hidecmoe_jax.studies.predictions.layout import Found, find_results, place_results
 from hidecmoe_jax.studies.predictions.references import Asked, read_questions, task_folder

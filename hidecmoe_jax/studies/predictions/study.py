@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from hidecmoe_jax.core.errors import ConfigError
+from hidecmoe_jax.data.benchmarks import StreamTask, stream_of
 from hidecmoe_jax.report.tables import Table, csv_text
 from hidecmoe_jax.scoring.bootstrap import RESAMPLES
 from hidecmoe_jax.scoring.judge import Cache, Endpoint
-from hidecmoe_jax.scoring.streams import StreamTask, stream_of
 from hidecmoe_jax.storage.files import write_bytes, write_json
 from hidecmoe_jax.storage.places import check_place
 from hidecmoe_jax.studies.predictions.groups import paired_rows, spread_rows

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hidecmoe_jax.core.errors import ConfigError, nearest
 
@@ -16,11 +16,14 @@ class StreamTask:
       name: published name.
       rule: key of `rules.RULES`.
       aliases: other names of its folders.
+      train, test: names of its files in the published tree.
     """
 
     name: str
     rule: str
     aliases: tuple[str, ...] = ()
+    train: str = "train.json"
+    test: str = "test.json"
 
     @property
     def names(self) -> frozenset[str]:
@@ -33,22 +36,23 @@ def folded(name: str) -> str:
     return "".join(letter for letter in name.lower() if letter.isalnum())
 
 
+_UCIT_TEST = "test_3000.json"
 _UCIT = (
-    StreamTask("ImageNet-R", "exact"),
-    StreamTask("ArxivQA", "exact"),
-    StreamTask("VizWiz", "caption6", ("VizWiz-caption", "VizWiz-cap", "Vizcap")),
-    StreamTask("IconQA", "exact"),
-    StreamTask("CLEVR-Math", "exact", ("CLEVR",)),
-    StreamTask("Flickr30k", "caption6", ("Flickr30k-cap", "Flickr30k-caption")),
+    StreamTask("ImageNet-R", "exact", test=_UCIT_TEST),
+    StreamTask("ArxivQA", "exact", train="train_4w.json", test=_UCIT_TEST),
+    StreamTask("VizWiz", "caption6", ("VizWiz-caption", "VizWiz-cap", "Vizcap"), test=_UCIT_TEST),
+    StreamTask("IconQA", "exact", test=_UCIT_TEST),
+    StreamTask("CLEVR-Math", "exact", ("CLEVR",), "train_4w.json", _UCIT_TEST),
+    StreamTask("Flickr30k", "caption6", ("Flickr30k-cap", "Flickr30k-caption"), "train_brief_4w.json", _UCIT_TEST),
 )
 _COIN = (
     StreamTask("ScienceQA", "choice", ("sqa", "Science")),
-    StreamTask("TextVQA", "vqa", ("TextQA",)),
+    StreamTask("TextVQA", "vqa", ("TextQA",), test="val.json"),
     StreamTask("ImageNet", "either_contains"),
     StreamTask("GQA", "gqa"),
-    StreamTask("VizWiz", "exact"),
+    StreamTask("VizWiz", "exact", test="val.json"),
     StreamTask("Grounding", "iou", ("VisualGenome", "RefCOCO")),
-    StreamTask("VQAv2", "exact"),
+    StreamTask("VQAv2", "exact", test="val.json"),
     StreamTask("OCR-VQA", "ocr_vqa"),
 )
 _PRISM = {"ScienceQA": "choice_prism", "Grounding": "iou_prism"}
@@ -69,7 +73,7 @@ _ACL = (
 STREAMS: dict[str, tuple[StreamTask, ...]] = {
     "ucit": _UCIT,
     "coin": _COIN,
-    "coin_prism": tuple(StreamTask(task.name, _PRISM.get(task.name, task.rule), task.aliases) for task in _COIN),
+    "coin_prism": tuple(replace(task, rule=_PRISM.get(task.name, task.rule)) for task in _COIN),
     "mllm_dcl": _DCL,
     "mllm_acl": _ACL,
 }
