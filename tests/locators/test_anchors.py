@@ -5,9 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hidecmoe_jax.locators.anchors import Anchors, Pooled, accumulate, gate, no_anchors
+from hidecmoe_jax.locators import anchors as module
+from hidecmoe_jax.locators.anchors import Anchors, Pooled, no_anchors
 
 E, D, N = 6, 5, 3
+accumulate = jax.jit(module.accumulate)
+gate = jax.jit(module.gate, static_argnames=("mixing", "temperature", "legacy"))
 
 
 def pooled(rows: int, seed: int = 0) -> Pooled:
@@ -132,7 +135,7 @@ def test_only_directions_count(learned):
 
 
 def test_a_batch_gets_the_weights_of_its_samples_in_any_order(learned):
-    one = pooled(6)
+    one = jax.device_get(pooled(6))
     together = gate(learned, one, ALL).weight_BN
     alone = [gate(learned, jax.tree.map(lambda leaf, i=i: leaf[i : i + 1], one), ALL).weight_BN for i in range(6)]
     np.testing.assert_allclose(together, jnp.concatenate(alone), atol=1e-5)

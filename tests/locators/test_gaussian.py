@@ -14,6 +14,7 @@ D, N, CAPACITY = 16, 200, 4
 KEY = jax.random.key(0)
 ALL = [NearestMean(), SharedGaussian(), SharedGaussian(directions=4), ClassGaussian()]
 NAMES = ["nearest_mean", "shared_gaussian", "directions", "class_gaussian"]
+SCORES = jax.jit(lambda locator, *given: locator.scores(*given), static_argnums=0)
 every = pytest.mark.parametrize("locator", ALL, ids=NAMES)
 
 
@@ -46,19 +47,19 @@ def shrunk(covariance: np.ndarray, a: float) -> np.ndarray:
 
 
 def test_nearest_mean_is_minus_the_squared_distance():
-    memory, x = fitted(NearestMean()), samples(1, 9, seed=5)
-    found = NearestMean().scores(memory, x, learned(0, 1, 2))
+    memory, x = fitted(NearestMean()), samples(1, 8, seed=5)
+    found = SCORES(NearestMean(), memory, x, learned(0, 1, 2))
     centers = np.stack([standard(memory, samples(task)).mean(axis=0) for task in range(3)])
     wanted = -np.square(standard(memory, x)[:, None] - centers[None]).sum(axis=-1)
-    assert found.dtype == jnp.float32 and found.shape == (9, CAPACITY)
+    assert found.dtype == jnp.float32 and found.shape == (8, CAPACITY)
     np.testing.assert_allclose(found[:, :3], wanted, rtol=1e-4)
 
 
 @pytest.mark.parametrize("a", [0.1, 0.7])
 def test_a_class_gaussian_is_the_log_density_of_its_shrunk_covariance(a):
-    locator, x = ClassGaussian(shrinkage=a), samples(2, 9, seed=5)
+    locator, x = ClassGaussian(shrinkage=a), samples(2, 8, seed=5)
     memory = fitted(locator)
-    found = locator.scores(memory, x, learned(0, 1, 2))
+    found = SCORES(locator, memory, x, learned(0, 1, 2))
     for task in range(3):
         rows = standard(memory, samples(task))
         truth = multivariate_normal(rows.mean(axis=0), shrunk(np.cov(rows.T), a))
@@ -67,9 +68,9 @@ def test_a_class_gaussian_is_the_log_density_of_its_shrunk_covariance(a):
 
 @pytest.mark.parametrize("tasks", [(0, 1, 2), (0, 2)])
 def test_a_shared_gaussian_pools_the_covariance_over_learned_tasks(tasks):
-    locator, x = SharedGaussian(shrinkage=0.2), samples(2, 9, seed=5)
+    locator, x = SharedGaussian(shrinkage=0.2), samples(2, 8, seed=5)
     memory = fitted(locator)
-    found = np.asarray(locator.scores(memory, x, learned(*tasks)))
+    found = np.asarray(SCORES(locator, memory, x, learned(*tasks)))
     rows = {task: standard(memory, samples(task)) for task in tasks}
     pooled = sum(np.cov(row.T) * (N - 1) for row in rows.values()) / (len(tasks) * (N - 1))
     inverse = np.linalg.inv(shrunk(pooled, 0.2))
@@ -82,7 +83,7 @@ def test_a_shared_gaussian_pools_the_covariance_over_learned_tasks(tasks):
 def test_clusters_are_found(locator):
     memory = fitted(locator)
     for task in range(3):
-        choice = np.argmax(locator.scores(memory, samples(task, 100, seed=9), learned(0, 1, 2)), axis=1)
+        choice = np.argmax(SCORES(locator, memory, samples(task, 100, seed=9), learned(0, 1, 2)), axis=1)
         assert np.mean(choice == task) > 0.95
 
 
@@ -94,7 +95,7 @@ def test_only_the_class_gaussian_tells_widths_apart():
         memory = locator.fit(locator.blank(2, D), 0, wide, key=KEY)
         memory = locator.fit(memory, 1, narrow, key=KEY)
         fresh = [rng.normal(size=(N, D)), 0.2 * rng.normal(size=(N, D))]
-        choices = [np.argmax(locator.scores(memory, x, jnp.ones(2, bool)), axis=1) for x in fresh]
+        choices = [np.argmax(SCORES(locator, memory, x, jnp.ones(2, bool)), axis=1) for x in fresh]
         rate = np.mean([np.mean(choices[0] == 0), np.mean(choices[1] == 1)])
         assert (rate > 0.99) == right
 
@@ -130,29 +131,29 @@ def test_a_constant_dimension_does_not_blow_up_rounding():
 @every
 def test_scores_do_not_depend_on_batch_mates_or_order(locator):
     memory, x, known = fitted(locator), samples(1, 8, seed=3), learned(0, 1, 2)
-    together = np.asarray(jax.jit(locator.scores)(memory, x, known))
+    together = np.asarray(SCORES(locator, memory, x, known))
     order = np.random.default_rng(0).permutation(8)
-    np.testing.assert_allclose(locator.scores(memory, x[order], known), together[order], rtol=1e-5)
-    alone = np.concatenate([locator.scores(memory, x[i : i + 1], known) for i in range(8)])
+    np.testing.assert_allclose(SCORES(locator, memory, x[order], known), together[order], rtol=1e-5)
+    alone = np.concatenate([SCORES(locator, memory, x[i : i + 1], known) for i in range(8)])
     np.testing.assert_allclose(alone, together, rtol=1e-5)
 
 
 @every
 def test_tasks_not_learned_are_never_chosen(locator):
-    memory, x = fitted(locator), samples(1, 20, seed=3)
-    found = np.asarray(locator.scores(memory, x, learned(0, 2)))
+    memory, x = fitted(locator), samples(1, 8, seed=3)
+    found = np.asarray(SCORES(locator, memory, x, learned(0, 2)))
     assert (found[:, [1, 3]] == -np.inf).all() and np.isfinite(found[:, [0, 2]]).all()
-    blank = locator.scores(locator.blank(CAPACITY, D), x, learned())
+    blank = SCORES(locator, locator.blank(CAPACITY, D), x, learned())
     assert (np.asarray(blank) == -np.inf).all()
 
 
 @every
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_a_sample_that_is_not_finite_scores_lowest_and_harms_nobody(locator, bad):
-    memory, x = fitted(locator), samples(1, 4, seed=3)
-    wanted = np.asarray(locator.scores(memory, x, learned(1, 2)))
+    memory, x = fitted(locator), samples(1, 8, seed=3)
+    wanted = np.asarray(SCORES(locator, memory, x, learned(1, 2)))
     x[2, 5] = bad
-    found = np.asarray(locator.scores(memory, x, learned(1, 2)))
+    found = np.asarray(SCORES(locator, memory, x, learned(1, 2)))
     np.testing.assert_allclose(found[[0, 1, 3]], wanted[[0, 1, 3]], rtol=1e-6)
     np.testing.assert_array_equal(found[2], [-np.inf, LOWEST, LOWEST, -np.inf])
 
@@ -161,7 +162,7 @@ def test_a_sample_that_is_not_finite_scores_lowest_and_harms_nobody(locator, bad
 def test_a_task_whose_memory_is_not_finite_is_not_chosen(locator):
     memory = fitted(locator)
     memory = memory | {"center_ND": memory["center_ND"].at[1].set(jnp.nan)}
-    found = np.asarray(locator.scores(memory, samples(1, 6, seed=3), learned(0, 1, 2)))
+    found = np.asarray(SCORES(locator, memory, samples(1, 8, seed=3), learned(0, 1, 2)))
     assert (found[:, 1] == LOWEST).all() and (np.argmax(found, axis=1) != 1).all()
 
 
@@ -175,7 +176,7 @@ def test_bad_features_are_refused(locator):
     with pytest.raises(DataError, match="at least"):
         locator.fit(blank, 0, samples(0)[:0], key=KEY)
     with pytest.raises(DataError, match=r"expected \[B, 16\]"):
-        locator.scores(fitted(locator), samples(0)[:, :1], learned(0))
+        SCORES(locator, fitted(locator), samples(0)[:, :1], learned(0))
     broken = samples(0)
     broken[7, 2] = np.nan
     with pytest.raises(NumericsError, match="the first is number 7"):
@@ -184,8 +185,8 @@ def test_bad_features_are_refused(locator):
 
 @pytest.mark.parametrize("tasks", [(0, 1, 2), (0, 2)])
 def test_of_a_scatter_the_widest_directions_stay_and_the_rest_is_even(tasks):
-    locator, x, kept = SharedGaussian(shrinkage=0.2, directions=5), samples(2, 9, seed=5), 5
-    found = np.asarray(locator.scores(fitted(locator), x, learned(*tasks)))
+    locator, x, kept = SharedGaussian(shrinkage=0.2, directions=5), samples(2, 8, seed=5), 5
+    found = np.asarray(SCORES(locator, fitted(locator), x, learned(*tasks)))
     rows, pooled = {task: standard(None, samples(task)) for task in tasks}, np.zeros((D, D))
     for row in rows.values():
         _, size, axes = np.linalg.svd(row - row.mean(axis=0))
@@ -201,9 +202,9 @@ def test_as_many_directions_as_dimensions_are_the_whole_scatter():
     whole, same = SharedGaussian(), SharedGaussian(directions=D)
     assert same.size(D) == whole.size(D) > SharedGaussian(directions=D - 1).size(D)
     assert same.blank(2, D).keys() == whole.blank(2, D).keys()
-    x = samples(1, 9, seed=5)
+    x = samples(1, 8, seed=5)
     few = SharedGaussian(directions=D - 1)
-    scores = [one.scores(fitted(one), x, learned(0, 1, 2)) for one in (whole, few)]
+    scores = [SCORES(one, fitted(one), x, learned(0, 1, 2)) for one in (whole, few)]
     np.testing.assert_allclose(scores[0][:, :3], scores[1][:, :3], rtol=1e-3, atol=1e-3)
     with pytest.raises(ValueError, match="directions -1"):
         SharedGaussian(directions=-1)
@@ -212,7 +213,7 @@ def test_as_many_directions_as_dimensions_are_the_whole_scatter():
 def test_samples_that_are_all_equal_still_have_a_density():
     memory = fitted(ClassGaussian(), (0,))
     memory = ClassGaussian().fit(memory, 1, np.repeat(samples(1, 1), 5, axis=0), key=KEY)
-    found = ClassGaussian().scores(memory, samples(0, 10, seed=4), learned(0, 1))
+    found = SCORES(ClassGaussian(), memory, samples(0, 10, seed=4), learned(0, 1))
     assert (np.argmax(found, axis=1) == 0).all() and np.isfinite(found[:, :2]).all()
 
 

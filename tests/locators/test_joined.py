@@ -22,6 +22,10 @@ from hidecmoe_jax.models.reading import Reading, prompt_state
 D, N, CAPACITY = 6, 120, 4
 KEY = jax.random.key(0)
 BY = JoinedGaussians(part=SharedGaussian(directions=3))
+SCORES = jax.jit(lambda locator, *given: locator.scores(*given), static_argnums=0)
+TYPICAL = jax.jit(lambda locator, *given: locator.typical_scores(*given), static_argnums=0)
+STATE = jax.jit(prompt_state, static_argnums=2)
+EMBED = jax.jit(embed)
 
 
 def samples(task: int, rows: int = N, *, seed: int = 0) -> np.ndarray:
@@ -48,19 +52,19 @@ def part_scores(x: np.ndarray, *tasks: int) -> np.ndarray:
         memory = BY.part.blank(CAPACITY, D)
         for task in range(3):
             memory = BY.part.fit(memory, task, samples(task)[:, part * D : (part + 1) * D], key=KEY)
-        scores.append(np.asarray(BY.part.scores(memory, x[:, part * D : (part + 1) * D], learned(*tasks))))
+        scores.append(np.asarray(SCORES(BY.part, memory, x[:, part * D : (part + 1) * D], learned(*tasks))))
     return np.stack(scores)
 
 
 def test_scores_are_the_sum_of_student_tails_of_the_parts():
-    x = samples(1, 9, seed=5)
+    x = samples(1, 8, seed=5)
     distance = -2 * part_scores(x, 0, 1, 2)[:, :, :3]
     wanted = (-D * np.log(1 + distance / D)).sum(axis=0)
-    found = BY.scores(fitted(), x, learned(0, 1, 2))
-    assert found.dtype == jnp.float32 and found.shape == (9, CAPACITY) and np.isneginf(found[:, 3]).all()
+    found = SCORES(BY, fitted(), x, learned(0, 1, 2))
+    assert found.dtype == jnp.float32 and found.shape == (8, CAPACITY) and np.isneginf(found[:, 3]).all()
     np.testing.assert_allclose(found[:, :3], wanted, rtol=1e-4)
     plain = JoinedGaussians(part=BY.part, tail="gaussian")
-    np.testing.assert_allclose(plain.scores(fitted(), x, learned(0, 1, 2))[:, :3], -distance.sum(0) / 2, rtol=1e-4)
+    np.testing.assert_allclose(SCORES(plain, fitted(), x, learned(0, 1, 2))[:, :3], -distance.sum(0) / 2, rtol=1e-4)
 
 
 def test_a_part_that_is_far_from_every_task_loses_its_weight():
@@ -72,22 +76,22 @@ def test_a_part_that_is_far_from_every_task_loses_its_weight():
     right = {}
     for tail in ("student", "gaussian"):
         by = JoinedGaussians(part=part, tail=tail)
-        right[tail] = np.mean(np.argmax(by.scores(fitted(by), x, learned(0, 1)), axis=1) == 1)
+        right[tail] = np.mean(np.argmax(SCORES(by, fitted(by), x, learned(0, 1)), axis=1) == 1)
     assert right["student"] > 0.9 and right["gaussian"] < 0.1
 
 
 def test_a_part_that_an_input_lacks_says_nothing_and_one_that_a_task_lacks_speaks_against_it():
-    x = samples(1, 9, seed=5)
+    x = samples(1, 8, seed=5)
     without = x.copy()
     without[:, :D] = 0
     distance = -2 * part_scores(x, 0, 1, 2)[1:, :, :3]
     wanted = (-D * np.log(1 + distance / D)).sum(axis=0)
-    np.testing.assert_allclose(BY.scores(fitted(), without, learned(0, 1, 2))[:, :3], wanted, rtol=1e-4)
+    np.testing.assert_allclose(SCORES(BY, fitted(), without, learned(0, 1, 2))[:, :3], wanted, rtol=1e-4)
     bare = samples(1)
     bare[:, :D] = 0
     memory = BY.fit(fitted(tasks=(0,)), 1, bare, key=KEY)
-    scores = np.asarray(BY.scores(memory, x, learned(0, 1)))
-    alone = np.asarray(BY.scores(memory, without, learned(0, 1)))
+    scores = np.asarray(SCORES(BY, memory, x, learned(0, 1)))
+    alone = np.asarray(SCORES(BY, memory, without, learned(0, 1)))
     assert np.isfinite(scores[:, :2]).all()
     # The picture counts as much against the task without pictures as against the other one.
     np.testing.assert_allclose((scores - alone)[:, 0], (scores - alone)[:, 1], rtol=1e-4, equal_nan=False)
@@ -99,17 +103,17 @@ def test_a_new_task_changes_no_entry_of_an_earlier_one_and_no_mate_changes_a_sco
         rows = slice(None) if name in BY.shared_leaves else slice(0, 2)
         np.testing.assert_array_equal(leaf[rows], three[name][rows], err_msg=name)
     x = np.concatenate([samples(0, 3, seed=1), samples(2, 3, seed=1)])
-    together = BY.scores(three, x, learned(0, 1, 2))
-    np.testing.assert_allclose(together[::-1], BY.scores(three, x[::-1], learned(0, 1, 2)), rtol=1e-5)
-    np.testing.assert_allclose(together[:1, :3], BY.scores(three, x[:1], learned(0, 1, 2))[:, :3], rtol=1e-5)
+    together = SCORES(BY, three, x, learned(0, 1, 2))
+    np.testing.assert_allclose(together[::-1], SCORES(BY, three, x[::-1], learned(0, 1, 2)), rtol=1e-5)
+    np.testing.assert_allclose(together[:1, :3], SCORES(BY, three, x[:1], learned(0, 1, 2))[:, :3], rtol=1e-5)
 
 
 def test_the_lower_of_image_and_text_judges_by_the_tasks_own_covariance():
-    x, memory = samples(1, 9, seed=5), fitted()
-    scores = BY.scores(memory, x, learned(0, 1, 2))
+    x, memory = samples(1, 8, seed=5), fitted()
+    scores = SCORES(BY, memory, x, learned(0, 1, 2))
     own = np.stack([part_scores(x, task)[:2, :, task] for task in range(3)], axis=-1)
     wanted = (-D * np.log(1 - 2 * own / D)).min(axis=0)
-    np.testing.assert_allclose(BY.typical_scores(memory, x, scores)[:, :3], wanted, rtol=1e-4)
+    np.testing.assert_allclose(TYPICAL(BY, memory, x, scores)[:, :3], wanted, rtol=1e-4)
 
 
 def test_features_that_are_no_parts_are_refused():
@@ -127,19 +131,19 @@ def test_parts_are_means_over_the_tokens_of_a_prompt_on_either_side_of_padding()
     tokens = np.array(rows, np.int32)
     mask = np.array([[True] * 9, [True] * 3 + [False] * 6])
     patches = np.random.default_rng(0).normal(size=(2, 1, 4, TINY.patch_width)).astype(np.float32)
-    found = prompt_state(model, Prompt(tokens, mask, patches), Reading("half", "parts"))
+    found = STATE(model, Prompt(tokens, mask, patches), Reading("half", "parts"))
     width = TINY.decoder.width
     assert found.shape == (2, 3 * width) and found.dtype == jnp.float32
     one = Prompt(tokens[:1], mask[:1], patches[:1])
-    table = np.asarray(embed(model, one))[0]
-    shallow = prompt_state(model, one, Reading(1, "image"))[0]
+    table = np.asarray(EMBED(model, one))[0]
+    shallow = STATE(model, one, Reading(1, "image"))[0]
     np.testing.assert_allclose(found[0, :width], shallow, atol=1e-5)
     np.testing.assert_allclose(found[0, 2 * width :], table[6:9].mean(axis=0), atol=1e-5)
     assert not found[1, :width].any(), "no picture"
-    both = np.asarray(embed(model, Prompt(tokens, mask, patches)))
+    both = np.asarray(EMBED(model, Prompt(tokens, mask, patches)))
     np.testing.assert_allclose(found[1, 2 * width :], both[1, :3].mean(axis=0), atol=1e-5)
     turned = Prompt(np.roll(tokens[1:], 6, axis=1), np.roll(mask[1:], 6, axis=1), patches[1:])
-    np.testing.assert_allclose(prompt_state(model, turned, Reading("half", "parts"))[0], found[1], atol=1e-5)
+    np.testing.assert_allclose(STATE(model, turned, Reading("half", "parts"))[0], found[1], atol=1e-5)
 
 
 def scanned_layers(jaxpr) -> list[int]:

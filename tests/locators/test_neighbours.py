@@ -12,6 +12,7 @@ from hidecmoe_jax.locators.standard import LOWEST
 D, CAPACITY, MOST = 16, 4, 60
 KEY = jax.random.key(0)
 LOCATOR = Neighbours(k=5, most=MOST)
+SCORES = jax.jit(LOCATOR.scores)
 
 
 def samples(task: int, rows: int = 50, *, seed: int = 0) -> np.ndarray:
@@ -41,8 +42,8 @@ def directions(features: np.ndarray) -> np.ndarray:
 
 
 def test_the_score_is_the_mean_of_the_largest_cosines(memory):
-    x = samples(1, 7, seed=2)
-    found = LOCATOR.scores(memory, x, learned(0, 1, 2))
+    x = samples(1, 8, seed=2)
+    found = SCORES(memory, x, learned(0, 1, 2))
     for task in range(3):
         cosine = directions(x) @ directions(samples(task, 40 + 10 * task)).T
         np.testing.assert_allclose(found[:, task], np.sort(cosine, axis=1)[:, -5:].mean(axis=1), atol=1e-4)
@@ -50,14 +51,14 @@ def test_the_score_is_the_mean_of_the_largest_cosines(memory):
 
 def test_clusters_are_found(memory):
     for task in range(3):
-        choice = np.argmax(LOCATOR.scores(memory, samples(task, 100, seed=7), learned(0, 1, 2)), axis=1)
+        choice = np.argmax(SCORES(memory, samples(task, 100, seed=7), learned(0, 1, 2)), axis=1)
         assert np.mean(choice == task) > 0.95
 
 
 def test_a_task_of_fewer_samples_than_k_is_judged_by_all_it_has(memory):
     few = samples(3, 2)
-    found = LOCATOR.scores(LOCATOR.fit(memory, 3, few, key=KEY), samples(0, 6, seed=2), learned(0, 3))
-    wanted = (directions(samples(0, 6, seed=2)) @ directions(few).T).mean(axis=1)
+    found = SCORES(LOCATOR.fit(memory, 3, few, key=KEY), samples(0, 8, seed=2), learned(0, 3))
+    wanted = (directions(samples(0, 8, seed=2)) @ directions(few).T).mean(axis=1)
     np.testing.assert_allclose(found[:, 3], wanted, atol=1e-4)
 
 
@@ -88,28 +89,28 @@ def test_fitting_a_task_changes_no_other_row_and_never_the_standardisation(memor
 
 def test_scores_do_not_depend_on_batch_mates_or_order(memory):
     x, known = samples(1, 8, seed=3), learned(0, 1, 2)
-    together = np.asarray(jax.jit(LOCATOR.scores)(memory, x, known))
+    together = np.asarray(SCORES(memory, x, known))
     order = np.random.default_rng(0).permutation(8)
-    np.testing.assert_allclose(LOCATOR.scores(memory, x[order], known), together[order], atol=1e-6)
-    alone = np.concatenate([LOCATOR.scores(memory, x[i : i + 1], known) for i in range(8)])
+    np.testing.assert_allclose(SCORES(memory, x[order], known), together[order], atol=1e-6)
+    alone = np.concatenate([SCORES(memory, x[i : i + 1], known) for i in range(8)])
     np.testing.assert_allclose(alone, together, atol=1e-6)
 
 
 def test_tasks_not_learned_are_never_chosen(memory):
-    found = np.asarray(LOCATOR.scores(memory, samples(1, 8, seed=3), learned(0, 2)))
+    found = np.asarray(SCORES(memory, samples(1, 8, seed=3), learned(0, 2)))
     assert (found[:, [1, 3]] == -np.inf).all() and (np.abs(found[:, [0, 2]]) <= 1.001).all()
-    assert (np.asarray(LOCATOR.scores(LOCATOR.blank(CAPACITY, D), samples(1, 3), learned())) == -np.inf).all()
+    assert (np.asarray(SCORES(LOCATOR.blank(CAPACITY, D), samples(1, 8), learned())) == -np.inf).all()
 
 
 def test_what_is_not_finite_scores_lowest_and_harms_nobody(memory):
-    x = samples(1, 4, seed=3)
-    wanted = np.asarray(LOCATOR.scores(memory, x, learned(1, 2)))
+    x = samples(1, 8, seed=3)
+    wanted = np.asarray(SCORES(memory, x, learned(1, 2)))
     x[2, 5] = np.nan
-    found = np.asarray(LOCATOR.scores(memory, x, learned(1, 2)))
+    found = np.asarray(SCORES(memory, x, learned(1, 2)))
     np.testing.assert_allclose(found[[0, 1, 3]], wanted[[0, 1, 3]], atol=1e-6)
     np.testing.assert_array_equal(found[2], [-np.inf, LOWEST, LOWEST, -np.inf])
     broken = memory | {"feature_NMD": memory["feature_NMD"].at[1, 3].set(jnp.nan)}
-    assert (np.asarray(LOCATOR.scores(broken, samples(1, 4), learned(1, 2)))[:, 1] == LOWEST).all()
+    assert (np.asarray(SCORES(broken, samples(1, 8), learned(1, 2)))[:, 1] == LOWEST).all()
     with pytest.raises(NumericsError, match="the first is number 2"):
         LOCATOR.fit(memory, 3, x, key=KEY)
 

@@ -13,6 +13,8 @@ from hidecmoe_jax.locators.vae import WEIGHTS, Vae, statistics, z_scores
 
 D, N, CAPACITY = 16, 200, 4
 LOCATOR = Vae(hidden=32, latent=4, rate=1e-2, batch=32, epochs=80, patience=10)
+SCORES = jax.jit(LOCATOR.scores)
+ERRORS = jax.jit(LOCATOR.errors)
 # optax multiplies Python floats with integer counts; scoring is checked under strict types below.
 pytestmark = pytest.mark.lax_types
 
@@ -53,13 +55,13 @@ def numpy_errors(memory, task: int, features: np.ndarray) -> np.ndarray:
 
 
 def test_scores_are_minus_the_z_score_of_the_reconstruction_error(memory):
-    x = samples(1, 9, seed=5)
+    x = samples(1, 8, seed=5)
     with jax.numpy_dtype_promotion("strict"):
-        found = jax.jit(LOCATOR.scores)(memory, x, learned(0, 1, 2))
-    assert found.shape == (9, CAPACITY) and found.dtype == jnp.float32
+        found = SCORES(memory, x, learned(0, 1, 2))
+    assert found.shape == (8, CAPACITY) and found.dtype == jnp.float32
     for task in range(3):
         errors, mean, std = numpy_errors(memory, task, x), memory["error_mean_N"][task], memory["error_std_N"][task]
-        np.testing.assert_allclose(LOCATOR.errors(memory, x)[:, task], errors, rtol=1e-4)
+        np.testing.assert_allclose(ERRORS(memory, x)[:, task], errors, rtol=1e-4)
         np.testing.assert_allclose(found[:, task], -(errors - float(mean)) / float(std), rtol=1e-3, atol=1e-3)
 
 
@@ -75,11 +77,11 @@ def test_cmoe_5_vae_selection_on_gaussians_and_scale_invariance(memory):
     known = learned(0, 1, 2)
     fresh = [samples(task, 100, seed=9) for task in range(3)]
     for task, x in enumerate(fresh):
-        assert np.mean(np.argmax(LOCATOR.scores(memory, x, known), axis=1) == task) > 0.95
+        assert np.mean(np.argmax(SCORES(memory, x, known), axis=1) == task) > 0.95
     # One autoencoder's errors times 40, its held-out errors with them: the choice by z-score stays, that by error not.
     x = np.concatenate(fresh)
-    errors = np.asarray(LOCATOR.errors(memory, x))[:, :3]
-    held = [np.asarray(LOCATOR.errors(memory, samples(task, 50, seed=7)))[:, task] for task in range(3)]
+    errors = np.asarray(ERRORS(memory, x))[:, :3]
+    held = [np.asarray(ERRORS(memory, samples(task, 50, seed=7)))[:, task] for task in range(3)]
     choices = []
     for factor in (1.0, 40.0, 0.025):
         scale = np.array([1.0, factor, 1.0], np.float32)
@@ -95,7 +97,7 @@ def test_cmoe_5_vae_selection_on_gaussians_and_scale_invariance(memory):
 def test_statistics_are_those_of_samples_that_were_not_trained_on(memory):
     # Errors of fresh samples have z-scores around 0 with spread 1; measured on trained samples s_t would be too small.
     for task in range(3):
-        z = -np.asarray(LOCATOR.scores(memory, samples(task, 400, seed=11), learned(task)))[:, task]
+        z = -np.asarray(SCORES(memory, samples(task, 400, seed=11), learned(task)))[:, task]
         assert abs(z.mean()) < 1.0 and 0.4 < z.std() < 2.5
 
 
@@ -151,7 +153,8 @@ def test_the_loss_is_squared_error_plus_beta_times_kl():
     x = jax.random.normal(jax.random.key(1), (5, D))
     errors = np.asarray(module._settled_errors(weights, x))[:4].mean()
     divergence = LOCATOR.latent * 0.5 * (0.7**2 + np.exp(-40.0) - 1 + 40.0)
-    found = module._loss(weights, x, jnp.arange(5) < 4, beta=0.25, key=jax.random.key(2))
+    loss = jax.jit(module._loss, static_argnames="beta")
+    found = loss(weights, x, jnp.arange(5) < 4, beta=0.25, key=jax.random.key(2))
     np.testing.assert_allclose(found, errors + 0.25 * divergence, rtol=1e-5)
 
 
@@ -172,36 +175,36 @@ def test_training_stops_early_and_keeps_the_best_weights(monkeypatch):
 @pytest.mark.parametrize("rows", [4, 5, 9])
 def test_tiny_tasks_get_finite_scores(memory, rows):
     found = LOCATOR.fit(memory, 3, samples(3, rows), key=jax.random.key(0))
-    scores = np.asarray(LOCATOR.scores(found, samples(0, 50, seed=4), learned(0, 3)))
+    scores = np.asarray(SCORES(found, samples(0, 100, seed=4), learned(0, 3)))
     # No more than that: what was never learned has a high error at home, and foreign samples may well lie below it.
     assert np.isfinite(scores[:, [0, 3]]).all() and float(found["error_std_N"][3]) > 0
 
 
 def test_scores_do_not_depend_on_batch_mates_or_order(memory):
     x, known = samples(1, 8, seed=3), learned(0, 1, 2)
-    together = np.asarray(LOCATOR.scores(memory, x, known))
+    together = np.asarray(SCORES(memory, x, known))
     order = np.random.default_rng(0).permutation(8)
-    np.testing.assert_allclose(LOCATOR.scores(memory, x[order], known), together[order], rtol=1e-4, atol=1e-4)
-    alone = np.concatenate([LOCATOR.scores(memory, x[i : i + 1], known) for i in range(8)])
+    np.testing.assert_allclose(SCORES(memory, x[order], known), together[order], rtol=1e-4, atol=1e-4)
+    alone = np.concatenate([SCORES(memory, x[i : i + 1], known) for i in range(8)])
     np.testing.assert_allclose(alone, together, rtol=1e-4, atol=1e-4)
 
 
 def test_tasks_not_learned_are_never_chosen(memory):
-    found = np.asarray(LOCATOR.scores(memory, samples(1, 20, seed=3), learned(0, 2)))
+    found = np.asarray(SCORES(memory, samples(1, 8, seed=3), learned(0, 2)))
     assert (found[:, [1, 3]] == -np.inf).all() and np.isfinite(found[:, [0, 2]]).all()
-    blank = LOCATOR.scores(LOCATOR.blank(CAPACITY, D), samples(1, 3), learned())
+    blank = SCORES(LOCATOR.blank(CAPACITY, D), samples(1, 8), learned())
     assert (np.asarray(blank) == -np.inf).all()
 
 
 def test_what_is_not_finite_scores_lowest_and_harms_nobody(memory):
-    x = samples(1, 4, seed=3)
-    wanted = np.asarray(LOCATOR.scores(memory, x, learned(1, 2)))
+    x = samples(1, 8, seed=3)
+    wanted = np.asarray(SCORES(memory, x, learned(1, 2)))
     x[2, 5] = np.inf
-    found = np.asarray(LOCATOR.scores(memory, x, learned(1, 2)))
+    found = np.asarray(SCORES(memory, x, learned(1, 2)))
     np.testing.assert_allclose(found[[0, 1, 3]], wanted[[0, 1, 3]], rtol=1e-5)
     np.testing.assert_array_equal(found[2], [-np.inf, LOWEST, LOWEST, -np.inf])
     broken = memory | {"rebuild_bias": memory["rebuild_bias"].at[1].set(jnp.nan)}
-    assert (np.asarray(LOCATOR.scores(broken, samples(1, 4), learned(1, 2)))[:, 1] == LOWEST).all()
+    assert (np.asarray(SCORES(broken, samples(1, 8), learned(1, 2)))[:, 1] == LOWEST).all()
 
 
 def test_what_cannot_be_learned_is_refused(memory):

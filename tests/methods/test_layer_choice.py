@@ -22,6 +22,9 @@ from hidecmoe_jax.runs.session import open_session
 from hidecmoe_jax.studies.layer_similarity import cka
 from hidecmoe_jax.train.stage import count_usage, run_stage, tuned_for
 
+HSIC = jax.jit(hsic)
+FEATURES = jax.jit(layer_features)
+
 
 def test_the_layers_of_most_worth_are_picked_and_the_last_without_any():
     worth = np.array([[0.0, 0.0, 0.0, 0.0], [0.5, 0.1, 0.2, 0.0], [0.5, 0.3, 0.0, 0.0]])
@@ -57,9 +60,9 @@ def test_hsic_of_the_real_rows_is_that_of_the_numpy_study():
     x, y = rng.normal(size=(12, 5)).astype(np.float32), rng.normal(size=(12, 7)).astype(np.float32)
     y[:, :5] += 2 * x
     real = np.arange(12) < 9
-    found = {name: float(hsic(*pair, real)) for name, pair in {"xx": (x, x), "xy": (x, y), "yy": (y, y)}.items()}
+    found = {name: float(HSIC(*pair, real)) for name, pair in {"xx": (x, x), "xy": (x, y), "yy": (y, y)}.items()}
     assert found["xy"] / np.sqrt(found["xx"] * found["yy"]) == pytest.approx(cka(x[:9], y[:9]), abs=1e-5)
-    assert float(hsic(x, y, np.arange(12) < 3)) == 0.0
+    assert float(HSIC(x, y, np.arange(12) < 3)) == 0.0
 
 
 def test_a_choice_survives_its_config_file(tmp_path):
@@ -129,11 +132,11 @@ def test_worth_by_cka_is_the_unlikeness_of_paired_features(taught):
     method = Routed(taught.method.name, taught.method.lora, expand=choice)
     weigh = method.stages(1)[1]
     weighing = weigh.prepare(session.model, learner, 1, jax.random.key(0))
-    sums = jax.device_get(weigh.usage(session.model, weighing, batch))
+    sums = jax.device_get(jax.jit(weigh.usage)(session.model, weighing, batch))
     features = []
     for task in (0, 1):
         expert = surgery.extract(learner.past[LINEARS], task)
-        features.append(np.asarray(layer_features(model, batch.prompt, (Voice(expert, all_slots(expert)),))))
+        features.append(np.asarray(FEATURES(model, batch.prompt, (Voice(expert, all_slots(expert)),))))
     expected = [1 - cka(features[1][layer], features[0][layer]) for layer in range(3)]
     earlier_S = np.arange(learner.past[LINEARS].slots) == 1
     np.testing.assert_allclose(choice.worth(sums, earlier_S), expected, atol=1e-4)

@@ -25,6 +25,9 @@ from hidecmoe_jax.runs.config import to_mapping
 from hidecmoe_jax.runs.session import open_session
 
 LOGITS = jax.jit(logits)
+GENERATE = jax.jit(generate, static_argnames="sampling")
+WEIGHTS = jax.jit(routed_weights, static_argnums=3, static_argnames="null")
+TOP_K = jax.jit(softmax_top_k, static_argnums=(2, 3))
 OPEN = {
     "kind": "mixture",
     "lora": {"rank": 2, "alpha": 4, "dropout": 0.1, "sites": list(SITES)},
@@ -60,14 +63,14 @@ def test_a_null_expert_takes_its_part_of_the_softmax():
     logit = rng.normal(size=(6, 5)).astype(np.float32) * 3
     active = rng.uniform(size=(6, 5)) > 0.3
     for null in (-25.0, 0.0, 3.0, 25.0):
-        found = np.asarray(softmax_top_k(jnp.asarray(logit), jnp.asarray(active), 2, null))
+        found = np.asarray(TOP_K(jnp.asarray(logit), jnp.asarray(active), 2, null))
         for row in range(6):
             kept = sorted(np.flatnonzero(active[row]), key=lambda slot: -logit[row, slot])[:2]
             power = np.exp(np.float64(logit[row, kept]))
             expected = np.zeros(5)
             expected[kept] = power / (power.sum() + np.exp(null))
             np.testing.assert_allclose(found[row], expected, rtol=1e-5, atol=1e-7)
-    assert not np.asarray(softmax_top_k(jnp.zeros((1, 3)), jnp.zeros((1, 3), bool), 2, 0.0)).any()
+    assert not np.asarray(TOP_K(jnp.zeros((1, 3)), jnp.zeros((1, 3), bool), 2, 0.0)).any()
 
 
 def test_slots_that_are_always_on_have_their_gain_whatever_the_router_says():
@@ -75,8 +78,8 @@ def test_slots_that_are_always_on_have_their_gain_whatever_the_router_says():
     x = jnp.asarray(rng.normal(size=(2, 3, 6)), jnp.float32)
     router = jnp.asarray(rng.normal(size=(1, 6, 4)), jnp.float32)
     gain, always = jnp.asarray([[1.0, 1.0, 0, 0]] * 2), jnp.asarray([[0, 0, 0, 1.0], [0, 0, 0, 0]])
-    beside = routed_weights(x, gain, router, 1, null=0.0)[0]
-    found, chance = routed_weights(x, gain, router, 1, null=0.0, always_BS=always)
+    beside = WEIGHTS(x, gain, router, 1, null=0.0)[0]
+    found, chance = WEIGHTS(x, gain, router, 1, null=0.0, always_BS=always)
     np.testing.assert_array_equal(found, beside + always[:, None])
     assert not np.asarray(chance)[..., 2:].any() and found.dtype == jnp.float32
 
@@ -92,7 +95,7 @@ def test_a_new_expert_gets_a_fair_share_of_tokens_however_many_are_old(old):
     on = jnp.ones((layers, old + 1))
 
     def shares(router_LDS) -> np.ndarray:
-        return np.mean(np.asarray(routed_weights(x, on, router_LDS, top_k)[0]) > 0, axis=1)
+        return np.mean(np.asarray(WEIGHTS(x, on, router_LDS, top_k)[0]) > 0, axis=1)
 
     fair = min(1.0, top_k / (old + 1))
     found = shares(router)
@@ -103,7 +106,7 @@ def test_a_new_expert_gets_a_fair_share_of_tokens_however_many_are_old(old):
     if old >= 5:
         assert shares(mean)[:, -1].mean() < 0.3 * fair
     always = jnp.zeros((layers, old + 1)).at[:, -1].set(1.0)
-    weights, _ = routed_weights(x, on - always, router, top_k, null=3.0, always_BS=always)
+    weights, _ = WEIGHTS(x, on - always, router, top_k, null=3.0, always_BS=always)
     np.testing.assert_array_equal(weights[..., -1], 1.0)
 
 
@@ -154,7 +157,7 @@ def test_decoding_gates_as_prefill_does(done):
     model, prompt = done.session.model, batch_of(done).prompt
     voices = named_voices(done, done.learners[3], 2)
     sampling = Sampling(max_new_tokens=4, eos_token=-7)
-    written = generate(model, prompt, voices, sampling=sampling, key=jax.random.key(0), sample_ids_B=jnp.arange(2))
+    written = GENERATE(model, prompt, voices, sampling=sampling, key=jax.random.key(0), sample_ids_B=jnp.arange(2))
     tokens = np.asarray(written.tokens_BN)
     whole = prompt.replace(
         tokens_BT=jnp.concatenate([prompt.tokens_BT, jnp.asarray(tokens, prompt.tokens_BT.dtype)], axis=1),

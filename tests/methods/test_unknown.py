@@ -21,6 +21,9 @@ LEARNED = jnp.array([True, True, False])
 GATES = [AnchorGate(foreign=0.1, kept_apart=0.25), LocatorGate(by=ClipAnchors(), foreign=0.1, kept_apart=0.25)]
 
 
+DECIDE = jax.jit(lambda gate, *given: gate.decide(*given), static_argnums=0)
+
+
 @pytest.fixture(scope="module")
 def model():
     return tiny_model(0)
@@ -52,7 +55,7 @@ def cosines(x, y):
 def test_an_input_unlike_every_task_is_unknown_and_names_the_threshold(method, model):
     memory = learned(method, model)
     near, far = samples(1, seed=1), samples(5, seed=1)
-    known, unknown = (method.decide(memory, FrozenFeatures(pooled), LEARNED) for pooled in (near, far))
+    known, unknown = (DECIDE(method, memory, FrozenFeatures(pooled), LEARNED) for pooled in (near, far))
     assert not np.asarray(unknown.weight_BN).any() and np.asarray(unknown.match.is_unknown_B).all()
     assert np.asarray(known.match.is_unknown_B).mean() < 0.3
     accepted = ~np.asarray(known.match.is_unknown_B)
@@ -81,7 +84,7 @@ def test_a_gate_without_thresholds_keeps_every_bit(model):
     decision = AnchorGate().decide(memory, FrozenFeatures(far), LEARNED)
     np.testing.assert_array_equal(decision.weight_BN, gate(anchors_of(memory), far, LEARNED).weight_BN)
     assert not np.asarray(decision.match.is_unknown_B).any()
-    nothing = GATES[0].decide(GATES[0].blank(3, model), FrozenFeatures(far), jnp.zeros(3, bool))
+    nothing = DECIDE(GATES[0], GATES[0].blank(3, model), FrozenFeatures(far), jnp.zeros(3, bool))
     assert not np.asarray(nothing.match.is_unknown_B).any(), "nothing is learned: nothing is unknown"
 
 
@@ -95,7 +98,7 @@ def test_thresholds_are_archived_with_their_task_and_rt16_without_them_all_is_un
     old = learned(AnchorGate(), model)
     for task in range(2):
         back = method.from_archive(back, task, AnchorGate().to_archive(old, task))
-    assert np.asarray(method.decide(back, FrozenFeatures(samples(1)), LEARNED).match.is_unknown_B).all()
+    assert np.asarray(DECIDE(method, back, FrozenFeatures(samples(1)), LEARNED).match.is_unknown_B).all()
 
 
 def test_thresholds_that_make_no_sense_are_refused():
@@ -117,7 +120,7 @@ def between(method, model):
         state = np.float32(np.random.default_rng(task).normal(3.0 * task, 1.0, (20, width)))
         memory = method.fit(memory, task, FrozenFeatures(pooled, state), key=jax.random.key(0))
     asked = FrozenFeatures(samples(0, 3), np.repeat(np.float32([[0.5], [1.5], [2.5]]), width, axis=1))
-    return method.decide(memory, asked, LEARNED)
+    return DECIDE(method, memory, asked, LEARNED)
 
 
 def test_two_tasks_nearly_tied_are_blended_or_left_to_the_base(model):
@@ -144,7 +147,7 @@ def test_two_tasks_nearly_tied_are_blended_or_left_to_the_base(model):
 
 def test_a_single_task_is_never_tied(model):
     method = GATES[0]
-    sure = method.decide(learned(method, model), FrozenFeatures(samples(0)), jnp.array([True, False, False])).match
+    sure = DECIDE(method, learned(method, model), FrozenFeatures(samples(0)), jnp.array([True, False, False])).match
     assert np.isinf(sure.margin_B).all() and not np.asarray(sure.is_tied_B).any()
 
 
@@ -153,13 +156,13 @@ def test_a_missing_picture_or_text_is_judged_by_a_threshold_of_its_own(method, m
     memory = learned(method, model)
     blind, deaf = samples(1, seed=1, image=False), samples(1, seed=1, text=False)
     for lone, name in ((blind, READ_ALONE), (deaf, SEEN_ALONE)):
-        sure = method.decide(memory, FrozenFeatures(lone), LEARNED).match
+        sure = DECIDE(method, memory, FrozenFeatures(lone), LEARNED).match
         np.testing.assert_array_equal(sure.threshold_B, np.asarray(memory[name])[np.asarray(sure.nearest_B)])
         assert np.asarray(sure.is_unknown_B).mean() < 0.4, name
         far = replace(lone, image_BE=samples(5).image_BE, text_BD=samples(5).text_BD)
-        assert np.asarray(method.decide(memory, FrozenFeatures(far), LEARNED).match.is_unknown_B).mean() > 0.6, name
+        assert np.asarray(DECIDE(method, memory, FrozenFeatures(far), LEARNED).match.is_unknown_B).mean() > 0.6, name
     # The common threshold would have refused more of its own: pictures alone score lower.
-    sure = method.decide(memory, FrozenFeatures(deaf), LEARNED).match
+    sure = DECIDE(method, memory, FrozenFeatures(deaf), LEARNED).match
     common = np.asarray(sure.score_B) < np.asarray(memory["threshold_N"])[1]
     assert common.mean() > np.asarray(sure.is_unknown_B).mean() + 0.2
 
@@ -167,7 +170,7 @@ def test_a_missing_picture_or_text_is_judged_by_a_threshold_of_its_own(method, m
 @pytest.mark.parametrize("method", GATES, ids=lambda method: method.kind)
 def test_with_neither_picture_nor_text_an_input_is_unknown(method, model):
     nothing = samples(1, image=False, text=False)
-    decision = method.decide(learned(method, model), FrozenFeatures(nothing), LEARNED)
+    decision = DECIDE(method, learned(method, model), FrozenFeatures(nothing), LEARNED)
     assert np.asarray(decision.match.is_unknown_B).all() and not np.asarray(decision.weight_BN).any()
 
 
@@ -176,8 +179,8 @@ def test_a_task_without_pictures_has_no_threshold_for_pictures_alone(model):
     memory = method.fit(method.blank(3, model), 0, FrozenFeatures(samples(0, image=False)), key=jax.random.key(0))
     assert memory[SEEN_ALONE][0] == UNREACHED and memory[READ_ALONE][0] < 1.001
     alone = jnp.array([True, False, False])
-    assert np.asarray(method.decide(memory, FrozenFeatures(samples(0, text=False)), alone).match.is_unknown_B).all()
-    told = method.decide(memory, FrozenFeatures(samples(0, image=False, seed=1)), alone).match
+    assert np.asarray(DECIDE(method, memory, FrozenFeatures(samples(0, text=False)), alone).match.is_unknown_B).all()
+    told = DECIDE(method, memory, FrozenFeatures(samples(0, image=False, seed=1)), alone).match
     assert np.asarray(told.is_unknown_B).mean() < 0.4
 
 
@@ -189,7 +192,7 @@ def test_what_fits_the_covariance_in_common_but_not_the_tasks_own_is_unknown(mod
     for task, rows in enumerate((wide, narrow)):
         memory = method.fit(memory, task, FrozenFeatures(samples(0, 80), jnp.float32(rows)), key=jax.random.key(task))
     asked = FrozenFeatures(samples(0, 2), jnp.float32(np.stack([np.full(width, 2.0), np.full(width, 2.4)])))
-    sure = method.decide(memory, asked, LEARNED).match
+    sure = DECIDE(method, memory, asked, LEARNED).match
     np.testing.assert_array_equal(sure.nearest_B, [1, 1])
     np.testing.assert_array_equal(sure.is_unknown_B, [False, True])
     alone = method.by.scores(memory, asked.state_BD, jnp.array([False, True, False]))[:, 1]
@@ -215,7 +218,7 @@ def test_a_state_of_the_base_is_judged_among_records_that_have_as_much(model):
     alone, states = jnp.array([True, False, False]), jnp.float32(rng.normal(0, 1, (120, width)))
 
     def refused(memory, pooled):
-        return np.asarray(method.decide(memory, FrozenFeatures(pooled, states), alone).match.is_unknown_B).mean()
+        return np.asarray(DECIDE(method, memory, FrozenFeatures(pooled, states), alone).match.is_unknown_B).mean()
 
     assert refused(mixed, bare) < 0.3 and refused(mixed, both) > 0.9
     assert refused(pictured, bare) == 1.0, "no record of the task came without a picture"

@@ -26,6 +26,8 @@ from hidecmoe_jax.models.llava import answer_loss
 from hidecmoe_jax.runs.dead_experts import experts_of
 from hidecmoe_jax.runs.session import open_session
 
+LOSS = jax.jit(answer_loss)
+STAGE_LOSS = jax.jit(lambda stage, *given: stage.loss(*given), static_argnums=0)
 GROWS = {
     "kind": "mixture",
     "lora": {"rank": 2, "alpha": 4, "dropout": 0.1, "sites": ["ffn"]},
@@ -119,7 +121,7 @@ def test_gains_of_a_model_sum_to_the_loss_that_its_probe_saves(done):
     measured = jax.jit(measure.usage)(model, probing, batch)
     old, new = pool_voices(method, measure.probing(model, probing), None, probing=True)
     losses = [
-        float(answer_loss(model, batch, (old, new.replace(bank=at_volume(new.bank, jnp.full(3, volume)))))[0])
+        float(LOSS(model, batch, (old, new.replace(bank=at_volume(new.bank, jnp.full(3, volume)))))[0])
         for volume in (0.0, 1.0)
     ]
     assert float(measured.worth.without) == pytest.approx(losses[0], rel=1e-5)
@@ -144,11 +146,11 @@ def test_old_experts_are_at_full_volume_while_a_probe_trains_and_behind_a_null_e
     assert old.routing.null is None and quiet.routing.null == method.null
     # One old expert a layer has the whole softmax; the probe is blank.
     alone = Voice(old.bank, Routing(old.routing.gain_LBS))
-    expected = answer_loss(model, batch, (alone,))[0]
+    expected = LOSS(model, batch, (alone,))[0]
     dry = replace(method, lora=replace(method.lora, dropout=0.0))
-    found = replace(train, method=dry).loss(model, ready, batch, jax.random.key(0)).total
+    found = STAGE_LOSS(replace(train, method=dry), model, ready, batch, jax.random.key(0)).total
     assert float(found) == pytest.approx(float(expected), rel=1e-5)
-    tuned = replace(tune, method=dry).loss(model, ready, batch, jax.random.key(0)).total
+    tuned = STAGE_LOSS(replace(tune, method=dry), model, ready, batch, jax.random.key(0)).total
     assert abs(float(tuned) - float(expected)) > 1e-4
 
 
