@@ -28,7 +28,7 @@ TRAINED = ("hide", "cmoe", "stacked", "moelora", "sequential", "ewc", "lwf", "ol
 
 
 def on_eight_devices(*words: str, flags: str = "") -> dict:
-    """What `eight_layouts.py` found: by method, or by leaf."""
+    """What `eight_layouts.py` found: by method, and of sums by leaf."""
     paths = os.pathsep.join([str(EIGHT.parents[2]), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTHONPATH": paths, "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {flags}"}
     command = [sys.executable, str(EIGHT), *words]
@@ -68,17 +68,23 @@ def check_exchange(rows: dict, layouts: str, *, tallies: bool = False, segments:
         assert step["reduce-scatter"] == step["all-to-all"] == step["collective-permute"] == 0, name
 
 
-def test_a_sharded_base_changes_no_number_and_is_gathered_twice_a_step():
-    rows = on_eight_devices("hide", "1x8x1")["hide"]
+@pytest.fixture(scope="module")
+def found() -> dict:
+    """Of one process, for both tests that are run by default."""
+    # Without it the compiler leaves out some roundings of bfloat16, in one program others than in the other.
+    return on_eight_devices("hide", "1x8x1", "sums", flags="--xla_allow_excess_precision=false")
+
+
+def test_a_sharded_base_changes_no_number_and_is_gathered_twice_a_step(found):
+    rows = found["hide"]
     check_numbers(rows, "1x8x1")
     check_exchange(rows, "1x8x1")
     assert set(rows["1x8x1"]["token"].values()) == {0} | {rows["1x8x1"]["token"]["all-reduce"]}
     assert rows["1x8x1"]["token"]["all-reduce"] <= 1, "whether all samples have ended"
 
 
-def test_gradients_of_a_bfloat16_step_are_summed_over_devices_in_float32():
-    # Without it the compiler leaves out some roundings of activations, in one program others than in the other.
-    apart = on_eight_devices("sums", flags="--xla_allow_excess_precision=false")
+def test_gradients_of_a_bfloat16_step_are_summed_over_devices_in_float32(found):
+    apart = found["sums"]
     assert {path.split("/")[0] for path in apart} == {"experts", "shared"}
     # Sums of eight bfloat16 numbers would be 1e-3 apart.
     assert max(apart.values()) < 5e-6, apart
