@@ -43,7 +43,7 @@ def check(
       sets: config values that replace those of the file, such as stream.allowed_leaks=3.
       errors: file for all problems, as JSON lines; written only if there are any.
     """
-    config = _config(where, tasks, sets)
+    config = stream_config(where, tasks, sets, command="hidecmoe data check")
     opening = hj.open_config(config, errors=str(errors))
     report = hj.whole_stream(opening.report, hj.stream_specs(config.stream), limits=config.stream.policy.limits)
     print(report.text())
@@ -51,10 +51,16 @@ def check(
     return report.exit_code
 
 
-def _config(where: tuple[str, ...], tasks: Iterable[tuple], sets: Iterable[tuple]) -> hj.RunConfig:
-    """The config that the words name: a file with its `--tasks`, or the defaults with these folders."""
+def stream_config(
+    where: tuple[str, ...], tasks: Iterable[tuple], sets: Iterable[tuple], *, command: str
+) -> hj.RunConfig:
+    """Returns the config that the words of `command` name: a file with its `--tasks`, or defaults with these folders.
+
+    Raises:
+      ConfigError, DataError: no words, or words that are neither.
+    """
     if not where:
-        raise ConfigError("nothing to check", why="no config and no folder given", remedy="hidecmoe data check DIR")
+        raise ConfigError("nothing to check", why="no config and no folder given", remedy=f"{command} DIR")
     folders = [name for name in where if Path(name).is_dir()]
     if len(where) == 1 and not folders:
         return read_config(where[0], sets=sets, tasks=tasks)

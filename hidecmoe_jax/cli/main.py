@@ -45,6 +45,7 @@ COMMANDS = {
     "rollback": ("rollback", "rollback", "undo all tasks after an earlier one"),
     "report": ("report", "report", "write report.json, report.html, figures and tables of a run again"),
     "score": ("score", "score", "score answers of runs and of other evaluators: strict and legacy rules, intervals"),
+    "audit": ("audit", "audit", "leaks of a stream, what its texts give away, and unequal budgets of runs on it"),
     "inspect": ("inspect", "inspect", "show the tasks, the experts per layer and their sizes"),
     "adopt": ("adopt", "adopt", "make a run of adapters of other tools: PEFT LoRA, HiDe-LLaVA, MoELoRA"),
     "convert": ("convert", "convert", "convert a LLaVA checkpoint of another tool into a base model"),

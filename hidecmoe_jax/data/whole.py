@@ -21,7 +21,7 @@ from hidecmoe_jax.data.stream import Task, TaskSpec
 from hidecmoe_jax.data.truth_files import alignments
 
 MOST_PICTURES = 40_000
-"""Different pictures beyond which the check does not compare them with each other."""
+"""Different pictures beyond which the check leaves their comparison to `hidecmoe audit`."""
 
 Place = tuple[str, str, str]
 """Task, split and name of a file that a picture is used in."""
@@ -43,7 +43,7 @@ def whole_stream(report: Report, specs: Sequence[TaskSpec], *, limits: Limits = 
         warnings += [f"{task.name}: {text}" for text in _truth_lines(task, specs[task.index], aligned=False)]
     count, copies, near_copies = _copies(tasks, limits)
     if count > MOST_PICTURES:
-        measured.append(f"{count} different pictures are more than {MOST_PICTURES}, and not compared with each other")
+        measured.append(f"{count} different pictures are not compared with each other here; `hidecmoe audit` does it")
     else:
         measured.append(f"{count} different pictures compared with each other: {near_copies} pairs of near-duplicates")
     return replace(
@@ -114,7 +114,7 @@ def _copies(tasks: Sequence[Task], limits: Limits) -> tuple[int, list[str], int]
     for (left, right), count in counts.items():
         warnings.append(
             f"near-duplicate pictures (saved again, resized or brighter) in {left} and {right}: {count}, first "
-            f"{firsts[left, right]}"
+            f"{firsts[left, right]}; `hidecmoe audit` shows them side by side"
         )
     return len(digests), warnings, len(pairs)
 

@@ -100,11 +100,20 @@ def _card(sample: Sample, limits: Limits) -> Card:
         inspect(sample.image, limits)
         if file_digest(sample.image) != sample.digest:
             return Card(sample, None, "the file is not the one that was evaluated")
-        pixels = load(sample.image, THUMBNAIL, limits=limits)
+        return Card(sample, thumbnail(sample.image, limits), None)
     except DataError as error:
         return Card(sample, None, error.why or error.what)
     except OSError as error:
         return Card(sample, None, error.strerror or str(error))
+
+
+def thumbnail(path: str, limits: Limits = LIMITS) -> str:
+    """Returns a picture, made small and square, as a data URI.
+
+    Raises:
+      DataError: as `images.load`.
+    """
+    pixels = load(path, THUMBNAIL, limits=limits)
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format="JPEG", quality=82)
-    return Card(sample, inline(buffer.getvalue(), "jpeg"), None)
+    return inline(buffer.getvalue(), "jpeg")

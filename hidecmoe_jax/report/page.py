@@ -109,7 +109,7 @@ def page(
         own_pictures.append(_pictures(figures, method, prefix))
     first_candidates = common_pictures if several else own_pictures[0]
     first = next((picture for picture in first_candidates if picture["stem"] in FIRST), None)
-    template = _environment().get_template("page.html.j2")
+    template = environment().get_template("page.html.j2")
     return template.render(
         title=" · ".join(method["label"] for method in methods),
         several=several,
@@ -139,8 +139,8 @@ def page(
 
 
 @functools.cache  # compiling the template takes longer than filling it in
-def _environment() -> Environment:
-    """Template environment: escapes all values, and raises for names that are not set."""
+def environment() -> Environment:
+    """Returns the template environment: it escapes all values, and raises for names that are not set."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,

@@ -97,6 +97,9 @@ def test_an_example_is_parsed_and_its_arguments_fit_the_library(example, monkeyp
     if command_of(example[1]) == "data check":
         for word in example[1][2:]:
             Path(word).mkdir(parents=True) if not word.endswith(".yaml") else None
+    if command_of(example[1]) == "audit":
+        for word in itertools.takewhile(lambda word: not word.startswith("--"), example[1][1:]):
+            Path(word).mkdir(parents=True) if not word.endswith(".yaml") else None
     for name in hj.__all__:
         value = getattr(hj, name)
         if inspect.isfunction(value) and name not in ("load_config", "conversion_check", "stream_specs"):
