@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from tiny import write_base, write_config, write_task
+from tiny import SMALL_LORA, write_base, write_config, write_task
 
 from hidecmoe_jax.cli.main import main
 
@@ -14,10 +14,11 @@ def world(tmp_path_factory) -> Path:
     """A folder with base, tasks, configs, and the run `runs/hide` that learned birds and fish."""
     root = tmp_path_factory.mktemp("world")
     base = write_base(root / "base")
+    tune = {"batch": 2, "bucket": 32}
     for shade, (task, answer) in enumerate({"birds": "a wren", "fish": "a carp", "trees": "an oak"}.items()):
         write_task(root / task, answer, shade=80 * shade)
-    write_config(root / "hide.yaml", base, "hide")
-    write_config(root / "sequential.yaml", base, "sequential", growth="shared")
+    write_config(root / "hide.yaml", base, "hide", lora=SMALL_LORA, tune=tune)
+    write_config(root / "sequential.yaml", base, "sequential", growth="shared", lora=SMALL_LORA, tune=tune)
     assert main([*learn(root, "hide"), "--out", str(root / "runs" / "hide")]) == 0
     return root
 

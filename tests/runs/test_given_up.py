@@ -17,9 +17,9 @@ SCAFFOLDS = ("progress", "between")
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """Folder, a run of two tasks, that run with trees given up in the middle of tuning, and other data named trees."""
+    """Folder, a run of one task, that run with trees given up in the middle of tuning, and other data named trees."""
     root = tmp_path_factory.mktemp("given_up")
-    run = learn(make_world(root, "cmoe", **MIXTURE), root / "run")
+    run = learn(make_world(root, "cmoe", tasks=1, **MIXTURE), root / "run")
     begun, finished = Path(shutil.copytree(run, root / "begun")), StageMonitor.step
 
     def step(self, stage, number, *rest):
@@ -58,7 +58,7 @@ def test_a_rollback_takes_out_what_was_begun(world, wanted):
     mine = Path(shutil.copytree(begun, root / "rolled_back"))
     with pytest.raises(ConfigError, match="not finished"):
         add(mine, other)
-    rollback(mine, 2)
+    rollback(mine, 1)
     assert not any(checkpoints(mine).values())
     assert outcome(mine) == outcome(run), "answers to a task that was never learned are gone, too"
     assert outcome(add(mine, other)) == wanted
@@ -67,7 +67,7 @@ def test_a_rollback_takes_out_what_was_begun(world, wanted):
 def test_a_learner_of_other_data_is_not_gone_on_from(world, wanted, capsys):
     root, _, begun, other = world
     mine = Path(shutil.copytree(begun, root / "put_back"))
-    rollback(mine, 2)
+    rollback(mine, 1)
     put_back(mine, begun)
     assert outcome(add(mine, other)) == wanted
     assert "trees: the checkpoint between its stages is of other data" in capsys.readouterr().err

@@ -111,4 +111,4 @@ def test_a_method_that_does_not_fit_the_base_begins_no_run(tmp_path):
     with pytest.raises(ConfigError, match=r"\[9\] of a decoder with 3 layers"):
         learn(config, tmp_path / "run")
     assert not (tmp_path / "run" / "run.json").exists()
-    learn(replace(config, method=replace(config.method, expand=(1,))), tmp_path / "run")
+    learn(replace(config, method=replace(config.method, expand="last")), tmp_path / "run")

@@ -37,6 +37,13 @@ def copied(world, name: str) -> Path:
     return Path(shutil.copytree(run, root / name))
 
 
+def unmeasured(config) -> dict:
+    """The config as plain values, with no more measured than one row."""
+    mapping = to_mapping(config)
+    mapping["evaluate"] |= {"zero_shot": False, "between": "none", "named": "none"}
+    return mapping
+
+
 def report(run: Path) -> dict:
     return json.loads((run / "report.json").read_text())
 
@@ -135,7 +142,7 @@ def test_another_base_model_is_refused(world):
 
 def test_a_method_that_touches_an_old_expert_is_caught_and_nothing_is_committed(world):
     root, config, _ = world
-    broken = from_mapping(to_mapping(config) | {"method": {"kind": "own_method:Careless", "lora": SMALL_LORA}})
+    broken = from_mapping(unmeasured(config) | {"method": {"kind": "own_method:Careless", "lora": SMALL_LORA}})
     with pytest.raises(CheckpointError, match="what is frozen changed") as caught:
         learn(broken, root / "careless")
     assert "experts of lesson 0" in caught.value.where
@@ -144,7 +151,7 @@ def test_a_method_that_touches_an_old_expert_is_caught_and_nothing_is_committed(
 
 def test_a_method_of_ones_own_is_named_in_the_config(world):
     root, config, _ = world
-    mapping = to_mapping(config) | {
+    mapping = unmeasured(config) | {
         "method": {"kind": "own_method:Gentle", "name": "gentle", "share": 0.25, "lora": SMALL_LORA}
     }
     mine = from_mapping(mapping)

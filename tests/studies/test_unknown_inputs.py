@@ -1,5 +1,7 @@
 """What a run has never learned: margins by hand, and the study on a tiny run."""
 
+from dataclasses import replace
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -15,6 +17,13 @@ from hidecmoe_jax.studies.unknown_inputs import OUTSIDERS, foreign_study, margin
 LOCATED = {"gate": {"kind": "locator", "by": {"kind": "nearest_mean"}, "kept_apart": 0.25}}
 
 
+def learned(root, gate):
+    """A run of two tasks of which no more than the last row is measured."""
+    config = make_world(root, "hide", gate=gate)
+    evaluate = replace(config.evaluate, zero_shot=False, between="none", named="none")
+    return learn(replace(config, evaluate=evaluate), root / "run")
+
+
 def test_margins_are_scores_less_the_limit_of_the_nearest_task():
     gate = LocatorGate(by=NearestMean())
     memory = NearestMean().blank(3, 2) | {"std_D": jnp.ones(2), "threshold_N": jnp.array([-1.0, -9.0, -4.0])}
@@ -27,7 +36,7 @@ def test_margins_are_scores_less_the_limit_of_the_nearest_task():
 
 
 def test_a_run_with_a_locator_is_studied(tmp_path):
-    run = learn(make_world(tmp_path, "hide", **LOCATED), tmp_path / "run")
+    run = learned(tmp_path, LOCATED["gate"])
     found = foreign_study(run, count=4)
     assert set(found["known"]) == set(found["left_out"]) == {"birds", "fish"}
     assert tuple(found["outsiders"]) == OUTSIDERS
@@ -42,7 +51,6 @@ def test_a_run_without_thresholds_is_refused(hide_run):
 
 
 def test_a_run_that_kept_no_records_apart_is_refused(tmp_path):
-    gate = LOCATED["gate"] | {"kept_apart": 0}
-    run = learn(make_world(tmp_path, "hide", gate=gate), tmp_path / "run")
+    run = learned(tmp_path, LOCATED["gate"] | {"kept_apart": 0})
     with pytest.raises(ConfigError, match="no threshold of birds, fish"):
         foreign_study(run)
