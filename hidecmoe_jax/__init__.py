@@ -28,6 +28,8 @@ _HOME = {
     "audit_lines": "hidecmoe_jax.studies.audit.text",
     "AuditOptions": "hidecmoe_jax.studies.audit.study",
     "Bank": "hidecmoe_jax.experts.bank",
+    "build_benchmark": "hidecmoe_jax.data.tfds_builders",
+    "build_tasks": "hidecmoe_jax.data.tfds_builders",
     "calibrate": "hidecmoe_jax.studies.calibrate",
     "check_run": "hidecmoe_jax.runs.start",
     "check_stream": "hidecmoe_jax.runs.opening",

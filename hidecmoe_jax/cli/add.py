@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 from tyro.conf import Positional, arg
 
 import hidecmoe_jax as hj
-from hidecmoe_jax.cli.words import Assignments, Folders, Number, Run, WholeNumber, joined, read_scale
+from hidecmoe_jax.cli.words import Assignments, Folders, Number, Run, TaskFolder, WholeNumber, joined, read_scale
 from hidecmoe_jax.core import processes
 
 
 def add(
     run: Run,
-    task: Annotated[Path, Positional, arg(metavar="TASK_DIR")],
+    task: Annotated[TaskFolder, Positional, arg(metavar="TASK_DIR")],
     /,
     *,
     epochs: WholeNumber = None,
@@ -33,7 +32,8 @@ def add(
 
     Args:
       run: run folder.
-      task: folder with train.json, images/ and, unless a split is to be carved from train.json, test.json.
+      task: folder with train.json, images/ and, unless a split is to be carved from train.json, test.json; or
+        tfds:NAME/CONFIG.
       epochs: passes over this task's training items; by default those of the run.
       rate: learning rate for this task; by default that of the run.
       redo: learn the last task of the run again, from this folder.

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 from tyro.conf import arg
 
 import hidecmoe_jax as hj
-from hidecmoe_jax.cli.words import Run
+from hidecmoe_jax.cli.words import Run, TaskFolder
 
 
 def calibrate(
     run: Run,
     /,
     *,
-    data: Annotated[tuple[Path, ...], arg(metavar="DIR ...")] = (),
+    data: Annotated[tuple[TaskFolder, ...], arg(metavar="DIR ...")] = (),
     false_alarms: float | None = None,
 ) -> None:
     """Set the thresholds below which an input is unknown, from validation records or your own folders; trains nothing.

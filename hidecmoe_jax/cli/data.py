@@ -13,6 +13,7 @@ import hidecmoe_jax as hj
 from hidecmoe_jax.cli.words import Assignments, Folders, joined, read_config
 from hidecmoe_jax.core.errors import ConfigError, DataError
 from hidecmoe_jax.core.paths import near_path
+from hidecmoe_jax.data.prepared import place
 
 FINDINGS = "data_errors.jsonl"
 
@@ -59,6 +60,7 @@ def stream_config(
     Raises:
       ConfigError, DataError: no words, or words that are neither.
     """
+    where = tuple(map(place, where))
     if not where:
         raise ConfigError("nothing to check", why="no config and no folder given", remedy=f"{command} DIR")
     folders = [name for name in where if Path(name).is_dir()]

@@ -57,6 +57,7 @@ COMMANDS = {
     "data check": ("data", "check", "check a stream or task folders before training on them"),
     "data pocket": ("data", "pocket", "draw the pocket stream into LLaVA JSON and image files"),
     "data import": ("data_import", "import_data", "make a task folder of files of another format, or of a benchmark"),
+    "data build": ("data_build", "build", "prepare task folders or a benchmark as data sets of tensorflow-datasets"),
     "data folders": ("data", "folders", "make a task folder of pictures that lie in one folder for each answer"),
     "plan": ("plan", "plan", "what a run needs of a machine: layout, batch, memory, time, money; needs no weights"),
     "doctor": (

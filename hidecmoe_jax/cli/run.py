@@ -38,7 +38,8 @@ def run(
 
     Args:
       config: YAML file, or the name of a shipped config: pocket/hide.
-      tasks: task folders (train.json, test.json, images/) in order, instead of the config's.
+      tasks: task folders (train.json, test.json, images/) or tfds:NAME/CONFIG[@VERSION] in order, instead of the
+        config's.
       out: run folder; runs/<name of the config> if not given.
       resume: continue the run in that folder.
       overwrite: move the run in that folder aside and start afresh.

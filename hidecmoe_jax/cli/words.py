@@ -14,6 +14,7 @@ from tyro.constructors import PrimitiveConstructorSpec
 import hidecmoe_jax as hj
 from hidecmoe_jax.core.errors import ConfigError
 from hidecmoe_jax.core.paths import find_config
+from hidecmoe_jax.data.prepared import place
 
 
 def _number(kind: Callable[[str], float], words: str, metavar: str) -> PrimitiveConstructorSpec:
@@ -34,11 +35,19 @@ def _number(kind: Callable[[str], float], words: str, metavar: str) -> Primitive
 
 WholeNumber = Annotated[int | None, _number(int, "a whole number", "N")]
 Number = Annotated[float | None, _number(float, "a number", "NUMBER")]
+# A folder, or a prepared data set by its name, which is a folder too.
+TaskFolder = Annotated[
+    Path,
+    PrimitiveConstructorSpec(
+        nargs=1, metavar="DIR", instance_from_str=lambda values: Path(place(values[0])),
+        is_instance=lambda value: isinstance(value, Path), str_from_instance=lambda value: [str(value)],
+    ),
+]  # fmt: skip
 Config = Annotated[str, Positional, arg(metavar="CONFIG")]
 Run = Annotated[Path, Positional, arg(metavar="RUN")]
 Folder = Annotated[Path | None, arg(metavar="DIR")]
 # Both `--set seeds=[0] capacity=4` and `--set seeds=[0] --set capacity=4` are natural: every mention adds values.
-Folders = Annotated[UseAppendAction[tuple[tuple[Path, ...], ...]], arg(metavar="DIR ...")]
+Folders = Annotated[UseAppendAction[tuple[tuple[TaskFolder, ...], ...]], arg(metavar="DIR ...")]
 Assignments = Annotated[UseAppendAction[tuple[tuple[str, ...], ...]], arg(name="set", metavar="PATH=VALUE ...")]
 
 

@@ -87,6 +87,11 @@ class PictureFolder:
         return self._listings[folder]
 
 
+def place_of(name: str, inner: str) -> str:
+    """Returns where the picture of a name lies in a task folder that keeps its pictures in `inner`."""
+    return f"{inner}/{name}" if inner and not name.startswith(f"{inner}/") else name
+
+
 def near_file(path: Path) -> Path | None:
     """The file that is meant by a path that does not exist, by its name; None where no name is near."""
     folder = path.parent

@@ -17,12 +17,12 @@ from pathlib import Path
 from hidecmoe_jax.core.errors import ConfigError, DataError, nearest
 from hidecmoe_jax.data.images import file_digest
 from hidecmoe_jax.data.items import Record
-from hidecmoe_jax.data.jsonfile import json_or_lines, read_json
 from hidecmoe_jax.data.names import folded_name, folder_title
 from hidecmoe_jax.data.names import task_name as task_name
-from hidecmoe_jax.data.records import POLICY, Contents, Policy, read_file
-
-_ABOUT_KEYS = ("name", "title", "scorer", "description")
+from hidecmoe_jax.data.picture_folder import place_of
+from hidecmoe_jax.data.prepared import place
+from hidecmoe_jax.data.records import POLICY, Contents, Policy
+from hidecmoe_jax.data.task_source import TaskSource, about_of, open_source
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class TaskSpec:
     """One entry of a stream.
 
     Attributes:
-      folder: the task's folder.
+      folder: the task's folder, or `tfds:NAME/CONFIG[@VERSION]`, which becomes that of the prepared data set.
       name: by default the one in `task.json`, else the folder's name, folded (`names.folded_name`).
       train, val, test: file names in the folder, or the same with `.jsonl`; without `val` (and without a val.json) a
         part of `train` is used.
@@ -54,6 +54,8 @@ class TaskSpec:
     limit_test: int | None = None
 
     def __post_init__(self):
+        # A prepared data set is a folder like any other from here on.
+        object.__setattr__(self, "folder", place(self.folder))
         without = {"epochs": "the run's own", "rate": "the run's own"}
         for key in ("limit_train", "limit_val", "limit_test", "epochs"):
             value = getattr(self, key)
@@ -171,15 +173,15 @@ def open_task(spec: TaskSpec, index: int, *, policy: Policy = POLICY, val_fracti
             remedy = nearest(folder.name, siblings)
         raise DataError("no such task folder", where=str(folder), why="it is no folder", remedy=remedy)
     name = name_of(spec)
-    about = _about(folder)
-    root = folder if spec.images is None else folder / spec.images
-    files, splits, notes = _splits(spec, root, policy, val_fraction)
+    about = about_of(folder)
+    source = open_source(folder, {"train": spec.train, "val": spec.val, "test": spec.test}, spec.images)
+    splits, notes = _splits(spec, source, policy, val_fraction)
     pictures: set[str] = set()
     for records in splits.values():
         for record in records:
             pictures.update(record.images)
     digests = _digests(sorted(pictures))
-    contents = _contents(files, splits, digests, root)
+    contents = _contents(source, splits, digests)
     title = about.get("title") or folder_title(folder)
     written = spec.name or about.get("name") or None
     if written is None and name != folder_title(folder):
@@ -209,7 +211,7 @@ def name_of(spec: TaskSpec) -> str:
     """
     folder = Path(spec.folder)
     # Only a name that somebody wrote is used letter by letter; folders have capitals, blanks and letters of all sorts.
-    written = spec.name or _about(folder).get("name") or None
+    written = spec.name or about_of(folder).get("name") or None
     return folded_name(folder_title(folder)) if written is None else task_name(written, where=str(folder))
 
 
@@ -219,7 +221,7 @@ def scorer_name(spec: TaskSpec) -> str:
     Raises:
       DataError: a wrong `task.json`.
     """
-    return spec.scorer or _about(Path(spec.folder)).get("scorer", "exact")
+    return spec.scorer or about_of(Path(spec.folder)).get("scorer", "exact")
 
 
 def carve(records: tuple[Record, ...], fraction: float, salt: str) -> tuple[tuple[Record, ...], tuple[Record, ...]]:
@@ -284,14 +286,13 @@ def difference(before: Mapping[str, str], now: Mapping[str, str]) -> tuple[str, 
 
 
 def _splits(
-    spec: TaskSpec, root: Path, policy: Policy, val_fraction: float
-) -> tuple[dict[str, Path], dict[str, tuple[Record, ...]], tuple[str, ...]]:
-    """Files and records of every split, and notes about what was decided."""
-    files = _files(spec)
+    spec: TaskSpec, source: TaskSource, policy: Policy, val_fraction: float
+) -> tuple[dict[str, tuple[Record, ...]], tuple[str, ...]]:
+    """Records of every split, and notes about what was decided."""
     splits: dict[str, tuple[Record, ...]] = {}
     notes: list[str] = []
-    for split, path in files.items():
-        contents = read_file(path, root, test=split != "train", policy=policy)
+    for split in source.files:
+        contents = source.read(split, policy)
         splits[split] = contents.records
         notes += [f"{split}: {text}" for text in _left_out(contents)]
     # Test first: it takes its fraction of all training records, validation of the rest.
@@ -308,20 +309,7 @@ def _splits(
         if limit is not None and limit < len(records):
             notes.append(f"{split}: {limit} of {len(records)} records, by limit_{split}")
             splits[split] = sample(records, limit)
-    return files, splits, tuple(notes)
-
-
-def _files(spec: TaskSpec) -> dict[str, Path]:
-    """The file of every split that has one; a file that the user named is listed even where it is missing."""
-    folder = Path(spec.folder)
-    files = {"train": json_or_lines(folder / spec.train)}
-    val = json_or_lines(folder / (spec.val or "val.json"))
-    if spec.val is not None or val.is_file():
-        files["val"] = val
-    test = json_or_lines(folder / spec.test)
-    if spec.test != TaskSpec.test or test.is_file():
-        files["test"] = test
-    return files
+    return splits, tuple(notes)
 
 
 def _left_out(contents: Contents) -> list[str]:
@@ -334,31 +322,6 @@ def _left_out(contents: Contents) -> list[str]:
     return notes
 
 
-def _about(folder: Path) -> dict[str, str]:
-    """Name, scorer and description from `task.json`, where there is one."""
-    path = folder / "task.json"
-    if not path.is_file():
-        return {}
-    about = read_json(path)
-    unknown = [key for key in about if key not in _ABOUT_KEYS] if isinstance(about, dict) else []
-    if unknown:
-        raise DataError(
-            "unknown key in task.json",
-            where=f"{path}: {unknown[0]}",
-            why=nearest(unknown[0], _ABOUT_KEYS),
-            remedy="epochs, rates and limits belong into the config's stream entry",
-        )
-    is_object_of_texts = isinstance(about, dict) and all(isinstance(value, str) for value in about.values())
-    if not is_object_of_texts:
-        raise DataError(
-            "task.json must be an object of texts",
-            where=str(path),
-            why=f"found {str(about)[:80]}",
-            remedy='write {"name": "digits", "scorer": "exact"}',
-        )
-    return about
-
-
 def _digests(paths: Iterable[str]) -> dict[str, str]:
     paths = list(paths)
     # Hashing waits for the disk and runs outside the interpreter's lock, so threads help.
@@ -368,23 +331,20 @@ def _digests(paths: Iterable[str]) -> dict[str, str]:
 
 
 def _contents(
-    files: Mapping[str, Path],
-    splits: Mapping[str, tuple[Record, ...]],
-    digests: Mapping[str, str],
-    root: Path,
+    source: TaskSource, splits: Mapping[str, tuple[Record, ...]], digests: Mapping[str, str]
 ) -> dict[str, str]:
     """Digests of everything a task was read from: files, the records of every split, pictures."""
     contents = {}
-    for split, path in files.items():
-        contents[f"{path.name} ({split} file)"] = file_digest(path)
+    for split, file in source.files.items():
+        contents[f"{Path(file).name} ({split} file)"] = source.digest(split)
     for split, records in splits.items():
         contents[f"{split} records"] = _hash([record.id for record in records])
     # Names relative to the picture folder: a copied or moved data set keeps its fingerprint.
-    home = root.resolve()
+    home = source.root.resolve()
     pictures = []
     for name, digest in digests.items():
         path = Path(name)
-        relative = path.relative_to(home).as_posix()
+        relative = place_of(path.relative_to(home).as_posix(), source.inner)
         pictures.append([relative, path.stat().st_size, digest])
     contents["pictures"] = _hash(sorted(pictures))
     return contents

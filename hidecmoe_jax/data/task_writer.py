@@ -20,7 +20,7 @@ from typing import Any
 from hidecmoe_jax.core.errors import ConfigError, DataError
 from hidecmoe_jax.data.items import Record
 from hidecmoe_jax.data.media import IMAGE
-from hidecmoe_jax.data.picture_folder import INNER
+from hidecmoe_jax.data.picture_folder import INNER, place_of
 
 _TEST_KEYS = ("text", "answer", "answers")
 
@@ -156,16 +156,11 @@ def write_task(draft: TaskDraft, folder: Path) -> Placed:
     return placed
 
 
-def place_of(name: str) -> str:
-    """Returns where the picture of a name lies in a written task folder: below `images/`, where it is looked for."""
-    return name if name.startswith(f"{INNER}/") else f"{INNER}/{name}"
-
-
 def _place_pictures(names: Mapping[str, str], folder: Path) -> Placed:
     linked = 0
     sources: dict[str, str] = {}
     for source, name in names.items():
-        place = place_of(name)
+        place = place_of(name, INNER)
         other = sources.setdefault(place, source)
         if other != source:
             raise DataError(

@@ -19,8 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from hidecmoe_jax.core.errors import ConfigError, DataError, nearest
-from hidecmoe_jax.data.jsonfile import json_or_lines
-from hidecmoe_jax.data.records import Record, read_test, read_train
+from hidecmoe_jax.data.prepared import prepared
+from hidecmoe_jax.data.records import POLICY, Record
+from hidecmoe_jax.data.task_source import NAMES, open_source
 from hidecmoe_jax.locators.calibrate import carried, threshold
 from hidecmoe_jax.methods.base import FrozenFeatures
 from hidecmoe_jax.methods.gates.unknown import BOTH, RETIRED, calibrated, modality_masks
@@ -130,7 +131,8 @@ def _records(run: RunWithData, data: Sequence[str | Path]) -> dict[int, tuple[Re
 
 
 def _task_of(place: Path, tasks: Sequence[str]) -> int:
-    name = place.resolve().name
+    data_set = prepared(place)
+    name = place.resolve().name if data_set is None else data_set.about["name"]
     if name not in tasks:
         raise ConfigError(
             "a folder of no task of the run", where=str(place), why=f"it is called {name!r}",
@@ -141,10 +143,8 @@ def _task_of(place: Path, tasks: Sequence[str]) -> int:
 
 def _read(place: Path) -> tuple[Record, ...]:
     """The records of a folder: of its test file, or else of its training file."""
-    test = json_or_lines(place / "test.json")
-    if test.is_file():
-        return read_test(test, place)
-    return read_train(json_or_lines(place / "train.json"), place)
+    source = open_source(place, dict.fromkeys(NAMES), None)
+    return source.read("test" if "test" in source.files else "train", POLICY).records
 
 
 @dataclass(frozen=True)

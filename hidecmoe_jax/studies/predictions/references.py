@@ -82,8 +82,11 @@ def read_questions(folder: Path, *, test: str | None = None, root: Path | None =
             "the folder has no test file", where=str(folder), why=f"looked for {', '.join(TESTS)}",
             remedy="give the folder of a task with its test file",
         )  # fmt: skip
-    path = files[0]
-    items = read_items(path)
+    return questions_of(read_items(files[0]), files[0], root=root, rule=rule)
+
+
+def questions_of(items: Any, path: Path, *, root: Path | None = None, rule: str = "exact") -> Asked:
+    """Questions of the JSON value of a test file, as `read_questions`."""
     if not isinstance(items, list) or not items:
         raise DataError("a test file must be an array of items", where=str(path), why=f"found {kind(items)}")
     questions = []

@@ -12,12 +12,13 @@ from hidecmoe_jax.core.yaml_text import read_yaml
 from hidecmoe_jax.data.benchmarks import StreamTask
 from hidecmoe_jax.data.jsonfile import json_or_lines
 from hidecmoe_jax.data.pocket.cache import pocket_tasks
+from hidecmoe_jax.data.prepared import prepared
 from hidecmoe_jax.data.stream import TaskSpec, carve, name_of, sample, scorer_name
 from hidecmoe_jax.runs.folder import RunFolder, SeedFolder
 from hidecmoe_jax.scoring.rules import rule_of
 from hidecmoe_jax.storage.files import read_json
 from hidecmoe_jax.studies.predictions.layout import Found, find_results, place_results
-from hidecmoe_jax.studies.predictions.references import Asked, read_questions, task_folder
+from hidecmoe_jax.studies.predictions.references import Asked, questions_of, read_questions, task_folder
 
 
 @dataclass(frozen=True)
@@ -90,10 +91,16 @@ def folder_tasks(folders: Sequence[Path]) -> list[Task]:
 def _task_of(spec: TaskSpec, name: str | None = None, val_fraction: float = 0.1) -> Task:
     folder = Path(spec.folder)
     rule = scorer_name(spec)
-    test = json_or_lines(folder / spec.test)
-    train = json_or_lines(folder / spec.train)
-    is_split = not test.is_file() and train.is_file()
-    asked = _asked(folder, rule, test=train.name if is_split else test.name)
+    data_set = prepared(folder)
+    if data_set is not None:
+        is_split = "test" not in data_set.files
+        split = "train" if is_split else "test"
+        asked = questions_of(data_set.items(split), folder / data_set.files[split], rule=rule)
+    else:
+        test = json_or_lines(folder / spec.test)
+        train = json_or_lines(folder / spec.train)
+        is_split = not test.is_file() and train.is_file()
+        asked = _asked(folder, rule, test=train.name if is_split else test.name)
     questions = asked.questions
     notes = asked.notes
     if is_split:
