@@ -44,8 +44,12 @@ def test_a_benchmark_is_learned_answered_and_scored(stream, tmp_path, monkeypatc
     assert len(first_losses(first)) == len(folders)
     assert first_losses(second) == first_losses(first)
     capsys.readouterr()
+    matrices = []
     for run in (first, second):
-        assert main(["score", "--predictions", str(run), "--json"]) == 0
-        scores = json.loads(capsys.readouterr().out)
-        names = {cell["task"] for cell in scores["sources"][0]["cells"]}
-        assert names == {folder.name for folder in folders}
+        # Both rules, joined with the test files of the folders and with those of the data sets.
+        assert main(["score", "--predictions", str(run), "--json", "--resamples", "0"]) == 0
+        (scored,) = json.loads(capsys.readouterr().out)["runs"]
+        assert {cell["task"] for cell in scored["cells"]} == {folder.name for folder in folders}
+        assert all(cell["missing"] == 0 and cell["questions"] >= 1 for cell in scored["cells"])
+        matrices.append((scored["matrix"], scored["legacy_matrix"]))
+    assert matrices[0] == matrices[1]
