@@ -3,7 +3,8 @@
 The rules work on the updates a_i b_i themselves, site by site and layer by layer (`experts/combine.py`): their
 `average`; `ties` (TIES-Merging, arXiv 2306.01708: trim each to its largest entries, elect a sign, mean of those that
 agree); `dare` (DARE, arXiv 2311.03099: drop entries at random, enlarge the rest, average); `dare_ties` (dropping, then
-electing). The result is compressed to the best update of `merged_rank`.
+electing). The result is compressed to the best update of `merged_rank`: as wide as all experts together by default, or
+as one, which then no longer grows with the tasks.
 
 Different from the papers: they merge all weights of fine-tuned models, and trim each model's whole vector at once; here
 a matrix is trimmed by itself and what no product of `merged_rank` can hold is lost. Trained is one expert a task,
@@ -46,7 +47,7 @@ class Merged(Summed):
 
     Attributes:
       rule: how they are merged.
-      merged_rank: of the result; null for that of one task's expert, which loses most of the others'.
+      merged_rank: of the result; null for the ranks of all tasks together, which loses nothing of an average.
       density: share of entries that trimming and dropping keep (0.2 in TIES-Merging).
       volume: multiplies the result (lambda of task arithmetic).
       draw: seed of what DARE drops.
@@ -63,7 +64,7 @@ class Merged(Summed):
     def __post_init__(self):
         super().__post_init__()
         if self.merged_rank is not None and self.merged_rank < 1:
-            raise ValueError(f"merged_rank {self.merged_rank} must be at least 1, or null for that of an expert")
+            raise ValueError(f"merged_rank {self.merged_rank} must be at least 1, or null for that of all experts")
         if not 0 < self.density <= 1 or not 0 < self.volume < float("inf"):
             raise ValueError(f"density {self.density} must be in (0, 1] and volume {self.volume} above 0 and finite")
         if not 0 <= self.draw < 2**32:
@@ -89,12 +90,12 @@ class Merged(Summed):
         weight = self.volume if self.rule in ("ties", "dare_ties") else self.volume / len(tasks)
         return combine(
             bank, slots, mode=MODES[self.rule], weights=(weight,) * len(tasks), density=self.density,
-            rank=self._merged_rank, key=jax.random.key(self.draw),
+            rank=self._result_rank(len(tasks)), key=jax.random.key(self.draw),
         )  # fmt: skip
 
-    @property
-    def _merged_rank(self) -> int:
-        return self.merged_rank or self.lora.rank
+    def _result_rank(self, tasks: int) -> int:
+        """Rank of the merged expert of so many tasks."""
+        return self.merged_rank or self.lora.rank * tasks
 
     def serve(self, model: Model, learner: Learner) -> Serving:
         """The base with the merged expert folded in."""
@@ -115,18 +116,24 @@ class Merged(Summed):
         """1 in every layer, whatever the task."""
         return np.ones((learner.past[LINEARS].layers, 1), np.float32)
 
+    @property
+    def rank(self) -> int:
+        """The rank that sets what is stored: that of the merged expert, or where it follows from them of one task's."""
+        return self.merged_rank or self.lora.rank
+
     def with_rank(self, rank: int) -> Merged:
-        """The method with experts of another rank; a `merged_rank` keeps its ratio to it."""
-        resized = super().with_rank(rank)
+        """The method with another `rank`."""
         if self.merged_rank is None:
-            return resized
-        return replace(resized, merged_rank=max(1, round(self.merged_rank * rank / self.lora.rank)))
+            return super().with_rank(rank)
+        return replace(self, merged_rank=rank)
 
     def stored_after(self, model: Model, tasks: int) -> dict[str, int]:
-        """One merged expert in every layer, however many tasks there are."""
+        """Parameters beyond the base that answering needs after `tasks` tasks, by kind: one merged expert."""
         counts = no_parameters() | self.inner.stored_after(model, tasks)
-        expert = replace(self.lora, rank=self._merged_rank).size(model) * model.config.layers
-        return counts | {"experts": expert * min(tasks, 1)}
+        if not tasks:
+            return counts
+        merged = replace(self.lora, rank=self._result_rank(tasks))
+        return counts | {"experts": merged.size(model) * model.config.layers}
 
     def sizes(self, model: Model, learner: Learner) -> dict[str, dict[str, int]]:
         """As the inner method, but for what is stored to answer."""

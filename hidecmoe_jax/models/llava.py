@@ -144,6 +144,11 @@ def projector_leaves(model: Model) -> dict[str, Array]:
     return trees.flatten({"projector": model.params["projector"]})
 
 
+def decoder_leaves(model: Model) -> dict[str, Array]:
+    """{path: leaf} of the whole decoder, with the paths of `projector_leaves`."""
+    return trees.flatten({"decoder": model.params["decoder"]})
+
+
 def vision_weights(params: dict) -> dict:
     """The vision tower's parameters, or what stands for them, such as shapes."""
     return params["vision"]

@@ -22,12 +22,12 @@ class Reading:
 
     Attributes:
       layer: decoder layers to run; -1 for all of them and the final norm, `half` for half of them.
-      over: `last` prompt token; the mean over its `image` tokens (the last token where there are none); or `parts`, the
-        three states of `PARTS` side by side.
+      over: `last` prompt token; the mean over its `image` tokens (the last token where there are none); `parts`, the
+        three states of `PARTS` side by side; or `words`, the last of these alone, which takes no layer and no picture.
     """
 
     layer: int | Literal["half"] = -1
-    over: Literal["last", "image", "parts"] = "last"
+    over: Literal["last", "image", "parts", "words"] = "last"
 
     def __post_init__(self):
         if self.layer != "half" and self.layer < -1:
@@ -35,7 +35,14 @@ class Reading:
 
     def depth(self, layers: int) -> int:
         """Layers of a decoder with `layers` layers that are run; -1 for all of them and the final norm."""
+        if not self.reads_pictures:
+            return 0
         return layers // 2 if self.layer == "half" else self.layer
+
+    @property
+    def reads_pictures(self) -> bool:
+        """Whether the state depends on pictures, and on more of the base than its token table."""
+        return self.over != "words"
 
     def width(self, width: int) -> int:
         """Numbers that are read of a model of this width."""
@@ -45,6 +52,10 @@ class Reading:
 def prompt_state(model: Model, prompt: Prompt, reading: Reading) -> Array:
     """The prompt's state that `reading` selects, float32 [B, `reading.width(D)`]."""
     config = model.config
+    if not reading.reads_pictures:
+        # Without the patches, which no text token needs, nothing is projected.
+        x_BTD = embed(model, prompt.replace(patches_BIPD=None))
+        return _mean(x_BTD, _text_tokens(model, prompt))
     depth = reading.depth(config.layers)
     if depth >= 0:
         # A shorter stack, so that layers above the one that is read cost nothing.
@@ -62,8 +73,7 @@ def prompt_state(model: Model, prompt: Prompt, reading: Reading) -> Array:
     image_BT = mask_BT & is_image_BT
     has_image_B1 = jnp.any(image_BT, axis=1, keepdims=True)
     if reading.over == "parts":
-        last_image_B1 = jnp.max(jnp.where(image_BT, nth_BT, 0), axis=1, keepdims=True)
-        text_BT = mask_BT & (nth_BT > last_image_B1)
+        text_BT = _text_tokens(model, prompt)
         parts = (_mean(h_BTD, image_BT), _mean(h_BTD, text_BT), _mean(embed(model, prompt), text_BT))
         return jnp.concatenate(parts, axis=-1)
     count_B1 = nth_BT[:, -1:]
@@ -72,6 +82,15 @@ def prompt_state(model: Model, prompt: Prompt, reading: Reading) -> Array:
     over_image_B1 = has_image_B1 & (reading.over == "image")
     selected_BT = jnp.where(over_image_B1, image_BT, last_BT)
     return _mean(h_BTD, selected_BT)
+
+
+def _text_tokens(model: Model, prompt: Prompt) -> Array:
+    """The text tokens behind the last image token, all where there is none; bool [B, T]."""
+    mask_BT = prompt.mask_BT
+    nth_BT = jnp.cumsum(mask_BT.astype(jnp.int32), axis=1)
+    image_BT = mask_BT & (prompt.tokens_BT == model.config.image_token)
+    last_image_B1 = jnp.max(jnp.where(image_BT, nth_BT, 0), axis=1, keepdims=True)
+    return mask_BT & (nth_BT > last_image_B1)
 
 
 def _mean(h_BTD: Array, selected_BT: Array) -> Array:

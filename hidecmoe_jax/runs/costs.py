@@ -49,7 +49,8 @@ def flops_per_query(
     if routed and reading is not None:
         depth = reading.depth(config.layers)
         layers = depth if depth >= 0 else None
-        prefill = flops.prefill(config, tokens, pictures=pictures, layers=layers)
+        read = pictures if reading.reads_pictures else 0
+        prefill = flops.prefill(config, tokens, pictures=read, layers=layers)
     total = forward + prefill
     return {
         "tokens": tokens, "pictures": pictures, "forward_base": base, "forward_method": forward,

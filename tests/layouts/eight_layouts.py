@@ -43,6 +43,9 @@ METHODS = {
     "ewc": {"kind": "ewc", "inner": {"growth": "shared", "lora": {"rank": 2, "alpha": 4, "dropout": 0}}},
     "lwf": {"kind": "lwf", "inner": {"growth": "shared", "lora": {"rank": 2, "alpha": 4, "dropout": 0}}},
     "olora": {"kind": "olora", "train_projector": True, "lora": {"rank": 2, "alpha": 4, "dropout": 0}},
+    "reglora": {"kind": "reglora", "train_projector": True, "lora": {"rank": 2, "alpha": 4, "dropout": 0}},
+    "incmoe": {"kind": "incmoe", "lora": {"rank": 2, "alpha": 4, "dropout": 0.1}, "experts": 2},
+    "full": {"kind": "full"},
 }
 # Sizes of data, fsdp and tensor, and where the base lies while training and while answering.
 LAYOUTS = {

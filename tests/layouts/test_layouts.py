@@ -24,7 +24,7 @@ from hidecmoe_jax.models.llava import Batch, Model, Prompt, answer_loss, model_t
 
 EIGHT = Path(__file__).with_name("eight_layouts.py")
 ALL = "8x1x1,1x8x1,2x2x2,1x4x2"
-TRAINED = ("hide", "cmoe", "stacked", "moelora", "sequential", "ewc", "lwf", "olora")
+TRAINED = ("hide", "cmoe", "stacked", "moelora", "sequential", "ewc", "lwf", "olora", "reglora", "incmoe", "full")
 
 
 def on_eight_devices(*words: str, flags: str = "") -> dict:

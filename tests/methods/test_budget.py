@@ -17,11 +17,13 @@ from hidecmoe_jax.methods.gates.anchors import NamedGate
 from hidecmoe_jax.methods.gates.locator import LocatorGate
 from hidecmoe_jax.methods.growth.layer_choice import LayerChoice
 from hidecmoe_jax.methods.growth.probe import Probe
+from hidecmoe_jax.methods.incmoe import IncMoe
 from hidecmoe_jax.methods.lora import PARALLEL, Lora
 from hidecmoe_jax.methods.merged import Merged
 from hidecmoe_jax.methods.mixture import Mixture
 from hidecmoe_jax.methods.moelora import MoeLora
 from hidecmoe_jax.methods.olora import OLora
+from hidecmoe_jax.methods.reglora import RegLora
 from hidecmoe_jax.methods.routed import Routed
 from hidecmoe_jax.methods.stacked import LowerLayers, Stacked
 
@@ -37,8 +39,10 @@ METHODS = {
     "moelora": MoeLora(experts=2),
     "ewc": Ewc(),
     "o-lora": OLora(),
+    "reglora": RegLora(),
+    "incmoe": IncMoe(),
     "merged": Merged(),
-    "merged, twice the rank": Merged(merged_rank=16),
+    "merged into a fixed rank": Merged(merged_rank=16),
 }
 
 
@@ -62,8 +66,8 @@ def bare(method):
         return replace(method, below=bare(method.below), above=bare(method.above))
     if isinstance(method, Ewc):
         return replace(method, inner=bare(method.inner))
-    if isinstance(method, Merged):
-        method = replace(method, merged_rank=None)
+    if isinstance(method, Merged) and method.merged_rank is not None:
+        return replace(method, merged_rank=1)
     return replace(method, lora=replace(method.lora, rank=1))
 
 

@@ -68,15 +68,18 @@ METHODS = {
     "ewc": {"kind": "ewc", "inner": {"growth": "shared", "lora": SMALL_LORA | {"dropout": 0}}},
     "lwf": {"kind": "lwf", "inner": {"growth": "shared", "lora": SMALL_LORA}},
     "olora": {"kind": "olora", "lora": SMALL_LORA},
+    "reglora": {"kind": "reglora", "share": 0.1, "lora": SMALL_LORA},
+    "incmoe": {"kind": "incmoe", "lora": SMALL_LORA | {"alpha": 4}},
+    "full": {"kind": "full"},
     "merged": {"kind": "merged", "rule": "ties", "train_projector": True, "lora": {"rank": 2, "dropout": 0.1}},
 }
 # Each compiles training of its own, and test_layer_choice.py, test_mixture.py and test_edits.py run the like.
-SLOW = ("hide_frozen_projector", "chosen_by_cka", "chosen_by_probe", "cmoe_uniform", "lwf")
+SLOW = ("hide_frozen_projector", "chosen_by_cka", "chosen_by_probe", "cmoe_uniform", "lwf", "reglora", "full")
 
 # The others train as `hide` does and differ in what they make of it, which saves a compilation each.
 TRAINED = ("hide", "hide_frozen_projector", "served", "chosen_by_probe", "sequential", "joint", "zero_shot")
 POOLED = tuple(name for name, method in METHODS.items() if method.get("kind", "routed") not in ("routed", "merged"))
-SHARED = ("sequential", "joint", "moelora", "ewc", "lwf", "replay")  # one set of experts for all tasks
+SHARED = ("sequential", "joint", "moelora", "ewc", "lwf", "replay", "full")  # one set of experts for all tasks
 
 
 def rows(*names: str) -> list:
@@ -227,7 +230,7 @@ def test_a_projector_that_is_frozen_is_not_archived(taught):
 
 
 @pytest.mark.parametrize(
-    "name", rows("hide", "merge_all", "per_task", "zero_shot", "cmoe_uniform", "cmoe_open", "moelora")
+    "name", rows("hide", "merge_all", "per_task", "zero_shot", "cmoe_uniform", "cmoe_open", "moelora", "incmoe", "full")
 )
 def test_answers_do_not_depend_on_batch_mates(taught, name):
     together, first = answers_do_not_depend_on_batch_mates(taught(name))

@@ -11,13 +11,17 @@ from tiny import tiny_model
 from hidecmoe_jax.core import trees
 from hidecmoe_jax.core.strict import build, plain
 from hidecmoe_jax.experts import fold, surgery
+from hidecmoe_jax.experts.routing import routed_weights
 from hidecmoe_jax.methods.base import FrozenFeatures, Learner, Loss
 from hidecmoe_jax.methods.ewc import Consolidate, CountFisher, Ewc, penalty
+from hidecmoe_jax.methods.full import Full
 from hidecmoe_jax.methods.fusion import slot_of
+from hidecmoe_jax.methods.incmoe import IncMoe
 from hidecmoe_jax.methods.lora import LINEARS, Lora
 from hidecmoe_jax.methods.lwf import Lwf, divergence
 from hidecmoe_jax.methods.merged import Merged
 from hidecmoe_jax.methods.olora import OLora, TuneOrthogonal, overlap
+from hidecmoe_jax.methods.reglora import RegLora, key_elements, size_at
 from hidecmoe_jax.methods.routed import Routed
 from hidecmoe_jax.methods.stages import Stage
 from hidecmoe_jax.models.llava import Batch, Prompt
@@ -193,6 +197,73 @@ def test_olora_adds_its_penalty_once_a_token_and_trains_on_the_sum_of_all():
     np.testing.assert_array_equal(gain_LS, [[0, 1, 1, 0]] * 2)
 
 
+def test_reglora_finds_key_elements_and_penalises_what_is_learned_there():
+    bank, live = bank_of(2), surgery.extract(bank_of(1, seed=9), 0)
+    found = key_elements(bank, 0.2)
+    expected, gradient = 0.0, {site: np.zeros(live.b[site].shape) for site in SITES}
+    for site, layer in ((site, layer) for site in SITES for layer in range(2)):
+        key = np.zeros(SITES[site], bool)
+        for task in range(2):
+            magnitude = np.abs(updates_of(bank, task)[site][layer])
+            key |= magnitude >= np.sort(magnitude.ravel())[-int(0.2 * magnitude.size)]
+        np.testing.assert_array_equal(found[site][layer], key)
+        a_DR, b_RF = np.asarray(live.a[site][layer, :, 0]), np.asarray(live.b[site][layer, 0])
+        expected += np.abs(a_DR @ b_RF)[key].mean()
+        gradient[site][layer, 0] = a_DR.T @ (np.sign(a_DR @ b_RF) * key / key.sum())
+    np.testing.assert_allclose(size_at(live, found), expected, rtol=1e-5)
+    grown = jax.grad(lambda b: size_at(live.replace(b=b), found))(live.b)
+    for site in SITES:
+        np.testing.assert_allclose(grown[site], gradient[site], rtol=1e-4, atol=1e-5)
+    nothing = key_elements(bank_of(0), 0.2)
+    assert not any(key.any() for key in nothing.values()) and float(size_at(live, nothing)) == 0
+
+
+def test_incmoe_weighs_old_and_new_experts_by_one_softmax_and_an_empty_slot_by_none():
+    method = IncMoe(lora=Lora(2, 4.0, sites=("q_proj",)), experts=2)
+    model = tiny_model(0)
+    learner = method.init(model, 3)
+    for task in range(2):
+        (stage,) = method.stages(task)
+        ready = stage.prepare(model, learner, task, jax.random.key(task))
+        assert ready.routers["q_proj"].shape == (3, 16, 2)
+        learner = stage.finish(model, ready, task, None, KEY)
+    assert method.learned(learner) == (0, 1)
+    voice = method.mixture(learner.past[LINEARS], learner.memory.routers)
+    x_BTD = jax.random.normal(KEY, (1, 4, 16))
+    gain_BS, router_BDS = voice.routing.gain_LBS[1], voice.routing.site_routers["q_proj"][1][None]
+    weight_BTS, _ = routed_weights(x_BTD, gain_BS, router_BDS, 6)
+    logits = np.asarray(x_BTD[0], np.float64) @ np.asarray(router_BDS[0])[:, :4]
+    expected = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(weight_BTS[0, :, :4], expected, rtol=1e-4)
+    assert not np.asarray(weight_BTS[0, :, 4:]).any()
+    missing = method.from_archive(model, 3, [None, jax.device_get(method.to_archive(learner, 1))])
+    assert method.learned(missing) == (1,)
+    kept = method.to_archive(missing, 1)
+    assert trees.digests(kept) == trees.digests(method.to_archive(learner, 1))
+    sizes = method.sizes(model, learner)
+    per_task = {"experts": 3 * 2 * 2 * (16 + 16), "routers": 3 * 2 * 16, "locator": 0, "projector": 0}
+    assert sizes["trained"] == per_task
+    assert sizes["stored"] == {kind: 2 * count for kind, count in per_task.items()} == method.stored_after(model, 2)
+
+
+def test_full_tuning_trains_the_decoder_in_float32_and_leaves_the_base():
+    model = tiny_model(0)
+    for train_projector, parts in ((False, {"decoder"}), (True, {"decoder", "projector"})):
+        method = Full(train_projector=train_projector)
+        (stage,) = method.stages(0)
+        ready = stage.prepare(model, method.init(model, 4), 0, KEY)
+        assert {path.split("/")[0] for path in ready.tuned} == parts
+        assert trees.count(ready.tuned) == sum(method.stored_after(model, 3).values())
+    decoder = trees.flatten({"decoder": model.params["decoder"]})
+    assert set(decoder) <= set(ready.tuned) and all(leaf.dtype == jnp.float32 for leaf in ready.tuned.values())
+    moved = ready.replace(tuned={path: leaf + 1 for path, leaf in ready.tuned.items()})
+    done = stage.finish(model, moved, 0, None, KEY)
+    served = method.serve(model, done).model.params["decoder"]["layers"]["q_proj"]["kernel"]
+    np.testing.assert_array_equal(served, model.params["decoder"]["layers"]["q_proj"]["kernel"] + 1)
+    again = stage.prepare(model, done, 1, KEY)
+    assert trees.digests(again.tuned) == trees.digests(moved.tuned)
+
+
 def ties_by_hand(matrices: list[np.ndarray], density: float) -> np.ndarray:
     trimmed = []
     for matrix in matrices:
@@ -226,8 +297,11 @@ def test_merging_is_the_mean_or_ties_of_the_updates():
         for layer in range(2):
             expected = 1.5 * ties_by_hand([update[layer] for update in updates], 0.4)
             np.testing.assert_allclose(ties[site][layer], expected, atol=1e-4)
-    alone = merged_update(Merged(lora=Lora(2, 4.0)), bank_of(1))
-    np.testing.assert_allclose(alone["q_proj"], updates_of(bank_of(1), 0)["q_proj"], atol=1e-5)
+    by_default = merged_update(Merged(lora=Lora(2, 4.0)), bank)
+    np.testing.assert_allclose(by_default["q_proj"], mean["q_proj"] / 1.5, atol=1e-5)
+    one_rank = merged_update(Merged(lora=Lora(2, 4.0), merged_rank=1), bank)["q_proj"]
+    left, values, right = np.linalg.svd(mean["q_proj"][0] / 1.5)
+    np.testing.assert_allclose(one_rank[0], values[0] * np.outer(left[:, 0], right[0]), atol=1e-4)
 
 
 def test_dare_is_the_mean_on_average_and_drops_the_rest():
@@ -267,7 +341,9 @@ def test_a_merged_expert_is_served_in_the_base_and_has_the_size_that_is_stated()
     assert set(method.variants()) == {"average", "ties", "dare", "dare_ties"}
 
 
-@pytest.mark.parametrize("method", [Ewc(), Lwf(), OLora(), Merged(rule="dare", merged_rank=3)])
+@pytest.mark.parametrize(
+    "method", [Ewc(), Lwf(), OLora(), RegLora(share=0.1), IncMoe(), Full(), Merged(rule="dare", merged_rank=3)]
+)
 def test_settings_are_read_back(method):
     assert build(type(method), {key: value for key, value in plain(method).items() if key != "kind"}, "test") == method
 
@@ -281,6 +357,8 @@ def test_settings_are_read_back(method):
         (Lwf, {"temperature": 0.0}, "temperature 0.0"),
         (OLora, {"strength": float("inf")}, "strength inf"),
         (OLora, {"lora": Lora(sites=("ffn",))}, "folded"),
+        (RegLora, {"share": 0.0}, "share 0.0"),
+        (IncMoe, {"experts": 0}, "experts 0"),
         (Merged, {"density": 0.0}, "density 0.0"),
         (Merged, {"merged_rank": 0}, "merged_rank 0"),
         (Merged, {"draw": -1}, "draw -1"),
