@@ -100,9 +100,9 @@ class Report:
         lines += [f"warning  {warning}" for warning in self.warnings]
         lines += [f"problem  {line}" for line in shown_lines(self._located_problems())]
         lines += [f"leak     {line}" for line in shown_lines(self.leaks)]
-        verdict = "ok"
+        verdict = f"ok, with {_counted(len(self.warnings), 'warning')}" if self.warnings else "ok"
         if not self.ok:
-            verdict = f"refused: {len(self.problems)} problems, {len(self.leaks)} leaks"
+            verdict = f"refused: {_counted(len(self.problems), 'problem')}, {_counted(len(self.leaks), 'leak')}"
         # Also where the leaks are allowed: whoever reads the report should see that there are some.
         if self.leaks:
             verdict += f" ({self.allowed_leaks} leaks allowed)"
@@ -254,6 +254,10 @@ def _row(task: Task) -> tuple[str, ...]:
         spread,
         task.scorer,
     )
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def _count(error: HidecmoeError) -> int:

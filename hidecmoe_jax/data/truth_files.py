@@ -39,9 +39,11 @@ class Alignment:
         return not self.without_truth
 
     def __str__(self) -> str:
-        counts = f"{self.without_truth} test items have no truth there, {self.without_item} of its are not asked"
-        place = "; joined by position in the file" if self.by_place else ""
-        return f"{self.file}: {counts}{place}"
+        place = ", joined by position" if self.by_place else ""
+        return (
+            f"{self.file}{place}: {self.without_truth} test items have no answer in it, {self.without_item} answers in "
+            "it belong to no test item"
+        )
 
 
 def alignments(folder: Path, ids: list[str], pictures: list[str]) -> list[Alignment]:

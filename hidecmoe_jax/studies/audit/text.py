@@ -26,8 +26,8 @@ def audit_lines(document: Mapping[str, Any]) -> list[str]:
         texts = [row["text"] for row in document["findings"] if row["level"] == level]
         lines += [f"{level.ljust(_WIDTH)} {text}" for text in shown_lines(texts)]
     counts = level_counts(document)
-    numbers = f"{leaked_items(document)} test items trained on, {counts['warning']} warnings"
-    return [*lines, f"{verdict(counts)}: {numbers}"]
+    numbers = [_counted(leaked_items(document), "leaked test item"), _counted(counts["warning"], "warning")]
+    return [*lines, f"{verdict(counts)}: {', '.join(numbers)}"]
 
 
 def _task_lines(document: Mapping[str, Any]) -> list[str]:
@@ -67,6 +67,10 @@ def _mix_lines(mix: Mapping[str, Any]) -> list[str]:
     for row in mix["rows"]:
         rows.append([row["task"], *(str(row[key]) for key in ("items", "names", "questions", "answered"))])
     return [f"instruction mix {mix['name']}: {mix['questions']} questions, {mix['pictures']} pictures", *table(rows)]
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def _number(value: int | None) -> str:
