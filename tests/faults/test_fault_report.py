@@ -140,7 +140,7 @@ def test_fault_f4_one_backward_transfer_on_the_page_the_other_divisor_in_the_jso
     assert found["bwt_t_minus_1_routing"] == pytest.approx(-14.0)
 
 
-@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("count", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_fault_f4_titles_are_never_cut(count):
     tasks = [LONG, TWIN][:count]
     matrix = [[10] * count] + [[50] * count for _ in tasks]

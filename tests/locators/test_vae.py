@@ -172,7 +172,7 @@ def test_training_stops_early_and_keeps_the_best_weights(monkeypatch):
     np.testing.assert_array_equal(weights["rebuild_bias"], np.zeros(D))
 
 
-@pytest.mark.parametrize("rows", [4, 5, 9])
+@pytest.mark.parametrize("rows", [4, pytest.param(5, marks=pytest.mark.slow), 9])
 def test_tiny_tasks_get_finite_scores(memory, rows):
     found = LOCATOR.fit(memory, 3, samples(3, rows), key=jax.random.key(0))
     scores = np.asarray(SCORES(found, samples(0, 100, seed=4), learned(0, 3)))

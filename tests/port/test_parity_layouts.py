@@ -92,6 +92,7 @@ def test_check_knows_where_rounding_happened(tmp_path):
     assert check.wider_than_bfloat16([folders["hub"]])
 
 
+@pytest.mark.slow  # test_convert.py restores them on meshes, test_convert_attempts.py after a kill
 def test_sharded_pieces_restore_the_same_leaves(tmp_path):
     source, clip = (make_checkpoints.write(layout, tmp_path) for layout in ("hub", "clip_plain"))
     convert(source, tmp_path / "out", clip=clip, layout="sharded")

@@ -231,8 +231,9 @@ def test_chosen_layers_are_drawn_and_explained(tmp_path):
     grown = replace(facts(), growth=found)
     document = run_document(grown, [seed_result(0, [[10, 20], [80, 30], [60, 90]])])
     assert document["growth"] == found
-    assert run_figures(document)["expansion.png"].startswith(b"\x89PNG")
-    assert "growth.png" not in run_figures(document)
+    figures = run_figures(document)
+    assert figures["expansion.png"].startswith(b"\x89PNG")
+    assert "growth.png" not in figures
     write_report(tmp_path, document, [])
     assert (tmp_path / "figures" / "expansion.png").is_file()
     assert "Framed layers are expanded" in (tmp_path / "report.html").read_text()

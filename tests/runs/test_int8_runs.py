@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import TINY, run_config, write_base, write_stream
+from tiny import SMALL_LORA, TINY, run_config, write_base, write_stream
 
 from hidecmoe_jax.core import trees
 from hidecmoe_jax.core.abstract import bytes_of
@@ -36,7 +36,7 @@ def world(tmp_path_factory):
     """A base, and a config with one task over it in int8."""
     root = tmp_path_factory.mktemp("int8")
     base = write_base(root / "base")
-    config = run_config(base, "hide", tasks=write_stream(root, ("birds",)))
+    config = run_config(base, "hide", tasks=write_stream(root, ("birds",)), lora=SMALL_LORA)
     return base, replace(config, scale=IN_INT8)
 
 

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from tiny import run_config, write_base, write_stream
+from tiny import SITES, run_config, write_base, write_stream
 
 from hidecmoe_jax.methods.lora import Lora
 from hidecmoe_jax.methods.routed import Routed
@@ -19,7 +19,7 @@ def session(tmp_path_factory):
         tasks=write_stream(root, ("birds",), train=12),
         tune={"batch": 2, "bucket": 32},
     )
-    return open_session(replace(config, method=Routed(lora=Lora(rank=2, dropout=0.0))))
+    return open_session(replace(config, method=Routed(lora=Lora(rank=2, dropout=0.0, sites=SITES))))
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from lessons import Silent
+from tiny import SITES
 
 from hidecmoe_jax.core import trees
 from hidecmoe_jax.core.errors import DataError
@@ -19,7 +20,7 @@ from hidecmoe_jax.train.step import begin, take_step
 
 SECONDS = 60  # a wait that ends by an event; reached only where the code is wrong
 STEPS = 6
-QUIET = Routed(lora=Lora(rank=2, dropout=0.0))
+QUIET = Routed(lora=Lora(rank=2, dropout=0.0, sites=SITES))
 TUNE = QUIET.stages(0)[0]
 
 

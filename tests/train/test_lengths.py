@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from lessons import Silent
-from tiny import mapping, run_config, write_base, write_stream
+from tiny import SITES, mapping, run_config, write_base, write_stream
 
 from hidecmoe_jax.data.loader import Plan, ladder
 from hidecmoe_jax.methods.lora import Lora
@@ -18,7 +18,7 @@ from hidecmoe_jax.runs.session import open_session
 from hidecmoe_jax.train.stage import _stacked, run_stage
 from hidecmoe_jax.train.step import take_step
 
-QUIET = Routed(lora=Lora(rank=2, dropout=0.0))
+QUIET = Routed(lora=Lora(rank=2, dropout=0.0, sites=SITES))
 TUNE = QUIET.stages(0)[0]
 BATCH = 2
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from lessons import Silent
+from tiny import SITES
 
 from hidecmoe_jax.core import trees
 from hidecmoe_jax.core.errors import NumericsError
@@ -22,7 +23,7 @@ from hidecmoe_jax.train.optim import TrainConfig
 from hidecmoe_jax.train.stage import Streak, _report, run_stage, tuned_for
 from hidecmoe_jax.train.step import Metrics, begin, from_checkpoint, take_step, to_checkpoint
 
-QUIET = Routed(lora=Lora(rank=2, dropout=0.0))
+QUIET = Routed(lora=Lora(rank=2, dropout=0.0, sites=SITES))
 TUNE = QUIET.stages(0)[0]
 
 
@@ -126,7 +127,7 @@ def test_padding_to_any_bucket_leaves_the_loss(session, material):
 
 
 def test_dropout_is_keyed_by_the_step(session, ready, material):
-    noisy = Routed(lora=Lora(rank=2, dropout=0.5))
+    noisy = Routed(lora=Lora(rank=2, dropout=0.5, sites=SITES))
     batch = batches_of(material, [[0, 1]])
     losses = [float(one_step(session, ready, batch, method=noisy, key=key)[1].loss) for key in (1, 1, 2)]
     assert losses[0] == losses[1] != losses[2]

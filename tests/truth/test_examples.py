@@ -17,7 +17,7 @@ from pathlib import Path
 
 import jax
 import pytest
-from tiny import TINY, run_config, write_base, write_task, write_tokenizer
+from tiny import SMALL_LORA, TINY, run_config, write_base, write_task, write_tokenizer
 
 import hidecmoe_jax as hj
 from hidecmoe_jax import cli
@@ -153,7 +153,12 @@ def finished(tmp_path_factory) -> Path:
     """A run that has learned one task."""
     root = tmp_path_factory.mktemp("finished")
     task = write_task(root / "first", "a carp")
-    return hj.learn(run_config(write_base(root / "base"), "hide", tasks=[task]), root / "run")
+    config = run_config(
+        write_base(root / "base"), "hide", tasks=[task], lora=SMALL_LORA, tune={"batch": 2, "bucket": 32}
+    )
+    # Only what the run has learned is read.
+    config = replace(config, evaluate=replace(config.evaluate, zero_shot=False, variants=False))
+    return hj.learn(config, root / "run")
 
 
 @pytest.mark.parametrize("example", ADDED, ids=named)

@@ -35,7 +35,12 @@ KEY = re.compile(r"(?<![\w./@-])([a-z_]+(?:\.[a-z_0-9]+)+)(?![\w/(\[-])")
 ASSIGNMENT = re.compile(r"(?<![\w./-])([a-z_]+(?:\.[a-z_0-9]+)*)=(\[[^\]]*\]|[^\s`'\"),;]+)")
 
 
-def texts() -> Iterator[tuple[str, str]]:
+@functools.cache
+def texts() -> tuple[tuple[str, str], ...]:
+    return tuple(read_texts())
+
+
+def read_texts() -> Iterator[tuple[str, str]]:
     """(file, text) of everything a reader meets: strings of the package, README, docs, configs."""
     for path in sorted(PACKAGE.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
