@@ -117,7 +117,8 @@ def folders(
 ) -> None:
     """Make a task folder of pictures that lie in one folder for each answer, such as photos/cat and photos/dog.
 
-    The name of a folder is the answer to its pictures, in any script. Pictures are copied unchanged.
+    The name of a folder is the answer to its pictures, in any script. Pictures are linked, or
+    copied where they lie on another disk. `hidecmoe data import classes` does the same.
 
     Examples:
       $ hidecmoe data folders photos my/animals --question "Which animal is this?"

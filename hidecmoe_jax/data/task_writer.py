@@ -22,6 +22,7 @@ from hidecmoe_jax.data.items import Record
 from hidecmoe_jax.data.media import IMAGE
 from hidecmoe_jax.data.picture_folder import INNER, place_of
 
+OWN_KEYS = ("id", "image", "conversations")  # never among the keys that are not read
 _TEST_KEYS = ("text", "answer", "answers")
 
 
@@ -30,7 +31,7 @@ class DraftRecord:
     """A record to be written.
 
     Attributes:
-      rest: keys of its source that are not read; they are written as they are.
+      rest: keys of its source that are not read; they are written as they are. None of `OWN_KEYS`.
     """
 
     record: Record
@@ -62,7 +63,9 @@ class TaskDraft:
         names = [self.names[image] for image in record.images]
         question = _plain_question(record)
         is_short = split != "train" and question is not None and not set(_TEST_KEYS) & set(draft.rest)
-        item: dict[str, Any] = {"question_id" if is_short else "id": record.id}
+        # Of the two names the reader takes `id`.
+        has_question_id = is_short and "question_id" not in draft.rest
+        item: dict[str, Any] = {"question_id" if has_question_id else "id": record.id}
         if names:
             item["image"] = names[0] if len(names) == 1 else names
         if is_short:

@@ -5,17 +5,11 @@ A scorer that reads answers from such a file leaves out, or shifts, what the two
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from hidecmoe_jax.core.errors import DataError
 from hidecmoe_jax.data.jsonfile import read_json
-
-TEXT_VQA = "TextVQA_0.5.1_val.json"
-GQA = "testdev_balanced_questions.json"
-SCIENCE = "problems.json"
+from hidecmoe_jax.data.truths import READERS, caption_keys, of_its_form, read_truth
 
 
 @dataclass(frozen=True)
@@ -58,17 +52,10 @@ def alignments(folder: Path, ids: list[str], pictures: list[str]) -> list[Alignm
     """
     found = []
     for path in sorted(folder.glob("*.json")):
-        try:
-            if path.name in _READERS:
-                answered = _READERS[path.name](read_json(path))
-                found.append(_by_id(path.name, ids, answered))
-            elif "coco" in path.name.lower():
-                found.append(_captions(path.name, read_json(path), ids, pictures))
-        except (KeyError, TypeError, AttributeError) as error:
-            raise DataError(
-                "a file of truth is not of its form", where=str(path), why=f"{type(error).__name__}: {error}",
-                remedy="give the file as its benchmark published it, or move it elsewhere",
-            ) from error  # fmt: skip
+        if path.name in READERS:
+            found.append(_by_id(path.name, ids, set(read_truth(path))))
+        elif "coco" in path.name.lower():
+            found.append(_captions(path, ids, pictures))
     return found
 
 
@@ -77,29 +64,12 @@ def _by_id(name: str, ids: list[str], answered: set[str]) -> Alignment:
     return Alignment(name, len(asked - answered), len(answered - asked))
 
 
-def _captions(name: str, document: Any, ids: list[str], pictures: list[str]) -> Alignment:
+def _captions(path: Path, ids: list[str], pictures: list[str]) -> Alignment:
     """A COCO file of captions: joined by file name or id, else by position, as the published scripts do."""
-    answered = {str(annotation["image_id"]) for annotation in document["annotations"]}
-    by_stem = {}
-    for image in document.get("images", []):
-        if image.get("file_name"):
-            by_stem[Path(image["file_name"]).stem] = str(image["id"])
-    keys = []
-    by_place = False
-    for place, (item, picture) in enumerate(zip(ids, pictures, strict=True), start=1):
-        key = by_stem.get(Path(picture).stem, by_stem.get(item))
-        by_place |= key is None
-        keys.append(str(place) if key is None else key)
-    aligned = _by_id(name, keys, answered)
-    return Alignment(name, aligned.without_truth, aligned.without_item, by_place)
-
-
-def _text_vqa(document: Mapping[str, Any]) -> set[str]:
-    return {str(item["question_id"]) for item in document["data"]}
-
-
-def _by_key(document: Mapping[str, Any]) -> set[str]:
-    return set(map(str, document.keys()))
-
-
-_READERS = {TEXT_VQA: _text_vqa, GQA: _by_key, SCIENCE: _by_key}
+    document = read_json(path)
+    with of_its_form(path):
+        answered = {str(annotation["image_id"]) for annotation in document["annotations"]}
+        keys = caption_keys(document, zip(ids, pictures, strict=True))
+    numbered = [str(place) if key is None else key for place, key in enumerate(keys, start=1)]
+    aligned = _by_id(path.name, numbered, answered)
+    return Alignment(path.name, aligned.without_truth, aligned.without_item, None in keys)

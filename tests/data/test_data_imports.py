@@ -177,6 +177,17 @@ def test_several_answers_stay_the_references_of_a_test_file(source, tmp_path):
     assert test[1].references == ("[0,0.1,1,1]",)
 
 
+def test_an_item_with_two_ids_keeps_the_one_that_is_read(source, tmp_path):
+    lines(source / "train.jsonl", map(plain, range(3)))
+    lines(source / "test.jsonl", [{**plain(5), "id": "mine", "question_id": 9}])
+    import_task("jsonl", source, tmp_path / "a")
+    (record,) = open_task(TaskSpec(str(tmp_path / "a")), 0, val_fraction=0.4).test
+    assert record.id == "mine" and json.loads((tmp_path / "a" / "test.json").read_text())[0]["question_id"] == 9
+    with pytest.raises(DataError) as refused:
+        import_task("jsonl", source, tmp_path / "b", options=ImportOptions(fields={"image": "line"}))
+    assert "key 'image' stands beside" in refused.value.why
+
+
 def test_class_numbers_of_a_column_become_their_names(source, tmp_path):
     rows = []
     for number in range(COUNT):

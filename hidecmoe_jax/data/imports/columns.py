@@ -48,8 +48,13 @@ def hub_files(source: Path) -> dict[str, list[Path]]:
     folders = [source, source / "data"]
     folders += sorted(path for path in source.iterdir() if path.is_dir() and path.name != "data")
     holding = [folder for folder in folders if folder.is_dir() and list(folder.glob(f"*{PARQUET}"))]
-    if len(holding) != 1:
-        names = ", ".join(folder.name for folder in holding) or "no parquet and no Arrow file"
+    if not holding:
+        raise DataError(
+            "nothing to import", where=str(source), why="no parquet and no Arrow file in it or in a folder of it",
+            remedy="give the folder that `save_to_disk` wrote, or a copy of the data set's repository",
+        )  # fmt: skip
+    if len(holding) > 1:
+        names = ", ".join(folder.name for folder in holding)
         raise DataError(
             "which data to import is unclear", where=str(source), why=f"found {names}",
             remedy="give the folder that holds the files of one configuration",

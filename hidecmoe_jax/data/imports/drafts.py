@@ -19,7 +19,7 @@ from hidecmoe_jax.data.imports.spelling import Spelled, Unreadable, spelled
 from hidecmoe_jax.data.items import Record, kind, parse_item
 from hidecmoe_jax.data.picture_folder import PictureFolder
 from hidecmoe_jax.data.records import Policy, damage
-from hidecmoe_jax.data.task_writer import DraftRecord
+from hidecmoe_jax.data.task_writer import OWN_KEYS, DraftRecord
 
 _ENDINGS = {"JPEG": ".jpg", "MPO": ".jpg", "PNG": ".png", "WEBP": ".webp", "BMP": ".bmp", "GIF": ".gif", "TIFF": ".tif"}
 _HEADER = Policy(pictures="header")
@@ -32,6 +32,9 @@ class Pictures:
     Attributes:
       home: folder that paths are relative to.
       staging: new folder for pictures that stand as bytes in the source.
+
+    Raises:
+      DataError: there is no such folder.
     """
 
     home: Path
@@ -39,6 +42,8 @@ class Pictures:
     _staged: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self):
+        if not self.home.is_dir():
+            raise DataError("no such folder of pictures", where=str(self.home), why="it is no folder")
         self.home = self.home.resolve()
         self._folder = PictureFolder(self.home)
 
@@ -156,6 +161,9 @@ class Drafting:
         if not isinstance(item, Mapping):
             raise Unreadable(f"a record is an object, found {kind(item)}")
         out = spelled(item, self.changes, self.fields, self.question)
+        doubled = [key for key in OWN_KEYS if key in out.rest]
+        if doubled:
+            raise Unreadable(f"key {doubled[0]!r} stands beside the one that --fields names; remove or rename it")
         name = self._name(out, split, position, first)
         first[str(name)] = source
         images = [self.pictures.name(value, self.changes) for value in out.pictures]
