@@ -33,11 +33,14 @@ from hidecmoe_jax.methods.base import (
     check_finite,
     with_leaves,
 )
-from hidecmoe_jax.methods.lora import LINEARS, Lora
+from hidecmoe_jax.methods.lora import Lora
 from hidecmoe_jax.methods.moelora import MoeLora, MoeLoraMemory
 from hidecmoe_jax.methods.routed_stages import tuned_projector
 from hidecmoe_jax.methods.stages import Stage
 from hidecmoe_jax.models.llava import Batch, Model, answer_loss
+
+GROWN = "grown"
+"""Family name of the experts in a learner: a task owns several slots, so that they are no bank of single LoRA."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,7 @@ class IncMoe(MoeLora):
         routers = {}
         for site, (width, _) in self.lora.shapes(model).items():
             routers[site] = jnp.zeros((bank.layers, width, slots))
-        return Learner({}, {}, {LINEARS: bank}, {}, MoeLoraMemory(routers))
+        return Learner({}, {}, {GROWN: bank}, {}, MoeLoraMemory(routers))
 
     def stages(self, lesson: int) -> tuple[Stage, ...]:
         """Tuning."""
@@ -88,16 +91,16 @@ class IncMoe(MoeLora):
     def grown(self, learner: Learner, task: int, experts: Bank, columns: dict[str, Array]) -> Learner:
         """The learner with a task's experts and router columns in their slots."""
         place = self.slots(task)
-        bank = pool.write_slots(learner.past[LINEARS], place.start, experts)
+        bank = pool.write_slots(learner.past[GROWN], place.start, experts)
         routers = {}
         for site, router_LDS in learner.memory.routers.items():
             routers[site] = router_LDS.at[:, :, place].set(columns[site])
-        return learner.replace(past={LINEARS: bank}, memory=MoeLoraMemory(routers))
+        return learner.replace(past={GROWN: bank}, memory=MoeLoraMemory(routers))
 
     def to_archive(self, learner: Learner, lesson: int) -> Archive:
         """A task's experts and columns, and the projector as it left it."""
         place = self.slots(lesson)
-        experts = pool.slice_slots(learner.past[LINEARS], place.start, place.stop)
+        experts = pool.slice_slots(learner.past[GROWN], place.start, place.stop)
         columns = {}
         for site, router_LDS in learner.memory.routers.items():
             columns[f"router/{site}"] = router_LDS[:, :, place]
@@ -120,7 +123,7 @@ class IncMoe(MoeLora):
 
     def learned(self, learner: Learner) -> tuple[int, ...]:
         """Tasks that own experts; none of them is chosen, all answer together."""
-        owners = np.unique(np.asarray(learner.past[LINEARS].owner_LS))
+        owners = np.unique(np.asarray(learner.past[GROWN].owner_LS))
         return tuple(owners[owners >= 0].tolist())
 
     def is_gate_leaf(self, path: str) -> bool:
@@ -139,7 +142,7 @@ class IncMoe(MoeLora):
           NumericsError: as `check_finite`.
         """
         check_finite(learner.memory)
-        bank = learner.past[LINEARS] if self.learned(learner) else None
+        bank = learner.past[GROWN] if self.learned(learner) else None
         tuned_model = with_leaves(model, learner.shared)
         return Serving(tuned_model, None, None, learner.memory.replace(bank=bank))
 
@@ -177,11 +180,11 @@ class TuneNew(Stage):
         tuned = {}
         if self.method.train_projector:
             tuned = tuned_projector(model, learner)
-        return learner.replace(live={LINEARS: experts}, tuned=tuned, routers=columns)
+        return learner.replace(live={GROWN: experts}, tuned=tuned, routers=columns)
 
     def loss(self, model: Model, learner: Learner, batch: Batch, key: Array) -> Loss:
         """Answer loss with old and new experts under one softmax."""
-        bank = pool.concat_slots([learner.past[LINEARS], learner.live[LINEARS]])
+        bank = pool.concat_slots([learner.past[GROWN], learner.live[GROWN]])
         routers = {}
         for site, column_LDE in learner.routers.items():
             routers[site] = jnp.concatenate([learner.memory.routers[site], column_LDE], axis=-1)
@@ -192,6 +195,6 @@ class TuneNew(Stage):
 
     def finish(self, model: Model, learner: Learner, lesson: int, result: FrozenFeatures | None, key: Array) -> Learner:
         """Puts the experts and columns into their slots."""
-        done = self.method.grown(learner, lesson, learner.live[LINEARS], learner.routers)
+        done = self.method.grown(learner, lesson, learner.live[GROWN], learner.routers)
         shared = learner.shared | learner.tuned
         return done.replace(live={}, tuned={}, routers={}, shared=shared)

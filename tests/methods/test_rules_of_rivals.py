@@ -16,7 +16,7 @@ from hidecmoe_jax.methods.base import FrozenFeatures, Learner, Loss
 from hidecmoe_jax.methods.ewc import Consolidate, CountFisher, Ewc, penalty
 from hidecmoe_jax.methods.full import Full
 from hidecmoe_jax.methods.fusion import slot_of
-from hidecmoe_jax.methods.incmoe import IncMoe
+from hidecmoe_jax.methods.incmoe import GROWN, IncMoe
 from hidecmoe_jax.methods.lora import LINEARS, Lora
 from hidecmoe_jax.methods.lwf import Lwf, divergence
 from hidecmoe_jax.methods.merged import Merged
@@ -228,7 +228,7 @@ def test_incmoe_weighs_old_and_new_experts_by_one_softmax_and_an_empty_slot_by_n
         assert ready.routers["q_proj"].shape == (3, 16, 2)
         learner = stage.finish(model, ready, task, None, KEY)
     assert method.learned(learner) == (0, 1)
-    voice = method.mixture(learner.past[LINEARS], learner.memory.routers)
+    voice = method.mixture(learner.past[GROWN], learner.memory.routers)
     x_BTD = jax.random.normal(KEY, (1, 4, 16))
     gain_BS, router_BDS = voice.routing.gain_LBS[1], voice.routing.site_routers["q_proj"][1][None]
     weight_BTS, _ = routed_weights(x_BTD, gain_BS, router_BDS, 6)

@@ -90,6 +90,9 @@ def _write_projector(run: LoadedRun, folder: Path) -> None:
     """The tuned projector under Hugging Face's names, if there is one; for other tools, adoption does not read it."""
     tensors = {}
     for path, leaf in run.learner.shared.items():
+        # Other leaves of the base, which full fine-tuning changes, have no place in such a file.
+        if path not in PROJECTOR_LEAVES:
+            continue
         name = f"{PROJECTOR['before5']}.{PROJECTOR_LEAVES[path]}"
         # Kernels are [in, out] here and [out, in] there.
         tensors[name] = np.asarray(leaf).T
