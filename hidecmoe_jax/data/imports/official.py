@@ -7,7 +7,7 @@ A task's training and test file lie in a folder of its name, whatever is above i
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,11 +66,12 @@ def open_tree(kind: str, root: Path, *, images: Path | None = None, instructions
     if not root.is_dir():
         raise DataError("no such folder of a benchmark", where=str(root), why="it is no folder")
     top = _instructions(root, instructions)
+    places = [top, *folders_below(top)]
     trees = []
     for stream in FORMATS.get(kind, (kind,)):
         folders = []
         for task in STREAMS[stream]:
-            folder = _folder_of(task, top)
+            folder = _folder_of(task, places)
             if folder is not None:
                 folders.append((task, folder))
         names = {task.name for task, _ in folders}
@@ -101,10 +102,10 @@ def _instructions(root: Path, name: str | None) -> Path:
     return folders[name]
 
 
-def _folder_of(task: StreamTask, top: Path) -> Path | None:
+def _folder_of(task: StreamTask, places: Iterable[Path]) -> Path | None:
     """The folder of a task's training file: the nearest of its names."""
     matching = []
-    for folder in (top, *folders_below(top)):
+    for folder in places:
         if folded(folder.name) in task.names and _train_file(task, folder) is not None:
             matching.append(folder)
     return min(matching, key=lambda folder: (len(folder.parts), folder.name), default=None)
