@@ -41,6 +41,8 @@ _HOME = {
     "convert": "hidecmoe_jax.port.checkpoints.convert",
     "default_config": "hidecmoe_jax.runs.config",
     "describe": "hidecmoe_jax.studies.inspect",
+    "dry_run": "hidecmoe_jax.studies.dry_run",
+    "dry_run_lines": "hidecmoe_jax.studies.dry_run",
     "evaluate_run": "hidecmoe_jax.runs.stream_loop",
     "export": "hidecmoe_jax.port.exports.export",
     "ExportOptions": "hidecmoe_jax.port.exports.options",

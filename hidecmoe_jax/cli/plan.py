@@ -34,9 +34,9 @@ def plan(
 
     Examples:
       $ hidecmoe plan pocket/hide --target cpu
-      $ hidecmoe plan published/hide_ucit --target h200 --records 40000 --task-count 6
-      $ hidecmoe plan published/hide_ucit --target v5e-16 --json
-      $ hidecmoe plan published/hide_ucit --set base.path=models/llava-1.5-13b --target h200
+      $ hidecmoe plan ucit/hide --target h200 --records 40000 --task-count 6
+      $ hidecmoe plan ucit/hide --target v5e-16 --json
+      $ hidecmoe plan ucit/hide --set base.path=models/llava-1.5-13b --target h200
 
     Args:
       config: YAML file, or the name of a shipped config: pocket/hide.

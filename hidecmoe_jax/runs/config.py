@@ -56,6 +56,8 @@ class StreamConfig:
     Attributes:
       policy: what to do with bad records; by default nothing is skipped.
       allowed_leaks: test items that may also be training items of some task.
+      limit_train, limit_val, limit_test: records of each task folder that are used, for folders without limits of their
+        own; chosen by a hash of ids, so always the same ones, and a larger number contains those of a smaller.
     """
 
     pocket: PocketStream | None = None
@@ -63,6 +65,9 @@ class StreamConfig:
     val_fraction: float = 0.1
     policy: Policy = Policy()
     allowed_leaks: int = 0
+    limit_train: int | None = field(default=None, metadata=strict.YOUNGER)
+    limit_val: int | None = field(default=None, metadata=strict.YOUNGER)
+    limit_test: int | None = field(default=None, metadata=strict.YOUNGER)
 
 
 @dataclass(frozen=True)

@@ -143,7 +143,19 @@ def stream_specs(stream: StreamConfig) -> tuple[TaskSpec, ...]:
             folder=pocket.folder,
         )  # fmt: skip
         specs = [TaskSpec(str(folder)) for folder in folders]
-    return (*specs, *stream.tasks)
+    return (*specs, *folder_specs(stream))
+
+
+def folder_specs(stream: StreamConfig) -> tuple[TaskSpec, ...]:
+    """The task folders of a config; those without limits of their own get those of the stream."""
+    specs = []
+    for spec in stream.tasks:
+        limits = {}
+        for name in ("limit_train", "limit_val", "limit_test"):
+            if getattr(spec, name) is None:
+                limits[name] = getattr(stream, name)
+        specs.append(replace(spec, **limits))
+    return tuple(specs)
 
 
 def base_header(base: Base) -> BaseHeader:

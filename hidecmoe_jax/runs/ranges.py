@@ -16,3 +16,6 @@ def in_range(seeds: Sequence[int], base: Any, stream: Any) -> None:
         raise ValueError("base.feature_batch must be at least 1 and base.feature_gib at least 0")
     if not 0 <= stream.val_fraction < 1 or stream.allowed_leaks < 0:
         raise ValueError("stream.val_fraction must be in [0, 1) and stream.allowed_leaks at least 0")
+    limits = (stream.limit_train, stream.limit_val, stream.limit_test)
+    if any(limit is not None and limit < 1 for limit in limits):
+        raise ValueError("stream.limit_train, limit_val and limit_test must be at least 1, or null for all records")

@@ -134,7 +134,7 @@ def test_a_new_token_on_tpus_gathers_no_weight(tensor):
 @with_compiler
 @pytest.mark.slow
 def test_seven_billion_parameters_on_sixteen_chips_compile_and_fit():
-    config = hj.load_config("published/hide_ucit")
+    config = hj.load_config("ucit/hide")
     plan = hj.make_plan(hj.plan_subject(config, tokens=704), hj.machine_of("v5e-16"))
     said = hj.compile_plan(plan)
     for name in ("step", "answers"):

@@ -117,7 +117,7 @@ def test_operations_and_bytes_of_a_loop():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["published/hide_ucit", "published/cmoe_coin"])
+@pytest.mark.parametrize("name", ["ucit/hide", "coin/cmoe"])
 def test_a_task_costs_the_same_from_the_second_to_the_twentieth(name):
     config = hj.load_config(name)
     walk = walk_stream(config.method, llava_7b(), config.tune, capacity=32, lessons=20)
@@ -139,7 +139,7 @@ def test_a_task_costs_the_same_from_the_second_to_the_twentieth(name):
 
 
 def test_a_plan_as_json_keeps_its_keys(capsys):
-    assert main(["plan", "published/hide_ucit", "--target", "v5e-16", "--tokens", "704", "--json"]) == 0
+    assert main(["plan", "ucit/hide", "--target", "v5e-16", "--tokens", "704", "--json"]) == 0
     values = json.loads(capsys.readouterr().out)
     assert set(values) >= {"target", "method", "base", "data", "layout", "batch", "memory", "step", "stream", "limits"}
     assert set(values["memory"]) == {"training", "answering", "features"}
@@ -171,7 +171,7 @@ def test_a_plan_as_json_keeps_its_keys(capsys):
 
 
 def test_what_does_not_fit_is_refused_with_the_smallest_machine_that_would_do(capsys):
-    assert main(["plan", "published/hide_ucit", "--target", "24gb", "--tokens", "704"]) == ResourceError.exit_code
+    assert main(["plan", "ucit/hide", "--target", "24gb", "--tokens", "704"]) == ResourceError.exit_code
     message = capsys.readouterr().err
     assert "does not fit into one card of 24 GB" in message
     assert "GiB are usable" in message
@@ -179,7 +179,7 @@ def test_what_does_not_fit_is_refused_with_the_smallest_machine_that_would_do(ca
 
 
 def test_records_that_devices_cannot_divide_change_the_batch_and_say_so(capsys):
-    assert main(["plan", "published/hide_ucit", "--target", "v5e-256", "--tokens", "704"]) == 0
+    assert main(["plan", "ucit/hide", "--target", "v5e-256", "--tokens", "704"]) == 0
     text = capsys.readouterr().out
     assert "the config has 96 records a step, which 256 devices cannot divide" in text
     assert "--set tune.batch=256 tune.accumulate=1" in text
@@ -197,7 +197,7 @@ def test_records_that_devices_cannot_divide_change_the_batch_and_say_so(capsys):
     ],
 )
 def test_wrong_input_is_refused_by_name(words, text, capsys):
-    assert main(["plan", "published/hide_ucit", *words]) == ConfigError.exit_code
+    assert main(["plan", "ucit/hide", *words]) == ConfigError.exit_code
     assert text in capsys.readouterr().err
 
 

@@ -22,6 +22,7 @@ from tiny import SMALL_LORA, TINY, run_config, write_base, write_task, write_tok
 import hidecmoe_jax as hj
 from hidecmoe_jax import cli
 from hidecmoe_jax.cli.main import COMMANDS, main
+from hidecmoe_jax.core.yaml_text import read_yaml
 from hidecmoe_jax.data.pocket import cache
 from hidecmoe_jax.methods import budget
 from hidecmoe_jax.models.llava import init_model
@@ -30,6 +31,9 @@ from hidecmoe_jax.train import stage
 
 ROOT = Path(__file__).resolve().parents[2]
 LEARNED = ("digits", "counting")  # pocket tasks that the small world draws
+BENCHMARKS = ("configs/ucit/", "configs/coin/", "configs/dcl/", "configs/acl/")
+# One recipe of each method; the others differ in numbers alone (test_recipes.py).
+RECIPES = {"configs/ucit/hide.yaml", "configs/coin/cmoe.yaml", "configs/dcl/sequential.yaml"}
 
 
 def words_of(line: str) -> list[str]:
@@ -57,9 +61,27 @@ def command_of(words: list[str]) -> str:
 
 
 EXAMPLES = list(examples())
-PARSED = [example for example in EXAMPLES if command_of(example[1]) not in {"run", "compare", "add"}]
-TRAINED = [example for example in EXAMPLES if command_of(example[1]) in {"run", "compare"}]
+TRAINS = {"run", "compare", "add"}
+PARSED = [example for example in EXAMPLES if command_of(example[1]) not in TRAINS or "--dry-run" in example[1]]
+TRAINED = [example for example in EXAMPLES if command_of(example[1]) in {"run", "compare"} and example not in PARSED]
 ADDED = [example for example in EXAMPLES if command_of(example[1]) == "add"]
+
+
+def with_cost(example: tuple[str, list[str]]):
+    """An example that trains as a test's parameter; those that show nothing new are slow."""
+    where, _ = example
+    is_slow = where == "reproduce.md" or (where.startswith(BENCHMARKS) and where not in RECIPES)
+    return pytest.param(example, marks=[pytest.mark.slow] if is_slow else [], id=named(example))
+
+
+def folders_of(words: list[str]) -> list[str]:
+    """Task folders that an example learns: those of `--tasks`, or those of a config's own stream."""
+    if "--tasks" in words:
+        listed = words[words.index("--tasks") + 1 :]
+        return list(itertools.takewhile(lambda word: not word.startswith("--"), listed))
+    if not words[1].startswith(BENCHMARKS):
+        return []
+    return [task["folder"] for task in read_yaml(ROOT / words[1])["stream"]["tasks"]]
 
 
 def named(example: tuple[str, list[str]]) -> str:
@@ -122,14 +144,12 @@ def world(tmp_path_factory) -> Path:
     return root
 
 
-@pytest.mark.parametrize("example", TRAINED, ids=named)
+@pytest.mark.parametrize("example", [with_cost(example) for example in TRAINED])
 def test_an_example_that_trains_runs_up_to_the_first_step(example, world, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     where, words = example
-    listed = words[words.index("--tasks") + 1 :] if "--tasks" in words else []
-    tasks = itertools.takewhile(lambda word: not word.startswith("--"), listed)
-    for shade, name in enumerate(tasks):
-        write_task(tmp_path / name, "a wren", shade=40 * shade)
+    for shade, name in enumerate(folders_of(words)):
+        write_task(tmp_path / name, "a wren", shade=25 * shade)
     monkeypatch.setattr(cache, "write_stream", drawn(world))
     # Ranks of a decoder 16 wide are too coarse to meet another method's size within 5 percent.
     monkeypatch.setattr(budget, "WITHIN", 10.0)

@@ -2,7 +2,7 @@
 # Learns a stream on a Cloud TPU slice: asks for the slice as a queued resource, installs this checkout on every host,
 # and runs the same command on all of them. Usage:
 #   tools/launch/tpu_pod.sh NAME ZONE TYPE CONFIG OUT [more words of `hidecmoe run`]
-#   tools/launch/tpu_pod.sh my-slice us-west4-a v5litepod-16 published/hide_ucit /net/disk/runs/ucit
+#   tools/launch/tpu_pod.sh my-slice us-west4-a v5litepod-16 ucit/hide /net/disk/runs/ucit
 # OUT, the base and the tasks must lie on a disk that all hosts mount at one place, on which renaming a folder is atomic
 # (Filestore, NFS; a bucket is not enough). Calling it again goes on where it stopped. The slice costs money until
 # `gcloud compute tpus queued-resources delete NAME --zone ZONE --force` gives it back.

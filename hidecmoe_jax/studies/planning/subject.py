@@ -41,7 +41,7 @@ def plan_subject(
       tokens, answers: positions of a training sequence, and those of answers; by default the patches of all pictures
         and 128 more, rounded up as a run rounds them.
       pictures: of a record.
-      records, questions, tasks: by default those of the config's pocket stream, or 40,000, 3,000 and 6.
+      records, questions, tasks: by default those of the config's pocket stream, or its limits, or 40,000, 3,000 and 6.
 
     Raises:
       ConfigError: the base's shapes are unknown, or a size is below 1 or contradicts another.
@@ -57,14 +57,18 @@ def plan_subject(
         known_tasks += len(pocket.tasks or TASKS)
         records = pocket.train if records is None else records
         questions = pocket.test if questions is None else questions
+    if records is None:
+        records = config.stream.limit_train or RECORDS
+    if questions is None:
+        questions = config.stream.limit_test or QUESTIONS
     if tokens is None:
         bucket = config.tune.bucket
         needed = pictures * shapes.patches + TEXT_TOKENS
         tokens = -(-needed // bucket) * bucket
     work = Workload(
         tasks=tasks or known_tasks or TASK_COUNT,
-        records=RECORDS if records is None else records,
-        questions=QUESTIONS if questions is None else questions,
+        records=records,
+        questions=questions,
         tokens=tokens,
         answers=answers,
         pictures=pictures,

@@ -21,6 +21,7 @@ from hidecmoe_jax.studies.planning.work import (
     rate,
     training_steps,
     with_batch,
+    with_epochs,
 )
 
 NOT_PROVEN = (
@@ -129,9 +130,9 @@ def _stream(plan: Plan) -> dict[str, Any]:
     work = subject.work
     step = _step(plan)
     records = 0
-    lessons = len(subject.config.method.lessons(work.tasks))
-    for lesson in range(lessons):
-        for steps, size in training_steps(subject.config, work, min(lesson, 1)).values():
+    for lesson, tasks in enumerate(subject.config.method.lessons(work.tasks)):
+        config = with_epochs(subject.config, tasks)
+        for steps, size in training_steps(config, work, min(lesson, 1)).values():
             records += steps * size
     training = records / step["samples_a_second"]
     questions = evaluated_tasks(subject.config, work.tasks) * work.questions

@@ -6,7 +6,8 @@ or as long as its exchange of weights and gradients, whichever is longer.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from hidecmoe_jax.data.loader import Plan as Order
 from hidecmoe_jax.models import flops
@@ -54,6 +55,14 @@ class Traffic:
         """Time on the links alone; a sum moves every byte twice."""
         moved = self.gathered + 2 * self.reduced
         return moved / machine.link if machine.link else 0.0
+
+
+def with_epochs(config: RunConfig, tasks: Sequence[int]) -> RunConfig:
+    """The config of a lesson: with the epochs of its task, where the stream sets them for it."""
+    specs = config.stream.tasks
+    if len(tasks) != 1 or tasks[0] >= len(specs) or specs[tasks[0]].epochs is None:
+        return config
+    return replace(config, tune=replace(config.tune, epochs=specs[tasks[0]].epochs))
 
 
 def training_steps(config: RunConfig, work: Workload, lesson: int) -> dict[str, tuple[int, int]]:
