@@ -18,6 +18,7 @@ from hidecmoe_jax.storage.files import write_bytes, write_json
 AUDIT = "audit.json"
 PAGE = "audit.html"
 EXAMPLES = 6  # pairs of one kind that the page shows
+FINDINGS = 16  # that the page shows before a reader opens the rest
 
 HEADINGS = {
     "leak": "Leaks: a test item that was trained on",
@@ -52,6 +53,7 @@ def audit_page(document: Mapping[str, Any], *, limits: Limits = LIMITS) -> str:
             audit=document,
             counts=counts,
             verdict=verdict(counts),
+            first_findings=FINDINGS,
             from_text={row["task"]: row for row in document["from_text"]},
             groups=_groups(document["duplicates"]["matches"], limits),
         )

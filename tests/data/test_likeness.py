@@ -125,3 +125,15 @@ def test_the_check_of_a_whole_stream(make_task, tmp_path):
     table = [line.split()[1:] for line in text.splitlines()[-5:] if line.startswith("measured ")]
     assert table[-2:] == [["animals", "100", "100"], ["smiles", "80", "80"]]
     assert text.endswith("ok, with 2 warnings"), "near-duplicates are a warning"
+
+
+def test_pictures_of_one_scene_with_different_things_are_no_copies(tmp_path):
+    rng = np.random.default_rng(5)
+    ground = scene(rng)
+    pictures = []
+    for _ in range(25):
+        picture = ground.copy()
+        picture.paste(scene(rng, 9), tuple(rng.integers(0, 38, 2).tolist()))
+        pictures.append(picture)
+    assert found(tmp_path, pictures) == set()
+    assert found(tmp_path, [*pictures, resaved(pictures[3])]) == {(3, 25)}

@@ -19,6 +19,7 @@ TEXT = "text"
 NEIGHBOUR = "neighbour"
 REWORDED = 0.6  # Jaccard similarity of two questions from which on one is the other in other words
 _SOURCES = (TRAIN, VAL, MIX)
+_MOST_USES = 100  # trained items of one picture whose questions are compared with a test item's
 
 
 @dataclass(frozen=True)
@@ -91,13 +92,19 @@ def picture_table(items: Iterable[Item], limits: Limits = LIMITS) -> PictureTabl
 def picture_matches(items: Sequence[Item], table: PictureTable) -> list[Match]:
     """Matches of pictures: every test item with the training item it resembles most, and one of each other pair."""
     uses: dict[str, list[Item]] = {}
+    sources: dict[str, list[Item]] = {}
+    asked: dict[tuple[str, str], Item] = {}
     for item in items:
         for digest in item.pictures:
-            uses.setdefault(table.pixels[digest], []).append(item)
+            pixels = table.pixels[digest]
+            uses.setdefault(pixels, []).append(item)
+            if item.split in _SOURCES:
+                sources.setdefault(pixels, []).append(item)
+                asked.setdefault((pixels, item.folded), item)
     matches = []
     for item in items:
         if item.split == TEST:
-            match = _closest_source(item, uses, table)
+            match = _closest_source(item, sources, asked, table)
             if match is not None:
                 matches.append(match)
     return matches + _other_pairs(uses, table)
@@ -157,16 +164,24 @@ def question_relation(first: Item, second: Item) -> str:
     return "reworded" if likeness(first.folded, second.folded) >= REWORDED else "other"
 
 
-def _closest_source(item: Item, uses: dict[str, list[Item]], table: PictureTable) -> Match | None:
-    """The match of a test item with training: the same question counts before equal pixels."""
+def _closest_source(
+    item: Item, sources: dict[str, list[Item]], asked: dict[tuple[str, str], Item], table: PictureTable
+) -> Match | None:
+    """The match of a test item with training: the same question counts before equal pixels.
+
+    Args:
+      sources: items that were trained on by the pixels of their pictures.
+      asked: the first of these by pixels and question.
+    """
     best = None
     for digest in item.pictures:
         pixels = table.pixels[digest]
         related = {pixels: 0.0, **table.near.get(pixels, {})}
         for other, distance in related.items():
-            for candidate in uses[other]:
-                if candidate.split not in _SOURCES:
-                    continue
+            same = asked.get((other, item.folded))
+            # A picture with thousands of questions is not compared with each, unless one is the same.
+            candidates = sources.get(other, [])[:_MOST_USES] if same is None else [same]
+            for candidate in candidates:
                 kind = PIXELS if other == pixels else NEAR
                 match = Match(kind, item, candidate, question_relation(item, candidate), distance)
                 if best is None or _rank(match) < _rank(best):
@@ -184,9 +199,9 @@ def _other_pairs(uses: dict[str, list[Item]], table: PictureTable) -> list[Match
     """Pairs outside test against training: one match for two places that share a picture."""
     matches = []
     for pixels, here in uses.items():
+        # The first with each other file, not all with all: a blank picture may be there a thousand times.
         firsts = _first_by_file(here)
-        for place, first in enumerate(firsts):
-            matches += _pairs_with(first, firsts[place + 1 :], PIXELS, 0.0)
+        matches += _pairs_with(firsts[0], firsts[1:], PIXELS, 0.0)
         for other, distance in table.near.get(pixels, {}).items():
             # Each pair of pictures is met from both sides.
             if pixels < other:

@@ -47,11 +47,11 @@ def likeness(first: str, second: str) -> float:
 
 
 def signatures(texts: Sequence[str]) -> np.ndarray:
-    """MinHash signatures uint64 [N, 126]; the share of equal entries estimates the similarity."""
+    """MinHash signatures uint32 [N, 126]; the share of equal entries estimates the similarity."""
     generator = np.random.default_rng(_SEED)
     factors_H = generator.integers(1, int(_PRIME), _BANDS * _ROWS, dtype=np.uint64)
     offsets_H = generator.integers(0, int(_PRIME), _BANDS * _ROWS, dtype=np.uint64)
-    signature_NH = np.empty((len(texts), _BANDS * _ROWS), np.uint64)
+    signature_NH = np.empty((len(texts), _BANDS * _ROWS), np.uint32)
     for number, text in enumerate(texts):
         hashes_S = np.fromiter(shingles(text), np.uint64) % _PRIME
         hashed_SH = (hashes_S[:, None] * factors_H + offsets_H) % _PRIME
@@ -97,7 +97,10 @@ def _candidates(signature_NH: np.ndarray, queries: int) -> dict[int, set[int]]:
         _, bucket_N = np.unique(bands_NBR[:, band], axis=0, return_inverse=True)
         bucket_N = bucket_N.reshape(-1)
         members: dict[int, list[int]] = {}
-        for source in range(queries, len(bucket_N)):
+        # Most sources of a large mix share no bucket with a query.
+        is_asked_N = np.isin(bucket_N, bucket_N[:queries])
+        is_asked_N[:queries] = False
+        for source in np.flatnonzero(is_asked_N).tolist():
             bucket = members.setdefault(int(bucket_N[source]), [])
             # Ten sources in one bucket are a template already.
             if len(bucket) < 10 * MOST_ALIKE:
