@@ -21,7 +21,7 @@ from hidecmoe_jax.data.images import LIMITS, Limits, open_upright
 
 SIDE = 16  # px of a thumbnail
 WORKERS = 2
-_BLOCK = 1024  # pictures whose distances to all others are in memory at once
+_BLOCK = 512  # pictures whose distances to all others are in memory at once
 _MOST = 50  # neighbours of one picture that are looked at
 _SURROUNDINGS = 10  # the neighbour whose distance stands for the surroundings of a picture
 _BLANK = 2.0  # standard deviation, of 255, below which a picture has no content to compare
@@ -84,13 +84,14 @@ def near_pairs(thumbnails_NYXC: np.ndarray) -> list[Pair]:
     rows = np.unique(pairs_P2)
     surroundings_N = np.zeros(len(content_NF), np.float32)
     surroundings_N[rows] = _surroundings(content_NF, rows)
-    edges_NF = _edges(thumbs_NYXC)
+    edges_RF = _edges(thumbs_NYXC[rows])
+    pairs_of_rows_P2 = np.searchsorted(rows, pairs_P2)
     pairs = []
-    for first, second in pairs_P2.tolist():
+    for (first, second), (left, right) in zip(pairs_P2.tolist(), pairs_of_rows_P2.tolist(), strict=True):
         distance = float(np.sqrt(np.mean((content_NF[first] - content_NF[second]) ** 2)))
         # The denser surroundings of the two decide.
         ratio = distance / max(float(min(surroundings_N[first], surroundings_N[second])), 1e-6)
-        agreement = float(edges_NF[first] @ edges_NF[second])
+        agreement = float(edges_RF[left] @ edges_RF[right])
         if _is_near(distance, ratio, agreement):
             pairs.append(Pair(first, second, round(distance, 4)))
     return sorted(pairs, key=lambda pair: (pair.distance, pair.first, pair.second))

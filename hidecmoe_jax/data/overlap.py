@@ -15,8 +15,8 @@ from hidecmoe_jax.data.stream import Task
 def folded_text(text: str) -> str:
     """Returns a text without differences of case, width, punctuation and blanks."""
     folded = unicodedata.normalize("NFKC", text).casefold()
-    kept = [letter if letter.isalnum() else " " for letter in folded]
-    words = "".join(kept).split()
+    spaced = [letter if letter.isalnum() else " " for letter in folded]
+    words = "".join(spaced).split()
     # A text of signs alone, such as "+", keeps them.
     return " ".join(words) or " ".join(folded.split())
 

@@ -50,13 +50,13 @@ def alignments(folder: Path, ids: list[str], pictures: list[str]) -> list[Alignm
     Raises:
       DataError: a file that is no JSON, or not of the form its name stands for.
     """
-    found = []
+    compared = []
     for path in sorted(folder.glob("*.json")):
         if path.name in READERS:
-            found.append(_by_id(path.name, ids, set(read_truth(path))))
+            compared.append(_by_id(path.name, ids, set(read_truth(path))))
         elif "coco" in path.name.lower():
-            found.append(_captions(path, ids, pictures))
-    return found
+            compared.append(_captions(path, ids, pictures))
+    return compared
 
 
 def _by_id(name: str, ids: list[str], answered: set[str]) -> Alignment:

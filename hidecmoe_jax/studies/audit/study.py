@@ -18,7 +18,7 @@ from hidecmoe_jax.runs.config import RunConfig
 from hidecmoe_jax.runs.opening import checked_stream
 from hidecmoe_jax.runs.session import open_base
 from hidecmoe_jax.storage.places import check_place
-from hidecmoe_jax.studies.audit import findings as said
+from hidecmoe_jax.studies.audit import findings as sentences
 from hidecmoe_jax.studies.audit.correlation import overlap_correlation
 from hidecmoe_jax.studies.audit.items import Item, items_of
 from hidecmoe_jax.studies.audit.matches import Match, picture_matches, picture_table, text_matches
@@ -86,8 +86,8 @@ def audit(
     if options.mix is not None:
         rows = mix_overlap(items, mix, names)
         document["mix"] = {"name": options.mix.name, "questions": len(mix), "pictures": len(names), "rows": rows}
-        document["findings"] += said.mix_findings(rows, options.mix.name)
-    order = (said.LEAK, said.WARNING, said.NOTE)
+        document["findings"] += sentences.mix_findings(rows, options.mix.name)
+    order = (sentences.LEAK, sentences.WARNING, sentences.NOTE)
     document["findings"].sort(key=lambda row: order.index(row["level"]))
     if out is not None:
         write_audit(Path(out), document, limits=limits)
@@ -105,7 +105,7 @@ def _document(
 ) -> dict[str, Any]:
     """The audit as JSON, but for the instruction mix."""
     names = [task.name for task in tasks]
-    rows = said.match_rows(matches)
+    rows = sentences.match_rows(matches)
     recoverable = [{"task": name, **answers_from_text(items, name)} for name in names]
     routing = tasks_from_text(items)
     overlap = answer_overlap(tasks)
@@ -113,12 +113,12 @@ def _document(
     gap = joint_gap(runs)
     choices = chosen_on_test(runs)
     tests = {task.name: len(task.test) for task in tasks}
-    findings = said.match_findings(rows) + said.text_findings(recoverable, routing)
-    findings += said.overlap_findings(names, overlap) + said.run_findings(runs, spent, gap, choices, tests)
+    findings = sentences.match_findings(rows) + sentences.text_findings(recoverable, routing)
+    findings += sentences.overlap_findings(names, overlap) + sentences.run_findings(runs, spent, gap, choices, tests)
     run_rows = [_run_row(run, names, overlap) for run in runs]
     for row in run_rows:
         if row["stranger"]:
-            findings.append(said.finding(said.WARNING, "stream", f"{row['label']}: {row['stranger']}"))
+            findings.append(sentences.finding(sentences.WARNING, "stream", f"{row['label']}: {row['stranger']}"))
     listed = sorted(matches, key=lambda match: (not match.is_leak, match.kind, match.distance))[:MOST_MATCHES]
     return {
         "format": FORMAT,
