@@ -93,6 +93,13 @@ class _OfficialBuilder(TaskBuilder, skip_registration=True):
         task, folder = places[name]
         with tempfile.TemporaryDirectory() as staging:
             draft, _ = read_official(tree, task, folder, Path(staging))
+        outside = [name for path, name in draft.names.items() if not Path(path).is_relative_to(tree.root)]
+        if outside:
+            raise DataError(
+                f"{len(outside)} pictures lie outside of the folder", where=str(tree.root),
+                why=f"{outside[0]} is a symbolic link that leads out of it",
+                remedy="hidecmoe data import takes such a tree; build the task folders that it writes",
+            )  # fmt: skip
         items = {}
         digests = {}
         for split, drafts in draft.splits.items():

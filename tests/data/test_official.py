@@ -12,6 +12,7 @@ from hidecmoe_jax.data.benchmarks import STREAMS
 from hidecmoe_jax.data.imports.official import TITLES, import_benchmark, open_tree
 from hidecmoe_jax.data.names import folded_name
 from hidecmoe_jax.data.stream import TaskSpec, open_task
+from hidecmoe_jax.data.tfds_builders import build_benchmark
 from hidecmoe_jax.studies.predictions.references import read_questions
 
 WRITERS = {
@@ -95,6 +96,20 @@ def test_pictures_elsewhere_and_parts_of_a_tree(tmp_path):
     (tree / "instructions" / "ArxivQA" / "test_3000.json").unlink()
     with pytest.raises(DataError, match="test file of ArxivQA"):
         import_benchmark("mcitlib", tree, tmp_path / "again", images=tmp_path / "elsewhere")
+
+
+def test_pictures_behind_a_symbolic_link_are_imported_and_not_built(tmp_path):
+    tree = trees.write_dcl(tmp_path / "tree", train=4, test=2)
+    for domain in (tree / "Domain_data").iterdir():
+        if domain.is_dir():
+            (domain / "images").rename(tmp_path / domain.name)
+            (domain / "images").symlink_to(tmp_path / domain.name)
+    made = import_benchmark("mcitlib", tree, tmp_path / "made")
+    assert all(task.placed.linked == 6 for task in made.tasks)
+    assert len(opened(made.tasks[0].folder).digests) == 6
+    with pytest.raises(DataError, match="6 pictures lie outside"):
+        build_benchmark("mllm_dcl", tree, root=tmp_path / "tfds")
+    assert not list((tmp_path / "tfds").rglob("dataset_info.json"))
 
 
 def test_a_folder_of_two_benchmarks_or_of_none_is_refused(tmp_path):

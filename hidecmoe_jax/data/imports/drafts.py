@@ -48,10 +48,16 @@ class Pictures:
         self._folder = PictureFolder(self.home)
 
     def locate(self, name: str) -> tuple[str, str | None]:
-        """As `PictureFolder.locate`."""
+        """As `PictureFolder.locate`, but that symbolic links in the folder may lead to other disks."""
         if name in self._staged:
             return self._staged[name], None
-        return self._folder.locate(name)
+        path, problem = self._folder.locate(name)
+        place = self.home / name
+        # The task folder gets the file itself, so that its own pictures never lead out of it.
+        is_below = not Path(name).is_absolute() and ".." not in Path(name).parts
+        if problem is not None and is_below and place.is_file():
+            return str(place.resolve()), None
+        return path, problem
 
     def name(self, value: Any, changes: Counter[str]) -> str:
         """Returns the path that stands for a picture in items: that of its file, or of a new file of its bytes.
