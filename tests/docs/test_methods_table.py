@@ -8,6 +8,7 @@ import pytest
 
 from hidecmoe_jax.core import trees
 from hidecmoe_jax.methods.base import trainable
+from hidecmoe_jax.methods.budget import WITHIN, at_budget, forecast
 from hidecmoe_jax.methods.kinds import METHODS
 from hidecmoe_jax.models.llava import model_template
 from hidecmoe_jax.models.store import load_model, pocket_folder, read_model_config
@@ -15,9 +16,9 @@ from hidecmoe_jax.runs.config import load_config
 
 ROOT = Path(__file__).parents[2]
 ROW = re.compile(r"^\| `(\w+)` \| .* \| ([\d,]+) \| ([\d,]+) \|$", re.MULTILINE)
+PAGE = (ROOT / "docs" / "methods.md").read_text()
 ROWS = [
-    (name, int(trained.replace(",", "")), int(stored.replace(",", "")))
-    for name, trained, stored in ROW.findall((ROOT / "docs" / "methods.md").read_text())
+    (name, int(trained.replace(",", "")), int(stored.replace(",", ""))) for name, trained, stored in ROW.findall(PAGE)
 ]
 
 
@@ -35,6 +36,15 @@ def test_stored_are_the_numbers_of_the_table():
     assert {name: sum(method_of(name).stored_after(model, 7).values()) for name, _, _ in ROWS} == {
         name: stored for name, _, stored in ROWS
     }
+
+
+def test_one_budget_fits_every_row_whose_size_follows_from_a_rank():
+    model = model_template(read_model_config(pocket_folder()))
+    assert "--budget 1550000" in PAGE
+    for name, _, stored in ROWS:
+        if name != "full" and stored:
+            resized = at_budget(method_of(name), model, 7, 1_550_000)
+            assert abs(forecast(resized, model, 7) / 1_550_000 - 1) <= WITHIN, name
 
 
 @pytest.mark.slow
