@@ -36,8 +36,8 @@ def build(
       folders: task folders; with --benchmark, the folder of the benchmark as its authors publish it.
       to: form to write.
       benchmark: coin, ucit, mllm_dcl, mllm_acl or pocket (the folder that `data pocket` writes); one data set a task.
-      data_dir: folder of data sets; by default TFDS_DATA_DIR, or ~/tensorflow_datasets. Commands that take a data set
-        by its name look there.
+      data_dir: folder of data sets; by default TFDS_DATA_DIR, or ~/tensorflow_datasets, where commands look for a
+        data set by its name.
     """
     if not folders:
         raise ConfigError("nothing to build", why="no folder given", remedy="hidecmoe data build DIR --to tfds")
