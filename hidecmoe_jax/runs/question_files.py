@@ -45,7 +45,12 @@ def form_of(path: Path, form: Form | None, flag: str) -> Form:
 
     Raises:
       ConfigError: neither says it.
+      DataError: a folder.
     """
+    if path.is_dir():
+        raise DataError(
+            "a folder is no file", where=f"{flag} {path}", remedy=f"name a file in it: {path / 'FILE.jsonl'}"
+        )
     if form is not None:
         return form
     if path.suffix.lower() not in FORMS:

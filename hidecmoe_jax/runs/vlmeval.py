@@ -12,6 +12,7 @@ import base64
 import binascii
 import csv
 import io
+import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from hidecmoe_jax.data.jsonfile import read_text
 from hidecmoe_jax.runs.questions import Question
 
 PREDICTION = "prediction"
+_NUMBERED = re.compile(r"<image (\d+)>")
 _LONGEST_REFERENCE = 64  # a shorter text in `image` is the index of another row, not a picture
 # The lines that LLaVA-1.5 was trained with, in both languages of these benchmarks.
 _LETTER_LINE = "Answer with the option's letter from the given choices directly."
@@ -101,11 +103,18 @@ def prompt_of(row: Mapping[str, str]) -> str:
     asks for a letter; a question without options stands alone."""
     parts = [row[column] for column in ("hint", "question") if _has(row, column)]
     options = [f"{letter}. {row[letter]}" for letter in ascii_uppercase if _has(row, letter)]
-    text = "\n".join([*parts, *options])
+    text = _marked("\n".join([*parts, *options]))
     if not options:
         return text
     is_chinese = any("一" <= letter <= "鿿" for letter in text)
     return f"{text}\n{_LETTER_LINE_CHINESE if is_chinese else _LETTER_LINE}"
+
+
+def _marked(text: str) -> str:
+    """The text with `<image>` for MMMU's `<image 1>`, `<image 2>`, ..., where these stand in the pictures' order."""
+    numbers = [int(number) for number in _NUMBERED.findall(text)]
+    in_order = numbers == list(range(1, len(numbers) + 1))
+    return _NUMBERED.sub("<image>", text) if in_order else text
 
 
 def _has(row: Mapping[str, str], column: str) -> bool:

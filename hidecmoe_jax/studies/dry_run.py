@@ -195,5 +195,5 @@ def _hints(found: DryRun) -> list[str]:
     if absent:
         lines.append("`hidecmoe data import` writes task folders; --tasks DIR ... names others")
     if absent and len(absent) == len(found.tasks):
-        lines.append("the plan below assumes the sizes of `hidecmoe plan`; --tasks or data on disk make it exact")
+        lines.append("until data is there the plan has the config's limits, or the sizes that `hidecmoe plan` assumes")
     return lines

@@ -137,6 +137,8 @@ def test_every_wrong_question_is_named_before_a_model_is_loaded(world, tmp_path,
     assert main(words) == DataError.exit_code and "holds no question" in capsys.readouterr().err
     lines.write_text("")
     assert main(words) == DataError.exit_code
+    assert main([*words[:3], str(tmp_path), *words[4:]]) == DataError.exit_code
+    assert "a folder is no file" in capsys.readouterr().err
 
 
 def test_missing_ids_are_numbered_and_repeated_ones_are_noted(world, tmp_path):
@@ -196,6 +198,9 @@ def test_a_table_of_paths_and_one_of_wrong_pictures(world, tmp_path):
 
 def test_chinese_options_are_asked_in_chinese_and_a_table_quotes_every_cell():
     assert prompt_of({"question": "这是什么？", "A": "猫", "B": "狗"}).endswith("B. 狗\n请直接回答选项字母。")
+    # Numbered markers stand for pictures in order; a repeated one would need a picture twice, and is refused later.
+    assert prompt_of({"question": "Is <image 1> in <image 2>?"}) == "Is <image> in <image>?"
+    assert prompt_of({"question": "<image 1>, <image 1>?"}) == "<image 1>, <image 1>?"
     text = table_text([{"index": 1, "question": 'a\t"b"\nc'}, {"index": 2, "hint": "h"}], ["x", "y\tz"])
     assert list(csv.reader(text.splitlines(True), delimiter="\t"))[1:] == [
         ["1", 'a\t"b"\nc', "", "x"],
