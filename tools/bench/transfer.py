@@ -133,7 +133,10 @@ class Bench:
 
     def nearest(self, name: str, bank: Bank, count: int) -> int:
         """Of the first `count` experts of a bank, the one under which a task's first items have the least loss."""
-        batch = jax.tree.map(jnp.asarray, self.material(name).batch(np.arange(PICKED_ON)))
+        rows = np.arange(PICKED_ON)
+        # -1 is a row that counts for nothing: there may be fewer items.
+        rows = np.where(rows < self.items, rows, -1)
+        batch = jax.tree.map(jnp.asarray, self.material(name).batch(rows))
         losses = []
         for slot in range(count):
             gain_LS = jnp.zeros(bank.owner_LS.shape).at[:, slot].set(1.0)
@@ -241,7 +244,8 @@ def facts_of(bench: Bench, way: str, library: str, name: str) -> dict:
     tune = bench.tune
     lora = bench.session.config.method.lora
     library = "none" if way in (ISOLATED, JOINT) else library
-    return {"way": way, "library": library, "seed": bench.seed, "items": bench.items, "rank": lora.rank,
+    judged = len(bench.session.stream.tasks[0].val)
+    return {"way": way, "library": library, "seed": bench.seed, "items": bench.items, "val": judged, "rank": lora.rank,
             "rate": tune.rate, "epochs": tune.epochs, "batch": tune.batch, "task": name}  # fmt: skip
 
 
