@@ -47,6 +47,8 @@ SITE_AXES = {
 STREAM_AXES = ("batch", None, None)
 HEADS_AXES = ("batch", None, "heads", None)
 HIDDEN_AXES = ("batch", None, "hidden")
+# Voices of a layer with the weights of their slots.
+Weighted = Sequence[tuple[LayerVoice, Array]]
 
 
 def site_shapes(config: DecoderConfig) -> dict[str, tuple[int, int]]:
@@ -88,43 +90,16 @@ class DecoderBlock(nn.Module):
         real_BS: Array | None = None,
     ) -> tuple[Array, list[tuple[Array, Array]], Any]:
         c = self.config
-        shapes = site_shapes(c)
         if table is None:
             table = rotary_table(positions_BT, c.head_width, c.rope_theta)
-
-        def site(name: str, h: Array, weighted: Sequence[tuple[LayerVoice, Array]], rows: Rows | None = rows) -> Array:
-            kernel = self.variables.get("params", {}).get(name, {}).get("kernel")
-            if isinstance(kernel, Int8):
-                out = add_experts(int8_product(h, kernel), h, name, weighted, rows)
-                return out.astype(h.dtype)
-            _, features = shapes[name]
-            linear = dense(
-                features, SITE_AXES[name], h.dtype, param_dtype=self.param_dtype, name=name, sums_float32=True
-            )
-            out = add_experts(linear(h), h, name, weighted, rows)
-            # Rounded once, after the sum of the linear and its experts.
-            return out.astype(h.dtype)
-
-        def pinned(y: Array, axes: tuple, name: str) -> Array:
-            y = constrain(self.layout, y, axes)
-            return checkpoint_name(y, name)
-
         with jax.named_scope("attention"):
             norm1 = RMSNorm(c.epsilon, self.param_dtype, name="norm1")
-            h = pinned(norm1(x), STREAM_AXES, "normed")
+            h = self._pinned(norm1(x), STREAM_AXES, "normed")
             attention_weights = slot_weights(h, voices, "attention")
             weighted = _with_weights(voices, attention_weights)
             picked = _with_weights(voices, attention_weights, rows)
             x = pick(rows, x)
-            heads = (*x.shape[:2], -1, c.head_width)
-            q = site("q_proj", pick(rows, h), picked).reshape(heads)
-            turned = (pick(rows, table[0]), pick(rows, table[1]))
-            q = pinned(rotate(q, turned), HEADS_AXES, "q")
-            heads = (*h.shape[:2], -1, c.head_width)
-            k = site("k_proj", h, weighted, None).reshape(heads)
-            k = pinned(rotate(k, table), HEADS_AXES, "k")
-            v = site("v_proj", h, weighted, None).reshape(heads)
-            v = pinned(v, HEADS_AXES, "v")
+            q, k, v = self._heads(h, table, weighted, picked, rows)
             cache = None
             if store is not None:
                 k, v, cache = store(k, v)
@@ -133,23 +108,61 @@ class DecoderBlock(nn.Module):
             real_BS = real_BS if rows is None else None
             attended = attend_as(self.execution.attention, q, k, v, mask_B1TS, real_BS=real_BS, layout=self.layout)
             attended = checkpoint_name(attended, "attended")
-            x = x + site("o_proj", attended, picked)
-            x = pinned(x, STREAM_AXES, "middle")
+            x = x + self._site("o_proj", attended, picked, rows)
+            x = self._pinned(x, STREAM_AXES, "middle")
         with jax.named_scope("feed_forward"):
             norm2 = RMSNorm(c.epsilon, self.param_dtype, name="norm2")
             h = norm2(x)
             # Token routers decide again here: their input is another one than before attention.
             weights = slot_weights(h, voices, "feed_forward")
-            weighted = _with_weights(voices, weights)
-            gate = pinned(site("gate_proj", h, weighted), HIDDEN_AXES, "gate")
-            gate = jax.nn.silu(gate)
-            up = pinned(site("up_proj", h, weighted), HIDDEN_AXES, "up")
-            down = site("down_proj", gate * up, weighted)
-            # The site `ffn` is parallel to the whole feed-forward part, so it reads the part's input.
-            branch = add_experts(down, h, "ffn", weighted, rows)
+            branch = self._feed_forward(h, _with_weights(voices, weights), rows)
             self.sow("intermediates", "branch", branch)
             x = constrain(self.layout, x + branch, STREAM_AXES)
         return x, tallied_weights(voices, attention_weights, weights), cache
+
+    def _heads(
+        self, h: Array, table: tuple[Array, Array], weighted: Weighted, picked: Weighted, rows: Rows | None
+    ) -> tuple[Array, Array, Array]:
+        """Queries of the rows, keys and values of all positions; [B, T, heads, head width]."""
+        head_width = self.config.head_width
+        normed = pick(rows, h)
+        q = self._site("q_proj", normed, picked, rows).reshape((*normed.shape[:2], -1, head_width))
+        turned = (pick(rows, table[0]), pick(rows, table[1]))
+        q = self._pinned(rotate(q, turned), HEADS_AXES, "q")
+        heads = (*h.shape[:2], -1, head_width)
+        k = self._site("k_proj", h, weighted).reshape(heads)
+        k = self._pinned(rotate(k, table), HEADS_AXES, "k")
+        v = self._site("v_proj", h, weighted).reshape(heads)
+        v = self._pinned(v, HEADS_AXES, "v")
+        return q, k, v
+
+    def _feed_forward(self, h: Array, weighted: Weighted, rows: Rows | None) -> Array:
+        """Output of the gated feed-forward part and of the experts parallel to it."""
+        gate = self._pinned(self._site("gate_proj", h, weighted, rows), HIDDEN_AXES, "gate")
+        gate = jax.nn.silu(gate)
+        up = self._pinned(self._site("up_proj", h, weighted, rows), HIDDEN_AXES, "up")
+        down = self._site("down_proj", gate * up, weighted, rows)
+        # The site `ffn` is parallel to the whole feed-forward part, so it reads the part's input.
+        return add_experts(down, h, "ffn", weighted, rows)
+
+    def _site(self, name: str, h: Array, weighted: Weighted, rows: Rows | None = None) -> Array:
+        """Output of a linear and its experts, in the dtype of `h`."""
+        kernel = self.variables.get("params", {}).get(name, {}).get("kernel")
+        if isinstance(kernel, Int8):
+            out = int8_product(h, kernel)
+        else:
+            _, features = site_shapes(self.config)[name]
+            linear = dense(
+                features, SITE_AXES[name], h.dtype, param_dtype=self.param_dtype, name=name, sums_float32=True
+            )
+            out = linear(h)
+        # Rounded once, after the sum of the linear and its experts.
+        return add_experts(out, h, name, weighted, rows).astype(h.dtype)
+
+    def _pinned(self, y: Array, axes: tuple, name: str) -> Array:
+        """`y` laid out by its axes, under the name by which a recompute policy may keep it."""
+        y = constrain(self.layout, y, axes)
+        return checkpoint_name(y, name)
 
 
 def _with_weights(

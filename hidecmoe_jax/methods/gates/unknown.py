@@ -104,27 +104,13 @@ def fit_apart(
       foreign: part of the held-out records that may lie below the thresholds; None as 0.
       share: part of the records that is held out.
     """
-    fit_key, order_key = jax.random.split(key)
-    count = _rows(features)
-    order = np.asarray(jax.random.permutation(order_key, count))
-    apart = held_out_of(count, share)
-    take_held = itemgetter(order[:apart])
-    take_fitted = itemgetter(order[apart:])
-    held = jax.tree.map(take_held, features)
-    fitted_features = jax.tree.map(take_fitted, features)
-    fitted = by.fit(memory, task, fitted_features, key=fit_key)
+    fit_key, order = _keys(features, key)
+    apart = held_out_of(len(order), share)
+    fitted = by.fit(memory, task, _take(features, order[apart:]), key=fit_key)
     if not apart:
         return fitted
-    held_pooled = held if features is pooled else jax.tree.map(take_held, pooled)
-    # Scored as if the task were the only one, so that a threshold does not depend on the order of tasks.
-    only_task_N = jnp.arange(len(fitted[BOTH])) == task
-    held_scores = {}
-    for name, view in _views(fitted, held, held_pooled).items():
-        held_scores[name] = np.zeros(0)
-        if _rows(view):
-            score_BN = np.asarray(by.scores(fitted, view, only_task_N))
-            held_scores[name] = score_BN[:, task]
-    return with_thresholds(fitted, task, thresholds_of(held_scores, foreign or 0.0))
+    held_scores = _held_scores(by, fitted, task, features, pooled, order[:apart])
+    return with_thresholds(fitted, task, quantiles_of(held_scores, foreign or 0.0))
 
 
 def fit_by_folds(
@@ -145,33 +131,51 @@ def fit_by_folds(
 
     Args: as `fit_apart`, with the number of folds.
     """
-    fit_key, order_key = jax.random.split(key)
+    fit_key, order = _keys(features, key)
     fitted = by.fit(memory, task, features, key=fit_key)
-    count = _rows(features)
-    folds = min(folds, count)
+    folds = min(folds, len(order))
     if folds < 2:
         return fitted
-    order = np.asarray(jax.random.permutation(order_key, count))
-    only_task_N = jnp.arange(len(fitted[BOTH])) == task
     collected: dict[str, list[np.ndarray]] = {}
     for number in range(folds):
-        is_held = np.arange(count) % folds == number
-        take_held = itemgetter(order[is_held])
-        held = jax.tree.map(take_held, features)
-        others = jax.tree.map(itemgetter(order[~is_held]), features)
-        held_pooled = held if features is pooled else jax.tree.map(take_held, pooled)
-        without = by.fit(memory, task, others, key=jax.random.fold_in(fit_key, number))
-        for name, view in _views(fitted, held, held_pooled).items():
-            scores = collected.setdefault(name, [])
-            if _rows(view):
-                score_BN = by.scores(without, view, only_task_N)
-                typical_BN = np.asarray(by.typical_scores(without, view, score_BN))
-                scores.append(typical_BN[:, task])
-    held_scores = {name: np.concatenate([np.zeros(0), *scores]) for name, scores in collected.items()}
-    return with_thresholds(fitted, task, thresholds_of(held_scores, foreign or 0.0))
+        is_held = np.arange(len(order)) % folds == number
+        without = by.fit(memory, task, _take(features, order[~is_held]), key=jax.random.fold_in(fit_key, number))
+        for name, scores in _held_scores(by, without, task, features, pooled, order[is_held]).items():
+            collected.setdefault(name, []).append(scores)
+    held_scores = {name: np.concatenate(scores) for name, scores in collected.items()}
+    return with_thresholds(fitted, task, quantiles_of(held_scores, foreign or 0.0))
 
 
-def thresholds_of(held_scores: dict[str, np.ndarray], foreign: float) -> dict[str, float]:
+def _keys(features: Any, key: Array) -> tuple[Array, np.ndarray]:
+    """Key of the fit, and the records of a task in random order, int [M]."""
+    fit_key, order_key = jax.random.split(key)
+    count = _rows(features)
+    return fit_key, np.asarray(jax.random.permutation(order_key, count))
+
+
+def _take(features: Any, rows: np.ndarray) -> Any:
+    return jax.tree.map(itemgetter(rows), features)
+
+
+def _held_scores(
+    by: Any, fitted: dict[str, Array], task: int, features: Any, pooled: Pooled | None, rows: np.ndarray
+) -> dict[str, np.ndarray]:
+    """How typical of the task held-out records are, float [M], by the name of the threshold that they set."""
+    held = _take(features, rows)
+    held_pooled = held if features is pooled else _take(pooled, rows)
+    # Scored as if the task were the only one, so that a threshold does not depend on the order of tasks.
+    only_task_N = jnp.arange(len(fitted[BOTH])) == task
+    held_scores = {}
+    for name, view in _views(fitted, held, held_pooled).items():
+        held_scores[name] = np.zeros(0)
+        if _rows(view):
+            score_BN = by.scores(fitted, view, only_task_N)
+            typical_BN = np.asarray(by.typical_scores(fitted, view, score_BN))
+            held_scores[name] = typical_BN[:, task]
+    return held_scores
+
+
+def quantiles_of(held_scores: dict[str, np.ndarray], foreign: float) -> dict[str, float]:
     """A task's thresholds from held-out scores by the name of the threshold; without scores one that none reaches."""
     limits = {}
     for name, scores in held_scores.items():
