@@ -119,7 +119,7 @@ def _bytes_of(value: Any) -> bytes | None:
 
 @dataclass
 class Drafting:
-    """What an import is told, and what it gathers over all files of a task.
+    """Settings of an import, and what it gathers over all files of a task.
 
     Attributes:
       fields, question: as in `spelling.spelled`.

@@ -39,7 +39,7 @@ FORMATS = {
 
 @dataclass(frozen=True)
 class ImportOptions:
-    """What an import is told beside its source.
+    """Settings of an import beside its source.
 
     Attributes:
       images: folder that paths of pictures are relative to; by default the one that the records lie in.

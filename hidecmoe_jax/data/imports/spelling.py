@@ -114,6 +114,14 @@ def _key_of(name: str, item: Mapping[str, Any], fields: Mapping[str, str]) -> st
     return matching[0]
 
 
+def _lack_of(name: str, rest: Mapping[str, Any]) -> str:
+    """Why an item has no field: the key that would hold it is empty, or there is none."""
+    empty = [key for key in rest if _folded(key) in ALIASES[name]]
+    if empty:
+        return f"no {name}: {empty[0]!r} is empty"
+    return f"no {name}; keys: {list(rest)[:8]}"
+
+
 def _folded(key: Any) -> str:
     return str(key).strip().lower().replace(" ", "_").replace("-", "_")
 
@@ -140,7 +148,7 @@ def _text(value: Any, what: str) -> str:
 def _ask(out: Spelled, taken: Mapping[str, Any], changes: Counter[str], question: str | None) -> None:
     """Fills the messages of an item that has a question and an answer."""
     if "question" not in taken and question is None:
-        raise Unreadable(f"no question; keys: {list(out.rest)[:8]}; --fields question=KEY or --question TEXT gives one")
+        raise Unreadable(f"{_lack_of('question', out.rest)}; --fields question=KEY or --question TEXT gives one")
     asked = _text(taken.get("question", question), "the question")
     if "question" not in taken:
         changes["question of --question"] += 1
@@ -150,7 +158,7 @@ def _ask(out: Spelled, taken: Mapping[str, Any], changes: Counter[str], question
         asked = f"{asked}\n{extra}"
         changes["key 'input' put behind the question"] += 1
     if "answer" not in taken:
-        raise Unreadable(f"no answer; keys: {list(out.rest)[:8]}; --fields answer=KEY gives one")
+        raise Unreadable(f"{_lack_of('answer', out.rest)}; --fields answer=KEY gives one")
     out.answers = _answers(taken["answer"], changes)
     common = _most_frequent(out.answers, changes)
     if _is_filled_list(out.rest.get("answers")):
