@@ -68,7 +68,10 @@ def _near_shipped(name: Path, shipped: list[str], similarity: float) -> str | No
     close = difflib.get_close_matches(name.stem, stems, n=1, cutoff=similarity)
     if not close:
         return None
-    return f"did you mean {' or '.join(repr(config) for config in stems[close[0]])}?"
+    configs = stems[close[0]]
+    # Several benchmarks have a config of one name: the folder that the user wrote says which.
+    beside = [config for config in configs if Path(config).parent == name.parent]
+    return f"did you mean {' or '.join(map(repr, beside or configs))}?"
 
 
 def near_path(name: str | Path) -> str | None:

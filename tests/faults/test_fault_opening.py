@@ -325,7 +325,7 @@ def test_fault_e1_a_typo_in_a_folder_names_the_nearest_folder(task, tmp_path, mo
     assert "did you mean 'birds'?" in error and "pocket/" not in error
     assert main(["data", "check", "birds", "brids"]) == DataError.exit_code
     assert "did you mean 'birds'?" in capsys.readouterr().err
-    with pytest.raises(ConfigError, match="did you mean 'pocket/hide.yaml'"):
+    with pytest.raises(ConfigError, match=r"did you mean 'pocket/hide.yaml'\?"):
         find_config("pocket/hid")
 
 
