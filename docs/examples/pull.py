@@ -42,8 +42,7 @@ class PulledBack(WrappedStage):
     def loss(self, model, learner, batch, key):
         loss, pull = self.inner.loss(model, learner, batch, key), learner.extras["pull"]
         squares = jax.tree.map(lambda x, a: jnp.sum((x - a) ** 2), trainable(learner), pull["anchor"])
-        penalty = 0.5 * pull["strength"] * sum(jax.tree.leaves(squares))
-        return loss.replace(total=loss.total + penalty * loss.tokens.astype(jnp.float32))  # a step divides by tokens
+        return loss.with_penalty(0.5 * pull["strength"] * sum(jax.tree.leaves(squares)))
 
     def finish(self, model, learner, lesson, result, key):
         return self.inner.finish(model, learner, lesson, result, key).replace(extras={})

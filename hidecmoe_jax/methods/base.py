@@ -218,6 +218,10 @@ class Loss:
     tokens: Array
     load: Load | None = None
 
+    def with_penalty(self, nats: Array) -> Loss:
+        """The loss with a penalty in nats an answer token, by whose number a step divides."""
+        return self.replace(total=self.total + nats * self.tokens.astype(np.float32))
+
 
 class Method(Protocol):
     """The hooks of a continual method (a frozen dataclass). All are pure.

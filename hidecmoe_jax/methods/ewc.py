@@ -121,9 +121,7 @@ class Consolidate(WrappedStage):
         """The inner loss, and the penalty for every answer token."""
         loss = self.inner.loss(model, learner, batch, key)
         arrays = learner.extras[EXTRAS]
-        pull = self.strength * penalty(trainable(learner), arrays["anchor"], arrays["fisher"])
-        # Times the tokens, by whose number the step divides.
-        return loss.replace(total=loss.total + pull * loss.tokens.astype(jnp.float32))
+        return loss.with_penalty(self.strength * penalty(trainable(learner), arrays["anchor"], arrays["fisher"]))
 
     def finish(self, model: Model, learner: Learner, lesson: int, result: FrozenFeatures | None, key: Array) -> Learner:
         """As the inner stage; the anchor has served."""

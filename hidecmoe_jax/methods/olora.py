@@ -74,6 +74,4 @@ class TuneOrthogonal(WrappedStage):
     def loss(self, model: Model, learner: Learner, batch: Batch, key: Array) -> Loss:
         """The inner loss, and the penalty for every answer token."""
         loss = self.inner.loss(model, learner, batch, key)
-        pull = self.strength * overlap(learner.past[LINEARS], learner.live[LINEARS], self.norm)
-        # Times the tokens, by whose number the step divides.
-        return loss.replace(total=loss.total + pull * loss.tokens.astype(jnp.float32))
+        return loss.with_penalty(self.strength * overlap(learner.past[LINEARS], learner.live[LINEARS], self.norm))

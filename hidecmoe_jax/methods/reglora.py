@@ -115,9 +115,7 @@ class TuneApart(WrappedStage):
     def loss(self, model: Model, learner: Learner, batch: Batch, key: Array) -> Loss:
         """The inner loss, and the penalty for every answer token."""
         loss = self.inner.loss(model, learner, batch, key)
-        pull = self.strength * size_at(learner.live[LINEARS], learner.extras[EXTRAS]["key"])
-        # Times the tokens, by whose number the step divides.
-        return loss.replace(total=loss.total + pull * loss.tokens.astype(jnp.float32))
+        return loss.with_penalty(self.strength * size_at(learner.live[LINEARS], learner.extras[EXTRAS]["key"]))
 
     def finish(self, model: Model, learner: Learner, lesson: int, result: FrozenFeatures | None, key: Array) -> Learner:
         """As the inner stage; the key elements have served."""
