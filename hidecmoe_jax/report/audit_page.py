@@ -30,7 +30,7 @@ HEADINGS = {
 MEANINGS = {
     "leak": "The picture is the same or nearly so, and so is the question. Such scores measure memory.",
     "pixels": "Files with equal pixels whose questions differ, or that lie in two splits or tasks.",
-    "near": "Saved again, resized or changed in brightness; the questions differ, or both are trained on.",
+    "near": "Saved again, resized or changed in brightness; the questions differ, or both items are of one split.",
     "text": "A distinctive question and answer that stands in training with another picture.",
     "neighbour": "Not counted as leaks: look whether they show one object or one scene. The distance is 1 - cosine.",
 }
