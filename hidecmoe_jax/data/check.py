@@ -12,6 +12,7 @@ from pathlib import Path
 from statistics import median
 
 from hidecmoe_jax.core.errors import ConfigError, DataError, HidecmoeError, listed, shown_lines
+from hidecmoe_jax.core.text_table import text_table
 from hidecmoe_jax.data.items import Record, Turn
 from hidecmoe_jax.data.media import IMAGE
 from hidecmoe_jax.data.records import POLICY, BadRecords, Policy, Problem, write_problems
@@ -93,7 +94,7 @@ class Report:
     def text(self) -> str:
         """Returns the report as a table and lists, for a terminal."""
         head = ("task", "train", "val", "test", "pictures", "answer words", "scorer")
-        lines = _table([head, *map(_row, self.tasks)])
+        lines = text_table([head, *map(_row, self.tasks)], right=False)
         for task in self.tasks:
             lines += [f"note     {task.name}: {note}" for note in task.notes]
         lines += [f"measured {line}" for line in self.measured]
@@ -226,16 +227,6 @@ def _stream_refusal(opened: Sequence[Task], specs: Sequence[TaskSpec]) -> Config
     except ConfigError as error:
         return error
     return None
-
-
-def _table(rows: list[tuple[str, ...]]) -> list[str]:
-    """Rows of cells as lines with aligned columns."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for row in rows:
-        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
-        lines.append("  ".join(cells).rstrip())
-    return lines
 
 
 def _row(task: Task) -> tuple[str, ...]:

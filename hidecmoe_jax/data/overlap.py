@@ -9,6 +9,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Sequence
 
+from hidecmoe_jax.core.text_table import text_table
 from hidecmoe_jax.data.stream import Task
 
 
@@ -34,6 +35,15 @@ def answer_overlap(tasks: Sequence[Task]) -> list[list[float]]:
             references.append({folded_text(reference) for reference in record.references})
         rows.append([_share(references, answers) for answers in trained])
     return rows
+
+
+def overlap_lines(names: Sequence[str], shares: Sequence[Sequence[float]]) -> list[str]:
+    """The matrix of `answer_overlap` in percent, as lines."""
+    rows = [["test \\ train", *names]]
+    for name, of_task in zip(names, shares, strict=True):
+        rows.append([name, *(f"{100 * share:.0f}" for share in of_task)])
+    title = "test answers of a task (row) that training data of a task (column) has too, in percent"
+    return [title, *text_table(rows)]
 
 
 def _share(references: Sequence[set[str]], answers: set[str]) -> float:

@@ -16,7 +16,7 @@ from hidecmoe_jax.core.errors import DataError
 from hidecmoe_jax.data.check import Report
 from hidecmoe_jax.data.images import LIMITS, Limits
 from hidecmoe_jax.data.likeness import looks, near_pairs
-from hidecmoe_jax.data.overlap import answer_overlap
+from hidecmoe_jax.data.overlap import answer_overlap, overlap_lines
 from hidecmoe_jax.data.stream import Task, TaskSpec
 from hidecmoe_jax.data.truth_files import alignments
 
@@ -49,11 +49,9 @@ def whole_stream(report: Report, specs: Sequence[TaskSpec], *, limits: Limits = 
     else:
         shows = "; `hidecmoe audit` shows them side by side" if near_copies else ""
         measured.append(f"{count} different pictures compared with each other: {near_copies} near-duplicates{shows}")
-    return replace(
-        report,
-        measured=(*report.measured, *measured, *_overlap_lines(tasks)),
-        warnings=(*warnings, *copies),
-    )
+    if len(tasks) > 1:
+        measured += overlap_lines([task.name for task in tasks], answer_overlap(tasks))
+    return replace(report, measured=(*report.measured, *measured), warnings=(*warnings, *copies))
 
 
 def _reference_line(task: Task) -> str:
@@ -74,20 +72,6 @@ def _truth_lines(task: Task, spec: TaskSpec, *, aligned: bool) -> list[str]:
     except DataError as error:
         return [] if aligned else [str(error)]
     return [str(file) for file in files if file.is_aligned == aligned]
-
-
-def _overlap_lines(tasks: Sequence[Task]) -> list[str]:
-    """The matrix of shared answers as lines."""
-    if len(tasks) < 2:
-        return []
-    names = [task.name for task in tasks]
-    width = max(map(len, names))
-    lines = ["test answers of a task (row) that training data of a task (column) has too, in percent"]
-    lines.append("  ".join(["".ljust(width), *names]))
-    for name, shares in zip(names, answer_overlap(tasks), strict=True):
-        cells = [f"{100 * share:.0f}".rjust(len(column)) for share, column in zip(shares, names, strict=True)]
-        lines.append("  ".join([name.ljust(width), *cells]))
-    return lines
 
 
 def _copies(tasks: Sequence[Task], limits: Limits) -> tuple[int, list[str], int]:

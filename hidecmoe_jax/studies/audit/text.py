@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hidecmoe_jax.core.errors import shown_lines
+from hidecmoe_jax.core.text_table import text_table
+from hidecmoe_jax.data.overlap import overlap_lines
 from hidecmoe_jax.report.audit_page import leaked_items, level_counts, verdict
-from hidecmoe_jax.studies.predictions.text import table
 
 _WIDTH = max(map(len, ("leak", "warning", "note")))
 
@@ -16,7 +17,8 @@ def audit_lines(document: Mapping[str, Any]) -> list[str]:
     """The result of `audit` as lines: tables, then findings, the gravest last, then the verdict."""
     lines = [*_task_lines(document), ""]
     if len(document["tasks"]) > 1:
-        lines += [*_overlap_lines(document["answer_overlap"]), ""]
+        overlap = document["answer_overlap"]
+        lines += [*overlap_lines(overlap["tasks"], overlap["shares"]), ""]
     if document["runs"]:
         lines += [*_run_lines(document["runs"]), ""]
     if document["mix"] is not None:
@@ -43,14 +45,7 @@ def _task_lines(document: Mapping[str, Any]) -> list[str]:
         numbers = [task[key] for key in ("train", "val", "test", "leaks", "pictures_trained", "texts_trained")]
         shares = [f"{text[key]:.1f}" for key in ("constant", "by_question", "words")]
         rows.append([task["task"], *map(str, numbers), *shares])
-    return lines + table(rows)
-
-
-def _overlap_lines(overlap: Mapping[str, Any]) -> list[str]:
-    rows = [["test \\ train", *overlap["tasks"]]]
-    for name, shares in zip(overlap["tasks"], overlap["shares"], strict=True):
-        rows.append([name, *(f"{100 * share:.0f}" for share in shares)])
-    return ["test answers of a task (row) that training data of a task (column) has too, in percent", *table(rows)]
+    return lines + text_table(rows)
 
 
 def _run_lines(runs: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -59,14 +54,15 @@ def _run_lines(runs: Sequence[Mapping[str, Any]]) -> list[str]:
         correlation = (run["correlation"] or {}).get("scores")
         numbers = [_number(run[key]) for key in ("steps", "stored", "trained", "seeds", "replayed")]
         rows.append([run["label"], _score(run["last"]), *numbers, run["split"], _score(correlation)])
-    return table(rows)
+    return text_table(rows)
 
 
 def _mix_lines(mix: Mapping[str, Any]) -> list[str]:
     rows = [["test items in the mix", "items", "file name", "question", "with answer"]]
     for row in mix["rows"]:
         rows.append([row["task"], *(str(row[key]) for key in ("items", "names", "questions", "answered"))])
-    return [f"instruction mix {mix['name']}: {mix['questions']} questions, {mix['pictures']} pictures", *table(rows)]
+    title = f"instruction mix {mix['name']}: {mix['questions']} questions, {mix['pictures']} pictures"
+    return [title, *text_table(rows)]
 
 
 def _counted(count: int, noun: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from hidecmoe_jax.core.text_table import text_table
 from hidecmoe_jax.scoring.matrix import METRICS
 
 TITLES = {
@@ -36,17 +37,6 @@ def score_lines(document: Mapping[str, Any]) -> list[str]:
     return lines[:-1] if lines[-1:] == [""] else lines
 
 
-def table(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Rows of texts as lines with columns of equal width; the first column stands left, the others right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for row in rows:
-        first = row[0].ljust(widths[0])
-        others = [text.rjust(width) for text, width in zip(row[1:], widths[1:], strict=True)]
-        lines.append("  ".join([first, *others]).rstrip())
-    return lines
-
-
 def _number(value: float | None) -> str:
     return NOT_MEASURED if value is None else f"{value:.2f}"
 
@@ -68,7 +58,7 @@ def _run_lines(run: Mapping[str, Any]) -> list[str]:
             after = names[place - 1] if place else "nothing"
             cells = [f"{_number(score)} ({_number(old)})" for score, old in zip(scores, legacy, strict=True)]
             rows.append([f"{place} {after}", *cells])
-    lines += table(rows) + [""]
+    lines += text_table(rows) + [""]
     lines += _metric_lines(run) + [""]
     lines += _cell_lines(run)
     return lines + _note_lines(run)
@@ -82,7 +72,7 @@ def _metric_lines(run: Mapping[str, Any]) -> list[str]:
         difference = None if strict is None or legacy is None else legacy - strict
         interval = run["intervals"][name]
         rows.append([TITLES[name], _number(strict), _interval(interval), _number(legacy), _signed(difference)])
-    lines = table(rows)
+    lines = text_table(rows)
     for name, cells in run["missing"].items():
         lines.append(f"{TITLES[name]} needs {', '.join(cells[:4])}{', ...' if len(cells) > 4 else ''}")
     return lines
@@ -100,7 +90,7 @@ def _cell_lines(run: Mapping[str, Any]) -> list[str]:
             f"{cell['row']} {cell['task']}", _number(cell["strict"]), _interval(cell["interval"]),
             _number(cell["legacy"]), _signed(cell["difference"]), str(cell["questions"]), *map(str, faults),
         ])  # fmt: skip
-    return table(rows)
+    return text_table(rows)
 
 
 def _note_lines(run: Mapping[str, Any]) -> list[str]:
@@ -133,7 +123,7 @@ def _spread_lines(methods: Iterable[Mapping[str, Any]]) -> list[str]:
             deviation = "" if spread["std"] is None else f" ± {spread['std']:.2f}"
             numbers.append(_number(spread["mean"]) + deviation)
         rows.append([row["method"], str(len(row["runs"])), seeds, str(len(row["orders"])), *numbers])
-    return ["strict, mean ± standard deviation over runs", *table(rows)]
+    return ["strict, mean ± standard deviation over runs", *text_table(rows)]
 
 
 def _paired_lines(rows: Iterable[Mapping[str, Any]]) -> list[str]:
@@ -149,7 +139,7 @@ def _paired_lines(rows: Iterable[Mapping[str, Any]]) -> list[str]:
             pair, _signed(row["difference"]), _interval(row["interval"]), f"{row['p']:.4f}", f"{row['p_holm']:.4f}",
             str(row["items"]),
         ])  # fmt: skip
-    return lines + (table(printed) if len(printed) > 1 else []) + reasons
+    return lines + (text_table(printed) if len(printed) > 1 else []) + reasons
 
 
 def _judge_lines(document: Mapping[str, Any]) -> list[str]:
@@ -161,4 +151,4 @@ def _judge_lines(document: Mapping[str, Any]) -> list[str]:
             cell["label"], cell["task"], _number(cell["score"]), str(cell["rated"]), str(cell["unrated"]),
             str(cell["cached"]),
         ])  # fmt: skip
-    return [*table(rows), ""]
+    return [*text_table(rows), ""]
