@@ -103,6 +103,11 @@ def listed(problems: Iterable[object]) -> str:
     return "\n         ".join(shown_lines(problems))
 
 
+def counted(count: int, noun: str) -> str:
+    """Returns a number with its noun: `1 task`, `3 tasks`."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 # Similarity from which a name is suggested: `rnu` for `run` (0.67), but not `serve` for `merge` (0.6).
 NEAR = 0.65
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
 
-from hidecmoe_jax.core.errors import ConfigError, DataError, HidecmoeError, listed, shown_lines
+from hidecmoe_jax.core.errors import ConfigError, DataError, HidecmoeError, counted, listed, shown_lines
 from hidecmoe_jax.core.text_table import text_table
 from hidecmoe_jax.data.items import Record, Turn
 from hidecmoe_jax.data.media import IMAGE
@@ -101,9 +101,9 @@ class Report:
         lines += [f"warning  {warning}" for warning in self.warnings]
         lines += [f"problem  {line}" for line in shown_lines(self._located_problems())]
         lines += [f"leak     {line}" for line in shown_lines(self.leaks)]
-        verdict = f"ok, with {_counted(len(self.warnings), 'warning')}" if self.warnings else "ok"
+        verdict = f"ok, with {counted(len(self.warnings), 'warning')}" if self.warnings else "ok"
         if not self.ok:
-            verdict = f"refused: {_counted(len(self.problems), 'problem')}, {_counted(len(self.leaks), 'leak')}"
+            verdict = f"refused: {counted(len(self.problems), 'problem')}, {counted(len(self.leaks), 'leak')}"
         # Also where the leaks are allowed: whoever reads the report should see that there are some.
         if self.leaks:
             verdict += f" ({self.allowed_leaks} leaks allowed)"
@@ -245,10 +245,6 @@ def _row(task: Task) -> tuple[str, ...]:
         spread,
         task.scorer,
     )
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def _count(error: HidecmoeError) -> int:

@@ -41,8 +41,9 @@ def whole_stream(report: Report, specs: Sequence[TaskSpec], *, limits: Limits = 
         measured.append(f"{len(specs) - len(tasks)} of {len(specs)} tasks could not be opened and are not compared")
     warnings = list(report.warnings)
     for task in tasks:
-        measured += [f"{task.name}: {text}" for text in _truth_lines(task, specs[task.index], aligned=True)]
-        warnings += [f"{task.name}: {text}" for text in _truth_lines(task, specs[task.index], aligned=False)]
+        aligned, others = _truth_lines(task, specs[task.index])
+        measured += [f"{task.name}: {text}" for text in aligned]
+        warnings += [f"{task.name}: {text}" for text in others]
     count, copies, near_copies = _copies(tasks, limits)
     if count > MOST_PICTURES:
         measured.append(f"{count} different pictures are not compared with each other here; `hidecmoe audit` does it")
@@ -63,15 +64,17 @@ def _reference_line(task: Task) -> str:
     return f"{task.name}: {len(counts)} test items, {sum(counts)} references ({each})"
 
 
-def _truth_lines(task: Task, spec: TaskSpec, *, aligned: bool) -> list[str]:
-    """Lines about the files of truth that are aligned with the test, or about those that are not."""
+def _truth_lines(task: Task, spec: TaskSpec) -> tuple[list[str], list[str]]:
+    """Lines about the files of truth that are aligned with the test, and about those that are not."""
     ids = [record.id for record in task.test]
     pictures = [record.images[0] if record.images else "" for record in task.test]
     try:
         files = alignments(Path(spec.folder), ids, pictures)
     except DataError as error:
-        return [] if aligned else [str(error)]
-    return [str(file) for file in files if file.is_aligned == aligned]
+        return [], [str(error)]
+    aligned = [str(file) for file in files if file.is_aligned]
+    others = [str(file) for file in files if not file.is_aligned]
+    return aligned, others
 
 
 def _copies(tasks: Sequence[Task], limits: Limits) -> tuple[int, list[str], int]:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from jax import Array
@@ -130,6 +131,13 @@ class Decision:
     match: Match | None = None
 
 
+def no_choice(features: FrozenFeatures) -> Decision:
+    """The decision where there is no task to choose: weights [B, 0]."""
+    samples = features.pooled.text_BD.shape[0]
+    weight_B0 = jnp.zeros((samples, 0))
+    return Decision(weight_B0, weight_B0)
+
+
 def trainable(learner: Learner) -> dict:
     """The float leaves that the optimiser trains, in groups with a rate of their own: `experts` (factors by family),
     `routers` (by family) and `shared` (by path)."""
@@ -220,7 +228,7 @@ class Loss:
 
     def with_penalty(self, nats: Array) -> Loss:
         """The loss with a penalty in nats an answer token, by whose number a step divides."""
-        return self.replace(total=self.total + nats * self.tokens.astype(np.float32))
+        return self.replace(total=self.total + nats * self.tokens.astype(jnp.float32))
 
 
 class Method(Protocol):

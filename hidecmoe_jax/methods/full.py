@@ -28,6 +28,7 @@ from hidecmoe_jax.methods.base import (
     Loss,
     Method,
     Serving,
+    no_choice,
     no_parameters,
     with_leaves,
 )
@@ -98,9 +99,7 @@ class Full(Method):
 
     def decide(self, serving: Serving, features: FrozenFeatures, named_B: Array | None) -> Decision:
         """There is no task to choose."""
-        samples = features.pooled.text_BD.shape[0]
-        weight_B0 = jnp.zeros((samples, 0))
-        return Decision(weight_B0, weight_B0)
+        return no_choice(features)
 
     def voices(self, serving: Serving, decision: Decision) -> tuple[Voice, ...]:
         """None."""

@@ -31,6 +31,7 @@ from hidecmoe_jax.methods.base import (
     Method,
     Serving,
     check_finite,
+    no_choice,
     no_parameters,
     with_leaves,
 )
@@ -157,9 +158,7 @@ class MoeLora(Method):
 
     def decide(self, serving: Serving, features: FrozenFeatures, named_B: Array | None) -> Decision:
         """There is no task to choose."""
-        samples = features.pooled.text_BD.shape[0]
-        weight_B0 = jnp.zeros((samples, 0))
-        return Decision(weight_B0, weight_B0)
+        return no_choice(features)
 
     def voices(self, serving: Serving, decision: Decision) -> tuple[Voice, ...]:
         """All experts, weighted token by token."""

@@ -35,6 +35,7 @@ from hidecmoe_jax.methods.base import (
     Serving,
     Traits,
     check_finite,
+    no_choice,
     with_experts_folded,
     with_leaves,
 )
@@ -368,9 +369,7 @@ class Routed(Method):
     def decide(self, serving: Serving, features: FrozenFeatures, named_B: Array | None) -> Decision:
         """One-hot on the named task, or the gate's weights."""
         if serving.slot_LN is None:
-            samples = features.pooled.text_BD.shape[0]
-            weight_B0 = jnp.zeros((samples, 0))
-            return Decision(weight_B0, weight_B0)
+            return no_choice(features)
         tasks = serving.slot_LN.shape[1]
         learned_N = jnp.any(serving.slot_LN >= 0, axis=0)
         if named_B is not None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from hidecmoe_jax.core.errors import counted
 from hidecmoe_jax.report.numbers import number, signed
 from hidecmoe_jax.report.rewordings import lowest_sentence
 from hidecmoe_jax.report.verdict import LEARNED, NOT_JUDGED, TaskVerdict, Verdict, verdict_of
@@ -126,7 +127,7 @@ def _title(document: Document, verdict: Verdict) -> str:
         return verdict.summary if len(tasks) > 1 else tasks[0].outcome.capitalize()
     stale = [task for task in tasks if task.no_better_than_before]
     if stale:
-        return f"{len(stale)} of {_count(len(tasks), 'task')} no better than before training"
+        return f"{len(stale)} of {counted(len(tasks), 'task')} no better than before training"
     change = document["bwt_t_minus_1"]
     if change is not None and change <= -NOTICEABLE:
         return "Learned, and partly forgotten"
@@ -136,7 +137,7 @@ def _title(document: Document, verdict: Verdict) -> str:
 
 def _sentences(document: Document, tasks: Sequence[TaskVerdict]) -> list[str]:
     out_of = "" if document.get("open_ended") else " of 100"
-    count = _count(len(tasks), "task")
+    count = counted(len(tasks), "task")
     last = document["last"]
     if last is None:
         return [f"The final score of some of the {count} was not measured."]
@@ -207,8 +208,3 @@ def _mean(values: Sequence[float | None]) -> float | None:
     if None in values:
         return None
     return sum(values) / len(values)
-
-
-def _count(number_of: int, noun: str) -> str:
-    """A number with its noun, `1 task` or `3 tasks`."""
-    return f"{number_of} {noun}" if number_of == 1 else f"{number_of} {noun}s"

@@ -142,11 +142,6 @@ class Assistant:
             start = end
         return patches_BIPD
 
-    def _records(
-        self, images: Sequence[Sequence[str]], prompts: Sequence[str], sources: Sequence[str] | None = None
-    ) -> tuple[Record, ...]:
-        return records_of(images, prompts, sources)
-
     def engine(self, records: Sequence[Record], **writing: Any) -> Engine:
         """An engine for some records, with a cache of its own, which is freed after the call.
 
@@ -209,7 +204,7 @@ class Assistant:
             return []
         answers: list[Answer] = []
         with picture_files(images, self._limits) as files:
-            records = self._records(files, prompts, sources)
+            records = records_of(files, prompts, sources)
             engine = self.engine(records, **writing)
             for batch in self._batches(engine, records, task=task, named=named, as_is=as_is, seed=seed):
                 answers += batch
@@ -322,7 +317,7 @@ class Assistant:
         if not len(prompts):
             return []
         with picture_files(images, self._limits) as files:
-            records = self._records(files, prompts)
+            records = records_of(files, prompts)
             if not as_is:
                 records, _ = self.lines.before_routing(records)
             engine = self.engine(records)

@@ -1,23 +1,7 @@
 """The bench of twenty ratios: goals and table, and every part at the smallest size."""
 
-import importlib
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
-
-BENCH = Path(__file__).resolve().parents[2] / "tools" / "bench"
-
-
-@pytest.fixture(scope="module")
-def bench():
-    """Imports a module of the bench by name."""
-    sys.path.insert(0, str(BENCH))
-    try:
-        yield importlib.import_module
-    finally:
-        sys.path.remove(str(BENCH))
 
 
 def measured(bench, part: str) -> dict:

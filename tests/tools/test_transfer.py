@@ -1,26 +1,11 @@
 """The bench of transfer: how a new expert begins and what stands beside it, against matrices worked out in NumPy."""
 
-import importlib
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 
 from hidecmoe_jax.experts.bank import Bank
 
-BENCH = Path(__file__).resolve().parents[2] / "tools" / "bench"
 LAYERS, WIDTH, RANK, OUT = 2, 5, 2, 4
-
-
-@pytest.fixture(scope="module")
-def bench():
-    """Imports a module of the bench by name."""
-    sys.path.insert(0, str(BENCH))
-    try:
-        yield importlib.import_module
-    finally:
-        sys.path.remove(str(BENCH))
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from hidecmoe_jax.core.errors import counted
 from hidecmoe_jax.studies.audit.matches import NEAR, NEIGHBOUR, PIXELS, TEXT, Match
 from hidecmoe_jax.studies.audit.run_facts import RunFacts
 
@@ -53,10 +54,10 @@ def match_findings(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
         shared = _KINDS[row["kind"]]
         question = _QUESTIONS[row["question"]]
         if split == "test" and other_split != "test":
-            items = "1 test item of" if row["count"] == 1 else f"{row['count']} test items of"
-            text = f"{items} {task}: {shared} with {question} in {_place(other_task, other_split)}"
+            items = counted(row["count"], "test item")
+            text = f"{items} of {task}: {shared} with {question} in {_place(other_task, other_split)}"
         else:
-            pairs = "1 pair" if row["count"] == 1 else f"{row['count']} pairs"
+            pairs = counted(row["count"], "pair")
             where = f"between {_place(task, split)} and {_place(other_task, other_split)}"
             if row["first"] == row["second"]:
                 where = f"within {_place(task, split)}"

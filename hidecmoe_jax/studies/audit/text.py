@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hidecmoe_jax.core.errors import shown_lines
+from hidecmoe_jax.core.errors import counted, shown_lines
 from hidecmoe_jax.core.text_table import text_table
 from hidecmoe_jax.data.overlap import overlap_lines
 from hidecmoe_jax.report.audit_page import leaked_items, level_counts, verdict
@@ -28,7 +28,7 @@ def audit_lines(document: Mapping[str, Any]) -> list[str]:
         texts = [row["text"] for row in document["findings"] if row["level"] == level]
         lines += [f"{level.ljust(_WIDTH)} {text}" for text in shown_lines(texts)]
     counts = level_counts(document)
-    numbers = [_counted(leaked_items(document), "leaked test item"), _counted(counts["warning"], "warning")]
+    numbers = [counted(leaked_items(document), "leaked test item"), counted(counts["warning"], "warning")]
     return [*lines, f"{verdict(counts)}: {', '.join(numbers)}"]
 
 
@@ -63,10 +63,6 @@ def _mix_lines(mix: Mapping[str, Any]) -> list[str]:
         rows.append([row["task"], *(str(row[key]) for key in ("items", "names", "questions", "answered"))])
     title = f"instruction mix {mix['name']}: {mix['questions']} questions, {mix['pictures']} pictures"
     return [title, *text_table(rows)]
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def _number(value: int | None) -> str:
