@@ -103,10 +103,10 @@ def test_fault_a6_markers_of_other_media_are_refused(root, marker):
 
 
 def test_fault_a6_markers_are_refused_in_questions_to_a_model():
-    from hidecmoe_jax.runs.assistant import Assistant
+    from hidecmoe_jax.runs.prompt_records import records_of
 
     with pytest.raises(DataError, match="<video>"):
-        Assistant._records(None, [[]], ["<video> What happens?"])
+        records_of([[]], ["<video> What happens?"])
 
 
 def test_fault_a6_what_other_trainers_act_on_is_refused(root):

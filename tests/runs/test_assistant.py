@@ -19,6 +19,7 @@ from hidecmoe_jax.models.llava import Prompt, logits, vision_features
 from hidecmoe_jax.runs import evaluation
 from hidecmoe_jax.runs.assistant import load
 from hidecmoe_jax.runs.generation import generate_file
+from hidecmoe_jax.runs.prompt_records import records_of
 from hidecmoe_jax.runs.stream_loop import learn
 
 LOGITS = jax.jit(logits)
@@ -129,7 +130,7 @@ def test_text_alone_and_several_pictures_are_routed(run, world):
     several, none = run.route([pair, None], [question(1), question(1)])
     assert sum(several.values()) == pytest.approx(1.0, abs=1e-5) and sum(none.values()) == pytest.approx(1.0, abs=1e-5)
     assert len({round(part["birds"], 5) for part in (several, none, run.route([pair[:1]], [question(1)])[0])}) == 3
-    records = run._records([pair, pair[:1], pair[1:]], [question(1)] * 3)
+    records = records_of([pair, pair[:1], pair[1:]], [question(1)] * 3)
     features = run.engine(records).features(records)
     np.testing.assert_allclose(features.image_NE[0], features.image_NE[1:].mean(axis=0), atol=1e-6)
 
