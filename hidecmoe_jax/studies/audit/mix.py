@@ -14,9 +14,8 @@ from hidecmoe_jax.core.errors import DataError
 from hidecmoe_jax.data.images import file_digest
 from hidecmoe_jax.data.items import kind
 from hidecmoe_jax.data.jsonfile import read_json
-from hidecmoe_jax.data.media import IMAGE
 from hidecmoe_jax.data.overlap import folded_text
-from hidecmoe_jax.studies.audit.items import MIX, TEST, Item
+from hidecmoe_jax.studies.audit.items import MIX, TEST, Item, make_item
 
 
 def read_mix(path: Path, images: Path | None = None) -> tuple[list[Item], set[str]]:
@@ -38,19 +37,19 @@ def read_mix(path: Path, images: Path | None = None) -> tuple[list[Item], set[st
     root = images or path.parent
     items: list[Item] = []
     names: set[str] = set()
+    digests: dict[str, str] = {}
     for number, record in enumerate(records):
         turns = _turns(record, f"{path}: item {number}")
         pictures = _pictures(record)
         names |= {Path(picture).name for picture in pictures}
         files = [str(root / picture) for picture in pictures if (root / picture).is_file()]
-        digests = tuple(file_digest(file) for file in files)
+        for file in files:
+            # Many records may show one picture.
+            if file not in digests:
+                digests[file] = file_digest(file)
+        name = str(record.get("id", number))
         for question, answer in turns:
-            text = question.replace(IMAGE, "").strip()
-            name = str(record.get("id", number))
-            item = Item(
-                path.name, MIX, name, text, answer, (answer,), tuple(files), digests, folded_text(text)
-            )  # fmt: skip
-            items.append(item)
+            items.append(make_item(path.name, MIX, name, question, answer, files=files, digests=digests))
     return items, names
 
 
