@@ -45,8 +45,8 @@ def check(
       errors: file for all problems, as JSON lines; written only if there are any.
     """
     config = stream_config(where, tasks, sets, command="hidecmoe data check")
-    opening = hj.open_config(config, errors=str(errors))
-    report = hj.whole_stream(opening.report, hj.stream_specs(config.stream), limits=config.stream.policy.limits)
+    opening = hj.open_config(config, errors=str(errors), compares=True)
+    report = hj.whole_stream(opening.report, hj.stream_specs(config.stream), pictures=opening.pictures)
     print(report.text())
     # An exit code of its own, so that a script can stop before it trains.
     return report.exit_code

@@ -129,6 +129,13 @@ def index() -> int:
     return sys.modules["jax"].process_index() if _joined() else 0
 
 
+def cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def is_first() -> bool:
     """Whether this process is the one that writes the run, its log and its report."""
     return index() == 0

@@ -15,7 +15,8 @@ from hidecmoe_jax.core.errors import ConfigError, DataError, HidecmoeError, coun
 from hidecmoe_jax.core.text_table import text_table
 from hidecmoe_jax.data.items import Record, Turn
 from hidecmoe_jax.data.media import IMAGE
-from hidecmoe_jax.data.records import POLICY, BadRecords, Policy, Problem, write_problems
+from hidecmoe_jax.data.pictures import Pictures
+from hidecmoe_jax.data.records import POLICY, BadRecords, Policy, Problem, pictures_for, write_problems
 from hidecmoe_jax.data.stream import Stream, Task, TaskSpec, open_task
 from hidecmoe_jax.storage.places import check_list
 
@@ -148,12 +149,14 @@ def check_stream(
     val_fraction: float = 0.1,
     allowed_leaks: int = 0,
     checks: Sequence[TaskCheck] = (),
+    pictures: Pictures | None = None,
 ) -> Report:
     """Opens every task and checks the stream; problems are collected, not raised (`Report.require` raises).
 
     Args:
       policy: how records are read; its `errors` file is replaced by the full list, if there are bad records.
       checks: further checks of every opened task; an error that one raises is a problem too.
+      pictures: reads the pictures, and can give what it read to others; by default as `policy` says.
 
     Raises:
       ConfigError: the file of `policy.errors` cannot be written, or it is no such list.
@@ -167,9 +170,10 @@ def check_stream(
     foreseen: dict[str, tuple[str, ...]] = {}
     # The full list is written once at the end, so opening a task must not append to the file.
     quiet_policy = replace(policy, errors=None)
+    pictures = pictures or pictures_for(policy)
     for index, spec in enumerate(specs):
         try:
-            task = open_task(spec, index, policy=quiet_policy, val_fraction=val_fraction)
+            task = open_task(spec, index, policy=quiet_policy, val_fraction=val_fraction, pictures=pictures)
             opened.append(task)
             for check in checks:
                 findings = check(task)

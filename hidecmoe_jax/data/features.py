@@ -19,6 +19,7 @@ from hidecmoe_jax.core.processes import to_host
 from hidecmoe_jax.data.ahead import DEPTH
 from hidecmoe_jax.data.feature_store import FeatureStore
 from hidecmoe_jax.data.images import LIMITS, Limits
+from hidecmoe_jax.data.pictures import Pictures
 from hidecmoe_jax.data.prompts import routing_text
 from hidecmoe_jax.data.records import Record
 from hidecmoe_jax.data.tokenizer import Tokenizer, text_ids
@@ -137,6 +138,7 @@ def extract(
     budget_gib: float = 4.0,
     limits: Limits = LIMITS,
     store: FeatureStore | None = None,
+    pictures: Pictures | None = None,
     progress=iter,
 ) -> Features:
     """Runs both towers over the records and returns their outputs.
@@ -145,6 +147,7 @@ def extract(
       budget_gib: patches are kept in memory up to this size and recomputed on demand above it.
       limits: what pictures may be; those that the records were read with.
       store: entries on disk, read and written as its `keep` says.
+      pictures: what has read the records' pictures; by default they are decoded here.
       progress: wraps the iteration over batches (a progress bar), or `iter`.
 
     Raises:
@@ -152,7 +155,7 @@ def extract(
     """
     config = model.config
     paths, picture_NI = _pictures(records)
-    reader = VisionReader(model, batch, limits, store)
+    reader = VisionReader(model, batch, limits, store, pictures=pictures)
     width = config.pooled_widths[0]
     image_NE = np.zeros((len(records), width), np.float32)
     patches = None

@@ -17,6 +17,7 @@ import os
 import stat
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -75,8 +76,13 @@ def inspect(path: str | Path, limits: Limits = LIMITS) -> Header:
       DataError: missing, not a regular file (folder, FIFO, device), empty, not a picture of an allowed
         format, too many pixels, a side too long or too short, too extreme an aspect.
     """
-    _check_file(path)
-    with _open(path, limits) as image:
+    with open_file(path) as file:
+        return header_of(path, file, limits)
+
+
+def header_of(path: str | Path, file: BinaryIO, limits: Limits = LIMITS) -> Header:
+    """As `inspect`, of a file that is open at its start."""
+    with _open(path, file, limits) as image:
         return _checked_header(path, image, limits)
 
 
@@ -97,17 +103,49 @@ def load(
     Raises:
       DataError: everything `inspect` refuses, and damaged or cut-off files; nothing is replaced by zeros.
     """
-    return _FITS[fit](open_upright(path, mean, limits=limits), size, _ground(mean))
+    return squared(open_upright(path, mean, limits=limits), size, mean, fit=fit)
+
+
+def squared(
+    image: Image.Image, size: int, mean: tuple[float, float, float] = CLIP_MEAN, *, fit: Fit = "pad"
+) -> np.ndarray:
+    """Returns a picture of `open_upright` as `load` does."""
+    return _FITS[fit](image, size, _ground(mean))
 
 
 def open_upright(
     path: str | Path, mean: tuple[float, float, float] = CLIP_MEAN, *, limits: Limits = LIMITS
 ) -> Image.Image:
     """Returns a whole picture in RGB, upright; arguments and errors as of `load`."""
-    _check_file(path)
-    with _open(path, limits) as image:
+    with open_file(path) as file:
+        return upright_of(path, file, mean, limits=limits)
+
+
+def upright_of(
+    path: str | Path, file: BinaryIO, mean: tuple[float, float, float] = CLIP_MEAN, *, limits: Limits = LIMITS
+) -> Image.Image:
+    """As `open_upright`, of a file that is open at its start."""
+    with _open(path, file, limits) as image:
         _checked_header(path, image, limits)
         return _decoded(path, image, _ground(mean), limits)
+
+
+def open_file(path: str | Path) -> BinaryIO:
+    """Opens a regular file with content.
+
+    Raises:
+      DataError: there is none, or it may not be read.
+    """
+    _check_file(path)
+    try:
+        return open(path, "rb")
+    except OSError as error:
+        raise DataError(
+            "cannot read a picture",
+            where=str(path),
+            why=error.strerror or str(error),
+            remedy="give this user the right to read it",
+        ) from None
 
 
 def _ground(mean: tuple[float, float, float]) -> tuple[int, ...]:
@@ -188,9 +226,9 @@ def _check_file(path: str | Path) -> None:
         )
 
 
-def _open(path: str | Path, limits: Limits) -> Image.Image:
+def _open(path: str | Path, file: BinaryIO, limits: Limits) -> Image.Image:
     try:
-        return _opened(path, limits)
+        return _opened(file, limits)
     except _BOMBS as error:
         raise DataError(
             "a picture is too large",
@@ -199,8 +237,8 @@ def _open(path: str | Path, limits: Limits) -> Image.Image:
             remedy="scale it down",
         ) from None
     except UnidentifiedImageError:
-        with open(path, "rb") as file:
-            head = file.read(64).lstrip()
+        file.seek(0)
+        head = file.read(64).lstrip()
         is_page = head[:1] == b"<"
         why = "it holds a web page or XML (a failed download?)" if is_page else f"it begins with {head[:12]!r}"
         raise DataError(
@@ -222,14 +260,15 @@ def _open(path: str | Path, limits: Limits) -> Image.Image:
         ) from error
 
 
-def _opened(path: str | Path, limits: Limits) -> Image.Image:
+def _opened(file: BinaryIO, limits: Limits) -> Image.Image:
     """The picture with its header read; of a JPEG that Pillow refuses for a tag of its EXIF, without that tag."""
     try:
-        return Image.open(path, formats=limits.formats)
+        return Image.open(file, formats=limits.formats)
     except _BOMBS:
         raise
     except Exception:
-        content = Path(path).read_bytes()
+        file.seek(0)
+        content = file.read()
         is_jpeg = content.startswith(b"\xff\xd8") and "JPEG" in limits.formats
         if not is_jpeg:
             raise

@@ -53,17 +53,21 @@ def look(path: str | Path, limits: Limits = LIMITS) -> Look:
     Raises:
       DataError: as `images.load`.
     """
-    image = open_upright(path, limits=limits)
+    return look_of(open_upright(path, limits=limits))
+
+
+def look_of(image: Image.Image) -> Look:
+    """The look of a decoded picture."""
     digest = hashlib.sha256(repr(image.size).encode())
     digest.update(image.tobytes())
     small = image.resize((SIDE, SIDE), Image.Resampling.BOX)
     return Look(digest.hexdigest(), np.asarray(small))
 
 
-def looks(paths: Sequence[str | Path], limits: Limits = LIMITS) -> list[Look]:
+def looks(paths: Sequence[str | Path], limits: Limits = LIMITS, *, workers: int = WORKERS) -> list[Look]:
     """Reads the looks of pictures, in their order; errors as of `look`."""
     # Decoding runs outside the interpreter's lock, so threads help.
-    with ThreadPoolExecutor(max_workers=WORKERS) as pool:
+    with ThreadPoolExecutor(max_workers=workers) as pool:
         return list(pool.map(lambda path: look(path, limits), paths))
 
 

@@ -8,7 +8,6 @@ an answer token by the vocabulary.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -196,19 +195,16 @@ def check_ids(tokens: np.ndarray, vocab: int, *, where: str) -> None:
 
 
 def gather_pictures(
-    paths: Sequence[str], size: int, read: Callable[[str], np.ndarray], *, threads: int | None = None
+    paths: Sequence[str], size: int, read: Callable[[str], np.ndarray], *, threads: int = 2
 ) -> np.ndarray:
     """Pictures that `read` gives, uint8 [N, size, size, 3] in the order of `paths`.
 
     Args:
-      threads: pictures that are read at once; by default one for every core but one, at least 2 and at most 16.
+      threads: pictures that are read at once.
     """
-    if threads is None:
-        cores = os.cpu_count() or 1
-        threads = min(16, max(2, cores - 1))
     # `pool.map` keeps the order of the paths, whichever picture is read first.
     pixels = np.empty((len(paths), size, size, 3), np.uint8)
-    with ThreadPoolExecutor(max_workers=max(1, threads)) as pool:
+    with ThreadPoolExecutor(max_workers=threads) as pool:
         for row, picture in enumerate(pool.map(read, paths)):
             pixels[row] = picture
     return pixels

@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from hidecmoe_jax.core.errors import ConfigError, DataError, listed, nearest
-from hidecmoe_jax.data.images import Limits, inspect, load
+from hidecmoe_jax.data.images import Limits
 from hidecmoe_jax.data.items import Record as Record
 from hidecmoe_jax.data.items import Turn as Turn
 from hidecmoe_jax.data.items import kind, parse_item
 from hidecmoe_jax.data.jsonfile import read_items
 from hidecmoe_jax.data.picture_folder import PictureFolder
+from hidecmoe_jax.data.pictures import Pictures
 
 
 @dataclass(frozen=True)
@@ -142,18 +142,36 @@ def write_problems(problems: Iterable[Problem], path: str | Path) -> None:
             file.write(json.dumps(asdict(problem), ensure_ascii=True) + "\n")
 
 
-def read_file(path: str | Path, root: str | Path, *, test: bool, policy: Policy = POLICY) -> Contents:
-    """Returns the records of a training or test file, and what was left out; errors as `read_train`."""
+def read_file(
+    path: str | Path, root: str | Path, *, test: bool, policy: Policy = POLICY, pictures: Pictures | None = None
+) -> Contents:
+    """Returns the records of a training or test file, and what was left out.
+
+    Args:
+      pictures: reads the pictures; by default as `policy` says.
+
+    Raises:
+      DataError: as `read_train`.
+    """
     path = Path(path)
-    return check_items(_items(path), path, root, test=test, policy=policy)
+    return check_items(_items(path), path, root, test=test, policy=policy, pictures=pictures)
 
 
-def check_items(items: list[Any], path: Path, root: str | Path, *, test: bool, policy: Policy = POLICY) -> Contents:
+def check_items(
+    items: list[Any],
+    path: Path,
+    root: str | Path,
+    *,
+    test: bool,
+    policy: Policy = POLICY,
+    pictures: Pictures | None = None,
+) -> Contents:
     """The records of JSON values that were read from `path`, as `read_file`."""
     folder = PictureFolder(Path(root).resolve())
     parsed, duplicates = _parse_all(items, path, folder, test=test, policy=policy)
     # Only pictures of records without other problems are decoded; the rest is refused anyway.
-    damaged = damage([item.record for item in parsed if item.record is not None and not item.problems], policy)
+    usable = [item.record for item in parsed if item.record is not None and not item.problems]
+    damaged = damage(usable, policy, pictures)
     records = []
     problems = []
     bad = 0
@@ -223,25 +241,26 @@ def _items(path: Path) -> list[Any]:
     raise DataError(what, where=str(path), why=why, remedy=remedy)
 
 
-def damage(records: Iterable[Record], policy: Policy) -> dict[str, str | None]:
+def pictures_for(policy: Policy) -> Pictures:
+    """A reader of pictures that looks at them as a policy says."""
+    return Pictures(policy.limits, decode=policy.pictures == "decode")
+
+
+def damage(records: Iterable[Record], policy: Policy, pictures: Pictures | None = None) -> dict[str, str | None]:
     """Returns every picture of the records with its problem, or None where it can be read."""
-
-    def problem_of(image: str) -> str | None:
-        try:
-            if policy.pictures == "decode":
-                load(image, 8, limits=policy.limits)  # decodes every byte; the size of the result does not matter
-            else:
-                inspect(image, policy.limits)
-        except DataError as error:
-            return f"{error.what}: {image}: {error.why}"
-        return None
-
     # A dict rather than a set: every picture once, in the order of the file.
     images: dict[str, None] = {}
     for record in records:
         images |= dict.fromkeys(record.images)
-    with ThreadPoolExecutor(max_workers=2) as pool:
-        return dict(zip(images, pool.map(problem_of, images), strict=True))
+    if pictures is None:
+        pictures = pictures_for(policy)
+    damaged: dict[str, str | None] = {}
+    for image, facts in pictures.read(images).items():
+        damaged[image] = None
+        if facts.problem is not None:
+            what, why = facts.problem
+            damaged[image] = f"{what}: {image}: {why}"
+    return damaged
 
 
 def _id_of(item: Any) -> str | None:

@@ -9,19 +9,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from hidecmoe_jax.core.errors import ConfigError, DataError, nearest
-from hidecmoe_jax.data.images import file_digest
 from hidecmoe_jax.data.items import Record
 from hidecmoe_jax.data.names import folded_name, folder_title
 from hidecmoe_jax.data.names import task_name as task_name
 from hidecmoe_jax.data.picture_folder import place_of
+from hidecmoe_jax.data.pictures import Pictures
 from hidecmoe_jax.data.prepared import place
-from hidecmoe_jax.data.records import POLICY, Contents, Policy
+from hidecmoe_jax.data.records import POLICY, Contents, Policy, pictures_for
 from hidecmoe_jax.data.task_source import TaskSource, about_of, open_source
 
 
@@ -149,17 +148,26 @@ def open_stream(specs: Sequence[TaskSpec], *, policy: Policy = POLICY, val_fract
       DataError, ConfigError: as `open_task`; two tasks of one name.
     """
     tasks = []
+    pictures = pictures_for(policy)
     for index, spec in enumerate(specs):
-        task = open_task(spec, index, policy=policy, val_fraction=val_fraction)
+        task = open_task(spec, index, policy=policy, val_fraction=val_fraction, pictures=pictures)
         tasks.append(task)
     return Stream(tuple(tasks))
 
 
-def open_task(spec: TaskSpec, index: int, *, policy: Policy = POLICY, val_fraction: float = 0.1) -> Task:
+def open_task(
+    spec: TaskSpec,
+    index: int,
+    *,
+    policy: Policy = POLICY,
+    val_fraction: float = 0.1,
+    pictures: Pictures | None = None,
+) -> Task:
     """Reads the records of a task, makes missing splits and computes its fingerprint.
 
     Args:
       val_fraction: fraction of the training records that becomes validation, or test, where there is no such file.
+      pictures: reads the pictures, and none a second time; by default as `policy` says.
 
     Raises:
       DataError: no such folder, refused or empty files, too few records to split.
@@ -175,12 +183,14 @@ def open_task(spec: TaskSpec, index: int, *, policy: Policy = POLICY, val_fracti
     name = name_of(spec)
     about = about_of(folder)
     source = open_source(folder, {"train": spec.train, "val": spec.val, "test": spec.test}, spec.images)
-    splits, notes = _splits(spec, source, policy, val_fraction)
-    pictures: set[str] = set()
+    pictures = pictures or pictures_for(policy)
+    splits, notes = _splits(spec, source, policy, val_fraction, pictures)
+    paths: set[str] = set()
     for records in splits.values():
         for record in records:
-            pictures.update(record.images)
-    digests = _digests(sorted(pictures))
+            paths.update(record.images)
+    facts = pictures.read(sorted(paths))
+    digests = {path: facts[path].digest for path in facts}
     contents = _contents(source, splits, digests)
     title = about.get("title") or folder_title(folder)
     written = spec.name or about.get("name") or None
@@ -286,13 +296,13 @@ def difference(before: Mapping[str, str], now: Mapping[str, str]) -> tuple[str, 
 
 
 def _splits(
-    spec: TaskSpec, source: TaskSource, policy: Policy, val_fraction: float
+    spec: TaskSpec, source: TaskSource, policy: Policy, val_fraction: float, pictures: Pictures
 ) -> tuple[dict[str, tuple[Record, ...]], tuple[str, ...]]:
     """Records of every split, and notes about what was decided."""
     splits: dict[str, tuple[Record, ...]] = {}
     notes: list[str] = []
     for split in source.files:
-        contents = source.read(split, policy)
+        contents = source.read(split, policy, pictures)
         splits[split] = contents.records
         notes += [f"{split}: {text}" for text in _left_out(contents)]
     # Test first: it takes its fraction of all training records, validation of the rest.
@@ -320,14 +330,6 @@ def _left_out(contents: Contents) -> list[str]:
     if contents.skipped:
         notes.append(f"skipped {contents.skipped} bad records, by max_bad; first: {contents.problems[0]}")
     return notes
-
-
-def _digests(paths: Iterable[str]) -> dict[str, str]:
-    paths = list(paths)
-    # Hashing waits for the disk and runs outside the interpreter's lock, so threads help.
-    with ThreadPoolExecutor(max_workers=2) as pool:
-        digests = pool.map(file_digest, paths)
-        return dict(zip(paths, digests, strict=True))
 
 
 def _contents(

@@ -11,6 +11,7 @@ from typing import Any
 from hidecmoe_jax.core.errors import ConfigError, DataError, nearest
 from hidecmoe_jax.data.images import file_digest
 from hidecmoe_jax.data.jsonfile import json_or_lines, read_json
+from hidecmoe_jax.data.pictures import Pictures
 from hidecmoe_jax.data.prepared import Prepared, prepared
 from hidecmoe_jax.data.records import Contents, Policy, check_items, read_file
 
@@ -33,8 +34,8 @@ class TaskSource(ABC):
     files: Mapping[str, str]
 
     @abstractmethod
-    def read(self, split: str, policy: Policy) -> Contents:
-        """The records of a split; errors as `records.read_train`."""
+    def read(self, split: str, policy: Policy, pictures: Pictures | None = None) -> Contents:
+        """The records of a split; arguments and errors as of `records.read_file`."""
 
     @abstractmethod
     def digest(self, split: str) -> str:
@@ -47,8 +48,9 @@ class FolderSource(TaskSource):
 
     folder: Path
 
-    def read(self, split: str, policy: Policy) -> Contents:
-        return read_file(self.folder / self.files[split], self.root, test=split != "train", policy=policy)
+    def read(self, split: str, policy: Policy, pictures: Pictures | None = None) -> Contents:
+        path = self.folder / self.files[split]
+        return read_file(path, self.root, test=split != "train", policy=policy, pictures=pictures)
 
     def digest(self, split: str) -> str:
         return file_digest(self.folder / self.files[split])
@@ -60,9 +62,10 @@ class PreparedSource(TaskSource):
 
     task: Prepared
 
-    def read(self, split: str, policy: Policy) -> Contents:
+    def read(self, split: str, policy: Policy, pictures: Pictures | None = None) -> Contents:
         path = self.task.folder / self.files[split]
-        return check_items(self.task.items(split), path, self.root, test=split != "train", policy=policy)
+        items = self.task.items(split)
+        return check_items(items, path, self.root, test=split != "train", policy=policy, pictures=pictures)
 
     def digest(self, split: str) -> str:
         return self.task.digests[split]

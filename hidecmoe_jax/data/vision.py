@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property, partial
 
 import jax
@@ -21,8 +21,9 @@ from hidecmoe_jax.core.compile_cache import machine_name
 from hidecmoe_jax.core.layout import own_rows, split_batch
 from hidecmoe_jax.core.processes import to_host
 from hidecmoe_jax.data.feature_store import FeatureStore, entry_name
-from hidecmoe_jax.data.images import CLIP_MEAN, LIMITS, Limits, load, normalise
+from hidecmoe_jax.data.images import CLIP_MEAN, LIMITS, Limits, normalise
 from hidecmoe_jax.data.loader import gather_pictures
+from hidecmoe_jax.data.pictures import Pictures
 from hidecmoe_jax.models.llava import Model, vision_features, vision_weights
 
 _tower = jax.jit(vision_features)
@@ -39,6 +40,7 @@ class VisionReader:
       limits: what pictures may be.
       store: entries on disk, or None.
       keep: which entries are read and written there, `pixels` or `patches`; `none` without a store.
+      pictures: what decodes them and holds those that were decoded before; by default one of its own.
     """
 
     model: Model
@@ -46,6 +48,11 @@ class VisionReader:
     limits: Limits = LIMITS
     store: FeatureStore | None = None
     keep: str = "none"
+    pictures: Pictures | None = field(default=None, compare=False, repr=False)
+
+    def __post_init__(self):
+        if self.pictures is None:
+            object.__setattr__(self, "pictures", Pictures(self.limits))
 
     @cached_property
     def shapes(self) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
@@ -73,10 +80,13 @@ class VisionReader:
         Raises:
           DataError: `images.load` refuses a picture.
         """
+        read = self._stored_pixels if self.keep == "pixels" else self._decoded
+        return gather_pictures(paths, self.model.config.image_size, read, threads=self.pictures.workers)
+
+    def _decoded(self, path: str) -> np.ndarray:
+        """Pixels of a picture, decoded in this command."""
         config = self.model.config
-        decode = partial(load, size=config.image_size, fit=config.image_fit, limits=self.limits)
-        read = self._stored_pixels if self.keep == "pixels" else decode
-        return gather_pictures(paths, config.image_size, read)
+        return self.pictures.pixels(path, config.image_size, config.image_fit)
 
     def outputs(self, paths: Sequence[str], *, keep: bool, progress=iter) -> tuple[np.ndarray | None, np.ndarray]:
         """Patches [M, P, D] (None unless `keep`) and pooled embeddings float32 [M, E] of picture files.
@@ -156,13 +166,12 @@ class VisionReader:
 
     def _stored_pixels(self, path: str) -> np.ndarray:
         """Pixels of a picture from the store, or decoded and put there."""
-        config = self.model.config
-        side = config.image_size
+        side = self.model.config.image_size
         name = self._name(path, "pixels")
         content = None if name is None else self.store.read(name, self.pixel_bytes)
         if content is not None:
             return content.reshape(side, side, 3)
-        pixels = load(path, side, fit=config.image_fit, limits=self.limits)
+        pixels = self._decoded(path)
         if name is not None:
             self.store.write(name, pixels)
         return pixels
@@ -186,7 +195,7 @@ class VisionReader:
 
     def _name(self, path: str, what: str) -> str | None:
         """Name of a picture's entry; None where the file cannot be read, which decoding will say."""
-        digest = self.store.picture_digest(path)
+        digest = self.pictures.digest(path) or self.store.picture_digest(path)
         if digest is None:
             return None
         facts = self._pixel_facts(digest)

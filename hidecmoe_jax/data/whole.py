@@ -1,6 +1,6 @@
 """What only a whole stream shows (`hidecmoe data check`): near-duplicate pictures, shared answers, files of truth.
 
-It costs one more decoding of every picture and a comparison of all with all, so commands that learn leave it out.
+It takes a thumbnail of every picture and compares all with all, so commands that learn leave it out.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ import numpy as np
 from hidecmoe_jax.core.errors import DataError
 from hidecmoe_jax.data.check import Report
 from hidecmoe_jax.data.images import LIMITS, Limits
-from hidecmoe_jax.data.likeness import looks, near_pairs
+from hidecmoe_jax.data.likeness import near_pairs
 from hidecmoe_jax.data.overlap import answer_overlap, overlap_lines
+from hidecmoe_jax.data.pictures import Pictures
 from hidecmoe_jax.data.stream import Task, TaskSpec
 from hidecmoe_jax.data.truth_files import alignments
 
@@ -27,11 +28,14 @@ Place = tuple[str, str, str]
 """Task, split and name of a file that a picture is used in."""
 
 
-def whole_stream(report: Report, specs: Sequence[TaskSpec], *, limits: Limits = LIMITS) -> Report:
+def whole_stream(
+    report: Report, specs: Sequence[TaskSpec], *, limits: Limits = LIMITS, pictures: Pictures | None = None
+) -> Report:
     """Returns the report with what its opened tasks show together.
 
     Args:
       specs: entries of the stream that the report is about; a task's `index` is its place among them.
+      pictures: what has read the pictures for the report, with their looks; they are decoded again without it.
     """
     tasks = report.tasks
     if not tasks:
@@ -44,7 +48,7 @@ def whole_stream(report: Report, specs: Sequence[TaskSpec], *, limits: Limits = 
         aligned, others = _truth_lines(task, specs[task.index])
         measured += [f"{task.name}: {text}" for text in aligned]
         warnings += [f"{task.name}: {text}" for text in others]
-    count, copies, near_copies = _copies(tasks, limits)
+    count, copies, near_copies = _copies(tasks, pictures or Pictures(limits))
     if count > MOST_PICTURES:
         measured.append(f"{count} different pictures are not compared with each other here; `hidecmoe audit` does it")
     else:
@@ -77,7 +81,7 @@ def _truth_lines(task: Task, spec: TaskSpec) -> tuple[list[str], list[str]]:
     return aligned, others
 
 
-def _copies(tasks: Sequence[Task], limits: Limits) -> tuple[int, list[str], int]:
+def _copies(tasks: Sequence[Task], pictures: Pictures) -> tuple[int, list[str], int]:
     """Number of different pictures, warnings about copies among them by where they are, and their number."""
     places: dict[str, list[Place]] = {}
     files: dict[str, str] = {}
@@ -90,7 +94,7 @@ def _copies(tasks: Sequence[Task], limits: Limits) -> tuple[int, list[str], int]
     digests = list(files)
     if len(digests) > MOST_PICTURES or not digests:
         return len(digests), [], 0
-    seen = looks([files[digest] for digest in digests], limits)
+    seen = pictures.looks([files[digest] for digest in digests])
     pairs = near_pairs(np.stack([picture.thumbnail for picture in seen]))
     counts: Counter[tuple[str, str]] = Counter()
     firsts: dict[tuple[str, str], str] = {}

@@ -32,6 +32,7 @@ from hidecmoe_jax.data.feature_store import FeatureStore
 from hidecmoe_jax.data.features import Features, extract, with_texts
 from hidecmoe_jax.data.images import LIMITS, Limits
 from hidecmoe_jax.data.loader import buckets, collate
+from hidecmoe_jax.data.pictures import Pictures
 from hidecmoe_jax.data.prompts import Encoded, Template
 from hidecmoe_jax.data.records import Record
 from hidecmoe_jax.data.tokenizer import Tokenizer
@@ -136,6 +137,7 @@ class Engine:
       feature_gib: memory for patch tokens; above it they are recomputed on demand.
       limits: what pictures may be; those that the records were read with.
       store: pictures on disk, or None.
+      pictures: what has read the pictures of the records; None where nothing has.
       progress: makes a progress bar from a label.
       cache: computed features; engines that are made with the same one share them.
     """
@@ -149,6 +151,7 @@ class Engine:
     feature_gib: float = 4.0
     limits: Limits = LIMITS
     store: FeatureStore | None = field(default=None, compare=False, repr=False)
+    pictures: Pictures | None = field(default=None, compare=False, repr=False)
     progress: ProgressBar = _no_bar
     cache: Cache = field(default_factory=Cache, compare=False, repr=False)
 
@@ -185,7 +188,8 @@ class Engine:
         def compute() -> Features:
             return extract(
                 self.base, self.tokenizer, records, batch=size, budget_gib=self.feature_gib,
-                limits=self.limits, store=self.store, progress=self.progress(f"features of {label}"),
+                limits=self.limits, store=self.store, pictures=self.pictures,
+                progress=self.progress(f"features of {label}"),
             )  # fmt: skip
 
         return self.cache.get(key, compute)

@@ -21,11 +21,13 @@ from hidecmoe_jax.data import check
 from hidecmoe_jax.data.check import Findings, Report
 from hidecmoe_jax.data.encoder import RecordEncoder
 from hidecmoe_jax.data.items import Record
+from hidecmoe_jax.data.pictures import Pictures
 from hidecmoe_jax.data.pocket.cache import pocket_tasks
 from hidecmoe_jax.data.records import Problem
 from hidecmoe_jax.data.rewording import fitted_wordings
 from hidecmoe_jax.data.stream import Stream, Task, TaskSpec
 from hidecmoe_jax.data.tokenizer import Tokenizer
+from hidecmoe_jax.data.whole import MOST_PICTURES
 from hidecmoe_jax.data.writable import answer_warnings
 from hidecmoe_jax.evaluate.engine import Cache, record_encoder
 from hidecmoe_jax.methods.base import Method
@@ -57,19 +59,37 @@ class Opening:
       report: `report.require()` raises what is wrong.
       cache: holds the token ids.
       noticed: what the command that learns says too.
+      pictures: what has read the pictures of the stream.
     """
 
     report: Report
     base: BaseHeader
     cache: Cache
     noticed: Noticed
+    pictures: Pictures
 
 
-def open_config(config: RunConfig, *, errors: str | None = None) -> Opening:
+def pictures_of(config: RunConfig, model: LlavaConfig | None = None, *, most_looks: int = 0) -> Pictures:
+    """What reads the pictures of a config's stream, each once.
+
+    Args:
+      model: the model whose vision tower will read them; their pixels are held for it.
+      most_looks: different pictures that will be compared with each other.
+    """
+    policy = config.stream.policy
+    square = None if model is None else (model.image_size, model.image_fit)
+    return Pictures(
+        policy.limits, decode=policy.pictures == "decode", workers=config.scale.workers, square=square,
+        gib=config.scale.picture_gib, most_looks=most_looks,
+    )  # fmt: skip
+
+
+def open_config(config: RunConfig, *, errors: str | None = None, compares: bool = False) -> Opening:
     """Looks at base and stream of a config.
 
     Args:
       errors: file that gets the full list of problems, should there be any; by default the config's own.
+      compares: the pictures will be compared with each other (`whole_stream`) and not be learned.
 
     Raises:
       ConfigError, CheckpointError, DataError: no base, one without tokenizer or weights, or parts that do not belong
@@ -84,7 +104,8 @@ def open_config(config: RunConfig, *, errors: str | None = None) -> Opening:
     def lengths(task: Task) -> Findings:
         return _lengths(task, config, encoder)
 
-    report = _checked(config, errors, (lengths,))
+    pictures = pictures_of(config, most_looks=MOST_PICTURES) if compares else pictures_of(config, base.config)
+    report = _checked(config, errors, (lengths,), pictures)
     settings = without_effect(config)
     sizes = Sizes()
     # Lessons are made of all tasks, and of records that are not refused already.
@@ -101,12 +122,16 @@ def open_config(config: RunConfig, *, errors: str | None = None) -> Opening:
         refusals=(*report.refusals, *sizes.refusals),
         warnings=(*report.warnings, *small, *settings),
     )
-    return Opening(report, base, cache, Noticed(by_task, settings))
+    return Opening(report, base, cache, Noticed(by_task, settings), pictures)
 
 
-def checked_stream(config: RunConfig) -> Report:
-    """The report on the stream alone, without base and lengths."""
-    return _checked(config, None, ())
+def checked_stream(config: RunConfig, pictures: Pictures | None = None) -> Report:
+    """The report on the stream alone, without base and lengths.
+
+    Args:
+      pictures: reads the pictures, for others too.
+    """
+    return _checked(config, None, (), pictures or pictures_of(config))
 
 
 def check_stream(specs: Sequence[TaskSpec], **options: Any) -> Report:
@@ -115,7 +140,7 @@ def check_stream(specs: Sequence[TaskSpec], **options: Any) -> Report:
     return check.check_stream(specs, checks=checks, **options)
 
 
-def _checked(config: RunConfig, errors: str | None, checks: Sequence[check.TaskCheck]) -> Report:
+def _checked(config: RunConfig, errors: str | None, checks: Sequence[check.TaskCheck], pictures: Pictures) -> Report:
     stream = config.stream
     policy = stream.policy
 
@@ -130,6 +155,7 @@ def _checked(config: RunConfig, errors: str | None, checks: Sequence[check.TaskC
         val_fraction=stream.val_fraction,
         allowed_leaks=stream.allowed_leaks,
         checks=(judged, *checks),
+        pictures=pictures,
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import jax
@@ -17,6 +17,8 @@ import jax
 from hidecmoe_jax.core.errors import ConfigError
 from hidecmoe_jax.core.layout import Layout, Placement, Recompute, layout_of
 from hidecmoe_jax.core.sharding import MESH_AXES, make_mesh
+from hidecmoe_jax.core.strict import YOUNGER
+from hidecmoe_jax.data.pictures import HELD_GIB
 from hidecmoe_jax.models.config import LlavaConfig
 from hidecmoe_jax.models.execution import Attention
 from hidecmoe_jax.models.quantised import template_of
@@ -60,6 +62,8 @@ class Scale:
         for weights as `base.param_dtype` has them.
       attention: the kernel of the decoder's attention: cuDNN's on NVIDIA GPUs, one in Pallas on TPUs, none (`xla`), or
         what the processor has for the base's dtype (`auto`).
+      workers: pictures that are read at once; None for one on every core, at most 16.
+      picture_gib: memory for pixels that the check has decoded and the vision tower will read; 0 holds none.
     """
 
     base: Literal["auto", "replicated", "sharded", "tensor"] = "auto"
@@ -68,6 +72,14 @@ class Scale:
     recompute: Literal["auto", "named", "full"] = "auto"
     bits: Literal[16, 8] = 16
     attention: Attention = "auto"
+    workers: int | None = field(default=None, metadata=YOUNGER)
+    picture_gib: float = field(default=HELD_GIB, metadata=YOUNGER)
+
+    def __post_init__(self):
+        if self.workers is not None and self.workers < 1:
+            raise ValueError(f"workers {self.workers} must be at least 1, or null for one on every core")
+        if not 0 <= self.picture_gib < math.inf:
+            raise ValueError(f"picture_gib {self.picture_gib} must be at least 0 and finite")
 
 
 @dataclass(frozen=True)

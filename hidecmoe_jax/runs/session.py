@@ -25,6 +25,7 @@ from hidecmoe_jax.core.keys import key_for
 from hidecmoe_jax.core.layout import Layout, place
 from hidecmoe_jax.data.feature_store import FeatureStore
 from hidecmoe_jax.data.loader import buckets, ladder, shapes
+from hidecmoe_jax.data.pictures import Pictures
 from hidecmoe_jax.data.prompts import Encoded
 from hidecmoe_jax.data.records import Record
 from hidecmoe_jax.data.stream import Stream, Task
@@ -52,6 +53,7 @@ class Session:
 
     Attributes:
       noticed: what the opening warned of.
+      pictures: what has read the pictures of the stream.
       unquantised: SHA-256 of the base before it was quantised, where it was; `int8`, what the check of that found.
     """
 
@@ -62,6 +64,7 @@ class Session:
     noticed: Noticed = field(default_factory=Noticed, compare=False, repr=False)
     cache: Cache = field(default_factory=Cache, compare=False, repr=False)
     status: Status = field(default_factory=Status, compare=False, repr=False)
+    pictures: Pictures = field(default_factory=Pictures, compare=False, repr=False)
     unquantised: str | None = None
     int8: dict[str, Any] = field(default_factory=dict)
 
@@ -108,7 +111,8 @@ class Session:
         return Engine(
             config.method, self.answering, self.tokenizer, config.template, config.evaluate.writing,
             feature_batch=config.base.feature_batch, feature_gib=config.base.feature_gib,
-            limits=config.stream.policy.limits, store=self.store, progress=self.status.bar, cache=self.cache,
+            limits=config.stream.policy.limits, store=self.store, pictures=self.pictures,
+            progress=self.status.bar, cache=self.cache,
         )  # fmt: skip
 
     def inputs(self, task: Task) -> Inputs:
@@ -245,7 +249,10 @@ def open_session(config: RunConfig, *, errors: str | None = None) -> Session:
     layout = layout_for(config.scale, header.config)
     check_batch(layout, batch=config.tune.batch, accumulate=config.tune.accumulate)
     model = load_model(header.folder, layout=layout, attention=config.scale.attention, **header.changes)
-    session = Session(config, model, header.tokenizer, Stream(report.tasks), opening.noticed, opening.cache)
+    session = Session(
+        config, model, header.tokenizer, Stream(report.tasks), opening.noticed, opening.cache,
+        pictures=opening.pictures,
+    )  # fmt: skip
     session = session.of(config)
     return _in_int8(session) if config.scale.bits == 8 else session
 

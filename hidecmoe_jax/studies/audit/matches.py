@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from hidecmoe_jax.data.images import LIMITS, Limits
-from hidecmoe_jax.data.likeness import looks, near_pairs
+from hidecmoe_jax.data.likeness import near_pairs
 from hidecmoe_jax.data.overlap import folded_text
+from hidecmoe_jax.data.pictures import Pictures
 from hidecmoe_jax.studies.audit.items import MIX, TEST, TRAIN, VAL, Item
 from hidecmoe_jax.studies.audit.texts import MOST_ALIKE, copies, likeness
 
@@ -63,8 +64,11 @@ class PictureTable:
     near: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
-def picture_table(items: Iterable[Item], limits: Limits = LIMITS) -> PictureTable:
-    """Decodes every different file once and compares all pictures with all.
+def picture_table(items: Iterable[Item], limits: Limits = LIMITS, pictures: Pictures | None = None) -> PictureTable:
+    """Compares all pictures with all.
+
+    Args:
+      pictures: what has read files of the items already, with their looks; all others are decoded here, once.
 
     Raises:
       DataError: a picture that cannot be read.
@@ -75,7 +79,8 @@ def picture_table(items: Iterable[Item], limits: Limits = LIMITS) -> PictureTabl
             files.setdefault(digest, path)
     table = PictureTable()
     thumbnails = {}
-    for digest, seen in zip(files, looks(list(files.values()), limits), strict=True):
+    pictures = pictures or Pictures(limits)
+    for digest, seen in zip(files, pictures.looks(list(files.values())), strict=True):
         table.pixels[digest] = seen.pixels
         thumbnails.setdefault(seen.pixels, seen.thumbnail)
     names = list(thumbnails)

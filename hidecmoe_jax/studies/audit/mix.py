@@ -7,23 +7,25 @@ and questions with their answers.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from hidecmoe_jax.core.errors import DataError
-from hidecmoe_jax.data.images import file_digest
 from hidecmoe_jax.data.items import kind
 from hidecmoe_jax.data.jsonfile import read_json
 from hidecmoe_jax.data.overlap import folded_text
+from hidecmoe_jax.data.pictures import Pictures
 from hidecmoe_jax.studies.audit.items import MIX, TEST, Item, make_item
 
 
-def read_mix(path: Path, images: Path | None = None) -> tuple[list[Item], set[str]]:
+def read_mix(path: Path, images: Path | None = None, pictures: Pictures | None = None) -> tuple[list[Item], set[str]]:
     """Reads a mix: every question as an item, and the names of all pictures that it mentions.
 
     Args:
       path: a JSON array of `{id, image?, conversations: [{from, value}]}`.
       images: folder of its pictures, by default that of the file; a picture that is not there has only a name.
+      pictures: reads the others, for whoever compares them later.
 
     Raises:
       DataError: no such file, or no array of conversations.
@@ -37,19 +39,20 @@ def read_mix(path: Path, images: Path | None = None) -> tuple[list[Item], set[st
     root = images or path.parent
     items: list[Item] = []
     names: set[str] = set()
-    digests: dict[str, str] = {}
+    turns: list[list[tuple[str, str]]] = []
+    files: list[list[str]] = []
     for number, record in enumerate(records):
-        turns = _turns(record, f"{path}: item {number}")
-        pictures = _pictures(record)
-        names |= {Path(picture).name for picture in pictures}
-        files = [str(root / picture) for picture in pictures if (root / picture).is_file()]
-        for file in files:
-            # Many records may show one picture.
-            if file not in digests:
-                digests[file] = file_digest(file)
+        turns.append(_turns(record, f"{path}: item {number}"))
+        shown = _pictures(record)
+        names |= {Path(picture).name for picture in shown}
+        files.append([str(root / picture) for picture in shown if (root / picture).is_file()])
+    # Many records may show one picture.
+    facts = (pictures or Pictures()).read(chain.from_iterable(files))
+    digests = {file: facts[file].digest for file in facts}
+    for number, record in enumerate(records):
         name = str(record.get("id", number))
-        for question, answer in turns:
-            items.append(make_item(path.name, MIX, name, question, answer, files=files, digests=digests))
+        for question, answer in turns[number]:
+            items.append(make_item(path.name, MIX, name, question, answer, files=files[number], digests=digests))
     return items, names
 
 

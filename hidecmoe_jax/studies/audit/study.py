@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,11 +12,12 @@ import numpy as np
 
 from hidecmoe_jax.core.errors import ConfigError
 from hidecmoe_jax.data.overlap import answer_overlap
+from hidecmoe_jax.data.pictures import Pictures
 from hidecmoe_jax.data.stream import Task
 from hidecmoe_jax.data.vision import VisionReader
 from hidecmoe_jax.report.audit_page import write_audit
 from hidecmoe_jax.runs.config import RunConfig
-from hidecmoe_jax.runs.opening import checked_stream
+from hidecmoe_jax.runs.opening import base_header, checked_stream, pictures_of
 from hidecmoe_jax.runs.session import open_base
 from hidecmoe_jax.storage.places import check_place
 from hidecmoe_jax.studies.audit import findings as sentences
@@ -67,20 +69,22 @@ def audit(
         raise ConfigError("--mix-images needs a mix", why="--mix is not given", remedy="add --mix FILE")
     runs = read_runs(options.runs)
     # Leaks are what an audit is to find, so they do not end it.
-    report = replace(checked_stream(config), leaks=()).require()
+    base = base_header(config.base).config if options.neighbours else None
+    pictures = pictures_of(config, base, most_looks=sys.maxsize)
+    report = replace(checked_stream(config, pictures), leaks=()).require()
     tasks = report.tasks
     items = items_of(tasks)
     mix: list[Item] = []
     names: set[str] = set()
     if options.mix is not None:
-        mix, names = read_mix(options.mix, options.mix_images)
+        mix, names = read_mix(options.mix, options.mix_images, pictures)
     limits = config.stream.policy.limits
     everything = [*items, *mix]
-    table = picture_table(everything, limits)
+    table = picture_table(everything, limits, pictures)
     matches = picture_matches(everything, table)
     matches += _not_matched(text_matches(everything), matches)
     if options.neighbours:
-        matches += nearest_pairs(items, _features(config, items))
+        matches += nearest_pairs(items, _features(config, items, pictures))
     document = _document(tasks, items, matches, runs)
     document["pictures"] = len(set(table.pixels.values()))
     if options.mix is not None:
@@ -191,7 +195,7 @@ def _run_row(run: RunFacts, names: Sequence[str], overlap: Sequence[Sequence[flo
     return row
 
 
-def _features(config: RunConfig, items: Sequence[Item]) -> dict[str, np.ndarray]:
+def _features(config: RunConfig, items: Sequence[Item], pictures: Pictures) -> dict[str, np.ndarray]:
     """Pooled features of every different picture by the SHA-256 of its file."""
     files: dict[str, str] = {}
     for item in items:
@@ -204,6 +208,6 @@ def _features(config: RunConfig, items: Sequence[Item]) -> dict[str, np.ndarray]
             why="it was converted without CLIP's projection",
             remedy="convert it again with --clip, or leave --neighbours out",
         )  # fmt: skip
-    reader = VisionReader(model, _BATCH, config.stream.policy.limits)
+    reader = VisionReader(model, _BATCH, pictures.limits, pictures=pictures)
     _, pooled_ME = reader.outputs(tuple(files.values()), keep=False)
     return dict(zip(files, np.asarray(pooled_ME), strict=True))
