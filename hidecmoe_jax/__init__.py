@@ -34,6 +34,8 @@ _HOME = {
     "check_run": "hidecmoe_jax.runs.start",
     "check_stream": "hidecmoe_jax.runs.opening",
     "compare": "hidecmoe_jax.studies.compare",
+    "config_schema": "hidecmoe_jax.runs.config_schema",
+    "config_text": "hidecmoe_jax.runs.config_schema",
     "conversion_check": "hidecmoe_jax.port.checkpoints.check",
     "compile_plan": "hidecmoe_jax.studies.planning.compiled",
     "compiled_lines": "hidecmoe_jax.studies.planning.compiled",

@@ -59,6 +59,9 @@ COMMANDS = {
     "data import": ("data_import", "import_data", "make a task folder of files of another format, or of a benchmark"),
     "data build": ("data_build", "build", "prepare task folders or a benchmark as data sets of tensorflow-datasets"),
     "data folders": ("data", "folders", "make a task folder of pictures that lie in one folder for each answer"),
+    "config list": ("config", "list_configs", "list the configs that are shipped"),
+    "config show": ("config", "show", "show a config with all of its values"),
+    "config schema": ("config", "schema", "print the JSON Schema of configs, for editors"),
     "plan": ("plan", "plan", "what a run needs of a machine: layout, batch, memory, time, money; needs no weights"),
     "doctor": (
         "doctor",
@@ -199,7 +202,7 @@ def _dispatch(words: Sequence[str]) -> int:
     if words[0] == "--version":
         print(__version__)
         return 0
-    # `data` alone is no command, but `hidecmoe data --help` lists those of its group.
+    # `data` alone is no command, but `hidecmoe data --help` lists those of its group; so for `config`.
     group = [name for name in COMMANDS if name.startswith(f"{words[0]} ")]
     if group and words[1:2] in (["-h"], ["--help"]):
         print(overview(group))
@@ -223,7 +226,8 @@ def _command(words: Sequence[str]) -> tuple[str, Sequence[str]]:
         name = " ".join(words[:length])
         if name in COMMANDS:
             return name, words[length:]
-    command = " ".join(words[:2]) if words[0] == "data" else words[0]
+    groups = {name.partition(" ")[0] for name in COMMANDS if " " in name}
+    command = " ".join(words[:2]) if words[0] in groups else words[0]
     raise ConfigError(
         f"unknown command '{command}'", why="`hidecmoe --help` says what each command does",
         remedy=nearest(command, COMMANDS),

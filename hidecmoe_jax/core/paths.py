@@ -7,6 +7,7 @@ at the top of the repository, so that there is one copy to edit.
 from __future__ import annotations
 
 import difflib
+import itertools
 import os
 from pathlib import Path
 
@@ -25,6 +26,21 @@ def configs_folder() -> Path:
     """Returns the folder of the shipped configs."""
     inside = _PACKAGE / "configs"
     return inside if inside.is_dir() else _PACKAGE.parent / "configs"
+
+
+def shipped_configs() -> dict[str, str]:
+    """Returns the shipped configs by name, such as `pocket/hide`, with the first sentence of each one's comment."""
+    folder = configs_folder()
+    sentences = {}
+    for file in sorted(folder.rglob("*.yaml")):
+        lines = file.read_text(encoding="utf-8").splitlines()
+        comment = itertools.takewhile(lambda line: line.startswith("# "), lines)
+        text = " ".join(line.removeprefix("# ") for line in comment)
+        # The comment ends with the command that runs the config.
+        about = text.partition(" hidecmoe run ")[0]
+        name = file.relative_to(folder).with_suffix("").as_posix()
+        sentences[name] = about.partition(". ")[0].removesuffix(".")
+    return sentences
 
 
 def find_config(name: str | Path) -> Path:

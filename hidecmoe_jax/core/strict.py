@@ -28,7 +28,7 @@ T = TypeVar("T")
 ABSENT = "<absent>"
 
 # YAML 1.1 reads 1e-3 (no dot, or no sign in the exponent) as a string; here it is the number.
-_EXPONENT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+")
+EXPONENT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+")
 # Scalar types and their names in messages.
 _SCALARS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 
@@ -55,24 +55,28 @@ YOUNGER = {"younger": True}
 files keep every byte."""
 
 
-def plain(obj: Any) -> Any:
-    """Returns `obj` as dicts, lists and scalars that YAML can hold; the inverse of `build`."""
+def plain(obj: Any, *, complete: bool = False) -> Any:
+    """Returns `obj` as dicts, lists and scalars that YAML can hold; the inverse of `build`.
+
+    Args:
+      complete: with the fields marked `YOUNGER` at their defaults too.
+    """
     if dataclasses.is_dataclass(obj) and not isinstance(obj, type):
         mapping = {}
         cls = type(obj)
-        if _kind(cls) is not None:
+        if kind_of(cls) is not None:
             mapping["kind"] = cls.kind
         for field in dataclasses.fields(obj):
             if field.init:
                 value = getattr(obj, field.name)
-                if field.metadata.get("younger") and value == field.default:
+                if not complete and field.metadata.get("younger") and value == field.default:
                     continue
-                mapping[field.name] = plain(value)
+                mapping[field.name] = plain(value, complete=complete)
         return mapping
     if isinstance(obj, Mapping):
-        return {str(key): plain(value) for key, value in obj.items()}
+        return {str(key): plain(value, complete=complete) for key, value in obj.items()}
     if isinstance(obj, tuple | list):
-        return [plain(value) for value in obj]
+        return [plain(value, complete=complete) for value in obj]
     if isinstance(obj, Path):
         return str(obj)
     if obj is None or type(obj) in _SCALARS:
@@ -140,7 +144,7 @@ def _dataclass(cls: type, mapping: Any, spot: _Spot) -> Any:
         raise _mismatch(f"keys such as {', '.join(names[:3])}", mapping, spot)
     hints = typing.get_type_hints(cls, include_extras=True)
     fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
-    kind = _kind(cls)
+    kind = kind_of(cls)
     values = {}
     for key, value in mapping.items():
         if key == "kind" and kind is not None:
@@ -161,7 +165,7 @@ def _dataclass(cls: type, mapping: Any, spot: _Spot) -> Any:
             )
         key_spot = spot.into(key)
         values[key] = _value(hints[key], value, key_spot)
-    missing = [name for name, field in fields.items() if name not in values and not _has_default(field)]
+    missing = [name for name, field in fields.items() if name not in values and not has_default(field)]
     if missing:
         raise ConfigError(
             f"missing key {', '.join(map(repr, missing))}",
@@ -213,7 +217,7 @@ def _annotated(arguments: Sequence[Any], value: Any, spot: _Spot) -> Any:
     """A plain value as the hint inside; an entry-point group beside a union adds the kinds of installed packages."""
     hint, group, *_ = arguments
     kind = value.get("kind") if isinstance(value, Mapping) else None
-    if isinstance(group, plugins.Group) and kind not in map(_kind, typing.get_args(hint)):
+    if isinstance(group, plugins.Group) and kind not in map(kind_of, typing.get_args(hint)):
         hint = plugins.dataclass_of(group, kind, str(spot)) or hint
     return _value(hint, value, spot)
 
@@ -240,7 +244,7 @@ def _union(options: Sequence[Any], value: Any, spot: _Spot) -> Any:
     if len(rest) == 1:
         return _value(rest[0], value, spot)
     if isinstance(value, Mapping):
-        kinds = {_kind(option): option for option in rest if _kind(option) is not None}
+        kinds = {kind_of(option): option for option in rest if kind_of(option) is not None}
         if kinds:
             cls = _of_kind(kinds, value, spot)
             return _dataclass(cls, value, spot)
@@ -300,7 +304,7 @@ def _sequence(hint: Any, value: Any, spot: _Spot) -> Any:
 def _scalar(hint: Any, value: Any, spot: _Spot) -> Any:
     """A scalar of exactly the hint's type; only a float may be written as an int, and a Path as text."""
     if hint is float:
-        if isinstance(value, str) and _EXPONENT.fullmatch(value):
+        if isinstance(value, str) and EXPONENT.fullmatch(value):
             value = float(value)
         if type(value) in (int, float) and not math.isnan(value):
             return float(value)
@@ -340,7 +344,7 @@ def _named(hint: Any) -> str:
     return _SCALARS.get(hint, "a mapping")
 
 
-def _kind(cls: Any) -> str | None:
+def kind_of(cls: Any) -> str | None:
     """The value of `kind` that selects this dataclass; None for one without a `kind`."""
     if not dataclasses.is_dataclass(cls):
         return None
@@ -354,7 +358,7 @@ def _kind(cls: Any) -> str | None:
     return values[0] if is_fixed else None
 
 
-def _has_default(field: dataclasses.Field) -> bool:
+def has_default(field: dataclasses.Field) -> bool:
     return field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
 
 

@@ -302,12 +302,12 @@ def from_mapping(mapping: Mapping[str, Any], where: str = "config", *, imports: 
     return replace(strict.build(RunConfig, rest, where), method=method)
 
 
-def to_mapping(config: RunConfig) -> dict[str, Any]:
-    """Plain values that `from_mapping` reads back."""
-    plain = strict.plain(config)
+def to_mapping(config: RunConfig, *, complete: bool = False) -> dict[str, Any]:
+    """Plain values that `from_mapping` reads back; `complete` with keys that older files lack, at their defaults."""
+    plain = strict.plain(config, complete=complete)
     kind = _kind_of(type(config.method))
     # The kind last: a class that inherits a shipped method inherits its kind as well.
-    plain["method"] = {"kind": kind} | strict.plain(config.method) | {"kind": kind}
+    plain["method"] = {"kind": kind} | plain["method"] | {"kind": kind}
     return plain
 
 

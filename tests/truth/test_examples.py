@@ -57,7 +57,7 @@ def examples() -> Iterator[tuple[str, list[str]]]:
 
 
 def command_of(words: list[str]) -> str:
-    return " ".join(words[:2]) if words[0] == "data" else words[0]
+    return " ".join(words[:2]) if words[0] in ("data", "config") else words[0]
 
 
 EXAMPLES = list(examples())
