@@ -21,9 +21,10 @@ from typing import Any
 # Clocks, and what describes the machine and not the result. A dictionary below such a key keeps its keys.
 VOLATILE_KEYS = frozenset(
     {"seconds", "warm", "stages", "versions", "python", "devices", "date", "started", "hidecmoe_jax"}
+    | {"milliseconds_per_answer"}
 )
-# Size on disk of what Orbax wrote: compressed file names and all, another one for the same arrays.
-VOLATILE_KEYS |= {"archived_bytes"}
+# Sizes on disk of what Orbax wrote: compressed file names and all, other ones for the same arrays.
+VOLATILE_KEYS |= {"archived_bytes", "bytes_per_task"}
 DATE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d")
 PRESENTATION = frozenset({".html", ".png", ".md"})
 NOT_COMPARED = frozenset({".lock", "stdout.txt"})

@@ -133,6 +133,17 @@ def test_dropout_is_keyed_by_the_step(session, ready, material):
     assert losses[0] == losses[1] != losses[2]
 
 
+def test_micro_batches_of_equal_records_draw_masks_of_their_own(session, ready, material):
+    """Two equal micro-batches: with one key for both, their loss a token would be that of one of them alone."""
+    noisy = Routed(lora=Lora(rank=2, dropout=0.5, sites=SITES))
+    _, alone = one_step(session, ready, batches_of(material, [[0, 1]]), method=noisy, key=1)
+    _, twice = one_step(session, ready, batches_of(material, [[0, 1], [0, 1]]), method=noisy, key=1)
+    _, quiet = one_step(session, ready, batches_of(material, [[0, 1]]))
+    _, quiet_twice = one_step(session, ready, batches_of(material, [[0, 1], [0, 1]]))
+    np.testing.assert_allclose(quiet_twice.loss, quiet.loss, rtol=1e-6)
+    assert abs(float(twice.loss) - float(alone.loss)) > 1e-4
+
+
 def test_a_stage_goes_on_from_any_step_as_if_it_had_never_stopped(session, ready, material):
     whole = Recorder()
     done = train(session, material, ready, watch=whole)
@@ -154,6 +165,19 @@ def test_a_loss_that_is_not_finite_stops_and_names_step_and_records(session, rea
     error = stopped.value
     assert error.exit_code == 5 and not watch.facts
     assert "task birds, stage tune, step 0 of 6" in error.where and "records a" in error.why
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("name", ["loss", "gradient", "update", "norm"])
+def test_every_number_of_a_step_must_be_finite(name, bad):
+    one = jnp.float32(1.0)
+    metrics = Metrics(one, one, one, one, jnp.int32(3)).replace(**{name: jnp.float32(bad)})
+    watch = Silent()
+    with pytest.raises(NumericsError) as stopped:
+        _report((7, metrics, None, ["a1", "a2"]), watch, TUNE, 9, "birds", Streak())
+    error = stopped.value
+    assert error.exit_code == 5 and f"a {name} that is not finite" in error.what and not watch.facts
+    assert "step 7 of 9" in error.where and "a1, a2" in error.why
 
 
 def test_a_collapsed_router_raises_an_alarm_once(session, ready):
