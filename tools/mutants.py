@@ -59,6 +59,7 @@ def run_tests(tree: Path, tests: Sequence[str]) -> tuple[int, str]:
     words = [f"tests/{test}" for test in tests]
     # A mutant may loop for ever, and byte code of the file before it must not be taken for it.
     settings = os.environ | {"PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
+    settings["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *words]
     try:
         done = subprocess.run(
