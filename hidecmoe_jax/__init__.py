@@ -80,6 +80,7 @@ _HOME = {
     "score_lines": "hidecmoe_jax.studies.predictions.text",
     "score_predictions": "hidecmoe_jax.studies.predictions.study",
     "Scale": "hidecmoe_jax.runs.scale",
+    "shipped_configs": "hidecmoe_jax.core.paths",
     "stream_specs": "hidecmoe_jax.runs.opening",
     "StreamConfig": "hidecmoe_jax.runs.config",
     "study": "hidecmoe_jax.studies.layer_similarity",

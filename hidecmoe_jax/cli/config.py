@@ -11,7 +11,6 @@ from tyro.conf import Positional, arg
 import hidecmoe_jax as hj
 from hidecmoe_jax.cli.words import Assignments, Config, Folders, read_config
 from hidecmoe_jax.core.errors import ConfigError, nearest
-from hidecmoe_jax.core.paths import shipped_configs
 
 WIDTH = 118
 
@@ -26,7 +25,7 @@ def list_configs(group: Annotated[str, Positional, arg(metavar="FOLDER")] = "") 
     Args:
       group: show those of one folder alone.
     """
-    configs = shipped_configs()
+    configs = hj.shipped_configs()
     wanted = group.strip("/")
     chosen = {name: sentence for name, sentence in configs.items() if not wanted or name.startswith(f"{wanted}/")}
     if not chosen:

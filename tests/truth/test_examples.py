@@ -37,8 +37,10 @@ RECIPES = {"configs/ucit/hide.yaml", "configs/coin/cmoe.yaml", "configs/dcl/sequ
 
 
 def words_of(line: str) -> list[str]:
-    """The words of a command without `hidecmoe`, comments and the dots that stand for more of the same."""
-    return [word for word in shlex.split(line, comments=True)[1:] if word != "..."]
+    """The words of a command without `hidecmoe`, comments, the dots that stand for more of the same, and the file that
+    its output goes to."""
+    command = line.partition(" > ")[0]
+    return [word for word in shlex.split(command, comments=True)[1:] if word != "..."]
 
 
 def examples() -> Iterator[tuple[str, list[str]]]:
