@@ -30,8 +30,10 @@ from hidecmoe_jax.methods.kinds import METHODS
 from hidecmoe_jax.methods.routed import Routed
 from hidecmoe_jax.models.config import Fit
 from hidecmoe_jax.runs.folder import RunFolder, no_run
+from hidecmoe_jax.runs.journal import config_values
 from hidecmoe_jax.runs.ranges import in_range
 from hidecmoe_jax.runs.scale import Scale
+from hidecmoe_jax.storage.files import write_bytes
 from hidecmoe_jax.train.optim import TrainConfig
 
 POCKET = "pocket"  # the base model that is part of the package
@@ -172,7 +174,8 @@ def load_config(source: str | Path, *, overrides: Iterable[str] = (), tasks: Ite
     path = find_config(source)
     # A config given by its path is the user's own command, unless it is part of a run, which may be anybody's.
     of_run = RunFolder(path.parent).identity.is_file()
-    return _with_changes(read_yaml(path), overrides, tasks, str(path), imports=not of_run)
+    values = config_values(path.parent) if path == RunFolder(path.parent).config else read_yaml(path)
+    return _with_changes(values, overrides, tasks, str(path), imports=not of_run)
 
 
 def default_config(*, overrides: Iterable[str] = (), tasks: Iterable[str | Path] = ()) -> RunConfig:
@@ -205,7 +208,7 @@ def config_of(run: str | Path) -> RunConfig:
     path = RunFolder(Path(run)).config
     if not path.is_file():
         raise no_run(run)
-    config = from_mapping(read_yaml(path), str(path), imports=False)
+    config = from_mapping(config_values(path.parent), str(path), imports=False)
     if config.base.image_fit == "checkpoint":
         # A run's own file states every other rule than padding (`as_recorded`), whatever its base says today.
         config = replace(config, base=replace(config.base, image_fit="pad"))
@@ -221,17 +224,18 @@ def as_recorded(config: RunConfig, fit: Fit | Literal["checkpoint"]) -> RunConfi
     return replace(config, base=replace(config.base, image_fit=recorded))
 
 
-def write_config(config: RunConfig, run: Path) -> None:
+def config_text(config: RunConfig) -> str:
     """The resolved config as YAML for `load_config`: folders absolute, and of `scale` the bits alone, so that it holds
     anywhere."""
     config = _with_places(
         replace(config, scale=Scale(bits=config.scale.bits)), lambda place: str(Path(place).absolute())
     )
-    path = RunFolder(run).config
-    # Renamed into place: a crash leaves the old file or the new one, never half of one.
-    unfinished = path.with_name(f"{path.name}.part")
-    unfinished.write_text(yaml.safe_dump(to_mapping(config), sort_keys=False), encoding="utf-8")
-    unfinished.replace(path)
+    return yaml.safe_dump(to_mapping(config), sort_keys=False)
+
+
+def write_config(config: RunConfig, run: Path) -> None:
+    """Writes the resolved config of a run, durably and at once."""
+    write_bytes(RunFolder(run).config, config_text(config).encode())
 
 
 def _with_places(config: RunConfig, change: Callable[[str], str]) -> RunConfig:

@@ -71,9 +71,14 @@ def read(run: Path) -> tuple[Committed, ...]:
 
 def write(run: Path, edits: Sequence[Committed]) -> None:
     """Replaces the edits of a run, durably and at once; without any the file goes."""
+    write_entries(run, [strict.plain(edit) for edit in edits])
+
+
+def write_entries(run: Path, entries: Sequence[dict[str, Any]]) -> None:
+    """`write` of edits as plain values."""
     path = RunFolder(run).edits
-    if edits:
-        write_json(path, {"edits": [strict.plain(edit) for edit in edits]})
+    if entries:
+        write_json(path, {"edits": list(entries)})
     elif path.is_file():
         path.unlink()
         sync_folder(run)

@@ -4,6 +4,7 @@
 RUN/
   config.yaml  run.json      resolved configuration; identity of the run, allowed changes, processes that wrote it
   edits.json                 edits committed after learning
+  journal.json               the command that is changing the run, until its process exits
   facts.json                 what the report needs of the opened run: sizes, lessons, sample questions
   data_errors.jsonl          bad records that kept the run from starting
   report.json report.html figures/ tables/
@@ -39,12 +40,13 @@ SHOWN_RUNS = 5  # runs that a message names
 CONFIG = "config.yaml"
 IDENTITY = RUN_MARK
 EDITS = "edits.json"
+JOURNAL = "journal.json"
 FACTS = "facts.json"
 ERRORS = "data_errors.jsonl"
 COMPARISON = COMPARISON_MARK
 
 _WRITTEN_BY_A_RUN = re.compile(
-    r"seed_\d+|config\.yaml|report\.(json|html)|figures|tables|facts\.json|edits\.json|data_errors\.jsonl"
+    r"seed_\d+|config\.yaml|report\.(json|html)|figures|tables|facts\.json|edits\.json|journal\.json|data_errors\.jsonl"
     r"|(foreign|control|overlap|retire|merge|cka|cka_legacy)\.json"
 )
 
@@ -69,6 +71,11 @@ class RunFolder:
     def edits(self) -> Path:
         """Committed edits; absent without any."""
         return self.path / EDITS
+
+    @property
+    def journal(self) -> Path:
+        """The command that is changing the run; absent without one."""
+        return self.path / JOURNAL
 
     @property
     def facts(self) -> Path:

@@ -16,9 +16,10 @@ from typing import Any
 
 from hidecmoe_jax.core.errors import CheckpointError, ConfigError
 from hidecmoe_jax.core.strict import difference
-from hidecmoe_jax.runs.changes import allowing, carry_out, impossible, is_below, refuse_impossible
+from hidecmoe_jax.runs.changes import Change, allowing, carry_out, impossible, is_below, refuse_impossible
 from hidecmoe_jax.runs.config import from_mapping, to_mapping
 from hidecmoe_jax.runs.folder import RunFolder, no_run
+from hidecmoe_jax.runs.journal import pending
 from hidecmoe_jax.runs.start import check_run
 from hidecmoe_jax.storage.files import read_json, sync_folder, write_json
 
@@ -57,36 +58,59 @@ def open_run(
       CheckpointError: as `check_run`; the identity differs or cannot be read, or an allowed change comes too late.
     """
     has_run = check_run(folder, resume=resume, overwrite=overwrite)
-    now = {"started": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **(session or {})}
-    # Through JSON, so that tuples compare equal to the lists of the file.
-    fresh = json.loads(json.dumps(dict(identity), allow_nan=False))
     if has_run and overwrite:
         replace(folder)
     if not has_run or overwrite:
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(RunFolder(folder).identity, {"format": FORMAT, "identity": fresh, "changes": [], "sessions": [now]})
+        now = {"started": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **(session or {})}
+        fresh = {"format": FORMAT, "identity": _as_read(identity), "changes": [], "sessions": [now]}
+        write_json(RunFolder(folder).identity, fresh)
         return False
-    run = read_run(folder)
-    noted = []
-    changes = changes_of(folder, identity, allow, remedy=remedy)
-    refuse_impossible(folder, changes, len(fresh.get("tasks", ())))
+    run, changes = continued(folder, identity, allow, session=session, remedy=remedy)
+    refuse_impossible(folder, changes, len(run["identity"].get("tasks", ())))
     carry_out(folder, changes)
-    for path, old, new in changes:
-        noted.append({"field": path, "old": old, "new": new, "at": now["started"]})
-    run |= {"identity": fresh, "changes": run["changes"] + noted, "sessions": [*run["sessions"], now]}
     write_json(RunFolder(folder).identity, run)
     return True
 
 
+def continued(
+    folder: Path,
+    identity: Mapping[str, Any],
+    allow: Sequence[str] = (),
+    *,
+    session: Mapping[str, Any] | None = None,
+    remedy: str | None = None,
+) -> tuple[dict[str, Any], list[Change]]:
+    """What run.json becomes when a run goes on, and the allowed changes; writes nothing. Arguments as in `open_run`.
+
+    Raises:
+      CheckpointError: as `changes_of`.
+    """
+    now = {"started": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **(session or {})}
+    fresh = _as_read(identity)
+    run = read_run(folder)
+    noted = []
+    changes = changes_of(folder, identity, allow, remedy=remedy)
+    for path, old, new in changes:
+        noted.append({"field": path, "old": old, "new": new, "at": now["started"]})
+    run |= {"identity": fresh, "changes": run["changes"] + noted, "sessions": [*run["sessions"], now]}
+    return run, changes
+
+
+def _as_read(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """An identity through JSON, so that tuples compare equal to the lists of the file."""
+    return json.loads(json.dumps(dict(identity), allow_nan=False))
+
+
 def changes_of(
     folder: Path, identity: Mapping[str, Any], allow: Sequence[str] = (), *, remedy: str | None = None
-) -> list[tuple[str, Any, Any]]:
+) -> list[Change]:
     """Returns the fields (path, old, new) in which `identity` differs from the run's; writes nothing.
 
     Raises:
       CheckpointError: a field differs that is not in `allow`, or there is no run.
     """
-    fresh = json.loads(json.dumps(dict(identity), allow_nan=False))
+    fresh = _as_read(identity)
     changes = []
     refused = []
     for change in difference(_filled(read_run(folder)["identity"]), _filled(fresh)):
@@ -107,7 +131,7 @@ def changes_of(
     return changes
 
 
-def _remedy(folder: Path, refused: Sequence[tuple[str, Any, Any]], tasks: int) -> str:
+def _remedy(folder: Path, refused: Sequence[Change], tasks: int) -> str:
     """What to do about refused changes: allow them, or why that is too late."""
     too_late = impossible(folder, refused, tasks)
     if too_late:
@@ -137,7 +161,8 @@ def read_run(folder: Path) -> dict[str, Any]:
     path = RunFolder(folder).identity
     if not path.is_file():
         raise no_run(folder)
-    run = read_json(path)
+    change = pending(folder)
+    run = read_json(path) if change is None or change.run is None else change.run
     # A newer format is told apart from damage, because the remedies differ.
     version = run.get("format")
     if isinstance(version, int) and version > FORMAT:

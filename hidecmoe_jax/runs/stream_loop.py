@@ -7,30 +7,29 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from hidecmoe_jax.core.errors import ConfigError
-from hidecmoe_jax.data.stream import TaskSpec, name_of
+from hidecmoe_jax.data.stream import TaskSpec
 from hidecmoe_jax.methods.base import Method
-from hidecmoe_jax.runs import edits, results
-from hidecmoe_jax.runs.config import RunConfig, StreamConfig, config_of, moved, write_config
+from hidecmoe_jax.runs import journal, results
+from hidecmoe_jax.runs.additions import addition, fields_of, learned_lessons, without_last
+from hidecmoe_jax.runs.config import RunConfig, StreamConfig, config_of, config_text, moved, write_config
 from hidecmoe_jax.runs.copies import working_folder
-from hidecmoe_jax.runs.folder import RunFolder, SeedFolder
-from hidecmoe_jax.runs.identity import UNDO, changes_of, open_run, task_names
-from hidecmoe_jax.runs.ledger import Ledger
+from hidecmoe_jax.runs.folder import RunFolder
+from hidecmoe_jax.runs.identity import UNDO, changes_of, continued, open_run, task_names
+from hidecmoe_jax.runs.journal import Change
 from hidecmoe_jax.runs.missing import load_archive
 from hidecmoe_jax.runs.older import say_of_older
 from hidecmoe_jax.runs.rows import Rows
 from hidecmoe_jax.runs.scale import Scale
-from hidecmoe_jax.runs.scores import Curve
 from hidecmoe_jax.runs.seed_run import Options, SeedRun
 from hidecmoe_jax.runs.session import Session, open_session, say_notes, session_facts
 from hidecmoe_jax.runs.start import check_start, evaluating, require_folders
 from hidecmoe_jax.runs.status import MINUTES, Status, say
-from hidecmoe_jax.runs.withdraw import withdraw_begun, withdraw_last
-from hidecmoe_jax.storage.lock import writer_lock
+from hidecmoe_jax.runs.writing import change_run, gone_on, writing
 from hidecmoe_jax.storage.signals import Stop, graceful_stop
 
 EVERY_DEVICE = Scale()
@@ -78,11 +77,12 @@ def _learn(config: RunConfig, folder: Path, chosen: Options) -> None:
         if has_run and chosen.resume:
             say_of_older(config, session.stream.tasks)
         require_fit(session)
-        with writer_lock(folder):
+        with writing(folder, new=True):
             if not has_run or chosen.overwrite:
                 say_notes(session, session.stream.tasks)
             open_or_resume(session, folder, chosen)
             run_seeds(session, folder, chosen, stop)
+            journal.drop(folder)
 
 
 def require_fit(session: Session) -> None:
@@ -148,7 +148,7 @@ def add(
 ) -> Path:
     """Teaches a finished run one more task, or the last one again (`redo`); earlier experts keep every byte.
 
-    The same call resumes a task whose learning was interrupted.
+    The same call goes on where an earlier one was interrupted (`runs/journal.py`).
 
     Args:
       status_minutes: as in `Options`.
@@ -159,109 +159,60 @@ def add(
       ConfigError: the method does not learn task by task, or the run is not finished.
       CheckpointError: something else than the new task differs from what the run was learned with.
     """
-    config = dataclasses.replace(config_of(run), scale=scale)
-    with working_folder(Path(run)) as path, writer_lock(path), graceful_stop() as stop:
+    with working_folder(Path(run)) as path, writing(path), graceful_stop() as stop:
         folder = RunFolder(path)
         names = task_names(path)
-        config = moved(config, tasks, names)
+        config = moved(dataclasses.replace(config_of(run), scale=scale), tasks, names)
         require_folders(config, names, f"hidecmoe add {shlex.quote(str(run))} {shlex.quote(str(task))}")
         spec = TaskSpec(str(Path(task).resolve()), epochs=epochs, rate=rate)
-        added = _addition(folder, config, spec, names, redo=redo)
+        added = addition(folder, config, spec, names, redo=redo)
         session = open_session(added.config, errors=str(folder.errors))
         session = dataclasses.replace(session, status=Status(status_minutes))
         say_of_older(config, session.stream.tasks)
-        new_name = session.stream.tasks[-1].name
-        changing = {new_name, names[-1]} if redo else {new_name}
-        options = Options(resume=True, allow=_fields_of(changing), status_minutes=status_minutes)
-        if added.resuming and added.finished:
+        new = session.stream.tasks[-1]
+        call = {"command": "add", "task": spec.folder, "epochs": epochs, "rate": rate, "redo": redo,
+                "data": new.fingerprint}  # fmt: skip
+        resuming = gone_on(path, call) is not None or added.resuming
+        # A task that is learned again may get another name.
+        changing = {new.name, names[-1]} if redo else {new.name}
+        options = Options(resume=True, allow=fields_of(changing), status_minutes=status_minutes)
+        if resuming and added.finished:
             say(f"{names[-1]} is the last task of the run already; what is not measured yet is measured now")
             options = dataclasses.replace(options, allow=())
-        if not added.resuming:
+        if resuming:
+            # Refuses another run before anything is learned.
+            changes_of(path, session.identity(), options.allow, remedy=UNDO)
+            open_or_resume(session, path, options)
+        else:
             say_notes(session, session.stream.tasks[-1:])
-        # Refuses another run before anything is moved or learned.
-        changes_of(folder.path, session.identity(), options.allow, remedy=UNDO)
-        if redo and not added.resuming:
-            for seed in config.seeds:
-                withdraw_last(folder.seed(seed), len(names), names[-1])
-            edits.keep_until(folder.path, len(names) - 1)
-        open_or_resume(session, folder.path, options)
-        run_seeds(session, folder.path, options, stop)
+            rest = len(names) - 1 if redo else len(names)
+            _change_tasks(session, path, call, names, rest, options)
+        run_seeds(session, path, options, stop)
+        journal.finish(path)
     return Path(run)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Addition:
-    """How a task is added: the config with it, whether that began before, whether every task is learned."""
+def _change_tasks(
+    session: Session, run: Path, call: dict[str, Any], names: Sequence[str], rest: int, options: Options
+) -> None:
+    """Makes a run one of the session's tasks; of those that it had, the lessons after the first `rest` are taken out.
 
-    config: RunConfig
-    resuming: bool
-    finished: bool
-
-
-def _addition(folder: RunFolder, config: RunConfig, spec: TaskSpec, names: Sequence[str], *, redo: bool) -> _Addition:
-    """The addition of `spec` to a run of the tasks `names`.
-
-    Raises:
-      ConfigError: the method does not learn task by task, the run is not finished, or it has a task of this name.
+    Args:
+      names: tasks that the run had.
+      options: `allow` names the fields of the identity that change.
     """
-    if not config.method.traits.one_task_per_lesson:
-        raise ConfigError(
-            "this method cannot add a task", where=str(folder.path),
-            why=f"{config.method.name} does not learn one by one",
-            remedy=f"learn all of them anew: hidecmoe run {folder.config} --tasks DIR [DIR ...] --out NEW",
-        )  # fmt: skip
-    finished = min(_learned(folder, config)) == len(names)
-    # The config was written with the new task before its learning began.
-    has_new_task = config.stream.tasks[-1:] == (spec,)
-    # Learned, but perhaps not measured to the end: going on measures what is missing and learns nothing again.
-    if has_new_task and not (finished and redo):
-        return _Addition(config, resuming=True, finished=finished)
-    if not finished:
-        raise ConfigError(
-            "the run is not finished", where=str(folder.path),
-            why=f"some of its {len(names)} tasks are not learned",
-            remedy=f"finish it first: hidecmoe run {folder.config} --out {folder.path} --resume",
-        )  # fmt: skip
-    if not redo:
-        _refuse_known_name(spec, names)
-    stream = without_last(config.stream, names) if redo else config.stream
-    stream = dataclasses.replace(stream, tasks=(*stream.tasks, spec))
-    return _Addition(dataclasses.replace(config, stream=stream), resuming=False, finished=finished)
-
-
-def _refuse_known_name(spec: TaskSpec, names: Sequence[str]) -> None:
-    """Refuses a new task of the run's name before a record is read.
-
-    Raises:
-      ConfigError: a task of the run has this name.
-    """
-    name = name_of(spec)
-    if name not in names:
-        return
-    root = Path(spec.folder)
-    remedy = f'another task: write {{"name": "{name[:62]}_2"}} into {root / "task.json"}'
-    if name == names[-1]:
-        remedy = f"--redo learns it again from this folder; {remedy}"
-    raise ConfigError(
-        "the run has a task of this name", where=str(root), why=f"{name!r} is one of {', '.join(names)}", remedy=remedy
-    )
-
-
-def _learned(folder: RunFolder, config: RunConfig) -> list[int]:
-    """How many lessons each seed has learned."""
-    counts = []
-    for seed in config.seeds:
-        ledger = Ledger(folder.seed(seed).path)
-        counts.append(len(ledger.tasks()))
-    return counts
-
-
-def _fields_of(tasks: Iterable[str]) -> tuple[str, ...]:
-    """Fields of a run's identity that change with these tasks."""
-    fields = ["tasks"]
-    for name in tasks:
-        fields += [f"data.{name}", f"own.{name}"]
-    return tuple(fields)
+    require_fit(session)
+    folder = RunFolder(run)
+    # Refuses another run before anything is moved.
+    facts = session_facts(session.model.layout, session.int8)
+    identity, _ = continued(run, session.identity(), options.allow, session=facts, remedy=UNDO)
+    lessons = []
+    for row in range(len(names), rest, -1):
+        lessons += [(seed, row, names[row - 1]) for seed in session.config.seeds]
+    change = Change(
+        lessons=tuple(lessons), edits_until=rest, run=identity, config=config_text(session.config)
+    )  # fmt: skip
+    change_run(folder.path, call, change)
 
 
 def rollback(run: str | Path, tasks: int) -> Path:
@@ -273,55 +224,44 @@ def rollback(run: str | Path, tasks: int) -> Path:
       ConfigError: no such point to go back to, or the method does not learn task by task.
     """
     folder = RunFolder(Path(run))
-    config = config_of(run)
-    with writer_lock(folder.path), graceful_stop() as stop:
+    call = {"command": "rollback", "tasks": tasks}
+    with writing(folder.path), graceful_stop() as stop:
         names = task_names(folder.path)
-        least = min(_learned(folder, config))
-        is_earlier = 1 <= tasks <= least and tasks != len(names)
-        if not config.method.traits.one_task_per_lesson or not is_earlier:
-            raise ConfigError(
-                "there is no such point to go back to", where=str(folder.path),
-                why=f"asked for {tasks}; {config.method.name} has learned {least} of {len(names)} tasks",
-                remedy=f"give a number from 1 to {min(least, len(names) - 1)}",
-            )  # fmt: skip
-        # Tasks are removed from the end, because a pocket stream precedes folders of the user.
-        stream = config.stream
-        for known in range(len(names), tasks, -1):
-            stream = without_last(stream, names[:known])
-        shorter = dataclasses.replace(config, stream=stream)
-        require_folders(shorter, names, evaluating(folder.path))
-        session = open_session(shorter, errors=str(folder.errors))
-        dropped = names[tasks:]
-        options = Options(resume=True, allow=_fields_of(dropped))
-        # Refuses another run before anything is moved.
-        changes_of(folder.path, session.identity(), options.allow, remedy=UNDO)
-        for seed in config.seeds:
-            _withdraw_from(folder.seed(seed), names, tasks)
-        edits.keep_until(folder.path, tasks)
-        open_or_resume(session, folder.path, options)
+        config = config_of(run)
+        resuming = gone_on(folder.path, call) is not None
+        if not resuming:
+            config = _shortened(folder, config, names, tasks)
+        require_folders(config, names, evaluating(folder.path))
+        session = open_session(config, errors=str(folder.errors))
+        options = Options(resume=True, allow=fields_of(names[tasks:]))
+        if resuming:
+            open_or_resume(session, folder.path, options)
+        else:
+            _change_tasks(session, folder.path, call, names, tasks, options)
         run_seeds(session, folder.path, options, stop)
+        journal.finish(folder.path)
     return folder.path
 
 
-def _withdraw_from(seed: SeedFolder, names: Sequence[str], tasks: int) -> None:
-    """Takes all lessons of a seed out but the first `tasks`, the last one first."""
-    for row in range(len(names), tasks, -1):
-        learned = len(Ledger(seed.path).tasks())
-        withdraw = withdraw_last if row <= learned else withdraw_begun
-        withdraw(seed, row, names[row - 1])
-    curve = Curve(seed.metrics)
-    curve.rewind((tasks, 0, 0))
+def _shortened(folder: RunFolder, config: RunConfig, names: Sequence[str], tasks: int) -> RunConfig:
+    """The config of a run of its first `tasks` tasks alone.
 
-
-def without_last(stream: StreamConfig, names: Sequence[str]) -> StreamConfig:
-    """The stream without its last task, which may be one of the pocket stream; `names` are those of all tasks."""
-    if stream.tasks:
-        return dataclasses.replace(stream, tasks=stream.tasks[:-1])
-    rest = tuple(names[:-1])
-    pocket = None
-    if rest:
-        pocket = dataclasses.replace(stream.pocket, tasks=rest)
-    return dataclasses.replace(stream, pocket=pocket)
+    Raises:
+      ConfigError: no such point to go back to, or the method does not learn task by task.
+    """
+    least = min(learned_lessons(folder, config))
+    is_earlier = 1 <= tasks <= least and tasks != len(names)
+    if not config.method.traits.one_task_per_lesson or not is_earlier:
+        raise ConfigError(
+            "there is no such point to go back to", where=str(folder.path),
+            why=f"asked for {tasks}; {config.method.name} has learned {least} of {len(names)} tasks",
+            remedy=f"give a number from 1 to {min(least, len(names) - 1)}",
+        )  # fmt: skip
+    # Tasks are removed from the end, because a pocket stream precedes folders of the user.
+    stream = config.stream
+    for known in range(len(names), tasks, -1):
+        stream = without_last(stream, names[:known])
+    return dataclasses.replace(config, stream=stream)
 
 
 def evaluate_run(
@@ -348,7 +288,7 @@ def evaluate_run(
     names = task_names(Path(run))
     config = moved(dataclasses.replace(config_of(run), scale=scale), tasks, names)
     require_folders(config, names, evaluating(Path(run)))
-    with working_folder(Path(run)) as path, writer_lock(path), graceful_stop() as stop:
+    with working_folder(Path(run)) as path, writing(path), graceful_stop() as stop:
         folder = RunFolder(path)
         session = open_session(config)
         say_of_older(config, session.stream.tasks)
@@ -367,6 +307,7 @@ def evaluate_run(
             say(f"the report stays as it is, for tasks cannot be loaded: {why}")
         else:
             results.write(session, folder.path)
+            journal.drop(folder.path)
     return Path(run)
 
 

@@ -10,29 +10,24 @@ from pathlib import Path
 from hidecmoe_jax.runs.folder import SeedFolder
 from hidecmoe_jax.runs.ledger import Ledger
 from hidecmoe_jax.runs.progress import clear_checkpoints
-from hidecmoe_jax.runs.scores import Cells
+from hidecmoe_jax.runs.scores import Cells, Curve
 
 _NO_ROW = -1  # rows count from 0
 
 
-def withdraw_last(seed: SeedFolder, row: int, task: str) -> None:
-    """Takes out the last lesson of a seed, the answers of its row and those to its task: it can be learned again."""
+def withdraw_lesson(seed: SeedFolder, row: int, task: str) -> None:
+    """Takes out the last lesson of a seed, learned or begun, with the answers of its row, those to its task and its
+    part of the training curve; the same call goes on where a killed one stopped."""
     ledger = Ledger(seed.path)
-    aside = ledger.withdraw(row - 1)
-    clear_checkpoints(seed)
-    answers = _row(seed, row) + seed.columns(task)
-    _move(answers, aside)
-    Cells(seed.cells).forget(row, task)
-
-
-def withdraw_begun(seed: SeedFolder, row: int, task: str) -> None:
-    """Takes out what there is of an unfinished lesson: checkpoints, and early answers to its task."""
-    clear_checkpoints(seed)
-    columns = seed.columns(task)
     lesson = row - 1
-    aside = seed.next_withdrawn(f"{lesson:03d}_{task}")
-    _move(columns, aside)
+    if len(ledger.tasks()) == row:
+        aside = ledger.withdraw(lesson)
+    else:
+        aside = seed.next_withdrawn(f"{lesson:03d}_{task}")
+    clear_checkpoints(seed)
+    _move(_row(seed, row) + seed.columns(task), aside)
     Cells(seed.cells).forget(row, task)
+    Curve(seed.metrics).rewind((lesson, 0, 0))
 
 
 def withdraw_row(seed: SeedFolder, row: int) -> None:

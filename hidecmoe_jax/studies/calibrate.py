@@ -28,9 +28,9 @@ from hidecmoe_jax.methods.gates.unknown import BOTH, RETIRED, calibrated, modali
 from hidecmoe_jax.runs import edits
 from hidecmoe_jax.runs.edits import Calibration, Committed
 from hidecmoe_jax.runs.finished import RunWithData, open_with_data
-from hidecmoe_jax.storage.lock import writer_lock
+from hidecmoe_jax.runs.writing import gone_on, writing
 from hidecmoe_jax.storage.signals import graceful_stop
-from hidecmoe_jax.studies.edit_trial import commit_edits, require_finished
+from hidecmoe_jax.studies.edit_trial import commit_edits, measure_again, require_finished
 
 SETTINGS = (0.0, 0.005, 0.01, 0.02, 0.05, 0.1)
 DEFAULT = 0.01
@@ -56,10 +56,16 @@ def calibrate(run: str | Path, *, data: Sequence[str | Path] = (), false_alarms:
       DataError: there are no records, or a folder cannot be read.
     """
     folder = Path(run)
-    with writer_lock(folder), graceful_stop() as stop:
+    places = [str(Path(place).resolve()) for place in data]
+    call = {"command": "calibrate", "data": places, "false_alarms": false_alarms}
+    with writing(folder), graceful_stop() as stop:
+        begun = gone_on(folder, call)
         require_finished(folder)
         finished = open_with_data(folder)
         finished.require_same_data()
+        if begun is not None:
+            measure_again(finished.session, folder, stop)
+            return begun.result
         share = _share(finished, false_alarms)
         records = _records(finished, data)
         source = ", ".join(str(Path(place)) for place in data) or VALIDATION
@@ -82,7 +88,7 @@ def calibrate(run: str | Path, *, data: Sequence[str | Path] = (), false_alarms:
         calibration = Calibration(share, source, counts, limits)
         committed = Committed(None, len(finished.tasks), what, now, result, calibration)
         all_edits = (*edits.read(folder), committed)
-        commit_edits(finished.session, folder, all_edits, list(finished.config.seeds), stop)
+        commit_edits(finished.session, folder, all_edits, list(finished.config.seeds), stop, call, result)
     return result
 
 

@@ -17,26 +17,27 @@ from typing import Any
 
 import numpy as np
 
+from hidecmoe_jax.core import strict
 from hidecmoe_jax.core.errors import ConfigError, nearest
 from hidecmoe_jax.data.records import Record
 from hidecmoe_jax.data.stream import Task
 from hidecmoe_jax.methods.base import Learner, Serving
 from hidecmoe_jax.methods.edit import Edit, edited, narrowed
-from hidecmoe_jax.runs import edits
+from hidecmoe_jax.runs import edits, journal
 from hidecmoe_jax.runs.config import config_of
 from hidecmoe_jax.runs.edits import Committed
 from hidecmoe_jax.runs.finished import RunWithData, open_with_data
 from hidecmoe_jax.runs.folder import EDITS, RunFolder, finish
 from hidecmoe_jax.runs.identity import task_names
+from hidecmoe_jax.runs.journal import Change
 from hidecmoe_jax.runs.ledger import Ledger
 from hidecmoe_jax.runs.seed_run import Options
 from hidecmoe_jax.runs.session import Session
 from hidecmoe_jax.runs.status import say
 from hidecmoe_jax.runs.stream_loop import open_or_resume, run_seeds
-from hidecmoe_jax.runs.withdraw import withdraw_row
+from hidecmoe_jax.runs.writing import change_run, gone_on, writing
 from hidecmoe_jax.scoring.score import by_id, score
 from hidecmoe_jax.storage.files import write_json
-from hidecmoe_jax.storage.lock import writer_lock
 from hidecmoe_jax.storage.signals import Stop, graceful_stop
 
 
@@ -126,12 +127,18 @@ def merge(
 def restore(run: str | Path) -> Path:
     """Takes the last edit of a run back and measures its last row again; returns the folder.
 
+    The same call goes on where an earlier one was interrupted (`runs/journal.py`).
+
     Raises:
       ConfigError: there is no edit, or a task was learned on top of it.
     """
     folder = Path(run)
-    config = config_of(folder)
-    with writer_lock(folder), graceful_stop() as stop:
+    call = {"command": "restore"}
+    with writing(folder), graceful_stop() as stop:
+        if gone_on(folder, call) is not None:
+            measure_again(_same_run(folder).session, folder, stop)
+            return folder
+        config = config_of(folder)
         committed = edits.read(folder)
         names = task_names(folder)
         if not committed:
@@ -147,13 +154,12 @@ def restore(run: str | Path) -> Path:
                 why=f"{last.what}, and then {later}",
                 remedy=f"take them back first: hidecmoe rollback {folder} {last.tasks}",
             )  # fmt: skip
-        finished = open_with_data(folder)
-        finished.require_same_data()
+        finished = _same_run(folder)
         # Seeds that the edit left as they were keep their last row.
         untouched = last.effect.get("left", ())
         seeds = [seed for seed in config.seeds if seed not in untouched]
         earlier = committed[:-1]
-        commit_edits(finished.session, folder, earlier, seeds, stop)
+        commit_edits(finished.session, folder, earlier, seeds, stop, call)
     return folder
 
 
@@ -181,10 +187,15 @@ def _number(run: Path, task: str) -> int:
 
 def _try(folder: Path, edit: Edit, what: str, trial: EditTrial) -> dict[str, Any]:
     """Runs a trial of an edit, writes its table, and commits the edit if that is asked for and allowed."""
-    with writer_lock(folder), graceful_stop() as stop:
+    call = {"command": edit.kind, "edit": strict.plain(edit), "count": trial.count, "allowed": trial.allowed}
+    with writing(folder), graceful_stop() as stop:
+        begun = gone_on(folder, call) if trial.commit else None
+        if begun is not None:
+            measure_again(_same_run(folder).session, folder, stop)
+            write_json(RunFolder(folder).study(edit.kind), begun.result)
+            return begun.result
         require_finished(folder)
-        finished = open_with_data(folder)
-        finished.require_same_data()
+        finished = _same_run(folder)
         by_seed = _edits_by_seed(finished, edit)
         lines: list[dict[str, Any]] = []
         stored = {}
@@ -202,8 +213,8 @@ def _try(folder: Path, edit: Edit, what: str, trial: EditTrial) -> dict[str, Any
             now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
             committed = Committed(edit, len(finished.tasks), what, now, effect)
             all_edits = (*edits.read(folder), committed)
-            commit_edits(finished.session, folder, all_edits, list(by_seed), stop)
             result["committed"] = True
+            commit_edits(finished.session, folder, all_edits, list(by_seed), stop, call, result)
             write_json(finished.folder.study(edit.kind), result)
     return result
 
@@ -271,20 +282,41 @@ def refuse_if_harmful(lines: list[dict[str, Any]], allowed: float, what: str) ->
         )  # fmt: skip
 
 
+def _same_run(folder: Path) -> RunWithData:
+    """A run with its data, which are those that it was learned with."""
+    finished = open_with_data(folder)
+    finished.require_same_data()
+    return finished
+
+
 def commit_edits(
-    session: Session, folder: Path, committed: Sequence[Committed], seeds: Sequence[int], stop: Stop
+    session: Session,
+    folder: Path,
+    committed: Sequence[Committed],
+    seeds: Sequence[int],
+    stop: Stop,
+    call: dict[str, Any],
+    result: dict[str, Any] | None = None,
 ) -> None:
-    """Replaces the edits of a run with `committed` and measures the last row of the changed `seeds` again."""
-    # The old row goes first: a run that dies in between lacks a row, but never has one of another learner.
+    """Replaces the edits of a run with `committed` and measures the last row of the changed `seeds` again.
+
+    Args:
+      call, result: as in `change_run`.
+    """
     last_row = len(session.stream.tasks)
-    for seed in seeds:
-        seed_folder = RunFolder(folder).seed(seed)
-        withdraw_row(seed_folder, last_row)
-    edits.write(folder, committed)
+    rows = tuple((seed, last_row) for seed in seeds)
+    entries = tuple(strict.plain(edit) for edit in committed)
+    change_run(folder, call, Change(rows=rows, edits=entries), result)
+    measure_again(session, folder, stop)
+
+
+def measure_again(session: Session, folder: Path, stop: Stop) -> None:
+    """Measures what a change of the edits has taken out, and ends the call that changed them."""
     # Resuming measures exactly the rows that are missing.
     options = Options(resume=True)
     open_or_resume(session, folder, options)
     run_seeds(session, folder, options, stop)
+    journal.finish(folder)
 
 
 def _effect(
