@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from hidecmoe_jax.core.errors import CheckpointError, ConfigError, DataError
 from hidecmoe_jax.runs.folder import ERRORS, IDENTITY, RunFolder
+from hidecmoe_jax.storage.files import is_partial
 from hidecmoe_jax.storage.lock import LOCK, NOTE, check_unlocked
 from hidecmoe_jax.storage.places import COMPARISON, RUN, check_kind, check_place
 
@@ -95,7 +96,8 @@ def check_run(folder: Path, *, resume: bool, overwrite: bool) -> bool:
     # The list of bad records may be there before a run is: it lists why the run did not start.
     strangers = []
     if folder.is_dir():
-        strangers = [path.name for path in folder.iterdir() if path.name not in (LOCK, NOTE, ERRORS)]
+        names = [path.name for path in folder.iterdir()]
+        strangers = [name for name in names if name not in (LOCK, NOTE, ERRORS) and not is_partial(name)]
     if not has_run and strangers:
         raise ConfigError(
             "the folder is not empty and holds no run",

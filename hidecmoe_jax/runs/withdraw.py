@@ -20,13 +20,14 @@ def withdraw_lesson(seed: SeedFolder, row: int, task: str) -> None:
     part of the training curve; the same call goes on where a killed one stopped."""
     ledger = Ledger(seed.path)
     lesson = row - 1
+    # Scores first: a lesson that has some and no archive counts as lost.
+    Cells(seed.cells).forget(row, task)
     if len(ledger.tasks()) == row:
         aside = ledger.withdraw(lesson)
     else:
         aside = seed.next_withdrawn(f"{lesson:03d}_{task}")
     clear_checkpoints(seed)
     _move(_row(seed, row) + seed.columns(task), aside)
-    Cells(seed.cells).forget(row, task)
     Curve(seed.metrics).rewind((lesson, 0, 0))
 
 

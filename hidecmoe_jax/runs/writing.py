@@ -15,7 +15,7 @@ from hidecmoe_jax.runs.folder import RunFolder, no_run
 from hidecmoe_jax.runs.journal import Change, Journal
 from hidecmoe_jax.runs.status import say
 from hidecmoe_jax.runs.withdraw import withdraw_lesson, withdraw_row
-from hidecmoe_jax.storage.files import write_bytes, write_json
+from hidecmoe_jax.storage.files import remove_partial, write_bytes, write_json
 from hidecmoe_jax.storage.lock import writer_lock
 
 
@@ -34,6 +34,7 @@ def writing(run: Path, *, new: bool = False) -> Iterator[None]:
     if not new and not RunFolder(run).identity.is_file():
         raise no_run(run)
     with writer_lock(run):
+        remove_partial(run)
         begun = journal.read(run)
         if begun is not None and begun.state == "begun":
             _carry_out(run, begun)

@@ -11,7 +11,9 @@ import contextlib
 import errno
 import json
 import os
+import re
 import shutil
+import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from hidecmoe_jax.core.errors import CheckpointError, HidecmoeError, ResourceErr
 from hidecmoe_jax.core.yaml_text import word_for
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_PARTIAL = re.compile(r"\..+\.[0-9a-f]{32}\.part")
 _FULL_WORDS = ("no space left", "file too large", "quota exceeded", "resource_exhausted")
 
 
@@ -33,15 +36,33 @@ def write_json(path: Path, value: Any, *, indent: int = 1) -> None:
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Writes a file durably and atomically."""
-    # In the same folder, since a rename is atomic only within one file system.
-    partial = path.with_name(path.name + ".part")
-    with open(partial, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    # In the same folder, since a rename is atomic only within one file system; a name of its own for every write, since
+    # two writers of one name would write into each other's file.
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
+    try:
+        with open(partial, "xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise
     # Without this the content is durable but the new name may not be.
     sync_folder(path.parent)
+
+
+def is_partial(name: str) -> bool:
+    """Whether a file of this name is what a killed `write_bytes` left."""
+    return _PARTIAL.fullmatch(name) is not None
+
+
+def remove_partial(folder: Path) -> None:
+    """Removes what killed writers left below a folder that is locked for one writer."""
+    for path in folder.rglob(".*.part"):
+        if is_partial(path.name):
+            path.unlink(missing_ok=True)
 
 
 def read_json(path: Path) -> dict[str, Any]:

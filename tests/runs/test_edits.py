@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import test_resume_stages
+from dying import death_before
 from runs_world import make_world, outcome
 
 from hidecmoe_jax.cli.editing import Modes
@@ -241,3 +242,24 @@ def test_tasks_that_are_mixed_up_are_listed_with_the_command_that_merges_them(wo
 
 def test_the_command_line_knows_all_modes():
     assert set(Modes.__args__) == set(combine.MODES)
+
+
+@pytest.mark.parametrize(
+    ("name", "time"),
+    [("edits.json", 1), pytest.param("cells.json", 1, marks=pytest.mark.slow), ("journal.json", 3)],
+)
+def test_a_killed_commit_and_a_killed_restore_end_with_the_same_call(world, name, time):
+    run = copied(world, f"killed_{name}_{time}")
+    before = outcome(run)
+    with death_before(name, time):
+        retire(run, "fish", commit=True, allowed=100.0)
+    found = retire(run, "fish", commit=True, allowed=100.0)
+    assert found["committed"] and found == json.loads((run / "retire.json").read_text())
+    assert [one.what for one in edits.read(run)] == ["retire the experts of fish"]
+    assert (owners(run)[:, 2] == EMPTY).all() and set(outcome(run)["cells"]) == set(before["cells"])
+    with death_before(name, time):
+        restore(run)
+    restore(run)
+    assert outcome(run) == before
+    with pytest.raises(ConfigError, match="no edit to take back"):
+        restore(run)

@@ -7,13 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from dying import death_before
 from runs_world import make_world, outcome
 from tiny import SMALL_LORA, write_base, write_task
 
 from hidecmoe_jax.core.errors import CheckpointError, ConfigError, DataError
 from hidecmoe_jax.runs import evaluation
+from hidecmoe_jax.runs.assistant import load
 from hidecmoe_jax.runs.config import config_of, from_mapping, to_mapping
 from hidecmoe_jax.runs.folder import SeedFolder
+from hidecmoe_jax.runs.identity import task_names
 from hidecmoe_jax.runs.ledger import Ledger
 from hidecmoe_jax.runs.results import rebuild
 from hidecmoe_jax.runs.scores import Cells
@@ -316,3 +319,74 @@ def test_a_method_that_learns_at_once_cannot_add(world):
     assert found["matrix"][1] == [None, None] and None not in found["matrix"][2]
     with pytest.raises(ConfigError, match="cannot add"):
         add(run, root / "birds")
+
+
+PLACES = [
+    ("journal.json", 1),  # nothing is changed yet
+    pytest.param("001_fish", 1, marks=pytest.mark.slow),
+    pytest.param("cells.json", 1, marks=pytest.mark.slow),
+    ("row_002", 1),  # the lesson is taken out, its answers are not
+    pytest.param("run.json", 1, marks=pytest.mark.slow),
+    ("config.yaml", 1),
+    pytest.param("journal.json", 2, marks=pytest.mark.slow),
+    pytest.param("facts.json", 2, marks=pytest.mark.slow),
+    ("journal.json", 3),  # all is done
+]
+
+
+@pytest.fixture(scope="module")
+def rolled_back(world):
+    return whole(rollback(copied(world, "rolled_back_at_once"), 1))
+
+
+def whole(run: Path) -> dict:
+    shown = {name: report(run)[name] for name in ("tasks", "matrix", "named_task_last", "stored_parameters")}
+    return outcome(run) | shown | {"config": (run / "config.yaml").read_text(), "names": task_names(run)}
+
+
+@pytest.mark.parametrize(("name", "time"), PLACES)
+def test_a_killed_rollback_ends_with_the_same_call(world, rolled_back, name, time):
+    run = copied(world, f"rolled_back_{name}_{time}")
+    with death_before(name, time):
+        rollback(run, 1)
+    assert load(run).tasks == (("birds", "fish") if (name, time) == PLACES[0] else ("birds",))
+    rollback(run, 1)
+    assert whole(run) == rolled_back
+    # The journal of a call that came back is no licence: one more is judged by what it finds.
+    with pytest.raises(ConfigError, match="no such point"):
+        rollback(run, 1)
+
+
+def test_what_a_killed_command_began_is_carried_out_before_another(world, rolled_back):
+    run = copied(world, "half_changed")
+    with death_before("run.json"):
+        rollback(run, 1)
+    add(run, world[0] / "fish")
+    again = outcome(run)
+    assert again["lessons"] == outcome(world[2])["lessons"] and report(run)["tasks"] == ["birds", "fish"]
+    with pytest.raises(ConfigError, match="no such point"):
+        rollback(run, 2)
+
+
+@pytest.mark.parametrize(
+    ("redo", "name", "time"),
+    [
+        (False, "config.yaml", 1),
+        pytest.param(False, "002_trees", 1, marks=pytest.mark.slow),
+        pytest.param(False, "journal.json", 3, marks=pytest.mark.slow),
+        pytest.param(True, "002_trees.0", 1, marks=pytest.mark.slow),
+        pytest.param(True, "run.json", 1, marks=pytest.mark.slow),
+        pytest.param(True, "journal.json", 3, marks=pytest.mark.slow),
+    ],
+)
+def test_a_killed_addition_ends_with_the_same_call(world, redo, name, time):
+    root, _, _ = world
+    begun = copied(world, f"added_{redo}_{name}_{time}")
+    if redo:
+        add(begun, root / "trees", epochs=2)
+    at_once = Path(shutil.copytree(begun, f"{begun}_at_once"))
+    add(at_once, root / "trees", redo=redo)
+    with death_before(name, time):
+        add(begun, root / "trees", redo=redo)
+    add(begun, root / "trees", redo=redo)
+    assert whole(begun) == whole(at_once)

@@ -15,7 +15,7 @@ from typing import Any
 from hidecmoe_jax.core.errors import CheckpointError
 from hidecmoe_jax.port.output import only_writer
 from hidecmoe_jax.storage.crash_points import crash_point
-from hidecmoe_jax.storage.files import read_json, remove_inside, sync_folder, write_json
+from hidecmoe_jax.storage.files import is_partial, read_json, remove_inside, sync_folder, write_json
 from hidecmoe_jax.storage.manifest import write_manifest
 from hidecmoe_jax.storage.places import check_place
 
@@ -61,9 +61,8 @@ def is_begun(partial: Path, *, resume: bool) -> bool:
         return False
     names = {partial.name}
     if partial.is_dir() and not partial.is_symlink():
-        names = {entry.name for entry in partial.iterdir()}
         # A crash while `partial.json` was written leaves only its temporary file: nothing was begun then.
-        names.discard(f"{STATE}.part")
+        names = {entry.name for entry in partial.iterdir() if not is_partial(entry.name)}
     if names and STATE not in names:
         raise CheckpointError(
             "the folder for unfinished work exists already",
