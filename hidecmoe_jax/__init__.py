@@ -80,6 +80,8 @@ _HOME = {
     "score_lines": "hidecmoe_jax.studies.predictions.text",
     "score_predictions": "hidecmoe_jax.studies.predictions.study",
     "Scale": "hidecmoe_jax.runs.scale",
+    "serve_run": "hidecmoe_jax.serve.server",
+    "ServeOptions": "hidecmoe_jax.serve.options",
     "shipped_configs": "hidecmoe_jax.core.paths",
     "stream_specs": "hidecmoe_jax.runs.opening",
     "StreamConfig": "hidecmoe_jax.runs.config",

@@ -12,7 +12,9 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "hidecmoe_jax"
-ORDER = "core storage experts models locators data scoring report methods train evaluate runs studies port cli".split()
+ORDER = (
+    "core storage experts models locators data scoring report methods train evaluate runs serve studies port cli"
+).split()
 UNPICKLER = "hidecmoe_jax.port.checkpoints.unpickle"
 # Programs that run in a process of their own and are imported by nothing here; the unpickler imports torch when called.
 USE_TORCH = (
@@ -22,7 +24,17 @@ USE_TORCH = (
     "hidecmoe_jax.port.checkpoints.reference.__main__:",
     f"{UNPICKLER}:",
 )
-LAZY = {"transformers", "tokenizers", "tensorflow_datasets", "orbax", "matplotlib", "sklearn", "qwix", "pyarrow"}
+LAZY = {
+    "transformers",
+    "tokenizers",
+    "tensorflow_datasets",
+    "orbax",
+    "matplotlib",
+    "sklearn",
+    "qwix",
+    "pyarrow",
+    "uvicorn",
+}
 NEVER = {"pickle", "dill", "cloudpickle", "marshal", "shelve", "torch", "tensorflow"}
 # Commands that need no JAX ask it how many processes there are, so it imports JAX only where it is used.
 USES_JAX_LATE = "hidecmoe_jax.core.processes"

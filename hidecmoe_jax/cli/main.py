@@ -32,6 +32,7 @@ COMMANDS = {
         "generate",
         "answer a file of questions, for the evaluations of LLaVA, CoIN, VLMEvalKit",
     ),
+    "serve": ("serve", "serve", "answer over HTTP in the form of OpenAI's chat completions"),
     "add": ("add", "add", "teach a finished run one more task"),
     "overlap": ("editing", "overlap", "which tasks are confused, which experts are similar, and what could be merged"),
     "retire": ("editing", "retire", "measure what every task loses without the experts of one; --commit drops them"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -75,6 +75,7 @@ class Answer:
       tasks: names of the tasks by number; empty where the caller has no names.
       line_added: instruction line of the task's training that the question lacked and got; None for none.
       retired: the retired task that the record belongs to; None for any other record.
+      tokens: ids of the text, without the end token; empty where it was dropped.
     """
 
     id: str
@@ -88,6 +89,7 @@ class Answer:
     tasks: tuple[str, ...] = ()
     line_added: str | None = None
     retired: str | None = None
+    tokens: tuple[int, ...] = field(default=(), repr=False)
 
     @property
     def routing(self) -> dict[str, float]:
@@ -167,6 +169,8 @@ def _finite(value: np.ndarray) -> float | None:
     return float(value) if np.isfinite(value) else None
 
 
-def with_text(answer: Answer, text: str, ended: bool) -> Answer:
-    """The answer with its text, which is dropped where the record is refused."""
-    return replace(answer, text="" if answer.refused else text, ended=ended)
+def with_text(answer: Answer, text: str, ended: bool, tokens: Sequence[int] = ()) -> Answer:
+    """The answer with its text and the ids of it, which are dropped where the record is refused."""
+    if answer.refused:
+        return replace(answer, text="", ended=ended)
+    return replace(answer, text=text, ended=ended, tokens=tuple(tokens))

@@ -336,7 +336,7 @@ class Engine:
             ids_N = tokens_BN[row, : lengths_B[row]]
             text = self.tokenizer.decode_whole(ids_N).strip()
             answer = replace(answer, missing=serving.missing)
-            answers.append(with_text(answer, text, bool(ended_B[row])))
+            answers.append(with_text(answer, text, bool(ended_B[row]), ids_N.tolist()))
         return answers
 
     @property

@@ -237,21 +237,24 @@ class Assistant:
             yield [self._explained(answer, added[answer.id]) for answer in named_batch]
 
     def reply_batches(
-        self, engine: Engine, records: Sequence[Record], *, as_is: bool = False, seed: int = 0, done: int = 0
+        self, engine: Engine, records: Sequence[Record], *, named: str | None = None, **asking: Any
     ) -> Iterator[list[Reply]]:
         """Yields replies to records batch by batch, for files of questions that are too many to hold.
 
         Args:
           engine: of `engine`, for these records or for more than these.
           records: of `prompt_records.records_of`.
-          done: number of records, from the first on, that are answered already.
+          named: task to answer with, instead of the one the gate chooses.
+          asking: `as_is`, as in `generate`; `seed`, of the draws; `done`, number of records, from the first on, that
+            are answered already.
 
         Raises:
           CheckpointError: the run has learned no task that could be loaded.
         """
+        task = self._number(named)
         self._require_task()
-        for batch in self._batches(engine, records, as_is=as_is, seed=seed, done=done):
-            yield [reply_of(answer, self.own_scores, named=None, fallback=self._fallback) for answer in batch]
+        for batch in self._batches(engine, records, task=task, named=named, **asking):
+            yield [reply_of(answer, self.own_scores, named=named, fallback=self._fallback) for answer in batch]
 
     def _explained(self, answer: Answer, line: str | None) -> Answer:
         """The answer with the line that was added, and what edits of the run say about its decision."""

@@ -63,7 +63,7 @@ def test_every_import_of_the_package_is_declared():
     modules = imported("hidecmoe_jax")
     modules.pop("torch", None)
     # An extra is imported where its setting asks for it.
-    faults = undeclared(modules, CORE | EXTRAS["int8"])
+    faults = undeclared(modules, CORE | EXTRAS["int8"] | EXTRAS["serve"])
     assert not faults, "\n".join(faults)
 
 
@@ -81,7 +81,7 @@ def test_every_requirement_is_imported():
     assert CORE - used - DECLARED_AHEAD == set()
     modules = imported("tests", "tools")
     used = {canonicalize_name(name) for module in modules for name in distributions.get(module, [module])}
-    assert EXTRAS["dev"] - used - PROGRAMS - EXTRAS["int8"] == set()
+    assert EXTRAS["dev"] - used - PROGRAMS - EXTRAS["int8"] - EXTRAS["serve"] == set()
 
 
 @pytest.mark.parametrize("version", ["3.11", "3.12", "3.13"])

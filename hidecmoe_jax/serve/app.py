@@ -1,0 +1,338 @@
+"""The server as an ASGI application: routes, limits before any work, and answers of the worker.
+
+Written against ASGI itself (asgi.readthedocs.io), so that the package needs no web framework; uvicorn runs it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+import shutil
+import tempfile
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from hidecmoe_jax.core.errors import DataError
+from hidecmoe_jax.data.records import Record
+from hidecmoe_jax.serve.access import Access, Person
+from hidecmoe_jax.serve.chat import AUTO, ChatRequest, read_request
+from hidecmoe_jax.serve.completions import Completion
+from hidecmoe_jax.serve.options import ServeOptions
+from hidecmoe_jax.serve.pictures import write_pictures
+from hidecmoe_jax.serve.refusal import Refusal
+from hidecmoe_jax.serve.shapes import smallest
+from hidecmoe_jax.serve.versions import Version
+from hidecmoe_jax.serve.worker import Job, Outcome, Worker, late
+
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+Receive = Callable[[], Awaitable[dict[str, Any]]]
+_READERS = 2  # threads that read requests and decode their pictures
+_JSON = "application/json"
+
+
+@dataclass(frozen=True)
+class Admitted:
+    """A request in the queue, with what its answer's object needs."""
+
+    request: ChatRequest
+    job: Job
+    prompt_tokens: int
+
+
+class App:
+    """Answers HTTP requests.
+
+    Args:
+      worker: answers what is admitted.
+      access: who may ask.
+      kept: called with every reply to an unknown input that a person shall see, and its record.
+    """
+
+    def __init__(
+        self,
+        options: ServeOptions,
+        worker: Worker,
+        access: Access,
+        kept: Callable[[Record, Outcome, str], None] | None = None,
+    ):
+        self.options = options
+        self.worker = worker
+        self.access = access
+        self.version: Version | None = None
+        self.is_stopping = False
+        self.in_flight = 0
+        self._kept = kept
+        self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="reader")
+        self._routes = {
+            "/v1/chat/completions": ("POST", self._chat),
+            "/v1/models": ("GET", self._models),
+            "/healthz": ("GET", self._health),
+            "/readyz": ("GET", self._ready),
+        }
+
+    async def __call__(self, scope: Mapping[str, Any], receive: Receive, send: Send) -> None:
+        """One connection's request, as ASGI calls it."""
+        if scope["type"] != "http":
+            raise NotImplementedError(scope["type"])
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        request_id = secrets.token_hex(8)
+        try:
+            method, handle = self._route(scope)
+            if scope["method"] != method:
+                raise Refusal(405, f"{scope['path']} takes {method}", code="method_not_allowed")
+            await handle(headers, receive, send, request_id)
+        except Refusal as refusal:
+            await _send_json(send, refusal.status, refusal.to_json(), request_id, refusal.headers)
+        except ConnectionResetError:
+            pass  # nobody is there any more
+
+    def _route(self, scope: Mapping[str, Any]) -> tuple[str, Callable[..., Awaitable[None]]]:
+        if scope["path"] not in self._routes:
+            raise Refusal(404, f"no such path; there are {', '.join(self._routes)}", code="not_found")
+        return self._routes[scope["path"]]
+
+    async def _health(self, headers: Mapping[str, str], receive: Receive, send: Send, request_id: str) -> None:
+        """Whether the process lives."""
+        await _send_json(send, 200, {"status": "ok"}, request_id)
+
+    async def _ready(self, headers: Mapping[str, str], receive: Receive, send: Send, request_id: str) -> None:
+        """Whether a question would be answered now."""
+        state = self._state()
+        version = None if self.version is None else self.version.name
+        body = {"status": state, "version": version, "in_flight": self.in_flight}
+        await _send_json(send, 200 if state == "ready" else 503, body, request_id)
+
+    def _state(self) -> str:
+        if self.is_stopping:
+            return "stopping"
+        if self.version is None:
+            return "loading"
+        return "ready" if self.worker.is_well else "failing"
+
+    def _serving(self) -> Version:
+        """The state of the run that new requests meet.
+
+        Raises:
+          Refusal: 503 while there is none.
+        """
+        if self.version is None or self.is_stopping:
+            state = self._state()
+            why = "the server is stopping" if self.is_stopping else "the run is being loaded"
+            raise Refusal(503, why, code=state, retry_after=5)
+        return self.version
+
+    async def _models(self, headers: Mapping[str, str], receive: Receive, send: Send, request_id: str) -> None:
+        """`auto` and the tasks that may be named."""
+        self.access.person(headers)
+        version = self._serving()
+        models = []
+        for name in (AUTO, *version.tasks):
+            models.append({"id": name, "object": "model", "created": version.loaded, "owned_by": "hidecmoe"})
+        await _send_json(send, 200, {"object": "list", "data": models, "version": version.name}, request_id)
+
+    async def _chat(self, headers: Mapping[str, str], receive: Receive, send: Send, request_id: str) -> None:
+        """One question."""
+        person = self.access.person(headers)
+        self._admit(headers, person)
+        deadline = time.monotonic() + self.options.timeout
+        self.in_flight += 1
+        try:
+            body = await self._body(headers, receive)
+            loop = asyncio.get_running_loop()
+            version = self._serving()
+            admitted = await loop.run_in_executor(self._readers, self._prepared, body, version, deadline, request_id)
+            del body
+            outcome = await self._outcome(admitted.job, receive)
+            completion = self._completion(admitted, outcome, request_id)
+            await self._reply(admitted.request, completion, send)
+        finally:
+            self.in_flight -= 1
+
+    def _admit(self, headers: Mapping[str, str], person: Person) -> None:
+        """Refuses by headers and load alone, before a byte of the body is read."""
+        self._serving()
+        if self.in_flight >= self.options.max_waiting:
+            why = f"{self.in_flight} requests wait already, at most {self.options.max_waiting}"
+            raise Refusal(429, why, code="queue_full", retry_after=1)
+        self.access.count(person)
+        kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+        # A page of another site may send other types without being asked, this one not.
+        if kind != _JSON:
+            raise Refusal(415, f"content-type must be {_JSON}", code="wrong_content_type")
+        length = headers.get("content-length", "0")
+        if not length.isdecimal() or int(length[:20]) > self.options.max_body_bytes:
+            raise self._too_large()
+
+    def _too_large(self) -> Refusal:
+        return Refusal(413, f"the body has more than {self.options.max_body_bytes} bytes", code="body_too_large")
+
+    async def _body(self, headers: Mapping[str, str], receive: Receive) -> bytes:
+        """The body, as it arrives.
+
+        Raises:
+          Refusal: 413 above the limit, 408 where it does not arrive in time.
+          ConnectionResetError: the client went away.
+        """
+        content = bytearray()
+        try:
+            async with asyncio.timeout(self.options.body_seconds):
+                while True:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        raise ConnectionResetError
+                    content += message.get("body", b"")
+                    if len(content) > self.options.max_body_bytes:
+                        raise self._too_large()
+                    if not message.get("more_body", False):
+                        return bytes(content)
+        except TimeoutError:
+            seconds = self.options.body_seconds
+            raise Refusal(408, f"the body did not arrive in {seconds:g} s", code="body_too_slow") from None
+
+    def _prepared(self, body: bytes, version: Version, deadline: float, request_id: str) -> Admitted:
+        """Reads a request and puts it into the queue; runs in a thread of its own.
+
+        Raises:
+          Refusal: it cannot be asked.
+        """
+        request = read_request(body, max_pictures=self.options.max_pictures)
+        named = _named(request.model, version)
+        _check_answer_length(request, version)
+        folder = Path(tempfile.mkdtemp(prefix="hidecmoe_serve_"))
+        try:
+            paths = write_pictures(request.pictures, folder, version.limits)
+            record = Record(request_id, paths, request.turns, "the request")
+            tokens, longest = _lengths(record, version, named)
+            shape = smallest(version.shapes, pictures=len(paths), length=longest)
+            job = Job(record, version, shape, named, deadline)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        # The files are needed until the job is answered, or cancelled before it began.
+        job.outcome.add_done_callback(lambda _: shutil.rmtree(folder, ignore_errors=True))
+        self.worker.submit(job)
+        return Admitted(replace(request, pictures=()), job, tokens)
+
+    async def _outcome(self, job: Job, receive: Receive) -> Outcome:
+        """The worker's answer.
+
+        Raises:
+          Refusal: 504 where it does not come in time, or what the worker refuses.
+          ConnectionResetError: the client went away; its job is dropped unless it is being answered.
+        """
+        outcome = asyncio.wrap_future(job.outcome)
+        gone = asyncio.ensure_future(_disconnected(receive))
+        try:
+            left = max(0.0, job.deadline - time.monotonic())
+            await asyncio.wait({outcome, gone}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+            if outcome.done():
+                return outcome.result()
+            if gone.done():
+                raise ConnectionResetError
+            raise late()
+        finally:
+            gone.cancel()
+            outcome.cancel()
+
+    def _completion(self, admitted: Admitted, outcome: Outcome, request_id: str) -> Completion:
+        """The answer, cut to the client's length."""
+        answer = outcome.reply.answer
+        most = admitted.request.max_tokens
+        tokens = answer.tokens
+        text = outcome.reply.text
+        ended = answer.ended
+        if most is not None and len(tokens) > most:
+            tokens = tokens[:most]
+            text = admitted.job.version.assistant.tokenizer.decode_whole(list(tokens)).strip()
+            ended = False
+        version = admitted.job.version.name
+        return Completion(
+            request_id, admitted.request.model, text, outcome, version, admitted.prompt_tokens, len(tokens), ended
+        )
+
+    async def _reply(self, request: ChatRequest, completion: Completion, send: Send) -> None:
+        if not request.stream:
+            await _send_json(send, 200, completion.to_json(), completion.id)
+            return
+        headers = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache"}
+        await send(_start(200, headers, completion.id))
+        for event in completion.events(usage=request.usage):
+            await send({"type": "http.response.body", "body": event, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+
+
+def _named(model: str, version: Version) -> str | None:
+    """The task that a model's name names; None for `auto`.
+
+    Raises:
+      Refusal: 404 for an unknown name, 410 for a retired task.
+    """
+    if model == AUTO:
+        return None
+    if model in version.assistant.retired:
+        raise Refusal(410, "this task was retired; ask auto", code="model_retired", param="model")
+    if model not in version.tasks:
+        names = ", ".join((AUTO, *version.tasks))
+        raise Refusal(404, f"no such model; there are {names}", code="model_not_found", param="model")
+    return model
+
+
+def _check_answer_length(request: ChatRequest, version: Version) -> None:
+    most = version.writing.max_new_tokens
+    if request.max_tokens is not None and request.max_tokens > most:
+        raise Refusal(
+            400, f"max_tokens {request.max_tokens}, at most {most}; a server takes --max-new-tokens for more",
+            code="answer_too_long", param="max_tokens",
+        )  # fmt: skip
+
+
+def _lengths(record: Record, version: Version, named: str | None) -> tuple[int, int]:
+    """Tokens of the prompt, and of the longest that it may become.
+
+    Raises:
+      Refusal: 400 with the counts where that is too long, or the question cannot be written in tokens.
+    """
+    try:
+        tokens, longest = version.prompt_tokens(record, named)
+    except DataError as error:
+        raise Refusal(400, f"{error.what}: {error.why}", code="not_writable", param="messages") from None
+    most = version.writing.max_length
+    if longest > most:
+        of_pictures = len(record.images) * version.patches
+        raise Refusal(
+            400, f"a prompt of {longest} tokens, {of_pictures} of them of its {len(record.images)} pictures; "
+            f"at most {most}. It is never cut: that would cut a picture or the question",
+            code="context_length_exceeded", param="messages",
+        )  # fmt: skip
+    return tokens, longest
+
+
+async def _disconnected(receive: Receive) -> None:
+    """Returns once the client has gone."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def _start(status: int, headers: Mapping[str, str], request_id: str) -> dict[str, Any]:
+    """The message that begins a response."""
+    every = {"x-request-id": request_id, "x-content-type-options": "nosniff"}
+    pairs = [(name.encode(), value.encode()) for name, value in (every | dict(headers)).items()]
+    return {"type": "http.response.start", "status": status, "headers": pairs}
+
+
+async def _send_json(
+    send: Send, status: int, value: Any, request_id: str, headers: Mapping[str, str] | None = None
+) -> None:
+    """A whole response of JSON; characters beyond ASCII are escaped, so that any text can be sent."""
+    body = json.dumps(value, allow_nan=False).encode()
+    about = {"content-type": _JSON, "content-length": str(len(body))}
+    # After a refusal the rest of a body may be on its way; it is not read.
+    if status >= 400:
+        about["connection"] = "close"
+    await send(_start(status, about | dict(headers or {}), request_id))
+    await send({"type": "http.response.body", "body": body})

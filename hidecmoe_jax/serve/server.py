@@ -1,0 +1,166 @@
+"""The process: socket, loading and warm-up beside a running server, and a stop that finishes what was accepted."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from hidecmoe_jax.core.errors import ConfigError, HidecmoeError
+from hidecmoe_jax.runs.questions import require_learned
+from hidecmoe_jax.runs.status import say
+from hidecmoe_jax.serve.access import Access, read_tokens
+from hidecmoe_jax.serve.app import App
+from hidecmoe_jax.serve.options import ServeOptions
+from hidecmoe_jax.serve.versions import open_version
+from hidecmoe_jax.serve.worker import Worker
+
+INSTALL = "python -m pip install 'hidecmoe-jax[serve]'"
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_LOOK = 0.05  # seconds between two looks at what is still in flight
+_CLOSING = 5  # seconds for connections to take their last bytes
+
+
+def serve_run(run: str | Path, options: ServeOptions) -> None:
+    """Serves a run or a base model until SIGTERM or Ctrl-C.
+
+    Raises:
+      ConfigError: the extra `serve` is not installed, the tokens cannot be used, or the port is taken.
+      CheckpointError: the run has learned no task, or cannot be loaded.
+    """
+    uvicorn = _uvicorn()
+    run = Path(run)
+    access = Access(() if options.tokens is None else read_tokens(options.tokens), rate=options.rate)
+    require_learned(run)
+    with _listening(options) as listener:
+        say(_first_line(run, options, listener))
+        worker = Worker(options.batch, options.batch_wait)
+        app = App(options, worker, access)
+        _Service(run, options, app, worker).run(uvicorn, listener)
+
+
+def _uvicorn() -> Any:
+    """The HTTP server, which is an extra."""
+    try:
+        import uvicorn
+    except ModuleNotFoundError:
+        raise ConfigError("the HTTP server is not installed", why="uvicorn is missing", remedy=INSTALL) from None
+    return uvicorn
+
+
+@contextlib.contextmanager
+def _listening(options: ServeOptions) -> Iterator[socket.socket]:
+    """A bound socket: a port that is taken is refused before a model is loaded."""
+    family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
+    listener = socket.socket(family)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((options.host, options.port))
+        # From now on connections wait, where they would be refused until the event loop runs.
+        listener.listen()
+    except OSError as error:
+        listener.close()
+        raise ConfigError(
+            "cannot listen there", where=f"--host {options.host} --port {options.port}",
+            why=error.strerror or str(error), remedy="--port 0 takes a free port",
+        ) from None  # fmt: skip
+    with listener:
+        yield listener
+
+
+def _first_line(run: Path, options: ServeOptions, listener: socket.socket) -> str:
+    host = f"[{options.host}]" if ":" in options.host else options.host
+    port = listener.getsockname()[1]
+    who = "everyone on this machine may ask" if options.tokens is None else "a token is needed"
+    return f"http://{host}:{port}/v1 will serve {run}: {who}; /readyz says when"
+
+
+class _Service:
+    """A server with its run: loads it, answers, stops."""
+
+    def __init__(self, run: Path, options: ServeOptions, app: App, worker: Worker):
+        self.folder = run
+        self.options = options
+        self.app = app
+        self.worker = worker
+        self.error: HidecmoeError | None = None
+        self.ended = threading.Event()
+
+    def run(self, uvicorn: Any, listener: socket.socket) -> None:
+        """Answers requests until a signal comes, or the run cannot be loaded."""
+        config = uvicorn.Config(
+            self.app, access_log=False, log_level="warning", lifespan="off", timeout_graceful_shutdown=_CLOSING,
+            server_header=False, limit_concurrency=4 * self.options.max_waiting,
+        )  # fmt: skip
+
+        class Server(uvicorn.Server):
+            """Without signal handlers of its own, which would end the process by the signal."""
+
+            @contextlib.contextmanager
+            def capture_signals(self) -> Iterator[None]:
+                yield
+
+        server = Server(config)
+        asyncio.run(self._until_stopped(server, listener))
+        if self.error is not None:
+            raise self.error
+
+    async def _until_stopped(self, server: Any, listener: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        stop = asyncio.Event()
+        for number in _SIGNALS:
+            loop.add_signal_handler(number, self._signalled, stop)
+        loader = threading.Thread(target=self._load, args=(loop, stop), name="loader", daemon=True)
+        loader.start()
+        serving = asyncio.ensure_future(server.serve(sockets=[listener]))
+        stopped = asyncio.ensure_future(stop.wait())
+        await asyncio.wait({serving, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        until = time.monotonic() + self.options.drain_seconds
+        await self._drain(until)
+        self.ended.set()
+        server.should_exit = True
+        await serving
+        left = max(0.0, until - time.monotonic())
+        if not self.worker.stop(left) or loader.is_alive():
+            # A program that runs cannot be interrupted, and the interpreter would wait for it.
+            say("stopped while a batch was computed")
+            sys.stderr.flush()
+            if self.error is None:
+                os._exit(0)
+
+    def _signalled(self, stop: asyncio.Event) -> None:
+        """The first signal stops the server in order, the second one at once."""
+        if stop.is_set():
+            os._exit(130)
+        say("stopping: what was accepted is answered, new requests are refused; once more ends at once")
+        self.app.is_stopping = True
+        stop.set()
+
+    async def _drain(self, until: float) -> None:
+        """Waits for the requests that were accepted; those that are left after `until` are refused."""
+        self.app.is_stopping = True
+        while self.app.in_flight and time.monotonic() < until:
+            await asyncio.sleep(_LOOK)
+
+    def _load(self, loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
+        """Loads the run and compiles its programs, then lets requests in; ends the server where that fails."""
+        try:
+            began = time.monotonic()
+            version = open_version(self.folder, self.options)
+            version.warm_up()
+        except HidecmoeError as error:
+            self.error = error
+            loop.call_soon_threadsafe(stop.set)
+            return
+        self.worker.start()
+        self.app.version = version
+        names = ", ".join(version.tasks) or "the base model"
+        say(f"ready after {time.monotonic() - began:.0f} s: version {version.name}, {names}")
