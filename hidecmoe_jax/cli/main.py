@@ -17,8 +17,9 @@ from collections.abc import Callable, Iterable, Sequence
 import tyro
 
 from hidecmoe_jax import __version__
+from hidecmoe_jax.cli.last_net import as_error
 from hidecmoe_jax.core import processes
-from hidecmoe_jax.core.errors import CheckpointError, ConfigError, HidecmoeError, nearest
+from hidecmoe_jax.core.errors import ConfigError, nearest
 from hidecmoe_jax.core.plugins import import_trusted
 
 # command -> (module, function, one line for the overview)
@@ -121,22 +122,19 @@ def _run(words: Sequence[str] | None) -> int:
             # Pillow's about a large picture: the limits of pictures decide, with a message of their own.
             warnings.filterwarnings("ignore", message="Image size .* could be decompression bomb")
             return _dispatch(words)
-    except HidecmoeError as error:
-        if debug:
-            raise
-        print(f"{_speaker()}: {error}", file=sys.stderr)
-        return error.exit_code
     except BrokenPipeError:
         raise
-    except OSError as error:
-        if debug:
-            raise
-        return _refused_by_system(error)
     except KeyboardInterrupt:
         if debug:
             raise
         print("hidecmoe: interrupted", file=sys.stderr)
         return INTERRUPTED
+    except Exception as error:
+        if debug:
+            raise
+        message = as_error(error)
+        print(f"{_speaker()}: {message}", file=sys.stderr)
+        return message.exit_code
 
 
 def _speaker() -> str:
@@ -170,19 +168,6 @@ def _split_trusted(words: Sequence[str]) -> tuple[list[str], list[str]]:
             )
         modules.append(module)
     return rest, modules
-
-
-def _refused_by_system(error: OSError) -> int:
-    """Prints what the system refused, such as a folder that may not be written."""
-    reason = error.strerror or str(error)
-    message = CheckpointError(
-        "the system refused a file",
-        where=str(error.filename or "unknown"),
-        why=reason,
-        remedy="look at its permissions and its disk; --debug shows where it happened",
-    )
-    print(f"hidecmoe: {message}", file=sys.stderr)
-    return message.exit_code
 
 
 def overview(names: Iterable[str] = COMMANDS) -> str:

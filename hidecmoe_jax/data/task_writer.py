@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hidecmoe_jax.core.errors import ConfigError, DataError
+from hidecmoe_jax.core.errors import ConfigError, DataError, ResourceError
+from hidecmoe_jax.core.full_disks import disk_full
 from hidecmoe_jax.data.items import Record
 from hidecmoe_jax.data.media import IMAGE
 from hidecmoe_jax.data.picture_folder import INNER, place_of
@@ -137,7 +138,8 @@ def written_whole(target: Path) -> Iterator[Path]:
             yield Path(beside)
             (Path(beside) / "task").rename(target)
     except OSError as error:
-        raise DataError(
+        kind = DataError if disk_full(error) is None else ResourceError
+        raise kind(
             "the task cannot be written", where=error.filename or str(target), why=error.strerror or str(error),
             remedy="give a folder on a disk with space where you may write",
         ) from None  # fmt: skip

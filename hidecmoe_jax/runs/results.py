@@ -37,9 +37,11 @@ from hidecmoe_jax.runs.seed_results import seed_result
 from hidecmoe_jax.runs.session import Session
 from hidecmoe_jax.runs.thresholds import thresholds_of
 from hidecmoe_jax.runs.worded import wordings_of
+from hidecmoe_jax.runs.writing import writing
 from hidecmoe_jax.scoring.floor import floor_of
 from hidecmoe_jax.storage.arrays import Groups
 from hidecmoe_jax.storage.files import read_json, write_json
+from hidecmoe_jax.storage.lock import writer_lock
 
 
 def write(session: Session, folder: Path) -> None:
@@ -75,7 +77,7 @@ def write(session: Session, folder: Path) -> None:
         **_of_answers(session, folder),
     }
     write_json(run.facts, facts)
-    rebuild(folder)
+    _rebuild(folder)
 
 
 def _of_answers(session: Session, folder: Path) -> dict[str, Any]:
@@ -116,8 +118,17 @@ def rebuild(folder: str | Path) -> Path:
 
     Raises:
       CheckpointError: the folder holds neither.
+      BusyError: another process writes it.
     """
     folder = Path(folder)
+    is_comparison = RunFolder(folder).comparison.is_file()
+    with writer_lock(folder) if is_comparison else writing(folder):
+        _rebuild(folder)
+    return folder
+
+
+def _rebuild(folder: Path) -> None:
+    """Writes the report of a locked run or comparison."""
     comparison = RunFolder(folder).comparison
     if comparison.is_file():
         facts = read_json(comparison)
@@ -131,7 +142,6 @@ def rebuild(folder: str | Path) -> Path:
         document = document_of(folder)
         limits = config_of(folder).stream.policy.limits
         write_report(folder, document, samples_of(folder), limits=limits)
-    return folder
 
 
 def outcome_lines(folder: str | Path) -> list[str]:

@@ -100,6 +100,7 @@ class StageMonitor:
         # Metrics are on disk before the checkpoint that they lead up to, so that resuming never leaves a gap.
         if due or last or stopping or many_pending:
             self.curve.flush()
+        self.stop.saving = stopping
         if due or stopping:
             about = {"at": list(self.at), "data": self.data}
             self.progress.save(step, state(), meta=about)

@@ -6,9 +6,10 @@ Every command that changes a run enters by `writing`. Changes of several files g
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+import functools
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from hidecmoe_jax.runs import edits, journal
 from hidecmoe_jax.runs.folder import RunFolder, no_run
@@ -17,6 +18,8 @@ from hidecmoe_jax.runs.status import say
 from hidecmoe_jax.runs.withdraw import withdraw_lesson, withdraw_row
 from hidecmoe_jax.storage.files import remove_partial, write_bytes, write_json
 from hidecmoe_jax.storage.lock import writer_lock
+
+T = TypeVar("T")
 
 
 @contextlib.contextmanager
@@ -39,6 +42,17 @@ def writing(run: Path, *, new: bool = False) -> Iterator[None]:
         if begun is not None and begun.state == "begun":
             _carry_out(run, begun)
         yield
+
+
+def writes_run(function: Callable[..., T]) -> Callable[..., T]:
+    """Decorates a function whose first argument is a run that it writes into: it runs inside `writing`."""
+
+    @functools.wraps(function)
+    def locked(run: str | Path, *args: Any, **options: Any) -> T:
+        with writing(Path(run)):
+            return function(run, *args, **options)
+
+    return locked
 
 
 def change_run(run: Path, call: Mapping[str, Any], change: Change, result: dict[str, Any] | None = None) -> None:

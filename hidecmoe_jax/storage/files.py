@@ -8,7 +8,6 @@ or reached through a symbolic link.
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
 import re
@@ -21,11 +20,10 @@ from typing import Any
 import numpy as np
 
 from hidecmoe_jax.core.errors import CheckpointError, HidecmoeError, ResourceError
+from hidecmoe_jax.core.full_disks import chain_of, disk_full
 from hidecmoe_jax.core.yaml_text import word_for
 
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _PARTIAL = re.compile(r"\..+\.[0-9a-f]{32}\.part")
-_FULL_WORDS = ("no space left", "file too large", "quota exceeded", "resource_exhausted")
 
 
 def write_json(path: Path, value: Any, *, indent: int = 1) -> None:
@@ -157,16 +155,10 @@ def remove_inside(root: Path, path: Path) -> None:
 
 
 def _translate(error: BaseException, what: str, where: Path, *, needed: int) -> HidecmoeError:
-    chain: list[BaseException] = []
-    link: BaseException | None = error
-    while link is not None and link not in chain:
-        chain.append(link)
-        link = link.__cause__ or link.__context__
+    chain = chain_of(error)
     for link in chain:
-        text = str(link).lower()
-        reasons = [words for words in _FULL_WORDS if words in text]
-        if reasons or (isinstance(link, OSError) and link.errno in _FULL):
-            reason = reasons[0] if reasons else "disk full"
+        reason = disk_full(link)
+        if reason is not None:
             return _full(what, where, needed=needed, why=f"the system reports: {reason}")
     return CheckpointError(what, where=str(where), why=_first_line(chain[-1]))
 

@@ -3,15 +3,19 @@
 After SIGTERM or Ctrl-C the training loop finishes its step, saves, and ends with exit code 75; `--resume` continues
 from there. A second signal ends the process immediately with 130; whatever was committed is complete, because a commit
 is a rename. Python runs signal handlers only between byte codes, and a long compilation has none, so a thread counts
-the signals through a pipe that Python's C code writes to.
+the signals through a pipe that Python's C code writes to. The same thread ends the process with 75 where the loop does
+not come to saving within `GRACE` seconds, in a compilation or a long extraction of features: the step at hand is given
+up, and what was saved before it stays.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from typing import NoReturn
 
@@ -19,14 +23,24 @@ from hidecmoe_jax.core import processes
 from hidecmoe_jax.core.errors import PreemptedError
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# Schedulers wait 30 seconds before they kill.
+GRACE = 15.0
 _FIRST = b"\nstopping: finishing this step and saving; once more ends at once\n"
+_GIVEN_UP = (
+    b"\nstopped: the step at hand was given up, all that was saved before is there; the same call goes on from it\n"
+)
 
 
 class Stop:
-    """Whether the process was asked to stop, and by which signal."""
+    """Whether the process was asked to stop, and by which signal.
+
+    Attributes:
+      saving: the loop saves on account of the signal, and gets the time that it takes.
+    """
 
     def __init__(self) -> None:
         self.signals: list[int] = []
+        self.saving = False
 
     @property
     def requested(self) -> bool:
@@ -39,6 +53,7 @@ class Stop:
         Args:
           where: the last saved step.
         """
+        self.saving = True
         raise PreemptedError(
             "stopped by a signal; everything is saved",
             where=where,
@@ -100,7 +115,7 @@ def graceful_stop() -> Iterator[Stop]:
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
-    with _second_signal_watched():
+    with _signals_watched(stop):
         former = {number: signal.signal(number, stop.receive) for number in _SIGNALS}
         try:
             yield stop
@@ -110,11 +125,11 @@ def graceful_stop() -> Iterator[Stop]:
 
 
 @contextlib.contextmanager
-def _second_signal_watched() -> Iterator[None]:
+def _signals_watched(stop: Stop) -> Iterator[None]:
     read_end, write_end = os.pipe()
     os.set_blocking(write_end, False)  # `set_wakeup_fd` requires it
     former = signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
-    watcher = threading.Thread(target=_watch, args=(read_end,), daemon=True)
+    watcher = threading.Thread(target=_watch, args=(read_end, stop, GRACE), daemon=True)
     watcher.start()
     try:
         yield
@@ -126,10 +141,28 @@ def _second_signal_watched() -> Iterator[None]:
         os.close(read_end)
 
 
-def _watch(read_end: int) -> None:
-    """Counts the bytes that are written for every signal; signals without a handler of ours are not counted."""
+def _watch(read_end: int, stop: Stop, grace: float) -> None:
+    """Ends the process at the second signal, or `grace` seconds after the first one if nothing is being saved by then.
+
+    Bytes are written for every signal; those without a handler of ours are not counted.
+    """
     count = 0
-    while numbers := os.read(read_end, 64):
+    end = None
+    poll = select.poll()
+    poll.register(read_end, select.POLLIN)
+    while True:
+        milliseconds = None if end is None else max(0.0, 1000 * (end - time.monotonic()))
+        if not poll.poll(milliseconds):
+            if not stop.saving:
+                os.write(2, _GIVEN_UP)
+                os._exit(PreemptedError.exit_code)
+            end = None
+            continue
+        numbers = os.read(read_end, 64)
+        if not numbers:
+            return
         count += sum(number in _SIGNALS for number in numbers)
         if count > 1:
             os._exit(130)
+        if count == 1 and end is None:
+            end = time.monotonic() + grace

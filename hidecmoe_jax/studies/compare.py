@@ -23,8 +23,9 @@ from hidecmoe_jax.runs.session import Session, open_session, say_notes
 from hidecmoe_jax.runs.start import check_comparison, check_run
 from hidecmoe_jax.runs.status import MINUTES, Status, say
 from hidecmoe_jax.runs.stream_loop import begin_status, open_or_resume, run_seeds
+from hidecmoe_jax.runs.writing import writing
 from hidecmoe_jax.storage.files import write_json
-from hidecmoe_jax.storage.lock import check_unlocked, writer_lock
+from hidecmoe_jax.storage.lock import check_unlocked
 from hidecmoe_jax.storage.signals import graceful_stop
 
 
@@ -79,7 +80,7 @@ def compare(
             say(f"method {number + 1} of {len(runs)}, {names[number]}:")
             options = Options(resume=continued[number], overwrite=overwrite, full_matrix=full_matrix)
             # The lock is held while answers are copied into the run, too.
-            with writer_lock(run):
+            with writing(run, new=True):
                 open_or_resume(run_session, run, options)
                 _copy_zero_shot(run_session, runs[:number], run)
                 run_seeds(run_session, run, options, stop)

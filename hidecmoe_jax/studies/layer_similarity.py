@@ -34,11 +34,13 @@ from hidecmoe_jax.models.llava import Model, layer_features
 from hidecmoe_jax.report.canvas import DOT, INK, axis_label, canvas, heat, png, titles
 from hidecmoe_jax.runs.finished import open_with_data
 from hidecmoe_jax.runs.session import Session
-from hidecmoe_jax.storage.files import write_json
+from hidecmoe_jax.runs.writing import writes_run
+from hidecmoe_jax.storage.files import write_bytes, write_json
 
 Voices = tuple[Voice, ...]
 
 
+@writes_run
 def study(run: str | Path, *, count: int = 500, legacy: bool = False) -> Path:
     """Writes `cka.json` (or `cka_legacy.json`) and its heat map into the run folder; returns the figure's path.
 
@@ -85,7 +87,7 @@ def study(run: str | Path, *, count: int = 500, legacy: bool = False) -> Path:
     picture = finished.folder.figures / f"{name}.png"
     picture.parent.mkdir(exist_ok=True)
     figure = similarity_map(layers_LTT, names, legacy=legacy)
-    picture.write_bytes(png(figure))
+    write_bytes(picture, png(figure))
     return picture
 
 

@@ -21,6 +21,7 @@ from hidecmoe_jax.methods.capabilities import ProbeResult, Probes
 from hidecmoe_jax.methods.stages import Stage
 from hidecmoe_jax.runs.finished import RunWithData, open_with_data
 from hidecmoe_jax.runs.status import say
+from hidecmoe_jax.runs.writing import writes_run
 from hidecmoe_jax.storage.arrays import Groups
 from hidecmoe_jax.storage.files import write_json
 from hidecmoe_jax.train.lesson import LessonSetup, run_lesson
@@ -46,6 +47,7 @@ class Unwatched:
         say(f"warning: {text}")
 
 
+@writes_run
 def probe_control(run: str | Path, *, task: int = 0, repeats: int = 3) -> dict[str, Any]:
     """Writes `control.json` into the run folder and returns it: false-expansion rates after task number `task`.
 

@@ -22,10 +22,12 @@ from hidecmoe_jax.methods.base import Learner
 from hidecmoe_jax.methods.capabilities import Editable
 from hidecmoe_jax.methods.edit import Edit, narrowed
 from hidecmoe_jax.runs.finished import RunWithData, open_with_data
+from hidecmoe_jax.runs.writing import writes_run
 from hidecmoe_jax.storage.files import write_json
 from hidecmoe_jax.studies.edit_trial import held_out
 
 
+@writes_run
 def overlap(
     run: str | Path,
     *,

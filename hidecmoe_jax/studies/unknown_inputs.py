@@ -30,6 +30,7 @@ from hidecmoe_jax.methods.gates.anchors import AnchorGate, Memory
 from hidecmoe_jax.methods.gates.locator import LocatorGate
 from hidecmoe_jax.runs.finished import open_with_data
 from hidecmoe_jax.runs.session import Session
+from hidecmoe_jax.runs.writing import writes_run
 from hidecmoe_jax.storage.files import write_json
 
 OUTSIDERS = ("noise", "blank", "photographs")
@@ -37,6 +38,7 @@ OUTSIDERS = ("noise", "blank", "photographs")
 MarginFunction = Callable[[Memory, FrozenFeatures, Array], Array]
 
 
+@writes_run
 def foreign_study(run: str | Path, *, count: int = 100) -> dict[str, Any]:
     """Writes `foreign.json` into the run folder and returns it.
 

@@ -16,7 +16,7 @@ import os, sys
 from pathlib import Path
 from hidecmoe_jax.storage.files import write_json
 os.fsync = lambda handle: None
-for number in range(400):
+for number in range(120):
     write_json(Path(sys.argv[1]), {"by": sys.argv[2], "numbers": [number] * 2000})
 """
 

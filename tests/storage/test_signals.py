@@ -45,6 +45,21 @@ with graceful_stop():
 """
 
 
+# As above, and the loop comes to saving, which takes longer than the time that a step gets.
+SAVE = """
+import time
+from hidecmoe_jax.storage import signals
+signals.GRACE = 0.2
+with signals.graceful_stop() as stop:
+    print("ready", flush=True)
+    while not stop.requested:
+        time.sleep(0.01)
+    stop.saving = True
+    time.sleep(1)
+    print("saved", flush=True)
+"""
+
+
 @pytest.fixture
 def start(tmp_path):
     """Starts a child and waits for its first line; the child is gone when the test is over."""
@@ -84,6 +99,23 @@ def test_second_signal_ends_at_once_even_inside_a_long_computation(start):
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=60)
     assert process.returncode == 130
+
+
+def test_first_signal_ends_a_long_computation_after_its_time(start):
+    process = start(
+        COMPILE.replace("with graceful", "from hidecmoe_jax.storage import signals\nsignals.GRACE = 0.2\nwith graceful")
+    )
+    time.sleep(0.5)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 75 and b"given up" in err
+
+
+def test_what_is_being_saved_gets_the_time_that_it_takes(start):
+    process = start(SAVE)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0 and out == b"saved\n" and b"given up" not in err
 
 
 def test_handlers_come_back_after_the_block():
