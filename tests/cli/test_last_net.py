@@ -8,6 +8,8 @@ import os
 import pytest
 from PIL import Image
 
+from hidecmoe_jax import cli
+from hidecmoe_jax.cli import report as report_command
 from hidecmoe_jax.cli.last_net import as_error
 from hidecmoe_jax.cli.main import COMMANDS, main
 
@@ -50,7 +52,7 @@ def test_every_command_ends_an_error_in_a_message(monkeypatch, capsys, error, co
     for name, (module, function, _) in COMMANDS.items():
         planted.__doc__ = f"$ hidecmoe {name}"
         with monkeypatch.context() as patch:
-            patch.setattr(importlib.import_module(f"hidecmoe_jax.cli.{module}"), function, planted)
+            patch.setattr(importlib.import_module(f"{cli.__name__}.{module}"), function, planted)
             assert main(name.split()) == code, name
         said = capsys.readouterr().err
         assert text in said and "  do:    " in said and "Traceback" not in said, said
@@ -61,7 +63,7 @@ def test_a_reader_that_goes_away_is_no_error(monkeypatch, capsys):
         """$ hidecmoe report"""
         raise BrokenPipeError
 
-    monkeypatch.setattr(importlib.import_module("hidecmoe_jax.cli.report"), "report", planted)
+    monkeypatch.setattr(report_command, "report", planted)
     assert main(["report"]) == 141 and "Traceback" not in capsys.readouterr().err
 
 
