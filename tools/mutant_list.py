@@ -67,7 +67,8 @@ MUTANTS = [
     *_mutants(
         "storage/files.py", "storage/test_durable.py storage/test_manifest.py",
         ("    os.replace(partial, path)\n", "    path.write_bytes(content)\n"),
-        ("        file.flush()\n        os.fsync(file.fileno())\n    os.replace", "        pass\n    os.replace"),
+        ("            file.flush()\n            os.fsync(file.fileno())\n        os.replace",
+         "            pass\n        os.replace"),
         ("    # Without this the content is durable but the new name may not be.\n    sync_folder(path.parent)\n", ""),
         ("    if _free(folder) < needed:", "    if False:"),
         ("    if links:\n", "    if False:\n"),
@@ -257,7 +258,7 @@ MUTANTS = [
     *_mutants(
         "cli/main.py", "cli/test_main.py::test_errors_are_messages_with_their_exit_code_and_tracebacks_only_on_demand"
         " cli/test_main.py::test_interruption_is_130",
-        ("        return error.exit_code\n", "        return 1\n"),
+        ("        return message.exit_code\n", "        return 1\n"),
         ("        return INTERRUPTED\n", "        return 1\n"),
     ),
     *_mutants(
