@@ -50,23 +50,15 @@ class App:
     Args:
       worker: answers what is admitted.
       access: who may ask.
-      kept: called with every reply to an unknown input that a person shall see, and its record.
     """
 
-    def __init__(
-        self,
-        options: ServeOptions,
-        worker: Worker,
-        access: Access,
-        kept: Callable[[Record, Outcome, str], None] | None = None,
-    ):
+    def __init__(self, options: ServeOptions, worker: Worker, access: Access):
         self.options = options
         self.worker = worker
         self.access = access
         self.version: Version | None = None
         self.is_stopping = False
         self.in_flight = 0
-        self._kept = kept
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="reader")
         self._routes = {
             "/v1/chat/completions": ("POST", self._chat),

@@ -57,6 +57,7 @@ class Completion:
             "second": self._second(),
             "ahead": None if finding is None else finding.ahead,
             "refused": reply.refused,
+            "queued": self.outcome.queued,
             "decision": reply.decision,
             "line_added": answer.line_added,
             "milliseconds": round(1000 * self.outcome.seconds, 1),

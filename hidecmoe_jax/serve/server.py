@@ -14,13 +14,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from hidecmoe_jax.core.errors import ConfigError, HidecmoeError
+from hidecmoe_jax.core.errors import ConfigError
 from hidecmoe_jax.runs.questions import require_learned
 from hidecmoe_jax.runs.status import say
 from hidecmoe_jax.serve.access import Access, read_tokens
 from hidecmoe_jax.serve.app import App
+from hidecmoe_jax.serve.kept import KeptQuestions
 from hidecmoe_jax.serve.options import ServeOptions
-from hidecmoe_jax.serve.versions import open_version
+from hidecmoe_jax.serve.versions import Version, open_version
+from hidecmoe_jax.serve.watch import Watcher
 from hidecmoe_jax.serve.worker import Worker
 
 INSTALL = "python -m pip install 'hidecmoe-jax[serve]'"
@@ -40,9 +42,12 @@ def serve_run(run: str | Path, options: ServeOptions) -> None:
     run = Path(run)
     access = Access(() if options.tokens is None else read_tokens(options.tokens), rate=options.rate)
     require_learned(run)
+    kept = None if options.queue is None else KeptQuestions(options.queue)
+    if kept is not None:
+        kept.open()
     with _listening(options) as listener:
         say(_first_line(run, options, listener))
-        worker = Worker(options.batch, options.batch_wait)
+        worker = Worker(options.batch, options.batch_wait, None if kept is None else kept.keep)
         app = App(options, worker, access)
         _Service(run, options, app, worker).run(uvicorn, listener)
 
@@ -91,7 +96,7 @@ class _Service:
         self.options = options
         self.app = app
         self.worker = worker
-        self.error: HidecmoeError | None = None
+        self.error: Exception | None = None
         self.ended = threading.Event()
 
     def run(self, uvicorn: Any, listener: socket.socket) -> None:
@@ -129,12 +134,13 @@ class _Service:
         server.should_exit = True
         await serving
         left = max(0.0, until - time.monotonic())
-        if not self.worker.stop(left) or loader.is_alive():
+        is_idle = self.worker.stop(left)
+        loader.join(_LOOK)
+        if self.error is None and (loader.is_alive() or not is_idle):
             # A program that runs cannot be interrupted, and the interpreter would wait for it.
-            say("stopped while a batch was computed")
+            sys.stdout.flush()
             sys.stderr.flush()
-            if self.error is None:
-                os._exit(0)
+            os._exit(0)
 
     def _signalled(self, stop: asyncio.Event) -> None:
         """The first signal stops the server in order, the second one at once."""
@@ -151,16 +157,22 @@ class _Service:
             await asyncio.sleep(_LOOK)
 
     def _load(self, loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
-        """Loads the run and compiles its programs, then lets requests in; ends the server where that fails."""
+        """Loads the run and lets requests in, then watches its folder; ends the server where it cannot be loaded."""
+        watcher = Watcher(self.folder, self.options, self.worker.computing, self._take, open_version)
+        began = time.monotonic()
         try:
-            began = time.monotonic()
-            version = open_version(self.folder, self.options)
-            version.warm_up()
-        except HidecmoeError as error:
+            version = watcher.load()
+        # Raised again by the main thread, which the command line listens to.
+        except Exception as error:
             self.error = error
             loop.call_soon_threadsafe(stop.set)
             return
-        self.worker.start()
-        self.app.version = version
         names = ", ".join(version.tasks) or "the base model"
         say(f"ready after {time.monotonic() - began:.0f} s: version {version.name}, {names}")
+        watcher.watch(self.ended)
+
+    def _take(self, version: Version) -> None:
+        """Lets new requests meet a version."""
+        if self.app.version is None:
+            self.worker.start()
+        self.app.version = version

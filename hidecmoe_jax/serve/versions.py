@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from hidecmoe_jax.core.errors import CheckpointError
 from hidecmoe_jax.core.strict import plain
 from hidecmoe_jax.data.features import Features
 from hidecmoe_jax.data.images import Limits
@@ -35,18 +36,20 @@ from hidecmoe_jax.storage.manifest import NAME as MANIFEST
 
 _UNLIMITED = 2**31
 _DIGITS = 12  # of a version's name
+_ATTEMPTS = 3
 
 
 @dataclass(frozen=True)
 class BatchEngine(Engine):
-    """An engine whose records show a fixed number of pictures: absent ones are zeros that no token looks up."""
+    """An engine with a fixed number of columns for the pictures of a record: absent ones are zeros that no token looks
+    up."""
 
-    pictures: int = 1
+    columns: int = 1
 
     def features(self, records: Sequence[Record], label: str = "records") -> Features:
         """As of `Engine`, with as many columns of pictures as the shape has."""
         features = super().features(records, label)
-        lacking = self.pictures - features.picture_NI.shape[1]
+        lacking = self.columns - features.picture_NI.shape[1]
         padded_NI = np.pad(features.picture_NI, ((0, 0), (0, lacking)), constant_values=-1)
         return replace(features, picture_NI=padded_NI)
 
@@ -74,6 +77,11 @@ class Version:
         """Tasks that may be named: learned, loaded, and not retired."""
         lost = {*self.assistant.serving.missing, *self.assistant.retired}
         return tuple(task for task in self.assistant.tasks if task not in lost)
+
+    @property
+    def on_several_devices(self) -> bool:
+        """Whether its programs run on more than one device."""
+        return self.assistant.base.layout is not None
 
     @property
     def limits(self) -> Limits:
@@ -117,7 +125,7 @@ class Version:
         run = self.assistant.run
         engine = BatchEngine(
             run.method, self.assistant.base, self.assistant.tokenizer, run.template, writing, feature_batch=size,
-            limits=self.limits, pictures=shape.pictures,
+            limits=self.limits, columns=shape.pictures,
         )  # fmt: skip
         numbered = [replace(record, id=str(number)) for number, record in enumerate(records)]
         (replies,) = self.assistant.reply_batches(engine, numbered, named=named)
@@ -141,10 +149,9 @@ def open_version(path: Path, options: ServeOptions) -> Version:
     """Loads a run or a base model for serving.
 
     Raises:
-      CheckpointError: as `assistant.load`.
+      CheckpointError: as `assistant.load`; the run does not stay as it is.
     """
-    name = state_of(path)
-    assistant = load(path)
+    name, assistant = _settled(path)
     written = assistant.run.evaluate.writing
     new_tokens = options.max_new_tokens or written.max_new_tokens
     unknown = "base" if options.unknown == "base" else "refuse"
@@ -156,6 +163,19 @@ def open_version(path: Path, options: ServeOptions) -> Version:
     batches = (1, options.batch) if options.batch > 1 else (1,)
     writing = replace(writing, max_length=longest)
     return Version(name, assistant, shapes, batches, writing, int(time.time()))
+
+
+def _settled(path: Path) -> tuple[str, Assistant]:
+    """The run in memory with the name of its state, which did not change while it was read."""
+    for _ in range(_ATTEMPTS):
+        name = state_of(path)
+        assistant = load(path)
+        if state_of(path) == name:
+            return name, assistant
+    raise CheckpointError(
+        "the run is being changed while it is read", where=str(path), why=f"{_ATTEMPTS} times in a row",
+        remedy="wait until the command that changes it has ended",
+    )  # fmt: skip
 
 
 def state_of(path: Path) -> str:

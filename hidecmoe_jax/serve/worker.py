@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from hidecmoe_jax.data.records import Record
 from hidecmoe_jax.runs.replies import Reply
+from hidecmoe_jax.runs.status import say
 from hidecmoe_jax.serve.refusal import Refusal
 from hidecmoe_jax.serve.shapes import Shape
 from hidecmoe_jax.serve.versions import Version
@@ -20,11 +21,16 @@ FAILURES = 3  # failed batches in a row after which the server is not ready
 
 @dataclass(frozen=True)
 class Outcome:
-    """A reply with the seconds from the request's arrival to the batch's start, and to its end."""
+    """A reply with the seconds from the request's arrival to the batch's start, and to its end.
+
+    Attributes:
+      queued: the question was refused and kept for a person.
+    """
 
     reply: Reply
     waited: float
     seconds: float
+    queued: bool = False
 
 
 @dataclass(frozen=True)
@@ -57,13 +63,14 @@ class Worker:
     Args:
       batch: most jobs answered together.
       wait: seconds that a batch waits for more.
-      clock: the monotonic clock.
+      keep: keeps the record of an unknown question; None where none is kept.
     """
 
-    def __init__(self, batch: int, wait: float, clock: Callable[[], float] = time.monotonic):
+    def __init__(self, batch: int, wait: float, keep: Callable[[Record], None] | None = None):
         self.batch = batch
         self.wait = wait
-        self.clock = clock
+        self.computing = threading.Lock()
+        self._keep = keep
         self.failed = 0
         self.answered = 0
         self.batches = 0
@@ -121,7 +128,7 @@ class Worker:
 
     def _answer(self, jobs: list[Job]) -> None:
         """Answers a batch; where it fails, each of its jobs alone, so that one cannot fail another."""
-        began = self.clock()
+        began = time.monotonic()
         wanted = []
         for job in jobs:
             # A client that went away has cancelled its job.
@@ -148,20 +155,36 @@ class Worker:
         """Answers jobs together; returns whether that worked."""
         first = jobs[0]
         try:
-            replies = first.version.replies([job.record for job in jobs], first.shape, first.named)
+            with self.computing:
+                replies = first.version.replies([job.record for job in jobs], first.shape, first.named)
         # Whatever it is (memory, a damaged picture), the thread goes on with the next batch.
         except Exception as error:
             self.report(error)
             return False
         self.failed = 0
-        ended = self.clock()
         for job, reply in zip(jobs, replies, strict=True):
-            self.answered += 1
-            job.outcome.set_result(Outcome(reply, began - job.arrived, ended - job.arrived))
+            self._finish(job, reply, began)
         return True
 
+    def _finish(self, job: Job, reply: Reply, began: float) -> None:
+        """Hands a reply over; a refused question is kept before, where they are."""
+        is_kept = reply.refused and self._keep is not None
+        if is_kept:
+            try:
+                self._keep(job.record)
+            except OSError as error:
+                self.report(error)
+                job.outcome.set_exception(
+                    Refusal(503, "this belongs to no known task, and could not be kept", code="not_kept")
+                )
+                return
+        self.answered += 1
+        waited = began - job.arrived
+        job.outcome.set_result(Outcome(reply, waited, time.monotonic() - job.arrived, queued=is_kept))
+
     def report(self, error: Exception) -> None:
-        """Called with the error of a batch; a server prints its kind."""
+        """Prints the kind of an error: its text may repeat what was asked."""
+        say(f"a batch failed: {type(error).__name__}")
 
 
 def late() -> Refusal:

@@ -52,6 +52,21 @@ def check_unlocked(folder: Path) -> None:
             pass
 
 
+def holder_lives(folder: Path) -> bool:
+    """Whether a living process writes `folder`, by the note alone: the lock is not touched, so no writer meets it.
+
+    Of a holder on another host the note is all there is; of a dead one of this host it does not count.
+    """
+    try:
+        holder = json.loads((folder / NOTE).read_text(encoding="utf-8"))
+        if holder["host"] != socket.gethostname():
+            return True
+        os.kill(holder["pid"], 0)
+    except (OSError, ValueError, KeyError) as error:
+        return isinstance(error, PermissionError)
+    return True
+
+
 @contextlib.contextmanager
 def lock_file(file: Path, what: str, *, where: Path, remedy: str) -> Iterator[None]:
     """Locks `file` inside the block, with the note `file`.json.

@@ -1,6 +1,7 @@
 """A run or a base opened as a library user does: logits, answers, routing, earlier tasks, refusals."""
 
 import json
+import logging
 import shutil
 from dataclasses import replace
 
@@ -21,6 +22,8 @@ from hidecmoe_jax.runs.assistant import load
 from hidecmoe_jax.runs.generation import generate_file
 from hidecmoe_jax.runs.prompt_records import records_of
 from hidecmoe_jax.runs.stream_loop import learn
+from hidecmoe_jax.serve.shapes import shapes_of
+from hidecmoe_jax.serve.versions import Version
 
 LOGITS = jax.jit(logits)
 
@@ -206,3 +209,31 @@ def test_a_run_leaves_the_base_alone(run, base):
     assert trees.digest(run.base.params) == trees.digest(base.params)
     changed = jax.tree.leaves(run.params)
     assert trees.count(changed) == trees.count(base.params)
+
+
+def test_served_answers_are_those_of_ask_whoever_else_is_in_the_batch(run, world, caplog):
+    """SV13 and RT4 of a served run: pictures, lengths and company change no answer and compile no program."""
+    writing = replace(run.run.evaluate.writing, max_length=96)
+    version = Version("first", run, shapes_of(patches=4, pictures=2, longest=96, multiple=96), (4,), writing, 0)
+    pictures = [
+        [picture(world, number, ("birds", "fish")[number % 2]) for _ in range(number % 3)] for number in range(8)
+    ]
+    texts = [f"What is shown in picture {number}?{' Which?' * (number % 4)}" for number in range(8)]
+    asked = records_of(pictures, texts)
+    version.warm_up()
+    with jax.log_compiles(), caplog.at_level(logging.WARNING):
+        served = {}
+        for shape in version.shapes:
+            fitting = [record for record in asked if len(record.images) <= shape.pictures]
+            for rows in (slice(0, 4), slice(4, 5), slice(3, 0, -1)):
+                for record, reply in zip(fitting[rows], version.replies(fitting[rows], shape), strict=True):
+                    served.setdefault(record.id, []).append(reply)
+        assert [line.getMessage() for line in caplog.records if line.getMessage().startswith("Compiling ")] == []
+    alone = run.replies(pictures[:4], texts[:4])
+    for record, expected in zip(asked[:4], alone, strict=True):
+        for reply in served[record.id]:
+            assert (reply.text, reply.task) == (expected.text, expected.task)
+            np.testing.assert_allclose(reply.answer.finding.score, expected.answer.finding.score, atol=1e-5)
+            assert run.tokenizer.decode_whole(reply.answer.tokens).strip() == reply.text
+    (named,) = version.replies(asked[:1], version.shapes[0], "fish")
+    assert named.text == run.answer(pictures[0], texts[0], named="fish").text

@@ -53,6 +53,7 @@ class FakeVersion:
     limits: Limits = Limits(max_pixels=10_000, max_side=2_000)
     writing: Writing = Writing(max_new_tokens=8, max_length=64)
     shapes: tuple = (Shape(1, 32), Shape(2, 64))
+    on_several_devices: bool = False
     unknown: bool = False
     refused: bool = False
     before: object = None
@@ -91,9 +92,9 @@ class FakeVersion:
 class Client:
     """The application with its worker, called as a server calls it."""
 
-    def __init__(self, version=None, *, people=(), clock=None, **options):
+    def __init__(self, version=None, *, people=(), clock=None, keep=None, **options):
         self.options = ServeOptions(batch_wait=0.0, **options)
-        self.worker = Worker(self.options.batch, self.options.batch_wait)
+        self.worker = Worker(self.options.batch, self.options.batch_wait, keep)
         self.errors = []
         self.worker.report = self.errors.append
         self.worker.start()
