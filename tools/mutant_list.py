@@ -254,6 +254,18 @@ MUTANTS = [
         ("        if served >= rank:", "        if served > rank:"),
         ("        if np.any(rest):\n", "        if False:\n"),
     ),
+    # serve
+    *_mutants(
+        "serve/options.py", "serve/test_serve_requests.py::test_sv18_another_host_needs_tokens",
+        ("        if not self.is_local and self.tokens is None:", "        if False:"),
+    ),
+    *_mutants(
+        "serve/pictures.py",
+        "serve/test_serve_requests.py::test_sv3_a_picture_outside_the_limits_is_refused_by_its_header"
+        " serve/test_serve_requests.py::test_sv4_only_data_urls_are_read",
+        ("            inspect(path, limits)\n            open_upright(path, limits=limits)\n", "            pass\n"),
+        ("    if not address[: len(_SCHEME)].lower() == _SCHEME:", "    if False:"),
+    ),
     # cli
     *_mutants(
         "cli/main.py", "cli/test_main.py::test_errors_are_messages_with_their_exit_code_and_tracebacks_only_on_demand"
