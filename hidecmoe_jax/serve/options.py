@@ -60,11 +60,15 @@ class ServeOptions:
         for name, smallest in _AT_LEAST.items():
             value = getattr(self, name)
             if value < smallest:
-                raise ConfigError(f"--{name.replace('_', '-')} must be at least {smallest}", why=f"got {value}")
+                flag = name.replace("_", "-")
+                raise ConfigError(
+                    f"--{flag} must be at least {smallest}", why=f"got {value}", remedy=f"leave --{flag} out"
+                )
         for name in ("max_prompt_tokens", "max_new_tokens"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ConfigError(f"--{name.replace('_', '-')} must be at least 1", why=f"got {value}")
+                flag = name.replace("_", "-")
+                raise ConfigError(f"--{flag} must be at least 1", why=f"got {value}", remedy=f"leave --{flag} out")
         if not 0 <= self.port <= 65535:
             raise ConfigError("--port is no port", why=f"got {self.port}, allowed 0..65535", remedy="--port 8080")
         if not self.is_local and self.tokens is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import signal
 import socket
@@ -15,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from hidecmoe_jax.core.errors import ConfigError
+from hidecmoe_jax.models.store import is_base
+from hidecmoe_jax.runs.folder import RunFolder, no_run
 from hidecmoe_jax.runs.questions import require_learned
 from hidecmoe_jax.runs.status import say
 from hidecmoe_jax.serve.access import Access, read_tokens
@@ -26,6 +29,10 @@ from hidecmoe_jax.serve.watch import Watcher
 from hidecmoe_jax.serve.worker import Worker
 
 INSTALL = "python -m pip install 'hidecmoe-jax[serve]'"
+_REMEDIES = {
+    errno.EADDRINUSE: "--port 0 takes a free port",
+    errno.EACCES: "ports below 1024 belong to the system: --port 8080",
+}
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _LOOK = 0.05  # seconds between two looks at what is still in flight
 _CLOSING = 5  # seconds for connections to take their last bytes
@@ -38,10 +45,10 @@ def serve_run(run: str | Path, options: ServeOptions) -> None:
       ConfigError: the extra `serve` is not installed, the tokens cannot be used, or the port is taken.
       CheckpointError: the run has learned no task, or cannot be loaded.
     """
-    uvicorn = _uvicorn()
     run = Path(run)
+    _require_model(run)
+    uvicorn = _uvicorn()
     access = Access(() if options.tokens is None else read_tokens(options.tokens), rate=options.rate)
-    require_learned(run)
     kept = None if options.queue is None else KeptQuestions(options.queue)
     if kept is not None:
         kept.open()
@@ -50,6 +57,13 @@ def serve_run(run: str | Path, options: ServeOptions) -> None:
         worker = Worker(options.batch, options.batch_wait, None if kept is None else kept.keep)
         app = App(options, worker, access)
         _Service(run, options, app, worker).run(uvicorn, listener)
+
+
+def _require_model(run: Path) -> None:
+    """Refuses what cannot be served before anything is loaded."""
+    if not RunFolder(run).config.is_file() and not is_base(str(run)):
+        raise no_run(run, or_else="a base model ('pocket', or a folder made by `hidecmoe convert`)")
+    require_learned(run)
 
 
 def _uvicorn() -> Any:
@@ -75,7 +89,7 @@ def _listening(options: ServeOptions) -> Iterator[socket.socket]:
         listener.close()
         raise ConfigError(
             "cannot listen there", where=f"--host {options.host} --port {options.port}",
-            why=error.strerror or str(error), remedy="--port 0 takes a free port",
+            why=error.strerror or str(error), remedy=_REMEDIES.get(error.errno, "--host 127.0.0.1 is this machine"),
         ) from None  # fmt: skip
     with listener:
         yield listener

@@ -31,7 +31,7 @@ def wait(records):
         time.sleep(0.01)
 
 server.open_version = lambda run, options: FakeVersion(before=wait)
-server.require_learned = lambda run: None
+server._require_model = lambda run: None
 server.serve_run("run", ServeOptions(port=0, drain_seconds=30, poll_seconds=1000))
 print("left in order")
 """

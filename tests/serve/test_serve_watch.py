@@ -16,6 +16,7 @@ from hidecmoe_jax.runs import edits
 from hidecmoe_jax.runs.questions import read_questions
 from hidecmoe_jax.serve.kept import KeptQuestions
 from hidecmoe_jax.serve.options import ServeOptions
+from hidecmoe_jax.serve.server import serve_run
 from hidecmoe_jax.serve.versions import state_of
 from hidecmoe_jax.serve.watch import Watcher
 from hidecmoe_jax.storage.lock import NOTE, writer_lock
@@ -185,3 +186,8 @@ def test_an_unknown_question_that_cannot_be_kept_is_not_called_kept(tmp_path):
 def test_options_that_do_not_fit_are_refused(options):
     with pytest.raises(ConfigError, match="--"):
         ServeOptions(**options)
+
+
+def test_what_is_neither_a_run_nor_a_base_is_refused_before_a_port_is_taken(tmp_path):
+    with pytest.raises(CheckpointError, match="neither a run nor a base model"):
+        serve_run(tmp_path, ServeOptions(port=0))
