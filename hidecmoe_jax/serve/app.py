@@ -19,6 +19,7 @@ from typing import Any
 
 from hidecmoe_jax.core.errors import DataError
 from hidecmoe_jax.data.records import Record
+from hidecmoe_jax.runs.status import say
 from hidecmoe_jax.serve.access import Access, Person
 from hidecmoe_jax.serve.chat import AUTO, ChatRequest, read_request
 from hidecmoe_jax.serve.completions import Completion
@@ -42,6 +43,7 @@ class Admitted:
     request: ChatRequest
     job: Job
     prompt_tokens: int
+    routing_text_cut: bool
 
 
 class App:
@@ -82,6 +84,11 @@ class App:
             await _send_json(send, refusal.status, refusal.to_json(), request_id, refusal.headers)
         except ConnectionResetError:
             pass  # nobody is there any more
+        # Whatever it is, the client gets an answer in the promised form, and no text of ours that may repeat its own.
+        except Exception as error:
+            say(f"request {request_id} failed: {type(error).__name__}")
+            failure = Refusal(500, "this request failed in the server", code="internal_error")
+            await _send_json(send, failure.status, failure.to_json(), request_id)
 
     def _route(self, scope: Mapping[str, Any]) -> tuple[str, Callable[..., Awaitable[None]]]:
         if scope["path"] not in self._routes:
@@ -199,7 +206,7 @@ class App:
         try:
             paths = write_pictures(request.pictures, folder, version.limits)
             record = Record(request_id, paths, request.turns, "the request")
-            tokens, longest = _lengths(record, version, named)
+            tokens, longest, cut = _lengths(record, version, named)
             shape = smallest(version.shapes, pictures=len(paths), length=longest)
             job = Job(record, version, shape, named, deadline)
         except BaseException:
@@ -208,7 +215,7 @@ class App:
         # The files are needed until the job is answered, or cancelled before it began.
         job.outcome.add_done_callback(lambda _: shutil.rmtree(folder, ignore_errors=True))
         self.worker.submit(job)
-        return Admitted(replace(request, pictures=()), job, tokens)
+        return Admitted(replace(request, pictures=()), job, tokens, cut)
 
     async def _outcome(self, job: Job, receive: Receive) -> Outcome:
         """The worker's answer.
@@ -244,8 +251,9 @@ class App:
             ended = False
         version = admitted.job.version.name
         return Completion(
-            request_id, admitted.request.model, text, outcome, version, admitted.prompt_tokens, len(tokens), ended
-        )
+            request_id, admitted.request.model, text, outcome, version, admitted.prompt_tokens, len(tokens), ended,
+            admitted.routing_text_cut,
+        )  # fmt: skip
 
     async def _reply(self, request: ChatRequest, completion: Completion, send: Send) -> None:
         if not request.stream:
@@ -283,14 +291,15 @@ def _check_answer_length(request: ChatRequest, version: Version) -> None:
         )  # fmt: skip
 
 
-def _lengths(record: Record, version: Version, named: str | None) -> tuple[int, int]:
-    """Tokens of the prompt, and of the longest that it may become.
+def _lengths(record: Record, version: Version, named: str | None) -> tuple[int, int, bool]:
+    """Tokens of the prompt, of the longest that it may become, and whether the gate reads only a part of the question.
 
     Raises:
       Refusal: 400 with the counts where that is too long, or the question cannot be written in tokens.
     """
     try:
         tokens, longest = version.prompt_tokens(record, named)
+        cut = version.cuts_routing_text(record)
     except DataError as error:
         raise Refusal(400, f"{error.what}: {error.why}", code="not_writable", param="messages") from None
     most = version.writing.max_length
@@ -301,7 +310,7 @@ def _lengths(record: Record, version: Version, named: str | None) -> tuple[int, 
             f"at most {most}. It is never cut: that would cut a picture or the question",
             code="context_length_exceeded", param="messages",
         )  # fmt: skip
-    return tokens, longest
+    return tokens, longest, cut
 
 
 async def _disconnected(receive: Receive) -> None:

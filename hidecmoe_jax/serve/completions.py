@@ -25,6 +25,7 @@ class Completion:
       version: name of the run's state that answered.
       prompt_tokens, new_tokens: lengths; the prompt's with its pictures.
       ended: False where the text was cut.
+      routing_text_cut: whether the gate read only the beginning of the question.
     """
 
     id: str
@@ -35,6 +36,7 @@ class Completion:
     prompt_tokens: int
     new_tokens: int
     ended: bool
+    routing_text_cut: bool = False
 
     @property
     def details(self) -> dict[str, Any]:
@@ -60,6 +62,7 @@ class Completion:
             "queued": self.outcome.queued,
             "decision": reply.decision,
             "line_added": answer.line_added,
+            "routing_text_cut": self.routing_text_cut,
             "milliseconds": round(1000 * self.outcome.seconds, 1),
             "waited_milliseconds": round(1000 * self.outcome.waited, 1),
             "version": self.version,

@@ -145,10 +145,11 @@ class _Service:
         until = time.monotonic() + self.options.drain_seconds
         await self._drain(until)
         self.ended.set()
+        # Waiting requests are refused; the batch at hand may end while connections close.
+        self.worker.stop(0)
         server.should_exit = True
         await serving
-        left = max(0.0, until - time.monotonic())
-        is_idle = self.worker.stop(left)
+        is_idle = self.worker.stop(0)
         loader.join(_LOOK)
         if self.error is None and (loader.is_alive() or not is_idle):
             # A program that runs cannot be interrupted, and the interpreter would wait for it.

@@ -17,8 +17,9 @@ from hidecmoe_jax.core.strict import plain
 from hidecmoe_jax.data.features import Features
 from hidecmoe_jax.data.images import Limits
 from hidecmoe_jax.data.media import IMAGE
-from hidecmoe_jax.data.prompts import encode_question
+from hidecmoe_jax.data.prompts import encode_question, routing_text
 from hidecmoe_jax.data.records import Record, Turn
+from hidecmoe_jax.data.tokenizer import text_ids
 from hidecmoe_jax.evaluate.answer import Writing
 from hidecmoe_jax.evaluate.engine import Engine
 from hidecmoe_jax.runs import edits
@@ -113,6 +114,15 @@ class Version:
             )  # fmt: skip
             counts[each] = len(encoded.tokens)
         return counts[asked], max(counts.values())
+
+    def cuts_routing_text(self, record: Record) -> bool:
+        """Whether the text tower, by which the gate compares questions, reads only the beginning of this one."""
+        config = self.assistant.config
+        if not config.has_text_tower:
+            return False
+        tokenizer = self.assistant.tokenizer
+        _, _, lost = text_ids(tokenizer.text or tokenizer, routing_text(record), config.text_context)
+        return lost > 0
 
     def replies(self, records: Sequence[Record], shape: Shape, named: str | None = None) -> list[Reply]:
         """Answers records in one batch of a compiled shape; which others are in it changes no answer.

@@ -71,6 +71,9 @@ class FakeVersion:
         words = len(record.turns[-1].question.split()) + self.patches * len(record.images)
         return words, words + 1
 
+    def cuts_routing_text(self, record):
+        return len(record.turns[0].question) > 100
+
     def replies(self, records, shape, named=None):
         if self.before is not None:
             self.before(records)

@@ -91,3 +91,18 @@ def test_waiting_requests_of_one_kind_are_answered_together():
         assert texts == [str(number) for number in range(9)]
         sizes = [len(records) for records, _, _ in client.app.version.asked]
         assert sorted(sizes) == [1, 1, 1, 3, 3] and sum(sizes) == 9
+
+
+def test_rt13_a_question_that_the_gate_cannot_read_whole_says_so(client):
+    assert client.ask("word").body["hidecmoe"]["routing_text_cut"] is False
+    assert client.ask("w " * 52).body["hidecmoe"]["routing_text_cut"] is True
+
+
+def test_what_fails_in_the_server_is_an_error_of_the_same_form(client, monkeypatch, capfd):
+    def broken(*_, **__):
+        raise OSError("a secret place")
+
+    monkeypatch.setattr("tempfile.mkdtemp", broken)
+    response = client.ask("my secret question")
+    assert (response.status, response.body["error"]["code"]) == (500, "internal_error")
+    assert "secret" not in json.dumps(response.body) + capfd.readouterr().err
