@@ -145,7 +145,7 @@ def collate(
         if sample is None:
             continue
         check_ids(sample.tokens, vocab, where=f"id {sample.id!r}")
-        positions = _answer_positions(sample, length, answers)
+        positions = answer_positions(sample, length, answers)
         size = len(sample.tokens)
         count = len(positions)
         tokens_BT[row, :size] = sample.tokens
@@ -157,7 +157,7 @@ def collate(
     return Batch(Prompt(tokens_BT, mask_BT, patches_BIPD), where_BA, answer_BA, answer_mask_BA)
 
 
-def _answer_positions(sample: Encoded, length: int, answers: int) -> np.ndarray:
+def answer_positions(sample: Encoded, length: int, answers: int) -> np.ndarray:
     """Positions of a sample's answer tokens; refuses a sample that does not fit `length` tokens and `answers` of them.
 
     Raises:

@@ -65,6 +65,7 @@ class PoolStage(Stage):
 
     method: Mixture
     uses_past: bool = True
+    couples: bool = True
     is_probing: ClassVar[bool] = False
 
     def subset(self, count: int, seed: int) -> np.ndarray | None:

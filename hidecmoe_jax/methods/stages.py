@@ -36,6 +36,8 @@ class Stage:
       rate: peak learning rate of experts and routers, where it is not the task's.
       accumulate: micro-batches of a step, where they are not the task's.
       wording: of the prompts whose features are read; only for source `features`.
+      couples: whether the loss of a micro-batch is more than the sum over its answer tokens, as load balancing is: such
+        a micro-batch has its records whether or not they are packed into rows.
     """
 
     kind: str
@@ -46,6 +48,7 @@ class Stage:
     rate: float | None = None
     accumulate: int | None = None
     wording: FitWording = "as_given"
+    couples: bool = False
 
     @property
     def trains(self) -> bool:

@@ -61,7 +61,8 @@ def attend_as(
 
     Args:
       real_BS: keys that are not padding, where the mask is these and causal; fused kernels then read it instead of the
-        mask. None where queries are not the first positions of the keys, which the kernel of `pallas` cannot mask.
+        mask. Of rows with several samples it is the number of each key's sample, 0 on padding. None where queries are
+        not the first positions of the keys, which the kernel of `pallas` cannot mask.
     """
     is_whole = real_BS is not None
     if form == "products" and mask_B1TS is not None:

@@ -30,7 +30,8 @@ def attend_by_pallas(q_BTHK: Array, k_BSGK: Array, v_BSGK: Array, real_BS: Array
     """Causal attention of queries at the first T of S positions; keys that are not real are never read.
 
     Args:
-      real_BS: bool. A query that is not real reads what is not real, and nobody reads it.
+      real_BS: bool, or int32 segments that read themselves alone. A query that is not real reads what is not real, and
+        nobody reads it.
 
     Returns:
       [B, T, H, K] in the dtype of `q_BTHK`.

@@ -28,6 +28,7 @@ from hidecmoe_jax.models.execution import PLAIN, Execution
 from hidecmoe_jax.models.layers import RMSNorm, axes_of
 from hidecmoe_jax.models.llama import STREAM_AXES, decoder_axes, init_decoder, run_layers
 from hidecmoe_jax.models.llama import site_shapes as decoder_sites
+from hidecmoe_jax.models.masks import causal_mask, positions_of, require_constant
 from hidecmoe_jax.models.projector import Projector
 from hidecmoe_jax.models.stack import Cache
 from hidecmoe_jax.models.voices import Tally
@@ -69,11 +70,15 @@ class Prompt:
       tokens_BT: int32, image tokens already expanded (one per patch); padding left or right.
       mask_BT: bool, False on padding.
       patches_BIPD: vision features of up to I pictures a sample, or None for text alone.
+      segment_BT: None where a row holds one sample. Else int32, the number of each token's sample in its row, from 1 on
+        and 0 on padding: samples lie one after the other, read themselves alone, and count their own positions; the
+        row's pictures are in the order of its samples.
     """
 
     tokens_BT: Array
     mask_BT: Array
     patches_BIPD: Array | None = None
+    segment_BT: Array | None = None
 
 
 @struct.dataclass
@@ -246,14 +251,6 @@ def check_prompt(config: LlavaConfig, prompt: Prompt) -> None:
         )  # fmt: skip
 
 
-def positions_of(mask_BT: Array) -> Array:
-    """Positions counted over real tokens only, so padding on either side changes nothing. int32 [B, T]."""
-    one_if_real_BT = mask_BT.astype(jnp.int32)
-    counted_BT = jnp.cumsum(one_if_real_BT, axis=1)
-    # Padding on the left counts 0 tokens, and -1 is no position.
-    return jnp.maximum(counted_BT - 1, 0)
-
-
 def last_positions(prompt: Prompt) -> Array:
     """Position of the last real token of every sample, whichever side the padding is on; int32 [B]."""
     from_end_BT = prompt.mask_BT[:, ::-1]
@@ -282,17 +279,16 @@ def hidden(
     # Slots of the cache that no token has filled yet are masked like padding.
     unfilled = capacity - length
     keys_BS = jnp.pad(prompt.mask_BT, ((0, 0), (0, unfilled)))
-    slots_1S = jnp.arange(capacity)[None, :]
-    tokens_T1 = jnp.arange(length)[:, None]
-    causal_TS = slots_1S <= tokens_T1
-    keys_B11S = keys_BS[:, None, None, :]
-    mask_B1TS = keys_B11S & causal_TS[None, None]
+    segment_BT = prompt.segment_BT
+    if segment_BT is not None:
+        assert cache is None, "a row of several samples has no cache"
+        require_constant(voices)
     x, cache, tallies = run_layers(
         decoder_layers(model),
         config.decoder,
         embed(model, prompt),
-        positions_BT=positions_of(prompt.mask_BT),
-        mask_B1TS=mask_B1TS,
+        positions_BT=positions_of(prompt.mask_BT, segment_BT),
+        mask_B1TS=causal_mask(keys_BS, length, segment_BT),
         voices=(*model.constant, *voices),
         cache=cache,
         kinds_BT=kinds_BT,
@@ -300,7 +296,7 @@ def hidden(
         layout=model.layout,
         execution=model.execution,
         at_BQ=at_BQ,
-        real_BS=keys_BS,
+        real_BS=keys_BS if segment_BT is None else segment_BT,
     )
     if normed:
         x = final_norm(model, x)

@@ -35,6 +35,9 @@ class TrainConfig:
       bucket: sequence lengths are rounded up to a multiple of it.
       lengths: padded lengths that a task's steps may have; each step takes the shortest that holds its records. Every
         length is a program to compile, and with dropout it draws its own masks.
+      pack: several records share a row, of at most so many times the longest record's length; 0 gives each a row of its
+        own. Rows have at most `lengths` lengths. A step has the same records, and the same loss but for rounding;
+        dropout draws other masks.
       save_every: steps between checkpoints within a task.
       optimizer: `adamw`, `lion`, or `muon` for the experts' matrices with Adam for all else.
       clip: largest global norm of the gradient; None leaves it as it is.
@@ -54,6 +57,7 @@ class TrainConfig:
     max_dropped: float = 0.0
     bucket: int = 32
     lengths: int = field(default=1, metadata=YOUNGER)
+    pack: int = field(default=0, metadata=YOUNGER)
     save_every: int = 200
     optimizer: Literal["adamw", "lion", "muon"] = field(default="adamw", metadata=YOUNGER)
     clip: float | None = field(default=None, metadata=YOUNGER)
@@ -61,6 +65,8 @@ class TrainConfig:
     def __post_init__(self):
         if min(self.epochs, self.batch, self.accumulate, self.bucket, self.lengths, self.save_every) < 1:
             raise ValueError("epochs, batch, accumulate, bucket, lengths and save_every must be at least 1")
+        if self.pack < 0:
+            raise ValueError(f"pack {self.pack} must be at least 0, which packs nothing")
         if not 0 <= self.warmup < 1 or min(self.rate, self.projector_rate) < 0:
             raise ValueError(f"warmup {self.warmup} must be in [0, 1) and rates at least 0")
         if self.clip is not None and self.clip <= 0:

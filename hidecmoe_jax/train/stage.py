@@ -32,6 +32,7 @@ from hidecmoe_jax.methods.base import Learner, with_trainable
 from hidecmoe_jax.methods.stages import Stage
 from hidecmoe_jax.models.llava import Batch, Model
 from hidecmoe_jax.train.optim import TrainConfig, shape_of_rate
+from hidecmoe_jax.train.packed import packed, packer_of
 from hidecmoe_jax.train.step import Metrics, begin, copied, from_checkpoint, take_step, to_checkpoint
 
 # Steps in a row without any gradient after which the user is warned, and after which training stops.
@@ -172,14 +173,20 @@ def run_stage(
     state = replicate(layout, state)
     context = replicate(layout, context)
     # Settings that the compiled step does not depend on are set to constants, so that they compile nothing anew.
-    traced = replace(tune, epochs=1, rate=0.0, projector_rate=0.0, save_every=1, lengths=1)
+    traced = replace(tune, epochs=1, rate=0.0, projector_rate=0.0, save_every=1, lengths=1, pack=0)
     streak = Streak()
     pending = None
 
+    packer = packer_of(data, stage, tune, layout)
+
     def material(step: int) -> tuple[Batch, list[str]]:
-        rows = plan.indices(step).reshape(tune.accumulate, tune.batch)
-        ids = [data.encoded[row].id for row in rows.ravel() if row >= 0]
-        return to_devices(layout, _stacked(data, rows), axis=1), ids
+        rows = plan.indices(step)
+        ids = [data.encoded[row].id for row in rows if row >= 0]
+        if packer is None:
+            batches = _stacked(data, rows.reshape(tune.accumulate, tune.batch))
+        else:
+            batches = packed(data, rows, packer)
+        return to_devices(layout, batches, axis=1), ids
 
     steps = range(start, plan.steps)
     # Closed here whatever ends the loop, so that the thread does not outlive the stage.
