@@ -19,6 +19,7 @@ from hidecmoe_jax.methods.lora import Lora
 from hidecmoe_jax.methods.mixture import Mixture
 from hidecmoe_jax.methods.routed import Routed
 from hidecmoe_jax.models.llava import answer_nll
+from hidecmoe_jax.models.masks import positions_of
 from hidecmoe_jax.runs.config import from_mapping, to_mapping
 from hidecmoe_jax.runs.session import open_session
 from hidecmoe_jax.train.packed import packed, packer_of
@@ -57,6 +58,13 @@ def material(session):
     features = replace(whole.features, picture_NI=pictures)
     longest = -(-max(len(sample.tokens) for sample in encoded) // 8) * 8
     return replace(whole, encoded=encoded, features=features, shape=(longest, whole.shape[1]), lengths=(longest,))
+
+
+def test_positions_begin_anew_with_every_sample():
+    segments = np.array([[1, 1, 1, 2, 3, 3, 0, 0], [1, 2, 2, 2, 2, 2, 2, 3]])
+    counted = positions_of(segments > 0, jnp.asarray(segments))
+    np.testing.assert_array_equal(counted[0, :6], [0, 1, 2, 0, 0, 1])
+    np.testing.assert_array_equal(counted[1], [0, 0, 1, 2, 3, 4, 5, 0])
 
 
 def one_by_one(session, material, rows, voices) -> list[np.ndarray]:
