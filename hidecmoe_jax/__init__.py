@@ -89,6 +89,8 @@ _HOME = {
     "task_from_folders": "hidecmoe_jax.data.class_folders",
     "TaskSpec": "hidecmoe_jax.data.stream",
     "unpickle": "hidecmoe_jax.port.checkpoints.unpickle",
+    "verdict_lines": "hidecmoe_jax.port.verify",
+    "verify": "hidecmoe_jax.port.verify",
     "Voice": "hidecmoe_jax.experts.routing",
     "Wish": "hidecmoe_jax.port.exports.options",
     "whole_stream": "hidecmoe_jax.data.whole",

@@ -45,6 +45,7 @@ COMMANDS = {
     "calibrate": ("calibrate", "calibrate", "set on a trained run which inputs are unknown; trains nothing"),
     "restore": ("editing", "restore", "undo the last committed retire, merge or calibrate"),
     "rollback": ("rollback", "rollback", "undo all tasks after an earlier one"),
+    "verify": ("verify", "verify", "check that a run, a base, an export or a task is whole, and say what to do if not"),
     "report": ("report", "report", "write report.json, report.html, figures and tables of a run again"),
     "score": ("score", "score", "score answers of runs and of other evaluators: strict and legacy rules, intervals"),
     "audit": ("audit", "audit", "leaks of a stream, what its texts give away, and unequal budgets of runs on it"),

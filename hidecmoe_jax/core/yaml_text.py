@@ -19,11 +19,22 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
       ConfigError: no such file, not UTF-8, bad YAML or a repeated key (with its line), or a value that is no mapping.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        content = Path(path).read_bytes()
     except OSError as error:
         raise ConfigError(
             "the config file cannot be read", where=str(path), why=error.strerror, remedy="check the path"
         ) from error
+    return yaml_mapping(content, Path(path))
+
+
+def yaml_mapping(content: bytes, path: Path) -> dict[str, Any]:
+    """Returns the mapping that a YAML file holds.
+
+    Raises:
+      ConfigError: as `read_yaml`.
+    """
+    try:
+        text = content.decode("utf-8")
     except UnicodeDecodeError as error:
         raise ConfigError(
             "the config file is not UTF-8 text", where=str(path), why=str(error), remedy="save it as UTF-8"

@@ -31,8 +31,8 @@ from hidecmoe_jax.runs.ledger import Ledger
 from hidecmoe_jax.runs.opening import checked_stream
 from hidecmoe_jax.runs.session import identity_of, open_base, session_facts
 from hidecmoe_jax.runs.status import say
+from hidecmoe_jax.storage import seal
 from hidecmoe_jax.storage.arrays import Groups
-from hidecmoe_jax.storage.files import write_json
 from hidecmoe_jax.storage.places import RUN
 
 
@@ -155,7 +155,7 @@ def _adopt_hub(base: str, folders: list[Path], target: Path, how: Adoption, *, o
         facts = {"adopted": [{"kind": "hub", "from": folder.name}]}
         write_run(unfinished, config, model, hub.names, hub.lessons, facts=facts, digest=digest, tasks=hub.tasks)
         if hub.edits:
-            write_json(RunFolder(unfinished).edits, {"edits": hub.edits})
+            seal.write_json(RunFolder(unfinished).edits, {"edits": hub.edits})
             edits.read(unfinished)  # refuses edits that this version cannot apply, before the folder gets its name
     listed = ", ".join(hub.names)
     return [f"{config.method.name}: {len(hub.names)} lessons ({listed})"]

@@ -31,7 +31,8 @@ from hidecmoe_jax.report.tables import Table, common_tables, csv_text, latex_tex
 from hidecmoe_jax.report.verdict import verdict_of
 from hidecmoe_jax.report.wording import CAPTIONS, FLOPS
 from hidecmoe_jax.scoring.score import bounded
-from hidecmoe_jax.storage.files import write_bytes, write_json
+from hidecmoe_jax.storage import seal
+from hidecmoe_jax.storage.files import write_bytes
 
 FIGURES = "figures"
 TABLES = "tables"
@@ -60,7 +61,7 @@ def write_report(
     methods = _methods(document)
     (folder / FIGURES).mkdir(parents=True, exist_ok=True)
     (folder / TABLES).mkdir(parents=True, exist_ok=True)
-    write_json(folder / REPORT, document)
+    seal.write_json(folder / REPORT, document)
     common = compare_figures(document) if several else {}
     by_method = list(map(run_figures, methods))
     _write_figures(folder, common)

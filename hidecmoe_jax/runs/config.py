@@ -8,32 +8,32 @@ gives imports that module; the config of a run folder never does (`core/plugins.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 
-from hidecmoe_jax.core import plugins, strict
-from hidecmoe_jax.core.errors import ConfigError
+from hidecmoe_jax.core import strict
+from hidecmoe_jax.core.errors import CheckpointError, ConfigError
 from hidecmoe_jax.core.paths import find_config
-from hidecmoe_jax.core.yaml_text import read_yaml, shown
+from hidecmoe_jax.core.yaml_text import read_yaml
 from hidecmoe_jax.data.feature_store import FeatureCache
 from hidecmoe_jax.data.prompts import Template
 from hidecmoe_jax.data.records import Policy
 from hidecmoe_jax.data.stream import TaskSpec
 from hidecmoe_jax.evaluate.answer import Writing
-from hidecmoe_jax.methods.base import Method
-from hidecmoe_jax.methods.kinds import METHODS
 from hidecmoe_jax.methods.routed import Routed
 from hidecmoe_jax.models.config import Fit
 from hidecmoe_jax.runs.folder import RunFolder, no_run
 from hidecmoe_jax.runs.journal import config_values
+from hidecmoe_jax.runs.method_kinds import build_method, kind_of
 from hidecmoe_jax.runs.ranges import in_range
 from hidecmoe_jax.runs.scale import Scale
-from hidecmoe_jax.storage.files import write_bytes
+from hidecmoe_jax.runs.sealing import write_settings
+from hidecmoe_jax.storage import seal
+from hidecmoe_jax.storage.files import read_json
 from hidecmoe_jax.train.optim import TrainConfig
 
 POCKET = "pocket"  # the base model that is part of the package
@@ -203,12 +203,17 @@ def config_of(run: str | Path) -> RunConfig:
     """The configuration a run was started with.
 
     Raises:
-      CheckpointError: the folder holds no run.
+      CheckpointError: the folder holds no run, or its config is not as the run wrote it; of a run without a seal, as it
+        was learned with.
     """
-    path = RunFolder(Path(run)).config
-    if not path.is_file():
+    folder = RunFolder(Path(run))
+    path = folder.config
+    mapping = config_values(folder.path, sealed=True)
+    if mapping is None:
         raise no_run(run)
-    config = from_mapping(config_values(path.parent), str(path), imports=False)
+    config = from_mapping(mapping, str(path), imports=False)
+    if not seal.is_sealed(folder.path):
+        require_recorded(folder, mapping, config)
     if config.base.image_fit == "checkpoint":
         # A run's own file states every other rule than padding (`as_recorded`), whatever its base says today.
         config = replace(config, base=replace(config.base, image_fit="pad"))
@@ -235,7 +240,38 @@ def config_text(config: RunConfig) -> str:
 
 def write_config(config: RunConfig, run: Path) -> None:
     """Writes the resolved config of a run, durably and at once."""
-    write_bytes(RunFolder(run).config, config_text(config).encode())
+    write_settings(RunFolder(run), config_text(config))
+
+
+def require_recorded(folder: RunFolder, mapping: Mapping[str, Any], config: RunConfig) -> None:
+    """Refuses the config of a run without a seal where it is not whole, or other than in run.json.
+
+    Raises:
+      CheckpointError: names the keys that differ.
+    """
+    identity = read_json(folder.identity).get("identity") if folder.identity.is_file() else None
+    recorded = identity.get("config") if isinstance(identity, dict) else None
+    if not recorded:
+        return
+    try:
+        before = learning_values(from_mapping(recorded, imports=False))
+    except ConfigError:
+        return  # of a version whose settings are gone: what uses the config says so
+    wrong = [f"{key} is missing" for key in _WHOLE if key not in mapping]
+    now = learning_values(config)
+    for path, old, new in strict.difference(before | {"stream": None}, now | {"stream": None}):
+        # The digest of the base is compared, so it may lie somewhere else.
+        if path != "base.path":
+            wrong.append(f"{path}: learned with {old!r}, now {new!r}")
+    if wrong:
+        raise CheckpointError(
+            "the config of the run is not the one that it was learned with", where=str(folder.config),
+            why="\n         ".join(wrong), remedy="put these values back; run.json has all of them",
+        )  # fmt: skip
+
+
+_WHOLE = tuple(each.name for each in fields(RunConfig) if each.metadata != strict.YOUNGER)
+"""Keys that the config of every run has."""
 
 
 def _with_places(config: RunConfig, change: Callable[[str], str]) -> RunConfig:
@@ -309,7 +345,7 @@ def from_mapping(mapping: Mapping[str, Any], where: str = "config", *, imports: 
 def to_mapping(config: RunConfig, *, complete: bool = False) -> dict[str, Any]:
     """Plain values that `from_mapping` reads back; `complete` with keys that older files lack, at their defaults."""
     plain = strict.plain(config, complete=complete)
-    kind = _kind_of(type(config.method))
+    kind = kind_of(type(config.method))
     # The kind last: a class that inherits a shipped method inherits its kind as well.
     plain["method"] = {"kind": kind} | plain["method"] | {"kind": kind}
     return plain
@@ -321,76 +357,3 @@ def learning_values(config: RunConfig) -> dict[str, Any]:
     plain = to_mapping(replace(as_recorded(config, config.base.image_fit), scale=Scale(bits=config.scale.bits)))
     plain["base"].pop("feature_cache", None)
     return plain
-
-
-def _kind_of(cls: type) -> str:
-    """The `kind` of a method's class: shipped, of an installed package, or `module:Class`."""
-    for name, known in METHODS.items():
-        if known is cls:
-            return name
-    spelled = f"{cls.__module__}:{cls.__qualname__}"
-    return plugins.name_of(plugins.METHODS, spelled) or spelled
-
-
-def build_method(mapping: Mapping[str, Any], where: str, *, imports: bool = True) -> Method:
-    """The method that `kind` names, filled strictly.
-
-    Raises:
-      ConfigError: unknown kind, a class that cannot be imported, or may not be (`imports`), or one that lacks a hook of
-        a `Method` or its name.
-    """
-    if not isinstance(mapping, Mapping):
-        raise ConfigError(
-            "wrong type of value", where=where, why=f"expected keys such as kind, name; got {shown(mapping)}",
-            remedy="write `kind:` and the settings of the method below `method:`",
-        )  # fmt: skip
-    fields = dict(mapping)
-    kind = fields.pop("kind", "routed")
-    if not isinstance(kind, str):
-        raise ConfigError(
-            "wrong type of value", where=f"{where}.kind", why=f"expected text; got {shown(kind)}",
-            remedy=f"known: {', '.join(METHODS)}; your own: package.module:Class",
-        )  # fmt: skip
-    if kind in METHODS:
-        return strict.build(METHODS[kind], fields, where)
-    cls = _outside_class(kind, where, imports=imports)
-    # Refused here, or the run would fail with an AttributeError hours later.
-    missing = _missing_hooks(cls)
-    if missing:
-        raise ConfigError(
-            "this class is no method", where=where, why=f"{kind} has no {', '.join(missing)}",
-            remedy="hidecmoe_jax/methods/base.py documents every hook of a Method",
-        )  # fmt: skip
-    return strict.build(cls, fields, where)
-
-
-def _outside_class(kind: str, where: str, *, imports: bool) -> Any:
-    """What a `kind` that is not shipped names, imported where that is allowed; raises ConfigError."""
-    cls = plugins.find(plugins.METHODS, kind)
-    if cls is not None:
-        return cls
-    module, colon, _ = kind.partition(":")
-    if not colon:
-        known = [*METHODS, *plugins.names(plugins.METHODS)]
-        raise ConfigError(
-            "unknown kind of method", where=where, why=f"{kind!r}",
-            remedy=f"known: {', '.join(known)}; your own: package.module:Class; a kind of another package: install it",
-        )  # fmt: skip
-    # A module that is imported already lacks the name, which importing it again says.
-    if imports or module in sys.modules:
-        return plugins.import_named(kind)
-    raise ConfigError(
-        "the method is code from outside this package, which opening a run does not import",
-        where=where, why=f"the folder names {kind!r}, and whoever made it chose that name",
-        remedy=f"if you trust that code, add --trust {module} (in Python: trust=({module!r},) of `load`, or import it)",
-    )  # fmt: skip
-
-
-def _missing_hooks(cls: type) -> list[str]:
-    """Names of what a `Method` must have and this class does not define."""
-    hooks = [name for name in vars(Method) if not name.startswith("_")]
-    # A field without a default is no attribute of the class.
-    defined = {*dir(cls), *getattr(cls, "__dataclass_fields__", {})}
-    # A class that inherits from Method has every hook as an attribute, but those in this set only as declarations.
-    defined -= getattr(cls, "__abstractmethods__", frozenset())
-    return [name for name in ("name", *hooks) if name not in defined]

@@ -20,8 +20,9 @@ from hidecmoe_jax.methods.gates.unknown import calibrated
 from hidecmoe_jax.models.llava import Model
 from hidecmoe_jax.runs.config import RunConfig
 from hidecmoe_jax.runs.folder import RunFolder
+from hidecmoe_jax.storage import seal
 from hidecmoe_jax.storage.arrays import Groups
-from hidecmoe_jax.storage.files import read_json, sync_folder, write_json
+from hidecmoe_jax.storage.files import sync_folder
 
 
 @dataclass(frozen=True)
@@ -61,9 +62,10 @@ def read(run: Path) -> tuple[Committed, ...]:
       CheckpointError, ConfigError: the file is damaged.
     """
     path = RunFolder(run).edits
-    if not path.is_file():
+    listed = seal.read_json(path)
+    if listed is None:
         return ()
-    entries = read_json(path).get("edits")
+    entries = listed.get("edits")
     if not isinstance(entries, list):
         raise CheckpointError("a file of the run is damaged", where=str(path), why="it holds no list `edits`")
     return tuple(strict.build(Committed, entry, str(path)) for entry in entries)
@@ -78,10 +80,11 @@ def write_entries(run: Path, entries: Sequence[dict[str, Any]]) -> None:
     """`write` of edits as plain values."""
     path = RunFolder(run).edits
     if entries:
-        write_json(path, {"edits": list(entries)})
+        seal.write_json(path, {"edits": list(entries)})
     elif path.is_file():
-        path.unlink()
-        sync_folder(run)
+        with seal.leaving([path]):
+            path.unlink()
+            sync_folder(run)
 
 
 def keep_until(run: Path, tasks: int) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -30,8 +29,8 @@ from hidecmoe_jax.runs.scores import Cells
 from hidecmoe_jax.runs.session import Session
 from hidecmoe_jax.runs.status import Status, Work
 from hidecmoe_jax.scoring.score import by_id, score
+from hidecmoe_jax.storage import seal
 from hidecmoe_jax.storage.crash_points import crash_point
-from hidecmoe_jax.storage.files import write_bytes
 from hidecmoe_jax.storage.signals import Stop
 
 
@@ -41,16 +40,8 @@ def label_of(task: str, named: bool) -> str:
 
 
 def read_answers(path: Path) -> list[dict[str, Any]]:
-    """Complete lines of an answers file; a line torn by a crash is left out."""
-    if not path.is_file():
-        return []
-    lines = []
-    for text in path.read_text(encoding="utf-8").split("\n"):
-        try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            break  # only the last line can be torn, since lines are appended in order
-    return lines
+    """Complete lines of an answers file, as `seal.read_lines`."""
+    return seal.read_lines(path)
 
 
 def _line(answer: Answer, names: Sequence[str], prompt: str, model: str) -> str:
@@ -99,12 +90,10 @@ def _known(
     return known_answers(rows)
 
 
-def _replace_lines(path: Path, lines: list[dict[str, Any]]) -> None:
+def _replace_lines(path: Path, lines: list[dict[str, Any]], *, grows: bool) -> None:
     """Makes an answers file hold `lines`, in one step; one that does is not touched."""
     texts = [json.dumps(line, ensure_ascii=False) + "\n" for line in lines]
-    whole = "".join(texts)
-    if not path.is_file() or path.read_text(encoding="utf-8") != whole:
-        write_bytes(path, whole.encode())
+    seal.write_bytes(path, "".join(texts).encode(), grows=grows)
 
 
 def write_answers(
@@ -149,7 +138,7 @@ def write_answers(
     open_questions = sum(record.id not in lines for record in records)
     session.status.questions.add(len(records) - open_questions, 0.0)
     if open_questions:
-        _replace_lines(path, done)
+        _replace_lines(path, done, grows=True)
         inputs = session.inputs(task)
         if decision is None:
             decision = session.engine.decide(serving, inputs, task.index if named else None)
@@ -166,7 +155,7 @@ def write_answers(
         lines = _by_question(read_answers(path)) | known
     # Copied answers were not appended above; here they take their places between the generated ones.
     whole = [lines[record.id] for record in records]
-    _replace_lines(path, whole)
+    _replace_lines(path, whole, grows=False)
     return whole
 
 
@@ -200,14 +189,12 @@ def _append(
     path: Path, batches: Iterable[list[Answer]], task: Task, line_of: Callable[[Answer], str], stop: Stop
 ) -> None:
     """Writes answers as they come, durable batch by batch."""
-    with open(path, "a", encoding="utf-8") as file:
-        for number, batch in enumerate(batches):
-            file.write("".join(line_of(answer) + "\n" for answer in batch))
-            file.flush()
-            os.fsync(file.fileno())  # answers of finished batches survive a power failure
-            crash_point("mid_evaluate", f"{task.name}:{number}")
-            if stop.requested:
-                stop.leave(f"answers to {task.name}, batch {number}")
+    for number, batch in enumerate(batches):
+        text = "".join(line_of(answer) + "\n" for answer in batch)
+        seal.append(path, text.encode())
+        crash_point("mid_evaluate", f"{task.name}:{number}")
+        if stop.requested:
+            stop.leave(f"answers to {task.name}, batch {number}")
 
 
 def judge(task: Task, records: Sequence[Record], lines: list[dict], names: Sequence[str]) -> dict[str, Any]:

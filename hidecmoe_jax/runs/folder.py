@@ -6,6 +6,7 @@ RUN/
   edits.json                 edits committed after learning
   journal.json               the command that is changing the run, until its process exits
   facts.json                 what the report needs of the opened run: sizes, lessons, sample questions
+  seal.json                  what every file that is rewritten or grows may hold; archives have manifests of their own
   data_errors.jsonl          bad records that kept the run from starting
   report.json report.html figures/ tables/
   foreign.json control.json overlap.json retire.json merge.json cka.json cka_legacy.json      results of studies
@@ -35,6 +36,7 @@ from pathlib import Path
 
 from hidecmoe_jax.core.errors import CheckpointError
 from hidecmoe_jax.storage.places import COMPARISON_MARK, RUN_MARK
+from hidecmoe_jax.storage.seal import NAME as SEAL
 
 SHOWN_RUNS = 5  # runs that a message names
 CONFIG = "config.yaml"
@@ -42,6 +44,7 @@ IDENTITY = RUN_MARK
 EDITS = "edits.json"
 JOURNAL = "journal.json"
 FACTS = "facts.json"
+REPORT = "report.json"
 ERRORS = "data_errors.jsonl"
 COMPARISON = COMPARISON_MARK
 
@@ -112,7 +115,18 @@ class RunFolder:
     def written(self) -> list[Path]:
         """What a run has written here, the identity last: moved aside in this order, the rest remains a run."""
         names = sorted(path.name for path in self.path.iterdir() if _WRITTEN_BY_A_RUN.fullmatch(path.name))
-        return [self.path / name for name in [*names, IDENTITY]]
+        last = [SEAL, IDENTITY] if (self.path / SEAL).is_file() else [IDENTITY]
+        return [self.path / name for name in [*names, *last]]
+
+    def rewritten(self) -> list[Path]:
+        """Files that a run rewrites or appends to and reads again, as far as they are there."""
+        paths = [self.config, self.edits, self.facts, self.path / REPORT]
+        for seed in self.seeds():
+            for cells in (seed.path, *seed.path.glob("variants/*"), *seed.path.glob("without/*")):
+                folder = CellsFolder(cells)
+                paths += [folder.cells, *sorted(folder.answers_folder.glob("row_*/*.jsonl"))]
+            paths += [seed.metrics, seed.wording]
+        return [path for path in paths if path.is_file()]
 
     def next_replaced(self) -> Path:
         """A free name for the run that an overwrite moves aside."""

@@ -25,7 +25,6 @@ from hidecmoe_jax.data.records import Record
 from hidecmoe_jax.evaluate.engine import Cache, Engine
 from hidecmoe_jax.runs import edits
 from hidecmoe_jax.runs.assistant import Assistant, load
-from hidecmoe_jax.runs.evaluation import read_answers
 from hidecmoe_jax.runs.identity import read_run
 from hidecmoe_jax.runs.prompt_records import records_of
 from hidecmoe_jax.runs.question_files import Form, QuestionFile, form_of, read_question_file
@@ -33,7 +32,7 @@ from hidecmoe_jax.runs.questions import require_learned
 from hidecmoe_jax.runs.replies import Reply
 from hidecmoe_jax.runs.status import Status, Work, duration, new_bar, say
 from hidecmoe_jax.runs.vlmeval import table_text
-from hidecmoe_jax.storage.files import write_bytes
+from hidecmoe_jax.storage.files import read_lines, write_bytes
 
 BLOCK = 512  # questions whose features are in memory at once
 
@@ -105,7 +104,7 @@ def generate_file(
         work = _Work(model, asked, add_line, model_id or model_name(run, task), status_minutes, writing)
         part = out.with_name(f"{out.name}.unfinished")
         work.write(part)
-        lines = read_answers(part)[1:]
+        lines = read_lines(part)[1:]
     _finish(out, part, form_out, asked, lines)
     return _summary(out, lines)
 
@@ -185,7 +184,7 @@ class _Work:
         """Number of answers that an unfinished file holds; begins one where there is none."""
         header = {"hidecmoe_generate": self._identity(engine)}
         # Whole batches are done again or not at all, so that an interrupted file ends with the same bytes.
-        found = read_answers(part)
+        found = read_lines(part)
         if found and found[0] != header:
             raise ConfigError(
                 "an unfinished file belongs to another command", where=str(part),

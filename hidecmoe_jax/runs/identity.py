@@ -20,8 +20,9 @@ from hidecmoe_jax.runs.changes import Change, allowing, carry_out, impossible, i
 from hidecmoe_jax.runs.config import from_mapping, to_mapping
 from hidecmoe_jax.runs.folder import RunFolder, no_run
 from hidecmoe_jax.runs.journal import pending
+from hidecmoe_jax.runs.sealing import read_record, write_record
 from hidecmoe_jax.runs.start import check_run
-from hidecmoe_jax.storage.files import read_json, sync_folder, write_json
+from hidecmoe_jax.storage.files import sync_folder
 
 FORMAT = 1
 # For commands that work on a finished run as it was learned.
@@ -64,12 +65,12 @@ def open_run(
         folder.mkdir(parents=True, exist_ok=True)
         now = {"started": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **(session or {})}
         fresh = {"format": FORMAT, "identity": _as_read(identity), "changes": [], "sessions": [now]}
-        write_json(RunFolder(folder).identity, fresh)
+        write_record(RunFolder(folder), fresh)
         return False
     run, changes = continued(folder, identity, allow, session=session, remedy=remedy)
     refuse_impossible(folder, changes, len(run["identity"].get("tasks", ())))
     carry_out(folder, changes)
-    write_json(RunFolder(folder).identity, run)
+    write_record(RunFolder(folder), run)
     return True
 
 
@@ -162,7 +163,7 @@ def read_run(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise no_run(folder)
     change = pending(folder)
-    run = read_json(path) if change is None or change.run is None else change.run
+    run = read_record(RunFolder(folder)) if change is None or change.run is None else change.run
     # A newer format is told apart from damage, because the remedies differ.
     version = run.get("format")
     if isinstance(version, int) and version > FORMAT:

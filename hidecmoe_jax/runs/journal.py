@@ -23,8 +23,9 @@ from typing import Any, Literal
 from hidecmoe_jax.core import strict
 from hidecmoe_jax.core.yaml_text import parse_yaml, read_yaml
 from hidecmoe_jax.runs.folder import RunFolder
+from hidecmoe_jax.runs.sealing import read_settings
 from hidecmoe_jax.storage.crash_points import crash_point
-from hidecmoe_jax.storage.files import read_json, write_json
+from hidecmoe_jax.storage.seal import read_signed, write_signed
 
 # Numbers of processes are used again, after a restart of a container soon.
 PROCESS = uuid.uuid4().hex
@@ -76,7 +77,7 @@ def read(run: Path) -> Journal | None:
       CheckpointError, ConfigError: the file is damaged.
     """
     path = RunFolder(run).journal
-    return strict.build(Journal, read_json(path), str(path)) if path.is_file() else None
+    return strict.build(Journal, read_signed(path), str(path)) if path.is_file() else None
 
 
 def pending(run: Path) -> Change | None:
@@ -85,11 +86,17 @@ def pending(run: Path) -> Change | None:
     return journal.change if journal is not None and journal.state == "begun" else None
 
 
-def config_values(run: Path) -> dict[str, Any]:
-    """The plain values of config.yaml, or those that a begun change gives it."""
+def config_values(run: Path, *, sealed: bool = False) -> dict[str, Any] | None:
+    """The plain values of config.yaml, or those that a begun change gives it.
+
+    Args:
+      sealed: refuse a file that the run did not write so, and return None where there is none.
+    """
     path = RunFolder(run).config
     change = pending(run)
-    return read_yaml(path) if change is None or change.config is None else parse_yaml(change.config, str(path))
+    if change is not None and change.config is not None:
+        return parse_yaml(change.config, str(path))
+    return read_settings(RunFolder(run)) if sealed else read_yaml(path)
 
 
 def begin(run: Path, call: Mapping[str, Any], change: Change, result: dict[str, Any] | None = None) -> Journal:
@@ -140,4 +147,4 @@ def _acknowledge(run: Path) -> None:
 
 
 def _write(run: Path, journal: Journal) -> None:
-    write_json(RunFolder(run).journal, strict.plain(journal))
+    write_signed(RunFolder(run).journal, strict.plain(journal))

@@ -39,8 +39,8 @@ from hidecmoe_jax.runs.thresholds import thresholds_of
 from hidecmoe_jax.runs.worded import wordings_of
 from hidecmoe_jax.runs.writing import writing
 from hidecmoe_jax.scoring.floor import floor_of
+from hidecmoe_jax.storage import seal
 from hidecmoe_jax.storage.arrays import Groups
-from hidecmoe_jax.storage.files import read_json, write_json
 from hidecmoe_jax.storage.lock import writer_lock
 
 
@@ -76,7 +76,7 @@ def write(session: Session, folder: Path) -> None:
         ),
         **_of_answers(session, folder),
     }
-    write_json(run.facts, facts)
+    seal.write_json(run.facts, facts)
     _rebuild(folder)
 
 
@@ -131,7 +131,7 @@ def _rebuild(folder: Path) -> None:
     """Writes the report of a locked run or comparison."""
     comparison = RunFolder(folder).comparison
     if comparison.is_file():
-        facts = read_json(comparison)
+        facts = seal.read_signed(comparison)
         documents = [document_of(folder / name) for name in facts["runs"]]
         document = compare_document(documents, budget=facts.get("budget"))
         own_reports = {}
@@ -150,7 +150,10 @@ def outcome_lines(folder: str | Path) -> list[str]:
     Raises:
       CheckpointError: the folder holds no report.
     """
-    document = read_json(Path(folder) / REPORT)
+    report = Path(folder) / REPORT
+    document = seal.read_json(report)
+    if document is None:
+        raise CheckpointError("a file of the run is missing", where=str(report), remedy=f"hidecmoe report {folder}")
     if "methods" not in document:
         return verdict_lines(verdict_of(document))
     lines = []
@@ -168,12 +171,12 @@ def document_of(folder: Path) -> dict[str, Any]:
     run = RunFolder(folder)
     if not run.identity.is_file():
         raise no_run(folder)
-    if not run.facts.is_file():
+    facts = seal.read_json(run.facts)
+    if facts is None:
         raise CheckpointError(
             "no report can be written", where=str(folder), why=f"{FACTS} is missing: the run is not finished",
             remedy="finish it with the command it was started with, and --resume",
         )  # fmt: skip
-    facts = read_json(run.facts)
     lessons = facts["lessons"]
     tasks = tuple(task_names(folder))
     config = config_of(folder)
@@ -259,7 +262,7 @@ def _total(counts: dict[str, int]) -> dict[str, int]:
 
 def samples_of(folder: Path) -> list[Sample]:
     """The first test questions of every task with the final answers and their routing."""
-    facts = read_json(RunFolder(folder).facts)
+    facts = seal.read_json(RunFolder(folder).facts) or {"asked": {}, "lessons": ()}
     first_seed = config_of(folder).seeds[0]
     seed = RunFolder(folder).seed(first_seed)
     last_row = len(facts["lessons"])

@@ -8,12 +8,11 @@ interrupted (but for wall-clock fields).
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hidecmoe_jax.storage.files import read_json, write_bytes, write_json
+from hidecmoe_jax.storage import seal
 
 
 @dataclass(frozen=True)
@@ -24,9 +23,7 @@ class Cells:
 
     def read(self) -> dict[int, dict[str, dict[str, Any]]]:
         """All cells measured so far."""
-        if not self.path.is_file():
-            return {}
-        return {int(row): cells for row, cells in read_json(self.path).items()}
+        return {int(row): cells for row, cells in (seal.read_json(self.path) or {}).items()}
 
     def write(self, row: int, task: str, cell: dict[str, Any]) -> None:
         """Adds one cell, durably."""
@@ -34,7 +31,7 @@ class Cells:
         cells.setdefault(row, {})[task] = cell
         # Ordered by number before the numbers become text, for "10" sorts before "2".
         ordered = {str(number): cells[number] for number in sorted(cells)}
-        write_json(self.path, ordered)
+        seal.write_json(self.path, ordered)
 
     def forget(self, row: int, task: str | None = None) -> None:
         """Drops a row, and the column of a task whose lesson is learned again, perhaps from other data under the same
@@ -47,7 +44,7 @@ class Cells:
             for name in columns:
                 tasks.pop(name, None)
             remaining[str(number)] = tasks
-        write_json(self.path, remaining)
+        seal.write_json(self.path, remaining)
 
 
 @dataclass
@@ -65,23 +62,13 @@ class Curve:
         """Writes what is pending, durably."""
         if not self.pending:
             return
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write("\n".join(self.pending) + "\n")
-            file.flush()
-            os.fsync(file.fileno())  # a power failure must not lose steps that a checkpoint already covers
+        text = "\n".join(self.pending) + "\n"
+        seal.append(self.path, text.encode())
         self.pending.clear()
 
     def read(self) -> list[dict[str, Any]]:
         """All complete lines; a line torn by a crash is left out."""
-        if not self.path.is_file():
-            return []
-        lines = []
-        for text in self.path.read_text(encoding="utf-8").splitlines():
-            try:
-                lines.append(json.loads(text))
-            except json.JSONDecodeError:
-                break  # only the last line can be torn: lines are appended in order
-        return lines
+        return seal.read_lines(self.path)
 
     def rewind(self, at: tuple[int, int, int]) -> None:
         """Drops the lines from (lesson, stage, step) `at` on."""
@@ -89,4 +76,4 @@ class Curve:
         earlier = [line for line in self.read() if tuple(line["at"]) < at]
         lines = [json.dumps(line) + "\n" for line in earlier]
         text = "".join(lines)
-        write_bytes(self.path, text.encode())
+        seal.write_bytes(self.path, text.encode(), grows=True)

@@ -11,6 +11,7 @@ from hidecmoe_jax.runs.folder import SeedFolder
 from hidecmoe_jax.runs.ledger import Ledger
 from hidecmoe_jax.runs.progress import clear_checkpoints
 from hidecmoe_jax.runs.scores import Cells, Curve
+from hidecmoe_jax.storage import seal
 
 _NO_ROW = -1  # rows count from 0
 
@@ -53,7 +54,8 @@ def withdraw_measurements(seed: SeedFolder) -> None:
     aside = seed.next_withdrawn("answers")
     for path in (seed.answers_folder, seed.variants, seed.cells):
         if path.exists():
-            path.rename(aside.parent / f"{aside.name}.{path.name}")
+            with seal.leaving([path]):
+                path.rename(aside.parent / f"{aside.name}.{path.name}")
 
 
 def _row(seed: SeedFolder, row: int) -> list[Path]:
@@ -68,4 +70,5 @@ def _move(paths: list[Path], aside: Path) -> None:
         if path.exists():
             row_name = path.parent.name
             name = f"{aside.name}.{row_name}.{path.name}"
-            path.rename(aside.parent / name)
+            with seal.leaving([path]):
+                path.rename(aside.parent / name)

@@ -12,8 +12,8 @@ from hidecmoe_jax.evaluate.wording import TABLES, WordedTask, lowest_cell, measu
 from hidecmoe_jax.runs.edits import read
 from hidecmoe_jax.runs.folder import SeedFolder
 from hidecmoe_jax.runs.session import Session
+from hidecmoe_jax.storage import seal
 from hidecmoe_jax.storage.arrays import Groups
-from hidecmoe_jax.storage.files import read_json, write_json
 
 
 def write_wordings(session: Session, folder: SeedFolder, archive: list[Groups | None], seed: int) -> None:
@@ -23,7 +23,7 @@ def write_wordings(session: Session, folder: SeedFolder, archive: list[Groups | 
     if not method.gated or method.traits.needs_task_name or not archive:
         return
     basis = _basis(folder.run.path, len(archive))
-    if folder.wording.is_file() and read_json(folder.wording)["basis"] == basis:
+    if (seal.read_json(folder.wording) or {}).get("basis") == basis:
         return
     learner = session.learner_after(archive, folder.run.path, seed)
     serving = method.serve(session.answering, learner)
@@ -34,7 +34,7 @@ def write_wordings(session: Session, folder: SeedFolder, archive: list[Groups | 
             line = common_line(task.train) if task.train else None
             tasks.append(WordedTask(task.index, task.name, session.test(task), line))
     measured = measure_wordings(session.engine, serving, tasks)
-    write_json(folder.wording, {"basis": basis, **measured})
+    seal.write_json(folder.wording, {"basis": basis, **measured})
 
 
 def _basis(run: Path, lessons: int) -> dict[str, Any]:
@@ -47,10 +47,8 @@ def wordings_of(run: Path, seeds: Sequence[SeedFolder], lessons: int) -> dict[st
     basis = _basis(run, lessons)
     measured = []
     for seed in seeds:
-        if not seed.wording.is_file():
-            return {}
-        values = read_json(seed.wording)
-        if values["basis"] != basis:
+        values = seal.read_json(seed.wording)
+        if values is None or values["basis"] != basis:
             return {}
         measured.append(values)
     first = measured[0]

@@ -14,9 +14,11 @@ from typing import Any, TypeVar
 from hidecmoe_jax.runs import edits, journal
 from hidecmoe_jax.runs.folder import RunFolder, no_run
 from hidecmoe_jax.runs.journal import Change, Journal
+from hidecmoe_jax.runs.sealing import ensure_seal, write_record, write_settings
 from hidecmoe_jax.runs.status import say
 from hidecmoe_jax.runs.withdraw import withdraw_lesson, withdraw_row
-from hidecmoe_jax.storage.files import remove_partial, write_bytes, write_json
+from hidecmoe_jax.storage import seal
+from hidecmoe_jax.storage.files import remove_partial
 from hidecmoe_jax.storage.lock import writer_lock
 
 T = TypeVar("T")
@@ -41,6 +43,7 @@ def writing(run: Path, *, new: bool = False) -> Iterator[None]:
         begun = journal.read(run)
         if begun is not None and begun.state == "begun":
             _carry_out(run, begun)
+        ensure_seal(RunFolder(run))
         yield
 
 
@@ -87,8 +90,9 @@ def _carry_out(run: Path, begun: Journal) -> None:
         edits.keep_until(run, change.edits_until)
     if change.run is not None:
         # It describes the tasks that the run had.
-        folder.facts.unlink(missing_ok=True)
-        write_json(folder.identity, change.run)
+        with seal.leaving([folder.facts]):
+            folder.facts.unlink(missing_ok=True)
+        write_record(folder, change.run)
     if change.config is not None:
-        write_bytes(folder.config, change.config.encode())
+        write_settings(folder, change.config)
     journal.mark_changed(run, begun)

@@ -26,10 +26,15 @@ from hidecmoe_jax.core.yaml_text import word_for
 _PARTIAL = re.compile(r"\..+\.[0-9a-f]{32}\.part")
 
 
-def write_json(path: Path, value: Any, *, indent: int = 1) -> None:
-    """Writes JSON durably and atomically; numpy scalars become numbers, NaN is refused (use None)."""
+def write_json(path: Path, value: Any, *, indent: int | None = 1) -> None:
+    """Writes JSON durably and atomically, as `json_bytes`."""
+    write_bytes(path, json_bytes(value, indent=indent))
+
+
+def json_bytes(value: Any, *, indent: int | None = 1) -> bytes:
+    """Returns a value as JSON; numpy scalars become numbers, NaN is refused (use None)."""
     text = json.dumps(value, indent=indent, allow_nan=False, default=_plain) + "\n"
-    write_bytes(path, text.encode())
+    return text.encode()
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -70,9 +75,20 @@ def read_json(path: Path) -> dict[str, Any]:
       CheckpointError: the file is missing, is no JSON, or holds something else than an object.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        content = path.read_bytes()
     except FileNotFoundError as error:
         raise CheckpointError("a file of the run is missing", where=str(path)) from error
+    return json_object(content, path)
+
+
+def json_object(content: bytes, path: Path) -> dict[str, Any]:
+    """Returns the JSON object that a file holds.
+
+    Raises:
+      CheckpointError: as `read_json`.
+    """
+    try:
+        value = json.loads(content.decode("utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise CheckpointError("a file of the run is damaged", where=str(path), why=str(error)) from error
     if not isinstance(value, dict):
@@ -82,6 +98,32 @@ def read_json(path: Path) -> dict[str, Any]:
             why=f"holds a {word_for(value)}, expected an object",
         )
     return value
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Returns the objects in a file of JSON lines, none where there is no file; a last line that a kill tore is left
+    out.
+
+    Raises:
+      CheckpointError: the file is not UTF-8.
+    """
+    return json_lines(path.read_bytes() if path.is_file() else b"", path)
+
+
+def json_lines(content: bytes, path: Path) -> list[dict[str, Any]]:
+    """Returns the objects that a file of JSON lines holds, as `read_lines`."""
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise CheckpointError("a file of the run is damaged", where=str(path), why=str(error)) from error
+    lines = []
+    # Not `splitlines`, which breaks a line at characters that JSON may hold.
+    for line in text.split("\n"):
+        try:
+            lines.append(json.loads(line))
+        except json.JSONDecodeError:
+            break  # only the last line can be torn, since lines are appended in order
+    return lines
 
 
 def sync_folder(folder: Path) -> None:

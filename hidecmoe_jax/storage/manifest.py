@@ -53,34 +53,46 @@ def verify(folder: Path, *, remedy: str | None = None, exempt: tuple[str, ...] =
         why = "there is no such folder" if not folder.is_dir() else f"{NAME} is missing: incomplete or copied in part"
         raise CheckpointError("a checkpoint is incomplete", where=str(folder), why=why, remedy=remedy)
     manifest = _read(folder, remedy)
-    present = _without(_files(folder), exempt)
-    sealed = _without(manifest["files"], exempt)
-    wrong = [f"{name} is missing" for name in sealed if name not in present]
-    wrong += [f"{name} is extra, the manifest does not list it" for name in present if name not in sealed]
-    for name in sorted(set(sealed) & set(present)):
-        wrong += _differences(name, present[name], sealed[name])
+    wrong = [f"{name} {fault}" for name, fault in _faults(folder, manifest, exempt).items() if fault]
     if wrong:
         raise CheckpointError("a checkpoint is damaged", where=str(folder), why="; ".join(wrong), remedy=remedy)
     return manifest["digest"]
+
+
+def faults(folder: Path, *, exempt: tuple[str, ...] = ()) -> dict[str, str]:
+    """What is wrong with every file of a sealed folder, nothing (`""`) for a whole one; arguments as of `verify`.
+
+    Raises:
+      CheckpointError: the manifest is damaged or of a newer version.
+    """
+    return _faults(folder, _read(folder, None), exempt)
+
+
+def _faults(folder: Path, manifest: dict[str, Any], exempt: tuple[str, ...]) -> dict[str, str]:
+    present = _without(_files(folder), exempt)
+    sealed = _without(manifest["files"], exempt)
+    wrong = {name: "is missing" for name in sealed if name not in present}
+    wrong |= {name: "is extra, the manifest does not list it" for name in present if name not in sealed}
+    for name in sorted(set(sealed) & set(present)):
+        wrong[name] = _difference(present[name], sealed[name])
+    return wrong
 
 
 def _without(files: dict[str, Any], exempt: tuple[str, ...]) -> dict[str, Any]:
     return {name: value for name, value in files.items() if not any(fnmatchcase(name, each) for each in exempt)}
 
 
-def _differences(name: str, path: Path, sealed: dict[str, Any]) -> list[str]:
-    """How a file differs from its entry in the manifest: nothing, or one sentence."""
+def _difference(path: Path, sealed: dict[str, Any]) -> str:
+    """How a file differs from its entry in the manifest, in words behind its name; nothing if it does not."""
     size = path.stat().st_size
     # Sizes first: they name the damage better than a checksum, and cost nothing.
     if size != sealed["size"]:
         verb = "truncated" if size < sealed["size"] else "longer"
-        return [f"{name} is {verb}: {size} bytes, {sealed['size']} were written"]
-    if _entry(path) != sealed:
-        return [f"{name} has changed: its SHA-256 differs"]
-    return []
+        return f"is {verb}: {size} bytes, {sealed['size']} were written"
+    return "has changed: its SHA-256 differs" if _entry(path) != sealed else ""
 
 
-def _read(folder: Path, remedy: str) -> dict[str, Any]:
+def _read(folder: Path, remedy: str | None) -> dict[str, Any]:
     path = folder / NAME
     try:
         manifest = read_json(path)

@@ -7,7 +7,6 @@ of them (same base, same stream, same writing), so it is measured once and its a
 from __future__ import annotations
 
 import dataclasses
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,7 +23,7 @@ from hidecmoe_jax.runs.start import check_comparison, check_run
 from hidecmoe_jax.runs.status import MINUTES, Status, say
 from hidecmoe_jax.runs.stream_loop import begin_status, open_or_resume, run_seeds
 from hidecmoe_jax.runs.writing import writing
-from hidecmoe_jax.storage.files import write_json
+from hidecmoe_jax.storage import seal
 from hidecmoe_jax.storage.lock import check_unlocked
 from hidecmoe_jax.storage.signals import graceful_stop
 
@@ -73,7 +72,7 @@ def compare(
                 raise refusal
         folder.mkdir(parents=True, exist_ok=True)
         # Written first, so that a comparison that is stopped is one already.
-        write_json(RunFolder(folder).comparison, {"runs": names, "budget": size})
+        seal.write_signed(RunFolder(folder).comparison, {"runs": names, "budget": size})
         sessions = [session.of(config) for config in configs]
         begin_status(list(zip(sessions, runs, strict=True)), Options(overwrite=overwrite, full_matrix=full_matrix))
         for number, (run_session, run) in enumerate(zip(sessions, runs, strict=True)):
@@ -167,7 +166,9 @@ def _copy_zero_shot(session: Session, runs: Sequence[Path], run: Path) -> None:
         if tasks <= _zero_shot(target).keys():
             continue
         target.path.mkdir(parents=True, exist_ok=True)
-        shutil.copytree(source.row(0), target.row(0), dirs_exist_ok=True)
+        target.row(0).mkdir(parents=True, exist_ok=True)
+        for answers in sorted(source.row(0).iterdir()):
+            seal.write_bytes(target.row(0) / answers.name, seal.read_bytes(answers) or b"")
         cells = Cells(target.cells)
         for task, cell in _zero_shot(source).items():
             # The time was spent once, in the other run.

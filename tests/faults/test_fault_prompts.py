@@ -15,8 +15,9 @@ from hidecmoe_jax.data.items import Record, Turn
 from hidecmoe_jax.data.prompts import PLAIN, VICUNA, Template, encode, encode_question
 from hidecmoe_jax.data.records import read_test
 from hidecmoe_jax.data.tokenizer import Tokenizer
+from hidecmoe_jax.methods.kinds import METHODS
 from hidecmoe_jax.models.store import pocket_folder
-from hidecmoe_jax.runs.config import METHODS, RunConfig
+from hidecmoe_jax.runs.config import RunConfig
 from hidecmoe_jax.storage.files import write_json
 
 SYSTEM = (

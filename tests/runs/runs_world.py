@@ -8,8 +8,11 @@ from tiny import SMALL_LORA, mapping, write_base, write_stream
 
 from hidecmoe_jax.core import trees
 from hidecmoe_jax.runs.config import RunConfig, load_config
+from hidecmoe_jax.runs.folder import RunFolder
 from hidecmoe_jax.runs.ledger import Ledger
 from hidecmoe_jax.runs.scores import Cells, Curve
+from hidecmoe_jax.runs.sealing import accept
+from hidecmoe_jax.storage.seal import number_of
 
 
 def make_world(root: Path, name: str = "hide", *, tasks: int = 2, **method) -> RunConfig:
@@ -21,6 +24,13 @@ def make_world(root: Path, name: str = "hide", *, tasks: int = 2, **method) -> R
     plain["evaluate"]["variants"] = False
     (root / "config.yaml").write_text(yaml.safe_dump(plain))
     return load_config(root / "config.yaml")
+
+
+def sealed_as_is(run: Path) -> Path:
+    """The run with its files sealed as a test has left them."""
+    folder = RunFolder(run)
+    accept(folder, number_of(run))
+    return run
 
 
 def _timeless(value):

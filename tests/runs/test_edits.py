@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import test_resume_stages
 from dying import death_before
-from runs_world import make_world, outcome
+from runs_world import make_world, outcome, sealed_as_is
 
 from hidecmoe_jax.cli.editing import Modes
 from hidecmoe_jax.core.errors import ConfigError
@@ -136,6 +136,7 @@ def test_one_expert_of_a_task_is_retired_and_lists_of_before_are_still_read(worl
     listed = json.loads(RunFolder(run).edits.read_text())
     assert listed["edits"][0]["edit"].pop("expert") == 1  # as versions wrote it that knew of whole tasks alone
     RunFolder(run).edits.write_text(json.dumps(listed))
+    sealed_as_is(run)
     (one,) = edits.read(run)
     assert one.edit == edits.Edit("retire", 0, layers=(0, 2))
     assert not (owners(run)[[0, 2]] == 0).any()
@@ -144,6 +145,7 @@ def test_one_expert_of_a_task_is_retired_and_lists_of_before_are_still_read(worl
 def with_second_seed(run: Path, layers: list[int]) -> Path:
     """Gives a run a second seed, in which fish grew experts only in `layers`."""
     seed = Path(shutil.copytree(run / "seed_0", run / "seed_1"))
+    sealed_as_is(run)
     groups, facts = Ledger(seed).load(1)[0], Ledger(seed).meta(1)
     owner = groups["experts"]["owner"]
     groups["experts"]["owner"] = np.where(np.isin(np.arange(len(owner)), layers)[:, None], owner, EMPTY)
@@ -155,6 +157,7 @@ def with_second_seed(run: Path, layers: list[int]) -> Path:
 def test_fault_a13_every_seed_is_described_with_its_own_experts(world):
     run = copied(world, "described")
     seed = Path(shutil.copytree(run / "seed_0", run / "seed_1"))
+    sealed_as_is(run)
     Ledger(seed).withdraw(1)
     write_config(replace(config_of(run), seeds=(0, 1)), run)
     first, second = describe(run).partition("experts of seed 0:")[2].split("experts of seed 1:")
@@ -167,6 +170,7 @@ def test_fault_a13_every_seed_has_the_sizes_of_its_own_experts(world):
     run = copied(world, "sized")
     alone = [line for line in describe(run).splitlines() if line.startswith("stored: ")]
     seed = Path(shutil.copytree(run / "seed_0", run / "seed_1"))
+    sealed_as_is(run)
     # The same experts in both seeds are said once; a third seed has not begun.
     write_config(replace(config_of(run), seeds=(0, 1)), run)
     assert [line for line in describe(run).splitlines() if "stored: " in line] == alone and len(alone) == 1

@@ -1,7 +1,7 @@
 """The cells of a row: what naming the task gives is written once where the gate has named it by itself."""
 
 import pytest
-from runs_world import make_world
+from runs_world import make_world, sealed_as_is
 
 from hidecmoe_jax.evaluate.engine import Engine
 from hidecmoe_jax.runs import evaluation, seed_run
@@ -82,6 +82,7 @@ def test_a_named_cell_that_was_cut_off_ends_with_the_same_bytes(world):
         path.write_bytes(left)
         kept = cells.read()
         cells.path.write_text("{}")
+        sealed_as_is(out)
         for row, tasks in kept.items():
             for name, cell in tasks.items():
                 if (row, name) != (2, "birds (named)"):

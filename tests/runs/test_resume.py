@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from runs_world import make_world, outcome
+from runs_world import make_world, outcome, sealed_as_is
 
 import hidecmoe_jax
 from hidecmoe_jax.core.errors import PreemptedError
@@ -118,6 +118,7 @@ def test_a_torn_line_is_answered_again(world):
     path = out / "seed_0" / "answers" / "row_002" / "fish.jsonl"
     whole = path.read_text()
     path.write_text(whole[: whole.index("\n") + 20])
+    sealed_as_is(out)
     assert outcome(learn(config, out, resume=True)) == wanted
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from runs_world import make_world, outcome
+from runs_world import make_world, outcome, sealed_as_is
 from staged import staged_matrix
 from tiny import write_task
 
@@ -68,7 +68,7 @@ def unmeasured(run, out):
     shutil.copytree(run, out)
     shutil.rmtree(out / "seed_0" / "answers")
     (out / "seed_0" / "cells.json").unlink()
-    return out
+    return sealed_as_is(out)
 
 
 def measured(config, out):
@@ -270,6 +270,7 @@ def test_answers_of_another_kind_are_not_taken(cmoe, tmp_path):
     cells = Cells(out / "seed_0" / "cells.json")
     cells.forget(3)
     shutil.rmtree(out / "seed_0" / "answers" / "row_003")
+    sealed_as_is(out)
     writing = replace(config.evaluate.writing, max_new_tokens=2)
     other = replace(config, evaluate=replace(config.evaluate, writing=writing))
     with pytest.raises(CheckpointError, match="max_new_tokens"):

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from dying import death_before
-from runs_world import make_world, outcome
+from runs_world import make_world, outcome, sealed_as_is
 from tiny import SMALL_LORA, write_base, write_task
 
 from hidecmoe_jax.core.errors import CheckpointError, ConfigError, DataError
@@ -79,6 +79,7 @@ def test_a_cell_that_is_missing_is_null_and_no_headline_is_made_of_the_rest(worl
     known = cells.read()
     del known[2]["birds"]
     (run / "seed_0" / "cells.json").write_text(json.dumps(known))
+    sealed_as_is(run)
     rebuild(run)
     found = report(run)
     assert found["matrix"][2][0] is None and found["matrix"][2][1] is not None

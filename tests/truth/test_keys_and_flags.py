@@ -17,7 +17,8 @@ from hidecmoe_jax.cli.main import COMMANDS, main
 from hidecmoe_jax.core import strict
 from hidecmoe_jax.core.errors import ConfigError
 from hidecmoe_jax.core.yaml_text import read_yaml
-from hidecmoe_jax.runs.config import METHODS, RunConfig, from_mapping
+from hidecmoe_jax.methods.kinds import METHODS
+from hidecmoe_jax.runs.config import RunConfig, from_mapping
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "hidecmoe_jax"

@@ -29,6 +29,7 @@ from hidecmoe_jax.data.images import file_digest
 from hidecmoe_jax.data.stream import task_name
 from hidecmoe_jax.methods.capabilities import AsLora
 from hidecmoe_jax.methods.gates.unknown import THRESHOLDS
+from hidecmoe_jax.methods.kinds import METHODS
 from hidecmoe_jax.methods.lora import LINEARS
 from hidecmoe_jax.models.store import base_folder, save_tensors
 from hidecmoe_jax.port.adapters.peft import BASE_KEY, PROJECTOR, PROJECTOR_LEAVES, TASK_KEY, LoraWeights, write_peft
@@ -37,7 +38,7 @@ from hidecmoe_jax.port.exports.card import card
 from hidecmoe_jax.port.exports.lora_of_task import lora_of
 from hidecmoe_jax.port.exports.options import ExportOptions
 from hidecmoe_jax.runs import edits
-from hidecmoe_jax.runs.config import METHODS, from_mapping, learning_values, to_mapping
+from hidecmoe_jax.runs.config import from_mapping, learning_values, to_mapping
 from hidecmoe_jax.runs.finished import LoadedRun
 from hidecmoe_jax.runs.identity import task_names
 from hidecmoe_jax.runs.seed_run import JOINT

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 from hidecmoe_jax.core.errors import CheckpointError
 from hidecmoe_jax.report.page import REPORT
 from hidecmoe_jax.runs.folder import RunFolder, SeedFolder, finish, no_run
-from hidecmoe_jax.storage.files import read_json
+from hidecmoe_jax.storage import seal
 
 UNEQUAL = 1.05  # largest over smallest, from which on budgets count as unequal
 BUDGETS = {
@@ -85,7 +84,7 @@ def read_runs(paths: Iterable[Path]) -> list[RunFacts]:
     for path in paths:
         folder = RunFolder(path)
         if folder.comparison.is_file():
-            runs += [_read(RunFolder(path / name)) for name in read_json(folder.comparison)["runs"]]
+            runs += [_read(RunFolder(path / name)) for name in seal.read_signed(folder.comparison)["runs"]]
         elif folder.identity.is_file():
             runs.append(_read(folder))
         else:
@@ -97,7 +96,7 @@ def _read(run: RunFolder) -> RunFacts:
     report = run.path / REPORT
     if not report.is_file():
         raise CheckpointError("the run is not finished", where=str(run.path), why=f"no {REPORT}", remedy=finish(run))
-    document = read_json(report)
+    document = seal.read_json(report) or {}
     tasks = tuple(document["tasks"])
     lessons = document.get("lessons") or [[task] for task in tasks]
     seed = run.seed(document["seeds"]["list"][0])
@@ -121,12 +120,7 @@ def _total(counts: Mapping[str, int] | None) -> int | None:
 
 def _steps(seed: SeedFolder) -> int:
     """Training steps in the curve; a step that was repeated after a stop counts once."""
-    if not seed.metrics.is_file():
-        return 0
-    steps = set()
-    for line in seed.metrics.read_text(encoding="utf-8").splitlines():
-        steps.add(tuple(json.loads(line)["at"]))
-    return len(steps)
+    return len({tuple(line["at"]) for line in seal.read_lines(seed.metrics)})
 
 
 def _answers(seed: SeedFolder, tasks: Sequence[str], row: int) -> dict[str, int]:
@@ -134,7 +128,7 @@ def _answers(seed: SeedFolder, tasks: Sequence[str], row: int) -> dict[str, int]
     for task in tasks:
         path = seed.answers(row, task, named=False)
         if path.is_file():
-            counts[task] = sum(1 for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+            counts[task] = len(seal.read_lines(path))
     return counts
 
 

@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from hidecmoe_jax.core.errors import ConfigError, DataError
-from hidecmoe_jax.core.yaml_text import read_yaml
 from hidecmoe_jax.data.benchmarks import StreamTask
 from hidecmoe_jax.data.jsonfile import json_or_lines
 from hidecmoe_jax.data.pocket.cache import pocket_tasks
 from hidecmoe_jax.data.prepared import prepared
 from hidecmoe_jax.data.stream import TaskSpec, carve, name_of, sample, scorer_name
 from hidecmoe_jax.runs.folder import RunFolder, SeedFolder
+from hidecmoe_jax.runs.sealing import read_record, read_settings
 from hidecmoe_jax.scoring.rules import rule_of
-from hidecmoe_jax.storage.files import read_json
+from hidecmoe_jax.storage import seal
 from hidecmoe_jax.studies.predictions.layout import Found, find_results, place_results
 from hidecmoe_jax.studies.predictions.references import Asked, questions_of, read_questions, task_folder
 
@@ -148,7 +148,7 @@ def sources_of(
         run = RunFolder(path)
         if run.comparison.is_file():
             below = []
-            for label in read_json(run.comparison)["runs"]:
+            for label in seal.read_signed(run.comparison)["runs"]:
                 below += _of_run(RunFolder(path / label), tasks)
         elif run.identity.is_file():
             below = _of_run(run, tasks)
@@ -182,8 +182,8 @@ def _of_folder(
 
 def _of_run(run: RunFolder, tasks: Sequence[Task]) -> list[Source]:
     """Every seed of a run of this project."""
-    names = list(read_json(run.identity)["identity"]["tasks"])
-    facts = read_json(run.facts) if run.facts.is_file() else {}
+    names = list(read_record(run)["identity"]["tasks"])
+    facts = seal.read_json(run.facts) or {}
     lessons = facts.get("lessons") or [[name] for name in names]
     taught = [0]
     for lesson in lessons:
@@ -191,7 +191,7 @@ def _of_run(run: RunFolder, tasks: Sequence[Task]) -> list[Source]:
     by_name = {task.name: task for task in tasks}
     scored = [by_name[name] for name in names if name in by_name]
     if len(scored) < len(names):
-        stream = read_yaml(run.config).get("stream") or {}
+        stream = (read_settings(run) or {}).get("stream") or {}
         specs = zip(names, run_specs(stream), strict=True)
         fraction = stream.get("val_fraction", 0.1)
         scored = [by_name.get(name) or _task_of_run(run, spec, name, fraction) for name, spec in specs]
@@ -233,7 +233,8 @@ def _cells(seed: SeedFolder, names: Sequence[str], taught: Sequence[int]) -> dic
     for row, place in enumerate(taught):
         for column, name in enumerate(names):
             path = seed.answers(row, name, named=False)
-            if path.is_file():
+            # Reading it here refuses answers that the run did not write.
+            if seal.read_bytes(path) is not None:
                 cells[place, column] = Found(path, (), (path.parent.name, name))
     return cells
 
