@@ -12,7 +12,7 @@ _SHORT = 128
 _LONG = 512
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True)
 class Shape:
     """Shape of one batch: padded pictures of a request, padded tokens of a prompt."""
 

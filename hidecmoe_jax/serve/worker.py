@@ -72,8 +72,6 @@ class Worker:
         self.computing = threading.Lock()
         self._keep = keep
         self.failed = 0
-        self.answered = 0
-        self.batches = 0
         self._waiting: deque[Job] = deque()
         self._changed = threading.Condition()
         self._is_stopped = False
@@ -140,7 +138,6 @@ class Worker:
             wanted.append(job)
         if not wanted:
             return
-        self.batches += 1
         if self._try(wanted, began):
             return
         for job in wanted:
@@ -178,7 +175,6 @@ class Worker:
                     Refusal(503, "this belongs to no known task, and could not be kept", code="not_kept")
                 )
                 return
-        self.answered += 1
         waited = began - job.arrived
         job.outcome.set_result(Outcome(reply, waited, time.monotonic() - job.arrived, queued=is_kept))
 
