@@ -139,7 +139,7 @@ def _plain_rename(old: str | Path, new: str | Path, **rest: object) -> None:
         for start in range(0, max(len(content), 1), max(len(content) // 8, 1)):
             file.write(content[start : start + max(len(content) // 8, 1)])
             file.flush()
-            _spend(0.02)
+            _spend(0.2)
     os.unlink(old)
 
 

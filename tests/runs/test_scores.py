@@ -1,5 +1,7 @@
 """Scores and curves as files: cells are added and forgotten, lines of steps that are done again are taken back."""
 
+import json
+
 from hidecmoe_jax.runs.evaluation import read_answers
 from hidecmoe_jax.runs.scores import Cells, Curve
 
@@ -19,6 +21,13 @@ def curve(path, *steps) -> Curve:
     for at in steps:
         found.add({"at": list(at), "loss": 0.5})
     return found
+
+
+def test_rows_stand_in_the_order_of_their_numbers(tmp_path):
+    cells = Cells(tmp_path / "cells.json")
+    for row in (10, 2, 0):
+        cells.write(row, "birds", {"score": 1.0})
+    assert list(json.loads(cells.path.read_text())) == ["0", "2", "10"]
 
 
 def test_lines_reach_the_disk_with_a_flush(tmp_path):

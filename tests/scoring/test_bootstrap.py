@@ -75,6 +75,12 @@ def test_permutation_p_values_are_those_of_all_signs(differences):
     assert test.difference == pytest.approx(np.mean(differences))
 
 
+def test_a_difference_that_no_swap_reaches_is_one_of_all_permutations():
+    """The observed assignment counts as a permutation: p is never 0."""
+    result = paired([np.ones(40)], resamples=99, rng=np.random.default_rng(0))
+    assert result.p == 1 / 100
+
+
 def test_tasks_have_equal_weight_whatever_their_number_of_questions():
     many = np.full(400, 10.0)
     few = np.full(4, -10.0)

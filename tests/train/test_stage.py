@@ -141,6 +141,7 @@ def test_micro_batches_of_equal_records_draw_masks_of_their_own(session, ready, 
     _, quiet = one_step(session, ready, batches_of(material, [[0, 1]]))
     _, quiet_twice = one_step(session, ready, batches_of(material, [[0, 1], [0, 1]]))
     np.testing.assert_allclose(quiet_twice.loss, quiet.loss, rtol=1e-6)
+    np.testing.assert_allclose(quiet_twice.gradient, quiet.gradient, rtol=1e-5)
     assert abs(float(twice.loss) - float(alone.loss)) > 1e-4
 
 
