@@ -54,7 +54,8 @@ MUTANTS = [
         "storage/manifest.py", "storage/test_manifest.py",
         ('    return "has changed: its SHA-256 differs" if _entry(path) != sealed else ""', '    return ""'),
         ('manifest.get("digest") != _digest(files)', "False"),
-        ('    wrong |= {name: "is extra, the manifest does not list it" for name in present if name not in sealed}\n', ""),
+        ('    wrong |= {name: "is extra, the manifest does not list it" for name in present if name not in sealed}\n',
+         ""),
         ("            if path.is_symlink():\n                raise", "            if False:\n                raise"),
     ),
     *_mutants(
