@@ -26,7 +26,7 @@ import numpy as np
 
 from hidecmoe_jax.core.layout import whole_batches
 from hidecmoe_jax.core.processes import to_host
-from hidecmoe_jax.data.ahead import ahead, to_devices
+from hidecmoe_jax.data.ahead import Waited, ahead, to_devices
 from hidecmoe_jax.data.encoder import RecordEncoder
 from hidecmoe_jax.data.feature_store import FeatureStore
 from hidecmoe_jax.data.features import Features, extract, with_texts
@@ -140,6 +140,7 @@ class Engine:
       pictures: what has read the pictures of the records; None where nothing has.
       progress: makes a progress bar from a label.
       cache: computed features; engines that are made with the same one share them.
+      waited: counts the time that answering waits for prompts.
     """
 
     method: Method
@@ -154,6 +155,7 @@ class Engine:
     pictures: Pictures | None = field(default=None, compare=False, repr=False)
     progress: ProgressBar = _no_bar
     cache: Cache = field(default_factory=Cache, compare=False, repr=False)
+    waited: Waited = field(default_factory=Waited, compare=False, repr=False)
 
     @property
     def _source(self) -> tuple[Identity, Identity]:
@@ -313,7 +315,7 @@ class Engine:
             _, filled = batch_rows(count, start, size)
             return filled, self.prompt(prompts, inputs.features, filled, length)
 
-        with closing(ahead(prompt_from, starts, depth=inputs.features.depth)) as batches:
+        with closing(ahead(prompt_from, starts, depth=inputs.features.depth, waited=self.waited)) as batches:
             for start, (filled, prompt) in zip(starts, batches, strict=True):
                 records = inputs.records[start : start + size]
                 routed = rows_of(decision, filled)

@@ -112,7 +112,7 @@ class Session:
             config.method, self.answering, self.tokenizer, config.template, config.evaluate.writing,
             feature_batch=config.base.feature_batch, feature_gib=config.base.feature_gib,
             limits=config.stream.policy.limits, store=self.store, pictures=self.pictures,
-            progress=self.status.bar, cache=self.cache,
+            progress=self.status.bar, cache=self.cache, waited=self.status.waited,
         )  # fmt: skip
 
     def inputs(self, task: Task) -> Inputs:
@@ -181,7 +181,7 @@ class Session:
         tune = self.config.tune
         lengths = ladder(length, tune.lengths, tune.bucket)
         return StageData(
-            records, encoded, features, (length, answers), self.tokenizer.pad, vocabulary, lengths
+            records, encoded, features, (length, answers), self.tokenizer.pad, vocabulary, lengths, self.status.waited
         )  # fmt: skip
 
     def frozen_features(self, data: StageData, label: str) -> FrozenFeatures:

@@ -14,6 +14,7 @@ from typing import TextIO
 from tqdm import tqdm
 
 from hidecmoe_jax.core import processes
+from hidecmoe_jax.data.ahead import Waited
 
 MINUTES = 5.0
 FIRST_MINUTES = 0.5  # until the first line after that of the start
@@ -64,6 +65,7 @@ class Status:
       minutes: between two lines where standard error is no terminal; 0 for none.
       place: the task at hand, such as `task 2 of 4 birds`.
       lesson_left: optimiser steps that are left in the lesson at hand.
+      waited: seconds that training and answering have waited for batches.
     """
 
     minutes: float = MINUTES
@@ -76,6 +78,7 @@ class Status:
     begun: bool = False
     next_line: float | None = None
     noted: set[str] = field(default_factory=set)
+    waited: Waited = field(default_factory=Waited)
 
     @property
     def on_terminal(self) -> bool:
@@ -172,10 +175,16 @@ class Status:
         if total is None and hasattr(items, "__len__"):
             total = len(items)
         of_all = "" if total is None else f" of {total}"
+        start = self.clock()
+        before = self.waited.seconds
         for number, item in enumerate(items):
             yield item
             if self.is_due():
-                self.line(f"{label}: {number + 1}{of_all}")
+                spent = self.clock() - start
+                # The places of records in steps of a batch: so many records a second.
+                size = items.step if isinstance(items, range) else 1
+                rate = f", {(number + 1) * size / spent:.3g} a second" if size > 1 and spent > 0 else ""
+                self.line(f"{label}: {number + 1}{of_all}{rate}{waiting(self.waited.seconds - before, spent)}")
 
 
 def new_bar(
@@ -191,6 +200,13 @@ def new_bar(
         items, desc=label, total=total, initial=initial, leave=False, file=file or sys.stderr,
         dynamic_ncols=True, delay=DELAY,
     )  # fmt: skip
+
+
+def waiting(waited: float, spent: float) -> str:
+    """The share of a time that was spent waiting for data, to be put behind other numbers; empty below 1 %."""
+    if spent <= 0 or waited / spent < 0.01:
+        return ""
+    return f", {waited / spent:.0%} waiting for data"
 
 
 def duration(seconds: float) -> str:

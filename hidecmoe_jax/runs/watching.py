@@ -13,7 +13,7 @@ from tqdm import tqdm
 from hidecmoe_jax.methods.stages import Stage
 from hidecmoe_jax.runs.progress import Progress
 from hidecmoe_jax.runs.scores import Curve
-from hidecmoe_jax.runs.status import Status, Work, new_bar, say
+from hidecmoe_jax.runs.status import Status, Work, new_bar, say, waiting
 from hidecmoe_jax.storage.signals import Stop
 from hidecmoe_jax.train.optim import TrainConfig
 
@@ -28,6 +28,7 @@ class StageMonitor:
       at: number of the lesson and place of the stage in it; checkpoints and metrics are filed under it.
       data: what the lesson is learned from; a checkpoint of other data is ignored.
       readable: the latest step whose state was asked for (`saves`).
+      waited: seconds waited for batches, in the whole run up to the last step and in the steps that were timed.
     """
 
     progress: Progress
@@ -43,6 +44,7 @@ class StageMonitor:
     shown: tqdm | None = None
     since: float = 0.0
     readable: int | None = None
+    waited: tuple[float, float] = (0.0, 0.0)
 
     def resume(self, stage: Stage) -> tuple[int, dict[str, np.ndarray]] | None:
         """The newest checkpoint of this very stage and data, if any; metrics after it are dropped."""
@@ -83,11 +85,13 @@ class StageMonitor:
         timed = seconds if self.since else None
         self.since = now
         self.pace.add(1, timed)
+        waited = self._waited(timed)
         self.status.step(timed)
         self._show(stage, step, steps, facts["loss"])
         line = {"at": [*self.at, step], "task": self.name, "stage": stage.kind, "step": step}
         line |= facts
         line["seconds"] = round(seconds, 4)
+        line["waited"] = {"seconds": round(waited, 4)}
         self.curve.add(line)
         done = step + 1
         last = done == steps
@@ -109,13 +113,20 @@ class StageMonitor:
         if stopping:
             self.stop.leave(f"task {self.name}, stage {stage.kind}, step {step}")
 
+    def _waited(self, timed: float | None) -> float:
+        """Seconds waited for a batch since the last step; the first step of a process waits for the first batch."""
+        total, of_timed = self.waited
+        waited = self.status.waited.seconds - total if timed is not None else 0.0
+        self.waited = (self.status.waited.seconds, of_timed + waited)
+        return waited
+
     def _show(self, stage: Stage, step: int, steps: int, loss: float) -> None:
         """Moves the progress bar on by one step, or prints a line if one is due."""
         numbers = f"loss {loss:.3f}"
         if self.pace.seconds:
             steps_a_second = self.pace.timed / self.pace.seconds
             samples_a_second = steps_a_second * self.tune.batch * self.tune.accumulate
-            numbers += f", {samples_a_second:.3g} samples/s"
+            numbers += f", {samples_a_second:.3g} samples/s{waiting(self.waited[1], self.pace.seconds)}"
         if not self.status.on_terminal:
             if self.status.is_due():
                 self.status.line(f"{stage.kind} step {step + 1} of {steps}, {numbers}")

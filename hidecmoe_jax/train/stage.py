@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -22,7 +22,7 @@ import numpy as np
 from hidecmoe_jax.core.errors import NumericsError
 from hidecmoe_jax.core.layout import replicate
 from hidecmoe_jax.core.processes import to_host
-from hidecmoe_jax.data.ahead import ahead, to_devices
+from hidecmoe_jax.data.ahead import Waited, ahead, to_devices
 from hidecmoe_jax.data.features import Features
 from hidecmoe_jax.data.loader import Plan, collate
 from hidecmoe_jax.data.prompts import Encoded
@@ -62,6 +62,7 @@ class StageData:
       pad: id of the padding token.
       vocabulary: size of the token table.
       lengths: padded lengths of a step, ascending; empty for that of `shape` alone.
+      waited: counts the time that training waits for batches.
     """
 
     records: tuple[Record, ...]
@@ -71,6 +72,7 @@ class StageData:
     pad: int
     vocabulary: int
     lengths: tuple[int, ...] = ()
+    waited: Waited = field(default_factory=Waited, compare=False, repr=False)
 
     def only(self, rows: np.ndarray | None) -> StageData:
         """Some of the records, in batches of the same shape; None for all."""
@@ -190,7 +192,7 @@ def run_stage(
 
     steps = range(start, plan.steps)
     # Closed here whatever ends the loop, so that the thread does not outlive the stage.
-    with closing(ahead(material, steps, depth=data.features.depth)) as batches_ahead:
+    with closing(ahead(material, steps, depth=data.features.depth, waited=data.waited)) as batches_ahead:
         for step, (batches, ids) in zip(steps, batches_ahead, strict=True):
             rates = _rates(tune, step, plan.steps)
             step_key = jax.random.fold_in(key, step)
