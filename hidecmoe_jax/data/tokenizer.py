@@ -26,6 +26,7 @@ _SPECIAL = {
 }
 NO_TOKEN = -1
 TEXT_FOLDER = "text"
+FILES = ("tokenizer.json", "special_tokens_map.json", "tokenizer_config.json")
 REPLACEMENT = "\ufffd"  # what decoders write for bytes that are no character
 
 
@@ -189,7 +190,7 @@ def text_ids(tokenizer: Tokenizer, text: str, context: int) -> tuple[np.ndarray,
 def _special_ids(backend: Any, folder: Path) -> dict[str, int]:
     """Ids of the special tokens by role; NO_TOKEN where the vocabulary has none."""
     named: dict[str, Any] = {}
-    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+    for name in FILES[1:]:
         if (folder / name).is_file():
             named |= read_json(folder / name)
     ids = {}

@@ -30,6 +30,7 @@ from hidecmoe_jax.models import sharded
 from hidecmoe_jax.models.config import LlavaConfig
 from hidecmoe_jax.models.execution import KERNEL_OF, PLAIN, Attention, execution_for
 from hidecmoe_jax.models.llava import Model, model_axes, model_template
+from hidecmoe_jax.storage.remembered import verify_once
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
@@ -135,11 +136,12 @@ def load_model(
       attention: the kernel of the decoder's attention; by default what the processor has.
 
     Raises:
-      CheckpointError: unreadable file, leaves missing or left over, wrong shape, a float wider than `param_dtype`,
-        or a value that is not finite; names the tensor.
+      CheckpointError: a file is not as its manifest has it, where there is one; unreadable file, leaves missing or
+        left over, wrong shape, a float wider than `param_dtype`, or a value that is not finite; names the tensor.
       ConfigError: a length that the mesh does not divide, or a kernel of attention that the processor has not.
     """
     use_compile_cache()
+    verify_once(folder, remedy="convert the model again, or copy its folder anew; nothing of it was loaded")
     config = read_model_config(folder, **changes)
     template = model_template(config).params
     places = None

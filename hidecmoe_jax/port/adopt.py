@@ -24,9 +24,10 @@ from hidecmoe_jax.port.adapters.read import Adapter, read_adapter
 from hidecmoe_jax.port.exports.hub import is_hub, read_hub
 from hidecmoe_jax.port.output import check_target, fresh_folder
 from hidecmoe_jax.runs import edits
+from hidecmoe_jax.runs.base_files import base_files
 from hidecmoe_jax.runs.config import Base, RunConfig, StreamConfig, as_recorded, from_mapping, to_mapping, write_config
 from hidecmoe_jax.runs.folder import RunFolder
-from hidecmoe_jax.runs.identity import open_run
+from hidecmoe_jax.runs.identity import BASE_FILES, open_run
 from hidecmoe_jax.runs.ledger import Ledger
 from hidecmoe_jax.runs.opening import checked_stream
 from hidecmoe_jax.runs.session import identity_of, open_base, session_facts
@@ -228,7 +229,14 @@ def write_run(
     else:
         settings = to_mapping(config)
         stream = settings.pop("stream")
-        identity = {"base": digest, "config": settings, "tasks": list(tasks or names), "data": {}, "own": {}}
+        identity = {
+            "base": digest,
+            BASE_FILES: base_files(config.base),
+            "config": settings,
+            "tasks": list(tasks or names),
+            "data": {},
+            "own": {},
+        }
         identity["val_fraction"] = stream["val_fraction"]
     open_run(folder, identity, resume=False, overwrite=False, session=session_facts())
     write_config(config, folder)

@@ -10,7 +10,6 @@ from typing import Any, Literal
 from hidecmoe_jax.core import strict
 from hidecmoe_jax.core.errors import CheckpointError, ConfigError, HidecmoeError
 from hidecmoe_jax.data.stream import TaskSpec
-from hidecmoe_jax.port.exports.hub import FREE, is_hub
 from hidecmoe_jax.runs.config import from_mapping, require_recorded
 from hidecmoe_jax.runs.folder import RunFolder
 from hidecmoe_jax.runs.identity import read_run
@@ -155,10 +154,10 @@ def _sealed_parts(run: RunFolder) -> Iterator[Part]:
 
 
 def _parts_of_manifest(folder: Path) -> Iterator[Part]:
-    """The files of a sealed folder, but for the card of a hub folder, which its owner may edit."""
+    """The files of a sealed folder, but for the card of an export, which its owner may edit."""
     again = "restore the folder from a copy, or make it again"
     try:
-        faults = manifest.faults(folder, exempt=FREE if is_hub(folder) else ())
+        faults = manifest.faults(folder, exempt=() if places.kind_of(folder) == places.BASE else manifest.FREE)
     except CheckpointError as error:
         yield Part(manifest.NAME, "damaged", error.why or error.what, error.remedy or again)
         return

@@ -18,10 +18,11 @@ from hidecmoe_jax.data.tokenizer import Tokenizer
 from hidecmoe_jax.methods.base import Learner
 from hidecmoe_jax.models.llava import Model
 from hidecmoe_jax.models.quantised import quantise_model
+from hidecmoe_jax.runs.base_files import require_base_files
 from hidecmoe_jax.runs.config import RunConfig, config_of
 from hidecmoe_jax.runs.edits import learner_after
 from hidecmoe_jax.runs.folder import RunFolder, SeedFolder
-from hidecmoe_jax.runs.identity import UNDO, changes_of, read_run, task_names
+from hidecmoe_jax.runs.identity import BASE_FILES, UNDO, changes_of, read_run, task_names
 from hidecmoe_jax.runs.ledger import Ledger
 from hidecmoe_jax.runs.missing import load_archive
 from hidecmoe_jax.runs.older import say_of_older
@@ -158,7 +159,9 @@ def load_run(
     finished = open_finished(run)
     config = finished.config
     model = finished.model
-    base = read_run(finished.folder.path)["identity"]["base"]
+    identity = read_run(finished.folder.path)["identity"]
+    base = identity["base"]
+    require_base_files(config.base, identity.get(BASE_FILES), finished.folder.path)
     # Experts are corrections of one base: on another one they would give wrong answers without any error.
     if trees.digest(model.params) != base:
         raise CheckpointError(

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from hidecmoe_jax.core.errors import CheckpointError, ConfigError
-from hidecmoe_jax.core.strict import difference
+from hidecmoe_jax.core.strict import ABSENT, difference
 from hidecmoe_jax.runs.changes import Change, allowing, carry_out, impossible, is_below, refuse_impossible
 from hidecmoe_jax.runs.config import from_mapping, to_mapping
 from hidecmoe_jax.runs.folder import RunFolder, no_run
@@ -31,6 +31,7 @@ UNDO = (
     "`hidecmoe add RUN DIR --redo` learns a changed last task again"
 )
 _BASE_FOLDER = "config.base.path"
+BASE_FILES = "base_files"
 
 
 def open_run(
@@ -118,6 +119,9 @@ def changes_of(
         path = change[0]
         # The digest of the base is compared, so it may lie somewhere else.
         if path == _BASE_FOLDER:
+            continue
+        # A run of an earlier version has recorded the leaves of its base alone.
+        if path == BASE_FILES and change[1] == ABSENT:
             continue
         changes.append(change)
         if not is_below(path, allow):

@@ -34,8 +34,10 @@ from hidecmoe_jax.evaluate.engine import Cache, Engine, Identity, Inputs
 from hidecmoe_jax.methods.base import FrozenFeatures, Learner
 from hidecmoe_jax.models.llava import Model, model_axes
 from hidecmoe_jax.models.store import load_model
+from hidecmoe_jax.runs.base_files import base_files
 from hidecmoe_jax.runs.config import RunConfig, as_recorded, learning_values
 from hidecmoe_jax.runs.edits import learner_after
+from hidecmoe_jax.runs.identity import BASE_FILES
 from hidecmoe_jax.runs.int8 import CHECKED_RECORDS, quantised_base
 from hidecmoe_jax.runs.noticed import Noticed
 from hidecmoe_jax.runs.opening import base_header, open_config
@@ -207,7 +209,7 @@ class Session:
 
 
 def identity_of(config: RunConfig, stream: Stream, base: str) -> dict[str, Any]:
-    """Values of a run that may not change between stop and resume; `base` is the SHA-256 of its base model."""
+    """Values of a run that may not change between stop and resume; `base` is the SHA-256 of its base's leaves."""
     plain = learning_values(config)
     # Of the stream the data counts, not the folders that it is read from.
     val_fraction = plain.pop("stream")["val_fraction"]
@@ -218,6 +220,7 @@ def identity_of(config: RunConfig, stream: Stream, base: str) -> dict[str, Any]:
         own_settings[task.name] = {"epochs": task.epochs, "rate": task.rate}
     return {
         "base": base,
+        BASE_FILES: base_files(config.base),
         "val_fraction": val_fraction,
         "config": plain,
         "tasks": [task.name for task in stream.tasks],

@@ -19,6 +19,8 @@ from hidecmoe_jax.storage.files import read_json, write_json
 
 NAME = "MANIFEST.json"
 FORMAT = 1
+FREE = ("README.md", ".*")
+"""Files of an export that may change after its manifest was written: the card, and those of hubs and git."""
 
 
 def write_manifest(folder: Path) -> str:

@@ -36,6 +36,8 @@ from hidecmoe_jax.port.adapters.peft import BASE_KEY, CONFIG, RANK_KEY, TASK_KEY
 from hidecmoe_jax.port.adapters.sorting import SINGLE, AdapterTensors, Pair, SiteLayer, sort_tensors
 from hidecmoe_jax.port.checkpoints.pickled import of_trainer, refuse_pickles, safe_name
 from hidecmoe_jax.port.checkpoints.source import open_source
+from hidecmoe_jax.storage.manifest import FREE, verify
+from hidecmoe_jax.storage.manifest import NAME as MANIFEST
 
 Kind = Literal["lora", "hide", "moelora"]
 Pairs = Mapping[SiteLayer, Pair]
@@ -84,6 +86,9 @@ def read_adapter(folder: Path) -> Adapter:
       ConfigError: an adapter that is more than a pair of factors (DoRA, other modules), or a setting that is unknown.
     """
     folder = Path(folder)
+    # Adapters of other tools have none.
+    if (folder / MANIFEST).is_file():
+        verify(folder, remedy="export it again, or copy its folder anew; nothing of it was loaded", exempt=FREE)
     present = sorted(folder.iterdir()) if folder.is_dir() else []
     # A pickle is ignored if the folder also has the safetensors file of the same weights.
     unconverted = []

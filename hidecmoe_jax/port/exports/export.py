@@ -94,6 +94,8 @@ def write_adapter(run: LoadedRun, lora: LoraWeights, name: str, folder: Path, op
     config = write_peft(lora, folder, tree=first, **settings)
     if options.tree == "both":
         write_peft(lora, folder / BEFORE, tree="before5", **settings)
+    # Of its own, for an adapter is moved about without the others; `adopt` reads it.
+    write_manifest(folder)
     return config
 
 

@@ -44,15 +44,13 @@ from hidecmoe_jax.runs.identity import task_names
 from hidecmoe_jax.runs.seed_run import JOINT
 from hidecmoe_jax.storage.arrays import Groups
 from hidecmoe_jax.storage.files import read_json, write_json
-from hidecmoe_jax.storage.manifest import verify
+from hidecmoe_jax.storage.manifest import FREE, verify
 
 Leaves = dict[str, np.ndarray]
 FORMAT = 1
 FACTS = "hidecmoe.json"
 EXPERTS = "experts.safetensors"
 SHARED = "shared.safetensors"
-FREE = ("README.md", ".*")
-"""Files that may change after the manifest was written: the card, and those of hubs and git."""
 
 
 def write_hub(run: LoadedRun, folder: Path, options: ExportOptions, target: Path) -> list[str]:
