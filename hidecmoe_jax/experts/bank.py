@@ -127,7 +127,8 @@ def expert_sums(x_BTD: Array, a_DSR: Array, b_SRF: Array, weight: Array, scale: 
     u_BTU = product(x_BTD, a_DSR.reshape(width, ranks))
     weight_BTS = weight[:, None, :] if weight.ndim == 2 else weight
     scaled_BTS = weight_BTS * scale
-    scaled_BTU = jnp.repeat(scaled_BTS, rank, axis=-1, total_repeat_length=ranks)
+    # Without `total_repeat_length`, which makes a cumulated sum, two scatters and a gather of what is a broadcast.
+    scaled_BTU = jnp.repeat(scaled_BTS, rank, axis=-1)
     # Weights stay float32: a softmax rounded to bfloat16 no longer sums to one.
     scaled_BTU = jnp.broadcast_to(scaled_BTU, u_BTU.shape)
     u_BTU = u_BTU * scaled_BTU
