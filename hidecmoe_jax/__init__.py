@@ -31,6 +31,7 @@ _HOME = {
     "build_benchmark": "hidecmoe_jax.data.tfds_builders",
     "build_tasks": "hidecmoe_jax.data.tfds_builders",
     "calibrate": "hidecmoe_jax.studies.calibrate",
+    "check_compiler": "hidecmoe_jax.studies.planning.compiled",
     "check_run": "hidecmoe_jax.runs.start",
     "check_stream": "hidecmoe_jax.runs.opening",
     "compare": "hidecmoe_jax.studies.compare",

@@ -54,12 +54,16 @@ def plan(
       sets: config values that replace those of the file, such as tune.batch=8.
     """
     settings = read_config(config, sets=sets)
+    machine = hj.machine_of(target, price=price)
+    if compile_:
+        # Before the plan, which takes seconds.
+        hj.check_compiler(machine)
     shapes = hj.described_shapes(Path(settings.base.path))
     subject = hj.plan_subject(
         settings, base=shapes, tokens=tokens, answers=answers, pictures=pictures, records=records,
         questions=questions, tasks=task_count,
     )  # fmt: skip
-    made = hj.make_plan(subject, hj.machine_of(target, price=price))
+    made = hj.make_plan(subject, machine)
     compiled = hj.compile_plan(made) if compile_ else None
     if json_:
         values = hj.plan_values(made) | ({} if compiled is None else {"compiled": compiled})

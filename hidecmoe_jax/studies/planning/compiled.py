@@ -21,11 +21,11 @@ from hidecmoe_jax.studies.planning.collectives import (
     gathers_of,
     sums_of,
 )
-from hidecmoe_jax.studies.planning.machines import GIB
+from hidecmoe_jax.studies.planning.machines import GIB, Machine
 from hidecmoe_jax.studies.planning.on_mesh import answers_on, planned_layout, step_on
 from hidecmoe_jax.studies.planning.plan import Plan, training_shapes
 from hidecmoe_jax.studies.planning.programs import Program
-from hidecmoe_jax.studies.planning.slices import slice_mesh
+from hidecmoe_jax.studies.planning.slices import check_tpu_compiler, slice_mesh
 
 ON_CPU = (
     "proven: the step and the answering program compile for this processor and need this memory; not proven: their "
@@ -38,6 +38,23 @@ ON_TPU = (
 )
 
 
+def check_compiler(machine: Machine) -> None:
+    """Whether programs for a machine can be compiled here.
+
+    Raises:
+      ConfigError: they cannot, or the compiler is not installed; names the command.
+    """
+    if machine.name == "cpu":
+        return
+    if not machine.topology:
+        raise ConfigError(
+            "programs for this machine cannot be compiled here", where=f"--target {machine.name} --compile",
+            why="compilers for GPUs need a GPU; those for TPUs and for this processor do not",
+            remedy="leave --compile out, or give --target cpu or a TPU such as v5e-16",
+        )  # fmt: skip
+    check_tpu_compiler(machine)
+
+
 def compile_plan(plan: Plan) -> dict[str, Any]:
     """Bytes of both programs as compiled and as counted; for a TPU slice also what its devices exchange.
 
@@ -46,14 +63,9 @@ def compile_plan(plan: Plan) -> dict[str, Any]:
       ResourceError: the compiler refused a program.
     """
     machine = plan.machine
+    check_compiler(machine)
     if machine.name == "cpu":
         return {"step": _bytes(plan.step), "answers": _bytes(plan.answering.program), "note": ON_CPU}
-    if not machine.topology:
-        raise ConfigError(
-            "programs for this machine cannot be compiled here", where=f"--target {machine.name} --compile",
-            why="compilers for GPUs need a GPU; those for TPUs and for this processor do not",
-            remedy="leave --compile out, or give --target cpu or a TPU such as v5e-16",
-        )  # fmt: skip
     layout = planned_layout(plan, slice_mesh(machine, plan.choice.mesh))
     step = _compile("the training step", machine.title, step_on(plan, layout))
     answers = _compile("the answering program", machine.title, answers_on(plan, layout.for_answers()))

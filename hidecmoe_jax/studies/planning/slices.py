@@ -34,6 +34,16 @@ def has_tpu_compiler() -> bool:
     return True
 
 
+def check_tpu_compiler(machine: Machine) -> None:
+    """Raises ConfigError where the TPU compiler is not installed; names the command."""
+    if not has_tpu_compiler():
+        raise ConfigError(
+            "the TPU compiler is not installed", where=f"--target {machine.name} --compile",
+            why="programs for a TPU are compiled by libtpu, which needs no TPU",
+            remedy=f"pip install 'jax[tpu]=={jax.__version__}', which brings the version that belongs to this jax",
+        )  # fmt: skip
+
+
 def slice_mesh(machine: Machine, sizes: tuple[int, int, int]) -> Mesh:
     """A mesh of the devices of a TPU slice.
 
@@ -44,12 +54,7 @@ def slice_mesh(machine: Machine, sizes: tuple[int, int, int]) -> Mesh:
       ConfigError: the compiler is not installed; names the command.
       ResourceError: it is, and cannot be loaded.
     """
-    if not has_tpu_compiler():
-        raise ConfigError(
-            "the TPU compiler is not installed", where=f"--target {machine.name} --compile",
-            why="programs for a TPU are compiled by libtpu, which needs no TPU",
-            remedy=f"pip install 'jax[tpu]=={jax.__version__}', which brings the version that belongs to this jax",
-        )  # fmt: skip
+    check_tpu_compiler(machine)
     for name, value in _ALONE.items():
         os.environ.setdefault(name, value)
     try:
