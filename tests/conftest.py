@@ -33,6 +33,7 @@ for _flag, _value in _FAST_COMPILATION.items():
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --{_flag}={_value}".strip()
 
 import jax  # noqa: E402
+from lowering import lower_in_shared_contexts  # noqa: E402
 
 import hidecmoe_jax  # noqa: E402
 
@@ -43,27 +44,35 @@ MOST_MAPS = 48_000
 LONGEST_FILES = (
     "methods/test_contract.py",
     "runs/test_reuse.py",
-    "runs/test_resume.py",
-    "runs/test_stream_loop.py",
-    "methods/test_mixture.py",
-    "port/test_convert.py",
-    "truth/test_examples.py",
-    "runs/test_edits.py",
-    "models/test_execution.py",
-    "layouts/test_layouts.py",
     "studies/test_planning.py",
-    "runs/test_given_up.py",
-    "runs/test_merges.py",
-    "port/test_parity_model.py",
-    "core/test_compile_cache.py",
-    "methods/test_token_gate.py",
-    "locators/test_joined.py",
-    "locators/test_vae.py",
-    "runs/test_calibrate_run.py",
+    "methods/test_mixture.py",
+    "layouts/test_layouts.py",
+    "runs/test_resume.py",
+    "truth/test_examples.py",
     "models/test_generation.py",
-    "models/test_last_layer.py",
-    "port/test_adapters.py",
+    "models/test_decoder.py",
+    "models/test_execution.py",
+    "models/test_llava_model.py",
+    "runs/test_edits.py",
+    "methods/test_stacked.py",
+    "port/test_parity_model.py",
+    "runs/test_stream_loop.py",
+    "runs/test_merges.py",
+    "methods/test_token_gate.py",
+    "runs/test_calibrate_run.py",
+    "core/test_compile_cache.py",
+    "runs/test_resume_stages.py",
+    "runs/test_assistant.py",
+    "port/test_parity_experts.py",
     "methods/test_merging.py",
+    "runs/test_given_up.py",
+    "methods/test_unknown.py",
+    "runs/test_missing.py",
+    "core/test_sharding.py",
+    "experts/test_combine.py",
+    "methods/test_rules_of_rivals.py",
+    "methods/test_worth.py",
+    "port/test_adapters.py",
     "docs/test_extending.py",
 )
 STRICT_ROOMS = {"core", "experts", "models", "locators"}
@@ -72,7 +81,8 @@ STRICT_ROOMS = {"core", "experts", "models", "locators"}
 def pytest_configure(config: pytest.Config) -> None:
     """Registers markers and turns warnings raised from our own modules into errors."""
     # Compiled programs are millions of objects that live on; searching them for cycles took 7 % of the time.
-    gc.set_threshold(100_000, 20, 20)
+    gc.set_threshold(1_000_000, 20, 20)
+    lower_in_shared_contexts()
     config.addinivalue_line("markers", "slow: minutes, not seconds; run with -m slow")
     config.addinivalue_line("markers", "oracle: compares with torch and peft (extra `oracle`); run with -m oracle")
     config.addinivalue_line("markers", "figures: this file's tests look at figures of reports, so they are drawn")

@@ -98,9 +98,9 @@ def check_model() -> None:
     assert {s.data.shape for s in cut_bank.b["down_proj"].addressable_shards} == {(2, SLOTS, RANK, 16)}
     assert {s.data.shape for s in cut_batch[0].addressable_shards} == {(2, LENGTH)}
 
-    lowered = run.lower(cut_params, cut_bank, cut_batch).compile()
-    assert "all-reduce" in lowered.as_text()  # the work is shared, not repeated on every device
-    cut_value, cut_scores, cut_slope = run(cut_params, cut_bank, cut_batch)
+    program = run.lower(cut_params, cut_bank, cut_batch).compile()
+    assert "all-reduce" in program.as_text()  # the work is shared, not repeated on every device
+    cut_value, cut_scores, cut_slope = program(cut_params, cut_bank, cut_batch)
     np.testing.assert_allclose(cut_value, value, atol=2e-6)
     np.testing.assert_allclose(cut_scores, scores, atol=1e-5)
     for one, other in zip(jax.tree.leaves(slope), jax.tree.leaves(cut_slope), strict=True):

@@ -15,6 +15,7 @@ sys.path[:0] = [str(TESTS)]
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
 from lessons import Silent  # noqa: E402
+from lowering import lower_in_shared_contexts  # noqa: E402
 from tiny import SMALL_LORA, run_config, write_base, write_stream  # noqa: E402
 
 from hidecmoe_jax.core import trees  # noqa: E402
@@ -223,6 +224,7 @@ def check_sums() -> dict:
 
 
 if __name__ == "__main__":
+    lower_in_shared_contexts()
     method_names, layout_names, *more = (argument.split(",") for argument in sys.argv[1:])
     found = check(method_names, layout_names)
     if more == [["sums"]]:

@@ -67,8 +67,13 @@ METHODS = {
     "full": {"kind": "full"},
     "merged": {"kind": "merged", "rule": "ties", "train_projector": True, "lora": {"rank": 2, "dropout": 0.1}},
 }
-# Each compiles training of its own, and test_layer_choice.py, test_mixture.py and test_edits.py run the like.
-SLOW = ("hide_frozen_projector", "chosen_by_cka", "chosen_by_probe", "cmoe_uniform", "lwf", "reglora", "full")
+# Each compiles training of its own. The like of the first six runs in test_layer_choice.py, test_mixture.py and
+# test_edits.py; rules of the others are in test_rules_of_rivals.py, and test_export_rivals.py sends archives of most
+# of them out and back, byte by byte.
+SLOW = (
+    *("hide_frozen_projector", "chosen_by_cka", "chosen_by_probe", "cmoe_uniform", "shared_router", "full"),
+    *("ewc", "lwf", "olora", "reglora", "incmoe"),
+)
 
 # The others train as `hide` does and differ in what they make of it, which saves a compilation each.
 TRAINED = ("hide", "hide_frozen_projector", "served", "chosen_by_probe", "sequential", "joint", "zero_shot")

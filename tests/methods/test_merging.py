@@ -63,7 +63,11 @@ def test_merging_two_copies_of_an_expert_changes_no_answer(mode, prompt):  # noq
         )
 
 
-@pytest.mark.parametrize("mode", ["linear", "ties", "dare_ties", "svd"])
+# The rules themselves are in test_combine.py.
+SLOW_MODES = [pytest.param(mode, marks=pytest.mark.slow) for mode in ("ties", "dare_ties", "svd")]
+
+
+@pytest.mark.parametrize("mode", ["linear", *SLOW_MODES])
 def test_both_tasks_are_answered_from_what_combine_makes_of_them(mode, prompt):  # noqa: F811
     before = routed(ANCHORS, (0, 1, 2))
     edit = Edit("merge", 2, into=0, mode=mode, weights=(0.7, 0.2), density=0.6, seed=3)

@@ -224,6 +224,7 @@ def test_a_layer_that_lost_its_experts_grows_again():
     np.testing.assert_array_equal(layers_to_expand(count, heard, Probe(), fewest=2), [True, True, False])
 
 
+@pytest.mark.slow  # test_token_gate.py routes all seven linears, test_fusion.py folds experts into a base
 def test_experts_on_the_three_linears_are_routed_together(session):
     """Sent to all with one router that prefers nobody, they are the even fusion folded into the base."""
     linears = LORA | {"sites": ["gate_proj", "up_proj", "down_proj"]}

@@ -1,5 +1,6 @@
 """Written-out gradients against the rules of JAX on plain formulas, and what a choice of execution may not change."""
 
+import functools
 import math
 import re
 import zlib
@@ -240,20 +241,31 @@ def programs(voices, dtype):
     return (ours, plain), (params, x)
 
 
-@pytest.mark.parametrize("case", [dropped_mixture, token_routed, pytest.param(site_routed, marks=pytest.mark.slow)])
+@functools.cache
+def plainly(case):
+    """Value, states and gradients of a case by the plain loop in float32."""
+    trained, voices = case()
+    (_, plain), inputs = programs(voices, "float32")
+    return jax.jit(jax.value_and_grad(plain, argnums=(0, 2), has_aux=True))(trained, *inputs)
+
+
+# test_parity_experts.py has gradients of a router at every linear, test_decoder.py token routers by the formula.
+SLOW_CASES = [pytest.param(case, marks=pytest.mark.slow) for case in (token_routed, site_routed)]
+
+
+@pytest.mark.parametrize("case", [dropped_mixture, *SLOW_CASES])
 def test_the_decoder_and_its_gradient_are_the_plain_formula(case):
     trained, voices = case()
-    (ours, plain), inputs = programs(voices, "float32")
+    (ours, _), inputs = programs(voices, "float32")
     by_us = jax.jit(jax.value_and_grad(ours, argnums=(0, 2), has_aux=True))(trained, *inputs)
-    by_rule = jax.jit(jax.value_and_grad(plain, argnums=(0, 2), has_aux=True))(trained, *inputs)
+    by_rule = plainly(case)
     assert distance(by_us[0][1], by_rule[0][1]) < EXACT
     assert distance(by_us[1], by_rule[1]) < EXACT
 
 
 def test_bfloat16_gradients_are_no_further_from_float32_than_the_plain_ones():
     trained, voices = dropped_mixture()
-    (_, exact), (params, x) = programs(voices, "float32")
-    truth, _ = jax.jit(jax.grad(exact, has_aux=True))(trained, params, x)
+    truth, _ = plainly(dropped_mixture)[1]
     (ours, plain), inputs = programs(voices, "bfloat16")
     ours_off = distance(jax.jit(jax.grad(ours, has_aux=True))(trained, *inputs)[0], truth)
     plain_off = distance(jax.jit(jax.grad(plain, has_aux=True))(trained, *inputs)[0], truth)

@@ -161,6 +161,7 @@ print("same")
 """
 
 
+@pytest.mark.slow  # test_convert_attempts.py restores pieces on one device, test_sharding.py divides arrays over eight
 def test_pieces_and_file_restore_onto_any_mesh(hub, clip, tmp_path, run_python):
     convert(hub, tmp_path / "file", clip=clip)
     convert(hub, tmp_path / "pieces", clip=clip, layout="sharded")

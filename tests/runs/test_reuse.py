@@ -305,6 +305,7 @@ def test_the_basis_tells_questions_settings_and_programs_apart(cmoe):
     assert cache_key(session, as_dicts, task) == found[0], "a memory of classes has the key of one of nested dicts"
 
 
+@pytest.mark.slow  # the trait that decides it is tested of every kind of method below
 def test_a_method_whose_answers_change_takes_nothing_from_earlier_rows(tmp_path):
     config = make_world(tmp_path, expand="last", gate=GAUSSIAN)
     config = replace(config, evaluate=replace(config.evaluate, named="all"))

@@ -81,6 +81,7 @@ def test_what_cannot_be_compared_is_refused_before_anything_runs(world):
     assert not (out / "new").exists()
 
 
+@pytest.mark.slow  # test_budget.py finds the ranks; test_examples.py compares with --budget up to the first step
 def test_equal_budgets_change_the_rank_alone_and_are_reported(world, tmp_path):
     _, (hide, _), _, _ = world
     # One task is enough for a size.

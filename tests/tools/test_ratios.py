@@ -63,6 +63,7 @@ def test_formulas_of_the_7b_shapes_are_those_of_the_published_arithmetic(bench):
     assert peers.roofline(size, 60.0, 8, run)["limit"] == pytest.approx(76.8, rel=0.02)
 
 
+@pytest.mark.slow  # test_generation.py and test_assistant.py compare batches with single questions
 def test_answers_of_a_batch_are_those_of_one_question(bench):
     peers = bench("ratio_peers")
     work = bench("ratio_work")

@@ -32,8 +32,13 @@ from hidecmoe_jax.train import stage
 ROOT = Path(__file__).resolve().parents[2]
 LEARNED = ("digits", "counting")  # pocket tasks that the small world draws
 BENCHMARKS = ("configs/ucit/", "configs/coin/", "configs/dcl/", "configs/acl/")
-# One recipe of each method; the others differ in numbers alone (test_recipes.py).
-RECIPES = {"configs/ucit/hide.yaml", "configs/coin/cmoe.yaml", "configs/dcl/sequential.yaml"}
+# The others differ in numbers (test_recipes.py) and in the method, which a config of the pocket model runs.
+RECIPES = {"configs/ucit/hide.yaml"}
+# Each compiles features or surgery of its own; tests/methods trains their methods.
+SLOW_METHODS = {
+    *("configs/pocket/crossings/fused_below.yaml", "configs/pocket/located.yaml", "configs/pocket/cmoe_published.yaml"),
+    *("configs/pocket/incmoe.yaml", "configs/pocket/reglora.yaml", "configs/pocket/full.yaml"),
+}
 
 
 def words_of(line: str) -> list[str]:
@@ -72,7 +77,8 @@ ADDED = [example for example in EXAMPLES if command_of(example[1]) == "add"]
 def with_cost(example: tuple[str, list[str]]):
     """An example that trains as a test's parameter; those that show nothing new are slow."""
     where, _ = example
-    is_slow = where == "reproduce.md" or (where.startswith(BENCHMARKS) and where not in RECIPES)
+    is_another_recipe = where.startswith(BENCHMARKS) and where not in RECIPES
+    is_slow = where == "reproduce.md" or is_another_recipe or where in SLOW_METHODS
     return pytest.param(example, marks=[pytest.mark.slow] if is_slow else [], id=named(example))
 
 
