@@ -19,6 +19,7 @@ import tyro
 from hidecmoe_jax import __version__
 from hidecmoe_jax.cli.last_net import as_error
 from hidecmoe_jax.core import processes
+from hidecmoe_jax.core.deterministic import use_deterministic
 from hidecmoe_jax.core.errors import ConfigError, nearest
 from hidecmoe_jax.core.plugins import import_trusted
 
@@ -74,6 +75,7 @@ COMMANDS = {
 }
 INTERRUPTED = 130
 TRUST = "--trust"
+DETERMINISTIC = "--deterministic"
 CLOSED = 141  # as a shell reports SIGPIPE
 
 
@@ -115,7 +117,9 @@ def _run(words: Sequence[str] | None) -> int:
     """`main`, but for a closed pipe."""
     words = list(sys.argv[1:] if words is None else words)
     debug = "--debug" in words
-    words = [word for word in words if word != "--debug"]
+    if DETERMINISTIC in words:
+        use_deterministic()
+    words = [word for word in words if word not in ("--debug", DETERMINISTIC)]
     try:
         words, modules = _split_trusted(words)
         import_trusted(modules)
@@ -179,7 +183,8 @@ def overview(names: Iterable[str] = COMMANDS) -> str:
     trust = (
         "--trust MODULE, with any command: import code that a run or a task names (`module:Class`); else it is refused."
     )
-    return "\n".join(["usage: hidecmoe COMMAND ... [--debug]", "", *lines, "", hint, trust])
+    equal = "--deterministic, with any command: GPUs give the same bits every time, more slowly; a run records it."
+    return "\n".join(["usage: hidecmoe COMMAND ... [--debug]", "", *lines, "", hint, trust, equal])
 
 
 def _dispatch(words: Sequence[str]) -> int:

@@ -6,7 +6,7 @@ result as one that was not. Only the second half of the steps counts: an untrain
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -99,3 +99,9 @@ def _table(values_LE: np.ndarray, present_LE: np.ndarray) -> list[list[float | i
     """Values as plain numbers, None where a layer lacks the expert."""
     objects_LE = values_LE.astype(object)
     return np.where(present_LE, objects_LE, None).tolist()
+
+
+def cut_sentence(facts: Mapping[str, Any]) -> str:
+    """The routing texts of a lesson that were longer than the text tower reads; empty where none was."""
+    cut = facts.get("routing_texts_cut")
+    return f"{cut} of {facts['samples']} routing texts were cut at the end of what the text tower reads" if cut else ""

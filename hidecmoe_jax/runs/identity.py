@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from hidecmoe_jax.runs.folder import RunFolder, no_run
 from hidecmoe_jax.runs.journal import pending
 from hidecmoe_jax.runs.sealing import read_record, write_record
 from hidecmoe_jax.runs.start import check_run
+from hidecmoe_jax.runs.status import say
 from hidecmoe_jax.storage.files import sync_folder
 
 FORMAT = 1
@@ -91,12 +93,29 @@ def continued(
     now = {"started": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **(session or {})}
     fresh = _as_read(identity)
     run = read_run(folder)
+    _say_other_devices(run["sessions"], now)
     noted = []
     changes = changes_of(folder, identity, allow, remedy=remedy)
     for path, old, new in changes:
         noted.append({"field": path, "old": old, "new": new, "at": now["started"]})
     run |= {"identity": fresh, "changes": run["changes"] + noted, "sessions": [*run["sessions"], now]}
     return run, changes
+
+
+def _say_other_devices(sessions: Sequence[Mapping[str, Any]], now: Mapping[str, Any]) -> None:
+    """Says that a run goes on on other devices than the last process had, as far as both are recorded."""
+    before = sessions[-1].get("devices") if sessions else None
+    devices = now.get("devices")
+    if before and devices and devices != before:
+        say(
+            f"note: this run goes on on {_counted(devices)}, before it had {_counted(before)}: its numbers agree up to "
+            "rounding from here on, not to the bit; run.json records it"
+        )
+
+
+def _counted(devices: Sequence[str]) -> str:
+    """Devices by kind, with their numbers."""
+    return ", ".join(f"{count} x {kind}" for kind, count in Counter(devices).items())
 
 
 def _as_read(identity: Mapping[str, Any]) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from hidecmoe_jax.report.verdict import verdict_lines, verdict_of
 from hidecmoe_jax.runs.asked import asked
 from hidecmoe_jax.runs.config import config_of, learning_values
 from hidecmoe_jax.runs.costs import flops_per_query
-from hidecmoe_jax.runs.dead_experts import sentence
+from hidecmoe_jax.runs.dead_experts import cut_sentence, sentence
 from hidecmoe_jax.runs.edits import read, with_edits
 from hidecmoe_jax.runs.evaluation import read_answers, routed_task
 from hidecmoe_jax.runs.folder import FACTS, CellsFolder, RunFolder, SeedFolder, no_run
@@ -247,12 +247,15 @@ def _added(facts: dict[str, Any], lessons: Sequence[str]) -> dict[str, dict[str,
 
 
 def _notes(lessons: dict[str, dict[str, Any]]) -> dict[str, str]:
-    """Dead experts of every lesson, in words; `lessons` are facts of the ledger by name."""
+    """Dead experts and cut routing texts of every lesson, in words; `lessons` are facts of the ledger by name."""
     notes = {}
     for name, facts in lessons.items():
         text = sentence(facts.get("experts", {}))
-        if text:
-            notes[name] = f"has {text}"
+        parts = [f"has {text}"] if text else []
+        if cut_sentence(facts):
+            parts.append(cut_sentence(facts))
+        if parts:
+            notes[name] = "; ".join(parts)
     return notes
 
 

@@ -25,7 +25,7 @@ from hidecmoe_jax.data.stream import Stream
 from hidecmoe_jax.locators.calibrate import carried
 from hidecmoe_jax.methods.base import Learner
 from hidecmoe_jax.methods.gates.unknown import threshold_records
-from hidecmoe_jax.runs.dead_experts import experts_of, sentence
+from hidecmoe_jax.runs.dead_experts import cut_sentence, experts_of, sentence
 from hidecmoe_jax.runs.edits import read
 from hidecmoe_jax.runs.folder import SeedFolder
 from hidecmoe_jax.runs.ledger import Ledger
@@ -253,6 +253,11 @@ class SeedRun:
             "samples": len(setup.data.encoded),
             "epochs": setup.tune.epochs,
         }
+        # Left out where none was cut, as in archives of older versions.
+        cut = setup.data.features.truncated
+        method = session.config.method
+        if cut and method.gated and method.traits.reads is None:
+            facts["routing_texts_cut"] = cut
         lines = {task.name: common_line(task.train) for task in tasks if task.train}
         # Left out where no task of the lesson has one, as in archives of older versions.
         if any(lines.values()):
@@ -268,6 +273,8 @@ class SeedRun:
             held_out = threshold_records(method.gate, records)
             if held_out:
                 say(f"unknown inputs of {name}: {carried(held_out, method.gate.foreign)}")
+        if "routing_texts_cut" in facts:
+            say(f"note: {name}: {cut_sentence(facts)}, {self.session.model.config.text_context} tokens")
         idle = sentence(facts["experts"])
         if idle:
             say(f"warning: {name} has {idle}")

@@ -19,6 +19,7 @@ import numpy as np
 from hidecmoe_jax.core import trees
 from hidecmoe_jax.core.about import VERSION
 from hidecmoe_jax.core.checksum import checksums
+from hidecmoe_jax.core.deterministic import is_deterministic
 from hidecmoe_jax.core.errors import DataError
 from hidecmoe_jax.core.int8 import require_qwix, spread_axes
 from hidecmoe_jax.core.keys import key_for
@@ -298,4 +299,5 @@ def session_facts(layout: Layout | None = None, int8: dict[str, Any] | None = No
         "devices": [device.device_kind for device in jax.devices()],
         **facts_of(layout),
         **({"int8": int8} if int8 else {}),
+        **({"deterministic": True} if is_deterministic() else {}),
     }

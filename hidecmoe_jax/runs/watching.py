@@ -120,9 +120,9 @@ class StageMonitor:
         self.waited = (self.status.waited.seconds, of_timed + waited)
         return waited
 
-    def _show(self, stage: Stage, step: int, steps: int, loss: float) -> None:
+    def _show(self, stage: Stage, step: int, steps: int, loss: float | None) -> None:
         """Moves the progress bar on by one step, or prints a line if one is due."""
-        numbers = f"loss {loss:.3f}"
+        numbers = "no loss" if loss is None else f"loss {loss:.3f}"
         if self.pace.seconds:
             steps_a_second = self.pace.timed / self.pace.seconds
             samples_a_second = steps_a_second * self.tune.batch * self.tune.accumulate

@@ -17,6 +17,7 @@ from jax import Array
 from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
 from hidecmoe_jax.core.strict import YOUNGER
+from hidecmoe_jax.train.skip import leaving_out
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,10 @@ class TrainConfig:
       save_every: steps between checkpoints within a task.
       optimizer: `adamw`, `lion`, or `muon` for the experts' matrices with Adam for all else.
       clip: largest global norm of the gradient; None leaves it as it is.
+      skip: bad steps in a row that are left out before training stops: a bad step has a loss, a gradient or an update
+        that is not finite. 0 stops at the first.
+      spikes: with `skip`, a step is bad also where its loss is so many standard deviations above the mean of the last
+        128 (6 is usual); None for any loss that is finite.
     """
 
     epochs: int = 1
@@ -61,6 +66,8 @@ class TrainConfig:
     save_every: int = 200
     optimizer: Literal["adamw", "lion", "muon"] = field(default="adamw", metadata=YOUNGER)
     clip: float | None = field(default=None, metadata=YOUNGER)
+    skip: int = field(default=0, metadata=YOUNGER)
+    spikes: float | None = field(default=None, metadata=YOUNGER)
 
     def __post_init__(self):
         if min(self.epochs, self.batch, self.accumulate, self.bucket, self.lengths, self.save_every) < 1:
@@ -71,6 +78,10 @@ class TrainConfig:
             raise ValueError(f"warmup {self.warmup} must be in [0, 1) and rates at least 0")
         if self.clip is not None and self.clip <= 0:
             raise ValueError(f"clip {self.clip} must be above 0, or null")
+        if self.skip < 0:
+            raise ValueError(f"skip {self.skip} must be at least 0")
+        if self.spikes is not None and (self.spikes <= 0 or not self.skip):
+            raise ValueError(f"spikes {self.spikes} must be above 0, or null, and need skip above 0 (such as 5)")
 
 
 def shape_of_rate(step: int, steps: int, warmup: float) -> float:
@@ -86,11 +97,13 @@ def shape_of_rate(step: int, steps: int, warmup: float) -> float:
 def optimizer(tune: TrainConfig) -> optax.GradientTransformationExtraArgs:
     """The transformation from gradients to updates: clipping, direction, weight decay, learning rates.
 
-    Its `update` takes `rates`, one learning rate for each top-level group of the leaves.
+    Its `update` takes `rates`, one learning rate for each top-level group of the leaves, and where bad steps are left
+    out the `loss`.
     """
     steps = [] if tune.clip is None else [optax.clip_by_global_norm(tune.clip)]
     steps += [_direction(tune), optax.add_decayed_weights(tune.decay), scale_by_group_rates()]
-    return optax.chain(*steps)
+    chain = optax.chain(*steps)
+    return leaving_out(chain, tune.spikes) if tune.skip else chain
 
 
 def scale_by_group_rates() -> optax.GradientTransformationExtraArgs:

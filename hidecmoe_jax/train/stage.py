@@ -120,17 +120,35 @@ class StageObserver(Protocol):
         """Called after every step; `state()` gives the flat state to save. May raise to stop.
 
         `facts` are loss, gradient, update, norm and tokens, and where tokens choose experts their `load` by layer and
-        slot (-1: not to be chosen) with the `share` and the `entropy` of its most uneven layer.
+        slot (-1: not to be chosen) with the `share` and the `entropy` of its most uneven layer. A step that was left
+        out has `skipped`, bad steps in a row up to it, and None for what is not finite.
         """
 
     def warn(self, text: str) -> None:
         """Shows the user a warning."""
 
 
-def _check(metrics: Metrics, where: str, ids: Callable[[], list[str]]) -> dict[str, Any]:
-    facts = {name: float(getattr(metrics, name)) for name in ("loss", "gradient", "update", "norm")}
+def _check(metrics: Metrics, where: str, ids: Callable[[], list[str]], skip: int) -> dict[str, Any]:
+    """A step's metrics as plain values; of a step that was left out those are None that are not finite.
+
+    Args:
+      skip: bad steps in a row that may be left out.
+
+    Raises:
+      NumericsError: names what is not finite, or that too many steps in a row were left out.
+    """
+    facts: dict[str, Any] = {name: float(getattr(metrics, name)) for name in ("loss", "gradient", "update", "norm")}
     facts["tokens"] = int(metrics.tokens)
     bad = [name for name, value in facts.items() if not np.isfinite(value)]
+    skipped = 0 if metrics.skipped is None else int(metrics.skipped)
+    if skipped > skip:
+        raise NumericsError(
+            f"{skipped} steps in a row were bad", where=where,
+            why=f"{facts}; records of the last one {', '.join(ids()[:16])}; tune.skip leaves out {skip} in a row",
+            remedy="lower --set tune.rate, or look at these records; --resume goes on from the last good checkpoint",
+        )  # fmt: skip
+    if skipped:
+        return facts | dict.fromkeys(bad) | {"skipped": skipped}
     if bad:
         raise NumericsError(
             f"training met a {bad[0]} that is not finite",
@@ -175,7 +193,10 @@ def run_stage(
     state = replicate(layout, state)
     context = replicate(layout, context)
     # Settings that the compiled step does not depend on are set to constants, so that they compile nothing anew.
-    traced = replace(tune, epochs=1, rate=0.0, projector_rate=0.0, save_every=1, lengths=1, pack=0)
+    leaves_out = min(tune.skip, 1)
+    traced = replace(
+        tune, epochs=1, rate=0.0, projector_rate=0.0, save_every=1, lengths=1, pack=0, skip=leaves_out
+    )  # fmt: skip
     streak = Streak()
     pending = None
 
@@ -198,12 +219,12 @@ def run_stage(
             step_key = jax.random.fold_in(key, step)
             state, metrics = take_step(state, model, context, batches, rates, step_key, stage=stage, tune=traced)
             # The previous step is reported only now, so that the device works on this one meanwhile.
-            streak = _report(pending, observer, stage, plan.steps, task, streak)
+            streak = _report(pending, observer, stage, plan.steps, task, streak, tune.skip)
             # The next step overwrites this state; the last one stays.
             is_last = step + 1 == plan.steps
             saved = copied(state) if observer.saves(step, plan.steps) and not is_last else state
             pending = (step, metrics, saved, ids)
-        _report(pending, observer, stage, plan.steps, task, streak)
+        _report(pending, observer, stage, plan.steps, task, streak, tune.skip)
     return with_trainable(learner, state.leaves)
 
 
@@ -282,7 +303,9 @@ def _collapsed(facts: dict[str, Any]) -> bool:
     return facts["share"] > SHARE_ALARM or facts["entropy"] < ENTROPY_ALARM
 
 
-def _report(pending, observer: StageObserver, stage: Stage, steps: int, task: str, streak: Streak) -> Streak:
+def _report(
+    pending, observer: StageObserver, stage: Stage, steps: int, task: str, streak: Streak, skip: int = 0
+) -> Streak:
     """Reads a finished step's metrics, reports them, and counts steps in a row without a gradient and with a collapsed
     router.
 
@@ -293,8 +316,10 @@ def _report(pending, observer: StageObserver, stage: Stage, steps: int, task: st
         return streak
     step, metrics, state, ids = pending
     where = f"task {task}, stage {stage.kind}"
-    facts = _check(metrics, f"{where}, step {step} of {steps}", lambda: ids)
-    facts |= _loads(metrics.load)
+    facts = _check(metrics, f"{where}, step {step} of {steps}", lambda: ids, skip)
+    if "skipped" in facts:
+        observer.warn(f"{where}, step {step}: left out, its loss is {facts['loss']}; records {', '.join(ids[:4])}")
+    facts |= {} if "skipped" in facts else _loads(metrics.load)
     has_no_gradient = facts["gradient"] == 0.0 or facts["tokens"] == 0
     # A probe has no gradient where no earlier expert is left to compare it with, and that is no failure.
     learns_nothing = stage.subset_name == "all" and has_no_gradient

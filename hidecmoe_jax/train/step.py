@@ -38,7 +38,8 @@ class State:
 @struct.dataclass
 class Metrics:
     """Of one step, float32: mean loss per answer token, norms of gradient, update and leaves; `tokens` int32; `load` is
-    which experts the tokens chose, None where no token chooses."""
+    which experts the tokens chose, None where no token chooses; `skipped` int32: bad steps in a row that were left out,
+    this one the last, 0 for a good one, None where none is left out."""
 
     loss: Array
     gradient: Array
@@ -46,6 +47,7 @@ class Metrics:
     norm: Array
     tokens: Array
     load: Load | None = None
+    skipped: Array | None = None
 
 
 @jax.jit
@@ -145,11 +147,16 @@ def take_step(
     share = 1.0 / divisor
     gradient = jax.tree.map(lambda g: g * share.astype(g.dtype), gradient)
     transformation = optimizer(tune)
-    updates, moments = transformation.update(gradient, state.moments, state.leaves, rates=rates)
+    loss = total * share
+    extra = {"rates": rates}
+    if tune.skip:
+        extra["loss"] = loss
+    updates, moments = transformation.update(gradient, state.moments, state.leaves, **extra)
     leaves = optax.apply_updates(state.leaves, updates)
     # The update as it was rounded into the leaves: too small a rate shows as 0.
     update = jax.tree.map(lambda new, old: new - old, leaves, state.leaves)
     norm = optax.tree.norm
-    metrics = Metrics(total * share, norm(gradient), norm(update), norm(leaves), tokens, load)
+    skipped = moments.in_a_row if tune.skip else None
+    metrics = Metrics(loss, norm(gradient), norm(update), norm(leaves), tokens, load, skipped)
     # Returned as it came in, or the next step would be another program.
     return keep_replicated(model.layout, (State(leaves, moments), metrics))

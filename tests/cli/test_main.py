@@ -1,11 +1,14 @@
 """Words on the command line: the right command, or a message, an exit code and a suggestion."""
 
+import os
+
 import pytest
 from tiny import write_task
 
 from hidecmoe_jax.cli import inspect as inspect_command
 from hidecmoe_jax.cli.main import COMMANDS, main, overview
 from hidecmoe_jax.core.errors import BusyError, HidecmoeError
+from hidecmoe_jax.runs.session import session_facts
 
 
 def test_the_overview_names_every_command(capsys):
@@ -170,3 +173,12 @@ def test_data_check_of_nothing_is_an_error(words, tmp_path, monkeypatch, capsys)
 def test_every_exit_code_of_the_documentation_is_an_error_class():
     codes = {kind.exit_code for kind in HidecmoeError.__subclasses__()}
     assert codes == {2, 3, 4, 5, 6, 7, 75}
+
+
+def test_deterministic_operations_are_asked_for_and_recorded(monkeypatch, capsys):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_other=1")
+    assert "deterministic" not in session_facts()
+    for _ in range(2):
+        assert main(["--version", "--deterministic"]) == 0
+    assert os.environ["XLA_FLAGS"] == "--xla_other=1 --xla_gpu_deterministic_ops=true"
+    assert session_facts()["deterministic"] is True

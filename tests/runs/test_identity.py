@@ -171,3 +171,13 @@ def test_a_damaged_or_newer_run_file_is_refused(tmp_path):
     shutil.rmtree(tmp_path)
     with pytest.raises(CheckpointError, match="this is no run"):
         read_run(tmp_path)
+
+
+def test_other_devices_than_before_are_said_and_recorded(tmp_path, capsys):
+    one, eight = {"devices": ["cpu"]}, {"devices": ["cpu"] * 8}
+    open_run(tmp_path, WHO, resume=False, overwrite=False, session=one)
+    open_run(tmp_path, WHO, resume=True, overwrite=False, session=one)
+    assert capsys.readouterr().err == ""
+    open_run(tmp_path, WHO, resume=True, overwrite=False, session=eight)
+    assert "goes on on 8 x cpu, before it had 1 x cpu" in capsys.readouterr().err
+    assert [session["devices"] for session in read_run(tmp_path)["sessions"]] == [["cpu"], ["cpu"], ["cpu"] * 8]
