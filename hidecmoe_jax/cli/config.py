@@ -51,7 +51,7 @@ def show(config: Config, /, *, tasks: Folders = (), set: Assignments = ()) -> No
       tasks: task folders in the order to learn them, instead of the config's. (repeatable)
       set: config values that replace those of the file, such as tune.epochs=2. (repeatable)
     """
-    print(hj.config_text(read_config(config, sets=set, tasks=tasks)), end="")
+    print(hj.full_config_text(read_config(config, sets=set, tasks=tasks)), end="")
 
 
 def schema() -> None:

@@ -29,7 +29,7 @@ def config_schema() -> dict[str, Any]:
     return schema
 
 
-def config_text(config: RunConfig) -> str:
+def full_config_text(config: RunConfig) -> str:
     """All values of a config as YAML that `load_config` reads back; mappings of scalars stand on one line."""
     values = to_mapping(config, complete=True)
     return yaml.safe_dump(values, sort_keys=False, default_flow_style=None, width=118, allow_unicode=True)

@@ -305,7 +305,7 @@ def test_fault_e9_messages_call_kinds_of_values_by_their_words(tmp_path):
         files.read_json(damaged)
 
 
-@pytest.mark.parametrize("word", ["serve", "train", "chat", "predict", "list"])
+@pytest.mark.parametrize("word", ["host", "train", "chat", "predict", "list"])
 def test_fault_e10_an_unknown_command_gets_no_far_suggestion(word, capsys):
     error = refusal([word], capsys, 2)
     assert f"unknown command '{word}'" in error and "did you mean" not in error

@@ -11,7 +11,7 @@ from hidecmoe_jax.core.errors import ConfigError
 from hidecmoe_jax.core.paths import configs_folder, shipped_configs
 from hidecmoe_jax.core.yaml_text import read_yaml
 from hidecmoe_jax.runs.config import from_mapping, load_config
-from hidecmoe_jax.runs.config_schema import config_schema, config_text
+from hidecmoe_jax.runs.config_schema import config_schema, full_config_text
 
 NAMES = list(shipped_configs())
 
@@ -57,7 +57,7 @@ def test_every_shipped_config_is_valid_and_a_misspelt_key_is_not(name, validator
 @pytest.mark.parametrize("name", NAMES)
 def test_what_is_shown_is_the_config_and_fits_the_schema(name, validator):
     config = load_config(name)
-    shown = yaml.safe_load(config_text(config))
+    shown = yaml.safe_load(full_config_text(config))
     # YAML 1.1 reads 1e-8 as text; both readers take it for the number.
     assert validator.is_valid(shown)
     assert from_mapping(shown) == config
