@@ -58,7 +58,7 @@ class Tokenizer:
         """Reads `tokenizer.json` and, where present, the names of special tokens beside it.
 
         Raises:
-          DataError: no `tokenizer.json`, or it has no begin, end or padding token.
+          DataError: no `tokenizer.json`, it is damaged, or it has no begin, end or padding token.
         """
         import tokenizers
 
@@ -73,7 +73,16 @@ class Tokenizer:
                 remedy="give a folder with the tokenizer.json of a Hugging Face model",
             )
         read_json(path)  # its error names the damaged line; that of the library below does not
-        backend = tokenizers.Tokenizer.from_file(str(path))
+        # The library raises Exception itself.
+        try:
+            backend = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:
+            raise DataError(
+                "the tokenizer cannot be read",
+                where=str(path),
+                why=str(error),
+                remedy="copy tokenizer.json again from where the model came from, or convert the model again",
+            ) from error
         backend.encode_special_tokens = True
         backend.no_padding()
         backend.no_truncation()

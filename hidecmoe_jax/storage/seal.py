@@ -245,6 +245,9 @@ def load(root: Path) -> Seal:
     if not path.is_file():
         raise _unusable(root, f"{NAME} is gone, which the run was begun with")
     value = read_signed(path, required=True)
+    # Another signed file of the run may lie in its place.
+    if value.keys() != {"format", MARK, "files"}:
+        raise _unusable(root, f"{NAME} holds something else than a seal")
     if value["format"] > FORMAT:
         raise CheckpointError(
             "a seal was written by a newer version", where=str(path),

@@ -61,8 +61,8 @@ def test_collate_gathers_the_positions_that_predict_answers():
     assert batch.where_BA[0].tolist() == [2, 3, 0, 0]
     assert batch.answer_BA[0].tolist() == [7, 2, 0, 0]
     assert batch.answer_mask_BA.tolist() == [[True, True, False, False], [False] * 4]
-    assert batch.prompt.patches_BIPD is None
-    arrays = vars(batch.prompt) | vars(batch)
+    assert batch.prompt.patches_BIPD is None and batch.prompt.segment_BT is None
+    arrays = {name: array for name, array in (vars(batch.prompt) | vars(batch)).items() if array is not None}
     assert {name: array.dtype.name for name, array in arrays.items() if name.endswith(("_BT", "_BA"))} == {
         "tokens_BT": "int32",
         "mask_BT": "bool",

@@ -188,6 +188,10 @@ def test_missing_and_damaged_tokenizers_are_named(tmp_path):
     (tmp_path / "tokenizer.json").write_text('{"version": ')
     with pytest.raises(DataError, match="ends too early"):
         Tokenizer.load(tmp_path)
+    # Well-formed, but of a kind that the library does not have: it raises Exception itself.
+    (tmp_path / "tokenizer.json").write_text('{"version": "1.0", "model": {"type": "Wordy"}}')
+    with pytest.raises(DataError, match=r"cannot be read\n  where: .*tokenizer.json"):
+        Tokenizer.load(tmp_path)
 
 
 def test_ids_outside_the_vocabulary_do_not_decode(tokenizer):

@@ -32,6 +32,7 @@ from hidecmoe_jax.port.checkpoints.sentencepiece import PROBES, from_sentencepie
 from hidecmoe_jax.port.exports.hf import write_hf
 from hidecmoe_jax.runs.config import Base, RunConfig
 from hidecmoe_jax.runs.session import open_base
+from hidecmoe_jax.storage.manifest import NAME as MANIFEST
 from hidecmoe_jax.storage.manifest import verify
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -179,6 +180,10 @@ def test_damaged_pieces_are_refused_by_leaf(hub, clip, tmp_path):
     with pytest.raises(CheckpointError, match="SHA-256"):
         verify(tmp_path / "out")
     data.write_bytes(raw[: len(raw) // 2])
+    # By the manifest, which names the file; and without one, as a base of an earlier version has none, by its reading.
+    with pytest.raises(CheckpointError, match=rf"{LEAF.replace('/', '.')}.* is truncated"):
+        load_model(tmp_path / "out")
+    (tmp_path / "out" / MANIFEST).unlink()
     with pytest.raises(CheckpointError, match=LEAF):
         load_model(tmp_path / "out")
 

@@ -136,6 +136,17 @@ def test_a_seal_that_is_gone_is_no_run_of_before_seals(run, capsys):
     assert main(["verify", str(run)]) == 4 and "seal.json is gone" in capsys.readouterr().out
 
 
+def test_signed_files_of_a_run_in_each_others_place_are_refused(run, capsys):
+    record = run / "run.json"
+    seal = run / "seal.json"
+    text = record.read_text()
+    record.write_text(seal.read_text())
+    seal.write_text(text)
+    with pytest.raises(CheckpointError):
+        config_of(run)
+    assert main(["verify", str(run)]) == 4 and str(run) in capsys.readouterr().out
+
+
 def test_files_that_were_changed_on_purpose_are_accepted_but_not_a_setting(world, run):
     harm(RunFolder(run).seed(0).cells, "gone")
     assert main(["verify", str(run)]) == 4
