@@ -108,11 +108,14 @@ class Paired:
     items: int
 
 
-def paired(differences: Sequence[np.ndarray], *, resamples: int, rng: np.random.Generator) -> Paired:
+def paired(
+    differences: Sequence[np.ndarray], *, resamples: int, rng: np.random.Generator, permutations: int = 0
+) -> Paired:
     """Tests whether two runs differ.
 
     Args:
       differences: left minus right by question, float64 [questions], one array a task.
+      permutations: of the test, where there are to be more than `resamples`; the smallest p value is 1 in so many.
     """
     drawn = np.zeros(resamples)
     swapped = np.zeros(resamples)
@@ -128,11 +131,27 @@ def paired(differences: Sequence[np.ndarray], *, resamples: int, rng: np.random.
             drawn[done : done + rows] += share * (weight_BN @ difference_N)
             swapped[done : done + rows] += share * (sign_BN @ difference_N)
             done += rows
+    swapped = np.concatenate([swapped, _swapped(differences, permutations - resamples, rng)])
     # The observed assignment is one of the permutations; sums of equal numbers differ in their last bits.
     extreme = int(np.sum(np.abs(swapped) >= abs(observed) - 1e-9))
-    p = (extreme + 1) / (resamples + 1)
+    p = (extreme + 1) / (len(swapped) + 1)
     items = sum(map(len, differences))
     return Paired(float(observed), interval_of(drawn), p, items)
+
+
+def _swapped(differences: Sequence[np.ndarray], count: int, rng: np.random.Generator) -> np.ndarray:
+    """Differences of the two runs after `count` swaps of them, question by question; none for a count below 1."""
+    swapped = np.zeros(max(count, 0))
+    for difference_N in differences:
+        # Questions that both runs answer alike change nothing.
+        unequal_N = difference_N[difference_N != 0]
+        share = 1 / (len(difference_N) * len(differences))
+        at_once = max(1, _ELEMENTS // max(1, len(unequal_N)))
+        for start in range(0, len(swapped), at_once):
+            rows = min(at_once, len(swapped) - start)
+            is_swapped_BN = rng.integers(0, 2, (rows, len(unequal_N)), np.int8)
+            swapped[start : start + rows] += share * (unequal_N.sum() - 2 * (is_swapped_BN @ unequal_N))
+    return swapped
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -73,12 +73,20 @@ def test_permutation_p_values_are_those_of_all_signs(differences):
     test = paired([np.array(differences, float)], resamples=20_000, rng=np.random.default_rng(RNG_SEED))
     assert test.p == pytest.approx(exact_p(differences), abs=0.01)
     assert test.difference == pytest.approx(np.mean(differences))
+    # Most of the permutations beyond the draws of the interval; these stay the same.
+    rng = np.random.default_rng(RNG_SEED)
+    further = paired([np.array(differences, float)], resamples=100, rng=rng, permutations=20_000)
+    assert further.p == pytest.approx(exact_p(differences), abs=0.01)
+    same = paired([np.array(differences, float)], resamples=100, rng=np.random.default_rng(RNG_SEED))
+    assert further.interval == same.interval
 
 
 def test_a_difference_that_no_swap_reaches_is_one_of_all_permutations():
     """The observed assignment counts as a permutation: p is never 0."""
     result = paired([np.ones(40)], resamples=99, rng=np.random.default_rng(0))
     assert result.p == 1 / 100
+    further = paired([np.ones(40)], resamples=99, rng=np.random.default_rng(0), permutations=24_000)
+    assert further.p == 1 / 24_001
 
 
 def test_tasks_have_equal_weight_whatever_their_number_of_questions():

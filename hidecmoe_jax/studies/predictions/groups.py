@@ -13,6 +13,8 @@ from hidecmoe_jax.scoring.bootstrap import holm, paired
 from hidecmoe_jax.scoring.matrix import METRICS, mean_and_spread, summary
 from hidecmoe_jax.studies.predictions.scored import Scored
 
+PERMUTATIONS = 100  # for every pair, if that is more than the draws: the smallest corrected p is then 0.01
+
 
 def spread_rows(scored: Sequence[Scored]) -> list[dict[str, Any]]:
     """One row a method: its runs, their orders of tasks, and mean and deviation of every metric over them.
@@ -46,10 +48,12 @@ def _by_method(scored: Sequence[Scored]) -> dict[str, list[Scored]]:
 def paired_rows(scored: Sequence[Scored], *, resamples: int, seed: int) -> list[dict[str, Any]]:
     """One row for every two methods: difference of their final scores over the same questions, and its p value.
 
-    A method with several runs has the mean of their marks, question by question.
+    A method with several runs has the mean of their marks, question by question. The more pairs, the more permutations:
+    the correction multiplies p values by up to the number of pairs, and none is smaller than 1 in all permutations.
     """
     rows = []
-    for (left, left_runs), (right, right_runs) in itertools.combinations(_by_method(scored).items(), 2):
+    pairs = list(itertools.combinations(_by_method(scored).items(), 2))
+    for (left, left_runs), (right, right_runs) in pairs:
         row: dict[str, Any] = {"left": left, "right": right, "reason": ""}
         left_marks = _final_marks(left_runs)
         right_marks = _final_marks(right_runs)
@@ -57,7 +61,7 @@ def paired_rows(scored: Sequence[Scored], *, resamples: int, seed: int) -> list[
         if not row["reason"]:
             differences = [left_marks[name][1] - right_marks[name][1] for name in left_marks]
             rng = np.random.default_rng([seed, zlib.crc32(f"{left}/{right}".encode())])
-            test = paired(differences, resamples=resamples, rng=rng)
+            test = paired(differences, resamples=resamples, rng=rng, permutations=PERMUTATIONS * len(pairs))
             row |= {"difference": test.difference, "interval": list(test.interval), "p": test.p, "items": test.items}
             row["tasks"] = {name: float(np.mean(left_marks[name][1] - right_marks[name][1])) for name in left_marks}
         rows.append(row)
