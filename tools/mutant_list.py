@@ -157,7 +157,7 @@ MUTANTS = [
     ),
     *_mutants(
         "scoring/bootstrap.py", "scoring/test_bootstrap.py",
-        ("    p = (extreme + 1) / (resamples + 1)", "    p = extreme / resamples"),
+        ("    p = (extreme + 1) / (len(swapped) + 1)", "    p = extreme / len(swapped)"),
         ("        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[place]))",
          "        largest = min(1.0, (len(p_values) - rank) * p_values[place])"),
     ),
