@@ -359,6 +359,7 @@ def kind_of(cls: Any) -> str | None:
 
 
 def has_default(field: dataclasses.Field) -> bool:
+    """Whether a field of a dataclass may be left out."""
     return field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
 
 

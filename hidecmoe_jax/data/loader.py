@@ -87,6 +87,13 @@ def buckets(lengths: Iterable[int], multiple: int = 16) -> int:
     return -(-max(lengths) // multiple) * multiple
 
 
+def doubled(unit: int, least: int) -> int:
+    """Returns `unit`, doubled until it is at least `least`: few different numbers, so few programs."""
+    while unit < least:
+        unit *= 2
+    return unit
+
+
 def ladder(longest: int, count: int, multiple: int) -> tuple[int, ...]:
     """Returns at most `count` padded lengths in equal steps up to `longest`, rounded up to a multiple, ascending."""
     steps = [buckets([-(-longest * step // count)], multiple) for step in range(1, count)]

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hidecmoe_jax.data.loader import answer_positions, check_ids
+from hidecmoe_jax.data.loader import answer_positions, buckets, check_ids, doubled
 from hidecmoe_jax.data.prompts import Encoded
 from hidecmoe_jax.models.llava import Batch, Prompt
 
@@ -156,7 +156,7 @@ def packer_for(
     most = batch * longest
     top = max(longest, min(times * longest, most // shards))
     spaced = np.linspace(longest, top, _CANDIDATES).astype(int)
-    candidates = sorted({-(-int(length) // bucket) * bucket for length in spaced})
+    candidates = sorted({buckets([int(length)], bucket) for length in spaced})
     candidates = [length for length in candidates if length <= top] or [longest]
     part = batch if couples else None
     generator = np.random.default_rng(_SEED)
@@ -230,13 +230,6 @@ def collate_rows(
     patches_BIPD = None if patches_NIPD is None else _row_patches(rows, patches_NIPD, pictures_N)
     prompt = Prompt(tokens_BT, segment_BT > 0, patches_BIPD, segment_BT)
     return _micro_batches(Batch(prompt, where_BA, answer_BA, answer_mask_BA), rows)
-
-
-def doubled(unit: int, least: int) -> int:
-    """`unit`, doubled until it is at least `least`: few different numbers, so few programs."""
-    while unit < least:
-        unit *= 2
-    return unit
 
 
 def _row_patches(rows: Rows, patches_NIPD: np.ndarray, pictures_N: np.ndarray) -> np.ndarray:

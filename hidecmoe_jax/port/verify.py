@@ -106,10 +106,7 @@ def _accept(folder: Path, kind: str) -> None:
             number = seal.new_number()
         accept(run, number)
         write_record(run, record | {seal.MARK: number})
-        mapping = read_settings(run)
-        if mapping is not None:
-            # A setting that was changed by hand would be in force without being recorded.
-            require_recorded(run, mapping, from_mapping(mapping, str(run.config), imports=False))
+        _require_same_settings(run)
 
 
 def _parts_of_run(run: RunFolder) -> Iterator[Part]:
@@ -117,7 +114,7 @@ def _parts_of_run(run: RunFolder) -> Iterator[Part]:
     if not seal.is_sealed(run.path):
         why = "begun by a version without seals: its settings, answers and scores cannot be checked, its lessons can"
         yield Part(seal.NAME, "not sealed", why, f"`hidecmoe verify {run.path} --accept` seals it as it is")
-        yield _part(run.config.name, lambda: _same_settings(run))
+        yield _part(run.config.name, lambda: _require_same_settings(run))
     else:
         yield from _sealed_parts(run)
     for seed in run.seeds():
@@ -128,7 +125,8 @@ def _parts_of_run(run: RunFolder) -> Iterator[Part]:
                     yield _part(folder.relative_to(run.path).as_posix(), lambda folder=folder: manifest.verify(folder))
 
 
-def _same_settings(run: RunFolder) -> None:
+def _require_same_settings(run: RunFolder) -> None:
+    """Refuses a setting that was changed by hand: it would be in force without being recorded."""
     mapping = read_settings(run)
     if mapping is not None:
         require_recorded(run, mapping, from_mapping(mapping, str(run.config), imports=False))

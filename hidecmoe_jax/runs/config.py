@@ -20,6 +20,7 @@ from hidecmoe_jax.core.errors import CheckpointError, ConfigError
 from hidecmoe_jax.core.paths import find_config
 from hidecmoe_jax.core.yaml_text import read_yaml
 from hidecmoe_jax.data.feature_store import FeatureCache
+from hidecmoe_jax.data.loader import doubled
 from hidecmoe_jax.data.prompts import Template
 from hidecmoe_jax.data.records import Policy
 from hidecmoe_jax.data.stream import TaskSpec
@@ -155,10 +156,7 @@ class RunConfig:
         Learning, evaluation, `ask` and studies of one run all build learners of this size, so that all of them run the
         same compiled programs and round alike.
         """
-        slots = self.capacity
-        while slots < len(self.method.lessons(tasks)):
-            slots *= 2
-        return slots
+        return doubled(self.capacity, len(self.method.lessons(tasks)))
 
 
 def load_config(source: str | Path, *, overrides: Iterable[str] = (), tasks: Iterable[str | Path] = ()) -> RunConfig:

@@ -13,8 +13,6 @@ from hidecmoe_jax.runs.folder import RunFolder
 from hidecmoe_jax.storage import seal
 from hidecmoe_jax.storage.files import write_json
 
-_DIGEST = "digest"
-
 
 def settings_of(content: bytes) -> bytes:
     """What is sealed of a config.yaml: every value but the places of base and tasks, whose content has fingerprints."""

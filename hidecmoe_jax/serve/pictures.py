@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hidecmoe_jax.core.errors import DataError
-from hidecmoe_jax.data.images import Limits, inspect, open_upright
+from hidecmoe_jax.data.images import Limits, open_upright
 from hidecmoe_jax.serve.refusal import Refusal
 
 _SCHEME = "data:"
@@ -55,7 +55,6 @@ def write_pictures(pictures: Sequence[bytes], folder: Path, limits: Limits) -> t
         path = folder / f"picture_{number}"
         path.write_bytes(content)
         try:
-            inspect(path, limits)
             open_upright(path, limits=limits)
         except DataError as error:
             raise Refusal(

@@ -56,6 +56,12 @@ def write_bytes(path: Path, content: bytes) -> None:
     sync_folder(path.parent)
 
 
+def wrong_size(size: int, written: int) -> str:
+    """How a file of another size than it was written with differs, in words behind its name."""
+    verb = "truncated" if size < written else "longer"
+    return f"is {verb}: {size} bytes, {written} were written"
+
+
 def is_partial(name: str) -> bool:
     """Whether a file of this name is what a killed `write_bytes` left."""
     return _PARTIAL.fullmatch(name) is not None

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from hidecmoe_jax.core.errors import CheckpointError
-from hidecmoe_jax.storage.files import read_json, write_json
+from hidecmoe_jax.storage.files import read_json, write_json, wrong_size
 
 NAME = "MANIFEST.json"
 FORMAT = 1
@@ -89,8 +89,7 @@ def _difference(path: Path, sealed: dict[str, Any]) -> str:
     size = path.stat().st_size
     # Sizes first: they name the damage better than a checksum, and cost nothing.
     if size != sealed["size"]:
-        verb = "truncated" if size < sealed["size"] else "longer"
-        return f"is {verb}: {size} bytes, {sealed['size']} were written"
+        return wrong_size(size, sealed["size"])
     return "has changed: its SHA-256 differs" if _entry(path) != sealed else ""
 
 

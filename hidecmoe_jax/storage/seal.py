@@ -70,16 +70,16 @@ def read_bytes(path: Path, *, content: Content | None = None) -> bytes | None:
         return _bytes(path)
     before: bytes | str | None = "not read yet"
     while True:
-        found = _bytes(path)
+        data = _bytes(path)
         # The seal after the file: a writer lists new content before it writes it.
         marks = load(root).marks.get(_name(root, path), NOTHING)
         for mark in reversed(marks):
-            if _matches(found, mark, content):
-                return found[: mark.size] if mark is not None and mark.grows else found
+            if _matches(data, mark, content):
+                return data[: mark.size] if mark is not None and mark.grows else data
         # Another process may have rewritten the file between the two.
-        if found == before:
-            raise _damaged(path, root, found, marks)
-        before = found
+        if data == before:
+            raise _damaged(path, root, data, marks)
+        before = data
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
@@ -88,8 +88,8 @@ def read_json(path: Path) -> dict[str, Any] | None:
     Raises:
       CheckpointError: as `read_bytes`, or the file holds no JSON object.
     """
-    found = read_bytes(path)
-    return None if found is None else files.json_object(found, path)
+    data = read_bytes(path)
+    return None if data is None else files.json_object(data, path)
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -274,9 +274,9 @@ def faults(root: Path, contents: Mapping[Path, Content]) -> dict[str, str]:
     wrong = {}
     for name, marks in load(root).marks.items():
         path = root / name
-        found = _bytes(path)
-        if not any(_matches(found, mark, contents.get(path)) for mark in marks):
-            wrong[name] = _difference(found, marks)
+        data = _bytes(path)
+        if not any(_matches(data, mark, contents.get(path)) for mark in marks):
+            wrong[name] = _difference(data, marks)
     return wrong
 
 
@@ -288,9 +288,9 @@ def _settled(root: Path, contents: Mapping[str, Content | None] | None = None) -
         if len(listed) == 1:
             marks[name] = listed
             continue
-        found = _bytes(root / name)
+        data = _bytes(root / name)
         content = (contents or {}).get(name)
-        now = [mark for mark in listed if _matches(found, mark, content)]
+        now = [mark for mark in listed if _matches(data, mark, content)]
         # What matches nothing is damaged, and stays so.
         remaining = now[-1:] or listed
         if remaining != [None]:
@@ -335,14 +335,14 @@ def _mark(data: bytes, *, grows: bool = False) -> Mark:
     return Mark(len(data), hashlib.sha256(data).hexdigest(), grows)
 
 
-def _matches(found: bytes | None, mark: Mark | None, content: Content | None) -> bool:
-    if found is None or mark is None:
-        return found is None and mark is None
+def _matches(data: bytes | None, mark: Mark | None, content: Content | None) -> bool:
+    if data is None or mark is None:
+        return data is None and mark is None
     if content is not None:
-        found = content(found)
+        data = content(data)
     if mark.grows:
-        found = found[: mark.size]
-    return len(found) == mark.size and hashlib.sha256(found).hexdigest() == mark.sha256
+        data = data[: mark.size]
+    return len(data) == mark.size and hashlib.sha256(data).hexdigest() == mark.sha256
 
 
 def _name(root: Path, path: Path) -> str:
@@ -357,22 +357,21 @@ def _digest(body: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 
-def _difference(found: bytes | None, marks: Marks) -> str:
+def _difference(data: bytes | None, marks: Marks) -> str:
     """How a file differs from what it may hold."""
     if marks == NOTHING:
         return "the run did not write it"
-    if found is None:
+    if data is None:
         return "it is gone"
     sizes = sorted({mark.size for mark in marks if mark is not None})
-    if len(sizes) == 1 and len(found) != sizes[0]:
-        verb = "truncated" if len(found) < sizes[0] else "longer"
-        return f"it is {verb}: {len(found)} bytes, {sizes[0]} were written"
+    if len(sizes) == 1 and len(data) != sizes[0]:
+        return f"it {files.wrong_size(len(data), sizes[0])}"
     return "it has changed: its SHA-256 differs"
 
 
-def _damaged(path: Path, root: Path, found: bytes | None, marks: Marks) -> CheckpointError:
+def _damaged(path: Path, root: Path, data: bytes | None, marks: Marks) -> CheckpointError:
     return CheckpointError(
-        "a file of the run is damaged", where=str(path), why=_difference(found, marks), remedy=remedy_for(root)
+        "a file of the run is damaged", where=str(path), why=_difference(data, marks), remedy=remedy_for(root)
     )
 
 

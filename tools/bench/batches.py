@@ -43,6 +43,7 @@ def questions(folder: Path, count: int) -> list[dict]:
 
 
 def main() -> None:
+    """Measures the runs that are named and writes the numbers."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--run", nargs="+", default=["toy", "pocket"], help="run folders, base models, or toy")
     parser.add_argument("--questions", type=int, default=64)

@@ -201,6 +201,7 @@ def repeated(items: list, count: int) -> Iterator:
 
 
 def main() -> None:
+    """Loads a server that is started here, and writes the numbers."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--run", default="pocket", help="run folder, or base model")
     parser.add_argument("--requests", type=int, default=200)
