@@ -21,6 +21,7 @@ def ask(
     image: Annotated[UseAppendAction[tuple[Path, ...]], arg(metavar="FILE")] = (),
     file: Annotated[Path | None, arg(metavar="FILE")] = None,
     json_lines: Annotated[bool, arg(name="json")] = False,
+    named: Annotated[str | None, arg(name="as", metavar="TASK")] = None,
     task: WholeNumber = None,
     skip_missing: bool = False,
     as_is: bool = False,
@@ -33,6 +34,7 @@ def ask(
     Examples:
       $ hidecmoe ask runs/hide --image digit.png "Which digit is this?"
       $ hidecmoe ask runs/hide --file questions.jsonl --json
+      $ hidecmoe ask runs/hide --image digit.png "Which digit is this?" --as digits
 
     Args:
       run: run folder, or the folder of a base model.
@@ -41,6 +43,7 @@ def ask(
       file: questions as JSON lines, {"question": "...", "image": "a.png"}, paths relative to the file's folder; all are
         checked before the model is loaded, and it is loaded once.
       json_lines: print every answer as one line of JSON: text, task, known, refused, exit_code, routing, fit, ...
+      named: task whose expert answers, whatever the gate would choose; for a question that was taken for another task.
       task: use the run as it was after its first N tasks.
       skip_missing: answer without tasks whose files are missing or damaged, instead of refusing.
       as_is: ask the question as it is; by default the line that its task was trained with is added where it is missing.
@@ -60,7 +63,7 @@ def ask(
         )  # fmt: skip
     else:
         questions = hj.read_questions(file, run)
-    replies = hj.ask(run, questions, task=task, skip_missing=skip_missing, as_is=as_is)
+    replies = hj.ask(run, questions, task=task, skip_missing=skip_missing, as_is=as_is, named=named)
     for asked, reply in zip(questions, replies, strict=True):
         print(_json_line(asked, reply) if json_lines else _lines(asked, reply))
     # One code for the whole file: a script must notice that a question has no answer.

@@ -82,9 +82,9 @@ CLOSED = 141  # as a shell reports SIGPIPE
 def main(words: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code; a user's mistake ends in a message on stderr, not in a traceback.
 
-    Exit codes: 0 done, 2 usage or configuration, 3 data, 4 weights or run folder, 5 numerics, 6 resources,
-    7 busy, 8 a question was refused (`ask`), 75 stopped but resumable, 130 interrupted, 141 the reader of the output is
-    gone, 1 anything else. `--debug` shows the traceback.
+    Exit codes: 0 done, 2 usage or configuration, 3 data, 4 weights or run folder, 5 numerics, 6 resources, 7 busy, 8 a
+    question was refused (`ask`), 9 a gate was not passed (`add`), 75 stopped but resumable, 130 interrupted, 141 the
+    reader of the output is gone, 1 anything else. `--debug` shows the traceback.
     """
     with open(os.devnull, "w", encoding="utf-8") as nowhere:
         # A stream that was closed before the start (`>&-`) is None.

@@ -74,6 +74,12 @@ class BusyError(HidecmoeError):
     exit_code = 7
 
 
+class GateError(HidecmoeError):
+    """A new task did not pass its gates and was taken back (exit 9)."""
+
+    exit_code = 9
+
+
 class PreemptedError(HidecmoeError):
     """Stopped by a signal after saving; `--resume` continues (exit 75)."""
 

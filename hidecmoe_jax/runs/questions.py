@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hidecmoe_jax.core import plugins
-from hidecmoe_jax.core.errors import CheckpointError, DataError, listed, nearest
+from hidecmoe_jax.core.errors import CheckpointError, ConfigError, DataError, listed, nearest
 from hidecmoe_jax.data.images import LIMITS, Limits, inspect
 from hidecmoe_jax.data.items import kind
 from hidecmoe_jax.data.jsonfile import parse_json, read_text
@@ -121,6 +121,7 @@ def ask(
     skip_missing: bool = False,
     trust: Sequence[str] = (),
     as_is: bool = False,
+    named: str | None = None,
 ) -> list[Reply]:
     """Answers questions with a run or a base model, which is loaded once. Everything is checked before that.
 
@@ -129,8 +130,10 @@ def ask(
       skip_missing: answer without tasks whose files are missing or damaged, instead of refusing.
       trust: modules of methods from outside this package that opening the run may import.
       as_is: add no instruction line of the training to questions that lack it.
+      named: task whose expert answers, instead of the one that the gate chooses.
 
     Raises:
+      ConfigError: `named` is no learned task of the run, or a retired one.
       DataError: a question or a picture cannot be used, by the limits of pictures that the run has.
       CheckpointError: the run has learned no task yet, or cannot be loaded.
     """
@@ -141,12 +144,52 @@ def ask(
         problems += problems_of(question, limits)
     refuse(problems, None)
     require_learned(run, task)
+    if named is not None:
+        require_task(run, named, task)
     say_of_older(run, questions)
     model = load(run, task=task, skip_missing=skip_missing)
+    if named in model.retired:
+        raise ConfigError(
+            "this task has no expert any more", where=f"--as {named}", why="it was retired",
+            remedy=f"`hidecmoe restore {run}` takes the last edit back; without --as the gate chooses",
+        )  # fmt: skip
     images = [list(question.images) for question in questions]
     texts = [question.text for question in questions]
     sources = [question.source or "the question" for question in questions]
-    return model.replies(images, texts, sources=sources, as_is=as_is)
+    return model.replies(images, texts, named=named, sources=sources, as_is=as_is)
+
+
+def require_task(run: str | Path, named: str, task: int | None = None) -> None:
+    """Refuses a name that is no learned task of a run; reads no weights.
+
+    Args:
+      task: of the run as it was after its first `task` tasks.
+
+    Raises:
+      ConfigError: names the learned tasks.
+    """
+    learned = _learned_names(run)[:task]
+    if named not in learned:
+        raise ConfigError(
+            "no such task", where=f"--as {named}", why=f"{run} has learned {', '.join(learned) or 'no task'}",
+            remedy=nearest(named, learned),
+        )  # fmt: skip
+
+
+def _learned_names(run: str | Path) -> list[str]:
+    """Names of the tasks that the first seed of a run has learned; none of a base model."""
+    folder = RunFolder(Path(run))
+    if not folder.config.is_file():
+        return []
+    config = config_of(run)
+    names = task_names(folder.path)
+    lessons = config.method.lessons(len(names))
+    titles = [lesson_name(names, lesson) for lesson in lessons]
+    count = len(expected(folder.seed(config.seeds[0]), titles))
+    learned = []
+    for lesson in lessons[:count]:
+        learned += [names[number] for number in lesson]
+    return learned
 
 
 def require_learned(run: str | Path, task: int | None = None) -> None:

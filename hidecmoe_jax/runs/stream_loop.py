@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from hidecmoe_jax.core.errors import ConfigError
-from hidecmoe_jax.data.stream import TaskSpec
+from hidecmoe_jax.data.stream import TaskSpec, name_of
 from hidecmoe_jax.methods.base import Method
-from hidecmoe_jax.runs import journal, results
+from hidecmoe_jax.runs import gates, journal, results
 from hidecmoe_jax.runs.additions import addition, fields_of, learned_lessons, without_last
 from hidecmoe_jax.runs.config import RunConfig, StreamConfig, config_of, config_text, moved, write_config
 from hidecmoe_jax.runs.copies import working_folder
 from hidecmoe_jax.runs.folder import RunFolder
+from hidecmoe_jax.runs.gates import Gating, OpenedSet
 from hidecmoe_jax.runs.identity import UNDO, changes_of, continued, open_run, task_names
 from hidecmoe_jax.runs.journal import Change
 from hidecmoe_jax.runs.missing import load_archive
@@ -145,6 +146,7 @@ def add(
     status_minutes: float = MINUTES,
     tasks: Sequence[str | Path] = (),
     scale: Scale = EVERY_DEVICE,
+    gating: Gating | None = None,
 ) -> Path:
     """Teaches a finished run one more task, or the last one again (`redo`); earlier experts keep every byte.
 
@@ -154,10 +156,12 @@ def add(
       status_minutes: as in `Options`.
       tasks: where the folders of the run's tasks lie now, if they were moved.
       scale: the devices to work on, which a run does not record.
+      gating: gates that the new task must pass, else its lesson is taken back, before anybody else may read the run.
 
     Raises:
       ConfigError: the method does not learn task by task, or the run is not finished.
       CheckpointError: something else than the new task differs from what the run was learned with.
+      GateError: the task did not pass; the run is as it was.
     """
     with working_folder(Path(run)) as path, writing(path), graceful_stop() as stop:
         folder = RunFolder(path)
@@ -166,13 +170,20 @@ def add(
         require_folders(config, names, f"hidecmoe add {shlex.quote(str(run))} {shlex.quote(str(task))}")
         spec = TaskSpec(str(Path(task).resolve()), epochs=epochs, rate=rate)
         added = addition(folder, config, spec, names, redo=redo)
+        sets = _gate_sets(gating, spec, added.resuming, names, redo=redo)
         session = open_session(added.config, errors=str(folder.errors))
         session = dataclasses.replace(session, status=Status(status_minutes))
         say_of_older(config, session.stream.tasks)
         new = session.stream.tasks[-1]
         call = {"command": "add", "task": spec.folder, "epochs": epochs, "rate": rate, "redo": redo,
                 "data": new.fingerprint}  # fmt: skip
-        resuming = gone_on(path, call) is not None or added.resuming
+        begun = gone_on(path, call) is not None
+        resuming = begun or added.resuming
+        if gating is not None and added.finished and resuming and not begun:
+            raise ConfigError(
+                "this task is committed already", where=str(run), why="gates decide before a commit",
+                remedy=f"hidecmoe rollback {shlex.quote(str(run))} {len(names) - 1}, then add it again",
+            )  # fmt: skip
         # A task that is learned again may get another name.
         changing = {new.name, names[-1]} if redo else {new.name}
         options = Options(resume=True, allow=fields_of(changing), status_minutes=status_minutes)
@@ -188,8 +199,54 @@ def add(
             rest = len(names) - 1 if redo else len(names)
             _change_tasks(session, path, call, names, rest, options)
         run_seeds(session, path, options, stop)
+        if gating is not None:
+            _commit_or_take_back(session, path, gating, sets, stop)
         journal.finish(path)
     return Path(run)
+
+
+def _gate_sets(
+    gating: Gating | None, spec: TaskSpec, resuming: bool, names: Sequence[str], *, redo: bool
+) -> tuple[OpenedSet, ...]:
+    """The user's own sets of the gates, read before anything is learned.
+
+    Raises:
+      ConfigError: gates for a task that is learned again.
+    """
+    if gating is None:
+        return ()
+    if redo:
+        raise ConfigError(
+            "gates are for a new task", where="--redo", why="the lesson that is replaced could not be put back",
+            remedy="hidecmoe rollback RUN N, then `hidecmoe add RUN DIR --gates FILE`",
+        )  # fmt: skip
+    return gating.open_sets(names if resuming else [*names, name_of(spec)])
+
+
+def _commit_or_take_back(session: Session, run: Path, gating: Gating, sets: Sequence[OpenedSet], stop: Stop) -> None:
+    """Measures the gates of the last task, and takes its lesson back where it does not pass.
+
+    Raises:
+      GateError: it was taken back.
+    """
+    names = [task.name for task in session.stream.tasks]
+    judged = gates.judge(session, run, gating, sets)
+    gates.record(run, names[-1], gating, judged)
+    passed = all(result.passed for result in judged)
+    if passed or gating.force is not None:
+        say("\n".join(gates.gate_lines(judged)))
+        if not passed:
+            say(f"committed all the same, by {gating.force.by}: {gating.force.reason}")
+        return
+    rest = len(names) - 1
+    shorter = dataclasses.replace(session.config, stream=without_last(session.config.stream, names))
+    stream = dataclasses.replace(session.stream, tasks=session.stream.tasks[:-1])
+    before = dataclasses.replace(session, config=shorter, stream=stream)
+    options = Options(resume=True, allow=fields_of(names[rest:]))
+    _change_tasks(before, run, {"command": "rollback", "tasks": rest}, names, rest, options)
+    run_seeds(before, run, options, stop)
+    journal.finish(run)
+    raise gates.refusal(run, names[-1], gating, judged)
 
 
 def _change_tasks(

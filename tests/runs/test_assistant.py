@@ -21,6 +21,7 @@ from hidecmoe_jax.runs import evaluation
 from hidecmoe_jax.runs.assistant import load
 from hidecmoe_jax.runs.generation import generate_file
 from hidecmoe_jax.runs.prompt_records import records_of
+from hidecmoe_jax.runs.questions import Question, ask
 from hidecmoe_jax.runs.stream_loop import learn
 from hidecmoe_jax.serve.shapes import Shape
 from hidecmoe_jax.serve.versions import Version
@@ -151,6 +152,17 @@ def test_sampling_depends_on_the_seed_and_on_nothing_else(run, world):
     draw = lambda seed: [one.text for one in run.generate(*asked, seed=seed, temperature=2.0, max_new_tokens=8)]  # noqa: E731
     assert draw(1) == draw(1) != draw(2)
     assert draw(1)[0] != draw(1)[1], "two samples of one prompt are two draws"
+
+
+def test_a_question_is_answered_by_the_expert_that_is_named(run, world):
+    asked = [Question(question(9), (picture(world, 9, "fish"),))]
+    (named,) = ask(world[2], asked, named="birds")
+    (routed,) = ask(world[2], asked)
+    assert (named.task, routed.task) == ("birds", "fish") and "which was named" in named.decision
+    assert named.text == run.answer(picture(world, 9, "fish"), question(9), named="birds").text
+    for path, task, names in ((world[2], None, "birds, fish"), (world[2], 1, "birds"), (world[0] / "base", None, "no")):
+        with pytest.raises(ConfigError, match=f"has learned {names}"):
+            ask(path, asked, named="stamps" if task is None else "fish", task=task)
 
 
 def test_a_run_is_opened_as_it_was_after_an_earlier_task(world):
