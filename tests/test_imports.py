@@ -13,7 +13,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "hidecmoe_jax"
 ORDER = (
-    "core storage experts models locators data scoring report methods train evaluate runs serve studies port cli"
+    "core storage experts models locators data scoring report methods train evaluate runs operate serve studies port"
+    " cli"
 ).split()
 UNPICKLER = "hidecmoe_jax.port.checkpoints.unpickle"
 # Programs that run in a process of their own and are imported by nothing here; the unpickler imports torch when called.

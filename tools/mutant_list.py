@@ -254,7 +254,18 @@ MUTANTS = [
         ("        if served >= rank:", "        if served > rank:"),
         ("        if np.any(rest):\n", "        if False:\n"),
     ),
+    # operate
+    *_mutants(
+        "operate/decision_log.py", "operate/test_decision_log.py",
+        ('            if line["previous"] != head.digest:\n', "            if False:\n"),
+        ("    if end == len(content):\n", "    if True:\n"),
+        ("            os.ftruncate(self._file.fileno(), self._size)\n", "            pass\n"),
+    ),
     # serve
+    *_mutants(
+        "serve/worker.py", "serve/test_serve_log.py::test_an_answer_that_cannot_be_logged_is_not_given",
+        ("            if outcomes and self._record is not None:\n", "            if False:\n"),
+    ),
     *_mutants(
         "serve/options.py", "serve/test_serve_requests.py::test_sv18_another_host_needs_tokens",
         ("        if not self.is_local and self.tokens is None:", "        if False:"),

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from tyro.conf import arg
 
 import hidecmoe_jax as hj
-from hidecmoe_jax.cli.words import Folder, Run, WholeNumber
+from hidecmoe_jax.cli.words import Folder, Number, Run, WholeNumber
 
 
 def serve(
@@ -29,6 +29,10 @@ def serve(
     timeout: float = 60.0,
     rate: int = 0,
     drain_seconds: float = 30.0,
+    log: Folder = None,
+    private: bool = False,
+    keep_pictures: Number = None,
+    review_share: float = 0.05,
 ) -> None:
     """Answer questions over HTTP in OpenAI's form: POST /v1/chat/completions, with pictures as data URLs.
 
@@ -38,6 +42,7 @@ def serve(
     Examples:
       $ hidecmoe serve runs/hide
       $ hidecmoe serve runs/hide --port 9000 --unknown refuse
+      $ hidecmoe serve runs/hide --log logs/hide --keep-pictures 30
       $ hidecmoe serve runs/hide --host 0.0.0.0 --tokens tokens.txt --rate 60
 
     Args:
@@ -59,6 +64,12 @@ def serve(
       timeout: seconds until a request that is not answered gets status 504.
       rate: requests a minute of one token; 0 for no limit.
       drain_seconds: seconds after SIGTERM in which what was accepted is still answered.
+      log: folder of the decision log: every answer with the decision behind it, in lines that are chained by their
+        digests (`hidecmoe verify` checks them).
+      private: keep neither questions nor answers in the log.
+      keep_pictures: days for which the pictures of logged questions are kept in the log's folder; none if not given.
+      review_share: share of the answers, drawn at random, that are marked for a person beside unknown inputs and near
+        ties.
     """
     options = hj.ServeOptions(
         host=host,
@@ -75,5 +86,9 @@ def serve(
         timeout=timeout,
         rate=rate,
         drain_seconds=drain_seconds,
+        log=log,
+        private=private,
+        keep_pictures=keep_pictures,
+        review_share=review_share,
     )
     hj.serve_run(run, options)

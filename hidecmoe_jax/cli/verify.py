@@ -19,7 +19,8 @@ def verify(
     accept: bool = False,
     as_json: Annotated[bool, arg(name="json")] = False,
 ) -> int:
-    """Check every byte that was sealed in a run, a base model, an export or a hub folder, and every record of a task.
+    """Check every byte that was sealed in a run, a base model, an export or a hub folder, every record of a task, and
+    every line of a decision log.
 
     Exit code 0: nothing is damaged; 4: something is, and it is listed with what to do. What no seal covers, as in runs
     of earlier versions, is listed too and is no damage.
@@ -28,9 +29,10 @@ def verify(
       $ hidecmoe verify runs/hide
       $ hidecmoe verify runs/hide --json
       $ hidecmoe verify runs/hide --accept
+      $ hidecmoe verify logs/hide
 
     Args:
-      folder: run, base, export, hub folder or task folder.
+      folder: run, base, export, hub folder, task folder or the --log of a server.
       accept: seal the settings, answers and scores of a run as they are now, after you changed or lost some of them
         yourself. What is lost is measured again by `hidecmoe eval`. Archived lessons cannot be accepted.
       as_json: print everything as JSON.

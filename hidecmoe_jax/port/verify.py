@@ -1,4 +1,5 @@
-"""What of a folder is whole: every sealed file of a run, a base, an export or a hub folder, every record of a task."""
+"""What of a folder is whole: every sealed file of a run, a base, an export or a hub folder, every record of a task,
+every line of a decision log."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ from typing import Any, Literal
 from hidecmoe_jax.core import strict
 from hidecmoe_jax.core.errors import CheckpointError, ConfigError, HidecmoeError
 from hidecmoe_jax.data.stream import TaskSpec
+from hidecmoe_jax.operate import decision_log
 from hidecmoe_jax.runs.config import from_mapping, require_recorded
 from hidecmoe_jax.runs.folder import RunFolder
 from hidecmoe_jax.runs.identity import read_run
@@ -41,11 +43,12 @@ class Part:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What was checked of a folder; `kind` says what it holds."""
+    """What was checked of a folder; `kind` says what it holds, `note` what else is worth writing down."""
 
     folder: str
     kind: str
     parts: tuple[Part, ...]
+    note: str | None = None
 
     @property
     def whole(self) -> bool:
@@ -54,14 +57,15 @@ class Verdict:
 
     def values(self) -> dict[str, Any]:
         """The verdict as plain values."""
-        return {"folder": self.folder, "kind": self.kind, "whole": self.whole, "parts": strict.plain(self.parts)}
+        values = {"folder": self.folder, "kind": self.kind, "whole": self.whole, "parts": strict.plain(self.parts)}
+        return values if self.note is None else values | {"note": self.note}
 
 
 def verify(folder: str | Path, *, accept_files: bool = False) -> Verdict:
     """Checks everything in a folder that was sealed; writes nothing without `accept_files`.
 
     Args:
-      folder: a run, a base model, an export, a hub folder or a task.
+      folder: a run, a base model, an export, a hub folder, a task or a decision log.
       accept_files: seal the files of a run as they are now, archived lessons excepted.
 
     Raises:
@@ -73,12 +77,14 @@ def verify(folder: str | Path, *, accept_files: bool = False) -> Verdict:
     if kind is None or kind == places.COMPARISON:
         raise CheckpointError(
             "nothing here can be checked", where=str(folder),
-            why="it holds several runs" if kind else "it is no run, base, export or task" if folder.is_dir()
+            why="it holds several runs" if kind else "it is no run, base, export, task or log" if folder.is_dir()
             else "there is no such folder",
             remedy="give one of its runs" if kind else "give a folder that a command of this program wrote",
         )  # fmt: skip
     if accept_files:
         _accept(folder, kind)
+    if kind == places.LOG:
+        return _verdict_of_log(folder)
     if kind == places.RUN:
         parts = tuple(_parts_of_run(RunFolder(folder)))
     elif (folder / manifest.NAME).is_file():
@@ -175,6 +181,25 @@ def _parts_of_task(folder: Path) -> Iterator[Part]:
         )
 
 
+def _verdict_of_log(folder: Path) -> Verdict:
+    """The files of a decision log up to the first break of its chain."""
+    state = decision_log.check(folder)
+    parts = []
+    for name in state.files:
+        if state.broken is None or name < state.broken.file:
+            parts.append(Part(name))
+        elif name == state.broken.file:
+            why = f"line {state.broken.line} {state.broken.why}"
+            parts.append(Part(name, "damaged", why, "restore the log from a copy; a server takes another --log"))
+        else:
+            parts.append(Part(name, "not sealed", "stands after the break of the chain, and was not checked"))
+    if state.unfinished:
+        why = f"{state.unfinished} bytes after the last whole line: it is being written, or a crash cut it off"
+        parts.append(Part(f"{state.files[-1]}, end", "not sealed", why))
+    note = f"{state.head.n} lines, the digest of the last one is {state.head.digest}"
+    return Verdict(str(folder), places.LOG, tuple(parts), note)
+
+
 def _part(name: str, check: Any) -> Part:
     try:
         check()
@@ -193,4 +218,6 @@ def verdict_lines(verdict: Verdict) -> list[str]:
     lines += [f"  do: {remedy}" for remedy in remedies]
     whole = sum(part.state == "whole" for part in verdict.parts)
     end = "nothing is damaged" if verdict.whole else "damaged, see above"
+    if verdict.note is not None:
+        lines.append(verdict.note)
     return [*lines, f"{verdict.folder} holds {verdict.kind}: {whole} of {len(verdict.parts)} parts whole, {end}"]

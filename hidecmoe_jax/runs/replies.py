@@ -80,11 +80,11 @@ class Reply:
         }
 
 
-def reply_of(answer: Answer, own_scores: Mapping[str, Sequence[float]], *, named: str | None, fallback: str) -> Reply:
+def reply_of(answer: Answer, own: Mapping[str, OwnMatches], *, named: str | None, fallback: str) -> Reply:
     """The reply for an answer.
 
     Args:
-      own_scores: scores of every task's own test questions, by task.
+      own: matches of every task's own test questions, by task.
       named: the task that was named, if one was.
       fallback: what answers where no task is chosen, as the end of a sentence.
     """
@@ -99,29 +99,42 @@ def reply_of(answer: Answer, own_scores: Mapping[str, Sequence[float]], *, named
     fit = None
     if answer.finding is not None:
         nearest = answer.tasks[answer.finding.nearest]
-        fit = fit_of(answer.finding, nearest, own_scores.get(nearest, ()))
+        fit = fit_of(answer.finding, nearest, own[nearest].scores if nearest in own else ())
     return Reply(answer.text, weights, sentence, answer, fit)
 
 
-def own_scores(seed: SeedFolder, row: int, tasks: Sequence[str]) -> dict[str, tuple[float, ...]]:
-    """Scores of every task's own test questions, as the gate gave them when a row of a run was measured.
+@dataclass(frozen=True)
+class OwnMatches:
+    """How the gate matched a task's own test questions when a row of a run was measured.
+
+    Attributes:
+      scores: of the questions that were nearest to the task; only a score of the nearest task is comparable.
+      margins: over the next task's score, of the same questions; none where there is no other task.
+    """
+
+    scores: tuple[float, ...]
+    margins: tuple[float, ...]
+
+
+def own_matches(seed: SeedFolder, row: int, tasks: Sequence[str]) -> dict[str, OwnMatches]:
+    """Matches of every task's own test questions, by task; of a task whose questions were not measured, nothing.
 
     Args:
       row: number of lessons that were learned.
-
-    Returns:
-      Scores by task; of a task whose questions were not measured, nothing. Questions that were nearest to another task
-      are left out, because only a score of the nearest task is comparable.
     """
     by_task = {}
     for task in tasks:
         scores = []
+        margins = []
         for line in read_answers(seed.answers(row, task, named=False)):
             finding = line.get("finding")
-            if finding is not None and finding["nearest"] == task:
-                scores.append(finding["score"])
+            if finding is None or finding["nearest"] != task:
+                continue
+            scores.append(finding["score"])
+            if finding.get("ahead") is not None:
+                margins.append(finding["ahead"])
         if scores:
-            by_task[task] = tuple(scores)
+            by_task[task] = OwnMatches(tuple(scores), tuple(margins))
     return by_task
 
 

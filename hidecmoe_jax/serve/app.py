@@ -6,6 +6,7 @@ Written against ASGI itself (asgi.readthedocs.io), so that the package needs no 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import secrets
 import shutil
@@ -13,7 +14,7 @@ import tempfile
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,16 +35,6 @@ Send = Callable[[dict[str, Any]], Awaitable[None]]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 _READERS = 2  # threads that read requests and decode their pictures
 _JSON = "application/json"
-
-
-@dataclass(frozen=True)
-class Admitted:
-    """A request in the queue, with what its answer's object needs."""
-
-    request: ChatRequest
-    job: Job
-    prompt_tokens: int
-    routing_text_cut: bool
 
 
 class App:
@@ -144,11 +135,10 @@ class App:
             body = await self._body(headers, receive)
             loop = asyncio.get_running_loop()
             version = self._serving()
-            admitted = await loop.run_in_executor(self._readers, self._prepared, body, version, deadline, request_id)
+            job = await loop.run_in_executor(self._readers, self._prepared, body, version, person, deadline, request_id)
             del body
-            outcome = await self._outcome(admitted.job, receive)
-            completion = self._completion(admitted, outcome, request_id)
-            await self._reply(admitted.request, completion, send)
+            outcome = await self._outcome(job, receive)
+            await self._reply(Completion(job, outcome), send)
         finally:
             self.in_flight -= 1
 
@@ -193,7 +183,7 @@ class App:
             seconds = self.options.body_seconds
             raise Refusal(408, f"the body did not arrive in {seconds:g} s", code="body_too_slow") from None
 
-    def _prepared(self, body: bytes, version: Version, deadline: float, request_id: str) -> Admitted:
+    def _prepared(self, body: bytes, version: Version, person: Person, deadline: float, request_id: str) -> Job:
         """Reads a request and puts it into the queue; runs in a thread of its own.
 
         Raises:
@@ -208,14 +198,18 @@ class App:
             record = Record(request_id, paths, request.turns, "the request")
             tokens, longest, cut = _lengths(record, version, named)
             shape = smallest(version.shapes, pictures=len(paths), length=longest)
-            job = Job(record, version, shape, named, deadline)
+            digests = tuple(hashlib.sha256(content).hexdigest() for content in request.pictures)
+            job = Job(
+                record, version, shape, named, deadline, replace(request, pictures=()), person.name or None, digests,
+                tokens, cut,
+            )  # fmt: skip
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
         # The files are needed until the job is answered, or cancelled before it began.
         job.outcome.add_done_callback(lambda _: shutil.rmtree(folder, ignore_errors=True))
         self.worker.submit(job)
-        return Admitted(replace(request, pictures=()), job, tokens, cut)
+        return job
 
     async def _outcome(self, job: Job, receive: Receive) -> Outcome:
         """The worker's answer.
@@ -238,24 +232,8 @@ class App:
             gone.cancel()
             outcome.cancel()
 
-    def _completion(self, admitted: Admitted, outcome: Outcome, request_id: str) -> Completion:
-        """The answer, cut to the client's length."""
-        answer = outcome.reply.answer
-        most = admitted.request.max_tokens
-        tokens = answer.tokens
-        text = outcome.reply.text
-        ended = answer.ended
-        if most is not None and len(tokens) > most:
-            tokens = tokens[:most]
-            text = admitted.job.version.assistant.tokenizer.decode_whole(list(tokens)).strip()
-            ended = False
-        version = admitted.job.version.name
-        return Completion(
-            request_id, admitted.request.model, text, outcome, version, admitted.prompt_tokens, len(tokens), ended,
-            admitted.routing_text_cut,
-        )  # fmt: skip
-
-    async def _reply(self, request: ChatRequest, completion: Completion, send: Send) -> None:
+    async def _reply(self, completion: Completion, send: Send) -> None:
+        request = completion.job.request
         if not request.stream:
             await _send_json(send, 200, completion.to_json(), completion.id)
             return

@@ -6,9 +6,10 @@ import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
-from hidecmoe_jax.serve.worker import Outcome
+from hidecmoe_jax.serve.worker import Job, Outcome
 
 DONE = b"data: [DONE]\n\n"
 _FITS = {"well": "well", "barely": "barely", "not at all": "unknown", None: None}
@@ -16,27 +17,34 @@ _FITS = {"well": "well", "barely": "barely", "not at all": "unknown", None: None
 
 @dataclass(frozen=True)
 class Completion:
-    """A finished answer.
+    """A finished answer, cut to the length that the client wants."""
 
-    Attributes:
-      id: of the request.
-      model: as the client named it.
-      text: the answer, cut to what the client wanted.
-      version: name of the run's state that answered.
-      prompt_tokens, new_tokens: lengths; the prompt's with its pictures.
-      ended: False where the text was cut.
-      routing_text_cut: whether the gate read only the beginning of the question.
-    """
-
-    id: str
-    model: str
-    text: str
+    job: Job
     outcome: Outcome
-    version: str
-    prompt_tokens: int
-    new_tokens: int
-    ended: bool
-    routing_text_cut: bool = False
+
+    @property
+    def id(self) -> str:
+        """Id of the request."""
+        return self.job.record.id
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether the answer is longer than the client wants."""
+        most = self.job.request.max_tokens
+        return most is not None and len(self.outcome.reply.answer.tokens) > most
+
+    @cached_property
+    def text(self) -> str:
+        """The answer."""
+        if not self.is_cut:
+            return self.outcome.reply.text
+        tokens = self.outcome.reply.answer.tokens[: self.job.request.max_tokens]
+        return self.job.version.assistant.tokenizer.decode_whole(list(tokens)).strip()
+
+    @property
+    def new_tokens(self) -> int:
+        """Length of the answer."""
+        return self.job.request.max_tokens if self.is_cut else len(self.outcome.reply.answer.tokens)
 
     @property
     def details(self) -> dict[str, Any]:
@@ -62,10 +70,10 @@ class Completion:
             "queued": self.outcome.queued,
             "decision": reply.decision,
             "line_added": answer.line_added,
-            "routing_text_cut": self.routing_text_cut,
+            "routing_text_cut": self.job.routing_text_cut,
             "milliseconds": round(1000 * self.outcome.seconds, 1),
             "waited_milliseconds": round(1000 * self.outcome.waited, 1),
-            "version": self.version,
+            "version": self.job.version.name,
             "request_id": self.id,
         }
 
@@ -82,13 +90,15 @@ class Completion:
     @property
     def finish_reason(self) -> str:
         """`length` where the text was cut, else `stop`."""
-        return "stop" if self.ended or self.outcome.reply.refused else "length"
+        ended = self.outcome.reply.answer.ended and not self.is_cut
+        return "stop" if ended or self.outcome.reply.refused else "length"
 
     @property
     def usage(self) -> dict[str, int]:
         """Counts of tokens."""
-        total = self.prompt_tokens + self.new_tokens
-        return {"prompt_tokens": self.prompt_tokens, "completion_tokens": self.new_tokens, "total_tokens": total}
+        prompt = self.job.prompt_tokens
+        new = self.new_tokens
+        return {"prompt_tokens": prompt, "completion_tokens": new, "total_tokens": prompt + new}
 
     @property
     def _message(self) -> dict[str, Any]:
@@ -98,7 +108,7 @@ class Completion:
 
     def _object(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
         return {
-            "id": f"chatcmpl-{self.id}", "object": kind, "created": int(time.time()), "model": self.model,
+            "id": f"chatcmpl-{self.id}", "object": kind, "created": int(time.time()), "model": self.job.request.model,
             "choices": choices,
         }  # fmt: skip
 

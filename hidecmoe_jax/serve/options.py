@@ -36,6 +36,11 @@ class ServeOptions:
       rate: requests a minute for each token; 0 for no limit.
       drain_seconds: seconds after SIGTERM in which what was accepted is still answered.
       poll_seconds: seconds between two looks at the run's folder.
+      log: folder of the decision log; without it nothing is logged.
+      private: keep neither questions nor answers in the log.
+      keep_pictures: days for which pictures of logged questions are kept in it; None keeps none.
+      review_share: share of the answers, drawn at random, that a person should look at, beside unknown inputs and
+        near ties.
     """
 
     host: str = "127.0.0.1"
@@ -55,6 +60,10 @@ class ServeOptions:
     rate: int = 0
     drain_seconds: float = 30.0
     poll_seconds: float = 2.0
+    log: Path | None = None
+    private: bool = False
+    keep_pictures: float | None = None
+    review_share: float = 0.05
 
     def __post_init__(self):
         for name, smallest in _AT_LEAST.items():
@@ -82,6 +91,24 @@ class ServeOptions:
                 "--unknown queue and --queue DIR belong together",
                 why=f"--unknown {self.unknown} and {'no --queue' if self.queue is None else f'--queue {self.queue}'}",
                 remedy="--unknown queue --queue DIR keeps unknown questions and their pictures in DIR",
+            )
+        self._check_log()
+
+    def _check_log(self) -> None:
+        if self.log is None and (self.private or self.keep_pictures is not None):
+            raise ConfigError(
+                "--private and --keep-pictures say what a log holds", why="there is no --log",
+                remedy="--log DIR writes a decision log",
+            )  # fmt: skip
+        if self.keep_pictures is not None and not self.keep_pictures > 0:
+            raise ConfigError(
+                "--keep-pictures must be above 0 days",
+                why=f"got {self.keep_pictures}",
+                remedy="leave it out to keep none",
+            )
+        if not 0 <= self.review_share <= 1:
+            raise ConfigError(
+                "--review-share must be in 0..1", why=f"got {self.review_share}", remedy="--review-share 0.05"
             )
 
     @property

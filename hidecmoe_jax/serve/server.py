@@ -17,6 +17,8 @@ from typing import Any
 
 from hidecmoe_jax.core.errors import ConfigError
 from hidecmoe_jax.models.store import is_base
+from hidecmoe_jax.operate.decision_log import open_log
+from hidecmoe_jax.operate.kept_pictures import KeptPictures
 from hidecmoe_jax.runs.folder import RunFolder, no_run
 from hidecmoe_jax.runs.questions import require_learned
 from hidecmoe_jax.runs.status import say
@@ -24,9 +26,11 @@ from hidecmoe_jax.serve.access import Access, read_tokens
 from hidecmoe_jax.serve.app import App
 from hidecmoe_jax.serve.kept import KeptQuestions
 from hidecmoe_jax.serve.options import ServeOptions
+from hidecmoe_jax.serve.recorder import Recorder, run_name
 from hidecmoe_jax.serve.versions import Version, open_version
 from hidecmoe_jax.serve.watch import Watcher
 from hidecmoe_jax.serve.worker import Worker
+from hidecmoe_jax.storage.files import disk_errors
 
 INSTALL = "python -m pip install 'hidecmoe-jax[serve]'"
 _REMEDIES = {
@@ -35,6 +39,7 @@ _REMEDIES = {
 }
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _LOOK = 0.05  # seconds between two looks at what is still in flight
+_HOUR = 3600.0
 _CLOSING = 5  # seconds for connections to take their last bytes
 
 
@@ -52,11 +57,12 @@ def serve_run(run: str | Path, options: ServeOptions) -> None:
     kept = None if options.queue is None else KeptQuestions(options.queue)
     if kept is not None:
         kept.open()
-    with _listening(options) as listener:
+    with _listening(options) as listener, _recording(run, options) as recorder:
         say(_first_line(run, options, listener))
-        worker = Worker(options.batch, options.batch_wait, None if kept is None else kept.keep)
+        keep = None if kept is None else kept.keep
+        worker = Worker(options.batch, options.batch_wait, keep, None if recorder is None else recorder.record)
         app = App(options, worker, access)
-        _Service(run, options, app, worker).run(uvicorn, listener)
+        _Service(run, options, app, worker, recorder).run(uvicorn, listener)
 
 
 def _require_model(run: Path) -> None:
@@ -95,6 +101,22 @@ def _listening(options: ServeOptions) -> Iterator[socket.socket]:
         yield listener
 
 
+@contextlib.contextmanager
+def _recording(run: Path, options: ServeOptions) -> Iterator[Recorder | None]:
+    """Writes the decision log inside the block, if one is wanted."""
+    if options.log is None:
+        yield None
+        return
+    pictures = None if options.keep_pictures is None else KeptPictures(options.log, options.keep_pictures)
+    with open_log(options.log) as log:
+        if log.torn is not None:
+            say(f"a crash had cut off the last line of {options.log}; it lies in {log.torn}, and the log goes on")
+        recorder = Recorder(log, run_name(run), options, pictures)
+        with disk_errors("the log cannot be written", options.log, needed=0):
+            recorder.begin()
+        yield recorder
+
+
 def _first_line(run: Path, options: ServeOptions, listener: socket.socket) -> str:
     host = f"[{options.host}]" if ":" in options.host else options.host
     port = listener.getsockname()[1]
@@ -105,11 +127,12 @@ def _first_line(run: Path, options: ServeOptions, listener: socket.socket) -> st
 class _Service:
     """A server with its run: loads it, answers, stops."""
 
-    def __init__(self, run: Path, options: ServeOptions, app: App, worker: Worker):
+    def __init__(self, run: Path, options: ServeOptions, app: App, worker: Worker, recorder: Recorder | None):
         self.folder = run
         self.options = options
         self.app = app
         self.worker = worker
+        self.recorder = recorder
         self.error: Exception | None = None
         self.ended = threading.Event()
 
@@ -139,6 +162,7 @@ class _Service:
             loop.add_signal_handler(number, self._signalled, stop)
         loader = threading.Thread(target=self._load, args=(loop, stop), name="loader", daemon=True)
         loader.start()
+        threading.Thread(target=self._keep_house, name="housekeeping", daemon=True).start()
         serving = asyncio.ensure_future(server.serve(sockets=[listener]))
         stopped = asyncio.ensure_future(stop.wait())
         await asyncio.wait({serving, stopped}, return_when=asyncio.FIRST_COMPLETED)
@@ -150,6 +174,8 @@ class _Service:
         server.should_exit = True
         await serving
         is_idle = self.worker.stop(0)
+        if self.recorder is not None:
+            self.recorder.end("stopped by a signal" if self.error is None else "the run could not be loaded")
         loader.join(_LOOK)
         if self.error is None and (loader.is_alive() or not is_idle):
             # A program that runs cannot be interrupted, and the interpreter would wait for it.
@@ -186,8 +212,18 @@ class _Service:
         say(f"ready after {time.monotonic() - began:.0f} s: version {version.name}, {names}")
         watcher.watch(self.ended)
 
+    def _keep_house(self) -> None:
+        """Removes kept pictures when their time is over."""
+        pictures = None if self.recorder is None else self.recorder.pictures
+        while pictures is not None:
+            pictures.expire()
+            if self.ended.wait(_HOUR):
+                return
+
     def _take(self, version: Version) -> None:
-        """Lets new requests meet a version."""
+        """Lets new requests meet a version, once the log says so."""
+        if self.recorder is not None:
+            self.recorder.changed(self.app.version, version)
         if self.app.version is None:
             self.worker.start()
         self.app.version = version

@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +39,7 @@ from hidecmoe_jax.storage.manifest import NAME as MANIFEST
 _UNLIMITED = 2**31
 _DIGITS = 12  # of a version's name
 _ATTEMPTS = 3
+_NEAR_TIE = 0.05
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,7 @@ class Version:
       batches: sizes of batches that are compiled, smallest first.
       writing: lengths and unknown inputs, as the server was started with; answers are greedy.
       loaded: seconds since 1970.
+      base: SHA-256 of the run's base; None for a base model alone.
     """
 
     name: str
@@ -72,12 +75,20 @@ class Version:
     batches: tuple[int, ...]
     writing: Writing
     loaded: int
+    base: str | None = None
 
     @property
     def tasks(self) -> tuple[str, ...]:
         """Tasks that may be named: learned, loaded, and not retired."""
         lost = {*self.assistant.serving.missing, *self.assistant.retired}
         return tuple(task for task in self.assistant.tasks if task not in lost)
+
+    @cached_property
+    def near_ties(self) -> dict[str, float]:
+        """Margin over the next task below which a question is near a tie, by its nearest task: a twentieth of the
+        task's own test questions have a smaller one."""
+        margins = {task: own.margins for task, own in self.assistant.own.items() if own.margins}
+        return {task: float(np.quantile(values, _NEAR_TIE)) for task, values in margins.items()}
 
     @property
     def on_several_devices(self) -> bool:
@@ -172,7 +183,8 @@ def open_version(path: Path, options: ServeOptions) -> Version:
     shapes = shapes_of(**most, longest=longest, multiple=written.bucket)
     batches = (1, options.batch) if options.batch > 1 else (1,)
     writing = replace(writing, max_length=longest)
-    return Version(name, assistant, shapes, batches, writing, int(time.time()))
+    base = None if assistant.folder is None else read_run(path)["identity"]["base"]
+    return Version(name, assistant, shapes, batches, writing, int(time.time()), base)
 
 
 def _settled(path: Path) -> tuple[str, Assistant]:

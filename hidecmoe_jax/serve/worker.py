@@ -5,13 +5,14 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 from hidecmoe_jax.data.records import Record
 from hidecmoe_jax.runs.replies import Reply
 from hidecmoe_jax.runs.status import say
+from hidecmoe_jax.serve.chat import ChatRequest
 from hidecmoe_jax.serve.refusal import Refusal
 from hidecmoe_jax.serve.shapes import Shape
 from hidecmoe_jax.serve.versions import Version
@@ -38,9 +39,15 @@ class Job:
     """A request that may be answered as it is.
 
     Attributes:
+      record: the question; its id is the request's.
       version: state of the run that the request was checked against, which answers it.
       named: task to answer with; None lets the gate choose.
       deadline: time of the monotonic clock after which nobody waits any more.
+      request: what the client sent, without the pictures' bytes.
+      by: name of who asks; None on a server without tokens.
+      pictures: SHA-256 of the bytes of each picture.
+      prompt_tokens: with the pictures' tokens.
+      routing_text_cut: whether the gate reads only the beginning of the question.
       outcome: the reply, or a `Refusal`.
     """
 
@@ -49,6 +56,11 @@ class Job:
     shape: Shape
     named: str | None
     deadline: float
+    request: ChatRequest
+    by: str | None
+    pictures: tuple[str, ...]
+    prompt_tokens: int
+    routing_text_cut: bool
     arrived: float = field(default_factory=time.monotonic)
     outcome: Future[Outcome] = field(default_factory=Future)
 
@@ -64,13 +76,21 @@ class Worker:
       batch: most jobs answered together.
       wait: seconds that a batch waits for more.
       keep: keeps the record of an unknown question; None where none is kept.
+      record: logs answers before anybody has them; None where no log is written.
     """
 
-    def __init__(self, batch: int, wait: float, keep: Callable[[Record], None] | None = None):
+    def __init__(
+        self,
+        batch: int,
+        wait: float,
+        keep: Callable[[Record], None] | None = None,
+        record: Callable[[Sequence[tuple[Job, Outcome]]], None] | None = None,
+    ):
         self.batch = batch
         self.wait = wait
         self.computing = threading.Lock()
         self._keep = keep
+        self._record = record
         self.failed = 0
         self._waiting: deque[Job] = deque()
         self._changed = threading.Condition()
@@ -159,12 +179,16 @@ class Worker:
             self.report(error)
             return False
         self.failed = 0
+        outcomes = []
         for job, reply in zip(jobs, replies, strict=True):
-            self._finish(job, reply, began)
+            outcome = self._outcome(job, reply, began)
+            if outcome is not None:
+                outcomes.append((job, outcome))
+        self._hand_over(outcomes)
         return True
 
-    def _finish(self, job: Job, reply: Reply, began: float) -> None:
-        """Hands a reply over; a refused question is kept before, where they are."""
+    def _outcome(self, job: Job, reply: Reply, began: float) -> Outcome | None:
+        """The outcome of a reply; a refused question is kept before, where they are. None where that failed."""
         is_kept = reply.refused and self._keep is not None
         if is_kept:
             try:
@@ -174,9 +198,22 @@ class Worker:
                 job.outcome.set_exception(
                     Refusal(503, "this belongs to no known task, and could not be kept", code="not_kept")
                 )
-                return
-        waited = began - job.arrived
-        job.outcome.set_result(Outcome(reply, waited, time.monotonic() - job.arrived, queued=is_kept))
+                return None
+        return Outcome(reply, began - job.arrived, time.monotonic() - job.arrived, queued=is_kept)
+
+    def _hand_over(self, outcomes: Sequence[tuple[Job, Outcome]]) -> None:
+        """Gives answers to those who wait for them, once they are logged: nobody has an answer that no log has."""
+        try:
+            if outcomes and self._record is not None:
+                self._record(outcomes)
+        # Whatever it is (a full disk), the thread goes on.
+        except Exception as error:
+            self.report(error)
+            for job, _ in outcomes:
+                job.outcome.set_exception(Refusal(503, "this answer could not be logged", code="not_logged"))
+            return
+        for job, outcome in outcomes:
+            job.outcome.set_result(outcome)
 
     def report(self, error: Exception) -> None:
         """Prints the kind of an error: its text may repeat what was asked."""

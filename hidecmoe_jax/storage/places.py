@@ -27,6 +27,10 @@ BASE = "a converted base model"
 MODEL = "a model"
 TASK = "a task"
 SEALED = "a sealed folder, such as an export"
+LOG = "a decision log"
+
+LOG_FILE = "decisions_{:06d}.jsonl"
+"""Name of a file of a decision log, by its number from 1 on."""
 
 SPARE = 16 * 2**20  # bytes that any output needs at the least
 
@@ -39,6 +43,8 @@ def kind_of(folder: Path) -> str | None:
         return COMPARISON
     if (folder / _BASE_MARK).is_file():
         return BASE
+    if (folder / LOG_FILE.format(1)).is_file():
+        return LOG
     if (folder / _SEAL).is_file():
         return SEALED
     has_weights = any((folder / name).exists() for name in _WEIGHTS)

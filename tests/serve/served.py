@@ -56,6 +56,8 @@ class FakeVersion:
     on_several_devices: bool = False
     unknown: bool = False
     refused: bool = False
+    base: str = "b" * 64
+    near_ties: dict = field(default_factory=dict)
     before: object = None
     asked: list = field(default_factory=list)
 
@@ -95,9 +97,9 @@ class FakeVersion:
 class Client:
     """The application with its worker, called as a server calls it."""
 
-    def __init__(self, version=None, *, people=(), clock=None, keep=None, **options):
+    def __init__(self, version=None, *, people=(), clock=None, keep=None, record=None, **options):
         self.options = ServeOptions(batch_wait=0.0, **options)
-        self.worker = Worker(self.options.batch, self.options.batch_wait, keep)
+        self.worker = Worker(self.options.batch, self.options.batch_wait, keep, record)
         self.errors = []
         self.worker.report = self.errors.append
         self.worker.start()
