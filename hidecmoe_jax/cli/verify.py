@@ -32,7 +32,7 @@ def verify(
       $ hidecmoe verify logs/hide
 
     Args:
-      folder: run, base, export, hub folder, task folder or the --log of a server.
+      folder: run, base, export, hub folder, task folder, or the folder of a decision log.
       accept: seal the settings, answers and scores of a run as they are now, after you changed or lost some of them
         yourself. What is lost is measured again by `hidecmoe eval`. Archived lessons cannot be accepted.
       as_json: print everything as JSON.
