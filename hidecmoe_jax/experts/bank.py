@@ -9,6 +9,7 @@ alone; their weights are those of a `Routing`.
 from __future__ import annotations
 
 import chex
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
@@ -18,6 +19,9 @@ from hidecmoe_jax.core.products import product
 
 EMPTY = -1
 FUSED = -2
+# Operations that an accelerator does while it reads a byte: 184 on an H200, 240 on a v5e, more on others.
+OPERATIONS_A_BYTE = 200
+BYTES_A_NUMBER = 2
 
 
 @struct.dataclass
@@ -134,3 +138,52 @@ def expert_sums(x_BTD: Array, a_DSR: Array, b_SRF: Array, weight: Array, scale: 
     u_BTU = u_BTU * scaled_BTU
     u_BTU = u_BTU.astype(x_BTD.dtype)
     return product(u_BTU, b_SRF.reshape(ranks, -1))
+
+
+def sums_of_chosen(x_BTD: Array, a_DSR: Array, b_SRF: Array, weight_BS: Array, scale: float, most: int) -> Array:
+    """`expert_sums` where no sample has more than `most` weights above zero: its experts are taken out of the bank.
+
+    Args:
+      weight_BS: float32 >= 0; B may be 1 for a constant.
+
+    Returns:
+      [B, T, F], float32.
+    """
+    share_BK, slot_BK = jax.lax.top_k(weight_BS, most)
+    chosen = (x_BTD.shape[0], most)
+    share_BK = jnp.broadcast_to(share_BK, chosen)
+    slot_BK = jnp.broadcast_to(slot_BK, chosen)
+    a_SDR = jnp.moveaxis(a_DSR, 1, 0).astype(x_BTD.dtype)
+    a_BKDR = a_SDR[slot_BK]
+    b_BKRF = b_SRF.astype(x_BTD.dtype)[slot_BK]
+    u_BTKR = jnp.einsum("btd,bkdr->btkr", x_BTD, a_BKDR, preferred_element_type=jnp.float32)
+    scaled_BK = share_BK * scale
+    u_BTKR = u_BTKR * scaled_BK[:, None, :, None]
+    u_BTKR = u_BTKR.astype(x_BTD.dtype)
+    return jnp.einsum("btkr,bkrf->btf", u_BTKR, b_BKRF, preferred_element_type=jnp.float32)
+
+
+def multiplied_slots(shape: tuple[int, int, int], slots: int, rank: int, features: int, most: int | None) -> int:
+    """How many slots' experts every token is multiplied with: all, or `most` where taking those out of the bank first
+    saves more than a tenth of the operations and moved bytes.
+
+    All experts are read once and multiplied with every token; those of a sample are read, written and read again for
+    each sample, and multiplied with its tokens alone. So long prompts gain where many ranks lie side by side, and a new
+    token, which is bound by reading, does not.
+
+    Args:
+      shape: samples and tokens of a batch, and the width of a token: [B, T, D].
+    """
+    if most is None or most >= slots:
+        return slots
+    batch, tokens, width = shape
+    rows = batch * tokens
+    numbers = rank * (width + features)
+
+    def cost(multiplied: int, read: int) -> float:
+        operations = 2 * rows * numbers * multiplied
+        # The input is read, the output of the linear read and written.
+        moved = rows * (width + 2 * features) + numbers * read
+        return operations / OPERATIONS_A_BYTE + BYTES_A_NUMBER * moved
+
+    return most if cost(most, 3 * batch * most) < 0.9 * cost(slots, slots) else slots

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
-from hidecmoe_jax.experts.bank import Bank, expert_sums
+from hidecmoe_jax.experts.bank import Bank, expert_sums, multiplied_slots, sums_of_chosen
 
 # Accelerators shorten float32 products by default, and a selection near a tie would differ between programs.
 _EXACT = jax.lax.Precision.HIGHEST
@@ -38,6 +38,8 @@ class Routing:
         this voice alone.
       site_routers: None, or a token router of every site, {site: [L, D, S]}: all slots are then weighted at each site
         by a softmax over that site's input, whatever task the sample belongs to.
+      most: in no layer has a sample more gains above zero, so that its experts may be taken out of the bank; None where
+        that is not known, or weights are chosen token by token.
     """
 
     gain_LBS: Array
@@ -47,6 +49,7 @@ class Routing:
     site_routers: dict[str, Array] | None = None
     null: float | None = struct.field(pytree_node=False, default=None)
     always_LBS: Array | None = None
+    most: int | None = struct.field(pytree_node=False, default=None)
 
 
 @struct.dataclass
@@ -166,16 +169,21 @@ def routed_weights(
 
 
 class Experts(nn.Module):
-    """`expert_sums` as a Linen module: a row of `nn.tabulate` for a voice's experts at one site.
+    """Sums of experts, in whichever way is cheaper, as a Linen module: a row of `nn.tabulate` for a voice at one site.
 
     Banks are arguments of the decoder, not parameters of it (surgery replaces them between tasks), so the module
     declares no parameter and the decoder's tree stays that of the base model.
     """
 
     scale: float
+    most: int | None = None
 
     @nn.compact
     def __call__(self, x_BTD: Array, a_DSR: Array, b_SRF: Array, weight: Array) -> Array:
+        slots, rank, features = b_SRF.shape
+        multiplied = multiplied_slots(x_BTD.shape, slots, rank, features, self.most)
+        if multiplied < slots:
+            return sums_of_chosen(x_BTD, a_DSR, b_SRF, weight, self.scale, multiplied)
         return expert_sums(x_BTD, a_DSR, b_SRF, weight, self.scale)
 
 

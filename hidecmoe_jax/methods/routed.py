@@ -388,7 +388,7 @@ class Routed(Method):
         place_LNS = (slot_LN1 == slots).astype(jnp.float32)
         exact = jax.lax.Precision.HIGHEST
         gain_LBS = jnp.einsum("lns,bn->lbs", place_LNS, decision.weight_BN, precision=exact)
-        return (Voice(serving.bank, Routing(gain_LBS)),)
+        return (Voice(serving.bank, Routing(gain_LBS, most=None if self.gate.mixes_tasks else 1)),)
 
     def stored_after(self, model: Model, tasks: int) -> dict[str, int]:
         """Parameters beyond the base that answering needs after `tasks` tasks, by kind."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from hidecmoe_jax.experts.bank import multiplied_slots
 from hidecmoe_jax.models.config import DecoderConfig, LlavaConfig, TextConfig, VisionConfig
 from hidecmoe_jax.models.llama import site_shapes
 from hidecmoe_jax.models.voices import ATTENTION_SITES
@@ -31,6 +32,7 @@ class Experts:
       layers, slots, rank: of its bank; empty slots are computed like others, for shapes never change.
       sites: {name: (input width, output width)}.
       routed: whether a token router weights the slots; `routed_at_sites` whether every site has one of its own.
+      most: slots that a sample uses at most; None where that is not known.
     """
 
     layers: int
@@ -39,6 +41,7 @@ class Experts:
     sites: Mapping[str, tuple[int, int]]
     routed: bool
     routed_at_sites: bool = False
+    most: int | None = None
 
 
 def product(rows: int, width: int, features: int) -> int:
@@ -123,10 +126,11 @@ def decoder_layer(config: DecoderConfig, tokens: int) -> int:
 
 def experts(config: DecoderConfig, tokens: int, added: Experts) -> int:
     """Two skinny products at every site, and a router's product where the slots of a token are selected."""
-    width = added.slots * added.rank
     sites = 0
     site_routers = 0
     for d, f in added.sites.values():
+        slots = multiplied_slots((1, tokens, d), added.slots, added.rank, f, added.most)
+        width = slots * added.rank
         down = product(tokens, d, width)
         up = product(tokens, width, f)
         # The gains multiply the inner product, and the result joins the linear's.

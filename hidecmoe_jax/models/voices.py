@@ -41,6 +41,7 @@ class LayerVoice:
     site_routers: dict[str, Array] | None = None
     null: float | None = struct.field(pytree_node=False, default=None)
     always_BS: Array | None = None
+    most: int | None = struct.field(pytree_node=False, default=None)
 
 
 @struct.dataclass
@@ -121,7 +122,7 @@ def voice_slice(voice: Voice, start: int, stop: int) -> LayerVoice | None:
     return LayerVoice(
         a=a, b=b, gain_BS=gain, router_BDS=router, key=layer_keys, scale=bank.scale, top_k=routing.top_k,
         dropout=voice.dropout, softmax_group=routing.softmax_group, site_routers=site_routers, null=routing.null,
-        always_BS=always,
+        always_BS=always, most=routing.most,
     )  # fmt: skip
 
 
@@ -215,7 +216,7 @@ def add_experts(
             slots = router_DS.shape[1]
             token_router = TokenRouter(slots, name=f"{site}_router{index}")
             weight, _ = token_router(x, voice.gain_BS, router_DS[None])
-        experts = Experts(voice.scale, name=f"{site}_experts{index}")
+        experts = Experts(voice.scale, voice.most, name=f"{site}_experts{index}")
         dropped = _dropout(x, voice, site, rows)
         a_DSR = voice.a[site]
         b_SRF = voice.b[site]

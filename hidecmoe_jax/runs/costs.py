@@ -100,4 +100,4 @@ def _added(voice: Voice) -> flops.Experts:
         sites[site] = (width, features)
     by_block = routing.router_LBDS is not None
     by_site = routing.site_routers is not None
-    return flops.Experts(bank.layers, bank.slots, bank.rank, sites, by_block, by_site)
+    return flops.Experts(bank.layers, bank.slots, bank.rank, sites, by_block, by_site, routing.most)

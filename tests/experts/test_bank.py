@@ -25,7 +25,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hidecmoe_jax.core.sharding import RULES
-from hidecmoe_jax.experts.bank import EMPTY, FUSED, apply_experts, bank_axes, owned_slots
+from hidecmoe_jax.experts import bank as bank_module
+from hidecmoe_jax.experts.bank import (
+    EMPTY,
+    FUSED,
+    apply_experts,
+    bank_axes,
+    multiplied_slots,
+    owned_slots,
+    sums_of_chosen,
+)
 from hidecmoe_jax.experts.routing import Routing, Voice, constant
 from hidecmoe_jax.models.llava import logits
 
@@ -52,6 +61,44 @@ def test_apply_experts_equals_a_loop_over_experts(kind: str, site: str, seed: in
     x = _x(seed, SITES[site][0])
     y = apply_experts(jnp.asarray(x), bank.a[site][1], bank.b[site][1], jnp.asarray(weight), bank.scale)
     np.testing.assert_allclose(y, naive(x, bank, site, 1, weight), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("samples", "most"), [(BATCH, 1), (BATCH, 2), (1, 1)])
+def test_the_experts_that_a_sample_uses_can_be_taken_out_of_the_bank(samples: int, most: int):
+    bank = random_bank(row(0, 1, EMPTY, 2), sites={"up_proj": SITES["up_proj"]})
+    weight = np.zeros((samples, 4), np.float32)
+    for number, weights in enumerate(weight):
+        weights[[(number + 1) % 4, 0][:most]] = 0.25 + number
+    x = _x(0, SITES["up_proj"][0])
+    y = sums_of_chosen(jnp.asarray(x), bank.a["up_proj"][1], bank.b["up_proj"][1], weight, bank.scale, most)
+    np.testing.assert_allclose(y, naive(x, bank, "up_proj", 1, weight), rtol=1e-4, atol=1e-5)
+
+
+def test_experts_are_taken_out_of_the_bank_for_long_prompts_and_many_ranks_alone():
+    def multiplied(tokens: int, slots: int, rank: int, most: int | None = 1) -> int:
+        return multiplied_slots((8, tokens, 4096), slots, rank, 4096, most)
+
+    assert multiplied(640, slots=16, rank=32) == 1
+    # A new token reads more by it, a thin bank saves next to nothing, and where all may be used there is no choice.
+    assert multiplied(1, slots=16, rank=32) == 16
+    assert multiplied(640, slots=8, rank=2) == 8
+    assert multiplied(640, slots=16, rank=32, most=None) == 16
+    assert multiplied(640, slots=16, rank=32, most=16) == 16
+
+
+def test_an_answer_is_the_same_whether_or_not_a_gate_chooses_one_task(monkeypatch):
+    monkeypatch.setattr(bank_module, "OPERATIONS_A_BYTE", 1)  # products are all that counts, even here
+    bank = random_bank(row(0, 1, 2, 3))
+    gain_BS = np.eye(4, dtype=np.float32)[[2, 0, 3]]
+    gain_LBS = jnp.broadcast_to(gain_BS, (bank.layers, *gain_BS.shape))
+
+    base = model()
+
+    def output(most: int | None) -> jax.Array:
+        return logits(base, prompt(BATCH, TOKENS), (Voice(bank, Routing(gain_LBS, most=most)),))
+
+    assert "top_k" in str(jax.make_jaxpr(lambda: output(1))())
+    np.testing.assert_allclose(output(1), output(None), rtol=1e-4, atol=1e-5)
 
 
 @few

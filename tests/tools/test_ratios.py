@@ -102,8 +102,10 @@ def test_whole_runs_and_meshes_at_the_smallest_size(bench):
 @pytest.mark.slow
 def test_every_other_part_runs_at_the_smallest_size(bench):
     found = measured(bench, "training") | measured(bench, "routing") | measured(bench, "memory")
-    found |= measured(bench, "compile")
-    assert set(found) == {"1", "2", "5", "6", "13", "15", "16", "19"}
+    found |= measured(bench, "compile") | measured(bench, "int8")
+    assert set(found) == {"1", "2", "5", "6", "13", "15", "16", "18", "19"}
+    first = found["18"]["first losses"]
+    assert first["int8"] == pytest.approx(first["plain"], abs=0.01)
     # Gradients of all weights cost three forward passes, those of experts two and a little.
     assert 2.0 < found["1"]["FLOPs"] < found["1"]["FLOPs"] * found["2"]["FLOPs"] < 3.1
     assert found["1"]["FLOPs / ideal"] == pytest.approx(1.0, abs=0.03)

@@ -101,13 +101,15 @@ def _whole(case: Case, fewer: float, more: float, layers_of_fewer: int) -> float
 
 def lora_total(case: Case, loss: Callable = loss_of) -> float:
     """Operations of LoRA's value and gradient at full depth."""
-    return _whole(case, lora_gradient(case, 1, loss), lora_gradient(case, 2, loss), 1)
+    # The first layer needs no gradient of its input, and the last is computed at the answers alone.
+    return _whole(case, lora_gradient(case, 2, loss), lora_gradient(case, 3, loss), 2)
 
 
 def plain_total(case: Case, *, full: bool) -> float:
     """Operations at full depth of the forward pass, or of value and gradient of all of the decoder."""
     counts = []
-    for layers in (0, 1):
+    # The last layer is computed at the answers alone, so what a layer adds shows from the second one on.
+    for layers in (1, 2):
         model = _model(case, layers)
         function = lambda params, batch, model=model: loss_of(model, params, batch)  # noqa: E731
         if full:
@@ -120,7 +122,7 @@ def plain_total(case: Case, *, full: bool) -> float:
             )
         else:
             counts.append(_operations(function, model.params, _batch(case)))
-    return _whole(case, *counts, 0)
+    return _whole(case, *counts, 1)
 
 
 def ideal_of_lora(case: Case) -> float:

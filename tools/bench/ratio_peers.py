@@ -249,7 +249,7 @@ def own_trainer(model: Model, size: Size, tokens: np.ndarray, pixels: np.ndarray
     return run
 
 
-def _largest_step(model: Model, size: Size) -> tuple[int, Callable[[], float], float]:
+def largest_step(model: Model, size: Size) -> tuple[int, Callable[[], float], float]:
     """(samples, a step on them, its first loss) with as many samples as fit."""
     for count in size.train:
         tokens = drawn_tokens(size, count, size.tokens)
@@ -268,7 +268,7 @@ def training_peers(size: Size, kind: str) -> dict:
 
     ratio_torch.torch.set_num_threads(1)
     model = drawn_model(size.config, "none" if kind == "cpu" else "named")
-    count, ours, first = _largest_step(model, size)
+    count, ours, first = largest_step(model, size)
     run = machine(size, kind)
     tokens = drawn_tokens(size, count, size.tokens)
     hub = ratio_torch.hub_model(size.config, model.params, kind)

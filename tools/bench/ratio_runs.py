@@ -21,13 +21,11 @@ from typing import Any
 
 import growth
 import jax
-import numpy as np
+import packing
 from ratio_work import Size
 
 from hidecmoe_jax.core.compile_cache import use_compile_cache
-from hidecmoe_jax.data.loader import Plan, ladder
 from hidecmoe_jax.runs.folder import RunFolder
-from hidecmoe_jax.runs.session import open_session
 from hidecmoe_jax.runs.stream_loop import learn
 
 METHOD = "hide"
@@ -147,30 +145,20 @@ def _in_process(folder: Path, tasks: int, cache: Path) -> tuple[dict, float]:
 
 
 def lengths(size: Size, kind: str) -> dict:
-    """Row 17: training tokens of the pocket stream's tasks against the padded batches that hold them.
+    """Row 17: training tokens of the pocket stream's tasks, as recorded, against the rows that hold them.
 
-    Batches of 8 in the order of training, with one padded length a task and with four (`tune.lengths`).
+    Batches of 8 in the order of training: packed (`tune.pack=4`), and padded to one length a task or one of four
+    (`tune.lengths`).
     """
-    with tempfile.TemporaryDirectory(prefix="ratios-") as name:
-        tasks = 1 if size.name == "smallest" else 7
-        paths, base = _stream(Path(name), tasks)
-        config = growth.config_of(METHOD, paths, base, _small(tasks))
-        session = open_session(replace(config, tune=replace(config.tune, bucket=8, batch=8)))
-        useful = 0
-        computed = {1: 0, 4: 0}
-        for task, (longest, _) in zip(session.stream.tasks, session.shapes, strict=True):
-            _, encoded = session.encode(task.train, task.name)
-            sizes = np.asarray([len(sample.tokens) for sample in encoded])
-            useful += int(sizes.sum())
-            plan = Plan(len(sizes), 8, 1, 0)
-            for count in computed:
-                padded = ladder(longest, count, 8)
-                for step in range(plan.steps):
-                    rows = plan.indices(step)
-                    needed = sizes[rows[rows >= 0]].max()
-                    computed[count] += 8 * next(length for length in padded if length >= needed)
-    row = {"tokens": useful / computed[4], "tokens, one length": useful / computed[1], "useful": useful}
-    return {17: row | {"computed": computed[4]}}
+    mixes = json.loads(packing.FILE.read_text())["pocket"]
+    tasks = [packing.lengths_of(mix) for mix in mixes.values()]
+    setting = packing.Setting(batch=8, accumulate=1, bucket=8)
+    ways = {
+        "tokens": packing.Way(4, 4),
+        "tokens, four lengths": packing.Way(4),
+        "tokens, one length": packing.Way(1),
+    }
+    return {17: {name: packing.share(tasks, setting, way)["share"] for name, way in ways.items()}}
 
 
 def stream(size: Size, kind: str) -> dict:

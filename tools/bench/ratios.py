@@ -41,6 +41,7 @@ PARTS = {
     "lengths": ("ratio_runs", "lengths", 200, 60),
     "answers": ("ratio_peers", "answers", 400, 400),
     "peft": ("ratio_peers", "training_peers", 200, 240),
+    "int8": ("ratio_int8", "int8_step", 200, 240),
     "stream": ("ratio_runs", "stream", 600, 120),
 }
 # What a part needs in its environment: virtual devices for a mesh, whatever the machine has.
