@@ -15,7 +15,7 @@ from hidecmoe_jax.methods.lora import Lora
 from hidecmoe_jax.models.llama import run_layers
 from hidecmoe_jax.models.llava import Model, answer_loss, decoder_layers, embed, positions_of
 
-DEPTH = 16
+DEPTH = 32
 
 
 def _thin(size: Size, layers: int) -> Size:
