@@ -57,6 +57,8 @@ _HOME = {
     "import_benchmark": "hidecmoe_jax.data.imports.official",
     "import_task": "hidecmoe_jax.data.imports.importing",
     "ImportOptions": "hidecmoe_jax.data.imports.importing",
+    "kpi": "hidecmoe_jax.studies.kpi.study",
+    "kpi_lines": "hidecmoe_jax.studies.kpi.study",
     "learn": "hidecmoe_jax.runs.stream_loop",
     "load": "hidecmoe_jax.runs.assistant",
     "load_config": "hidecmoe_jax.runs.config",

@@ -35,6 +35,7 @@ COMMANDS = {
         "answer a file of questions, for the evaluations of LLaVA, CoIN, VLMEvalKit",
     ),
     "serve": ("serve", "serve", "answer over HTTP in the form of OpenAI's chat completions"),
+    "kpi": ("kpi", "kpi", "key figures of a served run: wrong tasks, cost, latency, storage, what to do next"),
     "add": ("add", "add", "teach a finished run one more task"),
     "overlap": ("editing", "overlap", "which tasks are confused, which experts are similar, and what could be merged"),
     "retire": ("editing", "retire", "measure what every task loses without the experts of one; --commit drops them"),

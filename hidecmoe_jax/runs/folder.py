@@ -11,6 +11,7 @@ RUN/
   report.json report.html figures/ tables/
   foreign.json control.json overlap.json retire.json merge.json cka.json cka_legacy.json      results of studies
   gates.json                 decisions of gates about new tasks
+  kpi.json kpi.html kpi.csv  key figures of the run in service
   replaced_000/              the run that an overwrite moved aside
   seed_0/
     tasks/000_birds/         archive of one lesson, sealed        .incoming/ the same while it is written
@@ -50,7 +51,7 @@ ERRORS = "data_errors.jsonl"
 COMPARISON = COMPARISON_MARK
 
 _WRITTEN_BY_A_RUN = re.compile(
-    r"seed_\d+|config\.yaml|report\.(json|html)|figures|tables|facts\.json|edits\.json|journal\.json|data_errors\.jsonl"
+    r"seed_\d+|config\.yaml|report\.(json|html)|kpi\.(json|html|csv)|figures|tables|facts\.json|edits\.json|journal\.json|data_errors\.jsonl"
     r"|(foreign|control|overlap|retire|merge|cka|cka_legacy|gates)\.json"
 )
 
