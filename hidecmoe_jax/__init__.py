@@ -57,6 +57,8 @@ _HOME = {
     "import_benchmark": "hidecmoe_jax.data.imports.official",
     "import_task": "hidecmoe_jax.data.imports.importing",
     "ImportOptions": "hidecmoe_jax.data.imports.importing",
+    "inspect_run": "hidecmoe_jax.studies.inspect",
+    "inspection_lines": "hidecmoe_jax.studies.inspect",
     "kpi": "hidecmoe_jax.studies.kpi.study",
     "kpi_lines": "hidecmoe_jax.studies.kpi.study",
     "learn": "hidecmoe_jax.runs.stream_loop",
@@ -78,6 +80,7 @@ _HOME = {
     "read_gates": "hidecmoe_jax.runs.gates",
     "read_questions": "hidecmoe_jax.runs.questions",
     "rebuild": "hidecmoe_jax.runs.results",
+    "record_schema": "hidecmoe_jax.core.records",
     "restore": "hidecmoe_jax.studies.edit_trial",
     "retire": "hidecmoe_jax.studies.edit_trial",
     "rollback": "hidecmoe_jax.runs.stream_loop",
@@ -100,6 +103,7 @@ _HOME = {
     "Voice": "hidecmoe_jax.experts.routing",
     "Wish": "hidecmoe_jax.port.exports.options",
     "whole_stream": "hidecmoe_jax.data.whole",
+    "write_project": "hidecmoe_jax.runs.project",
     "write_stream": "hidecmoe_jax.data.pocket.tasks",
 }
 

@@ -184,7 +184,7 @@ def may_use_torch(fault: str) -> bool:
 # Every use of Python's import machinery by name: fixed tables of our own modules, versions, and one door for others'.
 IMPORTERS = {
     "hidecmoe_jax": {"importlib", "importlib.import_module"},
-    "hidecmoe_jax.cli.main": {"importlib", "importlib.import_module"},
+    "hidecmoe_jax.cli.commands": {"importlib", "importlib.import_module"},
     "hidecmoe_jax.cli.doctor": {
         "importlib",
         "importlib.import_module",

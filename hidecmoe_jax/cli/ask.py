@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
 from tyro.conf import Positional, UseAppendAction, arg
 
 import hidecmoe_jax as hj
-from hidecmoe_jax.cli.words import Run, WholeNumber
+from hidecmoe_jax.cli.words import Json, Run, WholeNumber
 from hidecmoe_jax.core.errors import ConfigError
+from hidecmoe_jax.core.records import json_text, record_of
 
 
 def ask(
@@ -20,7 +20,7 @@ def ask(
     *,
     image: Annotated[UseAppendAction[tuple[Path, ...]], arg(metavar="FILE")] = (),
     file: Annotated[Path | None, arg(metavar="FILE")] = None,
-    json_lines: Annotated[bool, arg(name="json")] = False,
+    json: Json = False,
     named: Annotated[str | None, arg(name="as", metavar="TASK")] = None,
     task: WholeNumber = None,
     skip_missing: bool = False,
@@ -42,7 +42,7 @@ def ask(
       image: picture file; give the option again for several pictures.
       file: questions as JSON lines, {"question": "...", "image": "a.png"}, paths relative to the file's folder; all are
         checked before the model is loaded, and it is loaded once.
-      json_lines: print every answer as one line of JSON: text, task, known, refused, exit_code, routing, fit, ...
+      json: print every answer as one line of JSON: text, task, known, refused, exit_code, routing, fit, ...
       named: task whose expert answers, whatever the gate would choose; for a question that was taken for another task.
       task: use the run as it was after its first N tasks.
       skip_missing: answer without tasks whose files are missing or damaged, instead of refusing.
@@ -65,7 +65,7 @@ def ask(
         questions = hj.read_questions(file, run)
     replies = hj.ask(run, questions, task=task, skip_missing=skip_missing, as_is=as_is, named=named)
     for asked, reply in zip(questions, replies, strict=True):
-        print(_json_line(asked, reply) if json_lines else _lines(asked, reply))
+        print(_json_line(asked, reply) if json else _lines(asked, reply))
     # One code for the whole file: a script must notice that a question has no answer.
     return max(reply.exit_code for reply in replies)
 
@@ -73,7 +73,7 @@ def ask(
 def _json_line(asked: Any, reply: Any) -> str:
     """A reply as one line of JSON, with the question."""
     line = {"id": asked.id, "question": asked.text, "images": list(asked.images)} | reply.to_json()
-    return json.dumps(line, ensure_ascii=False, allow_nan=False)
+    return json_text(record_of("ask", line), indent=None)
 
 
 def _lines(asked: Any, reply: Any) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import textwrap
-from typing import Annotated
+from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
@@ -54,7 +54,7 @@ def show(config: Config, /, *, tasks: Folders = (), set: Assignments = ()) -> No
     print(hj.full_config_text(read_config(config, sets=set, tasks=tasks)), end="")
 
 
-def schema() -> None:
+def schema(*, of: Literal["config", "ask", "data check", "doctor", "inspect", "overlap", "plan"] = "config") -> None:
     """Print the JSON Schema of configs, with which an editor completes keys and marks mistakes while one writes.
 
     For the YAML extension of VS Code and other editors with yaml-language-server, write it to a file and let the first
@@ -62,5 +62,10 @@ def schema() -> None:
 
     Examples:
       $ hidecmoe config schema > hidecmoe.schema.json
+      $ hidecmoe config schema --of inspect > inspect.schema.json
+
+    Args:
+      of: config, or a command: the schema of what it prints with --json.
     """
-    print(json.dumps(hj.config_schema(), indent=1, ensure_ascii=False))
+    wanted = hj.config_schema() if of == "config" else hj.record_schema(of)
+    print(json.dumps(wanted, indent=1, ensure_ascii=False))

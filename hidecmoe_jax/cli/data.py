@@ -10,9 +10,10 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 import hidecmoe_jax as hj
-from hidecmoe_jax.cli.words import Assignments, Folders, joined, read_config
+from hidecmoe_jax.cli.words import Assignments, Folders, Json, joined, read_config
 from hidecmoe_jax.core.errors import ConfigError, DataError
 from hidecmoe_jax.core.paths import near_path
+from hidecmoe_jax.core.records import json_text
 from hidecmoe_jax.data.prepared import place
 
 FINDINGS = "data_errors.jsonl"
@@ -25,6 +26,7 @@ def check(
     tasks: Folders = (),
     sets: Assignments = (),
     errors: Annotated[Path, arg(metavar="FILE")] = Path(FINDINGS),
+    json: Json = False,
 ) -> int:
     """Check what `run` would do before it trains: base and tokenizer, every record, picture, reference and length, and
     test items that are also training items.
@@ -36,6 +38,7 @@ def check(
       $ hidecmoe data check my/birds my/charts
       $ hidecmoe data check configs/pocket/hide.yaml
       $ hidecmoe data check configs/pocket/hide.yaml --tasks my/birds my/charts
+      $ hidecmoe data check my/birds --json
 
     Args:
       where: one config as `run` takes it, or task folders in the order of the stream, checked with the pocket base and
@@ -43,11 +46,12 @@ def check(
       tasks: task folders in the order to learn them, instead of the config's.
       sets: config values that replace those of the file, such as stream.allowed_leaks=3.
       errors: file for all problems, as JSON lines; written only if there are any.
+      json: print JSON instead of a table.
     """
     config = stream_config(where, tasks, sets, command="hidecmoe data check")
     opening = hj.open_config(config, errors=str(errors), compares=True)
     report = hj.whole_stream(opening.report, hj.stream_specs(config.stream), pictures=opening.pictures)
-    print(report.text())
+    print(json_text(report.record()) if json else report.text())
     # An exit code of its own, so that a script can stop before it trains.
     return report.exit_code
 

@@ -14,7 +14,6 @@ import platform
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +21,10 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 import hidecmoe_jax as hj
-from hidecmoe_jax.cli.words import Folder
+from hidecmoe_jax.cli.words import Folder, Json
 from hidecmoe_jax.core.errors import ConfigError
+from hidecmoe_jax.core.records import Doctor, json_text
+from hidecmoe_jax.core.records import MachineCheck as Check
 from hidecmoe_jax.storage.mounts import check_storage, file_system
 
 GIB = 2**30
@@ -33,35 +34,26 @@ NEEDED_MEMORY = 4 * GIB
 LARGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
-@dataclass(frozen=True)
-class Check:
-    """One line of the table.
-
-    Attributes:
-      name: what was checked.
-      passed: False makes the command end with exit code 1.
-      result: version, size or message to print.
-      remedy: what to do if the check failed.
-    """
-
-    name: str
-    passed: bool
-    result: str
-    remedy: str = ""
-
-
-def doctor(*, out: Folder = None) -> int:
+def doctor(*, out: Folder = None, json: Json = False) -> int:
     """Check versions, devices, memory, disk, and one forward of the pocket model; exit code 1 if one fails.
 
     Examples:
       $ hidecmoe doctor
       $ hidecmoe doctor --out runs
+      $ hidecmoe doctor --json
 
     Args:
       out: folder whose disk is checked; the current one if not given.
+      json: print JSON instead of a table.
     """
+    pending = checks(out or Path.cwd())
+    if json:
+        done = tuple(pending)
+        all_passed = all(check.passed for check in done)
+        print(json_text(Doctor(all_passed, done)))
+        return 0 if all_passed else 1
     all_passed = True
-    for check in checks(out or Path.cwd()):
+    for check in pending:
         all_passed &= check.passed
         verdict = "OK  " if check.passed else "FAIL"
         # Flushed, because the last check takes many seconds.

@@ -7,13 +7,16 @@ from typing import Annotated, Any, Literal
 from tyro.conf import Positional, arg
 
 import hidecmoe_jax as hj
-from hidecmoe_jax.cli.words import Run, WholeNumber
+from hidecmoe_jax.cli.words import Json, Run, WholeNumber
+from hidecmoe_jax.core.records import json_text, record_of
 
 Task = Annotated[str, Positional, arg(metavar="TASK")]
 Modes = Literal["linear", "ties", "dare_linear", "dare_ties", "svd", "ties_svd", "dare_linear_svd", "dare_ties_svd"]
 
 
-def overlap(run: Run, /, *, count: WholeNumber = None, mixed: float = 25.0, alike: float = 0.9) -> None:
+def overlap(
+    run: Run, /, *, count: WholeNumber = None, mixed: float = 25.0, alike: float = 0.9, json: Json = False
+) -> None:
     """Show for every pair of tasks how often their inputs are confused and how similar their experts are.
 
     Pairs above a threshold are printed with the command that would measure a merge or retirement.
@@ -21,14 +24,19 @@ def overlap(run: Run, /, *, count: WholeNumber = None, mixed: float = 25.0, alik
     Examples:
       $ hidecmoe overlap runs/cmoe
       $ hidecmoe overlap runs/cmoe --mixed 10 --count 100
+      $ hidecmoe overlap runs/cmoe --json
 
     Args:
       run: run folder.
       count: held-out inputs of every task; by default all.
       mixed: percentage of confused inputs from which a pair is marked.
       alike: cosine of experts from which a pair is marked.
+      json: print JSON instead of a table.
     """
     pairs = hj.overlap(run, count=count, mixed=mixed, alike=alike)
+    if json:
+        print(json_text(record_of("overlap", {"mixed": mixed, "alike": alike, "pairs": pairs})))
+        return
     print(f"{'':<2}{'tasks':<40} {'mixed up':>9} {'cosine':>8}")
     for pair in pairs:
         share = "-"

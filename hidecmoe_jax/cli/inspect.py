@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import hidecmoe_jax as hj
-from hidecmoe_jax.cli.words import Run
+from hidecmoe_jax.cli.words import Json, Run
+from hidecmoe_jax.core.records import json_text
 
 
-def inspect(run: Run, /) -> None:
+def inspect(run: Run, /, *, json: Json = False) -> None:
     """Show the tasks of a run, its experts per layer, and their sizes.
 
     Examples:
       $ hidecmoe inspect runs/hide
+      $ hidecmoe inspect runs/hide --json
 
     Args:
       run: run folder.
+      json: print JSON instead of text.
     """
-    print(hj.describe(run))
+    described = hj.inspect_run(run)
+    print(json_text(described) if json else "\n".join(hj.inspection_lines(described)))

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 from tyro.conf import arg
 
 import hidecmoe_jax as hj
-from hidecmoe_jax.cli.words import Assignments, Config, read_config
+from hidecmoe_jax.cli.words import Assignments, Config, Json, read_config
+from hidecmoe_jax.core.records import json_text, record_of
 
 
 def plan(
@@ -17,7 +17,7 @@ def plan(
     /,
     *,
     target: Annotated[str, arg(metavar="MACHINE")] = "cpu",
-    json_: Annotated[bool, arg(name="json")] = False,
+    json: Json = False,
     compile_: Annotated[bool, arg(name="compile")] = False,
     tokens: int | None = None,
     answers: int = 16,
@@ -65,9 +65,9 @@ def plan(
     )  # fmt: skip
     made = hj.make_plan(subject, machine)
     compiled = hj.compile_plan(made) if compile_ else None
-    if json_:
+    if json:
         values = hj.plan_values(made) | ({} if compiled is None else {"compiled": compiled})
-        print(json.dumps(values, indent=2))
+        print(json_text(record_of("plan", values)))
         return
     print("\n".join(hj.plan_lines(made)))
     if compiled is not None:

@@ -46,6 +46,7 @@ TaskFolder = Annotated[
 Config = Annotated[str, Positional, arg(metavar="CONFIG")]
 Run = Annotated[Path, Positional, arg(metavar="RUN")]
 Folder = Annotated[Path | None, arg(metavar="DIR")]
+Json = Annotated[bool, arg(name="json")]
 # Both `--set seeds=[0] capacity=4` and `--set seeds=[0] --set capacity=4` are natural: every mention adds values.
 Folders = Annotated[UseAppendAction[tuple[tuple[TaskFolder, ...], ...]], arg(metavar="DIR ...")]
 Assignments = Annotated[UseAppendAction[tuple[tuple[str, ...], ...]], arg(name="set", metavar="PATH=VALUE ...")]

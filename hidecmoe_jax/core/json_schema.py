@@ -23,23 +23,26 @@ _NUMBER = {"anyOf": [{"type": "number"}, {"type": "string", "pattern": strict.EX
 _SCALARS = {
     bool: {"type": "boolean"},
     int: {"type": "integer"},
-    float: _NUMBER,
     str: {"type": "string"},
     Path: {"type": "string"},
     type(None): {"type": "null"},
 }
 
 
-def schema_of(cls: type, replaced: Mapping[type, Mapping[str, type]]) -> dict[str, Any]:
+def schema_of(
+    cls: type, replaced: Mapping[type, Mapping[str, type]], *, numbers_as_text: bool = True
+) -> dict[str, Any]:
     """The schema of a dataclass, with a definition for every dataclass inside.
 
     Args:
       cls: as of `strict.build`.
       replaced: dataclasses with fields whose type hint does not say what they take; for each, the fields' names and
         another hint.
+      numbers_as_text: take the text 1e-3 for a number, as readers of YAML do; False for what is written as JSON.
     """
     definitions: dict[str, Any] = {}
-    writer = _Writer(definitions, replaced)
+    number = _NUMBER if numbers_as_text else {"type": "number"}
+    writer = _Writer(definitions, replaced, number)
     reference = writer.schema(cls)
     return {"$schema": DRAFT, **reference, "$defs": definitions}
 
@@ -50,6 +53,7 @@ class _Writer:
 
     definitions: dict[str, Any]
     replaced: Mapping[type, Mapping[str, type]]
+    number: dict[str, Any]
 
     def schema(self, hint: Any) -> dict[str, Any]:
         """The schema of one type hint."""
@@ -70,7 +74,7 @@ class _Writer:
         if container in (dict, Mapping):
             inner = self.schema(arguments[1]) if arguments else {}
             return {"type": "object", "additionalProperties": inner}
-        return dict(_SCALARS[hint])
+        return dict(self.number if hint is float else _SCALARS[hint])
 
     def _options(self, options: tuple[Any, ...]) -> list[dict[str, Any]]:
         """The schemas of a union's members; where several declare a `kind`, it has to be written."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from statistics import median
 
 from hidecmoe_jax.core.errors import ConfigError, DataError, HidecmoeError, counted, listed, shown_lines
+from hidecmoe_jax.core.records import CheckedTask, DataCheck, DataLeak, DataProblem
 from hidecmoe_jax.core.text_table import text_table
 from hidecmoe_jax.data.items import Record, Turn
 from hidecmoe_jax.data.media import IMAGE
@@ -109,6 +110,19 @@ class Report:
         if self.leaks:
             verdict += f" ({self.allowed_leaks} leaks allowed)"
         return "\n".join([*lines, verdict])
+
+    def record(self) -> DataCheck:
+        """Returns the report as `data check --json` prints it."""
+        return DataCheck(
+            ok=self.ok,
+            exit_code=self.exit_code,
+            tasks=tuple(map(_checked, self.tasks)),
+            problems=tuple(DataProblem(bad.file, bad.source, bad.id, bad.problem) for bad in self.problems),
+            leaks=tuple(DataLeak(leak.task, leak.id, leak.trained_in, leak.trained_id) for leak in self.leaks),
+            allowed_leaks=self.allowed_leaks,
+            warnings=tuple(self.warnings),
+            measured=tuple(self.measured),
+        )
 
     def _located_problems(self) -> list[str]:
         """Problems as lines with their files."""
@@ -231,6 +245,12 @@ def _stream_refusal(opened: Sequence[Task], specs: Sequence[TaskSpec]) -> Config
     except ConfigError as error:
         return error
     return None
+
+
+def _checked(task: Task) -> CheckedTask:
+    """What a task contains, as numbers."""
+    sizes = (len(task.train), len(task.val), len(task.test), len(task.digests))
+    return CheckedTask(task.name, task.title, *sizes, task.scorer, tuple(task.notes))
 
 
 def _row(task: Task) -> tuple[str, ...]:

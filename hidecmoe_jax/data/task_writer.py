@@ -119,7 +119,7 @@ def refuse_existing(folder: Path) -> None:
     """Raises a ConfigError if there is something at the place of a folder that is to be written."""
     if os.path.lexists(folder):
         raise ConfigError(
-            "the task folder is not overwritten", where=str(folder), why="it exists", remedy="give another folder"
+            "the folder is not overwritten", where=str(folder), why="it exists", remedy="give another folder"
         )
 
 

@@ -13,17 +13,22 @@ from typing import TextIO
 
 from tqdm import tqdm
 
-from hidecmoe_jax.core import processes
+from hidecmoe_jax.core import processes, verbosity
 from hidecmoe_jax.data.ahead import Waited
 
 MINUTES = 5.0
+VERBOSE_MINUTES = 1 / 6
 FIRST_MINUTES = 0.5  # until the first line after that of the start
 DELAY = 2.0  # seconds that a loop takes before its bar is drawn: shorter ones would flash
 
 
 def say(text: str) -> None:
-    """Prints one line for the user above any progress bar; of several processes the first one does."""
-    if processes.is_first():
+    """Prints one line for the user above any progress bar; of several processes the first one does.
+
+    With `--quiet` only warnings are printed.
+    """
+    is_wanted = not verbosity.is_quiet() or text.startswith("warning")
+    if is_wanted and processes.is_first():
         tqdm.write(text, file=sys.stderr)
 
 
@@ -83,7 +88,7 @@ class Status:
     @property
     def on_terminal(self) -> bool:
         """Whether bars are drawn."""
-        if not processes.is_first():
+        if not processes.is_first() or verbosity.is_quiet() or verbosity.is_verbose():
             return False
         return sys.stderr.isatty() if self.terminal is None else self.terminal
 
@@ -94,9 +99,11 @@ class Status:
         self.begun = True
         self.steps.planned = steps
         self.questions.planned = questions
-        if self.on_terminal or not self.minutes:
+        if self.on_terminal or not self._interval:
             return
-        say(f"{title}: {steps:,} training steps, {questions:,} questions to answer; a line every {self.minutes:g} min")
+        interval = self._interval
+        every = f"{interval:g} min" if interval >= 1 else f"{60 * interval:g} s"
+        say(f"{title}: {steps:,} training steps, {questions:,} questions to answer; a line every {every}")
         self.is_due()
 
     def note(self, text: str) -> None:
@@ -107,15 +114,20 @@ class Status:
 
     def is_due(self) -> bool:
         """Whether a line is to be printed now; True once for every interval."""
-        if self.on_terminal or not self.minutes:
+        if self.on_terminal or not self._interval:
             return False
         now = self.clock()
         if self.next_line is None:
-            self.next_line = now + 60 * min(FIRST_MINUTES, self.minutes)
+            self.next_line = now + 60 * min(FIRST_MINUTES, self._interval)
         if now < self.next_line:
             return False
-        self.next_line = now + 60 * self.minutes
+        self.next_line = now + 60 * self._interval
         return True
+
+    @property
+    def _interval(self) -> float:
+        """Minutes between two lines; 0 for none."""
+        return min(VERBOSE_MINUTES, self.minutes or VERBOSE_MINUTES) if verbosity.is_verbose() else self.minutes
 
     def step(self, seconds: float | None) -> None:
         """Counts one optimiser step."""

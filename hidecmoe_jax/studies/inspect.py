@@ -1,4 +1,4 @@
-"""Description of a run as a text table: tasks and scores, owners of expert slots by layer, sizes."""
+"""A run as a record and as a text table: tasks and scores, owners of expert slots by layer, sizes."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from hidecmoe_jax.core import trees
+from hidecmoe_jax.core import strict, trees
+from hidecmoe_jax.core.records import CommittedEdit, ExpertBank, Inspection, LearnedLesson, LearnedSeed, Redirect
 from hidecmoe_jax.experts.bank import EMPTY, FUSED, Bank
-from hidecmoe_jax.methods.base import Learner
 from hidecmoe_jax.runs import edits
 from hidecmoe_jax.runs.dead_experts import sentence
 from hidecmoe_jax.runs.finished import FinishedRun, open_finished
@@ -18,103 +18,131 @@ _MARKS = {FUSED: "F", EMPTY: "."}
 
 
 def describe(run: str | Path) -> str:
-    """Tasks of every seed with their scores and slot owners; then its sizes, once where all seeds have the same."""
+    """The text of `hidecmoe inspect`."""
+    return "\n".join(inspection_lines(inspect_run(run)))
+
+
+def inspect_run(run: str | Path) -> Inspection:
+    """Lessons, experts and sizes of every seed, and the edits that were committed.
+
+    Raises:
+      CheckpointError: no run, or a damaged one.
+    """
     finished = open_finished(run)
     method = finished.config.method
-    lines = [f"{method.name}: {method}", ""]
-    for seed in finished.config.seeds:
-        lines += _lessons(finished, seed)
-    committed = edits.read(finished.folder.path)
-    for edit in committed:
+    committed = [CommittedEdit(edit.tasks, edit.at, edit.what) for edit in edits.read(finished.folder.path)]
+    return Inspection(
+        method=method.name,
+        settings=strict.plain(method),
+        seeds=tuple(_seed(finished, seed) for seed in finished.config.seeds),
+        edits=tuple(committed),
+        base_parameters=trees.count(finished.model.params),
+    )
+
+
+def _seed(run: FinishedRun, seed: int) -> LearnedSeed:
+    """What a seed has learned, with the run's edits."""
+    method = run.config.method
+    archive = run.ledger(seed).archive()
+    learner = run.learner(archive, seed=seed)
+    # Only experts can be redirected.
+    rows = method.redirects(learner) if learner.past else {}
+    redirects = []
+    for family, bank in learner.past.items():
+        for (task, home), of_bank in rows.items():
+            layers = tuple(int(row) + bank.first_layer for row in of_bank)
+            redirects.append(Redirect(family, int(task), int(home), layers))
+    sizes = {}
+    for what, counts in method.sizes(run.model, learner).items():
+        sizes[what] = {kind: int(count) for kind, count in counts.items()}
+    return LearnedSeed(
+        seed=seed,
+        lessons=_lessons(run, seed),
+        banks=tuple(_bank(family, bank) for family, bank in learner.past.items()),
+        redirects=tuple(redirects),
+        parameters=sizes,
+    )
+
+
+def _lessons(run: FinishedRun, seed: int) -> tuple[LearnedLesson, ...]:
+    """The lessons of a seed, each with its score in the last row."""
+    ledger = run.ledger(seed)
+    lessons = ledger.tasks()
+    last_row = Cells(run.seed(seed).cells).read().get(len(lessons), {})
+    learned = []
+    for lesson in lessons:
+        facts = ledger.meta(lesson.index)
+        score = last_row.get(lesson.name, {}).get("score")
+        idle = sentence(facts.get("experts", {}))
+        learned.append(
+            LearnedLesson(lesson.index, lesson.name, score, facts["samples"], facts["seconds"], idle or None)
+        )
+    return tuple(learned)
+
+
+def _bank(family: str, bank: Bank) -> ExpertBank:
+    owners = tuple(map(tuple, np.asarray(bank.owner_LS).tolist()))
+    return ExpertBank(family, bank.rank, bank.slots, tuple(bank.sites), bank.first_layer, owners)
+
+
+def inspection_lines(run: Inspection) -> list[str]:
+    """The record for people; sizes are said once where all seeds have the same."""
+    lines = [f"{run.method}: {run.settings}", ""]
+    for seed in run.seeds:
+        lines.append(f"seed {seed.seed}: {len(seed.lessons)} lessons")
+        for lesson in seed.lessons:
+            lines += _lesson_lines(lesson)
+    for edit in run.edits:
         lines.append(f"edit after {edit.tasks} tasks, {edit.at}: {edit.what}")
-    for seed in finished.config.seeds:
+    for seed in run.seeds:
         # Seeds may grow experts in different layers, so every one is shown with its own.
-        lines += _experts(finished, seed)
-    base_size = trees.count(finished.model.params)
-    lines += ["", f"base: {base_size:,} parameters"]
-    sizes = {seed: _sizes(finished, seed) for seed in finished.config.seeds}
-    first = sizes[finished.first]
-    if all(own == first for own in sizes.values()):
-        return "\n".join([*lines, *first])
+        lines += _expert_lines(seed)
+    lines += ["", f"base: {run.base_parameters:,} parameters"]
+    sizes = [_size_lines(seed) for seed in run.seeds]
+    if all(of_seed == sizes[0] for of_seed in sizes):
+        return [*lines, *sizes[0]]
     # Seeds that grew in different layers, or have not learned everything, have sizes of their own.
-    for seed, own in sizes.items():
-        lines += [f"seed {seed}, {line}" for line in own]
-    return "\n".join(lines)
+    for seed, of_seed in zip(run.seeds, sizes, strict=True):
+        lines += [f"seed {seed.seed}, {line}" for line in of_seed]
+    return lines
 
 
-def _sizes(run: FinishedRun, seed: int) -> list[str]:
+def _lesson_lines(lesson: LearnedLesson) -> list[str]:
+    """A lesson with its score, and a remark on dead experts."""
+    shown = "not measured" if lesson.score is None else f"{lesson.score:.1f}"
+    label = f"  {lesson.index}  {lesson.name:<24}"
+    lines = [f"{label} score {shown:>12}   {lesson.records} records, {lesson.seconds} s"]
+    if lesson.remark is not None:
+        lines.append(f"     {lesson.remark}")
+    return lines
+
+
+def _size_lines(seed: LearnedSeed) -> list[str]:
     """Parameters of a seed beyond the base: a line for what is stored, archived and trained."""
     lines = []
-    for what, counts in run.config.method.sizes(run.model, _learner(run, seed)).items():
+    for what, counts in seed.parameters.items():
         shown = ", ".join(f"{kind} {count:,}" for kind, count in counts.items())
         lines.append(f"{what}: {shown}")
     return lines
 
 
-def _learner(run: FinishedRun, seed: int) -> Learner:
-    """What a seed has learned, with the run's edits."""
-    archive = run.ledger(seed).archive()
-    return run.learner(archive, seed=seed)
-
-
-def _experts(run: FinishedRun, seed: int) -> list[str]:
-    """Slot owners of a seed; nothing for a method without experts."""
-    learner = _learner(run, seed)
-    if not learner.past:
+def _expert_lines(seed: LearnedSeed) -> list[str]:
+    """Owner of every slot in every layer, and redirected tasks; nothing for a method without experts."""
+    if not seed.banks:
         return []
-    lines = ["", f"experts of seed {seed}:"]
-    redirects = run.config.method.redirects(learner)
-    for family, bank in learner.past.items():
-        lines += _slots(family, bank, redirects)
+    lines = ["", f"experts of seed {seed.seed}:"]
+    for bank in seed.banks:
+        head = f"{bank.family}: rank {bank.rank}, {bank.slots} slots, sites {', '.join(bank.sites)}"
+        lines += ["", head, "  layer  slots (F fused, . empty)"]
+        # The first row of a bank need not be the first decoder layer.
+        for layer, owners in enumerate(bank.owners, bank.first_layer):
+            # The owner of a slot is a task's number, or a letter for what is no task.
+            marks = " ".join(_MARKS.get(owner, str(owner)) for owner in owners)
+            lines.append(f"  {layer:>5}  {marks}")
+        for redirect in seed.redirects:
+            if redirect.family == bank.family:
+                layers = ", ".join(map(str, redirect.layers))
+                lines.append(
+                    f"  task {redirect.task} is answered from the expert of task {redirect.home} in layers {layers}"
+                )
     return lines
-
-
-def _lessons(run: FinishedRun, seed: int) -> list[str]:
-    """A line for every lesson of a seed, with its score in the last row, and remarks on dead experts."""
-    ledger = run.ledger(seed)
-    lessons = ledger.tasks()
-    count = len(lessons)
-    scores = Cells(run.seed(seed).cells).read()
-    last_row = scores.get(count, {})
-    lines = [f"seed {seed}: {count} lessons"]
-    for lesson in lessons:
-        cell = last_row.get(lesson.name, {})
-        score = cell.get("score")
-        shown = "not measured"
-        if score is not None:
-            shown = f"{score:.1f}"
-        index = lesson.index
-        facts = ledger.meta(index)
-        records = facts["samples"]
-        seconds = facts["seconds"]
-        label = f"  {index}  {lesson.name:<24}"
-        lines.append(f"{label} score {shown:>12}   {records} records, {seconds} s")
-        idle = sentence(facts.get("experts", {}))
-        if idle:
-            lines.append(f"     {idle}")
-    return lines
-
-
-def _slots(family: str, bank: Bank, redirects: dict[tuple[int, int], np.ndarray]) -> list[str]:
-    """Owner of every slot in every layer of a bank, and tasks that are served from another task's slot.
-
-    Args:
-      redirects: rows of the bank by (task, task whose slot serves it).
-    """
-    sites = ", ".join(bank.sites)
-    head = f"{family}: rank {bank.rank}, {bank.slots} slots, sites {sites}"
-    lines = ["", head, "  layer  slots (F fused, . empty)"]
-    # The first row of a bank need not be the first decoder layer.
-    owners_LS = np.asarray(bank.owner_LS).tolist()
-    for layer, owners in enumerate(owners_LS, bank.first_layer):
-        marks = " ".join(map(_mark, owners))
-        lines.append(f"  {layer:>5}  {marks}")
-    for (task, home), rows in redirects.items():
-        layers = ", ".join(str(row + bank.first_layer) for row in rows)
-        lines.append(f"  task {task} is answered from the expert of task {home} in layers {layers}")
-    return lines
-
-
-def _mark(owner: int) -> str:
-    """The owner of a slot in the table: a task's number, or a letter for what is no task."""
-    return _MARKS.get(owner, str(owner))

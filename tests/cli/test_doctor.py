@@ -5,9 +5,11 @@ import importlib.metadata
 from pathlib import Path
 
 import pytest
+from judges import judged
 
 from hidecmoe_jax.cli import doctor
 from hidecmoe_jax.cli.doctor import Check, devices, disk, large_pages, memory
+from hidecmoe_jax.cli.main import main
 
 
 @pytest.mark.parametrize("version", ["0.9.9", "0.10", "0.10.0", "0.10.2", "0.12.0.1", "0.13", "0.13.0", "1", "2.0"])
@@ -39,6 +41,21 @@ def declare(monkeypatch, *requirements: str) -> None:
     for requirement in requirements:
         metadata["Requires-Dist"] = requirement
     monkeypatch.setattr(doctor, "_metadata", lambda: metadata)
+
+
+def test_the_table_as_a_record(tmp_path, monkeypatch, capsys):
+    # The forward pass takes seconds and is one more line of the same kind.
+    monkeypatch.setattr(doctor, "forward", lambda: Check("forward", False, "no numbers", "install it again"))
+    assert main(["doctor", "--out", str(tmp_path), "--json"]) == 1
+    record = judged("doctor", capsys.readouterr().out)
+    assert record["passed"] is False
+    assert [check["name"] for check in record["checks"]] == [check.name for check in doctor.checks(tmp_path)]
+    assert record["checks"][-1] == {
+        "name": "forward",
+        "passed": False,
+        "result": "no numbers",
+        "remedy": "install it again",
+    }
 
 
 def test_this_machine_can_run_its_own_tests(tmp_path):

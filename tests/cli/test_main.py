@@ -1,14 +1,19 @@
 """Words on the command line: the right command, or a message, an exit code and a suggestion."""
 
+import json
 import os
 
 import pytest
+from judges import judged
 from tiny import write_task
 
 from hidecmoe_jax.cli import inspect as inspect_command
-from hidecmoe_jax.cli.main import COMMANDS, main, overview
+from hidecmoe_jax.cli.commands import COMMANDS, EXIT_CODES, GROUPS, overview
+from hidecmoe_jax.cli.main import CLOSED, INTERRUPTED, main
 from hidecmoe_jax.core.errors import BusyError, HidecmoeError
+from hidecmoe_jax.runs.replies import REFUSED
 from hidecmoe_jax.runs.session import session_facts
+from hidecmoe_jax.runs.status import Status, say
 
 
 def test_the_overview_names_every_command(capsys):
@@ -16,6 +21,7 @@ def test_the_overview_names_every_command(capsys):
         assert main(words) == 0
         assert capsys.readouterr().out.strip() == overview().strip()
     assert all(f"\n  {name} " in overview() for name in COMMANDS)
+    assert all(f"\n{title}:\n" in overview() for title in GROUPS)
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -155,6 +161,22 @@ def test_data_check_refuses_a_bad_folder_and_lists_every_problem(tmp_path, monke
     assert len((tmp_path / "data_errors.jsonl").read_text().splitlines()) == 8
 
 
+def test_data_check_prints_a_record(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    good = write_task(tmp_path / "birds", "a wren")
+    assert main(["data", "check", str(good), "--json"]) == 0
+    record = judged("data check", capsys.readouterr().out)
+    assert record["ok"] and record["exit_code"] == 0
+    trained = json.loads((good / "train.json").read_text())
+    (task,) = record["tasks"]
+    assert task["train"] + task["val"] == len(trained)
+    assert main(["data", "check", str(write_task(tmp_path / "fish", "a carp", role="robot")), "--json"]) == 3
+    record = judged("data check", capsys.readouterr().out)
+    assert not record["ok"] and record["exit_code"] == 3
+    lines = [json.loads(line) for line in (tmp_path / "data_errors.jsonl").read_text().splitlines()]
+    assert [problem["problem"] for problem in record["problems"]] == [line["problem"] for line in lines]
+
+
 def test_data_check_of_two_tasks_of_one_name_ends_as_a_wrong_config_does(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     folders = [str(write_task(tmp_path / place / "birds", "a wren")) for place in ("north", "south")]
@@ -172,7 +194,42 @@ def test_data_check_of_nothing_is_an_error(words, tmp_path, monkeypatch, capsys)
 
 def test_every_exit_code_of_the_documentation_is_an_error_class():
     codes = {kind.exit_code for kind in HidecmoeError.__subclasses__()}
-    assert codes == {2, 3, 4, 5, 6, 7, 75}
+    assert codes == {2, 3, 4, 5, 6, 7, 9, 75}
+    assert EXIT_CODES.keys() == codes | {0, HidecmoeError.exit_code, REFUSED, INTERRUPTED, CLOSED}
+    assert all(f"\n  {code:<3}  {about}" in overview() for code, about in EXIT_CODES.items())
+
+
+@pytest.mark.parametrize(
+    ("option", "lines"),
+    [
+        ([], ["note: one", "warning: two", "a run: 3 training steps, 4 questions to answer; a line every 5 min"]),
+        (["--quiet"], ["warning: two"]),
+        (
+            ["--verbose"],
+            ["note: one", "warning: two", "a run: 3 training steps, 4 questions to answer; a line every 10 s"],
+        ),
+    ],
+)
+def test_quiet_keeps_warnings_and_verbose_speaks_often(option, lines, monkeypatch, capsys):
+    def inspect() -> None:
+        """$ hidecmoe inspect"""
+        say("note: one")
+        say("warning: two")
+        Status(terminal=None if option else False).begin("a run", 3, 4)
+        print("a result")
+
+    monkeypatch.setattr(inspect_command, "inspect", inspect)
+    assert main(["inspect", *option]) == 0
+    printed = capsys.readouterr()
+    assert printed.out == "a result\n" and printed.err.splitlines() == lines
+    # The next command of this process is not silenced.
+    say("note: three")
+    assert "note: three" in capsys.readouterr().err
+
+
+def test_quiet_and_verbose_exclude_each_other(capsys):
+    assert main(["inspect", "runs/x", "--quiet", "--verbose"]) == 2
+    assert "exclude each other" in capsys.readouterr().err
 
 
 def test_deterministic_operations_are_asked_for_and_recorded(monkeypatch, capsys):

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from judges import judged
 from tiny import SMALL_LORA, write_base, write_config, write_task
 
 from hidecmoe_jax.cli.main import main
@@ -91,8 +92,26 @@ def test_eval_report_and_inspect_read_a_run(world, capsys):
     (Path(run) / "report.json").unlink()
     assert main(["report", run]) == 0
     assert report(Path(run))["matrix"] == before["matrix"]
+    capsys.readouterr()
     assert main(["inspect", run]) == 0
-    assert "birds" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert main(["inspect", run, "--json"]) == 0
+    (seed,) = judged("inspect", capsys.readouterr().out)["seeds"]
+    assert [lesson["name"] for lesson in seed["lessons"]] == ["birds", "fish"]
+    (bank,) = seed["banks"]
+    for layer, owners in enumerate(bank["owners"], bank["first_layer"]):
+        marks = " ".join({-1: ".", -2: "F"}.get(owner, str(owner)) for owner in owners)
+        assert f"{layer:>5}  {marks}\n" in text
+    assert f"stored: experts {seed['parameters']['stored']['experts']:,}" in text
+
+
+def test_overlap_prints_a_record(world, capsys):
+    run = world / "runs" / "hide"
+    capsys.readouterr()
+    assert main(["overlap", str(run), "--json", "--mixed", "0"]) == 0
+    record = judged("overlap", capsys.readouterr().out)
+    assert record == json.loads((run / "overlap.json").read_text())
+    assert record["pairs"][0]["tasks"] == ["birds", "fish"] and record["pairs"][0]["near"]
 
 
 def test_commands_refuse_what_is_no_run(world, capsys):

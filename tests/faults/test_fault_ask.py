@@ -7,11 +7,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from judges import judged
 from PIL import Image
 from tiny import mapping
 
 import hidecmoe_jax as hj
-from hidecmoe_jax.cli.main import COMMANDS, main
+from hidecmoe_jax.cli.commands import COMMANDS, EXIT_CODES
+from hidecmoe_jax.cli.main import main
 from hidecmoe_jax.core.errors import CheckpointError, ConfigError, DataError
 from hidecmoe_jax.data.images import load
 from hidecmoe_jax.data.stream import TaskSpec, open_stream
@@ -124,10 +126,10 @@ def test_fault_a5_a_refused_question_has_its_own_exit_code(monkeypatch, capsys):
     asked = [hj.Question("a"), hj.Question("b")]
     monkeypatch.setattr(hj, "read_questions", lambda path, run: asked, raising=False)
     assert main(["ask", "both", "--file", "q.jsonl", "--json"]) == 8
-    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    lines = [judged("ask", line) for line in capsys.readouterr().out.splitlines()]
     assert [line["exit_code"] for line in lines] == [8, 0]
     assert [line["refused"] for line in lines] == [True, False] and [line["known"] for line in lines] == [False, True]
-    assert "8 a question was refused" in main.__doc__
+    assert "a question was refused" in EXIT_CODES[8]
     with pytest.raises(SystemExit):
         main(["ask", "--help"])
     assert "Exit code 8" in capsys.readouterr().out and "ask" in COMMANDS

@@ -1,12 +1,12 @@
 """Plans against what they stand for: the compiler's memory, arrays that really exist, and the rates of the table."""
 
-import json
 from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from judges import judged
 
 import hidecmoe_jax as hj
 from hidecmoe_jax.cli.main import main
@@ -140,7 +140,7 @@ def test_a_task_costs_the_same_from_the_second_to_the_twentieth(name):
 
 def test_a_plan_as_json_keeps_its_keys(capsys):
     assert main(["plan", "ucit/hide", "--target", "v5e-16", "--tokens", "704", "--json"]) == 0
-    values = json.loads(capsys.readouterr().out)
+    values = judged("plan", capsys.readouterr().out)
     assert set(values) >= {"target", "method", "base", "data", "layout", "batch", "memory", "step", "stream", "limits"}
     assert set(values["memory"]) == {"training", "answering", "features"}
     kinds = {

@@ -22,7 +22,7 @@ from hidecmoe_jax.runs.config import RunConfig, from_mapping
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "hidecmoe_jax"
-GLOBAL_FLAGS = {"help", "debug", "version", "trust", "deterministic"}
+GLOBAL_FLAGS = {"help", "debug", "version", "trust", "deterministic", "quiet", "verbose"}
 VLLM_FLAGS = {"enable-lora", "lora-modules", "max-lora-rank"}
 # Keys of files that are not configs, named in the code that reads them.
 KEYS_OF_JSON = {"base.sha256", "seeds.per_seed", "seeds.list"}
