@@ -76,6 +76,7 @@ _HOME = {
     "plan_values": "hidecmoe_jax.studies.planning.summary",
     "Policy": "hidecmoe_jax.data.records",
     "probe_control": "hidecmoe_jax.studies.probe_control",
+    "project_lines": "hidecmoe_jax.runs.project",
     "Question": "hidecmoe_jax.runs.questions",
     "read_gates": "hidecmoe_jax.runs.gates",
     "read_questions": "hidecmoe_jax.runs.questions",

@@ -65,7 +65,7 @@ def schema(*, of: Literal["config", "ask", "data check", "doctor", "inspect", "o
       $ hidecmoe config schema --of inspect > inspect.schema.json
 
     Args:
-      of: config, or a command: the schema of what it prints with --json.
+      of: config, or a command: the schema of the JSON that it prints.
     """
     wanted = hj.config_schema() if of == "config" else hj.record_schema(of)
     print(json.dumps(wanted, indent=1, ensure_ascii=False))

@@ -22,6 +22,4 @@ def init(folder: Annotated[Path, Positional, arg(metavar="DIR")], /) -> None:
       folder: where to write; must not exist.
     """
     config = hj.write_project(folder)
-    print(f"written: {config}, and two tasks in {folder / 'tasks'}")
-    print(f"check:   hidecmoe data check {config}")
-    print(f"next:    hidecmoe run {config} --out {folder / 'run'}")
+    print("\n".join(hj.project_lines(config)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 from PIL import Image, ImageDraw
@@ -72,6 +73,17 @@ def write_project(folder: str | Path) -> Path:
         ]
         (made / CONFIG).write_text(TEXT + "".join(lines) + TRAINING, encoding="utf-8")
     return folder / CONFIG
+
+
+def project_lines(config: Path) -> list[str]:
+    """What was written, and the commands that follow; names with blanks are quoted for a shell."""
+    run = shlex.quote(str(config.parent / "run"))
+    name = shlex.quote(str(config))
+    return [
+        f"written: {config}, and two tasks in {config.parent / 'tasks'}",
+        f"check:   hidecmoe data check {name}",
+        f"next:    hidecmoe run {name} --out {run}",
+    ]
 
 
 def _write_task(folder: Path, task: str) -> None:
