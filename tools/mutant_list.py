@@ -261,6 +261,16 @@ MUTANTS = [
         ("    if end == len(content):\n", "    if True:\n"),
         ("            os.ftruncate(self._file.fileno(), self._size)\n", "            pass\n"),
     ),
+    *_mutants(
+        "operate/drift.py", "operate/test_drift.py",
+        ("(below + draw * (equal + 1)) / (len(self._sorted) + 1)", "below / len(self._sorted)"),
+        ("            self._sorted.insert(below, value)\n", "            pass\n"),
+    ),
+    *_mutants(
+        "operate/alarms.py", "operate/test_alarms.py",
+        ("ENDS_AT = 0.8", "ENDS_AT = 1.0"),
+        ('        if sampled == "random" and decision != "bad_picture":', "        if True:"),
+    ),
     # serve
     *_mutants(
         "serve/worker.py", "serve/test_serve_log.py::test_an_answer_that_cannot_be_logged_is_not_given",

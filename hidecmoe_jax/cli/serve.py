@@ -33,6 +33,7 @@ def serve(
     private: bool = False,
     keep_pictures: Number = None,
     review_share: float = 0.05,
+    alarms: Annotated[Path | None, arg(metavar="FILE")] = None,
 ) -> None:
     """Answer questions over HTTP in OpenAI's form: POST /v1/chat/completions, with pictures as data URLs.
 
@@ -43,6 +44,7 @@ def serve(
       $ hidecmoe serve runs/hide
       $ hidecmoe serve runs/hide --port 9000 --unknown refuse
       $ hidecmoe serve runs/hide --log logs/hide --keep-pictures 30
+      $ hidecmoe serve runs/hide --log logs/hide --alarms alarms.yaml
       $ hidecmoe serve runs/hide --host 0.0.0.0 --tokens tokens.txt --rate 60
 
     Args:
@@ -70,6 +72,7 @@ def serve(
       keep_pictures: days for which the pictures of logged questions are kept in the log's folder; none if not given.
       review_share: share of the answers, drawn at random, that are marked for a person beside unknown inputs and near
         ties.
+      alarms: file of limits; an alarm is printed and logged, and sent where the file says.
     """
     options = hj.ServeOptions(
         host=host,
@@ -90,5 +93,6 @@ def serve(
         private=private,
         keep_pictures=keep_pictures,
         review_share=review_share,
+        alarms=alarms,
     )
     hj.serve_run(run, options)

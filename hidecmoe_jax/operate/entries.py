@@ -167,3 +167,18 @@ def fields_of(entry: Entry) -> dict[str, Any]:
         if each.name not in entry.optional or value != each.default:
             values[each.metadata.get("key", each.name)] = value
     return values
+
+
+_KINDS = {each.kind: each for each in (AnswerEntry, ReviewEntry, ChangeEntry, AlarmEntry, StartEntry, StopEntry)}
+
+
+def entry_of(line: Mapping[str, Any]) -> Entry:
+    """The entry of a line; the inverse of `fields_of`."""
+    kind = _KINDS[line["kind"]]
+    values = {}
+    for each in dataclasses.fields(kind):
+        key = each.metadata.get("key", each.name)
+        if key in line:
+            value = line[key]
+            values[each.name] = tuple(value) if isinstance(value, list) else value
+    return kind(**values)

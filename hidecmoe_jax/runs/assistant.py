@@ -35,7 +35,7 @@ from hidecmoe_jax.runs.folder import RunFolder, no_run
 from hidecmoe_jax.runs.older import question_limits
 from hidecmoe_jax.runs.picture_files import picture_files
 from hidecmoe_jax.runs.prompt_records import records_of
-from hidecmoe_jax.runs.replies import OwnMatches, Reply, own_matches, reply_of
+from hidecmoe_jax.runs.replies import OwnMatches, Reply, read_matches, reply_of
 from hidecmoe_jax.runs.session import open_base
 from hidecmoe_jax.runs.trained_lines import TrainedLines
 
@@ -53,7 +53,8 @@ class Assistant:
       lines: instruction lines that the tasks were trained with; added to questions that lack them.
       retired: tasks whose experts were retired; their inputs are recognised and not answered by another task's.
       false_alarms: part of a task's own inputs that thresholds set after learning lose; None for those of learning.
-      own: how the gate matched every task's own test questions, as far as the run has them; the scale of `Reply.fit`.
+      own_matches: how the gate matched every task's own test questions, as far as the run has them; the scale of
+        `Reply.fit`.
     """
 
     run: RunConfig
@@ -62,7 +63,7 @@ class Assistant:
     tokenizer: Tokenizer
     tasks: tuple[str, ...]
     folder: Path | None = None
-    own: Mapping[str, OwnMatches] = field(default_factory=dict, repr=False)
+    own_matches: Mapping[str, OwnMatches] = field(default_factory=dict, repr=False)
     lines: TrainedLines = TrainedLines()
     retired: tuple[str, ...] = ()
     false_alarms: float | None = None
@@ -253,7 +254,7 @@ class Assistant:
         task = self._number(named)
         self._require_task()
         for batch in self._batches(engine, records, task=task, named=named, **asking):
-            yield [reply_of(answer, self.own, named=named, fallback=self._fallback) for answer in batch]
+            yield [reply_of(answer, self.own_matches, named=named, fallback=self._fallback) for answer in batch]
 
     def _explained(self, answer: Answer, line: str | None) -> Answer:
         """The answer with the line that was added, and what edits of the run say about its decision."""
@@ -355,7 +356,7 @@ class Assistant:
           sources: where each prompt comes from, for messages; by default its number.
         """
         answers = self._answers(images, prompts, named=named, sources=sources, as_is=as_is)
-        return [reply_of(answer, self.own, named=named, fallback=self._fallback) for answer in answers]
+        return [reply_of(answer, self.own_matches, named=named, fallback=self._fallback) for answer in answers]
 
 
 def load(
@@ -387,10 +388,10 @@ def load(
     serving = method.serve(run.model, run.learner)
     serving = serving.replace(missing=run.missing)
     folder = run.folder
-    own = own_matches(folder.seed(run.config.seeds[0]), len(run.tasks), run.tasks)
+    matches = read_matches(folder.seed(run.config.seeds[0]), len(run.tasks), run.tasks)
     retired_N = np.asarray(method.gate_memory(run.learner).get(RETIRED, np.zeros(len(run.tasks), bool)))
     retired = tuple(name for name, is_retired in zip(run.tasks, retired_N, strict=False) if is_retired)
     return Assistant(
-        run.config, run.model, serving, run.tokenizer, run.tasks, folder.path, own,
+        run.config, run.model, serving, run.tokenizer, run.tasks, folder.path, matches,
         TrainedLines(run.lines), retired, edits.false_alarms(folder.path, len(run.tasks)),
     )  # fmt: skip

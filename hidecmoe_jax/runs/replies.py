@@ -80,11 +80,11 @@ class Reply:
         }
 
 
-def reply_of(answer: Answer, own: Mapping[str, OwnMatches], *, named: str | None, fallback: str) -> Reply:
+def reply_of(answer: Answer, matches: Mapping[str, OwnMatches], *, named: str | None, fallback: str) -> Reply:
     """The reply for an answer.
 
     Args:
-      own: matches of every task's own test questions, by task.
+      matches: of every task's own test questions, by task.
       named: the task that was named, if one was.
       fallback: what answers where no task is chosen, as the end of a sentence.
     """
@@ -99,7 +99,7 @@ def reply_of(answer: Answer, own: Mapping[str, OwnMatches], *, named: str | None
     fit = None
     if answer.finding is not None:
         nearest = answer.tasks[answer.finding.nearest]
-        fit = fit_of(answer.finding, nearest, own[nearest].scores if nearest in own else ())
+        fit = fit_of(answer.finding, nearest, matches[nearest].scores if nearest in matches else ())
     return Reply(answer.text, weights, sentence, answer, fit)
 
 
@@ -116,7 +116,7 @@ class OwnMatches:
     margins: tuple[float, ...]
 
 
-def own_matches(seed: SeedFolder, row: int, tasks: Sequence[str]) -> dict[str, OwnMatches]:
+def read_matches(seed: SeedFolder, row: int, tasks: Sequence[str]) -> dict[str, OwnMatches]:
     """Matches of every task's own test questions, by task; of a task whose questions were not measured, nothing.
 
     Args:

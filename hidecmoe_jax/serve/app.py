@@ -20,6 +20,8 @@ from typing import Any
 
 from hidecmoe_jax.core.errors import DataError
 from hidecmoe_jax.data.records import Record
+from hidecmoe_jax.operate.metrics import CONTENT_TYPE
+from hidecmoe_jax.operate.operation import Operation
 from hidecmoe_jax.runs.status import say
 from hidecmoe_jax.serve.access import Access, Person
 from hidecmoe_jax.serve.chat import AUTO, ChatRequest, read_request
@@ -43,12 +45,14 @@ class App:
     Args:
       worker: answers what is admitted.
       access: who may ask.
+      operation: counts what happens.
     """
 
-    def __init__(self, options: ServeOptions, worker: Worker, access: Access):
+    def __init__(self, options: ServeOptions, worker: Worker, access: Access, operation: Operation):
         self.options = options
         self.worker = worker
         self.access = access
+        self.operation = operation
         self.version: Version | None = None
         self.is_stopping = False
         self.in_flight = 0
@@ -58,6 +62,7 @@ class App:
             "/v1/models": ("GET", self._models),
             "/healthz": ("GET", self._health),
             "/readyz": ("GET", self._ready),
+            "/metrics": ("GET", self._metrics),
         }
 
     async def __call__(self, scope: Mapping[str, Any], receive: Receive, send: Send) -> None:
@@ -72,6 +77,7 @@ class App:
                 raise Refusal(405, f"{scope['path']} takes {method}", code="method_not_allowed")
             await handle(headers, receive, send, request_id)
         except Refusal as refusal:
+            self.operation.metrics.refused(refusal.status, refusal.code)
             await _send_json(send, refusal.status, refusal.to_json(), request_id, refusal.headers)
         except ConnectionResetError:
             pass  # nobody is there any more
@@ -79,6 +85,7 @@ class App:
         except Exception as error:
             say(f"request {request_id} failed: {type(error).__name__}")
             failure = Refusal(500, "this request failed in the server", code="internal_error")
+            self.operation.metrics.refused(failure.status, failure.code)
             await _send_json(send, failure.status, failure.to_json(), request_id)
 
     def _route(self, scope: Mapping[str, Any]) -> tuple[str, Callable[..., Awaitable[None]]]:
@@ -124,6 +131,13 @@ class App:
         for name in (AUTO, *version.tasks):
             models.append({"id": name, "object": "model", "created": version.loaded, "owned_by": "hidecmoe"})
         await _send_json(send, 200, {"object": "list", "data": models, "version": version.name}, request_id)
+
+    async def _metrics(self, headers: Mapping[str, str], receive: Receive, send: Send, request_id: str) -> None:
+        """Counters in Prometheus' text form."""
+        self.access.person(headers)
+        body = self.operation.metrics_text(running=self.worker.running, waiting=self.worker.waiting)
+        await send(_start(200, {"content-type": CONTENT_TYPE, "content-length": str(len(body))}, request_id))
+        await send({"type": "http.response.body", "body": body})
 
     async def _chat(self, headers: Mapping[str, str], receive: Receive, send: Send, request_id: str) -> None:
         """One question."""

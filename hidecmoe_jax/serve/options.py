@@ -41,6 +41,7 @@ class ServeOptions:
       keep_pictures: days for which pictures of logged questions are kept in it; None keeps none.
       review_share: share of the answers, drawn at random, that a person should look at, beside unknown inputs and
         near ties.
+      alarms: file of alarms (`alarms.read_alarms`).
     """
 
     host: str = "127.0.0.1"
@@ -64,6 +65,7 @@ class ServeOptions:
     private: bool = False
     keep_pictures: float | None = None
     review_share: float = 0.05
+    alarms: Path | None = None
 
     def __post_init__(self):
         for name, smallest in _AT_LEAST.items():

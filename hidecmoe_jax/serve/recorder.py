@@ -1,4 +1,4 @@
-"""Answers of a worker as lines of the decision log."""
+"""Answers of a worker as entries of the decision log."""
 
 from __future__ import annotations
 
@@ -8,61 +8,70 @@ from pathlib import Path
 
 from hidecmoe_jax.core.about import VERSION
 from hidecmoe_jax.data.media import IMAGE
-from hidecmoe_jax.operate.decision_log import DecisionLog
 from hidecmoe_jax.operate.entries import AnswerEntry, ChangeEntry, Sampled, StartEntry, StopEntry
 from hidecmoe_jax.operate.kept_pictures import KeptPictures
+from hidecmoe_jax.operate.operation import Cost, Operation
 from hidecmoe_jax.serve.completions import Completion
 from hidecmoe_jax.serve.options import ServeOptions
 from hidecmoe_jax.serve.versions import Version
 from hidecmoe_jax.serve.worker import Job, Outcome
 
 _ID_BITS = 64
+_SENDING = 10.0  # seconds for alarms that are still to be sent when a server stops
 
 
 @dataclass(frozen=True)
 class Recorder:
-    """Writes answers into a log, with a mark at those that a person should look at.
+    """Takes answers down, with a mark at those that a person should look at.
 
     Attributes:
-      run: name of the run's folder.
       pictures: keeps the pictures of questions; None where none are kept.
     """
 
-    log: DecisionLog
-    run: str
+    operation: Operation
     options: ServeOptions
     pictures: KeptPictures | None = None
 
     def begin(self) -> None:
-        """Writes the line of the start."""
+        """Takes the start down."""
         options = self.options
         settings = {
             "unknown": options.unknown, "private": options.private, "keep_pictures": options.keep_pictures,
             "review_share": options.review_share,
         }  # fmt: skip
-        self.log.append(StartEntry(self.run, VERSION, settings, self.log.torn))
+        log = self.operation.log
+        self.operation.add(StartEntry(self.operation.run, VERSION, settings, None if log is None else log.torn))
 
     def changed(self, before: Version | None, after: Version) -> None:
-        """Writes the line of another state of the run."""
+        """Takes down that another state of the run answers."""
         name = None if before is None else before.name
         why = "the server began" if before is None else "the run's folder changed"
-        self.log.append(ChangeEntry("version", name, after.name, why=why))
+        self.operation.serves(
+            ChangeEntry("version", name, after.name, why=why), after.assistant.own_matches, after.tasks
+        )
 
     def end(self, why: str) -> None:
-        """Writes the line of the stop."""
-        self.log.append(StopEntry(why))
+        """Takes the stop down."""
+        self.operation.add(StopEntry(why))
+        self.operation.sender.stop(_SENDING)
+
+    def keep_house(self) -> None:
+        """What is due from time to time: pictures whose time is over, and alarms about what does not happen."""
+        if self.pictures is not None:
+            self.pictures.expire()
+        self.operation.look()
 
     def record(self, answered: Sequence[tuple[Job, Outcome]]) -> None:
-        """Logs answers; returns once they are on the disk.
+        """Takes answers down; returns once the log has them.
 
         Raises:
-          OSError: they cannot be written.
+          OSError: it cannot be written.
         """
         if self.pictures is not None:
             for job, _ in answered:
                 for path, digest in zip(job.record.images, job.pictures, strict=True):
                     self.pictures.keep(path, digest)
-        self.log.append(*(self.entry(job, outcome) for job, outcome in answered))
+        self.operation.answered([(self.entry(job, outcome), _cost(job, outcome)) for job, outcome in answered])
 
     def entry(self, job: Job, outcome: Outcome) -> AnswerEntry:
         """The line of one answer."""
@@ -72,8 +81,8 @@ class Recorder:
         is_private = self.options.private
         same = ("task", "nearest", "fit", "score", "threshold", "second", "ahead", "refused", "queued", "milliseconds")
         return AnswerEntry(
-            id=job.record.id, run=self.run, base=job.version.base, version=job.version.name, model=job.request.model,
-            pictures=job.pictures, question=None if is_private else question,
+            id=job.record.id, run=self.operation.run, base=job.version.base, version=job.version.name,
+            model=job.request.model, pictures=job.pictures, question=None if is_private else question,
             answer=None if is_private or outcome.reply.refused else completion.text, by=job.by,
             sampled=self._sampled(job, outcome, details["fit"]), **{name: details[name] for name in same},
         )  # fmt: skip
@@ -91,6 +100,13 @@ class Recorder:
         # The id is random, so the draw is; and everyone who reads the log can draw it again.
         is_drawn = int(job.record.id, 16) < self.options.review_share * 2**_ID_BITS
         return "random" if is_drawn else None
+
+
+def _cost(job: Job, outcome: Outcome) -> Cost:
+    completion = Completion(job, outcome)
+    return Cost(
+        outcome.waited, job.prompt_tokens, completion.new_tokens, completion.finish_reason, job.routing_text_cut
+    )
 
 
 def run_name(run: Path) -> str:

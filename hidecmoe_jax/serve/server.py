@@ -17,8 +17,10 @@ from typing import Any
 
 from hidecmoe_jax.core.errors import ConfigError
 from hidecmoe_jax.models.store import is_base
+from hidecmoe_jax.operate.alarms import read_alarms
 from hidecmoe_jax.operate.decision_log import open_log
 from hidecmoe_jax.operate.kept_pictures import KeptPictures
+from hidecmoe_jax.operate.operation import Operation
 from hidecmoe_jax.runs.folder import RunFolder, no_run
 from hidecmoe_jax.runs.questions import require_learned
 from hidecmoe_jax.runs.status import say
@@ -39,7 +41,7 @@ _REMEDIES = {
 }
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _LOOK = 0.05  # seconds between two looks at what is still in flight
-_HOUR = 3600.0
+_MINUTE = 60.0
 _CLOSING = 5  # seconds for connections to take their last bytes
 
 
@@ -60,8 +62,8 @@ def serve_run(run: str | Path, options: ServeOptions) -> None:
     with _listening(options) as listener, _recording(run, options) as recorder:
         say(_first_line(run, options, listener))
         keep = None if kept is None else kept.keep
-        worker = Worker(options.batch, options.batch_wait, keep, None if recorder is None else recorder.record)
-        app = App(options, worker, access)
+        worker = Worker(options.batch, options.batch_wait, keep, recorder.record)
+        app = App(options, worker, access, recorder.operation)
         _Service(run, options, app, worker, recorder).run(uvicorn, listener)
 
 
@@ -102,16 +104,18 @@ def _listening(options: ServeOptions) -> Iterator[socket.socket]:
 
 
 @contextlib.contextmanager
-def _recording(run: Path, options: ServeOptions) -> Iterator[Recorder | None]:
-    """Writes the decision log inside the block, if one is wanted."""
+def _recording(run: Path, options: ServeOptions) -> Iterator[Recorder]:
+    """Takes down what happens inside the block, in a log if one is wanted."""
+    rules = None if options.alarms is None else read_alarms(options.alarms)
+    name = run_name(run)
     if options.log is None:
-        yield None
+        yield Recorder(Operation(name, rules=rules), options)
         return
     pictures = None if options.keep_pictures is None else KeptPictures(options.log, options.keep_pictures)
     with open_log(options.log) as log:
         if log.torn is not None:
             say(f"a crash had cut off the last line of {options.log}; it lies in {log.torn}, and the log goes on")
-        recorder = Recorder(log, run_name(run), options, pictures)
+        recorder = Recorder(Operation(name, log, rules), options, pictures)
         with disk_errors("the log cannot be written", options.log, needed=0):
             recorder.begin()
         yield recorder
@@ -127,7 +131,7 @@ def _first_line(run: Path, options: ServeOptions, listener: socket.socket) -> st
 class _Service:
     """A server with its run: loads it, answers, stops."""
 
-    def __init__(self, run: Path, options: ServeOptions, app: App, worker: Worker, recorder: Recorder | None):
+    def __init__(self, run: Path, options: ServeOptions, app: App, worker: Worker, recorder: Recorder):
         self.folder = run
         self.options = options
         self.app = app
@@ -174,8 +178,7 @@ class _Service:
         server.should_exit = True
         await serving
         is_idle = self.worker.stop(0)
-        if self.recorder is not None:
-            self.recorder.end("stopped by a signal" if self.error is None else "the run could not be loaded")
+        self.recorder.end("stopped by a signal" if self.error is None else "the run could not be loaded")
         loader.join(_LOOK)
         if self.error is None and (loader.is_alive() or not is_idle):
             # A program that runs cannot be interrupted, and the interpreter would wait for it.
@@ -213,17 +216,13 @@ class _Service:
         watcher.watch(self.ended)
 
     def _keep_house(self) -> None:
-        """Removes kept pictures when their time is over."""
-        pictures = None if self.recorder is None else self.recorder.pictures
-        while pictures is not None:
-            pictures.expire()
-            if self.ended.wait(_HOUR):
-                return
+        """Does what is due from time to time."""
+        while not self.ended.wait(_MINUTE):
+            self.recorder.keep_house()
 
     def _take(self, version: Version) -> None:
         """Lets new requests meet a version, once the log says so."""
-        if self.recorder is not None:
-            self.recorder.changed(self.app.version, version)
+        self.recorder.changed(self.app.version, version)
         if self.app.version is None:
             self.worker.start()
         self.app.version = version

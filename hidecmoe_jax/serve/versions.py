@@ -87,8 +87,11 @@ class Version:
     def near_ties(self) -> dict[str, float]:
         """Margin over the next task below which a question is near a tie, by its nearest task: a twentieth of the
         task's own test questions have a smaller one."""
-        margins = {task: own.margins for task, own in self.assistant.own.items() if own.margins}
-        return {task: float(np.quantile(values, _NEAR_TIE)) for task, values in margins.items()}
+        near = {}
+        for task, matches in self.assistant.own_matches.items():
+            if matches.margins:
+                near[task] = float(np.quantile(matches.margins, _NEAR_TIE))
+        return near
 
     @property
     def on_several_devices(self) -> bool:

@@ -92,6 +92,7 @@ class Worker:
         self._keep = keep
         self._record = record
         self.failed = 0
+        self.running = 0
         self._waiting: deque[Job] = deque()
         self._changed = threading.Condition()
         self._is_stopped = False
@@ -126,9 +127,16 @@ class Worker:
         """Whether batches are answered."""
         return self.failed < FAILURES and self._thread.is_alive()
 
+    @property
+    def waiting(self) -> int:
+        """Jobs in the queue; `running` are those of the batch at hand."""
+        return len(self._waiting)
+
     def _run(self) -> None:
         while jobs := self._next_batch():
+            self.running = len(jobs)
             self._answer(jobs)
+            self.running = 0
 
     def _next_batch(self) -> list[Job]:
         """The oldest job and those that may join it; nothing once the thread is to end."""

@@ -13,6 +13,7 @@ from PIL import Image
 from hidecmoe_jax.data.images import Limits
 from hidecmoe_jax.evaluate.answer import Answer, Finding, Writing
 from hidecmoe_jax.evaluate.fit import Fit
+from hidecmoe_jax.operate.operation import Operation
 from hidecmoe_jax.runs.replies import Reply
 from hidecmoe_jax.serve.access import Access
 from hidecmoe_jax.serve.app import App
@@ -58,13 +59,14 @@ class FakeVersion:
     refused: bool = False
     base: str = "b" * 64
     near_ties: dict = field(default_factory=dict)
+    own_matches: dict = field(default_factory=dict)
     before: object = None
     asked: list = field(default_factory=list)
 
     @property
     def assistant(self):
         tokenizer = SimpleNamespace(decode_whole=lambda ids: " ".join(map(str, ids)))
-        return SimpleNamespace(retired=self.retired, tokenizer=tokenizer)
+        return SimpleNamespace(retired=self.retired, tokenizer=tokenizer, own_matches=self.own_matches)
 
     def warm_up(self):
         pass
@@ -97,14 +99,15 @@ class FakeVersion:
 class Client:
     """The application with its worker, called as a server calls it."""
 
-    def __init__(self, version=None, *, people=(), clock=None, keep=None, record=None, **options):
+    def __init__(self, version=None, *, people=(), clock=None, keep=None, record=None, operation=None, **options):
         self.options = ServeOptions(batch_wait=0.0, **options)
         self.worker = Worker(self.options.batch, self.options.batch_wait, keep, record)
         self.errors = []
         self.worker.report = self.errors.append
         self.worker.start()
         clocked = {} if clock is None else {"clock": clock}
-        self.app = App(self.options, self.worker, Access(people, rate=self.options.rate, **clocked))
+        operation = operation or Operation("birds")
+        self.app = App(self.options, self.worker, Access(people, rate=self.options.rate, **clocked), operation)
         self.app.version = version
 
     def close(self):

@@ -2,7 +2,6 @@
 
 import hashlib
 import time
-from types import SimpleNamespace
 
 import pytest
 from served import Client, FakeVersion, asking, png
@@ -10,6 +9,7 @@ from served import Client, FakeVersion, asking, png
 from hidecmoe_jax.core.errors import ConfigError
 from hidecmoe_jax.operate.decision_log import check, open_log, read_log
 from hidecmoe_jax.operate.kept_pictures import KeptPictures, find_picture
+from hidecmoe_jax.operate.operation import Operation
 from hidecmoe_jax.serve.access import read_tokens
 from hidecmoe_jax.serve.options import ServeOptions
 from hidecmoe_jax.serve.recorder import Recorder
@@ -27,7 +27,7 @@ def recorded(folder, ask, version=None, *, people=(), **options):
     options = ServeOptions(log=folder, **options)
     pictures = None if options.keep_pictures is None else KeptPictures(folder, options.keep_pictures)
     with open_log(folder) as log:
-        recorder = Recorder(log, "birds", options, pictures)
+        recorder = Recorder(Operation("birds", log), options, pictures)
         recorder.begin()
         with Client(version or FakeVersion(), record=recorder.record, people=people) as client:
             ask(client)
@@ -109,9 +109,9 @@ def test_an_answer_that_cannot_be_logged_is_not_given(folder):
 
 def test_a_change_of_the_run_is_a_line(folder):
     with open_log(folder) as log:
-        recorder = Recorder(log, "birds", ServeOptions())
-        recorder.changed(None, SimpleNamespace(name="v1"))
-        recorder.changed(SimpleNamespace(name="v1"), SimpleNamespace(name="v2"))
+        recorder = Recorder(Operation("birds", log), ServeOptions())
+        recorder.changed(None, FakeVersion("v1"))
+        recorder.changed(FakeVersion("v1"), FakeVersion("v2"))
     lines = list(read_log(folder))
     assert [(line["what"], line["from"], line["to"]) for line in lines] == [
         ("version", None, "v1"), ("version", "v1", "v2"),
