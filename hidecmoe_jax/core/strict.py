@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+import sys
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
@@ -306,7 +307,9 @@ def _scalar(hint: Any, value: Any, spot: _Spot) -> Any:
     if hint is float:
         if isinstance(value, str) and EXPONENT.fullmatch(value):
             value = float(value)
-        if type(value) in (int, float) and not math.isnan(value):
+        is_number = type(value) is float and not math.isnan(value)
+        # A whole number may be larger than any float.
+        if is_number or (type(value) is int and abs(value) <= sys.float_info.max):
             return float(value)
     elif hint is Path and isinstance(value, str | Path):
         return Path(value)

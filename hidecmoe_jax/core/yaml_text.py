@@ -1,4 +1,9 @@
-"""YAML files and texts as plain values: safe types, no repeated keys, errors with the line."""
+"""YAML files and texts as plain values: safe types, no repeated keys, bounded size and depth, errors with the line.
+
+An alias (`*name`) repeats a node without a byte of text, so ten lines can stand for a billion values; and the parsers
+call themselves for every level. So size and depth are bounded before anything is built, and values are counted as they
+would stand there without aliases.
+"""
 
 from __future__ import annotations
 
@@ -10,19 +15,30 @@ from typing import Any
 import yaml
 
 from hidecmoe_jax.core.errors import ConfigError
+from hidecmoe_jax.core.regular_files import read_regular
+
+MOST_BYTES = 256 * 2**10
+MOST_VALUES = 100_000
+MOST_DEPTH = 32
+# The parser in Python takes a second for 30 kB; what it explains better than libyaml is written by hand.
+_EXPLAINED = 32 * 2**10
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """Returns the mapping in a YAML file.
 
     Raises:
-      ConfigError: no such file, not UTF-8, bad YAML or a repeated key (with its line), or a value that is no mapping.
+      ConfigError: no such file, no regular one, not UTF-8, bad YAML or a repeated key (with its line), more bytes,
+        values or depth than is allowed, or a value that is no mapping.
     """
     try:
-        content = Path(path).read_bytes()
+        content = read_regular(path, at_most=MOST_BYTES)
     except OSError as error:
         raise ConfigError(
-            "the config file cannot be read", where=str(path), why=error.strerror, remedy="check the path"
+            "the config file cannot be read",
+            where=str(path),
+            why=error.strerror or str(error),
+            remedy="check the path",
         ) from error
     return yaml_mapping(content, Path(path))
 
@@ -60,13 +76,13 @@ def parse_yaml(text: str, where: str) -> Any:
       where: source of the text, for errors.
 
     Raises:
-      ConfigError: bad YAML or a repeated key, with its line.
+      ConfigError: bad YAML or a repeated key, with its line; or more depth or values than are allowed.
     """
-    with contextlib.suppress(yaml.YAMLError, ValueError):
-        return _value_of(text, _FastLoader)
-    # What libyaml refuses is read again: the parser in Python says better why.
+    _check_depth(text, where)
     try:
-        return _value_of(text, _Loader)
+        return _explained_value(text)
+    except RecursionError:
+        raise _too_deep(where, None) from None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f"{where}, line {mark.line + 1}" if mark else where
@@ -80,13 +96,96 @@ def parse_yaml(text: str, where: str) -> Any:
         raise ConfigError("this is not valid YAML", where=where, why=str(error), remedy="quote the value") from error
 
 
+def _explained_value(text: str) -> Any:
+    """The value of a document; what libyaml refuses of a short one is read again: the parser in Python says better
+    why."""
+    try:
+        return _value_of(text, _FastLoader)
+    except (yaml.YAMLError, ValueError):
+        if len(text) > _EXPLAINED:
+            raise
+    return _value_of(text, _Loader)
+
+
+def _check_depth(text: str, where: str) -> None:
+    """Refuses mappings and lists that stand too deep within one another; malformed text is left to the parser."""
+    depth = 0
+    with contextlib.suppress(yaml.YAMLError, ValueError):
+        # Events come one after the other: unlike nodes they are made without recursion.
+        for event in yaml.parse(text, Loader=_FastLoader):
+            if isinstance(event, yaml.CollectionStartEvent):
+                depth += 1
+            elif isinstance(event, yaml.CollectionEndEvent):
+                depth -= 1
+            if depth > MOST_DEPTH:
+                raise _too_deep(where, event.start_mark.line)
+
+
+def _too_deep(where: str, line: int | None) -> ConfigError:
+    return ConfigError(
+        "this YAML is nested too deeply",
+        where=where if line is None else f"{where}, line {line + 1}",
+        why=f"at most {MOST_DEPTH} mappings and lists stand within one another",
+        remedy="look at the brackets or the indentation of that line",
+    )
+
+
 def _value_of(text: str, loader_type: type) -> Any:
     # The reader may refuse control characters here already.
     loader = loader_type(text)
     try:
-        return loader.get_single_data()
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _check_written_out(node)
+        return loader.construct_document(node)
     finally:
         loader.dispose()
+
+
+def _check_written_out(root: yaml.Node) -> None:
+    """Refuses a document that with its aliases written out would be too large or too deep, or would never end.
+
+    Raises:
+      MarkedYAMLError: with the line of the node.
+    """
+    # Values and levels of every node that is counted, by its identity: an alias is its anchor's node once more.
+    counts: dict[int, tuple[int, int]] = {}
+    open_nodes: set[int] = set()
+    pending = [root]
+    while pending:
+        node = pending[-1]
+        inner = [] if id(node) in counts else _inner(node)
+        uncounted = [each for each in inner if id(each) not in counts]
+        if uncounted:
+            if id(node) in open_nodes:
+                raise _refused("an alias stands within its own anchor", node)
+            open_nodes.add(id(node))
+            pending += uncounted
+            continue
+        pending.pop()
+        open_nodes.discard(id(node))
+        if id(node) in counts:
+            continue
+        values = 1 + sum(counts[id(each)][0] for each in inner)
+        levels = 1 + max((counts[id(each)][1] for each in inner), default=0)
+        if values > MOST_VALUES:
+            raise _refused(f"with its aliases written out it holds more than {MOST_VALUES:,} values", node)
+        # The innermost values are a level of their own.
+        if levels > MOST_DEPTH + 1:
+            raise _refused(f"with its aliases written out it is more than {MOST_DEPTH} levels deep", node)
+        counts[id(node)] = (values, levels)
+
+
+def _refused(problem: str, node: yaml.Node) -> yaml.MarkedYAMLError:
+    return yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
+
+
+def _inner(node: yaml.Node) -> list[yaml.Node]:
+    """The nodes right inside a node, keys and values alike."""
+    if isinstance(node, yaml.MappingNode):
+        return [each for pair in node.value for each in pair]
+    return list(node.value) if isinstance(node, yaml.SequenceNode) else []
 
 
 class _UniqueKeys:

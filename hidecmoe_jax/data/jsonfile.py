@@ -1,7 +1,7 @@
 """Strict reader of hand-written JSON files, with errors that name the line and the correction.
 
-Python's own reader takes the last of two equal keys, accepts `NaN`, ends in a traceback at deep nesting and does not
-name the file. Here each of these is a `DataError` with the line and a remedy.
+What `core/json_text.py` does not accept, other encodings, archives and malformed text are each a `DataError` here with
+file, line and remedy.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ import re
 from pathlib import Path
 from typing import Any
 
-from hidecmoe_jax.core.errors import DataError
+from hidecmoe_jax.core.errors import DataError, counted
+from hidecmoe_jax.core.json_text import RECORDS, SETTINGS, Bounds, JsonFault, json_value
+from hidecmoe_jax.core.regular_files import read_regular
 
 LINES = ".jsonl"  # one JSON value a line
-# Python keeps an integer of any length exact; longer than an id may be, it is a damaged file.
-_INTEGER_DIGITS = 200
 # First bytes of other encodings and archives: the magic bytes, the name, and the remedy.
 _OTHER_FORMATS = (
     (b"\x1f\x8b", "gzip-compressed data", "unpack it first: gunzip FILE"),
@@ -27,16 +27,19 @@ _OTHER_FORMATS = (
 )
 
 
-def read_json(path: str | Path) -> Any:
+def read_json(path: str | Path, bounds: Bounds = SETTINGS) -> Any:
     """Returns the value in a UTF-8 JSON file (a byte-order mark is accepted).
+
+    Args:
+      bounds: what the file may be; `RECORDS` for one of any size.
 
     Raises:
       DataError: missing or not a regular file, another encoding, malformed JSON (line, column, the line and
-        a hint), a key twice in one object, NaN or Infinity, an integer of more than 200 digits, nesting too
-        deep to read.
+        a hint), a key twice in one object, NaN or Infinity, an integer of more than 200 digits, or more bytes, values
+        or depth than `bounds` allow.
     """
     path = Path(path)
-    return parse_json(read_text(path), path)
+    return parse_json(read_text(path, at_most=bounds.size), path, bounds)
 
 
 def read_items(path: str | Path) -> Any:
@@ -47,7 +50,7 @@ def read_items(path: str | Path) -> Any:
     """
     path = Path(path)
     if path.suffix.lower() != LINES:
-        return read_json(path)
+        return read_json(path, RECORDS)
     items = []
     # Split at line feeds alone: other separators of Unicode may stand inside a text.
     for number, line in enumerate(read_text(path).split("\n"), start=1):
@@ -73,12 +76,22 @@ def json_or_lines(path: Path) -> Path:
     return lines
 
 
-def read_text(path: Path) -> str:
-    """Returns the text of a regular UTF-8 file; other encodings and archives are refused by name."""
+def read_text(path: Path, *, at_most: int | None = None) -> str:
+    """Returns the text of a regular UTF-8 file; other encodings and archives are refused by name.
+
+    Args:
+      at_most: bytes that it may have; None for any number.
+    """
     if not path.is_file():
         raise DataError(f"cannot read {path.name}", where=str(path), why=_why_no_file(path), remedy=_siblings(path))
     # Bytes first: a decoder's error would not name an archive or another encoding.
-    raw = path.read_bytes()
+    try:
+        raw = read_regular(path, at_most=at_most)
+    except OSError as error:
+        raise DataError(
+            f"cannot read {path.name}", where=str(path), why=error.strerror or str(error),
+            remedy="look at the file and at its permissions",
+        ) from None  # fmt: skip
     for magic, name, remedy in _OTHER_FORMATS:
         if raw.startswith(magic):
             raise DataError(f"{path.name} is not JSON text", where=str(path), why=f"it holds {name}", remedy=remedy)
@@ -116,17 +129,7 @@ def _why_no_file(path: Path) -> str:
     return "it is not a regular file" if path.exists() else "it does not exist"
 
 
-def _repeated_keys(pairs: list[tuple[str, Any]], mapping: dict[str, Any]) -> str:
-    """The complaint about an object in which a key occurs twice."""
-    keys = [key for key, _ in pairs]
-    repeated = sorted({key for key in keys if keys.count(key) > 1})
-    name = mapping.get("id", mapping.get("question_id"))
-    record = f" (id {name!r})" if name is not None else ""
-    names = ", ".join(map(repr, repeated))
-    return f"key {names} stands more than once in the object with keys {sorted(mapping)[:6]}{record}"
-
-
-def parse_json(text: str, path: Path) -> Any:
+def parse_json(text: str, path: Path, bounds: Bounds = RECORDS) -> Any:
     """Returns the value of JSON text.
 
     Args:
@@ -135,45 +138,17 @@ def parse_json(text: str, path: Path) -> Any:
     Raises:
       DataError: as `read_json`, for everything that concerns the text.
     """
-    # The hooks below cannot raise without losing the later problems, so they collect them.
-    refused: list[str] = []
-
-    def checked_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        mapping = dict(pairs)
-        if len(mapping) < len(pairs):
-            refused.append(_repeated_keys(pairs, mapping))
-        return mapping
-
-    def constant(name: str) -> float:
-        refused.append(f"{name} is no JSON number")
-        return 0.0
-
-    def integer(digits: str) -> int:
-        if len(digits) > _INTEGER_DIGITS:
-            refused.append(f"integer of {len(digits)} digits ({digits[:12]}...); at most {_INTEGER_DIGITS} are read")
-            return 0
-        return int(digits)
-
     try:
-        value = json.loads(text, object_pairs_hook=checked_object, parse_constant=constant, parse_int=integer)
+        return json_value(text, bounds)
     except json.JSONDecodeError as error:
         raise _malformed(text, path, error) from None
-    except RecursionError:
+    except JsonFault as error:
         raise DataError(
-            f"{path.name} cannot be read",
+            f"{counted(len(error.problems), 'problem')} in the JSON of {path.name}",
             where=str(path),
-            why="its arrays or objects are nested too deeply",
-            remedy="write a flat JSON array of records",
+            why="\n         ".join(error.problems[:20]),
+            remedy="correct the file; Python's own reader would accept most of this without a warning",
         ) from None
-    if refused:
-        shown = "\n         ".join(refused[:20])
-        raise DataError(
-            f"{len(refused)} problems in the JSON of {path.name}",
-            where=str(path),
-            why=shown,
-            remedy="correct them in the file; Python's own reader would accept them without a warning",
-        )
-    return value
 
 
 def _malformed(text: str, path: Path, error: json.JSONDecodeError) -> DataError:

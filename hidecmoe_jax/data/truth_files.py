@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from hidecmoe_jax.core.json_text import RECORDS
 from hidecmoe_jax.data.jsonfile import read_json
 from hidecmoe_jax.data.truths import READERS, caption_keys, of_its_form, read_truth
 
@@ -66,7 +67,7 @@ def _by_id(name: str, ids: list[str], answered: set[str]) -> Alignment:
 
 def _captions(path: Path, ids: list[str], pictures: list[str]) -> Alignment:
     """A COCO file of captions: joined by file name or id, else by position, as the published scripts do."""
-    document = read_json(path)
+    document = read_json(path, RECORDS)
     with of_its_form(path):
         answered = {str(annotation["image_id"]) for annotation in document["annotations"]}
         keys = caption_keys(document, zip(ids, pictures, strict=True))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hidecmoe_jax.core.errors import DataError
+from hidecmoe_jax.core.json_text import RECORDS
 from hidecmoe_jax.data.jsonfile import read_json
 
 OPTIONS = "ABCDE"  # letters of ScienceQA's choices
@@ -58,7 +59,7 @@ def read_truth(path: Path) -> References:
     Raises:
       DataError: no JSON, or not of the form that its name stands for.
     """
-    document = read_json(path)
+    document = read_json(path, RECORDS)
     with of_its_form(path):
         return READERS[path.name](document)
 
@@ -90,7 +91,7 @@ def captions_of(path: Path, questions: Iterable[tuple[str, str]]) -> list[tuple[
     Raises:
       DataError: as `read_truth`.
     """
-    document = read_json(path)
+    document = read_json(path, RECORDS)
     captions: dict[str, list[str]] = {}
     with of_its_form(path):
         for annotation in document["annotations"]:

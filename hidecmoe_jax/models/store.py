@@ -30,7 +30,9 @@ from hidecmoe_jax.models import sharded
 from hidecmoe_jax.models.config import LlavaConfig
 from hidecmoe_jax.models.execution import KERNEL_OF, PLAIN, Attention, execution_for
 from hidecmoe_jax.models.llava import Model, model_axes, model_template
+from hidecmoe_jax.storage.files import read_json
 from hidecmoe_jax.storage.remembered import verify_once
+from hidecmoe_jax.storage.tensor_files import header_size
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
@@ -109,9 +111,11 @@ def read_model_config(folder: Path, **changes) -> LlavaConfig:
     """
     path = folder / CONFIG
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError("cannot read the model's config", where=str(path), why=str(error)) from error
+        stored = read_json(path)
+    except CheckpointError as error:
+        raise CheckpointError(
+            "cannot read the model's config", where=error.where, why=error.why or error.what
+        ) from error
     if not (folder / sharded.FOLDER).is_dir() and not (folder / WEIGHTS).is_file():
         raise CheckpointError(
             "a base model without weights",
@@ -155,6 +159,7 @@ def load_model(
         leaves = _read_sharded(where, template, places)
     else:
         where = folder / WEIGHTS
+        header_size(where)
         try:
             leaves = load_file(where) if places is None else _read_onto(where, template, places, dtype)
         except (OSError, SafetensorError) as error:

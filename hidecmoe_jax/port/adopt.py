@@ -15,6 +15,7 @@ from typing import Any
 
 from hidecmoe_jax.core import strict, trees
 from hidecmoe_jax.core.errors import ConfigError
+from hidecmoe_jax.core.json_text import json_value
 from hidecmoe_jax.data.prompts import TEMPLATES
 from hidecmoe_jax.data.stream import Stream, TaskSpec, open_stream, task_name
 from hidecmoe_jax.models.llava import Model
@@ -202,7 +203,7 @@ def run_config(base: str, method: Any, how: Adoption) -> RunConfig:
     config = RunConfig(method=method, base=Base(path=base), stream=stream, template=template)
     # Through JSON, so that the overrides meet lists and numbers as a config file has them.
     text = json.dumps(to_mapping(config))
-    settings = strict.override(json.loads(text), how.overrides)
+    settings = strict.override(json_value(text), how.overrides)
     return from_mapping(settings, "adopted run")
 
 

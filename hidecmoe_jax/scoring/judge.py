@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from hidecmoe_jax.core.errors import ConfigError, DataError, ResourceError
+from hidecmoe_jax.core.json_text import RECORDS, json_value
+from hidecmoe_jax.data.jsonfile import read_text
 from hidecmoe_jax.scoring.questions import Question
 
 KEY_VARIABLE = "HIDECMOE_JUDGE_KEY"
@@ -68,11 +70,11 @@ class Cache:
         """
         if not self.path.is_file():
             return
-        rows = self.path.read_text(encoding="utf-8").split("\n")
+        rows = read_text(self.path).split("\n")
         for place, row in enumerate(rows, start=1):
             try:
-                entry = json.loads(row) if row.strip() else None
-            except json.JSONDecodeError:
+                entry = json_value(row, RECORDS) if row.strip() else None
+            except ValueError:
                 # Only an append that was cut off leaves such a line; the reply is asked for again.
                 continue
             if entry is None:

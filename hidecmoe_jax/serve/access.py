@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hidecmoe_jax.core.errors import ConfigError, listed, nearest
+from hidecmoe_jax.core.regular_files import read_regular
 from hidecmoe_jax.serve.refusal import Refusal
 
 ROLES = ("viewer", "reviewer", "owner")
@@ -35,6 +36,9 @@ NOBODY = Person("", "owner", b"")
 """Whoever asks a server without tokens."""
 
 
+_MOST_BYTES = 2**20
+
+
 def read_tokens(path: Path) -> tuple[Person, ...]:
     """Returns the people of a file of lines `NAME ROLE TOKEN`; `#` begins a comment.
 
@@ -45,7 +49,7 @@ def read_tokens(path: Path) -> tuple[Person, ...]:
       ConfigError: the file cannot be read, or names every line that is wrong.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_regular(path, at_most=_MOST_BYTES).decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         why = getattr(error, "strerror", None) or str(error)
         raise ConfigError(

@@ -21,8 +21,12 @@ import numpy as np
 
 from hidecmoe_jax.core.errors import CheckpointError, HidecmoeError, ResourceError
 from hidecmoe_jax.core.full_disks import chain_of, disk_full
+from hidecmoe_jax.core.json_text import RECORDS, SETTINGS, JsonFault, json_value
+from hidecmoe_jax.core.regular_files import read_regular
 from hidecmoe_jax.core.yaml_text import word_for
 
+LINES_SIZE = 4 * 2**30
+"""Bytes of a file of JSON lines: answers of millions of questions."""
 _PARTIAL = re.compile(r"\..+\.[0-9a-f]{32}\.part")
 
 
@@ -78,13 +82,25 @@ def read_json(path: Path) -> dict[str, Any]:
     """Returns the JSON object in a file.
 
     Raises:
-      CheckpointError: the file is missing, is no JSON, or holds something else than an object.
+      CheckpointError: the file is missing or no regular one, is no JSON, is more than `SETTINGS` allow, or holds
+        something else than an object.
+    """
+    return json_object(read_whole(path, at_most=SETTINGS.size), path)
+
+
+def read_whole(path: Path, *, at_most: int) -> bytes:
+    """Returns the content of a file.
+
+    Raises:
+      CheckpointError: the file is missing, may not be read, is no regular one, or is larger than `at_most` bytes.
     """
     try:
-        content = path.read_bytes()
+        return read_regular(path, at_most=at_most)
     except FileNotFoundError as error:
         raise CheckpointError("a file of the run is missing", where=str(path)) from error
-    return json_object(content, path)
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise CheckpointError("a file of the run cannot be read", where=str(path), why=why) from error
 
 
 def json_object(content: bytes, path: Path) -> dict[str, Any]:
@@ -94,8 +110,8 @@ def json_object(content: bytes, path: Path) -> dict[str, Any]:
       CheckpointError: as `read_json`.
     """
     try:
-        value = json.loads(content.decode("utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        value = json_value(content.decode("utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError, JsonFault) as error:
         raise CheckpointError("a file of the run is damaged", where=str(path), why=str(error)) from error
     if not isinstance(value, dict):
         raise CheckpointError(
@@ -111,9 +127,10 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     out.
 
     Raises:
-      CheckpointError: the file is not UTF-8.
+      CheckpointError: the file is no regular one, is not UTF-8, or a line holds something else than an object or more
+        than `RECORDS` allow.
     """
-    return json_lines(path.read_bytes() if path.is_file() else b"", path)
+    return json_lines(read_whole(path, at_most=LINES_SIZE) if path.exists() else b"", path)
 
 
 def json_lines(content: bytes, path: Path) -> list[dict[str, Any]]:
@@ -124,11 +141,20 @@ def json_lines(content: bytes, path: Path) -> list[dict[str, Any]]:
         raise CheckpointError("a file of the run is damaged", where=str(path), why=str(error)) from error
     lines = []
     # Not `splitlines`, which breaks a line at characters that JSON may hold.
-    for line in text.split("\n"):
+    for number, line in enumerate(text.split("\n"), start=1):
         try:
-            lines.append(json.loads(line))
+            value = json_value(line, RECORDS)
         except json.JSONDecodeError:
             break  # only the last line can be torn, since lines are appended in order
+        except JsonFault as error:
+            raise CheckpointError("a file of the run is damaged", where=f"{path}:{number}", why=str(error)) from error
+        if not isinstance(value, dict):
+            raise CheckpointError(
+                "a file of the run is damaged",
+                where=f"{path}:{number}",
+                why=f"holds a {word_for(value)}, expected an object",
+            )
+        lines.append(value)
     return lines
 
 

@@ -8,7 +8,6 @@ files of the same name.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import socket
 import time
@@ -17,8 +16,8 @@ from pathlib import Path
 
 import filelock
 
-from hidecmoe_jax.core.errors import BusyError
-from hidecmoe_jax.storage.files import disk_errors, write_json
+from hidecmoe_jax.core.errors import BusyError, CheckpointError
+from hidecmoe_jax.storage.files import disk_errors, read_json, write_json
 
 LOCK = ".lock"
 NOTE = ".lock.json"
@@ -58,11 +57,11 @@ def holder_lives(folder: Path) -> bool:
     Of a holder on another host the note is all there is; of a dead one of this host it does not count.
     """
     try:
-        holder = json.loads((folder / NOTE).read_text(encoding="utf-8"))
+        holder = read_json(folder / NOTE)
         if holder["host"] != socket.gethostname():
             return True
         os.kill(holder["pid"], 0)
-    except (OSError, ValueError, KeyError) as error:
+    except (CheckpointError, OSError, KeyError, TypeError) as error:
         return isinstance(error, PermissionError)
     return True
 
@@ -97,7 +96,7 @@ def lock_file(file: Path, what: str, *, where: Path, remedy: str) -> Iterator[No
 def _holder(note: Path) -> str:
     """The holder as its note names it; the note may be missing, since its holder writes and removes it."""
     try:
-        holder = json.loads(note.read_text(encoding="utf-8"))
+        holder = read_json(note)
         return f"process {holder['pid']} on host {holder['host']}, since {holder['started']}"
-    except (OSError, ValueError, KeyError):
+    except (CheckpointError, KeyError):
         return "its holder has just started and has written no note yet"

@@ -132,6 +132,11 @@ def _files(folder: Path) -> dict[str, Path]:
                     why="the target of a link can change without a trace",
                     remedy="put the file itself there",
                 )
+            if name in names and not path.is_file():
+                raise CheckpointError(
+                    "a checkpoint holds what is no file", where=str(path), why="a pipe, a device or a socket",
+                    remedy="remove it",
+                )  # fmt: skip
             relative = path.relative_to(folder).as_posix()
             if name in names and relative != NAME:
                 files[relative] = path

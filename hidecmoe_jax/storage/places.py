@@ -5,12 +5,13 @@ A command looks at its output first: a refusal costs no time, for nothing here i
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 from pathlib import Path
 
 from hidecmoe_jax.core.errors import ConfigError, ResourceError
+from hidecmoe_jax.core.json_text import json_value
+from hidecmoe_jax.core.regular_files import check_regular
 from hidecmoe_jax.storage.mounts import check_storage
 
 RUN_MARK = "run.json"
@@ -123,10 +124,11 @@ def check_list(path: Path, key: str) -> None:
 
 def _is_list(path: Path, key: str) -> bool:
     """Whether a file is empty, or its first line is a JSON object with a key."""
+    check_regular(path)
     with open(path, encoding="utf-8", errors="replace") as file:
         line = file.readline(1_000_000)
     try:
-        first = json.loads(line) if line.strip() else {key: ""}
+        first = json_value(line) if line.strip() else {key: ""}
     except ValueError:
         return False
     return isinstance(first, dict) and key in first

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hidecmoe_jax.core.errors import CheckpointError
+from hidecmoe_jax.core.json_text import SETTINGS
 from hidecmoe_jax.storage import files
 from hidecmoe_jax.storage.places import RUN_MARK
 
@@ -56,21 +57,22 @@ class Seal(NamedTuple):
     marks: dict[str, Marks]
 
 
-def read_bytes(path: Path, *, content: Content | None = None) -> bytes | None:
+def read_bytes(path: Path, *, content: Content | None = None, at_most: int = files.LINES_SIZE) -> bytes | None:
     """Returns a file of a run as it was sealed, None where there is none; of a growing file what is sealed of it.
 
     Args:
       content: what of the bytes is sealed, for a file of which a part may be edited.
+      at_most: bytes that it may have.
 
     Raises:
-      CheckpointError: the file is damaged, gone, or was not written by the run; or the seal is.
+      CheckpointError: the file is damaged, gone, too large, or was not written by the run; or the seal is.
     """
     root = root_of(path)
     if root is None or not is_sealed(root):
-        return _bytes(path)
+        return _bytes(path, at_most=at_most)
     before: bytes | str | None = "not read yet"
     while True:
-        data = _bytes(path)
+        data = _bytes(path, at_most=at_most)
         # The seal after the file: a writer lists new content before it writes it.
         marks = load(root).marks.get(_name(root, path), NOTHING)
         for mark in reversed(marks):
@@ -88,7 +90,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
     Raises:
       CheckpointError: as `read_bytes`, or the file holds no JSON object.
     """
-    data = read_bytes(path)
+    data = read_bytes(path, at_most=SETTINGS.size)
     return None if data is None else files.json_object(data, path)
 
 
@@ -324,11 +326,9 @@ def _append(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())  # what a checkpoint already covers must survive a power failure
 
 
-def _bytes(path: Path) -> bytes | None:
-    try:
-        return path.read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
-        return None
+def _bytes(path: Path, *, at_most: int = files.LINES_SIZE) -> bytes | None:
+    # A link that leads nowhere is no file either.
+    return files.read_whole(path, at_most=at_most) if path.exists() else None
 
 
 def _mark(data: bytes, *, grows: bool = False) -> Mark:

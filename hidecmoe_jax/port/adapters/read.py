@@ -38,6 +38,7 @@ from hidecmoe_jax.port.checkpoints.pickled import of_trainer, refuse_pickles, sa
 from hidecmoe_jax.port.checkpoints.source import open_source
 from hidecmoe_jax.storage.manifest import FREE, verify
 from hidecmoe_jax.storage.manifest import NAME as MANIFEST
+from hidecmoe_jax.storage.tensor_files import header_size
 
 Kind = Literal["lora", "hide", "moelora"]
 Pairs = Mapping[SiteLayer, Pair]
@@ -125,6 +126,7 @@ def read_adapter(folder: Path) -> Adapter:
 
 def _header(file: Path) -> dict[str, str]:
     """Metadata in the header of a safetensors file."""
+    header_size(file)
     try:
         with safe_open(file, "np") as opened:
             return opened.metadata() or {}

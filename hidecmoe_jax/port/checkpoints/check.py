@@ -8,7 +8,6 @@ reference, so tests and a user's `convert --check` share this whole file.
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 import tempfile
@@ -41,6 +40,8 @@ from hidecmoe_jax.models.llava import (
 )
 from hidecmoe_jax.models.store import load_model
 from hidecmoe_jax.port.checkpoints.probe import LONG, Arrays, left_padded, probe
+from hidecmoe_jax.storage.files import read_json
+from hidecmoe_jax.storage.tensor_files import header_size
 
 STEPS = 12
 """Greedy tokens that are compared."""
@@ -273,6 +274,7 @@ def wider_than_bfloat16(folders: Sequence[Path]) -> bool:
     """True if any tensor of the folders would be rounded to bfloat16; reads headers only."""
     for folder in folders:
         for file in sorted(folder.glob("*.safetensors")):
+            header_size(file)
             with safe_open(file, "numpy") as content:
                 slices = [content.get_slice(name) for name in content.keys()]
                 dtypes = {tensor.get_dtype() for tensor in slices}
@@ -309,8 +311,7 @@ def check(
       CheckpointError: the reference cannot run; the end of its error output is in the message.
     """
     path = target / "config.json"
-    settings = json.loads(path.read_text(encoding="utf-8"))
-    stored = strict.build(LlavaConfig, settings, str(path))
+    stored = strict.build(LlavaConfig, read_json(path), str(path))
     clips = [clip] if isinstance(clip, Path) else list(clip or [])
     if not dtype:
         # Weights that were bfloat16 already are exact, and are compared in float32.

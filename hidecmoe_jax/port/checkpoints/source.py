@@ -20,14 +20,15 @@ import ml_dtypes
 import numpy as np
 
 from hidecmoe_jax.core.errors import CheckpointError, DataError
+from hidecmoe_jax.core.json_text import SETTINGS as JSON_BOUNDS
 from hidecmoe_jax.core.yaml_text import word_for
 from hidecmoe_jax.data.jsonfile import parse_json, read_json
 from hidecmoe_jax.port.checkpoints.pickled import refuse_pickles
+from hidecmoe_jax.storage.tensor_files import AGAIN, header_size
 
 DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
 # Buffers of checkpoints (position ids), which are left out by name and never converted.
 _INTEGERS = {"I64": np.dtype(np.int64), "I32": np.dtype(np.int32)}
-MAX_HEADER = 100_000_000
 PROJECTOR_FILE = "mm_projector.safetensors"
 INDEX = "model.safetensors.index.json"
 SETTINGS = (
@@ -163,23 +164,19 @@ def separate_projector(path: Path) -> Source | None:
 
 def read_header(file: Path) -> dict[str, Tensor]:
     """The tensors of one safetensors file, checked against its size; raises CheckpointError."""
+    length = header_size(file)
     size = file.stat().st_size
     with open(file, "rb") as stream:
-        # -1 for a file that is too short even for the length of its header.
-        length = int.from_bytes(stream.read(8), "little") if size >= 8 else -1
-        if not 2 <= length <= min(MAX_HEADER, size - 8):
-            _damaged(
-                file, f"its header would be {length} bytes of a file of {size}", "truncated or no safetensors file"
-            )
+        stream.seek(8)
         text = stream.read(length)
     try:
-        header = parse_json(text.decode("utf-8"), file)
+        header = parse_json(text.decode("utf-8"), file, JSON_BOUNDS)
     except UnicodeDecodeError as error:
         _damaged(file, f"its header is not UTF-8: {error}", "no safetensors file")
     except DataError as error:
         if "more than once" in str(error.why):
             raise CheckpointError(
-                "a tensor's name occurs twice in one file", where=str(file), why=error.why, remedy=_AGAIN
+                "a tensor's name occurs twice in one file", where=str(file), why=error.why, remedy=AGAIN
             ) from error
         _damaged(file, f"its header is no JSON: {error.why}", "no safetensors file")
     if not isinstance(header, dict):
@@ -189,9 +186,6 @@ def read_header(file: Path) -> dict[str, Tensor]:
     tensors = {key: _tensor(file, key, entry, data_start) for key, entry in header.items()}
     _check_layout(file, tensors, data_start, size)
     return tensors
-
-
-_AGAIN = "download the file again and compare its SHA-256 with the publisher's"
 
 
 def header_bytes(
@@ -257,7 +251,7 @@ def _check_layout(file: Path, tensors: dict[str, Tensor], base: int, size: int) 
 
 
 def _damaged(file: Path, why: str, guess: str) -> None:
-    raise CheckpointError("a weight file is damaged", where=str(file), why=f"{why} ({guess})", remedy=_AGAIN)
+    raise CheckpointError("a weight file is damaged", where=str(file), why=f"{why} ({guess})", remedy=AGAIN)
 
 
 def settings_files(folder: Path) -> tuple[Path, ...]:
@@ -282,7 +276,7 @@ def read_config(folder: Path) -> dict[str, Any]:
                 "a settings file is no JSON object",
                 where=str(file),
                 why=f"it holds a {word_for(content)}",
-                remedy=_AGAIN,
+                remedy=AGAIN,
             )
         _refuse_code(content, file)
         if file.name == "config.json":

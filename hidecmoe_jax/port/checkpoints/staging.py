@@ -18,10 +18,12 @@ from typing import BinaryIO, TextIO
 import numpy as np
 
 from hidecmoe_jax.core.errors import CheckpointError
+from hidecmoe_jax.core.json_text import json_value
 from hidecmoe_jax.port.checkpoints.names import transformed
 from hidecmoe_jax.port.checkpoints.plan import Duplicate, Leaf, Plan
 from hidecmoe_jax.port.checkpoints.source import Tensor, header_bytes
 from hidecmoe_jax.storage.crash_points import crash_point
+from hidecmoe_jax.storage.files import LINES_SIZE, read_whole
 
 JOURNAL = "journal.jsonl"
 _BLOCK = 2**24
@@ -205,13 +207,13 @@ def _recorded(journal: Path) -> dict[str, dict]:
     entries = {}
     if not journal.exists():
         return entries
-    lines = journal.read_text(encoding="utf-8").splitlines()
-    for line in lines:
+    text = read_whole(journal, at_most=LINES_SIZE).decode("utf-8", "replace")
+    for line in text.splitlines():
         try:
-            entry = json.loads(line)
-        except json.JSONDecodeError:
+            entry = json_value(line)
+        except ValueError:
             continue
-        if "leaf" in entry:
+        if isinstance(entry, dict) and isinstance(entry.get("leaf"), str):
             entries[entry["leaf"]] = entry
     return entries
 

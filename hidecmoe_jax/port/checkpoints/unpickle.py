@@ -18,6 +18,7 @@ from typing import Any
 
 from hidecmoe_jax.core.errors import CheckpointError, ConfigError, HidecmoeError
 from hidecmoe_jax.port.checkpoints.pickled import holds_weights, safe_name
+from hidecmoe_jax.storage.files import read_json
 from hidecmoe_jax.storage.places import check_place
 
 OLDEST_TORCH = (2, 6)
@@ -147,7 +148,7 @@ def _convert_index(path: Path, source: Path, target: Path) -> None:
     name = "model.safetensors.index.json"
     if (source / name).is_file():
         return
-    index = json.loads(path.read_text(encoding="utf-8"))
+    index = read_json(path)
     index["weight_map"] = {key: safe_name(file) for key, file in index["weight_map"].items()}
     (target / name).write_text(json.dumps(index, indent=1), encoding="utf-8")
 

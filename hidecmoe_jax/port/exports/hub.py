@@ -45,6 +45,7 @@ from hidecmoe_jax.runs.seed_run import JOINT
 from hidecmoe_jax.storage.arrays import Groups
 from hidecmoe_jax.storage.files import read_json, write_json
 from hidecmoe_jax.storage.manifest import FREE, verify
+from hidecmoe_jax.storage.tensor_files import header_size
 
 Leaves = dict[str, np.ndarray]
 FORMAT = 1
@@ -310,6 +311,7 @@ def _lesson(folder: Path, memory: dict[str, np.ndarray]) -> Groups:
 
 def _load(path: Path) -> Leaves:
     """Arrays of a safetensors file by name; raises CheckpointError if it cannot be read."""
+    header_size(path)
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:

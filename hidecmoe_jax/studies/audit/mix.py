@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hidecmoe_jax.core.errors import DataError
+from hidecmoe_jax.core.json_text import RECORDS
 from hidecmoe_jax.data.items import kind
 from hidecmoe_jax.data.jsonfile import read_json
 from hidecmoe_jax.data.overlap import folded_text
@@ -30,7 +31,7 @@ def read_mix(path: Path, images: Path | None = None, pictures: Pictures | None =
     Raises:
       DataError: no such file, or no array of conversations.
     """
-    records = read_json(path)
+    records = read_json(path, RECORDS)
     if not isinstance(records, list) or not records:
         raise DataError(
             "an instruction mix must be an array of conversations", where=str(path), why=f"it is {kind(records)}",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from hidecmoe_jax.data.pocket.tasks import TASKS
 from hidecmoe_jax.models.config import LlavaConfig, llava_7b, llava_13b
 from hidecmoe_jax.models.store import CONFIG, pocket_folder
 from hidecmoe_jax.runs.config import Base, PocketStream, RunConfig
+from hidecmoe_jax.storage.files import read_json
 from hidecmoe_jax.studies.planning.plan import Subject
 from hidecmoe_jax.studies.planning.work import Workload
 
@@ -86,8 +86,7 @@ def base_shapes(base: Base) -> LlavaConfig:
     folder = pocket_folder() if base.path == "pocket" else Path(base.path)
     path = folder / CONFIG
     if path.is_file():
-        stored = json.loads(path.read_text(encoding="utf-8"))
-        return strict.build(LlavaConfig, stored, str(path))
+        return strict.build(LlavaConfig, read_json(path), str(path))
     name = folder.name
     if name in KNOWN:
         return KNOWN[name]()

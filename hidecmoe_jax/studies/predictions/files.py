@@ -10,13 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from hidecmoe_jax.core.errors import DataError
+from hidecmoe_jax.core.json_text import RECORDS, json_value
 from hidecmoe_jax.data.items import kind
 from hidecmoe_jax.data.jsonfile import parse_json, read_text
 from hidecmoe_jax.scoring.joining import Line
+from hidecmoe_jax.storage.files import read_whole
 
 ID_KEYS = ("question_id", "questionId", "id", "image_id")
 TEXT_KEYS = ("text", "prediction", "pred", "answer", "caption", "response", "output")
 PRINTED = "Result.text"
+_MOST_PRINTED = 2**20  # bytes of such a file
 _ACCURACY = re.compile(r"(?:Accuracy|Average|ANLS): *(-?[\d.]+)%")
 _OCR_BENCH = re.compile(r"'Final Score Norm': *([\d.]+)")
 _SAMPLES = re.compile(r"Samples: *(\d+)")
@@ -60,7 +63,7 @@ def read_result(path: Path, shards: tuple[Path, ...] = ()) -> Result:
 
 def _items(path: Path) -> tuple[list[Any], bool]:
     """The values of a file, and whether its last line is torn; a file of nothing has none."""
-    if path.is_file() and not path.read_bytes().strip():
+    if path.is_file() and not path.stat().st_size:
         return [], False
     text = read_text(path)
     if text.lstrip()[:1] == "[":
@@ -72,12 +75,12 @@ def _items(path: Path) -> tuple[list[Any], bool]:
         if not row.strip():
             continue
         try:
-            items.append(json.loads(row))
-        except json.JSONDecodeError as error:
-            if place == len(rows):
+            items.append(json_value(row, RECORDS))
+        except ValueError as error:
+            if place == len(rows) and isinstance(error, json.JSONDecodeError):
                 return items, True
             raise DataError(
-                f"a line of {path.name} is not valid JSON", where=f"{path}:{place}", why=error.msg,
+                f"a line of {path.name} is not valid JSON", where=f"{path}:{place}", why=str(error),
                 remedy="repair the line, or generate the file again",
             ) from None  # fmt: skip
     return items, False
@@ -107,7 +110,7 @@ def _printed(path: Path) -> tuple[float | None, int | None]:
     """Score and number of samples that an evaluation script wrote."""
     if not path.is_file():
         return None, None
-    text = path.read_text(encoding="utf-8", errors="replace")
+    text = read_whole(path, at_most=_MOST_PRINTED).decode("utf-8", "replace")
     score = _ACCURACY.search(text) or _OCR_BENCH.search(text)
     samples = _SAMPLES.search(text)
     return (float(score.group(1)) if score else None, int(samples.group(1)) if samples else None)
