@@ -8,6 +8,7 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 import hidecmoe_jax as hj
+from hidecmoe_jax.cli.terminal import print_text
 from hidecmoe_jax.cli.words import Assignments, Folders, Number, Run, TaskFolder, WholeNumber, joined, read_scale
 from hidecmoe_jax.core import processes
 from hidecmoe_jax.core.errors import ConfigError
@@ -70,8 +71,8 @@ def add(
         gating=gating,
     )
     if processes.is_first():
-        print("\n".join(hj.outcome_lines(folder)))
-        print(f"report: {folder / 'report.html'}")
+        print_text("\n".join(hj.outcome_lines(folder)))
+        print_text(f"report: {folder / 'report.html'}")
 
 
 def _gating(path: Path | None, force: bool, by: str | None, reason: str | None) -> hj.Gating | None:

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from tyro.conf import Positional, UseAppendAction, arg
 
 import hidecmoe_jax as hj
+from hidecmoe_jax.cli.terminal import print_text
 from hidecmoe_jax.cli.words import Assignments, Folders, joined
 from hidecmoe_jax.port.output import check_target
 from hidecmoe_jax.storage.places import RUN
@@ -53,4 +54,4 @@ def adopt(
     folders = tuple(str(folder) for folder in joined(data))
     options = hj.Adoption(joined(names), folders, template, joined(sets))
     lines = hj.adopt(base, adapters, out, options, overwrite=overwrite)
-    print("\n".join(lines))
+    print_text("\n".join(lines))

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from tyro.conf import Positional, UseAppendAction, arg
 
 import hidecmoe_jax as hj
+from hidecmoe_jax.cli.terminal import print_text
 from hidecmoe_jax.cli.words import Json, Run, WholeNumber
 from hidecmoe_jax.core.errors import ConfigError
 from hidecmoe_jax.core.records import json_text, record_of
@@ -65,7 +66,7 @@ def ask(
         questions = hj.read_questions(file, run)
     replies = hj.ask(run, questions, task=task, skip_missing=skip_missing, as_is=as_is, named=named)
     for asked, reply in zip(questions, replies, strict=True):
-        print(_json_line(asked, reply) if json else _lines(asked, reply))
+        print_text(_json_line(asked, reply) if json else _lines(asked, reply))
     # One code for the whole file: a script must notice that a question has no answer.
     return max(reply.exit_code for reply in replies)
 

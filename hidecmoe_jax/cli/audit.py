@@ -10,6 +10,7 @@ from tyro.conf import Positional, arg
 
 import hidecmoe_jax as hj
 from hidecmoe_jax.cli.data import stream_config
+from hidecmoe_jax.cli.terminal import print_text
 from hidecmoe_jax.cli.words import Assignments, Folders, joined
 
 
@@ -55,7 +56,7 @@ def audit(
     options = hj.AuditOptions(joined(runs), mix, mix_images, neighbours)
     document = hj.audit(config, options=options, out=out)
     if as_json:
-        print(json.dumps(document, indent=1, ensure_ascii=False))
+        print_text(json.dumps(document, indent=1, ensure_ascii=False))
         return
-    print("\n".join(hj.audit_lines(document)))
-    print(f"written: {out / 'audit.html'}, audit.json")
+    print_text("\n".join(hj.audit_lines(document)))
+    print_text(f"written: {out / 'audit.html'}, audit.json")

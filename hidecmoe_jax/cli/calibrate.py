@@ -7,6 +7,7 @@ from typing import Annotated
 from tyro.conf import arg
 
 import hidecmoe_jax as hj
+from hidecmoe_jax.cli.terminal import print_text
 from hidecmoe_jax.cli.words import Run, TaskFolder
 
 
@@ -33,12 +34,12 @@ def calibrate(
       false_alarms: part of a task's own inputs that may be called unknown; by default that of the run, or 0.01.
     """
     result = hj.calibrate(run, data=data, false_alarms=false_alarms)
-    print(f"{'loses of its own, set':<22} {'lost':>8} {'caught':>8}")
+    print_text(f"{'loses of its own, set':<22} {'lost':>8} {'caught':>8}")
     for setting in result["settings"]:
         share = f"{100 * setting['false_alarms']:g} %"
         mark = "  <- set" if setting["false_alarms"] == result["false_alarms"] else ""
         caught = "-" if setting["caught"] is None else f"{setting['caught']:.1f}%"
-        print(f"{share:<22} {setting['lost']:7.1f}% {caught:>8}{mark}")
+        print_text(f"{share:<22} {setting['lost']:7.1f}% {caught:>8}{mark}")
     for name, task in result["tasks"].items():
-        print(f"{name}: {task['carries']}")
-    print(f"recorded, from {result['source']}; `hidecmoe restore {run}` takes it back")
+        print_text(f"{name}: {task['carries']}")
+    print_text(f"recorded, from {result['source']}; `hidecmoe restore {run}` takes it back")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hidecmoe_jax as hj
+from hidecmoe_jax.cli.terminal import print_text
 from hidecmoe_jax.cli.words import Run
 
 
@@ -18,4 +19,4 @@ def cka(run: Run, /, *, count: int = 500, legacy: bool = False) -> None:
       count: questions answered with every expert.
       legacy: the published form (own questions, biased RBF); it is high even for unrelated features.
     """
-    print(f"heat map: {hj.study(run, count=count, legacy=legacy)}")
+    print_text(f"heat map: {hj.study(run, count=count, legacy=legacy)}")

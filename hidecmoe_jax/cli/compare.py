@@ -8,6 +8,7 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 import hidecmoe_jax as hj
+from hidecmoe_jax.cli.terminal import print_text
 from hidecmoe_jax.cli.words import Assignments, Folders, confirm_overwrite, read_config
 from hidecmoe_jax.core.paths import find_config
 from hidecmoe_jax.runs.start import check_comparison
@@ -63,5 +64,5 @@ def compare(
         budget=size,
         status_minutes=status_minutes,
     )
-    print("\n".join(hj.outcome_lines(folder)))
-    print(f"report: {folder / 'report.html'}")
+    print_text("\n".join(hj.outcome_lines(folder)))
+    print_text(f"report: {folder / 'report.html'}")

@@ -11,6 +11,7 @@ from tyro.conf import Positional, arg
 
 import hidecmoe_jax as hj
 from hidecmoe_jax.cli.commands import COMMANDS, OPTIONS, PREFIXES, function_of
+from hidecmoe_jax.cli.terminal import print_text
 
 TAKES_CONFIG = ("run", "compare", "plan", "config show", "data check", "audit")
 
@@ -63,7 +64,7 @@ def completion(shell: Annotated[Literal["bash", "zsh"], Positional, arg(metavar=
     Args:
       shell: bash or zsh.
     """
-    print((FOR_ZSH if shell == "zsh" else "") + script(), end="")
+    print_text((FOR_ZSH if shell == "zsh" else "") + script(), end="")
 
 
 def script() -> str:

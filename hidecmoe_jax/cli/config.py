@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from tyro.conf import Positional, arg
 
 import hidecmoe_jax as hj
+from hidecmoe_jax.cli.terminal import print_text
 from hidecmoe_jax.cli.words import Assignments, Config, Folders, read_config
 from hidecmoe_jax.core.errors import ConfigError, nearest
 
@@ -36,7 +37,7 @@ def list_configs(group: Annotated[str, Positional, arg(metavar="FOLDER")] = "") 
         )  # fmt: skip
     column = max(map(len, chosen)) + 2
     for name, sentence in chosen.items():
-        print(f"{name:<{column}}{textwrap.shorten(sentence, WIDTH - column, placeholder=' ...')}")
+        print_text(f"{name:<{column}}{textwrap.shorten(sentence, WIDTH - column, placeholder=' ...')}")
 
 
 def show(config: Config, /, *, tasks: Folders = (), set: Assignments = ()) -> None:
@@ -51,7 +52,7 @@ def show(config: Config, /, *, tasks: Folders = (), set: Assignments = ()) -> No
       tasks: task folders in the order to learn them, instead of the config's. (repeatable)
       set: config values that replace those of the file, such as tune.epochs=2. (repeatable)
     """
-    print(hj.full_config_text(read_config(config, sets=set, tasks=tasks)), end="")
+    print_text(hj.full_config_text(read_config(config, sets=set, tasks=tasks)), end="")
 
 
 def schema(*, of: Literal["config", "ask", "data check", "doctor", "inspect", "overlap", "plan"] = "config") -> None:
@@ -68,4 +69,4 @@ def schema(*, of: Literal["config", "ask", "data check", "doctor", "inspect", "o
       of: config, or a command: the schema of the JSON that it prints.
     """
     wanted = hj.config_schema() if of == "config" else hj.record_schema(of)
-    print(json.dumps(wanted, indent=1, ensure_ascii=False))
+    print_text(json.dumps(wanted, indent=1, ensure_ascii=False))

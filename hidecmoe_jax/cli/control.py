@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import hidecmoe_jax as hj
+from hidecmoe_jax.cli.terminal import print_text
 from hidecmoe_jax.cli.words import Run
 
 
@@ -26,15 +27,15 @@ def control(run: Run, /, *, task: int = 0, repeats: int = 3) -> None:
         rate = 100 * measured["false_expansion_rate"]
         tokens = percentages(measured["frequency"])
         if "gain" in measured:
-            print(f"balance {balance:<6g} false expansions {rate:5.1f}%")
-            print(f"  gained by the probe, nats an answer token by layer: {nats(measured['gain'])}")
-            print(f"  the control, on a task when it was known:           {nats(measured['control'])}")
+            print_text(f"balance {balance:<6g} false expansions {rate:5.1f}%")
+            print_text(f"  gained by the probe, nats an answer token by layer: {nats(measured['gain'])}")
+            print_text(f"  the control, on a task when it was known:           {nats(measured['control'])}")
         else:
-            print(f"balance {balance:<6g} false expansions {rate:5.1f}%   tokens at the probe, %: {tokens}")
+            print_text(f"balance {balance:<6g} false expansions {rate:5.1f}%   tokens at the probe, %: {tokens}")
     if "gain" in measured:
         return
     threshold = study["controls"][0]["threshold"]
-    print(f"a layer is expanded above, %: {percentages(threshold)}")
+    print_text(f"a layer is expanded above, %: {percentages(threshold)}")
 
 
 def nats(gains: Sequence[float]) -> str:

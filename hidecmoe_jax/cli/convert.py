@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from tyro.conf import Positional, arg
 
 import hidecmoe_jax as hj
+from hidecmoe_jax.cli.terminal import print_text
 from hidecmoe_jax.cli.words import Folder, Folders, joined
 from hidecmoe_jax.storage.places import check_place
 
@@ -79,5 +80,5 @@ def convert(
         check=compare,
     )
     if dry_run:
-        print("would be written:")
-    print("\n".join(report.lines()))
+        print_text("would be written:")
+    print_text("\n".join(report.lines()))

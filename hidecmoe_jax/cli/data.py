@@ -10,6 +10,7 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 import hidecmoe_jax as hj
+from hidecmoe_jax.cli.terminal import print_text
 from hidecmoe_jax.cli.words import Assignments, Folders, Json, joined, read_config
 from hidecmoe_jax.core.errors import ConfigError, DataError
 from hidecmoe_jax.core.paths import near_path
@@ -51,7 +52,7 @@ def check(
     config = stream_config(where, tasks, sets, command="hidecmoe data check")
     opening = hj.open_config(config, errors=str(errors), compares=True)
     report = hj.whole_stream(opening.report, hj.stream_specs(config.stream), pictures=opening.pictures)
-    print(json_text(report.record()) if json else report.text())
+    print_text(json_text(report.record()) if json else report.text())
     # An exit code of its own, so that a script can stop before it trains.
     return report.exit_code
 
@@ -107,7 +108,7 @@ def pocket(
       val: validation items a task.
       test: test items a task.
     """
-    print(f"drawn: {hj.write_stream(folder, seed=seed, train=train, val=val, test=test)}")
+    print_text(f"drawn: {hj.write_stream(folder, seed=seed, train=train, val=val, test=test)}")
 
 
 def folders(
@@ -135,5 +136,5 @@ def folders(
       seed: decides which pictures these are.
     """
     made = hj.task_from_folders(source, task, question=question, test=test, seed=seed)
-    print(made)
-    print(f"next: hidecmoe data check {task}")
+    print_text(made)
+    print_text(f"next: hidecmoe data check {task}")

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from tyro.conf import Positional, arg
 
 import hidecmoe_jax as hj
+from hidecmoe_jax.cli.terminal import print_text
 from hidecmoe_jax.cli.words import Folder
 from hidecmoe_jax.core.errors import ConfigError
 
@@ -48,7 +49,7 @@ def build(
     else:
         words = hj.build_benchmark(benchmark, folders[0], root=data_dir)
     for word in words:
-        print(f"prepared: {word}")
+        print_text(f"prepared: {word}")
     if data_dir is not None:
-        print(f"commands look for it with TFDS_DATA_DIR={data_dir}")
-    print(f"next: hidecmoe data check {' '.join(words)}")
+        print_text(f"commands look for it with TFDS_DATA_DIR={data_dir}")
+    print_text(f"next: hidecmoe data check {' '.join(words)}")

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from tyro.conf import Positional, UseAppendAction, arg
 
 import hidecmoe_jax as hj
+from hidecmoe_jax.cli.terminal import print_text
 from hidecmoe_jax.cli.words import Folder, Number, WholeNumber, joined
 from hidecmoe_jax.core.errors import ConfigError
 from hidecmoe_jax.scoring.score import scorer_of
@@ -68,8 +69,8 @@ def import_data(
     if format in BENCHMARKS:
         _refuse(format, fields=fields, question=question, scorer=scorer, test=test, seed=seed)
         made = hj.import_benchmark(format, source, target, images=images, instructions=instructions)
-        print(made)
-        print(f"next: hidecmoe data check {shlex.join(str(task.folder) for task in made.tasks)}")
+        print_text(made)
+        print_text(f"next: hidecmoe data check {shlex.join(str(task.folder) for task in made.tasks)}")
         return
     if format == CLASSES:
         _refuse(format, images=images, fields=fields, scorer=scorer, instructions=instructions)
@@ -79,8 +80,8 @@ def import_data(
         if scorer is not None:
             scorer_of(scorer, where=f"--scorer {scorer}")
         options = hj.ImportOptions(images, _pairs(joined(fields)), question, scorer)
-        print(hj.import_task(format, source, target, options=options))
-    print(f"next: hidecmoe data check {shlex.quote(str(target))}")
+        print_text(hj.import_task(format, source, target, options=options))
+    print_text(f"next: hidecmoe data check {shlex.quote(str(target))}")
 
 
 def _import_classes(source: Path, target: Path, question: str | None, test: float | None, seed: int | None) -> None:
@@ -90,7 +91,7 @@ def _import_classes(source: Path, target: Path, question: str | None, test: floa
             remedy='--question "Which animal is this?" is asked about every picture',
         )  # fmt: skip
     kept = 0.2 if test is None else test
-    print(hj.task_from_folders(source, target, question=question, test=kept, seed=seed or 0))
+    print_text(hj.task_from_folders(source, target, question=question, test=kept, seed=seed or 0))
 
 
 def _refuse(format: str, **options) -> None:

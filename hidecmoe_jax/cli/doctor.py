@@ -21,6 +21,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 import hidecmoe_jax as hj
+from hidecmoe_jax.cli.terminal import print_text
 from hidecmoe_jax.cli.words import Folder, Json
 from hidecmoe_jax.core.errors import ConfigError
 from hidecmoe_jax.core.records import Doctor, json_text
@@ -50,17 +51,17 @@ def doctor(*, out: Folder = None, json: Json = False) -> int:
     if json:
         done = tuple(pending)
         all_passed = all(check.passed for check in done)
-        print(json_text(Doctor(all_passed, done)))
+        print_text(json_text(Doctor(all_passed, done)))
         return 0 if all_passed else 1
     all_passed = True
     for check in pending:
         all_passed &= check.passed
         verdict = "OK  " if check.passed else "FAIL"
         # Flushed, because the last check takes many seconds.
-        print(f"{verdict}  {check.name:<28} {check.result}", flush=True)
+        print_text(f"{verdict}  {check.name:<28} {check.result}", flush=True)
         if not check.passed:
-            print(f"      do: {check.remedy}")
-    print("all is well" if all_passed else "something above needs attention")
+            print_text(f"      do: {check.remedy}")
+    print_text("all is well" if all_passed else "something above needs attention")
     return 0 if all_passed else 1
 
 

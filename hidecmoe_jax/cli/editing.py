@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from tyro.conf import Positional, arg
 
 import hidecmoe_jax as hj
+from hidecmoe_jax.cli.terminal import print_text
 from hidecmoe_jax.cli.words import Json, Run, WholeNumber
 from hidecmoe_jax.core.records import json_text, record_of
 
@@ -35,9 +36,9 @@ def overlap(
     """
     pairs = hj.overlap(run, count=count, mixed=mixed, alike=alike)
     if json:
-        print(json_text(record_of("overlap", {"mixed": mixed, "alike": alike, "pairs": pairs})))
+        print_text(json_text(record_of("overlap", {"mixed": mixed, "alike": alike, "pairs": pairs})))
         return
-    print(f"{'':<2}{'tasks':<40} {'mixed up':>9} {'cosine':>8}")
+    print_text(f"{'':<2}{'tasks':<40} {'mixed up':>9} {'cosine':>8}")
     for pair in pairs:
         share = "-"
         cosine = "-"
@@ -47,11 +48,11 @@ def overlap(
             cosine = f"{pair['cosine']:.3f}"
         mark = "! " if pair["near"] else "  "
         names = " and ".join(pair["tasks"])
-        print(f"{mark}{names:<40} {share:>9} {cosine:>8}")
+        print_text(f"{mark}{names:<40} {share:>9} {cosine:>8}")
         if pair["near"]:
             # A task that was merged before may have no expert left that could be edited.
             suggestion = pair["suggestion"] or "nothing, they own no two experts that could become one"
-            print(f"    try: {suggestion}")
+            print_text(f"    try: {suggestion}")
 
 
 def retire(
@@ -144,25 +145,25 @@ def restore(run: Run, /) -> None:
       run: run folder.
     """
     folder = hj.restore(run)
-    print(f"report: {folder / 'report.html'}")
+    print_text(f"report: {folder / 'report.html'}")
 
 
 def show(edit: dict[str, Any]) -> None:
     """Prints the table of a measured edit: scores of every task and stored parameters, before and after."""
     # A run of one seed shows no seed numbers.
     several = len(edit["stored"]) > 1
-    print(edit["what"])
-    print(f"{'task':<32} {'questions':>9} {'before':>8} {'after':>8} {'change':>8}")
+    print_text(edit["what"])
+    print_text(f"{'task':<32} {'questions':>9} {'before':>8} {'after':>8} {'change':>8}")
     for measured in edit["tasks"]:
         name = measured["task"]
         if several:
             name += f", seed {measured['seed']}"
         scores = f"{measured['before']:8.1f} {measured['after']:8.1f} {measured['change']:+8.1f}"
-        print(f"{name:<32} {measured['count']:>9} {scores}")
+        print_text(f"{name:<32} {measured['count']:>9} {scores}")
     for seed, size in edit["stored"].items():
         name = f"stored parameters, seed {seed}" if several else "stored parameters"
         before = size["before"]
         after = size["after"]
         change = after - before
-        print(f"{name:<32} {'':>9} {before:>8,} {after:>8,} {change:>+8,}")
-    print("committed" if edit["committed"] else "a trial: nothing was changed; --commit does it")
+        print_text(f"{name:<32} {'':>9} {before:>8,} {after:>8,} {change:>+8,}")
+    print_text("committed" if edit["committed"] else "a trial: nothing was changed; --commit does it")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hidecmoe_jax as hj
+from hidecmoe_jax.cli.terminal import print_text
 from hidecmoe_jax.cli.words import Assignments, Folders, Run, WholeNumber, joined, read_scale
 from hidecmoe_jax.core import processes
 
@@ -41,4 +42,4 @@ def evaluate(
         scale=read_scale(sets),
     )
     if processes.is_first():
-        print(f"report: {folder / 'report.html'}")
+        print_text(f"report: {folder / 'report.html'}")

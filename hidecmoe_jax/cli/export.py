@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from tyro.conf import Positional, UseAppendAction, arg
 
 import hidecmoe_jax as hj
+from hidecmoe_jax.cli.terminal import print_text
 from hidecmoe_jax.cli.words import Run, WholeNumber, joined
 from hidecmoe_jax.port.output import check_target
 from hidecmoe_jax.storage.places import SEALED
@@ -59,4 +60,4 @@ def export(
     check_target(target, overwrite=overwrite, sources=[run], replaces=(SEALED,))
     options = hj.ExportOptions(to, joined(task), tree, after, base_name, shard_gib)
     lines = hj.export(run, target, options, overwrite=overwrite)
-    print("\n".join(lines))
+    print_text("\n".join(lines))

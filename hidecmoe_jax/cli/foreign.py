@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hidecmoe_jax as hj
+from hidecmoe_jax.cli.terminal import print_text
 from hidecmoe_jax.cli.words import Run
 
 
@@ -17,11 +18,11 @@ def foreign(run: Run, /, *, count: int = 100) -> None:
       count: pictures of every kind that belongs to no task.
     """
     study = hj.foreign_study(run, count=count)
-    print(f"{'':<28} {'AUROC':>7} {'unknown':>9} {'false alarms':>13}")
+    print_text(f"{'':<28} {'AUROC':>7} {'unknown':>9} {'false alarms':>13}")
     for name, measured in study["left_out"].items():
-        print(row(f"without {name}", measured))
+        print_text(row(f"without {name}", measured))
     for kind, measured in study["outsiders"].items():
-        print(row(kind, measured))
+        print_text(row(kind, measured))
 
 
 def row(label: str, measured: dict[str, float]) -> str:

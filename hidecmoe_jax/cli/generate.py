@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from tyro.conf import arg
 
 import hidecmoe_jax as hj
+from hidecmoe_jax.cli.terminal import print_text
 from hidecmoe_jax.cli.words import Folder, Run, WholeNumber
 
 
@@ -73,9 +74,11 @@ def generate(
     shares = []
     for name, count in sorted(made.tasks.items(), key=lambda item: -item[1]):
         shares.append(f"{name or 'no task'} {count}")
-    print(f"written: {made.path}, {made.count} answers; taken for: {', '.join(shares)}")
+    print_text(f"written: {made.path}, {made.count} answers; taken for: {', '.join(shares)}")
     if made.unknown:
         fate = f", {made.refused} of them refused" if made.refused else ""
-        print(f'  {made.unknown} belong to no known task{fate}; they have "known": false in the answers\' metadata')
+        print_text(
+            f'  {made.unknown} belong to no known task{fate}; they have "known": false in the answers\' metadata'
+        )
     if made.cut:
-        print(f"  {made.cut} answers were cut off; --max-new-tokens allows longer ones")
+        print_text(f"  {made.cut} answers were cut off; --max-new-tokens allows longer ones")

@@ -8,6 +8,7 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 import hidecmoe_jax as hj
+from hidecmoe_jax.cli.terminal import print_text
 
 
 def init(folder: Annotated[Path, Positional, arg(metavar="DIR")], /) -> None:
@@ -22,4 +23,4 @@ def init(folder: Annotated[Path, Positional, arg(metavar="DIR")], /) -> None:
       folder: where to write; must not exist.
     """
     config = hj.write_project(folder)
-    print("\n".join(hj.project_lines(config)))
+    print_text("\n".join(hj.project_lines(config)))

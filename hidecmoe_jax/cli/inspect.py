@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hidecmoe_jax as hj
+from hidecmoe_jax.cli.terminal import print_text
 from hidecmoe_jax.cli.words import Json, Run
 from hidecmoe_jax.core.records import json_text
 
@@ -19,4 +20,4 @@ def inspect(run: Run, /, *, json: Json = False) -> None:
       json: print JSON instead of text.
     """
     described = hj.inspect_run(run)
-    print(json_text(described) if json else "\n".join(hj.inspection_lines(described)))
+    print_text(json_text(described) if json else "\n".join(hj.inspection_lines(described)))

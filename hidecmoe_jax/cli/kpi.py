@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from tyro.conf import arg
 
 import hidecmoe_jax as hj
+from hidecmoe_jax.cli.terminal import print_text
 from hidecmoe_jax.cli.words import Folder, Run
 
 
@@ -39,5 +40,5 @@ def kpi(
       language: of the page.
     """
     figures = hj.kpi(run, log, prices=prices, tasks=tasks, out=out, language=language)
-    print("\n".join(hj.kpi_lines(figures)))
-    print(f"page: {(run if out is None else out) / 'kpi.html'}")
+    print_text("\n".join(hj.kpi_lines(figures)))
+    print_text(f"page: {(run if out is None else out) / 'kpi.html'}")

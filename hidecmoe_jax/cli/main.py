@@ -22,6 +22,7 @@ from hidecmoe_jax.core import processes
 from hidecmoe_jax.core.deterministic import use_deterministic
 from hidecmoe_jax.core.errors import ConfigError, nearest
 from hidecmoe_jax.core.plugins import import_trusted
+from hidecmoe_jax.core.printable import printable
 from hidecmoe_jax.core.verbosity import Level, at_level
 
 INTERRUPTED = 130
@@ -89,7 +90,7 @@ def _run(words: Sequence[str] | None) -> int:
         if debug:
             raise
         message = as_error(error)
-        print(f"{_speaker()}: {message}", file=sys.stderr)
+        print(printable(f"{_speaker()}: {message}"), file=sys.stderr)
         return message.exit_code
 
 

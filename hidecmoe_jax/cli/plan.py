@@ -8,6 +8,7 @@ from typing import Annotated
 from tyro.conf import arg
 
 import hidecmoe_jax as hj
+from hidecmoe_jax.cli.terminal import print_text
 from hidecmoe_jax.cli.words import Assignments, Config, Json, read_config
 from hidecmoe_jax.core.records import json_text, record_of
 
@@ -67,8 +68,8 @@ def plan(
     compiled = hj.compile_plan(made) if compile_ else None
     if json:
         values = hj.plan_values(made) | ({} if compiled is None else {"compiled": compiled})
-        print(json_text(record_of("plan", values)))
+        print_text(json_text(record_of("plan", values)))
         return
-    print("\n".join(hj.plan_lines(made)))
+    print_text("\n".join(hj.plan_lines(made)))
     if compiled is not None:
-        print("\n".join(hj.compiled_lines(compiled)))
+        print_text("\n".join(hj.compiled_lines(compiled)))

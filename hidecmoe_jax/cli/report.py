@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hidecmoe_jax as hj
+from hidecmoe_jax.cli.terminal import print_text
 from hidecmoe_jax.cli.words import Run
 
 
@@ -16,4 +17,4 @@ def report(run: Run, /) -> None:
       run: run folder, or the folder of a comparison.
     """
     folder = hj.rebuild(run)
-    print(f"report: {folder / 'report.html'}")
+    print_text(f"report: {folder / 'report.html'}")

@@ -7,6 +7,7 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 import hidecmoe_jax as hj
+from hidecmoe_jax.cli.terminal import print_text
 from hidecmoe_jax.cli.words import Run
 
 
@@ -21,4 +22,4 @@ def rollback(run: Run, tasks: Annotated[int, Positional, arg(metavar="N")], /) -
       tasks: number of tasks that stay.
     """
     folder = hj.rollback(run, tasks)
-    print(f"report: {folder / 'report.html'}")
+    print_text(f"report: {folder / 'report.html'}")

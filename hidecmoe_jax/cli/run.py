@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from tyro.conf import arg
 
 import hidecmoe_jax as hj
+from hidecmoe_jax.cli.terminal import print_text
 from hidecmoe_jax.cli.words import Assignments, Config, Folder, Folders, confirm_overwrite, read_config
 from hidecmoe_jax.core import processes
 from hidecmoe_jax.core.errors import ConfigError
@@ -86,8 +87,8 @@ def run(
         status_minutes=status_minutes,
     )
     if processes.is_first():
-        print("\n".join(hj.outcome_lines(folder)))
-        print(f"report: {folder / 'report.html'}")
+        print_text("\n".join(hj.outcome_lines(folder)))
+        print_text(f"report: {folder / 'report.html'}")
     return 0
 
 
@@ -95,5 +96,5 @@ def _dry_run(settings: hj.RunConfig, target: str | None) -> int:
     """Prints what a run would find and need; returns its exit code."""
     shapes = hj.described_shapes(Path(settings.base.path))
     found = hj.dry_run(settings, target=target, base=shapes)
-    print("\n".join(hj.dry_run_lines(found, settings)))
+    print_text("\n".join(hj.dry_run_lines(found, settings)))
     return found.exit_code

@@ -10,6 +10,7 @@ from typing import Annotated
 from tyro.conf import UseAppendAction, arg
 
 import hidecmoe_jax as hj
+from hidecmoe_jax.cli.terminal import print_text
 from hidecmoe_jax.cli.words import Folder, Folders, joined
 from hidecmoe_jax.core.errors import ConfigError
 
@@ -72,11 +73,11 @@ def score(
         judge_cache=judge_cache,
     )
     if as_json:
-        print(json.dumps(document, indent=1, ensure_ascii=False))
+        print_text(json.dumps(document, indent=1, ensure_ascii=False))
         return
-    print("\n".join(hj.score_lines(document)))
+    print_text("\n".join(hj.score_lines(document)))
     if out is not None:
-        print(f"written: {out / 'scores.json'}, cells.csv, items.csv")
+        print_text(f"written: {out / 'scores.json'}, cells.csv, items.csv")
 
 
 def _rows(words: Iterable[str]) -> dict[str, str]:

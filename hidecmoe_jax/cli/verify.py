@@ -9,6 +9,7 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 import hidecmoe_jax as hj
+from hidecmoe_jax.cli.terminal import print_text
 from hidecmoe_jax.core.errors import CheckpointError
 
 
@@ -39,7 +40,7 @@ def verify(
     """
     verdict = hj.verify(folder, accept_files=accept)
     if as_json:
-        print(json.dumps(verdict.values(), indent=1, ensure_ascii=False))
+        print_text(json.dumps(verdict.values(), indent=1, ensure_ascii=False))
     else:
-        print("\n".join(hj.verdict_lines(verdict)))
+        print_text("\n".join(hj.verdict_lines(verdict)))
     return 0 if verdict.whole else CheckpointError.exit_code

@@ -8,12 +8,14 @@ picture share its row.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import jax
 import numpy as np
 
+from hidecmoe_jax.core.errors import DataError
 from hidecmoe_jax.core.layout import split_batch
 from hidecmoe_jax.core.processes import to_host
 from hidecmoe_jax.data.ahead import DEPTH
@@ -38,6 +40,7 @@ class Features:
       reader: reads pictures again, for patches that are not in memory.
       picture_NI: int32, row of `paths` for every picture of a record; -1 where it has fewer.
       paths: distinct picture files.
+      ids: of the first record that shows each file, for errors.
       patches_MPD: patch tokens of every file, or None where they exceed the budget.
       image_NE, text_ND: pooled features, float32; several pictures are averaged. Width 0 where the base lacks CLIP's
         projection or text tower.
@@ -48,6 +51,7 @@ class Features:
     reader: VisionReader
     picture_NI: np.ndarray
     paths: tuple[str, ...]
+    ids: tuple[str, ...]
     patches_MPD: np.ndarray | None
     image_NE: np.ndarray
     text_ND: np.ndarray
@@ -85,7 +89,8 @@ class Features:
             # Every distinct picture is read once, and none for padding.
             wanted, place_K = np.unique(picture_K, return_inverse=True)
             paths = [self.paths[row] for row in wanted]
-            patches_UPD, _ = self.reader.outputs(paths, keep=True)
+            with _naming(paths, [self.ids[row] for row in wanted]):
+                patches_UPD, _ = self.reader.outputs(paths, keep=True)
             patches_KPD = patches_UPD[place_K]
         patches_BIPD = np.zeros((*pictures_BI.shape, *patches_KPD.shape[1:]), patches_KPD.dtype)
         patches_BIPD[is_real_BI] = patches_KPD
@@ -151,10 +156,11 @@ def extract(
       progress: wraps the iteration over batches (a progress bar), or `iter`.
 
     Raises:
-      DataError: a picture is outside the limits, or was damaged since the records were read.
+      DataError: a picture is outside the limits, or was damaged or changed since the records were read; with the
+        record's id.
     """
     config = model.config
-    paths, picture_NI = _pictures(records)
+    paths, ids, picture_NI = _pictures(records)
     reader = VisionReader(model, batch, limits, store, pictures=pictures)
     width = config.pooled_widths[0]
     image_NE = np.zeros((len(records), width), np.float32)
@@ -162,12 +168,13 @@ def extract(
     if paths:
         in_memory = len(paths) * reader.patch_bytes / 2**30 <= budget_gib
         reader = replace(reader, keep=keep_on_disk(store, reader, in_memory=in_memory))
-        patches, pooled_ME = reader.outputs(paths, keep=in_memory, progress=progress)
+        with _naming(paths, ids):
+            patches, pooled_ME = reader.outputs(paths, keep=in_memory, progress=progress)
         image_NE = _mean_over_pictures(pooled_ME, picture_NI)
     texts = list(map(routing_text, records))
     text_ND, truncated = _texts(model, tokenizer, texts, batch)
     has_text = np.array(list(map(bool, texts)))
-    return Features(reader, picture_NI, paths, patches, image_NE, text_ND, has_text, truncated)
+    return Features(reader, picture_NI, paths, ids, patches, image_NE, text_ND, has_text, truncated)
 
 
 def with_texts(
@@ -180,18 +187,36 @@ def with_texts(
     return replace(features, text_ND=text_ND, has_text_N=has_text, truncated=truncated)
 
 
-def _pictures(records: Sequence[Record]) -> tuple[tuple[str, ...], np.ndarray]:
-    """The distinct picture files, in order of appearance, and their rows by record, int32 [N, I] (-1: none)."""
+@contextlib.contextmanager
+def _naming(paths: Sequence[str], ids: Sequence[str]) -> Iterator[None]:
+    """Adds to an error about a picture the id of the record that shows it."""
+    try:
+        yield
+    except DataError as error:
+        if error.where not in paths:
+            raise
+        record = ids[paths.index(error.where)]
+        raise DataError(
+            error.what, where=f"{error.where} (record {record})", why=error.why, remedy=error.remedy
+        ) from error
+
+
+def _pictures(records: Sequence[Record]) -> tuple[tuple[str, ...], tuple[str, ...], np.ndarray]:
+    """The distinct picture files, in order of appearance, the first record of each, and their rows by record, int32
+    [N, I] (-1: none)."""
     row_of: dict[str, int] = {}
+    ids: list[str] = []
     for record in records:
         for path in record.images:
-            row_of.setdefault(path, len(row_of))
+            if path not in row_of:
+                row_of[path] = len(row_of)
+                ids.append(record.id)
     most = max(len(record.images) for record in records)
     picture_NI = np.full((len(records), most), -1, np.int32)
     for row, record in enumerate(records):
         for position, path in enumerate(record.images):
             picture_NI[row, position] = row_of[path]
-    return tuple(row_of), picture_NI
+    return tuple(row_of), tuple(ids), picture_NI
 
 
 def _mean_over_pictures(pooled_ME: np.ndarray, picture_NI: np.ndarray) -> np.ndarray:

@@ -3,7 +3,8 @@
 A check, a fingerprint, the comparison of near-duplicates and the vision tower all read the same files. So whoever reads
 a picture first takes the digest of its bytes, decodes it, and, as far as the command needs them, its look and its
 pixels as the tower takes them. What stays in memory is small (a digest, a look of 1 kB), but for the pixels, which are
-held up to a budget; those beyond it are decoded again where they are needed.
+held up to a budget; those beyond it are decoded again where they are needed, from a file whose bytes must still be
+those that were read first.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import numpy as np
 
 from hidecmoe_jax.core.errors import DataError
 from hidecmoe_jax.core.processes import cores
-from hidecmoe_jax.data.images import LIMITS, Limits, header_of, load, open_file, squared, upright_of
+from hidecmoe_jax.data.images import LIMITS, Limits, header_of, open_file, squared, upright_of
 from hidecmoe_jax.data.likeness import Look, look_of, looks
 from hidecmoe_jax.models.config import Fit
 
@@ -104,14 +105,19 @@ class Pictures:
         """Pixels of a picture, uint8 [side, side, 3]: those that are held, or decoded now.
 
         Raises:
-          DataError: as `images.load`.
+          DataError: as `images.load`; or the file has changed since it was read.
         """
-        digest = self.digest(path) if self.square == (side, fit) else None
-        held = self._pixels.get(digest)
+        digest = self.digest(path)
+        is_held = digest is not None and self.square == (side, fit)
+        held = self._pixels.get(digest) if is_held else None
         if held is not None:
             return held
-        pixels = load(path, side, fit=fit, limits=self.limits)
-        if digest is not None:
+        # One opening for both: a file that is put in its place in between would not be noticed.
+        with open_file(path) as file:
+            if digest is not None:
+                _require_digest(path, file, digest)
+            pixels = squared(upright_of(path, file, limits=self.limits), side, fit=fit)
+        if is_held:
             self._hold(digest, pixels)
         return pixels
 
@@ -154,3 +160,16 @@ class Pictures:
             if digest not in self._pixels and pixels.nbytes <= self._room:
                 self._pixels[digest] = pixels
                 self._room -= pixels.nbytes
+
+
+def _require_digest(path: str, file: BinaryIO, digest: str) -> None:
+    """Refuses an opened file with other bytes than were read first; leaves it at its start."""
+    now = hashlib.file_digest(file, "sha256").hexdigest()
+    file.seek(0)
+    if now != digest:
+        raise DataError(
+            "a picture has changed while this command ran",
+            where=path,
+            why=f"its SHA-256 was {digest[:12]}... when the records were checked, and is {now[:12]}... now",
+            remedy="leave the pictures alone until the command is done, and give it again",
+        )

@@ -20,6 +20,7 @@ from hidecmoe_jax.runs.sealing import accept, read_record, read_settings, settin
 from hidecmoe_jax.storage import manifest, places, seal
 from hidecmoe_jax.storage.files import read_json
 from hidecmoe_jax.storage.lock import writer_lock
+from hidecmoe_jax.storage.signed import remedy_for
 
 State = Literal["whole", "damaged", "not sealed"]
 
@@ -140,7 +141,7 @@ def _require_same_settings(run: RunFolder) -> None:
 
 def _sealed_parts(run: RunFolder) -> Iterator[Part]:
     """The files that a run rewrites, against its seal."""
-    remedy = seal.remedy_for(run.path)
+    remedy = remedy_for(run.path)
     try:
         listed = seal.load(run.path)
         read_record(run)

@@ -18,6 +18,7 @@ from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from hidecmoe_jax.core.printable import printable
 from hidecmoe_jax.data.images import LIMITS, Limits
 from hidecmoe_jax.report.alt_texts import alternative_text
 from hidecmoe_jax.report.comparison_figures import compare_figures
@@ -139,12 +140,19 @@ def page(
     )
 
 
+def _printable(value: Any) -> Any:
+    """A value of a template without control characters; the output of a macro is a text that was made so before."""
+    return printable(value) if type(value) is str else value
+
+
 @functools.cache  # compiling the template takes longer than filling it in
 def environment() -> Environment:
-    """Returns the template environment: it escapes all values, and raises for names that are not set."""
+    """Returns the template environment: it escapes all values, spells their control characters out, and raises for
+    names that are not set."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
+        finalize=_printable,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

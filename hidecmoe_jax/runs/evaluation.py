@@ -189,9 +189,10 @@ def _append(
     path: Path, batches: Iterable[list[Answer]], task: Task, line_of: Callable[[Answer], str], stop: Stop
 ) -> None:
     """Writes answers as they come, durable batch by batch."""
+    file = seal.Growing(path)
     for number, batch in enumerate(batches):
         text = "".join(line_of(answer) + "\n" for answer in batch)
-        seal.append(path, text.encode())
+        file.append(text.encode())
         crash_point("mid_evaluate", f"{task.name}:{number}")
         if stop.requested:
             stop.leave(f"answers to {task.name}, batch {number}")

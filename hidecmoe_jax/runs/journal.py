@@ -25,7 +25,7 @@ from hidecmoe_jax.core.yaml_text import parse_yaml, read_yaml
 from hidecmoe_jax.runs.folder import RunFolder
 from hidecmoe_jax.runs.sealing import read_settings
 from hidecmoe_jax.storage.crash_points import crash_point
-from hidecmoe_jax.storage.seal import read_signed, write_signed
+from hidecmoe_jax.storage.signed import read_signed, write_signed
 
 # Numbers of processes are used again, after a restart of a container soon.
 PROCESS = uuid.uuid4().hex

@@ -42,6 +42,7 @@ from hidecmoe_jax.scoring.floor import floor_of
 from hidecmoe_jax.storage import seal
 from hidecmoe_jax.storage.arrays import Groups
 from hidecmoe_jax.storage.lock import writer_lock
+from hidecmoe_jax.storage.signed import read_signed
 
 
 def write(session: Session, folder: Path) -> None:
@@ -131,7 +132,7 @@ def _rebuild(folder: Path) -> None:
     """Writes the report of a locked run or comparison."""
     comparison = RunFolder(folder).comparison
     if comparison.is_file():
-        facts = seal.read_signed(comparison)
+        facts = read_signed(comparison)
         documents = [document_of(folder / name) for name in facts["runs"]]
         document = compare_document(documents, budget=facts.get("budget"))
         own_reports = {}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,10 @@ class Curve:
     path: Path
     pending: list[str] = field(default_factory=list)
 
+    @cached_property
+    def _file(self) -> seal.Growing:
+        return seal.Growing(self.path)
+
     def add(self, line: dict[str, Any]) -> None:
         """Queues a line for the next `flush`."""
         self.pending.append(json.dumps(line))
@@ -63,7 +68,7 @@ class Curve:
         if not self.pending:
             return
         text = "\n".join(self.pending) + "\n"
-        seal.append(self.path, text.encode())
+        self._file.append(text.encode())
         self.pending.clear()
 
     def read(self) -> list[dict[str, Any]]:

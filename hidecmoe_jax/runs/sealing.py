@@ -12,6 +12,7 @@ from hidecmoe_jax.core.yaml_text import yaml_mapping
 from hidecmoe_jax.runs.folder import RunFolder
 from hidecmoe_jax.storage import seal
 from hidecmoe_jax.storage.files import write_json
+from hidecmoe_jax.storage.signed import read_signed, write_signed
 
 
 def settings_of(content: bytes) -> bytes:
@@ -54,7 +55,7 @@ def write_settings(run: RunFolder, text: str) -> None:
 def write_record(run: RunFolder, record: Mapping[str, Any]) -> None:
     """Writes run.json, with its own digest once the run has a seal."""
     if seal.MARK in record:
-        seal.write_signed(run.identity, record)
+        write_signed(run.identity, record)
     else:
         write_json(run.identity, record)
 
@@ -65,7 +66,7 @@ def read_record(run: RunFolder) -> dict[str, Any]:
     Raises:
       CheckpointError: it is damaged.
     """
-    return seal.read_signed(run.identity)
+    return read_signed(run.identity)
 
 
 def ensure_seal(run: RunFolder) -> None:

@@ -14,6 +14,7 @@ from typing import TextIO
 from tqdm import tqdm
 
 from hidecmoe_jax.core import processes, verbosity
+from hidecmoe_jax.core.printable import printable
 from hidecmoe_jax.data.ahead import Waited
 
 MINUTES = 5.0
@@ -29,7 +30,7 @@ def say(text: str) -> None:
     """
     is_wanted = not verbosity.is_quiet() or text.startswith("warning")
     if is_wanted and processes.is_first():
-        tqdm.write(text, file=sys.stderr)
+        tqdm.write(printable(text), file=sys.stderr)
 
 
 @dataclass
@@ -209,7 +210,7 @@ def new_bar(
 ) -> tqdm:
     """A progress bar, by default on standard error, drawn once its loop has taken a while, and removed at its end."""
     return tqdm(
-        items, desc=label, total=total, initial=initial, leave=False, file=file or sys.stderr,
+        items, desc=printable(label), total=total, initial=initial, leave=False, file=file or sys.stderr,
         dynamic_ncols=True, delay=DELAY,
     )  # fmt: skip
 

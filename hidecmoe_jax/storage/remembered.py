@@ -14,6 +14,7 @@ from typing import Any
 
 from hidecmoe_jax.core.errors import CheckpointError
 from hidecmoe_jax.core.paths import cache_folder
+from hidecmoe_jax.core.printable import printable
 from hidecmoe_jax.storage import manifest
 from hidecmoe_jax.storage.files import read_json, write_json
 
@@ -34,7 +35,8 @@ def verify_once(folder: Path, *, remedy: str) -> None:
         return
     size = sum(stamp[0] for stamp in stamps.values())
     if size >= LARGE:
-        print(f"note: every byte of {folder} is checked once ({size / LARGE:.1f} GiB)", file=sys.stderr)
+        note = f"note: every byte of {folder} is checked once ({size / LARGE:.1f} GiB)"
+        print(printable(note), file=sys.stderr)
     manifest.verify(folder, remedy=remedy)
     # A cache that cannot be written costs time and nothing else.
     with contextlib.suppress(OSError):

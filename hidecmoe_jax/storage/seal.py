@@ -16,7 +16,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
-import json
 import os
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -27,10 +26,10 @@ from hidecmoe_jax.core.errors import CheckpointError
 from hidecmoe_jax.core.json_text import SETTINGS
 from hidecmoe_jax.storage import files
 from hidecmoe_jax.storage.places import RUN_MARK
+from hidecmoe_jax.storage.signed import read_signed, remedy_for, write_signed
 
 NAME = "seal.json"
 FORMAT = 1
-DIGEST = "digest"
 MARK = "seal"  # key of run.json with the number of its seal
 DEPTH = 7  # folders between a run and its deepest file, and one more
 
@@ -131,46 +130,53 @@ def write_json(path: Path, value: Any) -> None:
     write_bytes(path, files.json_bytes(value))
 
 
-def write_signed(path: Path, value: Mapping[str, Any]) -> None:
-    """Writes a JSON object that has a digest of its own, for a file that has to be right without the seal."""
-    # Through JSON, so that the digest is that of what is read back.
-    body = json.loads(files.json_bytes({key: each for key, each in value.items() if key != DIGEST}))
-    files.write_json(path, body | {DIGEST: _digest(body)})
-
-
-def read_signed(path: Path, *, required: bool = False) -> dict[str, Any]:
-    """Returns what `write_signed` wrote; an object without a digest is one of an earlier version.
+class Growing:
+    """A growing file of a run, to which one process appends; only what is appended is hashed, not the whole file.
 
     Args:
-      required: refuse an object without one.
-
-    Raises:
-      CheckpointError: it is damaged.
+      path: of the file, which need not be there.
     """
-    value = files.read_json(path)
-    digest = value.pop(DIGEST, None)
-    if (required or digest is not None) and digest != _digest(value):
-        why = "it has changed: it does not agree with its own digest"
-        raise CheckpointError("a file of the run is damaged", where=str(path), why=why, remedy=remedy_for(path.parent))
-    return value
 
+    def __init__(self, path: Path):
+        self.path = path
+        # Of the sealed content, as this object has left it; None before the first append.
+        self._mark: Mark | None = None
+        self._total = hashlib.sha256()
 
-def append(path: Path, data: bytes) -> None:
-    """Appends to a growing file of a run, durably; what lies behind its sealed part is dropped first."""
-    root = root_of(path)
-    if root is None or not is_sealed(root):
-        _append(path, data)
-        return
-    name = _name(root, path)
-    with _alone(root):
-        seal = _settled(root)
-        if name not in seal.marks:
-            _store(root, seal, {name: (*NOTHING, _mark(b"", grows=True))})
-        before = read_bytes(path) or b""
-        if path.is_file() and path.stat().st_size > len(before):
-            os.truncate(path, len(before))
-        _append(path, data)
-        _store(root, seal, {name: (_mark(before + data, grows=True),)})
+    def append(self, data: bytes) -> None:
+        """Appends durably; what lies behind the sealed part of the file is dropped first.
+
+        Raises:
+          CheckpointError: the file or the seal is damaged.
+        """
+        root = root_of(self.path)
+        if root is None or not is_sealed(root):
+            _append(self.path, data)
+            return
+        name = _name(root, self.path)
+        with _alone(root):
+            seal = _settled(root)
+            if name not in seal.marks:
+                _store(root, seal, {name: (*NOTHING, _mark(b"", grows=True))})
+            if self._mark is None or seal.marks.get(name) != (self._mark,):
+                # The first append, or somebody else has written the file.
+                self._begin(read_bytes(self.path) or b"")
+            if self.path.is_file() and self.path.stat().st_size != self._mark.size:
+                self._cut()
+            _append(self.path, data)
+            self._total.update(data)
+            self._mark = Mark(self._mark.size + len(data), self._total.hexdigest(), True)
+            _store(root, seal, {name: (self._mark,)})
+
+    def _begin(self, content: bytes) -> None:
+        self._total = hashlib.sha256(content)
+        self._mark = _mark(content, grows=True)
+
+    def _cut(self) -> None:
+        """Drops what a kill has left behind the sealed part."""
+        # Read once more, should the file be shorter than its seal.
+        self._begin(read_bytes(self.path) or b"")
+        os.truncate(self.path, self._mark.size)
 
 
 @contextlib.contextmanager
@@ -353,10 +359,6 @@ def _is_below(name: str, folders: Iterable[str]) -> bool:
     return any(name == folder or name.startswith(f"{folder}/") for folder in folders)
 
 
-def _digest(body: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
-
-
 def _difference(data: bytes | None, marks: Marks) -> str:
     """How a file differs from what it may hold."""
     if marks == NOTHING:
@@ -377,8 +379,3 @@ def _damaged(path: Path, root: Path, data: bytes | None, marks: Marks) -> Checkp
 
 def _unusable(root: Path, why: str) -> CheckpointError:
     return CheckpointError("the seal of a run cannot be used", where=str(root), why=why, remedy=remedy_for(root))
-
-
-def remedy_for(root: Path) -> str:
-    """What to do about files that are not as they were sealed."""
-    return f"restore it from a copy; if you changed it yourself, `hidecmoe verify {root} --accept` seals it as it is"

@@ -26,6 +26,7 @@ from hidecmoe_jax.runs.writing import writing
 from hidecmoe_jax.storage import seal
 from hidecmoe_jax.storage.lock import check_unlocked
 from hidecmoe_jax.storage.signals import graceful_stop
+from hidecmoe_jax.storage.signed import write_signed
 
 
 def compare(
@@ -72,7 +73,7 @@ def compare(
                 raise refusal
         folder.mkdir(parents=True, exist_ok=True)
         # Written first, so that a comparison that is stopped is one already.
-        seal.write_signed(RunFolder(folder).comparison, {"runs": names, "budget": size})
+        write_signed(RunFolder(folder).comparison, {"runs": names, "budget": size})
         sessions = [session.of(config) for config in configs]
         begin_status(list(zip(sessions, runs, strict=True)), Options(overwrite=overwrite, full_matrix=full_matrix))
         for number, (run_session, run) in enumerate(zip(sessions, runs, strict=True)):

@@ -1,5 +1,6 @@
 """A command opens and decodes each of its pictures once, whatever it needs of them."""
 
+import os
 from collections import Counter
 from pathlib import Path
 
@@ -70,6 +71,23 @@ def test_what_learns_and_answers_reads_each_once_as_far_as_pixels_may_be_held(tm
     tested = session.inputs(task).features
     again = Counter({(step, path): 1 for step in ("_check_file", "_decoded") for path in trained.paths + tested.paths})
     assert reads == (checked if picture_gib else checked + again)
+
+
+def test_a_picture_that_is_exchanged_between_check_and_tower_is_named(tmp_path):
+    folders = write_stream(tmp_path, ("birds",), train=4, test=2)
+    plain = mapping(write_base(tmp_path / "base"), "hide", tasks=folders)
+    session = open_session(from_mapping(plain | {"scale": {"picture_gib": 0.0}}))
+    task = session.stream.tasks[0]
+    record = task.train[1]
+    path = Path(record.images[0])
+    kept = path.read_bytes(), path.stat()
+    Image.new("RGB", (16, 16), "teal").save(path)
+    os.utime(path, ns=(kept[1].st_atime_ns, kept[1].st_mtime_ns))
+    with pytest.raises(DataError, match="has changed while") as caught:
+        session.material(task.train, (0,), "birds")
+    assert str(path) in caught.value.where and f"record {record.id}" in caught.value.where
+    path.write_bytes(kept[0])
+    assert session.material(task.train, (0,), "birds").features.ids == tuple(each.id for each in task.train)
 
 
 def test_what_is_held_is_what_decoding_gives(folders):

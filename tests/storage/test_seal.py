@@ -24,7 +24,7 @@ def run(tmp_path) -> Path:
     seal.begin(tmp_path, "ab")
     (tmp_path / "seed_0").mkdir()
     seal.write_json(tmp_path / "seed_0" / "cells.json", {"score": 1})
-    seal.append(tmp_path / "seed_0" / "metrics.jsonl", b'{"loss": 1}\n')
+    seal.Growing(tmp_path / "seed_0" / "metrics.jsonl").append(b'{"loss": 1}\n')
     return tmp_path
 
 
@@ -32,9 +32,9 @@ def change(run: Path) -> None:
     """Every kind of write to a sealed run."""
     seed = run / "seed_0"
     seal.write_json(seed / "cells.json", {"score": 2})
-    seal.append(seed / "metrics.jsonl", b'{"loss": 2}\n')
+    seal.Growing(seed / "metrics.jsonl").append(b'{"loss": 2}\n')
     seal.write_bytes(seed / "metrics.jsonl", b'{"loss": 3}\n', grows=True)
-    seal.append(seed / "answers.jsonl", b'{"id": 1}\n')
+    seal.Growing(seed / "answers.jsonl").append(b'{"id": 1}\n')
     seal.write_bytes(seed / "answers.jsonl", b'{"id": 1}\n{"id": 2}\n')
     with seal.leaving([seed / "answers.jsonl"]):
         os.rename(seed / "answers.jsonl", run / "aside.jsonl")
@@ -139,7 +139,7 @@ def test_what_a_kill_left_behind_a_growing_file_is_not_read_and_goes(run):
     with open(path, "ab") as file:
         file.write(b'{"loss": 9}\n{"lo')
     assert seal.read_lines(path) == [{"loss": 1}]
-    seal.append(path, b'{"loss": 2}\n')
+    seal.Growing(path).append(b'{"loss": 2}\n')
     assert path.read_bytes() == b'{"loss": 1}\n{"loss": 2}\n'
 
 
@@ -191,3 +191,25 @@ def test_two_writers_lose_no_entry_and_a_reader_beside_them_sees_whole_files(run
         writer.join()
         assert writer.exitcode == 0
     assert [seal.read_json(run / name)["number"] for name in names] == [39, 39] and seal.faults(run, {}) == {}
+
+
+def test_appending_reads_the_file_once_and_notices_other_writers(run, monkeypatch):
+    path = run / "seed_0" / "metrics.jsonl"
+    file = seal.Growing(path)
+    reads = []
+    original = seal.read_bytes
+    monkeypatch.setattr(seal, "read_bytes", lambda *given, **named: reads.append(given) or original(*given, **named))
+    for number in range(2, 6):
+        file.append(b'{"loss": %d}\n' % number)
+    assert len(reads) == 1
+    # Another object rewrites the file in between, as a resumed stage does.
+    seal.write_bytes(path, b'{"loss": 1}\n', grows=True)
+    file.append(b'{"loss": 7}\n')
+    with open(path, "ab") as torn:
+        torn.write(b'{"lo')
+    file.append(b'{"loss": 8}\n')
+    assert seal.read_lines(path) == [{"loss": 1}, {"loss": 7}, {"loss": 8}]
+    assert path.read_bytes() == b'{"loss": 1}\n{"loss": 7}\n{"loss": 8}\n'
+    os.truncate(path, 5)
+    with pytest.raises(CheckpointError, match="truncated"):
+        file.append(b'{"loss": 9}\n')

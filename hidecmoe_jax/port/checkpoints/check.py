@@ -23,6 +23,7 @@ from safetensors import safe_open
 
 from hidecmoe_jax.core import strict
 from hidecmoe_jax.core.errors import CheckpointError
+from hidecmoe_jax.core.printable import printable
 from hidecmoe_jax.models.config import LlavaConfig
 from hidecmoe_jax.models.generate import Sampling, generate
 from hidecmoe_jax.models.llama import run_layers
@@ -350,7 +351,7 @@ def conversion_check(
 
     def compare(target: Path) -> list[Row]:
         rows = check(source, target, clip=clip, projector=projector, vision=vision, python=python)
-        print(table(rows))
+        print(printable(table(rows)))
         return rows
 
     return compare

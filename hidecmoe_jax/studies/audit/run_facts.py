@@ -11,6 +11,7 @@ from hidecmoe_jax.core.errors import CheckpointError
 from hidecmoe_jax.report.page import REPORT
 from hidecmoe_jax.runs.folder import RunFolder, SeedFolder, finish, no_run
 from hidecmoe_jax.storage import seal
+from hidecmoe_jax.storage.signed import read_signed
 
 UNEQUAL = 1.05  # largest over smallest, from which on budgets count as unequal
 BUDGETS = {
@@ -84,7 +85,7 @@ def read_runs(paths: Iterable[Path]) -> list[RunFacts]:
     for path in paths:
         folder = RunFolder(path)
         if folder.comparison.is_file():
-            runs += [_read(RunFolder(path / name)) for name in seal.read_signed(folder.comparison)["runs"]]
+            runs += [_read(RunFolder(path / name)) for name in read_signed(folder.comparison)["runs"]]
         elif folder.identity.is_file():
             runs.append(_read(folder))
         else:

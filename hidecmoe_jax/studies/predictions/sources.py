@@ -17,6 +17,7 @@ from hidecmoe_jax.runs.folder import RunFolder, SeedFolder
 from hidecmoe_jax.runs.sealing import read_record, read_settings
 from hidecmoe_jax.scoring.rules import rule_of
 from hidecmoe_jax.storage import seal
+from hidecmoe_jax.storage.signed import read_signed
 from hidecmoe_jax.studies.predictions.layout import Found, find_results, place_results
 from hidecmoe_jax.studies.predictions.references import Asked, questions_of, read_questions, task_folder
 
@@ -148,7 +149,7 @@ def sources_of(
         run = RunFolder(path)
         if run.comparison.is_file():
             below = []
-            for label in seal.read_signed(run.comparison)["runs"]:
+            for label in read_signed(run.comparison)["runs"]:
                 below += _of_run(RunFolder(path / label), tasks)
         elif run.identity.is_file():
             below = _of_run(run, tasks)
