@@ -41,6 +41,28 @@ MUTANTS = [
         ("    weighted = bits * _odd_places(leaf.shape)", "    weighted = bits"),
     ),
     *_mutants(
+        "core/json_text.py", "faults/test_fault_readers.py data/test_records.py",
+        ("        if len(mapping) < len(pairs):\n", "        if False:\n"),
+        ('        return refuse(f"{name} is no JSON number")\n', "        return 0.0\n"),
+        ("        if values > bounds.values:\n", "        if False:\n"),
+        ("    if _is_deeper(text, bounds.depth):\n", "    if False:\n"),
+        ("    except RecursionError:\n        raise JsonFault", "    except ZeroDivisionError:\n        raise JsonFault"),
+    ),
+    *_mutants(
+        "core/regular_files.py", "faults/test_fault_readers.py",
+        ("    if stat.S_ISREG(status.st_mode):\n", "    if not stat.S_ISDIR(status.st_mode):\n"),
+        ("        if at_most is not None and status.st_size > at_most:\n", "        if False:\n"),
+    ),
+    *_mutants(
+        "core/yaml_text.py", "faults/test_fault_readers.py",
+        ("        if values > MOST_VALUES:\n", "        if False:\n"),
+        ("            if depth > MOST_DEPTH:\n", "            if False:\n"),
+    ),
+    *_mutants(
+        "core/printable.py", "cli/test_terminal.py",
+        ("\\u2028-\\u202e", "\\u2028-\\u2029"),
+    ),
+    *_mutants(
         "core/strict.py", "core/test_strict.py",
         ("                raise _mismatch(f\"kind '{kind}'\", value, spot.into(\"kind\"))", "                pass"),
     ),
@@ -57,6 +79,7 @@ MUTANTS = [
         ('    wrong |= {name: "is extra, the manifest does not list it" for name in present if name not in sealed}\n',
          ""),
         ("            if path.is_symlink():\n                raise", "            if False:\n                raise"),
+        ("            if name in names and not path.is_file():\n", "            if False:\n"),
     ),
     *_mutants(
         "storage/arrays.py", "storage/test_arrays.py",
@@ -76,6 +99,10 @@ MUTANTS = [
     *_mutants(
         "storage/lock.py", "storage/test_lock.py",
         ("        lock.acquire()\n", "        pass\n"),
+    ),
+    *_mutants(
+        "storage/tensor_files.py", "faults/test_fault_readers.py",
+        ("    if not 2 <= length <= min(MOST_HEADER, size - 8):\n", "    if False:\n"),
     ),
     # experts
     *_mutants(
@@ -132,9 +159,8 @@ MUTANTS = [
         ("    wrong = tokens[(tokens < 0) | (tokens >= vocab)]", "    wrong = tokens[tokens >= vocab]"),
     ),
     *_mutants(
-        "data/jsonfile.py", "data/test_records.py",
-        ("        if len(mapping) < len(pairs):\n", "        if False:\n"),
-        ('        refused.append(f"{name} is no JSON number")\n', ""),
+        "data/pictures.py", "data/test_pictures.py::test_a_picture_that_is_exchanged_between_check_and_tower_is_named",
+        ("    if now != digest:\n", "    if False:\n"),
     ),
     *_mutants(
         "data/images.py", "data/test_images.py",

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from hidecmoe_jax.core.errors import CheckpointError
+from hidecmoe_jax.core.json_text import json_value
 from hidecmoe_jax.operate.entries import Entry, fields_of
 from hidecmoe_jax.storage import places
 from hidecmoe_jax.storage.files import sync_folder, write_bytes
@@ -152,7 +153,7 @@ def _broken(place: Break, why: str) -> _BrokenChain:
 
 def _parsed(content: bytes, place: Break) -> dict[str, Any]:
     try:
-        line = json.loads(content)
+        line = json_value(content.decode("utf-8"))
     except ValueError:
         raise _broken(place, "is no JSON") from None
     if not isinstance(line, dict) or any(type(line.get(name)) is not kind for name, kind in _PLACE.items()):
@@ -293,7 +294,7 @@ def _day(time: datetime) -> str:
 def _day_of(path: Path) -> str | None:
     """Day of a file's first line; None of an empty file."""
     for _, content in _whole_lines(path):
-        return json.loads(content)["time"][:10]
+        return json_value(content.decode("utf-8"))["time"][:10]
     return None
 
 
@@ -321,7 +322,7 @@ def _without_torn_end(path: Path) -> str | None:
 
 def _is_json(content: bytes) -> bool:
     try:
-        json.loads(content)
+        json_value(content.decode("utf-8"))
     except ValueError:
         return False
     return True
