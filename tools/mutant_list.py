@@ -46,7 +46,7 @@ MUTANTS = [
         ('        return refuse(f"{name} is no JSON number")\n', "        return 0.0\n"),
         ("        if values > bounds.values:\n", "        if False:\n"),
         ("    if _is_deeper(text, bounds.depth):\n", "    if False:\n"),
-        ("    except RecursionError:\n        raise JsonFault", "    except ZeroDivisionError:\n        raise JsonFault"),
+        ("    except RecursionError:\n        raise JsonFault", "    except KeyError:\n        raise JsonFault"),
     ),
     *_mutants(
         "core/regular_files.py", "faults/test_fault_readers.py",
