@@ -25,6 +25,7 @@ GROUPS = {
     },
     "learn": {
         "plan": ("plan", "plan", "what a run needs of a machine: layout, batch, memory, time, money; needs no weights"),
+        "pilot": ("pilot", "pilot", "try one task: folder or table to a judgement in plain words, and a page"),
         "run": ("run", "run", "learn a stream of tasks, evaluate after each, write the report"),
         "compare": ("compare", "compare", "run several methods on the same stream and report them side by side"),
         "add": ("add", "add", "teach a finished run one more task"),

@@ -10,7 +10,7 @@ from tyro.conf import Positional, UseAppendAction, arg
 
 import hidecmoe_jax as hj
 from hidecmoe_jax.cli.terminal import print_text
-from hidecmoe_jax.cli.words import Folder, Number, WholeNumber, joined
+from hidecmoe_jax.cli.words import Folder, Number, WholeNumber, joined, pairs
 from hidecmoe_jax.core.errors import ConfigError
 from hidecmoe_jax.scoring.score import scorer_of
 
@@ -79,7 +79,7 @@ def import_data(
         _refuse(format, test=test, seed=seed, instructions=instructions)
         if scorer is not None:
             scorer_of(scorer, where=f"--scorer {scorer}")
-        options = hj.ImportOptions(images, _pairs(joined(fields)), question, scorer)
+        options = hj.ImportOptions(images, pairs(joined(fields)), question, scorer)
         print_text(hj.import_task(format, source, target, options=options))
     print_text(f"next: hidecmoe data check {shlex.quote(str(target))}")
 
@@ -102,15 +102,3 @@ def _refuse(format: str, **options) -> None:
                 "this format does not take the option", where=f"--{name}", why=f"the format is {format}",
                 remedy="leave it out",
             )  # fmt: skip
-
-
-def _pairs(words: tuple[str, ...]) -> dict[str, str]:
-    pairs = {}
-    for word in words:
-        name, equals, key = word.partition("=")
-        if not equals or not key:
-            raise ConfigError(
-                "--fields takes FIELD=KEY", where=f"--fields {word}", remedy="--fields question=Frage answer=Antwort"
-            )
-        pairs[name] = key
-    return pairs

@@ -57,6 +57,23 @@ def joined(groups: Iterable[tuple]) -> tuple:
     return tuple(itertools.chain.from_iterable(groups))
 
 
+def pairs(words: Iterable[str]) -> dict[str, str]:
+    """Returns the mapping that words FIELD=KEY name.
+
+    Raises:
+      ConfigError: a word without `=`, or without a key.
+    """
+    pairs = {}
+    for word in words:
+        name, equals, key = word.partition("=")
+        if not equals or not key:
+            raise ConfigError(
+                "--fields takes FIELD=KEY", where=f"--fields {word}", remedy="--fields question=Frage answer=Antwort"
+            )
+        pairs[name] = key
+    return pairs
+
+
 def read_config(name: str | Path, *, sets: Iterable[tuple] = (), tasks: Iterable[tuple] = ()) -> hj.RunConfig:
     """Returns the config of a file or of a shipped name, with `--set` and `--tasks` applied."""
     # Looked up here because loading the config imports JAX: a misspelt name must be refused before that.

@@ -11,11 +11,11 @@ import pytest
 from hidecmoe_jax.core.errors import CheckpointError, ConfigError, DataError
 from hidecmoe_jax.operate.decision_log import open_log
 from hidecmoe_jax.operate.entries import AnswerEntry, ReviewEntry, StartEntry, StopEntry
+from hidecmoe_jax.operate.misrouting import Stratum, rate_of, strata_of
+from hidecmoe_jax.operate.prices import Limits, read_prices
+from hidecmoe_jax.operate.stages import checks, stage_of
 from hidecmoe_jax.report.kpi_page import kpi_page
-from hidecmoe_jax.studies.kpi.misrouting import Stratum, rate_of, strata_of
-from hidecmoe_jax.studies.kpi.prices import Limits, read_prices
-from hidecmoe_jax.studies.kpi.stages import checks, stage_of
-from hidecmoe_jax.studies.kpi.study import kpi, kpi_lines
+from hidecmoe_jax.studies.kpi import kpi, kpi_lines
 
 PRICES = """
 currency: JPY

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from hidecmoe_jax.studies.kpi.misrouting import chosen
+from hidecmoe_jax.operate.misrouting import chosen
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from hidecmoe_jax.scoring.wilson import wilson
+
 UNKNOWN = "unknown"
 """Name of what answers an input of no known task: the base model, or nobody."""
-
-LEVEL = 0.95
-_Z = 1.959963984540054  # quantile of the normal distribution for LEVEL, two-sided
 
 
 @dataclass(frozen=True)
@@ -122,10 +121,7 @@ def _interval(stratum: Stratum) -> tuple[float, float, float]:
         return share, share, share
     # A part of a small stratum says more about it than the same number out of many.
     count = stratum.reviewed * (stratum.answers - 1) / (stratum.answers - stratum.reviewed)
-    square = _Z**2
-    centre = (share + square / (2 * count)) / (1 + square / count)
-    half = _Z / (1 + square / count) * math.sqrt(share * (1 - share) / count + square / (4 * count**2))
-    return share, max(0.0, centre - half), min(1.0, centre + half)
+    return share, *wilson(share, count)
 
 
 def confusions(

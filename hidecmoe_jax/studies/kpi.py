@@ -10,14 +10,14 @@ from hidecmoe_jax.core import strict
 from hidecmoe_jax.core.errors import ConfigError, DataError
 from hidecmoe_jax.core.text_table import text_table
 from hidecmoe_jax.operate.decision_log import read_log
+from hidecmoe_jax.operate.misrouting import UNKNOWN, Rate, confusions, is_routed, rate_of, strata_of
+from hidecmoe_jax.operate.prices import Prices, read_prices
+from hidecmoe_jax.operate.stages import checks, stage_of
+from hidecmoe_jax.operate.usage import Usage, percentile, usage_of
 from hidecmoe_jax.report.kpi_page import write_kpi
 from hidecmoe_jax.report.verdict import LEARNED, NOT_JUDGED, verdict_of
 from hidecmoe_jax.runs.folder import REPORT, RunFolder, no_run
 from hidecmoe_jax.storage import seal
-from hidecmoe_jax.studies.kpi.misrouting import UNKNOWN, Rate, confusions, is_routed, rate_of, strata_of
-from hidecmoe_jax.studies.kpi.prices import Prices, read_prices
-from hidecmoe_jax.studies.kpi.stages import checks, stage_of
-from hidecmoe_jax.studies.kpi.usage import Usage, percentile, usage_of
 
 GIGABYTE = 10**9
 TASKS = (10, 50, 100)  # numbers of tasks that storage is forecast for

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from hidecmoe_jax.studies.kpi.misrouting import Rate
-from hidecmoe_jax.studies.kpi.prices import Limits
+from hidecmoe_jax.operate.misrouting import Rate
+from hidecmoe_jax.operate.prices import Limits
 
 Stage = Literal["pilot", "widen", "stop"]
 
