@@ -2,7 +2,7 @@
 
 A multiply and an add count two; comparisons, exponentials and the like count nothing, as in the compiler's own count,
 which these formulas meet within one percent (a test compares them). A query is one prompt up to the logits of its
-first answer token.
+first answer token, every layer at all of its positions; programs compute most of the last layer at the last one alone.
 """
 
 from __future__ import annotations
