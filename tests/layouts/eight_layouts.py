@@ -28,6 +28,7 @@ from hidecmoe_jax.runs.scale import MeshSizes, Scale  # noqa: E402
 from hidecmoe_jax.runs.session import open_session  # noqa: E402
 from hidecmoe_jax.studies.planning.collectives import collectives_of, elements_by_kind  # noqa: E402
 from hidecmoe_jax.train import stage  # noqa: E402
+from hidecmoe_jax.train.packed import packer_of  # noqa: E402
 
 POOL = {
     "lora": {"rank": 2, "alpha": 4, "dropout": 0.1, "sites": ["ffn"]},
@@ -70,18 +71,40 @@ def laid(model, name: str, recompute: str = "named"):
     return placed
 
 
-def small_session(method: str):
-    """An opened session of one task with two steps of eight records."""
+def small_session(method: str, pack: int = 0):
+    """An opened session of one task with two steps of eight records, which share rows with `pack`."""
     root = Path(tempfile.mkdtemp())
     tasks = write_stream(root, ("birds",), train=16, test=8)
-    tune = {"bucket": 32, "batch": 8}
-    config = run_config(write_base(root / "base"), method, tasks=tasks, tune=tune, **METHODS[method])
+    tune = {"bucket": 32, "batch": 8, "pack": pack}
+    # Dropout is drawn for positions, which a shared row has others of.
+    of_method = METHODS[method] if not pack else {"lora": SMALL_LORA | {"dropout": 0}}
+    config = run_config(write_base(root / "base"), method, tasks=tasks, tune=tune, **of_method)
     writing = replace(config.evaluate.writing, batch=8)
     # One device, where nothing else is said.
     config = replace(config, evaluate=replace(config.evaluate, writing=writing), scale=Scale(mesh=MeshSizes(1)))
     session = open_session(config)
     assert session.model.layout is None
     return session
+
+
+def check_packed(layouts: list[str]) -> dict:
+    """Losses and distance of the trained leaves of steps whose records share rows, on one device (`none`) and on
+    layouts; `unpacked` is a row for each record on one device."""
+    session = small_session("hide", pack=3)
+    training = first_training(session)
+    rows = {}
+    alone = None
+    for name in ("none", *layouts):
+        losses, leaves = steps_on(session, training, laid(session.model, name)[0])
+        alone = leaves if alone is None else alone
+        apart = jax.tree.map(lambda a, b: float(abs(a - b).max()), alone, leaves)
+        rows[name] = {"loss": losses, "apart": max(jax.tree.leaves(apart))}
+    _, part, data = training
+    arranged = packer_of(data, part, session.config.tune, None).arrange([len(each.tokens) for each in data.encoded[:8]])
+    rows["none"]["records of a row"] = max(map(len, arranged.groups))
+    plain = replace(session.config.tune, pack=0)
+    losses, _ = steps_on(session, training, session.model, plain)
+    return rows | {"unpacked": {"loss": losses}}
 
 
 def first_training(session):
@@ -96,7 +119,7 @@ def first_training(session):
     raise AssertionError(f"{method.name} trains nothing")
 
 
-def steps_on(session, training, model) -> tuple[list[float], dict]:
+def steps_on(session, training, model, tune=None) -> tuple[list[float], dict]:
     """Losses of the stage's steps on a model, and what it trained."""
     learner, part, data = training
     watch = Silent()
@@ -105,7 +128,7 @@ def steps_on(session, training, model) -> tuple[list[float], dict]:
         learner,
         part,
         data,
-        tune=session.config.tune,
+        tune=tune or session.config.tune,
         key=jax.random.key(2),
         seed=0,
         observer=watch,
@@ -226,7 +249,7 @@ def check_sums() -> dict:
 if __name__ == "__main__":
     lower_in_shared_contexts()
     method_names, layout_names, *more = (argument.split(",") for argument in sys.argv[1:])
-    found = check(method_names, layout_names)
+    found = {"packed": check_packed(layout_names)} if method_names == ["packed"] else check(method_names, layout_names)
     if more == [["sums"]]:
         found["sums"] = check_sums()
     print(json.dumps(found))

@@ -111,6 +111,17 @@ def test_no_number_changes_on_any_mesh(method):
         assert rows[name]["token"]["all-gather"] <= (8 * 320 if answers_tensor else 0), name
 
 
+@pytest.mark.slow
+def test_no_number_of_packed_rows_changes_on_any_mesh():
+    rows = on_eight_devices("packed", ALL)["packed"]
+    alone = rows["none"]
+    assert len(alone["loss"]) == 2 and alone["records of a row"] > 1
+    np.testing.assert_allclose(alone["loss"], rows["unpacked"]["loss"], rtol=1e-5)
+    for name in ALL.split(","):
+        np.testing.assert_allclose(rows[name]["loss"], alone["loss"], rtol=1e-5)
+        assert rows[name]["apart"] < 1e-5, name
+
+
 def lowered(model: Model) -> str:
     """Text of a loss's gradient and of generation for a model of shapes."""
     tokens = jax.ShapeDtypeStruct((4, 24), jnp.int32)
