@@ -24,7 +24,7 @@ from hidecmoe_jax.operate.metrics import CONTENT_TYPE
 from hidecmoe_jax.operate.operation import Operation
 from hidecmoe_jax.runs.status import say
 from hidecmoe_jax.serve.access import Access, Person
-from hidecmoe_jax.serve.chat import AUTO, ChatRequest, read_request
+from hidecmoe_jax.serve.chat import AUTO, read_request
 from hidecmoe_jax.serve.completions import Completion
 from hidecmoe_jax.serve.options import ServeOptions
 from hidecmoe_jax.serve.pictures import write_pictures
@@ -205,7 +205,6 @@ class App:
         """
         request = read_request(body, max_pictures=self.options.max_pictures)
         named = _named(request.model, version)
-        _check_answer_length(request, version)
         folder = Path(tempfile.mkdtemp(prefix="hidecmoe_serve_"))
         try:
             paths = write_pictures(request.pictures, folder, version.limits)
@@ -272,15 +271,6 @@ def _named(model: str, version: Version) -> str | None:
         names = ", ".join((AUTO, *version.tasks))
         raise Refusal(404, f"no such model; there are {names}", code="model_not_found", param="model")
     return model
-
-
-def _check_answer_length(request: ChatRequest, version: Version) -> None:
-    most = version.writing.max_new_tokens
-    if request.max_tokens is not None and request.max_tokens > most:
-        raise Refusal(
-            400, f"max_tokens {request.max_tokens}, at most {most}; a server takes --max-new-tokens for more",
-            code="answer_too_long", param="max_tokens",
-        )  # fmt: skip
 
 
 def _lengths(record: Record, version: Version, named: str | None) -> tuple[int, int, bool]:

@@ -39,7 +39,7 @@ class ChatRequest:
       model: `auto`, or the name of a task.
       turns: questions with a marker for every picture, and answers; the last answer is empty.
       pictures: bytes of picture files, in order.
-      max_tokens: longest answer; None for the server's.
+      max_tokens: longest answer that the client takes; None for whatever the server writes.
       usage: whether a stream ends with the counts of tokens.
     """
 

@@ -41,6 +41,8 @@ def test_rt14_an_answer_that_was_cut_says_so(client):
     choice = client.ask(max_tokens=2).body["choices"][0]
     assert (choice["message"]["content"], choice["finish_reason"]) == ("5 6", "length")
     assert client.ask(max_completion_tokens=3).body["choices"][0]["finish_reason"] == "stop"
+    # Clients ask for thousands by default; the server writes as many as it does for anybody.
+    assert client.ask(max_tokens=4096).body["choices"][0] == client.ask().body["choices"][0]
 
 
 def test_a_stream_holds_the_same_answer(client):

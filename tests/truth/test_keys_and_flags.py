@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "hidecmoe_jax"
 GLOBAL_FLAGS = {"help", "debug", "version", "trust", "deterministic", "quiet", "verbose"}
 VLLM_FLAGS = {"enable-lora", "lora-modules", "max-lora-rank"}
+LMMS_EVAL_FLAGS = {"model", "model_args", "include_path"}
 # Keys of files that are not configs, named in the code that reads them.
 KEYS_OF_JSON = {"base.sha256", "seeds.per_seed", "seeds.list"}
 # What earlier texts called the sections of a config; a key below them is a false word unless it is a module.
@@ -91,7 +92,7 @@ def flag_faults(file: str, text: str) -> list[str]:
     own = commands_of(file)
     known = GLOBAL_FLAGS.union(*map(flags_of, own or COMMANDS))
     if not own:
-        known |= VLLM_FLAGS | flags_of_programs()
+        known |= VLLM_FLAGS | LMMS_EVAL_FLAGS | flags_of_programs()
     unknown = set(FLAG.findall(COMMAND.sub("", text))) - known
     return faults + [f"{file}: no --{flag}" for flag in sorted(unknown)]
 
