@@ -84,9 +84,15 @@ def _convert(source: str) -> Command:
     return Command(words, "out", ("*.json", "model/*", "*.safetensors"))
 
 
+def _verify(folder: str) -> Command:
+    """`equal` for it means that the damage went unnoticed."""
+    return Command(("verify", f"{{live}}/{folder}"))
+
+
 def _of_run(run: str) -> dict[str, Command]:
     """What reads a run."""
     return {
+        "verify": _verify(run),
         "ask": _ask(run),
         "eval": Command(("eval", f"{{live}}/{run}"), run, RUN_RESULTS),
         "report": Command(("report", f"{{live}}/{run}"), run, ("report.json",)),
@@ -101,17 +107,18 @@ def targets() -> dict[str, dict[str, Command]]:
     base = _of_run("run") | {"export_hf": _export("run", "hf", "--task", TASKS[0]), "adopt": _adopt("base", "hub")}
     sharded = _of_run("run_sharded") | {"adopt": _adopt("sharded", "hub")}
     adapters = ("peft/birds", "peft/fish")
+    alone = {form: {"verify": _verify(form)} for form in ("hub", "peft", "vllm", "hf", "hf_base")}
     return {
         "run": _of_run("run"),
-        "half": {"resume": _resume("half")},
-        "base": base,
-        "sharded": sharded,
+        "half": {"resume": _resume("half"), "verify": _verify("half")},
+        "base": base | {"verify": _verify("base")},
+        "sharded": sharded | {"verify": _verify("sharded")},
         TASKS[0]: {name: command for name, command in _of_run("run").items() if name != "export_peft"},
-        "hub": {"adopt": _adopt("base", "hub")},
-        "peft": {"adopt": _adopt("base", *adapters)},
-        "vllm": {"adopt": _adopt("base", "vllm/birds", "vllm/fish")},
-        "hf": {"convert": _convert("hf")},
-        "hf_base": {"convert": _convert("hf_base")},
+        "hub": {"adopt": _adopt("base", "hub")} | alone["hub"],
+        "peft": {"adopt": _adopt("base", *adapters)} | alone["peft"],
+        "vllm": {"adopt": _adopt("base", "vllm/birds", "vllm/fish")} | alone["vllm"],
+        "hf": {"convert": _convert("hf")} | alone["hf"],
+        "hf_base": {"convert": _convert("hf_base")} | alone["hf_base"],
     }
 
 

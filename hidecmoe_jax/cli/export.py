@@ -52,7 +52,7 @@ def export(
       tree: module names of adapters, of transformers 5 (since5), of earlier ones (before5), or the latter in a folder
         `before5` inside the former (both). vLLM knows both names.
       after: the run as it was after its first N tasks.
-      base_name: name of the base model recorded in adapters; by default its folder.
+      base_name: name of the base model recorded in adapters; by default that of its folder.
       shard_gib: largest weights file of a checkpoint.
       overwrite: replace what is in DST.
     """

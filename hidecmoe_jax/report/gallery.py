@@ -7,14 +7,16 @@ written from somebody's run folder embeds no other file of this machine. A pictu
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from PIL import Image
 
 from hidecmoe_jax.core.errors import DataError
-from hidecmoe_jax.data.images import LIMITS, Limits, file_digest, inspect, load
+from hidecmoe_jax.data.images import LIMITS, Limits, header_of, open_file, open_upright, squared, upright_of
 
 THUMBNAIL = 144  # px
 
@@ -56,6 +58,11 @@ class Card:
     thumbnail: str | None
     lacking: str | None
 
+    @property
+    def picture(self) -> str | None:
+        """Name of the picture; the folder that it lies in is this machine's business."""
+        return None if self.sample.image is None else Path(self.sample.image).name
+
 
 @dataclass(frozen=True)
 class Group:
@@ -68,7 +75,7 @@ class Group:
     @property
     def lacking(self) -> list[str]:
         """Names of pictures that are not shown, and why."""
-        return [f"{card.sample.image}: {card.lacking}" for card in self.cards if card.lacking]
+        return [f"{card.picture}: {card.lacking}" for card in self.cards if card.lacking]
 
 
 def groups(
@@ -96,11 +103,16 @@ def _card(sample: Sample, limits: Limits) -> Card:
     if sample.digest is None:
         return Card(sample, None, "its digest was not recorded; `hidecmoe eval RUN` records it")
     try:
-        # The header first: a device or a pipe has no end to compute a digest of.
-        inspect(sample.image, limits)
-        if file_digest(sample.image) != sample.digest:
-            return Card(sample, None, "the file is not the one that was evaluated")
-        return Card(sample, thumbnail(sample.image, limits), None)
+        # One opening: what is shown is what had the digest, also where somebody exchanges files meanwhile.
+        with open_file(sample.image) as file:
+            # The header first: what is no picture is not read to its end.
+            header_of(sample.image, file, limits)
+            file.seek(0)
+            if hashlib.file_digest(file, "sha256").hexdigest() != sample.digest:
+                return Card(sample, None, "the file is not the one that was evaluated")
+            file.seek(0)
+            image = upright_of(sample.image, file, limits=limits)
+        return Card(sample, _inlined(image), None)
     except DataError as error:
         return Card(sample, None, error.why or error.what)
     except OSError as error:
@@ -113,7 +125,11 @@ def thumbnail(path: str, limits: Limits = LIMITS) -> str:
     Raises:
       DataError: as `images.load`.
     """
-    pixels = load(path, THUMBNAIL, limits=limits)
+    return _inlined(open_upright(path, limits=limits))
+
+
+def _inlined(image: Image.Image) -> str:
+    """An upright picture as a small square one, as a data URI."""
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="JPEG", quality=82)
+    Image.fromarray(squared(image, THUMBNAIL)).save(buffer, format="JPEG", quality=82)
     return inline(buffer.getvalue(), "jpeg")

@@ -195,6 +195,8 @@ def document_of(folder: Path) -> dict[str, Any]:
     settings = learning_values(config)
     # The report lists the tasks themselves; where their folders lie is no setting of the method.
     del settings["stream"]
+    # A report is sent to others, to whom the folder of the base says nothing.
+    settings["base"] = settings["base"] | {"path": Path(config.base.path).name}
     run_facts = RunFacts(
         method=facts["method"],
         tasks=tasks,

@@ -36,6 +36,18 @@ def tensors(folder):
     return {name: leaf for path in sorted(folder.glob("*.safetensors")) for name, leaf in load_file(path).items()}
 
 
+@pytest.mark.parametrize("form", ["hub", "peft", "vllm", "hf", "hf-base"])
+def test_no_file_of_an_export_says_where_anything_lies_on_this_machine(hide, tmp_path, form):
+    tasks = ("birds",) if form == "hf" else ()
+    hj.export(hide, tmp_path / "out", hj.ExportOptions(form, tasks))
+    exported = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert exported
+    for path in exported:
+        content = path.read_bytes()
+        for place in (hide.parent, tmp_path):
+            assert str(place).encode() not in content, path
+
+
 def test_the_base_comes_out_with_every_number_of_every_leaf(hide, tmp_path):
     hj.export(hide, tmp_path / "out", hj.ExportOptions("hf-base"))
     found, params = tensors(tmp_path / "out"), load_model(hide.parent / "base").params

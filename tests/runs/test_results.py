@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from runs_world import make_world
@@ -15,7 +16,7 @@ from hidecmoe_jax.runs.costs import flops_per_query
 from hidecmoe_jax.runs.evaluation import confusion
 from hidecmoe_jax.runs.folder import RunFolder
 from hidecmoe_jax.runs.ledger import Ledger
-from hidecmoe_jax.runs.results import seed_result
+from hidecmoe_jax.runs.results import rebuild, seed_result
 from hidecmoe_jax.runs.scores import Cells
 from hidecmoe_jax.runs.session import open_base
 from hidecmoe_jax.runs.stream_loop import learn
@@ -50,6 +51,20 @@ def test_locator_confusion_counts_the_last_row_s_answers(run):
     assert report["seeds"]["per_seed"][0]["locator_confusion"] == found
     right = sum(found["counts"][task][task] for task in range(2))
     assert report["routing_accuracy"] == pytest.approx(100 * right / 8)
+
+
+def test_a_report_says_of_no_file_where_it_lies(run):
+    _, folder, config, _ = run
+    pictures = [Path(item["image"]) for items in json.loads((folder / "facts.json").read_text())["asked"].values()
+                for item in items]  # fmt: skip
+    pictures[0].rename(pictures[0].with_suffix(".away"))
+    rebuild(folder)
+    pictures[0].with_suffix(".away").rename(pictures[0])
+    reports = [path for path in folder.glob("report.*")] + list((folder / "tables").iterdir())
+    page = (folder / "report.html").read_text()
+    assert len(reports) > 3 and f"{pictures[0].name}: " in page
+    for path in reports:
+        assert str(Path(config.base.path).parent) not in path.read_text(), path
 
 
 def test_locator_confusion_is_null_for_a_method_that_is_told_the_task(run):

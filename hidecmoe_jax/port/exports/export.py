@@ -85,7 +85,7 @@ def _require_content(run: LoadedRun, options: ExportOptions) -> None:
 def write_adapter(run: LoadedRun, lora: LoraWeights, name: str, folder: Path, options: ExportOptions) -> dict[str, Any]:
     """One adapter under the module names of one tree, or of both; returns its config."""
     settings: dict[str, Any] = {
-        "base": options.base or run.config.base.path,
+        "base": options.base_of(run.config),
         "notes": {BASE_KEY: run.base, TASK_KEY: name},
         "dropout": run.config.method.lora.dropout,
         "pad": "vllm" if options.form == "vllm" else "fitting",

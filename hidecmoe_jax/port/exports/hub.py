@@ -67,7 +67,7 @@ def write_hub(run: LoadedRun, folder: Path, options: ExportOptions, target: Path
             why="its gate and its fusion are made of all tasks",
             remedy="leave --task out, or use --to peft or --to hf",
         )
-    base_name = options.base or str(run.config.base.path)
+    base_name = options.base_of(run.config)
     for name, groups in zip(run.tasks, run.archive, strict=True):
         _write_expert(run, folder / "experts" / name, groups, name, base_name)
     _write_routing(run, folder / "routing")
@@ -148,6 +148,7 @@ def _facts(run: LoadedRun, base_name: str) -> dict[str, Any]:
     method = run.config.method
     settings = learning_values(run.config)
     settings.pop("stream")  # paths of this machine
+    settings["base"] = settings["base"] | {"path": base_name}
     folder = base_folder(run.config.base.path)
     files = {}
     for path in sorted(folder.iterdir()):
