@@ -310,9 +310,11 @@ def judge(ended: Ended, wanted: dict[str, object], results: dict[str, object]) -
     if ended.code == 0:
         names = differing(wanted, results)
         return ("DIFFERENT", ", ".join(names[:4])) if names else ("equal", "")
-    if ended.code not in REFUSALS or not ended.errors.strip():
+    # `verify` prints what it has found, as that is its result.
+    message = ended.errors.strip() or ended.output.strip()
+    if ended.code not in REFUSALS or not message:
         return "TRACEBACK", f"exit code {ended.code}: {ended.errors[:200]}"
-    lines = [line.strip() for line in ended.errors.strip().splitlines()]
+    lines = [line.strip() for line in message.splitlines()]
     return "refused", f"{ended.code}: {lines[-1][:120]}"
 
 

@@ -12,13 +12,15 @@ from hidecmoe_jax.core.errors import CheckpointError
 from hidecmoe_jax.data.tokenizer import FILES, TEXT_FOLDER
 from hidecmoe_jax.models.store import CONFIG, base_folder, read_model_config
 from hidecmoe_jax.runs.config import Base
+from hidecmoe_jax.storage.manifest import NAME as MANIFEST
 
 # The run's own config states them, or no number depends on them.
 _OF_THE_RUN = ("dtype", "param_dtype", "remat", "image_fit")
 
 
 def base_files(base: Base) -> dict[str, str]:
-    """SHA-256 of the model's settings, as values, and of every file of the tokenizer, by name.
+    """SHA-256 of the model's settings, as values, and of every file of the tokenizer, by name; and whether the base has
+    a manifest, which may be another one after it was converted again.
 
     Raises:
       CheckpointError: as `base_folder` and `read_model_config`.
@@ -33,6 +35,8 @@ def base_files(base: Base) -> dict[str, str]:
             path = folder / inner / name
             if path.is_file():
                 digests[(inner / name).as_posix()] = _sha256(path.read_bytes())
+    if (folder / MANIFEST).is_file():
+        digests[MANIFEST] = "there"
     return digests
 
 
@@ -46,10 +50,13 @@ def require_base_files(base: Base, recorded: Mapping[str, str] | None, run: Path
         return
     now = base_files(base)
     changed = sorted(name for name in recorded.keys() | now.keys() if recorded.get(name) != now.get(name))
+    # Runs of earlier versions did not record it.
+    if MANIFEST not in recorded and MANIFEST in changed:
+        changed.remove(MANIFEST)
     if changed:
         raise CheckpointError(
             "the run was learned on another base model", where=str(run),
-            why=f"{', '.join(changed)} in {base.path} changed since", remedy="put the original files back",
+            why=f"{', '.join(changed)} in {base.path} changed or went since", remedy="put the original files back",
         )  # fmt: skip
 
 

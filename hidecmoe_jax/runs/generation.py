@@ -7,6 +7,7 @@ unfinished file and ends with the same bytes. A line has the keys that LLaVA's a
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -33,6 +34,7 @@ from hidecmoe_jax.runs.replies import Reply
 from hidecmoe_jax.runs.status import Status, Work, duration, new_bar, say
 from hidecmoe_jax.runs.vlmeval import table_text
 from hidecmoe_jax.storage.files import read_lines, write_bytes
+from hidecmoe_jax.storage.lock import lock_file
 
 BLOCK = 512  # questions whose features are in memory at once
 
@@ -94,7 +96,7 @@ def generate_file(
     form_out = form_of(out, None, "--out")
     writing = _writing(batch=batch, max_new_tokens=max_new_tokens, max_length=max_length)
     _check_out(out)
-    with tempfile.TemporaryDirectory(prefix="hidecmoe_questions_") as pictures:
+    with _only_writer(out), tempfile.TemporaryDirectory(prefix="hidecmoe_questions_") as pictures:
         folder = None if image_folder is None else Path(image_folder)
         asked = read_question_file(Path(file), Path(pictures), form=form_in, image_folder=folder, run=run)
         for note in asked.notes:
@@ -105,8 +107,23 @@ def generate_file(
         part = out.with_name(f"{out.name}.unfinished")
         work.write(part)
         lines = read_lines(part)[1:]
-    _finish(out, part, form_out, asked, lines)
+        _finish(out, part, form_out, asked, lines)
     return _summary(out, lines)
+
+
+@contextlib.contextmanager
+def _only_writer(out: Path) -> Iterator[None]:
+    """Locks a file of answers inside the block, by a hidden file beside it that stays.
+
+    Raises:
+      BusyError: another process writes it.
+      ConfigError: another process has just written it.
+    """
+    busy = "another process writes these answers"
+    remedy = "wait for it, end it, or give another --out"
+    with lock_file(out.with_name(f".{out.name}.lock"), busy, where=out, remedy=remedy):
+        _check_out(out)
+        yield
 
 
 def model_name(run: str | Path, task: int | None) -> str:

@@ -25,6 +25,7 @@ from hidecmoe_jax.runs.sealing import read_record, write_record
 from hidecmoe_jax.runs.start import check_run
 from hidecmoe_jax.runs.status import say
 from hidecmoe_jax.storage.files import sync_folder
+from hidecmoe_jax.storage.manifest import NAME as MANIFEST
 
 FORMAT = 1
 # For commands that work on a finished run as it was learned.
@@ -139,8 +140,8 @@ def changes_of(
         # The digest of the base is compared, so it may lie somewhere else.
         if path == _BASE_FOLDER:
             continue
-        # A run of an earlier version has recorded the leaves of its base alone.
-        if path == BASE_FILES and change[1] == ABSENT:
+        # Runs of earlier versions have recorded the leaves of their base alone, or not whether it has a manifest.
+        if path in (BASE_FILES, f"{BASE_FILES}.{MANIFEST}") and change[1] == ABSENT:
             continue
         changes.append(change)
         if not is_below(path, allow):

@@ -86,7 +86,8 @@ class Ledger:
             aside.parent.mkdir(parents=True, exist_ok=True)
             folder.parent.mkdir(parents=True, exist_ok=True)
         # Another disk could not take the rename, so the folder is written inside the seed.
-        write_store(aside, groups, {"index": index, "name": name, "facts": dict(meta)})
+        place = {"seed": self.folder.name, "index": index, "name": name}
+        write_store(aside, groups, place | {"facts": dict(meta)})
         crash_point("before_rename", name)
         with disk_errors("could not commit a task", folder, needed=0):
             os.rename(aside, folder)
@@ -134,7 +135,7 @@ class Ledger:
         record = self._record(index)
         with self._naming_good_task(index):
             groups, meta = read_store(record.folder)
-        self._check_name(record, meta)
+        self._check_place(record, meta)
         if like is not None:
             groups = _fitted(groups, like, cast=cast)
         return groups, meta["facts"]
@@ -166,7 +167,7 @@ class Ledger:
             record = TaskRecord(index, name, folder)
             try:
                 stored, meta = read_store(record.folder)
-                self._check_name(record, meta)
+                self._check_place(record, meta)
             except CheckpointError as error:
                 groups.append(None)
                 facts.append({})
@@ -181,7 +182,7 @@ class Ledger:
         record = self._record(index)
         with self._naming_good_task(index):
             _, meta = read_facts(record.folder)
-        self._check_name(record, meta)
+        self._check_place(record, meta)
         return meta["facts"]
 
     def withdraw(self, index: int) -> Path:
@@ -238,9 +239,17 @@ class Ledger:
             )
         return record
 
-    @staticmethod
-    def _check_name(record: TaskRecord, meta: Mapping[str, Any]) -> None:
-        """Refuses a folder whose name is not the one it was committed with."""
+    def _check_place(self, record: TaskRecord, meta: Mapping[str, Any]) -> None:
+        """Refuses a folder that was committed in another seed, or under another name."""
+        # Lessons of earlier versions do not name their seed.
+        seed = meta.get("seed", self.folder.name)
+        if seed != self.folder.name:
+            raise CheckpointError(
+                "a task folder is of another seed",
+                where=str(record.folder),
+                why=f"it was committed in {seed}",
+                remedy="put the folders of the seeds back into their places",
+            )
         if (meta["index"], meta["name"]) != (record.index, record.name):
             raise CheckpointError(
                 "a task folder was renamed",

@@ -21,7 +21,7 @@ import numpy as np
 
 from hidecmoe_jax.core.errors import CheckpointError, ConfigError
 from hidecmoe_jax.runs.folder import SeedFolder
-from hidecmoe_jax.storage.arrays import read_store, write_store
+from hidecmoe_jax.storage.arrays import Groups, read_store, write_store
 from hidecmoe_jax.storage.crash_points import crash_point
 from hidecmoe_jax.storage.files import disk_errors, remove_inside, sync_folder
 
@@ -66,7 +66,7 @@ class Progress:
         serial = _serial(old[-1]) + 1 if old else 0
         folder = self.folder / f"{serial:06d}_step_{step}"
         aside = self.folder / f".half_{folder.name}"
-        write_store(aside, {"state": state}, {"step": step, "facts": dict(meta)})
+        write_store(aside, {"state": state}, {"step": step, "place": self._place, "facts": dict(meta)})
         crash_point("before_progress_rename", str(step))
         with disk_errors("could not save", folder, needed=0):
             os.rename(aside, folder)
@@ -94,7 +94,7 @@ class Progress:
         saved = self._saved()
         for place, folder in enumerate(reversed(saved)):
             try:
-                groups, meta = read_store(folder)
+                groups, meta = self._read(folder)
             except CheckpointError as error:
                 older = saved[: len(saved) - 1 - place]
                 if on_corrupt == "refuse" or not older:
@@ -112,6 +112,22 @@ class Progress:
     def clear(self) -> None:
         """Drops all checkpoints; call it once their task is committed."""
         self._drop(self._saved())
+
+    @property
+    def _place(self) -> str:
+        """Which seed's checkpoints these are, and of what."""
+        folder = self.folder.absolute()
+        return f"{folder.parent.name}/{folder.name}"
+
+    def _read(self, folder: Path) -> tuple[Groups, dict[str, Any]]:
+        """Arrays and facts of a checkpoint; one that was saved elsewhere counts as damaged."""
+        groups, meta = read_store(folder)
+        # Checkpoints of earlier versions do not name their place.
+        if meta.get("place", self._place) != self._place:
+            raise CheckpointError(
+                "a checkpoint is of another seed or stage", where=str(folder), why=f"it was saved in {meta['place']}"
+            )
+        return groups, meta
 
     def _saved(self) -> list[Path]:
         """Sealed checkpoints, oldest first."""
@@ -134,7 +150,7 @@ class Progress:
         """How to go on without a damaged checkpoint, from the newest intact one of `older`."""
         for folder in reversed(older):
             try:
-                _, meta = read_store(folder)
+                _, meta = self._read(folder)
             except CheckpointError:
                 continue
             return f"the newest good step is {meta['step']}: go on from it with --resume --on-corrupt previous"

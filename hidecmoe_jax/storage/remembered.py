@@ -35,8 +35,7 @@ def verify_once(folder: Path, *, remedy: str) -> None:
         return
     size = sum(stamp[0] for stamp in stamps.values())
     if size >= LARGE:
-        note = f"note: every byte of {folder} is checked once ({size / LARGE:.1f} GiB)"
-        print(printable(note), file=sys.stderr)
+        print(printable(f"note: every byte of {folder} is checked once ({size / LARGE:.1f} GiB)"), file=sys.stderr)
     manifest.verify(folder, remedy=remedy)
     # A cache that cannot be written costs time and nothing else.
     with contextlib.suppress(OSError):

@@ -24,7 +24,7 @@ from hidecmoe_jax.runs.status import MINUTES, Status, say
 from hidecmoe_jax.runs.stream_loop import begin_status, open_or_resume, run_seeds
 from hidecmoe_jax.runs.writing import writing
 from hidecmoe_jax.storage import seal
-from hidecmoe_jax.storage.lock import check_unlocked
+from hidecmoe_jax.storage.lock import check_unlocked, writer_lock
 from hidecmoe_jax.storage.signals import graceful_stop
 from hidecmoe_jax.storage.signed import write_signed
 
@@ -55,6 +55,7 @@ def compare(
     names = [config.method.name for config in configs]
     _require_comparable(configs, names)
     check_comparison(folder)
+    check_unlocked(folder)
     with graceful_stop() as stop:
         runs = [folder / name for name in names]
         continued = _continued(runs, resume=resume, overwrite=overwrite)
@@ -71,19 +72,20 @@ def compare(
             config.method.init(session.model, capacity=1)
             for refusal in lesson_sizes(config, session.stream, session.engine.encoder).refusals:
                 raise refusal
-        folder.mkdir(parents=True, exist_ok=True)
-        # Written first, so that a comparison that is stopped is one already.
-        write_signed(RunFolder(folder).comparison, {"runs": names, "budget": size})
         sessions = [session.of(config) for config in configs]
-        begin_status(list(zip(sessions, runs, strict=True)), Options(overwrite=overwrite, full_matrix=full_matrix))
-        for number, (run_session, run) in enumerate(zip(sessions, runs, strict=True)):
-            say(f"method {number + 1} of {len(runs)}, {names[number]}:")
-            options = Options(resume=continued[number], overwrite=overwrite, full_matrix=full_matrix)
-            # The lock is held while answers are copied into the run, too.
-            with writing(run, new=True):
-                open_or_resume(run_session, run, options)
-                _copy_zero_shot(run_session, runs[:number], run)
-                run_seeds(run_session, run, options, stop)
+        # Of the comparison too: two of them would replace each other's list of runs.
+        with writer_lock(folder):
+            # Written first, so that a comparison that is stopped is one already.
+            write_signed(RunFolder(folder).comparison, {"runs": names, "budget": size})
+            begin_status(list(zip(sessions, runs, strict=True)), Options(overwrite=overwrite, full_matrix=full_matrix))
+            for number, (run_session, run) in enumerate(zip(sessions, runs, strict=True)):
+                say(f"method {number + 1} of {len(runs)}, {names[number]}:")
+                options = Options(resume=continued[number], overwrite=overwrite, full_matrix=full_matrix)
+                # The lock is held while answers are copied into the run, too.
+                with writing(run, new=True):
+                    open_or_resume(run_session, run, options)
+                    _copy_zero_shot(run_session, runs[:number], run)
+                    run_seeds(run_session, run, options, stop)
     return results.rebuild(folder)
 
 

@@ -15,6 +15,7 @@ from hidecmoe_jax.runs.assistant import Assistant
 from hidecmoe_jax.runs.generation import generate_file
 from hidecmoe_jax.runs.question_files import read_question_file
 from hidecmoe_jax.runs.vlmeval import prompt_of, read_table, table_text
+from hidecmoe_jax.storage.lock import lock_file
 from hidecmoe_jax.studies.predictions.files import read_result
 
 FAST = {"max_new_tokens": 2, "batch": 2, "status_minutes": 0}
@@ -101,6 +102,10 @@ def test_an_unfinished_file_of_other_questions_and_a_finished_one_are_not_touche
     words = ["generate", str(world[1]), "--file", str(lines), "--image-folder", str(world[0] / "birds")]
     assert main([*words, "--out", str(out)]) == 2
     assert "belongs to another command" in capsys.readouterr().err and unfinished.is_file()
+    # Another process may write the same answers at this moment; here it is this one.
+    with lock_file(tmp_path / ".a.jsonl.lock", "taken", where=out, remedy="wait"):
+        assert main([*words, "--out", str(out)]) == 7
+    assert "another process writes these answers" in capsys.readouterr().err
     out.write_text("kept")
     assert main([*words, "--out", str(out)]) == 2
     assert "never overwritten" in capsys.readouterr().err and out.read_text() == "kept"

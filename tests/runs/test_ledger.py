@@ -303,3 +303,26 @@ def test_rotation_never_reaches_a_task_or_follows_a_link(ledger):
     with pytest.raises(CheckpointError, match="symbolic link"):
         elsewhere.clear()
     assert progress.latest()[0] == 3 and ledger.load(0)
+
+
+def test_a_lesson_that_was_exchanged_with_that_of_another_seed_is_refused(tmp_path):
+    seeds = [fill(Ledger(tmp_path / f"seed_{number}"), 2) for number in range(2)]
+    folders = [seed.tasks()[1].folder for seed in seeds]
+    folders[0].rename(tmp_path / "aside")
+    folders[1].rename(folders[0])
+    (tmp_path / "aside").rename(folders[1])
+    for seed in seeds:
+        for read in (seed.load, seed.meta):
+            with pytest.raises(CheckpointError, match="another seed"):
+                read(1)
+        assert "committed in seed_" in seed.load_all(["digits", "counting"])[2]["counting"]
+        assert seed.load(0)
+
+
+def test_a_checkpoint_of_another_seed_is_refused(tmp_path):
+    first, second = (Progress(tmp_path / f"seed_{number}" / "progress") for number in range(2))
+    saved = first.save(4, {"w": np.ones(2)}, meta={})
+    (tmp_path / "seed_1" / "progress").mkdir(parents=True)
+    saved.rename(second.folder / saved.name)
+    with pytest.raises(CheckpointError, match="of another seed"):
+        second.latest()

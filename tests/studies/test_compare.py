@@ -6,9 +6,10 @@ from dataclasses import replace
 import pytest
 from runs_world import make_world
 
-from hidecmoe_jax.core.errors import ConfigError
+from hidecmoe_jax.core.errors import BusyError, ConfigError
 from hidecmoe_jax.runs import evaluation
 from hidecmoe_jax.runs.scores import Cells
+from hidecmoe_jax.storage.lock import writer_lock
 from hidecmoe_jax.studies.compare import _settings_that_change_scores, compare
 
 
@@ -64,6 +65,12 @@ def test_a_comparison_goes_on_where_it_stopped(world):
     compare(configs, out, resume=True)
     assert (out / "hide" / "seed_0" / "cells.json").read_bytes() == before
     assert (out / "zero_shot" / "report.json").is_file()
+
+
+def test_two_commands_do_not_write_one_comparison(world):
+    _, configs, out, _ = world
+    with writer_lock(out), pytest.raises(BusyError):
+        compare(configs, out, resume=True)
 
 
 def test_what_cannot_be_compared_is_refused_before_anything_runs(world):
