@@ -28,6 +28,8 @@ if importlib.metadata.version("jaxlib").startswith("0.10."):
     # One piece of code a program: splitting it for several cores costs more, and both cores have a worker.
     _FAST_COMPILATION["xla_cpu_parallel_codegen_split_count"] = "1"
     _FAST_COMPILATION["xla_cpu_use_fusion_emitters"] = "false"
+    # A quarter of what is left: passes of LLVM that run without optimisation too.
+    _FAST_COMPILATION["xla_llvm_disable_expensive_passes"] = "true"
 for _flag, _value in _FAST_COMPILATION.items():
     if _flag not in os.environ.get("XLA_FLAGS", ""):
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --{_flag}={_value}".strip()

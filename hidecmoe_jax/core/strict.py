@@ -10,6 +10,7 @@ as a field that is a Literal of one value.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import re
 import sys
@@ -143,7 +144,7 @@ def _dataclass(cls: type, mapping: Any, spot: _Spot) -> Any:
     if not isinstance(mapping, Mapping):
         names = [field.name for field in dataclasses.fields(cls) if field.init]
         raise _mismatch(f"keys such as {', '.join(names[:3])}", mapping, spot)
-    hints = typing.get_type_hints(cls, include_extras=True)
+    hints = hints_of(cls)
     fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
     kind = kind_of(cls)
     values = {}
@@ -347,6 +348,12 @@ def _named(hint: Any) -> str:
     return _SCALARS.get(hint, "a mapping")
 
 
+@functools.cache  # annotations are text, and every field of every part of a config would be evaluated each time
+def hints_of(cls: type) -> dict[str, Any]:
+    """Returns the type hint of every field of a dataclass, with what `Annotated` adds."""
+    return typing.get_type_hints(cls, include_extras=True)
+
+
 def kind_of(cls: Any) -> str | None:
     """The value of `kind` that selects this dataclass; None for one without a `kind`."""
     if not dataclasses.is_dataclass(cls):
@@ -355,8 +362,7 @@ def kind_of(cls: Any) -> str | None:
     if "kind" not in names:
         return getattr(cls, "kind", None)
     # A field `kind` counts only if it is a Literal of one text; any other is an ordinary field.
-    hints = typing.get_type_hints(cls)
-    values = typing.get_args(hints["kind"])
+    values = typing.get_args(hints_of(cls)["kind"])
     is_fixed = len(values) == 1 and isinstance(values[0], str)
     return values[0] if is_fixed else None
 

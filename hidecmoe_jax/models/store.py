@@ -169,7 +169,8 @@ def load_model(
     if bad is not None:
         raise CheckpointError("a weight is not finite", where=f"{where}: {bad}")
     tree = trees.restore_into(template, widened)
-    params = jax.tree.map(jnp.asarray, tree)
+    # jnp.asarray would compile a program for every shape.
+    params = jax.device_put(tree)
     # Programs for several devices are left to the compiler, which splits the library's attention over heads by itself.
     execution = execution_for(
         jax.default_backend(),

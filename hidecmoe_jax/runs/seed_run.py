@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from hidecmoe_jax.core import trees
@@ -322,7 +321,7 @@ class SeedRun:
             say(f"warning: {name}: the checkpoint between its stages is of other data; left out")
             return learner, 0, {}
         restored = trees.restore_into(learner, flat)
-        learner = jax.tree.map(jnp.asarray, restored)
+        learner = jax.device_put(restored)
         took = dict(facts.get("stages", {}))
         return learner, place + 1, took
 

@@ -61,8 +61,13 @@ def begin(learner: Learner, tune: TrainConfig) -> State:
 
     A step overwrites the state that it gets, so the state shares no memory with the learner.
     """
-    leaves = copied(trainable(learner))
-    return State(leaves, optimizer(tune).init(leaves))
+    return _first_state(trainable(learner), tune)
+
+
+@partial(jax.jit, static_argnames="tune")
+def _first_state(leaves: Any, tune: TrainConfig) -> State:
+    # One program: an optimiser makes every array of its state by a program of its own.
+    return State(copied(leaves), optimizer(tune).init(leaves))
 
 
 def to_checkpoint(state: State) -> dict[str, Any]:
