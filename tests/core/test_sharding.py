@@ -63,7 +63,8 @@ def test_every_array_of_the_model_has_a_sharding(config):
 EIGHT = Path(__file__).with_name("eight_devices.py")
 
 
-@pytest.mark.parametrize("part", ["model", "refusal"])
+# A training step and answers on a mesh of all three axes are those of one device: test_layouts.py.
+@pytest.mark.parametrize("part", [pytest.param("model", marks=pytest.mark.slow), "refusal"])
 def test_eight_devices(part):
     """In a process of its own: the number of CPU devices is fixed before JAX starts."""
     done = subprocess.run([sys.executable, str(EIGHT), part], capture_output=True, text=True, timeout=300)
