@@ -34,6 +34,8 @@ def serve(
     keep_pictures: Number = None,
     review_share: float = 0.05,
     alarms: Annotated[Path | None, arg(metavar="FILE")] = None,
+    rollout: Literal["take", "shadow", "canary"] = "take",
+    canary_share: float = 0.1,
 ) -> None:
     """Answer questions over HTTP in OpenAI's form: POST /v1/chat/completions, with pictures as data URLs.
 
@@ -45,6 +47,7 @@ def serve(
       $ hidecmoe serve runs/hide --port 9000 --unknown refuse
       $ hidecmoe serve runs/hide --log logs/hide --keep-pictures 30
       $ hidecmoe serve runs/hide --log logs/hide --alarms alarms.yaml
+      $ hidecmoe serve runs/hide --log logs/hide --rollout canary --canary-share 0.1
       $ hidecmoe serve runs/hide --host 0.0.0.0 --tokens tokens.txt --rate 60
 
     Args:
@@ -73,6 +76,9 @@ def serve(
       review_share: share of the answers, drawn at random, that are marked for a person beside unknown inputs and near
         ties.
       alarms: file of limits; an alarm is printed and logged, and sent where the file says.
+      rollout: what a changed run does: it answers from now on, it answers too but for the log alone, or it answers a
+        share of the requests; of the last two an owner promotes it or goes back (POST /v1/rollout).
+      canary_share: share of the requests that a canary answers.
     """
     options = hj.ServeOptions(
         host=host,
@@ -94,5 +100,7 @@ def serve(
         keep_pictures=keep_pictures,
         review_share=review_share,
         alarms=alarms,
+        rollout=rollout,
+        canary_share=canary_share,
     )
     hj.serve_run(run, options)

@@ -76,6 +76,17 @@ class Pictures:
         self._pixels: dict[str, np.ndarray] = {}
         self._lock = threading.Lock()
 
+    @classmethod
+    def joined(cls, others: Sequence[Pictures]) -> Pictures:
+        """All that several have read, as one; they must have been made with the same settings. Pixels are shared."""
+        first = others[0]
+        whole = cls(first.limits, decode=first.decode, workers=first.workers, square=first.square)
+        for each in others:
+            whole._facts |= each._facts
+            whole._sound |= each._sound
+            whole._pixels |= each._pixels
+        return whole
+
     def read(self, paths: Iterable[str]) -> dict[str, PictureFacts]:
         """The facts of picture files by path; files that were read before are not opened."""
         paths = list(dict.fromkeys(paths))

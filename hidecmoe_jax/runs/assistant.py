@@ -17,7 +17,6 @@ import numpy as np
 
 from hidecmoe_jax.core import plugins
 from hidecmoe_jax.core.errors import CheckpointError, DataError, nearest
-from hidecmoe_jax.data.images import Limits
 from hidecmoe_jax.data.records import Record
 from hidecmoe_jax.data.tokenizer import Tokenizer
 from hidecmoe_jax.evaluate.answer import Answer
@@ -30,7 +29,7 @@ from hidecmoe_jax.models.llava import Model, Prompt, logits, vision_features
 from hidecmoe_jax.models.store import is_base
 from hidecmoe_jax.runs import edits
 from hidecmoe_jax.runs.config import Base, RunConfig
-from hidecmoe_jax.runs.finished import load_run
+from hidecmoe_jax.runs.finished import LoadedBase, load_run
 from hidecmoe_jax.runs.folder import RunFolder, no_run
 from hidecmoe_jax.runs.older import question_limits
 from hidecmoe_jax.runs.picture_files import picture_files
@@ -55,6 +54,7 @@ class Assistant:
       false_alarms: part of a task's own inputs that thresholds set after learning lose; None for those of learning.
       own_matches: how the gate matched every task's own test questions, as far as the run has them; the scale of
         `Reply.fit`.
+      loaded_base: the run's base with what it was loaded with; None for a base model.
     """
 
     run: RunConfig
@@ -67,6 +67,7 @@ class Assistant:
     lines: TrainedLines = TrainedLines()
     retired: tuple[str, ...] = ()
     false_alarms: float | None = None
+    loaded_base: LoadedBase | None = None
 
     @property
     def config(self) -> LlavaConfig:
@@ -155,7 +156,7 @@ class Assistant:
         feature_batch = min(len(records), run.base.feature_batch)
         return Engine(
             run.method, self.base, self.tokenizer, run.template, style, feature_batch=feature_batch,
-            limits=self._limits,
+            limits=question_limits(self.run),
         )  # fmt: skip
 
     def generate(
@@ -203,7 +204,7 @@ class Assistant:
         if not len(prompts) and not len(images):
             return []
         answers: list[Answer] = []
-        with picture_files(images, self._limits) as files:
+        with picture_files(images, question_limits(self.run)) as files:
             records = records_of(files, prompts, sources)
             engine = self.engine(records, **writing)
             for batch in self._batches(engine, records, task=task, named=named, as_is=as_is, seed=seed):
@@ -288,11 +289,6 @@ class Assistant:
         )  # fmt: skip
 
     @property
-    def _limits(self) -> Limits:
-        """Limits of pictures in questions, as the run has them."""
-        return question_limits(self.run)
-
-    @property
     def _fallback(self) -> str:
         """What answers where no task is chosen, as the end of a sentence."""
         if self.serving.model is self.base:
@@ -319,18 +315,14 @@ class Assistant:
         self._require_task()
         if not len(prompts):
             return []
-        with picture_files(images, self._limits) as files:
+        with picture_files(images, question_limits(self.run)) as files:
             records = records_of(files, prompts)
             if not as_is:
                 records, _ = self.lines.before_routing(records)
             engine = self.engine(records)
             inputs = engine.inputs(records)
         decision = engine.decide(self.serving, inputs)
-        weights = []
-        for row in decision.weight_BN.tolist():
-            by_task = zip(self.tasks, row, strict=False)
-            weights.append(dict(by_task))
-        return weights
+        return [dict(zip(self.tasks, row, strict=False)) for row in decision.weight_BN.tolist()]
 
     def answer(self, images: Any, question: str, *, named: str | None = None, as_is: bool = False) -> Reply:
         """Answers one question about any number of pictures.
@@ -360,13 +352,20 @@ class Assistant:
 
 
 def load(
-    path: str | Path, *, task: int | None = None, skip_missing: bool = False, trust: Sequence[str] = ()
+    path: str | Path,
+    *,
+    task: int | None = None,
+    skip_missing: bool = False,
+    trust: Sequence[str] = (),
+    beside: Assistant | None = None,
 ) -> Assistant:
     """Opens a base model (`pocket`, or a folder) or a run, optionally as it was after its first `task` tasks.
 
     Args:
       skip_missing: leave tasks that cannot be loaded out of every choice, and name them in every answer.
       trust: modules outside the package that the run's config may name; they are imported.
+      beside: a run that is in memory already; its base model is used, without a second copy, where this run was learned
+        on the same one.
 
     Raises:
       CheckpointError: neither, damaged (every task that cannot be loaded is named), another base model than the run was
@@ -383,7 +382,8 @@ def load(
         learner = config.method.init(model, 1)
         serving = config.method.serve(model, learner)
         return Assistant(config, model, serving, tokenizer, ())
-    run = load_run(path, task=task, skip_missing=skip_missing, quantised=True)
+    base = None if beside is None else beside.loaded_base
+    run = load_run(path, task=task, skip_missing=skip_missing, quantised=True, base=base)
     method = run.config.method
     serving = method.serve(run.model, run.learner)
     serving = serving.replace(missing=run.missing)
@@ -393,5 +393,5 @@ def load(
     retired = tuple(name for name, is_retired in zip(run.tasks, retired_N, strict=False) if is_retired)
     return Assistant(
         run.config, run.model, serving, run.tokenizer, run.tasks, folder.path, matches,
-        TrainedLines(run.lines), retired, edits.false_alarms(folder.path, len(run.tasks)),
+        TrainedLines(run.lines), retired, edits.false_alarms(folder.path, len(run.tasks)), run.loaded_base,
     )  # fmt: skip

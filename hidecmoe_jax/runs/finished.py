@@ -19,13 +19,14 @@ from hidecmoe_jax.methods.base import Learner
 from hidecmoe_jax.models.llava import Model
 from hidecmoe_jax.models.quantised import quantise_model
 from hidecmoe_jax.runs.base_files import require_base_files
-from hidecmoe_jax.runs.config import RunConfig, config_of
+from hidecmoe_jax.runs.config import Base, RunConfig, config_of
 from hidecmoe_jax.runs.edits import learner_after
 from hidecmoe_jax.runs.folder import RunFolder, SeedFolder
 from hidecmoe_jax.runs.identity import BASE_FILES, UNDO, changes_of, read_run, task_names
 from hidecmoe_jax.runs.ledger import Ledger
 from hidecmoe_jax.runs.missing import load_archive
 from hidecmoe_jax.runs.older import say_of_older
+from hidecmoe_jax.runs.scale import Scale
 from hidecmoe_jax.runs.session import Session, open_base, open_session
 from hidecmoe_jax.runs.start import evaluating, require_folders
 from hidecmoe_jax.storage.arrays import Groups
@@ -120,6 +121,22 @@ def open_with_data(run: str | Path) -> RunWithData:
 
 
 @dataclass(frozen=True)
+class LoadedBase:
+    """A base model in memory, as answers need it (in int8 where `scale` says so).
+
+    Attributes:
+      digest: SHA-256 of its leaves as its folder has them.
+      base, scale: settings that it was loaded with.
+    """
+
+    model: Model
+    tokenizer: Tokenizer
+    digest: str
+    base: Base
+    scale: Scale
+
+
+@dataclass(frozen=True)
 class LoadedRun:
     """The learner of a run's first seed in memory, with everything it takes to serve or export it.
 
@@ -142,44 +159,73 @@ class LoadedRun:
     base: str
     lines: dict[str, str | None] = field(default_factory=dict)
 
+    @property
+    def loaded_base(self) -> LoadedBase:
+        """The base, for another run that was learned on it."""
+        return LoadedBase(self.model, self.tokenizer, self.base, self.config.base, self.config.scale)
+
 
 def load_run(
-    run: str | Path, *, task: int | None = None, skip_missing: bool = False, quantised: bool = False
+    run: str | Path,
+    *,
+    task: int | None = None,
+    skip_missing: bool = False,
+    quantised: bool = False,
+    base: LoadedBase | None = None,
 ) -> LoadedRun:
     """Loads a run without its data, optionally as it was after its first `task` lessons.
 
     Args:
       skip_missing: leave out lessons that cannot be loaded.
       quantised: the base in int8 where the run was learned over it, as answers need it; else as its folder has it.
+      base: used instead of a second copy where the run was learned on the same one with the same settings; it must be
+        `quantised`.
 
     Raises:
       CheckpointError: no run, damaged (every lesson that cannot be loaded is named), another base model than the run
         was learned on, or no such task.
     """
-    finished = open_finished(run)
+    finished = _on_base(run, base) if quantised else None
+    if finished is None:
+        finished = open_finished(run)
+        _require_base(finished)
+        if quantised and finished.config.scale.bits == 8:
+            finished = replace(finished, model=quantise_model(finished.model, consume=True))
     config = finished.config
-    model = finished.model
-    identity = read_run(finished.folder.path)["identity"]
-    base = identity["base"]
-    require_base_files(config.base, identity.get(BASE_FILES), finished.folder.path)
-    # Experts are corrections of one base: on another one they would give wrong answers without any error.
-    if trees.digest(model.params) != base:
-        raise CheckpointError(
-            "the run was learned on another base model", where=str(finished.folder.path),
-            why=f"the SHA-256 of {config.base.path} is not the one in run.json",
-            remedy="put the original base model back",
-        )  # fmt: skip
-    if quantised and config.scale.bits == 8:
-        model = quantise_model(model, consume=True)
-        finished = replace(finished, model=model)
     loaded = load_archive(finished.seed(), config.method, finished.tasks, count=task)
     loaded.require(config.method, skip_missing=skip_missing)
     learner = finished.learner(loaded.archive)
     lines = _lines_of(loaded.facts)
+    digest = read_run(finished.folder.path)["identity"]["base"]
     return LoadedRun(
-        finished.folder, config, model, finished.tokenizer, learner, loaded.archive,
-        loaded.names, tuple(loaded.lost), base, lines,
+        finished.folder, config, finished.model, finished.tokenizer, learner, loaded.archive,
+        loaded.names, tuple(loaded.lost), digest, lines,
     )  # fmt: skip
+
+
+def _on_base(run: str | Path, base: LoadedBase | None) -> FinishedRun | None:
+    """The run on a base that is in memory; None where it was learned on another one, or there is none."""
+    if base is None:
+        return None
+    folder = RunFolder(Path(run))
+    config = config_of(run)
+    digest = read_run(folder.path)["identity"]["base"]
+    if (digest, config.base, config.scale) != (base.digest, base.base, base.scale):
+        return None
+    return FinishedRun(folder, config, base.model, base.tokenizer, tuple(task_names(folder.path)))
+
+
+def _require_base(finished: FinishedRun) -> None:
+    """Refuses a base model that the run was not learned on."""
+    identity = read_run(finished.folder.path)["identity"]
+    require_base_files(finished.config.base, identity.get(BASE_FILES), finished.folder.path)
+    # Experts are corrections of one base: on another one they would give wrong answers without any error.
+    if trees.digest(finished.model.params) != identity["base"]:
+        raise CheckpointError(
+            "the run was learned on another base model", where=str(finished.folder.path),
+            why=f"the SHA-256 of {finished.config.base.path} is not the one in run.json",
+            remedy="put the original base model back",
+        )  # fmt: skip
 
 
 def _lines_of(lessons: Sequence[Mapping[str, Any]]) -> dict[str, str | None]:

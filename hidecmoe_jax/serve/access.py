@@ -16,7 +16,8 @@ from hidecmoe_jax.core.regular_files import read_regular
 from hidecmoe_jax.serve.refusal import Refusal
 
 ROLES = ("viewer", "reviewer", "owner")
-_MAY_ASK = ("reviewer", "owner")
+"""What a token may do, each what those before it may too: see; ask and review; change what answers."""
+
 _HASHED = re.compile(r"sha256:([0-9a-f]{64})")
 _SHORTEST = 16
 _MINUTE = 60.0
@@ -42,8 +43,9 @@ _MOST_BYTES = 2**20
 def read_tokens(path: Path) -> tuple[Person, ...]:
     """Returns the people of a file of lines `NAME ROLE TOKEN`; `#` begins a comment.
 
-    ROLE is viewer (sees models), reviewer or owner (may ask). TOKEN is at least 16 characters, or `sha256:` and the
-    SHA-256 of them in hex, so that the file need not hold what opens the door.
+    ROLE is viewer (sees models and metrics), reviewer (may ask) or owner (may change what answers too). TOKEN
+    is at least 16 characters, or `sha256:` and the SHA-256 of them in hex, so that the file need not hold what opens
+    the door.
 
     Raises:
       ConfigError: the file cannot be read, or names every line that is wrong.
@@ -138,14 +140,22 @@ class Access:
             raise Refusal(401, "a known token is needed: Authorization: Bearer TOKEN", code="invalid_api_key")
         return known[0]
 
+    def require(self, person: Person, role: str) -> None:
+        """Refuses whoever has less than a role.
+
+        Raises:
+          Refusal: 403.
+        """
+        if ROLES.index(person.role) < ROLES.index(role):
+            raise Refusal(403, f"a {person.role} may not do this; {role} may", code="not_allowed")
+
     def count(self, person: Person) -> None:
         """Counts one question.
 
         Raises:
-          Refusal: 403 for a role that may not ask; 429 above the rate.
+          Refusal: 403 for a viewer; 429 above the rate.
         """
-        if person.role not in _MAY_ASK:
-            raise Refusal(403, f"a {person.role} may not ask; {' and '.join(_MAY_ASK)} may", code="not_allowed")
+        self.require(person, "reviewer")
         if not self.rate:
             return
         now = self._clock()

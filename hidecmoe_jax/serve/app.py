@@ -6,7 +6,7 @@ Written against ASGI itself (asgi.readthedocs.io), so that the package needs no 
 from __future__ import annotations
 
 import asyncio
-import hashlib
+import contextlib
 import json
 import secrets
 import shutil
@@ -18,18 +18,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from hidecmoe_jax.core.errors import DataError
 from hidecmoe_jax.data.records import Record
+from hidecmoe_jax.operate.entries import ChangeEntry
 from hidecmoe_jax.operate.metrics import CONTENT_TYPE
 from hidecmoe_jax.operate.operation import Operation
 from hidecmoe_jax.runs.status import say
 from hidecmoe_jax.serve.access import Access, Person
+from hidecmoe_jax.serve.admission import job_of, remove_after
 from hidecmoe_jax.serve.chat import AUTO, read_request
 from hidecmoe_jax.serve.completions import Completion
 from hidecmoe_jax.serve.options import ServeOptions
 from hidecmoe_jax.serve.pictures import write_pictures
 from hidecmoe_jax.serve.refusal import Refusal
-from hidecmoe_jax.serve.shapes import smallest
+from hidecmoe_jax.serve.rollout import Action, Candidate, read_action
 from hidecmoe_jax.serve.versions import Version
 from hidecmoe_jax.serve.worker import Job, Outcome, Worker, late
 
@@ -54,15 +55,17 @@ class App:
         self.access = access
         self.operation = operation
         self.version: Version | None = None
+        self.candidate: Candidate | None = None
         self.is_stopping = False
         self.in_flight = 0
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="reader")
         self._routes = {
-            "/v1/chat/completions": ("POST", self._chat),
-            "/v1/models": ("GET", self._models),
-            "/healthz": ("GET", self._health),
-            "/readyz": ("GET", self._ready),
-            "/metrics": ("GET", self._metrics),
+            "/v1/chat/completions": {"POST": self._chat},
+            "/v1/models": {"GET": self._models},
+            "/v1/rollout": {"GET": self._rollout, "POST": self._roll_out},
+            "/healthz": {"GET": self._health},
+            "/readyz": {"GET": self._ready},
+            "/metrics": {"GET": self._metrics},
         }
 
     async def __call__(self, scope: Mapping[str, Any], receive: Receive, send: Send) -> None:
@@ -72,10 +75,7 @@ class App:
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         request_id = secrets.token_hex(8)
         try:
-            method, handle = self._route(scope)
-            if scope["method"] != method:
-                raise Refusal(405, f"{scope['path']} takes {method}", code="method_not_allowed")
-            await handle(headers, receive, send, request_id)
+            await self._route(scope)(headers, receive, send, request_id)
         except Refusal as refusal:
             self.operation.metrics.refused(refusal.status, refusal.code)
             await _send_json(send, refusal.status, refusal.to_json(), request_id, refusal.headers)
@@ -88,10 +88,13 @@ class App:
             self.operation.metrics.refused(failure.status, failure.code)
             await _send_json(send, failure.status, failure.to_json(), request_id)
 
-    def _route(self, scope: Mapping[str, Any]) -> tuple[str, Callable[..., Awaitable[None]]]:
+    def _route(self, scope: Mapping[str, Any]) -> Callable[..., Awaitable[None]]:
         if scope["path"] not in self._routes:
             raise Refusal(404, f"no such path; there are {', '.join(self._routes)}", code="not_found")
-        return self._routes[scope["path"]]
+        by_method = self._routes[scope["path"]]
+        if scope["method"] not in by_method:
+            raise Refusal(405, f"{scope['path']} takes {' or '.join(by_method)}", code="method_not_allowed")
+        return by_method[scope["method"]]
 
     async def _health(self, headers: Mapping[str, str], receive: Receive, send: Send, request_id: str) -> None:
         """Whether the process lives."""
@@ -132,6 +135,42 @@ class App:
             models.append({"id": name, "object": "model", "created": version.loaded, "owned_by": "hidecmoe"})
         await _send_json(send, 200, {"object": "list", "data": models, "version": version.name}, request_id)
 
+    async def _rollout(self, headers: Mapping[str, str], receive: Receive, send: Send, request_id: str) -> None:
+        """Which versions there are."""
+        self.access.person(headers)
+        await _send_json(send, 200, self._versions(), request_id)
+
+    def _versions(self) -> dict[str, Any]:
+        candidate = None if self.candidate is None else self.candidate.to_json()
+        return {"version": self._serving().name, "candidate": candidate}
+
+    async def _roll_out(self, headers: Mapping[str, str], receive: Receive, send: Send, request_id: str) -> None:
+        """An owner's decision about the candidate."""
+        person = self.access.person(headers)
+        self.access.require(person, "owner")
+        self._check_type(headers)
+        action = read_action(await self._body(headers, receive))
+        candidate = self.candidate
+        if candidate is None:
+            raise Refusal(409, "there is no candidate; a changed run becomes one", code="no_candidate")
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(self._readers, self._decide, action, candidate, person.name or None)
+        await _send_json(send, 200, self._versions(), request_id)
+
+    def _decide(self, action: Action, candidate: Candidate, by: str | None) -> None:
+        """Carries an action out, once the log has it."""
+        version = candidate.version
+        if action.name == "promote":
+            change = ChangeEntry("version", self.version.name, version.name, by, action.why or "promoted")
+            self.operation.serves(change, version.assistant.own_matches, version.tasks)
+            self.version = version
+            self.candidate = None
+            return
+        after = None if action.name == "back" else Candidate(version, action.share)
+        shown = None if after is None else after.to_json()
+        self.operation.add(ChangeEntry("candidate", candidate.to_json(), shown, by, action.why))
+        self.candidate = after
+
     async def _metrics(self, headers: Mapping[str, str], receive: Receive, send: Send, request_id: str) -> None:
         """Counters in Prometheus' text form."""
         self.access.person(headers)
@@ -149,7 +188,8 @@ class App:
             body = await self._body(headers, receive)
             loop = asyncio.get_running_loop()
             version = self._serving()
-            job = await loop.run_in_executor(self._readers, self._prepared, body, version, person, deadline, request_id)
+            asked = (body, version, self.candidate, person, deadline, request_id)
+            job = await loop.run_in_executor(self._readers, self._prepared, *asked)
             del body
             outcome = await self._outcome(job, receive)
             await self._reply(Completion(job, outcome), send)
@@ -163,13 +203,16 @@ class App:
             why = f"{self.in_flight} requests wait already, at most {self.options.max_waiting}"
             raise Refusal(429, why, code="queue_full", retry_after=1)
         self.access.count(person)
-        kind = headers.get("content-type", "").partition(";")[0].strip().lower()
-        # A page of another site may send other types without being asked, this one not.
-        if kind != _JSON:
-            raise Refusal(415, f"content-type must be {_JSON}", code="wrong_content_type")
+        self._check_type(headers)
         length = headers.get("content-length", "0")
         if not length.isdecimal() or int(length[:20]) > self.options.max_body_bytes:
             raise self._too_large()
+
+    def _check_type(self, headers: Mapping[str, str]) -> None:
+        """A page of another site may send other types without being asked, this one not."""
+        kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind != _JSON:
+            raise Refusal(415, f"content-type must be {_JSON}", code="wrong_content_type")
 
     def _too_large(self) -> Refusal:
         return Refusal(413, f"the body has more than {self.options.max_body_bytes} bytes", code="body_too_large")
@@ -197,32 +240,41 @@ class App:
             seconds = self.options.body_seconds
             raise Refusal(408, f"the body did not arrive in {seconds:g} s", code="body_too_slow") from None
 
-    def _prepared(self, body: bytes, version: Version, person: Person, deadline: float, request_id: str) -> Job:
+    def _prepared(
+        self,
+        body: bytes,
+        version: Version,
+        candidate: Candidate | None,
+        person: Person,
+        deadline: float,
+        request_id: str,
+    ) -> Job:
         """Reads a request and puts it into the queue; runs in a thread of its own.
 
         Raises:
           Refusal: it cannot be asked.
         """
         request = read_request(body, max_pictures=self.options.max_pictures)
-        named = _named(request.model, version)
+        is_canary = candidate is not None and candidate.meets(request_id)
+        if is_canary:
+            version = candidate.version
         folder = Path(tempfile.mkdtemp(prefix="hidecmoe_serve_"))
         try:
-            paths = write_pictures(request.pictures, folder, version.limits)
+            pictures = version.new_pictures()
+            paths = write_pictures(request.pictures, folder, pictures)
             record = Record(request_id, paths, request.turns, "the request")
-            tokens, longest, cut = _lengths(record, version, named)
-            shape = smallest(version.shapes, pictures=len(paths), length=longest)
-            digests = tuple(hashlib.sha256(content).hexdigest() for content in request.pictures)
-            job = Job(
-                record, version, shape, named, deadline, replace(request, pictures=()), person.name or None, digests,
-                tokens, cut,
-            )  # fmt: skip
+            asked = {"request": replace(request, pictures=()), "by": person.name or None, "pictures": pictures}
+            jobs = [job_of(record, version, deadline, is_canary=is_canary, **asked)]
+            if candidate is not None and candidate.share is None:
+                with contextlib.suppress(Refusal):  # the candidate may lack the task that is named
+                    jobs.append(job_of(record, candidate.version, deadline, is_shadow=True, **asked))
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
-        # The files are needed until the job is answered, or cancelled before it began.
-        job.outcome.add_done_callback(lambda _: shutil.rmtree(folder, ignore_errors=True))
-        self.worker.submit(job)
-        return job
+        remove_after(folder, jobs)
+        for job in jobs:
+            self.worker.submit(job)
+        return jobs[0]
 
     async def _outcome(self, job: Job, receive: Receive) -> Outcome:
         """The worker's answer.
@@ -255,44 +307,6 @@ class App:
         for event in completion.events(usage=request.usage):
             await send({"type": "http.response.body", "body": event, "more_body": True})
         await send({"type": "http.response.body", "body": b""})
-
-
-def _named(model: str, version: Version) -> str | None:
-    """The task that a model's name names; None for `auto`.
-
-    Raises:
-      Refusal: 404 for an unknown name, 410 for a retired task.
-    """
-    if model == AUTO:
-        return None
-    if model in version.assistant.retired:
-        raise Refusal(410, "this task was retired; ask auto", code="model_retired", param="model")
-    if model not in version.tasks:
-        names = ", ".join((AUTO, *version.tasks))
-        raise Refusal(404, f"no such model; there are {names}", code="model_not_found", param="model")
-    return model
-
-
-def _lengths(record: Record, version: Version, named: str | None) -> tuple[int, int, bool]:
-    """Tokens of the prompt, of the longest that it may become, and whether the gate reads only a part of the question.
-
-    Raises:
-      Refusal: 400 with the counts where that is too long, or the question cannot be written in tokens.
-    """
-    try:
-        tokens, longest = version.prompt_tokens(record, named)
-        cut = version.cuts_routing_text(record)
-    except DataError as error:
-        raise Refusal(400, f"{error.what}: {error.why}", code="not_writable", param="messages") from None
-    most = version.writing.max_length
-    if longest > most:
-        of_pictures = len(record.images) * version.patches
-        raise Refusal(
-            400, f"a prompt of {longest} tokens, {of_pictures} of them of its {len(record.images)} pictures; "
-            f"at most {most}. It is never cut: that would cut a picture or the question",
-            code="context_length_exceeded", param="messages",
-        )  # fmt: skip
-    return tokens, longest, cut
 
 
 async def _disconnected(receive: Receive) -> None:

@@ -9,6 +9,7 @@ from typing import Literal
 from hidecmoe_jax.core.errors import ConfigError
 
 Unknown = Literal["base", "refuse", "queue"]
+Rollout = Literal["take", "shadow", "canary"]
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _AT_LEAST = {
     "max_body_bytes": 1024, "max_pictures": 0, "max_waiting": 1, "batch": 1, "timeout": 0.001,
@@ -42,6 +43,8 @@ class ServeOptions:
       review_share: share of the answers, drawn at random, that a person should look at, beside unknown inputs and
         near ties.
       alarms: file of alarms (`alarms.read_alarms`).
+      rollout: what another state of the run does: it answers from now on (`take`), it answers too but for the log alone
+        (`shadow`), or it answers `canary_share` of the requests (`canary`), until an owner promotes it or goes back.
     """
 
     host: str = "127.0.0.1"
@@ -66,6 +69,8 @@ class ServeOptions:
     keep_pictures: float | None = None
     review_share: float = 0.05
     alarms: Path | None = None
+    rollout: Rollout = "take"
+    canary_share: float = 0.1
 
     def __post_init__(self):
         for name, smallest in _AT_LEAST.items():
@@ -97,6 +102,14 @@ class ServeOptions:
         self._check_log()
 
     def _check_log(self) -> None:
+        if not 0 < self.canary_share < 1:
+            raise ConfigError(
+                "--canary-share must be between 0 and 1", why=f"got {self.canary_share}", remedy="--canary-share 0.1"
+            )
+        if self.rollout == "shadow" and self.log is None:
+            raise ConfigError(
+                "--rollout shadow needs --log", why="what a shadow answers is for the log alone", remedy="--log DIR"
+            )
         if self.log is None and (self.private or self.keep_pictures is not None):
             raise ConfigError(
                 "--private and --keep-pictures say what a log holds", why="there is no --log",

@@ -7,8 +7,7 @@ import binascii
 from collections.abc import Sequence
 from pathlib import Path
 
-from hidecmoe_jax.core.errors import DataError
-from hidecmoe_jax.data.images import Limits, open_upright
+from hidecmoe_jax.data.pictures import Pictures
 from hidecmoe_jax.serve.refusal import Refusal
 
 _SCHEME = "data:"
@@ -42,23 +41,21 @@ def picture_bytes(address: str, where: str) -> bytes:
         raise Refusal(400, f"{where}: the data URL is no valid base64", code="not_base64", param=where) from None
 
 
-def write_pictures(pictures: Sequence[bytes], folder: Path, limits: Limits) -> tuple[str, ...]:
-    """Writes pictures to files of `folder` and decodes each once, after its header was checked; returns their paths.
+def write_pictures(contents: Sequence[bytes], folder: Path, pictures: Pictures) -> tuple[str, ...]:
+    """Writes pictures to files of `folder` and returns their paths.
 
-    A batch decodes them again: a damaged one must fail here, where it is alone.
+    `pictures` reads each, its header first: here, where a damaged one is alone, and not again in the batch.
 
     Raises:
       Refusal: a picture is outside the limits, of another format, or damaged.
     """
     paths = []
-    for number, content in enumerate(pictures):
+    for number, content in enumerate(contents):
         path = folder / f"picture_{number}"
         path.write_bytes(content)
-        try:
-            open_upright(path, limits=limits)
-        except DataError as error:
-            raise Refusal(
-                400, f"picture {number}: {error.what}: {error.why}", code="invalid_picture", param="messages"
-            ) from None
+        problem = pictures.read([str(path)])[str(path)].problem
+        if problem is not None:
+            why = f"picture {number}: {': '.join(map(str, problem))}"
+            raise Refusal(400, why, code="invalid_picture", param="messages")
         paths.append(str(path))
     return tuple(paths)

@@ -13,6 +13,7 @@ from hidecmoe_jax.operate.kept_pictures import KeptPictures
 from hidecmoe_jax.operate.operation import Cost, Operation
 from hidecmoe_jax.serve.completions import Completion
 from hidecmoe_jax.serve.options import ServeOptions
+from hidecmoe_jax.serve.rollout import mode_of
 from hidecmoe_jax.serve.versions import Version
 from hidecmoe_jax.serve.worker import Job, Outcome
 
@@ -50,6 +51,11 @@ class Recorder:
             ChangeEntry("version", name, after.name, why=why), after.assistant.own_matches, after.tasks
         )
 
+    def proposed(self, version: Version, share: float | None) -> None:
+        """Takes down that another state of the run stands beside the one that answers."""
+        after = {"version": version.name, "mode": mode_of(share), "share": share}
+        self.operation.add(ChangeEntry("candidate", None, after, why="the run's folder changed"))
+
     def end(self, why: str) -> None:
         """Takes the stop down."""
         self.operation.add(StopEntry(why))
@@ -69,7 +75,7 @@ class Recorder:
         """
         if self.pictures is not None:
             for job, _ in answered:
-                for path, digest in zip(job.record.images, job.pictures, strict=True):
+                for path, digest in zip(job.record.images, job.digests, strict=True):
                     self.pictures.keep(path, digest)
         self.operation.answered([(self.entry(job, outcome), _cost(job, outcome)) for job, outcome in answered])
 
@@ -82,13 +88,16 @@ class Recorder:
         same = ("task", "nearest", "fit", "score", "threshold", "second", "ahead", "refused", "queued", "milliseconds")
         return AnswerEntry(
             id=job.record.id, run=self.operation.run, base=job.version.base, version=job.version.name,
-            model=job.request.model, pictures=job.pictures, question=None if is_private else question,
+            model=job.request.model, pictures=job.digests, question=None if is_private else question,
             answer=None if is_private or outcome.reply.refused else completion.text, by=job.by,
-            sampled=self._sampled(job, outcome, details["fit"]), **{name: details[name] for name in same},
+            sampled=self._sampled(job, outcome, details["fit"]), canary=job.is_canary, shadow=job.is_shadow,
+            **{name: details[name] for name in same},
         )  # fmt: skip
 
     def _sampled(self, job: Job, outcome: Outcome, fit: str | None) -> Sampled | None:
         """Why a person should look at an answer."""
+        if job.is_shadow:
+            return None
         if fit == "unknown":
             return "unknown"
         answer = outcome.reply.answer

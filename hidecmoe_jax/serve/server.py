@@ -29,6 +29,7 @@ from hidecmoe_jax.serve.app import App
 from hidecmoe_jax.serve.kept import KeptQuestions
 from hidecmoe_jax.serve.options import ServeOptions
 from hidecmoe_jax.serve.recorder import Recorder, run_name
+from hidecmoe_jax.serve.rollout import Candidate
 from hidecmoe_jax.serve.versions import Version, open_version
 from hidecmoe_jax.serve.watch import Watcher
 from hidecmoe_jax.serve.worker import Worker
@@ -221,7 +222,12 @@ class _Service:
             self.recorder.keep_house()
 
     def _take(self, version: Version) -> None:
-        """Lets new requests meet a version, once the log says so."""
+        """Lets new requests meet a version, or makes it a candidate, once the log says so."""
+        if self.app.version is not None and self.options.rollout != "take":
+            share = self.options.canary_share if self.options.rollout == "canary" else None
+            self.recorder.proposed(version, share)
+            self.app.candidate = Candidate(version, share)
+            return
         self.recorder.changed(self.app.version, version)
         if self.app.version is None:
             self.worker.start()

@@ -18,6 +18,7 @@ from hidecmoe_jax.core.strict import plain
 from hidecmoe_jax.data.features import Features
 from hidecmoe_jax.data.images import Limits
 from hidecmoe_jax.data.media import IMAGE
+from hidecmoe_jax.data.pictures import Pictures
 from hidecmoe_jax.data.prompts import encode_question, routing_text
 from hidecmoe_jax.data.records import Record, Turn
 from hidecmoe_jax.data.tokenizer import text_ids
@@ -66,7 +67,6 @@ class Version:
       batches: sizes of batches that are compiled, smallest first.
       writing: lengths and unknown inputs, as the server was started with; answers are greedy.
       loaded: seconds since 1970.
-      base: SHA-256 of the run's base; None for a base model alone.
     """
 
     name: str
@@ -75,7 +75,6 @@ class Version:
     batches: tuple[int, ...]
     writing: Writing
     loaded: int
-    base: str | None = None
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -97,6 +96,12 @@ class Version:
     def on_several_devices(self) -> bool:
         """Whether its programs run on more than one device."""
         return self.assistant.base.layout is not None
+
+    @property
+    def base(self) -> str | None:
+        """SHA-256 of the run's base; None for a base model alone."""
+        base = self.assistant.loaded_base
+        return None if base is None else base.digest
 
     @property
     def limits(self) -> Limits:
@@ -138,18 +143,26 @@ class Version:
         _, _, lost = text_ids(tokenizer.text or tokenizer, routing_text(record), config.text_context)
         return lost > 0
 
-    def replies(self, records: Sequence[Record], shape: Shape, named: str | None = None) -> list[Reply]:
+    def new_pictures(self) -> Pictures:
+        """What reads the pictures of one request, and holds them as the vision tower takes them."""
+        config = self.assistant.config
+        return Pictures(self.limits, workers=1, square=(config.image_size, config.image_fit))
+
+    def replies(
+        self, records: Sequence[Record], shape: Shape, named: str | None = None, pictures: Pictures | None = None
+    ) -> list[Reply]:
         """Answers records in one batch of a compiled shape; which others are in it changes no answer.
 
         Args:
           named: task to answer all of them with, instead of the one that the gate chooses.
+          pictures: what has read the records' pictures; by default they are decoded here.
         """
         size = next(batch for batch in self.batches if batch >= len(records))
         writing = replace(self.writing, batch=size, bucket=shape.length, max_length=shape.length)
         run = self.assistant.run
         engine = BatchEngine(
             run.method, self.assistant.base, self.assistant.tokenizer, run.template, writing, feature_batch=size,
-            limits=self.limits, columns=shape.pictures,
+            limits=self.limits, columns=shape.pictures, pictures=pictures,
         )  # fmt: skip
         numbered = [replace(record, id=str(number)) for number, record in enumerate(records)]
         (replies,) = self.assistant.reply_batches(engine, numbered, named=named)
@@ -169,13 +182,16 @@ class Version:
                         self.replies([record] * size, shape, self.tasks[0])
 
 
-def open_version(path: Path, options: ServeOptions) -> Version:
+def open_version(path: Path, options: ServeOptions, beside: Version | None = None) -> Version:
     """Loads a run or a base model for serving.
+
+    Args:
+      beside: a version that is in memory already; its base model is used where this one needs the same.
 
     Raises:
       CheckpointError: as `assistant.load`; the run does not stay as it is.
     """
-    name, assistant = _settled(path)
+    name, assistant = _settled(path, None if beside is None else beside.assistant)
     written = assistant.run.evaluate.writing
     new_tokens = options.max_new_tokens or written.max_new_tokens
     unknown = "base" if options.unknown == "base" else "refuse"
@@ -186,15 +202,14 @@ def open_version(path: Path, options: ServeOptions) -> Version:
     shapes = shapes_of(**most, longest=longest, multiple=written.bucket)
     batches = (1, options.batch) if options.batch > 1 else (1,)
     writing = replace(writing, max_length=longest)
-    base = None if assistant.folder is None else read_run(path)["identity"]["base"]
-    return Version(name, assistant, shapes, batches, writing, int(time.time()), base)
+    return Version(name, assistant, shapes, batches, writing, int(time.time()))
 
 
-def _settled(path: Path) -> tuple[str, Assistant]:
+def _settled(path: Path, beside: Assistant | None) -> tuple[str, Assistant]:
     """The run in memory with the name of its state, which did not change while it was read."""
     for _ in range(_ATTEMPTS):
         name = state_of(path)
-        assistant = load(path)
+        assistant = load(path, beside=beside)
         if state_of(path) == name:
             return name, assistant
     raise CheckpointError(

@@ -16,7 +16,7 @@ from hidecmoe_jax.serve.options import ServeOptions
 from hidecmoe_jax.serve.versions import Version, open_version, state_of
 from hidecmoe_jax.storage.lock import holder_lives
 
-Opener = Callable[[Path, ServeOptions], Version]
+Opener = Callable[[Path, ServeOptions, Version | None], Version]
 
 
 class Watcher:
@@ -39,6 +39,7 @@ class Watcher:
         self.folder = run
         self.options = options
         self.current: str | None = None
+        self._version: Version | None = None
         self._computing = computing
         self._take = take
         self._open = opener
@@ -50,11 +51,13 @@ class Watcher:
         Raises:
           HidecmoeError: it cannot be loaded.
         """
-        version = self._open(self.folder, self.options)
+        # The base of the one that answers is used again: two versions need no second copy of it.
+        version = self._open(self.folder, self.options, self._version)
         alone = self._computing if version.on_several_devices else contextlib.nullcontext()
         with alone:
             version.warm_up()
         self.current = version.name
+        self._version = version
         self._take(version)
         return version
 
@@ -77,7 +80,8 @@ class Watcher:
             say(f"the run as it is now cannot be served, version {self.current} goes on answering: {reason}")
             return
         self._refused = None
-        say(f"version {version.name} answers from now on: {', '.join(version.tasks)}")
+        role = "answers from now on" if self.options.rollout == "take" else f"is a {self.options.rollout} from now on"
+        say(f"version {version.name} {role}: {', '.join(version.tasks)}")
 
     def watch(self, ended: threading.Event) -> None:
         """Looks at the folder until `ended`."""

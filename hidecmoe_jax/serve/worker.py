@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
+from hidecmoe_jax.data.pictures import Pictures
 from hidecmoe_jax.data.records import Record
 from hidecmoe_jax.runs.replies import Reply
 from hidecmoe_jax.runs.status import say
@@ -17,6 +18,7 @@ from hidecmoe_jax.serve.refusal import Refusal
 from hidecmoe_jax.serve.shapes import Shape
 from hidecmoe_jax.serve.versions import Version
 
+SHADOWS = 256  # answers for the log alone that may wait
 FAILURES = 3  # failed batches in a row after which the server is not ready
 
 
@@ -45,9 +47,11 @@ class Job:
       deadline: time of the monotonic clock after which nobody waits any more.
       request: what the client sent, without the pictures' bytes.
       by: name of who asks; None on a server without tokens.
-      pictures: SHA-256 of the bytes of each picture.
+      pictures: the question's pictures, decoded.
       prompt_tokens: with the pictures' tokens.
       routing_text_cut: whether the gate reads only the beginning of the question.
+      is_canary: the version is one that only a share of requests meets.
+      is_shadow: the answer is for the log alone; it waits behind all others and may be dropped.
       outcome: the reply, or a `Refusal`.
     """
 
@@ -58,11 +62,18 @@ class Job:
     deadline: float
     request: ChatRequest
     by: str | None
-    pictures: tuple[str, ...]
+    pictures: Pictures
     prompt_tokens: int
     routing_text_cut: bool
+    is_canary: bool = False
+    is_shadow: bool = False
     arrived: float = field(default_factory=time.monotonic)
     outcome: Future[Outcome] = field(default_factory=Future)
+
+    @property
+    def digests(self) -> tuple[str, ...]:
+        """SHA-256 of the bytes of each picture."""
+        return tuple(self.pictures.digest(path) for path in self.record.images)
 
     def may_join(self, other: Job) -> bool:
         """Whether both can be rows of one batch."""
@@ -94,6 +105,7 @@ class Worker:
         self.failed = 0
         self.running = 0
         self._waiting: deque[Job] = deque()
+        self._shadows: deque[Job] = deque()
         self._changed = threading.Condition()
         self._is_stopped = False
         self._thread = threading.Thread(target=self._run, name="answers", daemon=True)
@@ -103,17 +115,23 @@ class Worker:
         self._thread.start()
 
     def submit(self, job: Job) -> None:
-        """Adds a job to the queue."""
+        """Adds a job to its queue; a shadow is dropped where too many wait."""
         with self._changed:
-            self._waiting.append(job)
-            self._changed.notify()
+            queue = self._shadows if job.is_shadow else self._waiting
+            is_dropped = job.is_shadow and len(queue) >= SHADOWS
+            if not is_dropped:
+                queue.append(job)
+                self._changed.notify()
+        if is_dropped:
+            job.outcome.cancel()
 
     def stop(self, seconds: float) -> bool:
         """Ends the thread after the batch at hand; returns whether it ended in time. Waiting jobs are refused."""
         with self._changed:
             self._is_stopped = True
-            left = list(self._waiting)
+            left = [*self._waiting, *self._shadows]
             self._waiting.clear()
+            self._shadows.clear()
             self._changed.notify()
         for job in left:
             if job.outcome.set_running_or_notify_cancel():
@@ -141,15 +159,19 @@ class Worker:
     def _next_batch(self) -> list[Job]:
         """The oldest job and those that may join it; nothing once the thread is to end."""
         with self._changed:
-            self._changed.wait_for(lambda: self._waiting or self._is_stopped)
-            if self.wait and len(self._waiting) < self.batch and not self._is_stopped:
+            self._changed.wait_for(lambda: self._waiting or self._shadows or self._is_stopped)
+            if self.wait and self._waiting and len(self._waiting) < self.batch and not self._is_stopped:
                 self._changed.wait_for(lambda: len(self._waiting) >= self.batch or self._is_stopped, self.wait)
             if self._is_stopped:
                 return []
-            oldest = self._waiting[0]
-            chosen = [job for job in self._waiting if job.may_join(oldest)][: self.batch]
+            # Shadows are answered when nobody waits.
+            queue = self._waiting or self._shadows
+            oldest = queue[0]
+            chosen = [job for job in queue if job.may_join(oldest)][: self.batch]
             taken = set(map(id, chosen))
-            self._waiting = deque(job for job in self._waiting if id(job) not in taken)
+            left = [job for job in queue if id(job) not in taken]
+            queue.clear()
+            queue.extend(left)
             return chosen
 
     def _answer(self, jobs: list[Job]) -> None:
@@ -171,7 +193,8 @@ class Worker:
         for job in wanted:
             if len(wanted) > 1 and self._try([job], began):
                 continue
-            self.failed += 1
+            # What nobody waits for says nothing about the server.
+            self.failed += not job.is_shadow
             job.outcome.set_exception(
                 Refusal(503, "this request could not be computed", code="not_computed", retry_after=1)
             )
@@ -181,7 +204,8 @@ class Worker:
         first = jobs[0]
         try:
             with self.computing:
-                replies = first.version.replies([job.record for job in jobs], first.shape, first.named)
+                pictures = Pictures.joined([job.pictures for job in jobs])
+                replies = first.version.replies([job.record for job in jobs], first.shape, first.named, pictures)
         # Whatever it is (memory, a damaged picture), the thread goes on with the next batch.
         except Exception as error:
             self.report(error)
@@ -197,7 +221,7 @@ class Worker:
 
     def _outcome(self, job: Job, reply: Reply, began: float) -> Outcome | None:
         """The outcome of a reply; a refused question is kept before, where they are. None where that failed."""
-        is_kept = reply.refused and self._keep is not None
+        is_kept = reply.refused and self._keep is not None and not job.is_shadow
         if is_kept:
             try:
                 self._keep(job.record)

@@ -15,6 +15,7 @@ from hidecmoe_jax.core import trees
 from hidecmoe_jax.core.errors import CheckpointError, ConfigError, DataError
 from hidecmoe_jax.data.images import load as load_picture
 from hidecmoe_jax.data.images import normalise
+from hidecmoe_jax.data.pictures import Pictures
 from hidecmoe_jax.methods.gates.anchors import NamedGate
 from hidecmoe_jax.models.llava import Prompt, logits, vision_features
 from hidecmoe_jax.runs import evaluation
@@ -247,3 +248,32 @@ def test_served_answers_are_those_of_ask_whoever_else_is_in_the_batch(run, world
             assert run.tokenizer.decode_whole(reply.answer.tokens).strip() == reply.text
     (named,) = version.replies(asked[:1], version.shapes[0], "fish")
     assert named.text == run.answer(pictures[0], texts[0], named="fish").text
+
+
+def test_a_picture_of_a_request_is_decoded_once(run, world, tmp_path):
+    """What was read when the request came is what its batch sees: the file may be anything by then."""
+    version = Version("first", run, (Shape(2, 96),), (4,), replace(run.run.evaluate.writing, max_length=96), 0)
+    path = tmp_path / "picture.png"
+    shutil.copyfile(picture(world, 1), path)
+    first, second = version.new_pictures(), version.new_pictures()
+    assert first.read([str(path)])[str(path)].problem is None
+    second.read([picture(world, 2)])
+    path.write_bytes(b"no picture any more")
+    asked = records_of([[str(path)], [picture(world, 2)]], [question(1), question(2)])
+    replies = version.replies(asked, version.shapes[0], pictures=Pictures.joined([first, second]))
+    expected = run.replies([picture(world, 1), picture(world, 2)], [question(1), question(2)])
+    assert [reply.text for reply in replies] == [reply.text for reply in expected]
+    with pytest.raises(DataError):
+        version.replies(asked, version.shapes[0])
+
+
+def test_two_states_of_a_run_share_one_base(run, world, base):
+    again = load(world[2], beside=run)
+    assert again.base is run.base and again.serving is not run.serving
+    before = load(world[2], task=1, beside=run)
+    assert before.base is run.base and before.tasks == run.tasks[:1]
+    assert load(world[2], beside=base).base is not base.base, "its digest is not known"
+    other = replace(run, loaded_base=replace(run.loaded_base, digest="0" * 64))
+    assert load(world[2], beside=other).base is not run.base
+    expected = run.answer(picture(world, 1), question(1))
+    assert again.answer(picture(world, 1), question(1)).text == expected.text

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from PIL import Image
 
 from hidecmoe_jax.data.images import Limits
+from hidecmoe_jax.data.pictures import Pictures
 from hidecmoe_jax.evaluate.answer import Answer, Finding, Writing
 from hidecmoe_jax.evaluate.fit import Fit
 from hidecmoe_jax.operate.operation import Operation
@@ -78,7 +79,10 @@ class FakeVersion:
     def cuts_routing_text(self, record):
         return len(record.turns[0].question) > 100
 
-    def replies(self, records, shape, named=None):
+    def new_pictures(self):
+        return Pictures(self.limits, workers=1)
+
+    def replies(self, records, shape, named=None, pictures=None):
         if self.before is not None:
             self.before(records)
         self.asked.append((records, shape, named))
@@ -106,7 +110,7 @@ class Client:
         self.worker.report = self.errors.append
         self.worker.start()
         clocked = {} if clock is None else {"clock": clock}
-        operation = operation or Operation("birds")
+        self.operation = operation = operation or Operation("birds")
         self.app = App(self.options, self.worker, Access(people, rate=self.options.rate, **clocked), operation)
         self.app.version = version
 

@@ -30,7 +30,7 @@ def wait(records):
     while "wait" in records[0].turns[0].question and not Path("opened").exists():
         time.sleep(0.01)
 
-server.open_version = lambda run, options: FakeVersion(before=wait)
+server.open_version = lambda run, options, beside: FakeVersion(before=wait)
 server._require_model = lambda run: None
 server.serve_run("run", ServeOptions(port=0, drain_seconds=30, poll_seconds=1000))
 print("left in order")

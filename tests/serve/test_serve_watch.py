@@ -67,7 +67,8 @@ def watched(run):
     """A watcher, the versions that it took, and what its next loading raises."""
     taken, errors = [], []
 
-    def opened(path, options):
+    def opened(path, options, beside):
+        assert beside is (taken[-1] if taken else None), "its base is used again"
         if errors:
             raise errors.pop()
         return FakeVersion(name=state_of(path))
