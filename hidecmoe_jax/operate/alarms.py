@@ -214,7 +214,7 @@ class Alarms:
         """The alarms that begin or end now.
 
         Args:
-          drift: evidence of a change by task.
+          drift: deviation by task, 1 is the limit.
           pending: answers that wait for a person.
           now: seconds since 1970.
         """

@@ -1,65 +1,86 @@
-"""Drift of a task's inputs against its own test questions, by a sequential test with a stated rate of false alarms.
+"""Drift of a task's inputs against its own test questions, by rank tests with a stated rate of false alarms.
 
-Each answer's score is ranked among all scores of its task so far, the own test questions first. While nothing changes
-these ranks, as fractions, are independent and uniform (conformal p-values: Vovk et al., Testing exchangeability
-on-line, ICML 2003), whatever the scores are and however few the test questions. Bets against that are accumulated
-since every possible time of a change (Shiryaev-Roberts e-detectors: Shin, Ramdas and Rinaldo, E-detectors, 2022), which
-bounds the rate of false alarms without any model of the scores. Margins over the next task are tested the same way.
+The last answers of a task, in windows of several lengths, are compared with everything before them, the task's own test
+questions first, by the rank-sum test of Wilcoxon, Mann and Whitney: scores, and margins over the next task.
+Ranks do not depend on what scores a gate gives. Each test may be wrong with a probability that is the stated rate,
+divided by the number of tests that are made; an expected number of false alarms adds up over tests whether or not they
+depend on each other. Short windows find a large change soon, long ones a small change at all.
 """
 
 from __future__ import annotations
 
-import bisect
 import hashlib
-import math
+from collections import deque
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from scipy.stats import norm
 
 from hidecmoe_jax.operate.entries import AnswerEntry
 from hidecmoe_jax.runs.replies import OwnMatches
 
-FALSE_ALARM_EVERY = 10_000  # answers of a task, on average
-MOST_RANKED = 100_000  # scores that are kept for ranks; later ones are ranked among these
-# Bets pay e * p^(e - 1) where the fraction is p: small e wait for few very low ranks, large e for many rather low ones.
-_BETS = np.array([0.2, 0.4, 0.6, 0.8])
+FALSE_ALARM_EVERY = 10_000  # answers of a task, on average, at least
+WINDOWS = (10, 25, 50, 100, 200, 400, 800)
+REFERENCE = 2_000  # values that are never forgotten, so that a slow change does not become what is usual
+EVERY = 5  # answers between two tests
+LEAST = 20  # values before a window: fewer say nothing
 
 
 class RankDetector:
-    """Sequential test of whether values are still like earlier ones.
+    """Tests whether the last values are still like those before.
 
     Args:
       reference: values from before.
-      limit: answers between two false alarms, on average, at least.
+      false_alarm_every: values between two false alarms, on average, at least.
+
+    Attributes:
+      level: the largest deviation of a window at the last test, in units of the limit: from 1 on it is an alarm.
     """
 
-    def __init__(self, reference: Sequence[float], limit: float):
-        self._sorted = sorted(reference)
-        self._limit = limit
-        # Evidence for a change to lower and to higher values, one number a bet.
-        self._evidence = np.zeros((2, len(_BETS)))
-
-    @property
-    def level(self) -> float:
-        """Evidence of a change on a scale from 0, none, to 1, an alarm, and on."""
-        evidence = float(self._evidence.mean())
-        return max(0.0, math.log(evidence) / math.log(self._limit)) if evidence > 0 else 0.0
+    def __init__(self, reference: Sequence[float], false_alarm_every: float):
+        # With a draw beside every value there are no ties.
+        draws = np.random.default_rng(0).random(len(reference))
+        self._first = list(zip(reference, draws, strict=True))[:REFERENCE]
+        self._last: deque[tuple[float, float]] = deque()
+        self._unseen = 0
+        wrong = EVERY / ((len(WINDOWS) + 1) * false_alarm_every)
+        self._limit = float(norm.isf(wrong / 2))
+        self.level = 0.0
 
     def observe(self, value: float, draw: float) -> None:
-        """Ranks a value among the earlier ones and bets on it.
+        """Takes a value.
 
         Args:
           draw: uniform in 0..1, which breaks ties.
         """
-        below = bisect.bisect_left(self._sorted, value)
-        equal = bisect.bisect_right(self._sorted, value) - below
-        fraction = (below + draw * (equal + 1)) / (len(self._sorted) + 1)
-        # A product of two numbers of the machine may be 0, which would pay without end.
-        low_and_high = np.clip([fraction, 1 - fraction], 1e-9, 1.0)
-        paid = _BETS * low_and_high[:, None] ** (_BETS - 1)
-        self._evidence = (self._evidence + 1) * paid
-        if len(self._sorted) < MOST_RANKED:
-            self._sorted.insert(below, value)
+        self._last.append((value, draw))
+        if len(self._last) > WINDOWS[-1]:
+            oldest = self._last.popleft()
+            # Nothing is learned while an alarm rings: a change that lasts must not become what is usual.
+            if len(self._first) < REFERENCE and self.level < 1:
+                self._first.append(oldest)
+        self._unseen += 1
+        if self._unseen == EVERY:
+            self._unseen = 0
+            self.level = self._largest() / self._limit
+
+    def _largest(self) -> float:
+        """The largest absolute deviation over windows, in standard deviations."""
+        values_N2 = np.array([*self._first, *self._last])
+        count = len(values_N2)
+        rank_N = np.empty(count)
+        rank_N[np.lexsort((values_N2[:, 1], values_N2[:, 0]))] = np.arange(1, count + 1)
+        sums = np.cumsum(rank_N[::-1])
+        largest = 0.0
+        # All that came since the reference is a window too, as long as it is shorter than the longest one.
+        for window in (*WINDOWS, len(self._last)):
+            before = count - window
+            if not 0 < window <= len(self._last) or before < LEAST:
+                continue
+            mean = window * (count + 1) / 2
+            spread = np.sqrt(window * before * (count + 1) / 12)
+            largest = max(largest, abs(sums[window - 1] - mean) / spread)
+        return float(largest)
 
 
 class Drift:
@@ -76,8 +97,8 @@ class Drift:
             values = {"score": of_task.scores, "ahead": of_task.margins}
             used = {name: each for name, each in values.items() if each}
             # The rates of two tests add up.
-            limit = false_alarm_every * len(used)
-            self._tests[task] = {name: RankDetector(each, limit) for name, each in used.items()}
+            every = false_alarm_every * len(used)
+            self._tests[task] = {name: RankDetector(each, every) for name, each in used.items()}
 
     def observe(self, answer: AnswerEntry) -> None:
         """Takes an answer for which the gate compared the question with the tasks."""
@@ -91,7 +112,7 @@ class Drift:
 
     @property
     def levels(self) -> dict[str, float]:
-        """Evidence of a change by task: 0 none, from 1 on an alarm."""
+        """Deviation by task, in units of the limit: from 1 on it is an alarm."""
         return {task: max(test.level for test in tests.values()) for task, tests in self._tests.items()}
 
 

@@ -64,7 +64,7 @@ class Metrics:
             "hidecmoe_review", "Decisions of people about answers.", ("decision",), registry=registry
         )
         self._drift = Gauge(
-            "hidecmoe_drift", "Evidence that a task's inputs have changed: 0 none, 1 an alarm.", ("task",),
+            "hidecmoe_drift", "How far a task's inputs are from its test questions, 1: an alarm.", ("task",),
             registry=registry,
         )  # fmt: skip
         self._text_cut = Counter(
@@ -116,7 +116,7 @@ class Metrics:
         """Everything in Prometheus' text form, with the numbers that hold now.
 
         Args:
-          drift: evidence of a change by task.
+          drift: deviation by task, 1 is the limit.
           rings: whether an alarm rings, by its name and task.
         """
         self._running.set(running)
