@@ -35,6 +35,10 @@ LAZY = {
     "qwix",
     "pyarrow",
     "uvicorn",
+    "tensorboardX",
+    "wandb",
+    "mlflow",
+    "trackio",
 }
 NEVER = {"pickle", "dill", "cloudpickle", "marshal", "shelve", "torch", "tensorflow"}
 # Commands that need no JAX ask it how many processes there are, so it imports JAX only where it is used.

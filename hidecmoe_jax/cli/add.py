@@ -9,7 +9,17 @@ from tyro.conf import Positional, arg
 
 import hidecmoe_jax as hj
 from hidecmoe_jax.cli.terminal import print_text
-from hidecmoe_jax.cli.words import Assignments, Folders, Number, Run, TaskFolder, WholeNumber, joined, read_scale
+from hidecmoe_jax.cli.words import (
+    Assignments,
+    Folders,
+    Number,
+    Run,
+    TaskFolder,
+    Trackers,
+    WholeNumber,
+    joined,
+    read_scale,
+)
 from hidecmoe_jax.core import processes
 from hidecmoe_jax.core.errors import ConfigError
 
@@ -23,6 +33,7 @@ def add(
     rate: Number = None,
     redo: bool = False,
     status_minutes: float = 5.0,
+    track: Trackers = (),
     gates: Annotated[Path | None, arg(metavar="FILE")] = None,
     force: bool = False,
     by: Annotated[str | None, arg(metavar="NAME")] = None,
@@ -50,6 +61,7 @@ def add(
       rate: learning rate for this task; by default that of the run.
       redo: learn the last task of the run again, from this folder.
       status_minutes: minutes between two lines about the progress where there is no terminal; 0 for none.
+      track: tensorboard, wandb, mlflow or trackio, as in `hidecmoe run`. (repeatable)
       gates: YAML file of what the old tasks may lose, what the new one must reach, and further sets (docs/operate.md).
       force: commit past gates that are not passed; needs --by and --reason, which gates.json of the run records.
       by: who answers for it.
@@ -66,6 +78,7 @@ def add(
         rate=rate,
         redo=redo,
         status_minutes=status_minutes,
+        track=joined(track),
         tasks=joined(tasks),
         scale=read_scale(sets),
         gating=gating,

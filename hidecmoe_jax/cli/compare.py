@@ -9,7 +9,7 @@ from tyro.conf import Positional, arg
 
 import hidecmoe_jax as hj
 from hidecmoe_jax.cli.terminal import print_text
-from hidecmoe_jax.cli.words import Assignments, Folders, confirm_overwrite, read_config
+from hidecmoe_jax.cli.words import Assignments, Folders, Trackers, confirm_overwrite, joined, read_config
 from hidecmoe_jax.core.paths import find_config
 from hidecmoe_jax.runs.start import check_comparison
 
@@ -27,6 +27,7 @@ def compare(
     sets: Assignments = (),
     yes: bool = False,
     status_minutes: float = 5.0,
+    track: Trackers = (),
 ) -> None:
     """Run several configs on the same stream and write one report that shows them side by side.
 
@@ -46,6 +47,7 @@ def compare(
       sets: config values that replace those of every file, such as tune.epochs=2.
       yes: do not ask before overwriting.
       status_minutes: minutes between two lines about the progress where there is no terminal; 0 for none.
+      track: tensorboard, wandb, mlflow or trackio, as in `hidecmoe run`. (repeatable)
     """
     # Every name is looked up before the first config is loaded, which imports JAX.
     paths = [find_config(name) for name in configs]
@@ -63,6 +65,7 @@ def compare(
         full_matrix=full_matrix,
         budget=size,
         status_minutes=status_minutes,
+        track=joined(track),
     )
     print_text("\n".join(hj.outcome_lines(folder)))
     print_text(f"report: {folder / 'report.html'}")

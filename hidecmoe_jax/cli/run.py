@@ -9,7 +9,16 @@ from tyro.conf import arg
 
 import hidecmoe_jax as hj
 from hidecmoe_jax.cli.terminal import print_text
-from hidecmoe_jax.cli.words import Assignments, Config, Folder, Folders, confirm_overwrite, read_config
+from hidecmoe_jax.cli.words import (
+    Assignments,
+    Config,
+    Folder,
+    Folders,
+    Trackers,
+    confirm_overwrite,
+    joined,
+    read_config,
+)
 from hidecmoe_jax.core import processes
 from hidecmoe_jax.core.errors import ConfigError
 from hidecmoe_jax.core.paths import find_config
@@ -30,6 +39,7 @@ def run(
     allow_config_change: Annotated[str, arg(metavar="PATH,...")] = "",
     on_corrupt: Literal["refuse", "previous"] = "refuse",
     status_minutes: float = 5.0,
+    track: Trackers = (),
     dry_run: bool = False,
     target: Annotated[str | None, arg(metavar="MACHINE")] = None,
 ) -> int:
@@ -39,6 +49,7 @@ def run(
       $ hidecmoe run configs/pocket/hide.yaml --out runs/hide
       $ hidecmoe run configs/pocket/hide.yaml --tasks my/birds my/charts --set tune.epochs=2
       $ hidecmoe run configs/pocket/hide.yaml --out runs/hide --resume
+      $ hidecmoe run configs/pocket/hide.yaml --out runs/hide --track tensorboard
       $ hidecmoe run configs/pocket/hide.yaml --dry-run
 
     Args:
@@ -54,6 +65,8 @@ def run(
       allow_config_change: with --resume, fields that may differ from before, as the refusal names them.
       on_corrupt: with --resume and a damaged newest checkpoint: refuse, or continue from the previous one.
       status_minutes: minutes between two lines about the progress where there is no terminal; 0 for none.
+      track: tensorboard, wandb, mlflow or trackio, which get the training curve besides metrics.jsonl; on this machine
+        alone, unless their own variables say otherwise (docs/tracking.md). (repeatable)
       dry_run: train and write nothing: say what is missing on disk, and how long a run takes and how much memory; exit
         code 3 where data is missing, 4 where the base is, 6 where it does not fit.
       target: with --dry-run, the machine to plan for, as in `hidecmoe plan`.
@@ -85,6 +98,7 @@ def run(
         allow=allow,
         on_corrupt=on_corrupt,
         status_minutes=status_minutes,
+        track=joined(track),
     )
     if processes.is_first():
         print_text("\n".join(hj.outcome_lines(folder)))

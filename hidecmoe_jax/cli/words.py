@@ -15,6 +15,7 @@ import hidecmoe_jax as hj
 from hidecmoe_jax.core.errors import ConfigError
 from hidecmoe_jax.core.paths import find_config
 from hidecmoe_jax.data.prepared import place
+from hidecmoe_jax.runs.trackers import Name
 
 
 def _number(kind: Callable[[str], float], words: str, metavar: str) -> PrimitiveConstructorSpec:
@@ -50,6 +51,7 @@ Json = Annotated[bool, arg(name="json")]
 # Both `--set seeds=[0] capacity=4` and `--set seeds=[0] --set capacity=4` are natural: every mention adds values.
 Folders = Annotated[UseAppendAction[tuple[tuple[TaskFolder, ...], ...]], arg(metavar="DIR ...")]
 Assignments = Annotated[UseAppendAction[tuple[tuple[str, ...], ...]], arg(name="set", metavar="PATH=VALUE ...")]
+Trackers = Annotated[UseAppendAction[tuple[tuple[Name, ...], ...]], arg(metavar="TRACKER ...")]
 
 
 def joined(groups: Iterable[tuple]) -> tuple:

@@ -7,8 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from collections.abc import Iterator
 from typing import Literal
+
+from tqdm import tqdm
+
+from hidecmoe_jax.core import processes
+from hidecmoe_jax.core.printable import printable
 
 VARIABLE = "HIDECMOE_VERBOSITY"
 Level = Literal["quiet", "verbose"]
@@ -37,3 +43,13 @@ def is_quiet() -> bool:
 def is_verbose() -> bool:
     """Whether progress is printed as lines, often, also on a terminal."""
     return os.environ.get(VARIABLE) == "verbose"
+
+
+def say(text: str) -> None:
+    """Prints one line for the user above any progress bar; of several processes the first one does.
+
+    With `--quiet` only warnings are printed.
+    """
+    is_wanted = not is_quiet() or text.startswith("warning")
+    if is_wanted and processes.is_first():
+        tqdm.write(printable(text), file=sys.stderr)

@@ -248,6 +248,11 @@ class SeedFolder(CellsFolder):
         return self.path / "metrics.jsonl"
 
     @property
+    def trackers(self) -> Path:
+        """What trackers besides the training curve have written."""
+        return self.path / "trackers"
+
+    @property
     def wording(self) -> Path:
         """Routing of test questions in other wordings."""
         return self.path / "wording.json"

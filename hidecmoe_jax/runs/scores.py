@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from hidecmoe_jax.runs.trackers import Tracker
 from hidecmoe_jax.storage import seal
 
 
@@ -50,10 +51,17 @@ class Cells:
 
 @dataclass
 class Curve:
-    """The lines of `metrics.jsonl`: one a step, with `at` = (lesson, place of the stage, step) and its numbers."""
+    """The lines of `metrics.jsonl`: one a step, with `at` = (lesson, place of the stage, step) and its numbers.
+
+    Attributes:
+      trackers: get every line that was written; `begin` starts them.
+      count: number of lines that were written, once trackers have begun.
+    """
 
     path: Path
-    pending: list[str] = field(default_factory=list)
+    trackers: tuple[Tracker, ...] = ()
+    pending: list[dict[str, Any]] = field(default_factory=list)
+    count: int = 0
 
     @cached_property
     def _file(self) -> seal.Growing:
@@ -61,14 +69,27 @@ class Curve:
 
     def add(self, line: dict[str, Any]) -> None:
         """Queues a line for the next `flush`."""
-        self.pending.append(json.dumps(line))
+        self.pending.append(line)
+
+    def begin(self) -> None:
+        """Shows the trackers the lines so far."""
+        if not self.trackers:
+            return
+        lines = self.read()
+        self.count = len(lines)
+        for tracker in self.trackers:
+            tracker.start(lines)
 
     def flush(self) -> None:
         """Writes what is pending, durably."""
         if not self.pending:
             return
-        text = "\n".join(self.pending) + "\n"
+        text = "".join(json.dumps(line) + "\n" for line in self.pending)
         self._file.append(text.encode())
+        for number, line in enumerate(self.pending, self.count):
+            for tracker in self.trackers:
+                tracker.log(number, line)
+        self.count += len(self.pending)
         self.pending.clear()
 
     def read(self) -> list[dict[str, Any]]:
@@ -78,7 +99,10 @@ class Curve:
     def rewind(self, at: tuple[int, int, int]) -> None:
         """Drops the lines from (lesson, stage, step) `at` on."""
         self.pending.clear()
-        earlier = [line for line in self.read() if tuple(line["at"]) < at]
+        written = self.read()
+        earlier = [line for line in written if tuple(line["at"]) < at]
         lines = [json.dumps(line) + "\n" for line in earlier]
         text = "".join(lines)
         seal.write_bytes(self.path, text.encode(), grows=True)
+        if len(earlier) < len(written):
+            self.begin()

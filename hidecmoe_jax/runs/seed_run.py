@@ -6,6 +6,7 @@ continuing after a finished lesson are one path. Everything that happens to expe
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Sequence
@@ -33,6 +34,7 @@ from hidecmoe_jax.runs.rows import Rows
 from hidecmoe_jax.runs.scores import Cells, Curve
 from hidecmoe_jax.runs.session import Session
 from hidecmoe_jax.runs.status import MINUTES, say
+from hidecmoe_jax.runs.trackers import require_trackers, trackers_of
 from hidecmoe_jax.runs.watching import StageMonitor
 from hidecmoe_jax.runs.worded import write_wordings
 from hidecmoe_jax.storage.signals import Stop
@@ -52,6 +54,7 @@ class Options:
       allow: config fields that may differ from those the run was started with.
       on_corrupt: what to do about a damaged checkpoint within a task, `refuse` or `previous`.
       status_minutes: between two lines about the progress, where standard error is no terminal; 0 for none.
+      track: trackers that get the training curve besides `metrics.jsonl`.
     """
 
     resume: bool = False
@@ -60,8 +63,10 @@ class Options:
     allow: tuple[str, ...] = ()
     on_corrupt: str = "refuse"
     status_minutes: float = MINUTES
+    track: tuple[str, ...] = ()
 
     def __post_init__(self):
+        require_trackers(self.track)
         if not 0 <= self.status_minutes < math.inf:
             raise ConfigError(
                 "minutes between two lines cannot be negative", where="--status-minutes",
@@ -106,6 +111,11 @@ class SeedRun:
     options: Options
     stop: Stop
 
+    @functools.cached_property
+    def curve(self) -> Curve:
+        """The training curve, with its trackers."""
+        return Curve(self.folder.metrics, trackers_of(self.options.track, self.folder))
+
     @property
     def ledger(self) -> Ledger:
         """Finished lessons."""
@@ -126,6 +136,7 @@ class SeedRun:
             say(f"capacity grows from {config.capacity} to {slots} experts; programs compile once more")
         self.ledger.clean()
         archive = self.ledger.archive()
+        self.curve.begin()
         self.session.status.place = self._place("before the first task")
         self.rows.evaluate(0, archive)
         for number, lesson in enumerate(self.lessons):
@@ -136,12 +147,22 @@ class SeedRun:
                 archive.append(groups)
                 clear_checkpoints(self.folder)
             self.rows.evaluate(number + 1, archive)
+        self._finish_trackers()
         is_first_seed = self.seed == config.seeds[0]
         # The report shows the variants of the first seed alone.
         if config.evaluate.variants and is_first_seed:
             self.rows.evaluate_variants(archive)
         if config.evaluate.wording:
             write_wordings(self.session, self.folder, archive, self.seed)
+
+    def _finish_trackers(self) -> None:
+        """Gives the scores of all rows to the trackers."""
+        scores = {}
+        for row, cells in Cells(self.folder.cells).read().items():
+            measured = {task: cell.get("score") for task, cell in cells.items()}
+            scores[row] = {task: score for task, score in measured.items() if score is not None}
+        for tracker in self.curve.trackers:
+            tracker.finish(scores)
 
     def _place(self, text: str) -> str:
         """Where the run is, for the user; seeds are counted where there are several."""
@@ -231,7 +252,7 @@ class SeedRun:
                 stage_checkpoints(self.folder).save(place, trees.flatten(learner), meta=about)
             since = time.monotonic()
         self._verify(learner, held, name)
-        curve = Curve(self.folder.metrics).read()
+        curve = self.curve.read()
         facts = self._facts(lesson, setup) | {
             "seconds": round(time.monotonic() - start, 3),
             "stages": took,
@@ -296,10 +317,11 @@ class SeedRun:
     def _monitor(self, setup: LessonSetup, data: list[list[str]], place: int, tune: TrainConfig) -> StageMonitor:
         """The observer of the training stage at a place of a lesson."""
         progress = step_checkpoints(self.folder)
-        curve = Curve(self.folder.metrics)
         at = (setup.number, place)
         status = self.session.status
-        return StageMonitor(progress, curve, self.stop, tune, setup.name, at, data, self.options.on_corrupt, status)
+        return StageMonitor(
+            progress, self.curve, self.stop, tune, setup.name, at, data, self.options.on_corrupt, status
+        )
 
     def _order(self, number: int, place: int) -> int:
         """Seed of the draws of a stage: a function of the run's seed, the lesson and the place alone."""

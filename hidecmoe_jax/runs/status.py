@@ -15,22 +15,13 @@ from tqdm import tqdm
 
 from hidecmoe_jax.core import processes, verbosity
 from hidecmoe_jax.core.printable import printable
+from hidecmoe_jax.core.verbosity import say
 from hidecmoe_jax.data.ahead import Waited
 
 MINUTES = 5.0
 VERBOSE_MINUTES = 1 / 6
 FIRST_MINUTES = 0.5  # until the first line after that of the start
 DELAY = 2.0  # seconds that a loop takes before its bar is drawn: shorter ones would flash
-
-
-def say(text: str) -> None:
-    """Prints one line for the user above any progress bar; of several processes the first one does.
-
-    With `--quiet` only warnings are printed.
-    """
-    is_wanted = not verbosity.is_quiet() or text.startswith("warning")
-    if is_wanted and processes.is_first():
-        tqdm.write(printable(text), file=sys.stderr)
 
 
 @dataclass

@@ -30,6 +30,7 @@ from hidecmoe_jax.runs.seed_run import Options, SeedRun
 from hidecmoe_jax.runs.session import Session, open_session, say_notes, session_facts
 from hidecmoe_jax.runs.start import check_start, evaluating, require_folders
 from hidecmoe_jax.runs.status import MINUTES, Status, say
+from hidecmoe_jax.runs.trackers import require_trackers
 from hidecmoe_jax.runs.writing import change_run, gone_on, writing
 from hidecmoe_jax.storage.signals import Stop, graceful_stop
 
@@ -45,7 +46,7 @@ def learn(
 
     Args:
       what: a config, or a method (then everything else has its default).
-      options: `resume`, `overwrite`, `full_matrix`, `allow`, `on_corrupt`, `status_minutes`, as in `Options`.
+      options: `resume`, `overwrite`, `full_matrix`, `allow`, `on_corrupt`, `status_minutes`, `track`, as in `Options`.
 
     Raises:
       HidecmoeError: with the exit code of its kind; what was committed stays.
@@ -144,6 +145,7 @@ def add(
     rate: float | None = None,
     redo: bool = False,
     status_minutes: float = MINUTES,
+    track: Sequence[str] = (),
     tasks: Sequence[str | Path] = (),
     scale: Scale = EVERY_DEVICE,
     gating: Gating | None = None,
@@ -153,7 +155,7 @@ def add(
     The same call goes on where an earlier one was interrupted (`runs/journal.py`).
 
     Args:
-      status_minutes: as in `Options`.
+      status_minutes, track: as in `Options`.
       tasks: where the folders of the run's tasks lie now, if they were moved.
       scale: the devices to work on, which a run does not record.
       gating: gates that the new task must pass, else its lesson is taken back, before anybody else may read the run.
@@ -163,6 +165,7 @@ def add(
       CheckpointError: something else than the new task differs from what the run was learned with.
       GateError: the task did not pass; the run is as it was.
     """
+    require_trackers(track)
     with working_folder(Path(run)) as path, writing(path), graceful_stop() as stop:
         folder = RunFolder(path)
         names = task_names(path)
@@ -186,7 +189,7 @@ def add(
             )  # fmt: skip
         # A task that is learned again may get another name.
         changing = {new.name, names[-1]} if redo else {new.name}
-        options = Options(resume=True, allow=fields_of(changing), status_minutes=status_minutes)
+        options = Options(resume=True, allow=fields_of(changing), status_minutes=status_minutes, track=tuple(track))
         if resuming and added.finished:
             say(f"{names[-1]} is the last task of the run already; what is not measured yet is measured now")
             options = dataclasses.replace(options, allow=())

@@ -30,6 +30,9 @@ def withdraw_lesson(seed: SeedFolder, row: int, task: str) -> None:
     clear_checkpoints(seed)
     _move(_row(seed, row) + seed.columns(task), aside)
     Curve(seed.metrics).rewind((lesson, 0, 0))
+    # Trackers that cannot be rewritten begin a run of their own for what is learned instead.
+    for position in seed.trackers.glob("*.json"):
+        position.unlink()
 
 
 def withdraw_row(seed: SeedFolder, row: int) -> None:

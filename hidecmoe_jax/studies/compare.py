@@ -22,6 +22,7 @@ from hidecmoe_jax.runs.session import Session, open_session, say_notes
 from hidecmoe_jax.runs.start import check_comparison, check_run
 from hidecmoe_jax.runs.status import MINUTES, Status, say
 from hidecmoe_jax.runs.stream_loop import begin_status, open_or_resume, run_seeds
+from hidecmoe_jax.runs.trackers import require_trackers
 from hidecmoe_jax.runs.writing import writing
 from hidecmoe_jax.storage import seal
 from hidecmoe_jax.storage.lock import check_unlocked, writer_lock
@@ -38,6 +39,7 @@ def compare(
     full_matrix: bool = False,
     budget: int | str | None = None,
     status_minutes: float = MINUTES,
+    track: tuple[str, ...] = (),
 ) -> Path:
     """Runs every config into `out/<method name>` and writes the common report; returns `out`.
 
@@ -46,11 +48,13 @@ def compare(
     Args:
       budget: parameters beyond the base that every method may store to answer, or the method whose size all others get.
       status_minutes: between two lines about the progress, where standard error is no terminal.
+      track: as in `Options`.
 
     Raises:
       ConfigError: two methods share a name, the configs differ in base, stream, or how answers are written, one does
         not fit the budget, or `out` holds something else than a comparison.
     """
+    require_trackers(track)
     folder = Path(out)
     names = [config.method.name for config in configs]
     _require_comparable(configs, names)
@@ -80,7 +84,7 @@ def compare(
             begin_status(list(zip(sessions, runs, strict=True)), Options(overwrite=overwrite, full_matrix=full_matrix))
             for number, (run_session, run) in enumerate(zip(sessions, runs, strict=True)):
                 say(f"method {number + 1} of {len(runs)}, {names[number]}:")
-                options = Options(resume=continued[number], overwrite=overwrite, full_matrix=full_matrix)
+                options = Options(resume=continued[number], overwrite=overwrite, full_matrix=full_matrix, track=track)
                 # The lock is held while answers are copied into the run, too.
                 with writing(run, new=True):
                     open_or_resume(run_session, run, options)

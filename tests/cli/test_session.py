@@ -3,11 +3,14 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from judges import judged
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import SMALL_LORA, write_base, write_config, write_task
 
 from hidecmoe_jax.cli.main import main
+from hidecmoe_jax.runs.folder import SeedFolder
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +23,7 @@ def world(tmp_path_factory) -> Path:
         write_task(root / task, answer, shade=80 * shade)
     write_config(root / "hide.yaml", base, "hide", lora=SMALL_LORA, tune=tune)
     write_config(root / "sequential.yaml", base, "sequential", growth="shared", lora=SMALL_LORA, tune=tune)
-    assert main([*learn(root, "hide"), "--out", str(root / "runs" / "hide")]) == 0
+    assert main([*learn(root, "hide"), "--out", str(root / "runs" / "hide"), "--track", "tensorboard"]) == 0
     return root
 
 
@@ -38,6 +41,19 @@ def test_a_run_leaves_a_report_and_the_resolved_config(world):
     assert (found["method"], found["tasks"]) == ("hide", ["birds", "fish"])
     assert len(found["matrix"]) == 3 and len(found["matrix"][0]) == 2
     assert (run / "config.yaml").is_file() and (run / "report.html").is_file()
+
+
+def test_tensorboard_has_the_numbers_of_the_run(world):
+    seed = SeedFolder(world / "runs" / "hide" / "seed_0")
+    lines = [json.loads(line) for line in seed.metrics.read_text().splitlines()]
+    reader = EventAccumulator(str(seed.trackers / "tensorboard"), size_guidance={"scalars": 0})
+    reader.Reload()
+    for name in ("loss", "gradient", "norm", "seconds"):
+        points = [(event.step, event.value) for event in reader.Scalars(name)]
+        assert points == [(number, float(np.float32(line[name]))) for number, line in enumerate(lines)]
+    scores = [(event.step, event.value) for event in reader.Scalars("score/birds")]
+    cells = json.loads(seed.cells.read_text())
+    assert scores == [(int(row), float(np.float32(cells[row]["birds"]["score"]))) for row in cells]
 
 
 def test_an_existing_run_is_neither_mixed_nor_lost(world, capsys):

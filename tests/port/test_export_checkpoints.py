@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 from export_world import MODULES, make_run, update
+from huggingface_hub import ModelCard
 from safetensors.numpy import load_file
 from tiny import TINY, run_config, write_base
 
@@ -19,7 +20,9 @@ from hidecmoe_jax.port.checkpoints.convert import convert
 from hidecmoe_jax.port.exports.hf import write_clip, write_hf
 from hidecmoe_jax.port.exports.hub import read_hub
 from hidecmoe_jax.runs.finished import load_run
+from hidecmoe_jax.runs.folder import RunFolder
 from hidecmoe_jax.runs.ledger import Ledger
+from hidecmoe_jax.runs.scores import Cells
 from hidecmoe_jax.storage.manifest import verify, write_manifest
 
 TASKS = ("birds", "fish")
@@ -144,11 +147,17 @@ def test_a_hub_folder_has_its_parts_and_becomes_the_same_run_again(hide, tmp_pat
 def test_the_card_is_yaml_and_words_and_the_facts_name_the_base(hide, tmp_path):
     import yaml
 
-    hj.export(hide, tmp_path / "hub", hj.ExportOptions("hub", base="llava-hf/llava-1.5-7b-hf"))
+    hide = shutil.copytree(hide, tmp_path / "run")
+    Cells(RunFolder(hide).seed(0).cells).write(len(TASKS), TASKS[0], {"score": 62.5})
+    lines = hj.export(hide, tmp_path / "hub", hj.ExportOptions("hub", base="llava-hf/llava-1.5-7b-hf"))
+    assert any(line.strip() == f"hf upload YOUR_NAME/hub {tmp_path / 'hub'}" for line in lines)
     text = (tmp_path / "hub" / "README.md").read_text()
     head = yaml.safe_load(text.split("---\n")[1])
     assert head["base_model"] == "llava-hf/llava-1.5-7b-hf" and head["pipeline_tag"] == "image-text-to-text"
     assert {"continual-learning", "lora"} <= set(head["tags"])
+    # The hub's own reader finds the measured scores.
+    (result,) = ModelCard.load(tmp_path / "hub" / "README.md").data.eval_results
+    assert (result.dataset_name, result.metric_value) == (TASKS[0], 62.5)
     for section in ("Intended use", "Data", "Scores", "Forgetting", "Routing", "Limits"):
         assert f"## {section}" in text
     facts = json.loads((tmp_path / "hub" / "hidecmoe.json").read_text())

@@ -1,6 +1,5 @@
 """The share of time that was spent waiting for data is counted and shown."""
 
-import json
 from itertools import count
 
 import pytest
@@ -40,7 +39,7 @@ def test_a_line_and_the_metrics_of_a_step_say_how_long_it_waited(tmp_path, capsy
         now[0] += 3.0
         monitor.step(Stage(kind="tune"), step, 50, {"loss": 1.0}, dict)
         status.waited.seconds += 0.75
-    lines = map(json.loads, curve.pending)
+    lines = curve.pending
     assert [line["waited"]["seconds"] for line in lines] == [0.0, *[0.75] * 11]
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "step" in line and "loss" in line]
     assert "2.67 samples/s, 25% waiting for data" in line

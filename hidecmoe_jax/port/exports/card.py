@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import yaml
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from hidecmoe_jax.methods.capabilities import AsLora
 from hidecmoe_jax.runs.finished import LoadedRun
 from hidecmoe_jax.runs.ledger import Ledger
 from hidecmoe_jax.runs.scores import Cells
 
+TASK = "image-text-to-text"
 TAGS = ["continual-learning", "lora", "mixture-of-experts", "llava", "jax"]
 
 
@@ -19,13 +20,12 @@ def card(run: LoadedRun, facts: dict[str, Any]) -> str:
     config = run.config
     seed_folder = run.folder.seed(config.seeds[0])
     cells = Cells(seed_folder.cells).read()
-    head = {
-        "base_model": facts["base"]["name"], "library_name": "hidecmoe_jax", "license": "other", "datasets": [],
-        "tags": TAGS, "pipeline_tag": "image-text-to-text",
-        "model-index": [{"name": config.method.name, "results": _results(run, cells)}],
-    }  # fmt: skip
+    head = ModelCardData(
+        base_model=facts["base"]["name"], library_name="hidecmoe_jax", license="other", datasets=[], tags=TAGS,
+        pipeline_tag=TASK, model_name=config.method.name, eval_results=_results(run, cells),
+    )  # fmt: skip
     parts = [
-        f"---\n{yaml.safe_dump(head, sort_keys=False).strip()}\n---",
+        f"---\n{head.to_yaml()}\n---",
         f"# {config.method.name}: {len(run.tasks)} tasks, learned one after another",
         _use(run),
         f"## Intended use\n\nAnswering questions of the kinds it was taught ({', '.join(run.tasks)}) about pictures.",
@@ -35,7 +35,8 @@ def card(run: LoadedRun, facts: dict[str, Any]) -> str:
         f"## Routing\n\n{_routing(run)}",
         f"## Limits\n\n{_limits(run)}",
     ]
-    return "\n\n".join(parts) + "\n"
+    # Reads the text back, which refuses what the hub would refuse.
+    return str(ModelCard("\n\n".join(parts) + "\n"))
 
 
 def _leaks(run: LoadedRun) -> str:
@@ -52,19 +53,15 @@ def _leaks(run: LoadedRun) -> str:
     return f"{subject} was checked before it by `hidecmoe data check`, up to as many leaks as the config allows."
 
 
-def _results(run: LoadedRun, cells: dict) -> list[dict[str, Any]]:
-    """Final scores in the hub's format; tasks that were not measured are absent."""
+def _results(run: LoadedRun, cells: dict) -> list[EvalResult]:
+    """Final scores of every task; tasks that were not measured are absent."""
     last = cells.get(len(run.tasks), {})
     results = []
     for name in run.tasks:
         score = last.get(name, {}).get("score")
         if score is None:
             continue
-        results.append({
-            "task": {"type": "image-text-to-text"},
-            "dataset": {"name": name, "type": name},
-            "metrics": [{"type": "score", "value": score}],
-        })  # fmt: skip
+        results.append(EvalResult(TASK, dataset_type=name, dataset_name=name, metric_type="score", metric_value=score))
     return results
 
 

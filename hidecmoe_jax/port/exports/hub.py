@@ -14,6 +14,7 @@ outside the package, since adopting never runs code that a folder names.
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,7 @@ def write_hub(run: LoadedRun, folder: Path, options: ExportOptions, target: Path
     write_json(folder / FACTS, facts)
     text = card(run, facts)
     (folder / "README.md").write_text(text, encoding="utf-8")
-    return [f"{len(run.tasks)} tasks, card and manifest", _adoption(run, target)]
+    return [f"{len(run.tasks)} tasks, card and manifest", _adoption(run, target), _upload(target)]
 
 
 def _adoption(run: LoadedRun, target: Path) -> str:
@@ -84,6 +85,11 @@ def _adoption(run: LoadedRun, target: Path) -> str:
     if type(run.config.method) in METHODS.values():
         return f"  hidecmoe adopt BASE {target} --out RUN"
     return "  `hidecmoe adopt` will refuse it: the method is not of this package, and adopting never runs other code"
+
+
+def _upload(target: Path) -> str:
+    """The command of huggingface_hub that publishes the folder; this package sends nothing."""
+    return f"  hf upload YOUR_NAME/{shlex.quote(target.resolve().name)} {shlex.quote(str(target))}"
 
 
 def _write_projector(run: LoadedRun, folder: Path) -> None:
