@@ -253,8 +253,8 @@ MUTANTS = [
     ),
     *_mutants(
         "runs/scores.py", "runs/test_scores.py",
-        ('        earlier = [line for line in self.read() if tuple(line["at"]) < at]',
-         "        earlier = self.read()"),
+        ('        earlier = [line for line in written if tuple(line["at"]) < at]',
+         "        earlier = written"),
         ("        ordered = {str(number): cells[number] for number in sorted(cells)}",
          "        ordered = {str(number): cells[number] for number in sorted(cells, key=str)}"),
     ),

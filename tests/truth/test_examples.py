@@ -34,6 +34,8 @@ LEARNED = ("digits", "counting")  # pocket tasks that the small world draws
 BENCHMARKS = ("configs/ucit/", "configs/coin/", "configs/dcl/", "configs/acl/")
 # The others differ in numbers (test_recipes.py) and in the method, which a config of the pocket model runs.
 RECIPES = {"configs/ucit/hide.yaml"}
+# Commands that others show too; tests/docs runs those of the tutorial to their end.
+SLOW_PAGES = {"reproduce.md", "tutorial_research.md", "how_to.md", "tracking.md"}
 # Each compiles features or surgery of its own; tests/methods trains their methods.
 SLOW_METHODS = {
     *("configs/pocket/crossings/fused_below.yaml", "configs/pocket/located.yaml", "configs/pocket/cmoe_published.yaml"),
@@ -78,7 +80,7 @@ def with_cost(example: tuple[str, list[str]]):
     """An example that trains as a test's parameter; those that show nothing new are slow."""
     where, _ = example
     is_another_recipe = where.startswith(BENCHMARKS) and where not in RECIPES
-    is_slow = where == "reproduce.md" or is_another_recipe or where in SLOW_METHODS
+    is_slow = where in SLOW_PAGES or is_another_recipe or where in SLOW_METHODS
     return pytest.param(example, marks=[pytest.mark.slow] if is_slow else [], id=named(example))
 
 

@@ -23,6 +23,7 @@ from hidecmoe_jax.runs.config import RunConfig, from_mapping
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "hidecmoe_jax"
 GLOBAL_FLAGS = {"help", "debug", "version", "trust", "deterministic", "quiet", "verbose"}
+TRACKER_FLAGS = {"logdir", "backend-store-uri", "project"}  # of tensorboard, mlflow and trackio
 VLLM_FLAGS = {"enable-lora", "lora-modules", "max-lora-rank"}
 LMMS_EVAL_FLAGS = {"model", "model_args", "include_path"}
 # Keys of files that are not configs, named in the code that reads them.
@@ -92,7 +93,7 @@ def flag_faults(file: str, text: str) -> list[str]:
     own = commands_of(file)
     known = GLOBAL_FLAGS.union(*map(flags_of, own or COMMANDS))
     if not own:
-        known |= VLLM_FLAGS | LMMS_EVAL_FLAGS | flags_of_programs()
+        known |= VLLM_FLAGS | LMMS_EVAL_FLAGS | TRACKER_FLAGS | flags_of_programs()
     unknown = set(FLAG.findall(COMMAND.sub("", text))) - known
     return faults + [f"{file}: no --{flag}" for flag in sorted(unknown)]
 
