@@ -42,6 +42,7 @@ _HOME = {
     "described_shapes": "hidecmoe_jax.port.checkpoints.shapes",
     "convert": "hidecmoe_jax.port.checkpoints.convert",
     "default_config": "hidecmoe_jax.runs.config",
+    "decide": "hidecmoe_jax.operate.reviewing",
     "describe": "hidecmoe_jax.studies.inspect",
     "dry_run": "hidecmoe_jax.studies.dry_run",
     "dry_run_lines": "hidecmoe_jax.studies.dry_run",
@@ -59,6 +60,7 @@ _HOME = {
     "ImportOptions": "hidecmoe_jax.data.imports.importing",
     "inspect_run": "hidecmoe_jax.studies.inspect",
     "inspection_lines": "hidecmoe_jax.studies.inspect",
+    "Judgement": "hidecmoe_jax.operate.review",
     "kpi": "hidecmoe_jax.studies.kpi",
     "kpi_lines": "hidecmoe_jax.studies.kpi",
     "learn": "hidecmoe_jax.runs.stream_loop",
@@ -106,8 +108,10 @@ _HOME = {
     "verify": "hidecmoe_jax.port.verify",
     "Voice": "hidecmoe_jax.experts.routing",
     "Wish": "hidecmoe_jax.port.exports.options",
+    "waiting_answers": "hidecmoe_jax.operate.reviewing",
     "whole_stream": "hidecmoe_jax.data.whole",
     "write_project": "hidecmoe_jax.runs.project",
+    "write_corrections": "hidecmoe_jax.operate.corrections",
     "write_stream": "hidecmoe_jax.data.pocket.tasks",
 }
 

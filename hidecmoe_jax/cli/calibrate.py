@@ -8,7 +8,7 @@ from tyro.conf import arg
 
 import hidecmoe_jax as hj
 from hidecmoe_jax.cli.terminal import print_text
-from hidecmoe_jax.cli.words import Run, TaskFolder
+from hidecmoe_jax.cli.words import Folder, Run, TaskFolder
 
 
 def calibrate(
@@ -16,6 +16,7 @@ def calibrate(
     /,
     *,
     data: Annotated[tuple[TaskFolder, ...], arg(metavar="DIR ...")] = (),
+    from_log: Folder = None,
     false_alarms: float | None = None,
 ) -> None:
     """Set the thresholds below which an input is unknown, from validation records or your own folders; trains nothing.
@@ -26,14 +27,16 @@ def calibrate(
     Examples:
       $ hidecmoe calibrate runs/hidecmoe
       $ hidecmoe calibrate runs/hidecmoe --false-alarms 0.05
+      $ hidecmoe calibrate runs/hidecmoe --from-log log
       $ hidecmoe calibrate runs/hidecmoe --data my/birds my/fish --false-alarms 0.02
 
     Args:
       run: run folder of a method whose gate chooses the task.
       data: task folders, each named as the task whose inputs it holds; by default the validation records of the run.
+      from_log: folder of a decision log; what people reviewed in it, by its right task, with pictures that were kept.
       false_alarms: part of a task's own inputs that may be called unknown; by default that of the run, or 0.01.
     """
-    result = hj.calibrate(run, data=data, false_alarms=false_alarms)
+    result = hj.calibrate(run, data=data, log=from_log, false_alarms=false_alarms)
     print_text(f"{'loses of its own, set':<22} {'lost':>8} {'caught':>8}")
     for setting in result["settings"]:
         share = f"{100 * setting['false_alarms']:g} %"

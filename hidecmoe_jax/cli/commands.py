@@ -19,6 +19,7 @@ GROUPS = {
         "data check": ("data", "check", "check a stream or task folders before training on them"),
         "data folders": ("data", "folders", "make a task folder of pictures that lie in one folder for each answer"),
         "data import": ("data_import", "import_data", "make a task folder of another format's files, or a benchmark"),
+        "data from-corrections": ("data_corrections", "from_corrections", "make a task folder of reviewed answers"),
         "data build": ("data_build", "build", "prepare task folders or a benchmark for tensorflow-datasets"),
         "data pocket": ("data", "pocket", "draw the pocket stream into LLaVA JSON and image files"),
         "audit": ("audit", "audit", "leaks of a stream, what its texts give away, unequal budgets of runs on it"),
@@ -36,6 +37,7 @@ GROUPS = {
     },
     "in service": {
         "serve": ("serve", "serve", "answer over HTTP in the form of OpenAI's chat completions"),
+        "review": ("review", "review", "what waits for a person in a log, and decisions about it"),
         "kpi": ("kpi", "kpi", "key figures of a served run: wrong tasks, cost, latency, storage, what to do next"),
     },
     "measure": {

@@ -82,6 +82,11 @@ class RunWithData(FinishedRun):
 
     session: Session
 
+    def lines(self) -> dict[str, str | None]:
+        """Instruction lines that the tasks of the first seed were trained with, by task; None for one without."""
+        ledger = self.ledger()
+        return _lines_of([ledger.meta(record.index) for record in ledger.tasks()])
+
     def require_same_data(self) -> None:
         """Refuses a run whose base, config, tasks or data are not those it was learned with.
 

@@ -25,9 +25,11 @@ from hidecmoe_jax.data.task_source import NAMES, open_source
 from hidecmoe_jax.locators.calibrate import carried, threshold
 from hidecmoe_jax.methods.base import FrozenFeatures
 from hidecmoe_jax.methods.gates.unknown import BOTH, RETIRED, calibrated, modality_masks
+from hidecmoe_jax.operate.corrections import corrections
 from hidecmoe_jax.runs import edits
 from hidecmoe_jax.runs.edits import Calibration, Committed
 from hidecmoe_jax.runs.finished import RunWithData, open_with_data
+from hidecmoe_jax.runs.trained_lines import TrainedLines
 from hidecmoe_jax.runs.writing import gone_on, writing
 from hidecmoe_jax.storage.signals import graceful_stop
 from hidecmoe_jax.studies.edit_trial import commit_edits, measure_again, require_finished
@@ -38,11 +40,18 @@ VALIDATION = "validation"
 Masks = dict[str, np.ndarray]
 
 
-def calibrate(run: str | Path, *, data: Sequence[str | Path] = (), false_alarms: float | None = None) -> dict[str, Any]:
+def calibrate(
+    run: str | Path,
+    *,
+    data: Sequence[str | Path] = (),
+    log: str | Path | None = None,
+    false_alarms: float | None = None,
+) -> dict[str, Any]:
     """Sets the thresholds of a run's gate anew and measures its last row again.
 
     Args:
       data: task folders, each named as the task whose inputs it holds; by default the validation records of all tasks.
+      log: a decision log, of which the reviewed questions with their right tasks are taken, instead of folders.
       false_alarms: part of a task's own inputs that may be called unknown; by default what the gate was trained with,
         or 0.01.
 
@@ -57,7 +66,11 @@ def calibrate(run: str | Path, *, data: Sequence[str | Path] = (), false_alarms:
     """
     folder = Path(run)
     places = [str(Path(place).resolve()) for place in data]
+    if data and log is not None:
+        raise ConfigError("thresholds are set from folders or from a log", why="both are named", remedy="name one")
     call = {"command": "calibrate", "data": places, "false_alarms": false_alarms}
+    if log is not None:
+        call["log"] = str(Path(log).resolve())
     with writing(folder), graceful_stop() as stop:
         begun = gone_on(folder, call)
         require_finished(folder)
@@ -67,8 +80,10 @@ def calibrate(run: str | Path, *, data: Sequence[str | Path] = (), false_alarms:
             measure_again(finished.session, folder, stop)
             return begun.result
         share = _share(finished, false_alarms)
-        records = _records(finished, data)
+        records = _records(finished, data) if log is None else _reviewed(finished, Path(log))
         source = ", ".join(str(Path(place)) for place in data) or VALIDATION
+        if log is not None:
+            source = f"reviews in {log}"
         seeds = {}
         for seed in finished.config.seeds:
             seeds[seed] = _Scores.of(finished, seed, records)
@@ -134,6 +149,25 @@ def _records(run: RunWithData, data: Sequence[str | Path]) -> dict[int, tuple[Re
             remedy="give folders of your own with --data, each named as its task",
         )  # fmt: skip
     return records
+
+
+def _reviewed(run: RunWithData, log: Path) -> dict[int, tuple[Record, ...]]:
+    """Reviewed questions of a log by the number of their right task, worded as they are when they are routed."""
+    archive = run.ledger().archive()
+    learned = run.config.method.learned(run.learner(archive))
+    records: dict[int, tuple[Record, ...]] = {}
+    for correction in corrections(log).usable:
+        if correction.task in run.tasks and run.tasks.index(correction.task) in learned:
+            number = run.tasks.index(correction.task)
+            records[number] = (*records.get(number, ()), correction.record())
+    if not records:
+        raise DataError(
+            "no reviewed question is of a task of the run", where=str(log),
+            why="none has a kept picture and a right task that is learned",
+            remedy="serve with --log DIR --keep-pictures DAYS, and review what waits: hidecmoe review DIR",
+        )  # fmt: skip
+    lines = TrainedLines(run.lines())
+    return {number: lines.before_routing(of_task)[0] for number, of_task in records.items()}
 
 
 def _task_of(place: Path, tasks: Sequence[str]) -> int:

@@ -1,5 +1,6 @@
 """Thresholds set on a trained run, and inputs of a retired task, on a run whose gate had no thresholds."""
 
+import hashlib
 import json
 import shutil
 from dataclasses import replace
@@ -12,6 +13,9 @@ from runs_world import make_world
 from hidecmoe_jax.cli.main import main
 from hidecmoe_jax.core.errors import ConfigError, DataError
 from hidecmoe_jax.methods.gates.unknown import BOTH, CALIBRATED, RETIRED
+from hidecmoe_jax.operate.decision_log import open_log
+from hidecmoe_jax.operate.entries import AnswerEntry, ReviewEntry
+from hidecmoe_jax.operate.kept_pictures import KeptPictures
 from hidecmoe_jax.runs import edits
 from hidecmoe_jax.runs.assistant import load
 from hidecmoe_jax.runs.ledger import Ledger
@@ -111,3 +115,33 @@ def test_an_input_of_a_retired_task_is_recognised_and_no_other_task_answers_it(w
     restore(run)
     assert ask(run).task == "birds"
     assert json.loads((run / "report.json").read_text())["format"] == 1
+
+
+def test_reviews_of_a_log_set_the_thresholds_that_a_folder_of_the_same_questions_sets(world, tmp_path):
+    root, _ = world
+    with open_log(tmp_path / "log") as log:
+        for name in ("birds", "fish"):
+            for number in range(8, 12):
+                picture = root / name / "images" / f"{number}.png"
+                digest = hashlib.sha256(picture.read_bytes()).hexdigest()
+                KeptPictures(tmp_path / "log", 30).keep(picture, digest)
+                plain = dict.fromkeys(("base", "fit", "score", "threshold", "second", "ahead", "by", "sampled"))
+                log.append(
+                    AnswerEntry(
+                        id=f"{name}{number}", run="run", version="v", model="auto", task="fish", nearest="fish",
+                        refused=False, queued=False, pictures=(digest,), question=f"What is shown in picture {number}?",
+                        answer="a wren", milliseconds=1.0, **plain,
+                    )
+                )  # fmt: skip
+                decision = "right" if name == "fish" else "other_task"
+                log.append(ReviewEntry("v", f"{name}{number}", decision, None if name == "fish" else "birds"))
+    run = copied(world, "reviewed")
+    of_log = calibrate(run, log=tmp_path / "log", false_alarms=0.25)
+    assert edits.read(run)[0].calibration.records == {"0": 4, "1": 4} and "reviews in" in of_log["source"]
+    restore(run)
+    of_folders = calibrate(run, data=[root / "birds", root / "fish"], false_alarms=0.25)
+    assert of_log["tasks"] == of_folders["tasks"] and of_log["settings"] == of_folders["settings"]
+    with pytest.raises(ConfigError, match="both are named"):
+        calibrate(run, log=tmp_path / "log", data=[root / "birds"])
+    with open_log(tmp_path / "empty"), pytest.raises(DataError, match="no reviewed question"):
+        calibrate(run, log=tmp_path / "empty")
