@@ -45,7 +45,7 @@ def test_links_lead_to_files(page):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_configs_and_files_of_a_page_exist(page):
     text = page.read_text()
-    commands = re.findall(r"^\$? ?hidecmoe ((?:data|config) \w+|[a-z]+) ", text, re.MULTILINE)
+    commands = re.findall(r"^\$? ?hidecmoe ((?:data|config) [\w-]+|[a-z]+) ", text, re.MULTILINE)
     assert set(commands) <= set(COMMANDS)
     configs = re.findall(r"configs/[\w/]+\.yaml", text)
     configs += [f"configs/{name}.yaml" for name in re.findall(r'load_config\("(.+?)"', text)]

@@ -36,11 +36,13 @@ def serve(
     alarms: Annotated[Path | None, arg(metavar="FILE")] = None,
     rollout: Literal["take", "shadow", "canary"] = "take",
     canary_share: float = 0.1,
+    prices: Annotated[Path | None, arg(metavar="FILE")] = None,
 ) -> None:
     """Answer questions over HTTP in OpenAI's form: POST /v1/chat/completions, with pictures as data URLs.
 
     Needs the extra `serve`. Every answer says which task it was taken for and how well it fits. SIGTERM or Ctrl-C
-    stops: what was accepted is answered, new requests are refused, and the exit code is 0.
+    stops: what was accepted is answered, new requests are refused, and the exit code is 0. A browser finds a page for
+    people at /, in English and Japanese.
 
     Examples:
       $ hidecmoe serve runs/hide
@@ -54,8 +56,8 @@ def serve(
       run: run folder, or the folder of a base model.
       host: address to listen on; another one than this machine's needs --tokens.
       port: port to listen on; 0 takes a free one and prints it.
-      tokens: file of lines NAME ROLE TOKEN; ROLE is viewer (sees models), reviewer or owner (may ask); TOKEN is 16
-        characters or more, or sha256: and its digest in hex.
+      tokens: file of lines NAME ROLE TOKEN; ROLE is viewer (sees), reviewer (asks and reviews) or owner (changes the
+        run too); TOKEN is 16 characters or more, or sha256: and its digest in hex.
       unknown: what becomes of an input of no known task: the base model answers it, it is refused, or it is refused and
         kept in --queue.
       queue: folder for the questions and pictures that --unknown queue keeps.
@@ -75,6 +77,7 @@ def serve(
       keep_pictures: days for which the pictures of logged questions are kept in the log's folder; none if not given.
       review_share: share of the answers, drawn at random, that are marked for a person beside unknown inputs and near
         ties.
+      prices: file of prices, as for `hidecmoe kpi`; the page then says what answers of wrong tasks cost.
       alarms: file of limits; an alarm is printed and logged, and sent where the file says.
       rollout: what a changed run does: it answers from now on, it answers too but for the log alone, or it answers a
         share of the requests; of the last two an owner promotes it or goes back (POST /v1/rollout).
@@ -102,5 +105,6 @@ def serve(
         alarms=alarms,
         rollout=rollout,
         canary_share=canary_share,
+        prices=prices,
     )
     hj.serve_run(run, options)

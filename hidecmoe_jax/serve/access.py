@@ -43,9 +43,8 @@ _MOST_BYTES = 2**20
 def read_tokens(path: Path) -> tuple[Person, ...]:
     """Returns the people of a file of lines `NAME ROLE TOKEN`; `#` begins a comment.
 
-    ROLE is viewer (sees models and metrics), reviewer (may ask) or owner (may change what answers too). TOKEN
-    is at least 16 characters, or `sha256:` and the SHA-256 of them in hex, so that the file need not hold what opens
-    the door.
+    ROLE is viewer (sees), reviewer (asks and reviews) or owner (changes the run too). TOKEN is at least 16 characters,
+    or `sha256:` and the SHA-256 of them in hex, so that the file need not hold what opens the door.
 
     Raises:
       ConfigError: the file cannot be read, or names every line that is wrong.

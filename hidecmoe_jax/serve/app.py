@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import json
 import secrets
 import shutil
@@ -23,11 +24,12 @@ from hidecmoe_jax.operate.entries import ChangeEntry
 from hidecmoe_jax.operate.metrics import CONTENT_TYPE
 from hidecmoe_jax.operate.operation import Operation
 from hidecmoe_jax.runs.status import say
-from hidecmoe_jax.serve.access import Access, Person
+from hidecmoe_jax.serve.access import NOBODY, Access, Person
 from hidecmoe_jax.serve.admission import job_of, remove_after
-from hidecmoe_jax.serve.chat import AUTO, read_request
+from hidecmoe_jax.serve.chat import AUTO, body_fields, read_request
 from hidecmoe_jax.serve.completions import Completion
 from hidecmoe_jax.serve.options import ServeOptions
+from hidecmoe_jax.serve.page_routes import Caller, Content, Page, Route
 from hidecmoe_jax.serve.pictures import write_pictures
 from hidecmoe_jax.serve.refusal import Refusal
 from hidecmoe_jax.serve.rollout import Action, Candidate, read_action
@@ -47,9 +49,12 @@ class App:
       worker: answers what is admitted.
       access: who may ask.
       operation: counts what happens.
+      page: what people see and do in a browser; without it there are the interfaces for programs alone.
     """
 
-    def __init__(self, options: ServeOptions, worker: Worker, access: Access, operation: Operation):
+    def __init__(
+        self, options: ServeOptions, worker: Worker, access: Access, operation: Operation, page: Page | None = None
+    ):
         self.options = options
         self.worker = worker
         self.access = access
@@ -67,6 +72,8 @@ class App:
             "/readyz": {"GET": self._ready},
             "/metrics": {"GET": self._metrics},
         }
+        for path, route in ({} if page is None else page.routes()).items():
+            self._routes[path] = {route.method: functools.partial(self._page, route)}
 
     async def __call__(self, scope: Mapping[str, Any], receive: Receive, send: Send) -> None:
         """One connection's request, as ASGI calls it."""
@@ -177,6 +184,31 @@ class App:
         body = self.operation.metrics_text(running=self.worker.running, waiting=self.worker.waiting)
         await send(_start(200, {"content-type": CONTENT_TYPE, "content-length": str(len(body))}, request_id))
         await send({"type": "http.response.body", "body": body})
+
+    async def _page(
+        self, route: Route, headers: Mapping[str, str], receive: Receive, send: Send, request_id: str
+    ) -> None:
+        """What the page asks for."""
+        person = NOBODY
+        if route.role is not None:
+            person = self.access.person(headers)
+            self.access.require(person, route.role)
+        fields = None
+        if route.method == "POST":
+            self._check_type(headers)
+            fields = body_fields(await self._body(headers, receive))
+        version = None if self.is_stopping else self.version
+        caller = Caller(person, fields, version)
+        result = await asyncio.get_running_loop().run_in_executor(self._readers, route.call, caller)
+        if not isinstance(result, Content):
+            await _send_json(send, 200, result, request_id, {"cache-control": "no-store"})
+            return
+        about = {
+            "content-type": result.kind, "content-length": str(len(result.body)), "cache-control": "no-store",
+            "content-security-policy": result.policy, "referrer-policy": "no-referrer",
+        }  # fmt: skip
+        await send(_start(200, about, request_id))
+        await send({"type": "http.response.body", "body": result.body})
 
     async def _chat(self, headers: Mapping[str, str], receive: Receive, send: Send, request_id: str) -> None:
         """One question."""

@@ -60,7 +60,7 @@ def read_request(body: bytes, *, max_pictures: int) -> ChatRequest:
     Raises:
       Refusal: 400 for what is malformed, 422 for a field that is unknown or not supported.
     """
-    fields = _fields(body)
+    fields = body_fields(body)
     _check_fields(fields)
     model = fields.get("model")
     if not isinstance(model, str) or not model:
@@ -77,8 +77,12 @@ def read_request(body: bytes, *, max_pictures: int) -> ChatRequest:
     return ChatRequest(model, turns, pictures, _max_tokens(fields), stream, usage)
 
 
-def _fields(body: bytes) -> Mapping[str, Any]:
-    """The object of a body."""
+def body_fields(body: bytes) -> Mapping[str, Any]:
+    """Returns the JSON object of a body.
+
+    Raises:
+      Refusal: 400 where it is none.
+    """
     try:
         fields = parse_json(body.decode("utf-8"), Path("the body"))
     except UnicodeDecodeError as error:

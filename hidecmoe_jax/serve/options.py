@@ -42,6 +42,7 @@ class ServeOptions:
       keep_pictures: days for which pictures of logged questions are kept in it; None keeps none.
       review_share: share of the answers, drawn at random, that a person should look at, beside unknown inputs and
         near ties.
+      prices: file of prices, for what wrong tasks cost on the page; without it they cost nothing.
       alarms: file of alarms (`alarms.read_alarms`).
       rollout: what another state of the run does: it answers from now on (`take`), it answers too but for the log alone
         (`shadow`), or it answers `canary_share` of the requests (`canary`), until an owner promotes it or goes back.
@@ -71,6 +72,7 @@ class ServeOptions:
     alarms: Path | None = None
     rollout: Rollout = "take"
     canary_share: float = 0.1
+    prices: Path | None = None
 
     def __post_init__(self):
         for name, smallest in _AT_LEAST.items():

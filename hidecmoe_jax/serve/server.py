@@ -21,6 +21,7 @@ from hidecmoe_jax.operate.alarms import read_alarms
 from hidecmoe_jax.operate.decision_log import open_log
 from hidecmoe_jax.operate.kept_pictures import KeptPictures
 from hidecmoe_jax.operate.operation import Operation
+from hidecmoe_jax.operate.prices import read_prices
 from hidecmoe_jax.runs.folder import RunFolder, no_run
 from hidecmoe_jax.runs.questions import require_learned
 from hidecmoe_jax.runs.status import say
@@ -28,6 +29,7 @@ from hidecmoe_jax.serve.access import Access, read_tokens
 from hidecmoe_jax.serve.app import App
 from hidecmoe_jax.serve.kept import KeptQuestions
 from hidecmoe_jax.serve.options import ServeOptions
+from hidecmoe_jax.serve.page_routes import Page
 from hidecmoe_jax.serve.recorder import Recorder, run_name
 from hidecmoe_jax.serve.rollout import Candidate
 from hidecmoe_jax.serve.versions import Version, open_version
@@ -64,8 +66,10 @@ def serve_run(run: str | Path, options: ServeOptions) -> None:
         say(_first_line(run, options, listener))
         keep = None if kept is None else kept.keep
         worker = Worker(options.batch, options.batch_wait, keep, recorder.record)
-        app = App(options, worker, access, recorder.operation)
-        _Service(run, options, app, worker, recorder).run(uvicorn, listener)
+        prices = None if options.prices is None else read_prices(options.prices)
+        page = Page(run, run_name(run), recorder.operation, prices)
+        app = App(options, worker, access, recorder.operation, page)
+        _Service(run, options, app, worker, recorder, page).run(uvicorn, listener)
 
 
 def _require_model(run: Path) -> None:
@@ -126,18 +130,19 @@ def _first_line(run: Path, options: ServeOptions, listener: socket.socket) -> st
     host = f"[{options.host}]" if ":" in options.host else options.host
     port = listener.getsockname()[1]
     who = "everyone on this machine may ask" if options.tokens is None else "a token is needed"
-    return f"http://{host}:{port}/v1 will serve {run}: {who}; /readyz says when"
+    return f"http://{host}:{port}/v1 will serve {run}: {who}; /readyz says when; the page for people is at /"
 
 
 class _Service:
     """A server with its run: loads it, answers, stops."""
 
-    def __init__(self, run: Path, options: ServeOptions, app: App, worker: Worker, recorder: Recorder):
+    def __init__(self, run: Path, options: ServeOptions, app: App, worker: Worker, recorder: Recorder, page: Page):
         self.folder = run
         self.options = options
         self.app = app
         self.worker = worker
         self.recorder = recorder
+        self.page = page
         self.error: Exception | None = None
         self.ended = threading.Event()
 
@@ -174,6 +179,7 @@ class _Service:
         until = time.monotonic() + self.options.drain_seconds
         await self._drain(until)
         self.ended.set()
+        self.page.changes.stop()
         # Waiting requests are refused; the batch at hand may end while connections close.
         self.worker.stop(0)
         server.should_exit = True

@@ -103,7 +103,9 @@ class FakeVersion:
 class Client:
     """The application with its worker, called as a server calls it."""
 
-    def __init__(self, version=None, *, people=(), clock=None, keep=None, record=None, operation=None, **options):
+    def __init__(
+        self, version=None, *, people=(), clock=None, keep=None, record=None, operation=None, page=None, **options
+    ):
         self.options = ServeOptions(batch_wait=0.0, **options)
         self.worker = Worker(self.options.batch, self.options.batch_wait, keep, record)
         self.errors = []
@@ -111,7 +113,7 @@ class Client:
         self.worker.start()
         clocked = {} if clock is None else {"clock": clock}
         self.operation = operation = operation or Operation("birds")
-        self.app = App(self.options, self.worker, Access(people, rate=self.options.rate, **clocked), operation)
+        self.app = App(self.options, self.worker, Access(people, rate=self.options.rate, **clocked), operation, page)
         self.app.version = version
 
     def close(self):
@@ -160,7 +162,8 @@ class Client:
             return SimpleNamespace(status=None, taken=taken.count)
         body = b"".join(message.get("body", b"") for message in messages[1:])
         named = {name.decode(): value.decode() for name, value in messages[0]["headers"]}
-        value = json.loads(body) if named["content-type"] == "application/json" else body.decode()
+        kind = named["content-type"]
+        value = json.loads(body) if kind == "application/json" else body if kind.startswith("image/") else body.decode()
         return SimpleNamespace(status=messages[0]["status"], headers=named, body=value, taken=taken.count)
 
 
