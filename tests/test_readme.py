@@ -13,7 +13,7 @@ from hidecmoe_jax.scoring.score import SCORERS
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text()
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def test_the_room_map_names_every_folder_and_files_that_are_there():

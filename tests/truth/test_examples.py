@@ -56,7 +56,7 @@ def examples() -> Iterator[tuple[str, list[str]]]:
         call = getattr(importlib.import_module(f".{module}", cli.__name__), function)
         for line in re.findall(r"^\s*\$ (hidecmoe .*)$", inspect.getdoc(call), re.MULTILINE):
             yield f"help of {name}", words_of(line)
-    for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+    for page in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]:
         for block in re.findall(r"^```\w*\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL):
             for line in re.findall(r"^(hidecmoe [a-z].*)$", block.replace("\\\n", " "), re.MULTILINE):
                 yield page.name, words_of(line)
