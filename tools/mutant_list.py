@@ -308,6 +308,18 @@ MUTANTS = [
         ("        if not self.is_local and self.tokens is None:", "        if False:"),
     ),
     *_mutants(
+        "serve/worker.py", "serve/test_serve_rollout.py",
+        ("            self.failed += not job.is_shadow\n", "            self.failed += 1\n"),
+    ),
+    *_mutants(
+        "serve/rollout.py", "serve/test_serve_rollout.py",
+        ("< self.share * 2**64", "< 0.9 * 2**64"),
+    ),
+    *_mutants(
+        "serve/app.py", "serve/test_serve_rollout.py",
+        ('        self.access.require(person, "owner")\n', ""),
+    ),
+    *_mutants(
         "serve/pictures.py",
         "serve/test_serve_requests.py::test_sv3_a_picture_outside_the_limits_is_refused_by_its_header"
         " serve/test_serve_requests.py::test_sv4_only_data_urls_are_read",

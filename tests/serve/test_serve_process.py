@@ -19,6 +19,8 @@ pytest.importorskip("openai", reason="the extra `dev` is not installed")
 
 import openai  # noqa: E402
 
+from hidecmoe_jax.operate.decision_log import check, read_log  # noqa: E402
+
 SERVER = """
 import sys, time
 from pathlib import Path
@@ -32,7 +34,7 @@ def wait(records):
 
 server.open_version = lambda run, options, beside: FakeVersion(before=wait)
 server._require_model = lambda run: None
-server.serve_run("run", ServeOptions(port=0, drain_seconds=30, poll_seconds=1000))
+server.serve_run("run", ServeOptions(port=0, drain_seconds=30, poll_seconds=1000, log=Path("log")))
 print("left in order")
 """
 
@@ -98,3 +100,9 @@ def test_sv17_a_client_is_answered_and_sigterm_ends_with_what_was_accepted(proce
     printed, errors = running.communicate(timeout=60)
     assert running.returncode == 0 and printed == "left in order\n", errors
     assert "Traceback" not in errors and "What" not in errors
+    assert check(tmp_path / "log").broken is None
+    lines = list(read_log(tmp_path / "log"))
+    assert [line["kind"] for line in lines] == ["start", "change", "answer", "answer", "answer", "stop"]
+    assert [line["question"] for line in lines[2:5]] == ["What?", "What is it?", "wait"], (
+        "what was refused is no answer"
+    )

@@ -1,13 +1,14 @@
 """Detection delay and false alarms of drift, for shifts that are injected into the inputs of a run's tasks.
 
     python tools/bench/drift.py --run runs/mine --out FILE
-    python tools/bench/drift.py --run runs/mine --task animals=DIR vehicles=DIR --out FILE
+    python tools/bench/drift.py --run runs/mine --task animals=DIR vehicles=DIR --strange smiles=DIR --out FILE
 
-Pictures of every task's own test questions (or of the task folders given) are scored by the run's gate as they are and
-after each shift: blur, brightness, another camera (a colour cast, noise, JPEG), and a new class (pictures of other
-tasks under the questions of this one; counted are those that the gate puts nearest to the task). Then questions are
-drawn with repetition: first as they are, then shifted. The reference of each test is one half of the questions, the
-traffic is drawn from the other half. Only the gate runs, nothing is answered.
+Pictures of every task's own test questions (or of the task folders given) are scored by the run's gate as they are
+and after each shift: blur, brightness, another camera (a colour cast, noise, JPEG), and a new class (questions of
+tasks that the run has not learned, a quarter of the traffic). Then questions are drawn with repetition: first as they
+are, then shifted; counted are those that the gate puts nearest to the task. The reference of each test is one half of
+the questions, the traffic is drawn from the other half. `auroc` says how far apart scores before and after a shift
+are, 0.5 is not at all: what the gate does not see cannot be found. Only the gate runs, nothing is answered.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter
+from scipy.stats import mannwhitneyu
 
 import hidecmoe_jax as hj
 from hidecmoe_jax.operate.drift import FALSE_ALARM_EVERY, Drift
@@ -139,9 +141,10 @@ def false_alarms(task: str, pool: Sequence[tuple], repeats: int) -> dict[str, fl
     return {"alarms": alarms, "questions": asked, "allowed": round(asked / FALSE_ALARM_EVERY, 2)}
 
 
-def measured(run: Assistant, folders: dict[str, Path], most: int, repeats: int) -> dict:
+def measured(run: Assistant, folders: dict[str, Path], strange: dict[str, Path], most: int, repeats: int) -> dict:
     """Delays and false alarms of every task."""
     items = {task: items_of(folder, most) for task, folder in folders.items()}
+    strangers = findings(run, [item for folder in strange.values() for item in items_of(folder, most)], None)
     document = {}
     for task in folders:
         as_is = [each for each in findings(run, items[task], None) if each[0] == task]
@@ -149,19 +152,25 @@ def measured(run: Assistant, folders: dict[str, Path], most: int, repeats: int) 
         reference = [as_is[row] for row in order[: len(order) // 2]]
         traffic = [as_is[row] for row in order[len(order) // 2 :]]
         shifted = {name: findings(run, items[task], shift) for name, shift in SHIFTS.items()}
-        others = [item for name, listed in items.items() if name != task for item in listed]
-        # Strangers under this task's questions, as a new class would be asked about.
-        strange = [(path, items[task][number % len(items[task])][1]) for number, (path, _) in enumerate(others[:most])]
-        shifted["a new class"] = findings(run, strange, None)
-        rows = {}
-        for name, each in shifted.items():
-            nearest = [one for one in each if one[0] == task]
-            rows[name] = {"nearest_to_the_task": round(len(nearest) / len(each), 3)} | _delays(
-                task, reference, traffic, nearest, repeats
-            )
+        rows = {name: _row(task, reference, traffic, each, repeats) for name, each in shifted.items()}
+        here = [each for each in strangers if each[0] == task]
+        few = (here * (1 + len(traffic) // 3))[: len(traffic) // 3] if here else []
+        rows["a new class, a quarter"] = _row(task, reference, traffic, [*traffic, *few] if few else [], repeats)
+        rows["a new class, a quarter"]["strangers_nearest"] = len(here)
         document[task] = {"reference": len(reference), "unshifted": false_alarms(task, as_is, repeats), "shifts": rows}
         print(json.dumps({task: document[task]}, indent=1), flush=True)
     return document
+
+
+def _row(task: str, reference: list[tuple], traffic: list[tuple], shifted: list[tuple], repeats: int) -> dict:
+    """What became of one shift."""
+    nearest = [each for each in shifted if each[0] == task]
+    row = {"nearest": len(nearest), "of": len(shifted)}
+    for place, name in ((1, "score"), (2, "ahead")):
+        if nearest:
+            test = mannwhitneyu([each[place] for each in nearest], [each[place] for each in traffic])
+            row[f"auroc_{name}"] = round(test.statistic / (len(nearest) * len(traffic)), 3)
+    return row | _delays(task, reference, traffic, nearest, repeats)
 
 
 def _delays(task: str, reference: Sequence[tuple], traffic: Sequence[tuple], nearest: Sequence[tuple], repeats: int):
@@ -172,9 +181,14 @@ def _delays(task: str, reference: Sequence[tuple], traffic: Sequence[tuple], nea
     delays = [delay for _, delay in outcomes if delay is not None]
     early = sum(is_early for is_early, _ in outcomes)
     return {
-        "alarms_before": early, "found": len(delays), "of": repeats - early,
+        "alarms_before": early, "found": len(delays), "repeats": repeats - early,
         "median_delay": None if not delays else float(np.median(delays)), "longest_delay": max(delays, default=None),
     }  # fmt: skip
+
+
+def _named(words: Sequence[str]) -> dict[str, Path]:
+    """Folders by name, of words NAME=DIR."""
+    return {name: Path(path) for name, _, path in (each.partition("=") for each in words)}
 
 
 def main() -> None:
@@ -182,17 +196,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--run", required=True, help="run folder")
     parser.add_argument("--task", nargs="+", default=(), help="NAME=DIR; by default pocket tasks, drawn on the spot")
+    parser.add_argument("--strange", nargs="+", default=(), help="NAME=DIR of tasks that the run has not learned")
     parser.add_argument("--items", type=int, default=200, help="questions of each task")
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     run = hj.load(options.run)
     with tempfile.TemporaryDirectory() as folder:
-        folders = {name: Path(path) for name, _, path in (each.partition("=") for each in options.task)}
+        folders = _named(options.task)
+        strange = _named(options.strange)
         if not folders:
             hj.write_stream(Path(folder) / "pocket", seed=1, train=2, val=1, test=options.items)
-            folders = {task: Path(folder) / "pocket" / task for task in run.tasks}
-        document = measured(run, folders, options.items, options.repeats)
+            every = {path.name: path for path in (Path(folder) / "pocket").iterdir()}
+            folders = {name: path for name, path in every.items() if name in run.tasks}
+            strange = {name: path for name, path in every.items() if name not in run.tasks}
+        document = measured(run, folders, strange, options.items, options.repeats)
     options.out.write_text(json.dumps(document, indent=1) + "\n")
 
 

@@ -1,12 +1,13 @@
 """A served run under load, beside the same engine called directly: in batches, and one question after the other.
 
     python tools/bench/serve.py --run pocket --requests 200 --out FILE
-    python tools/bench/serve.py --run runs/hidecmoe --requests 10000 --clients 32 --killed 0.01 --out FILE
+    python tools/bench/serve.py --run runs/hidecmoe --disturbed 10000 --clients 32 --killed 0.01 --out FILE
 
-`hidecmoe serve` runs in a process of its own and is asked over loopback by threads that wait for each answer. Questions
-are test questions of the pocket stream, which are drawn on the spot. Then the same again with clients that go away in
-the middle of a request (`--killed`, a share of all) and a SIGTERM after half of the requests: every request that was
-sent must be answered once, with the answer of the engine, or refused; what the server had accepted must be answered.
+`hidecmoe serve` runs in a process of its own and is asked over loopback by threads that wait for each answer.
+Questions are test questions of the pocket stream, which are drawn on the spot. Then `--disturbed` requests with
+clients that go away in the middle of a request (`--killed`, a share of all) and a SIGTERM after nine of ten requests:
+every request that was sent must be answered once, with the answer of the engine, or refused; what the server had
+accepted must be answered. The server keeps its decision log, which must be whole and have every answer exactly once.
 Beside wall time stands the processor time of a request, which other programs on the machine do not change.
 """
 
@@ -35,6 +36,7 @@ from batches import questions
 
 import hidecmoe_jax as hj
 from hidecmoe_jax.data.records import Record
+from hidecmoe_jax.operate.decision_log import check, read_log
 from hidecmoe_jax.runs.prompt_records import records_of
 from hidecmoe_jax.serve.shapes import smallest
 from hidecmoe_jax.serve.versions import Version, open_version
@@ -105,9 +107,10 @@ class Server:
             connection.close()
 
 
-def start(run: str, clients: int, batch: int) -> Server:
+def start(run: str, clients: int, batch: int, log: Path) -> Server:
     """A server that is ready."""
     words = ["serve", run, "--port", "0", "--batch", str(batch), "--max-waiting", str(4 * clients), "--timeout", "600"]
+    words += ["--log", str(log)]
     process = subprocess.Popen([sys.executable, "-m", "hidecmoe_jax", *words], stderr=subprocess.PIPE, text=True)
     first = process.stderr.readline()
     threading.Thread(target=process.stderr.read, daemon=True).start()
@@ -122,8 +125,8 @@ def start(run: str, clients: int, batch: int) -> Server:
     return server
 
 
-def asked(server: Server, body: bytes) -> tuple[str, str | None]:
-    """Outcome and text of a request by a client that waits: answered, refused, or not accepted."""
+def asked(server: Server, body: bytes) -> tuple[str, dict | None]:
+    """Outcome and answer of a request by a client that waits: answered, refused, or not accepted."""
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=600)
     try:
         connection.connect()
@@ -140,7 +143,12 @@ def asked(server: Server, body: bytes) -> tuple[str, str | None]:
         connection.close()
     if response.status != 200:
         return f"refused {response.status}", None
-    return "answered", value["choices"][0]["message"]["content"]
+    return "answered", value
+
+
+def text_of(value: dict | None) -> str | None:
+    """Text of an answer."""
+    return None if value is None else value["choices"][0]["message"]["content"]
 
 
 def left(server: Server, body: bytes) -> tuple[str, None]:
@@ -160,9 +168,9 @@ def loaded(server: Server, bodies: list[bytes], clients: int) -> tuple[dict[str,
 
     def one(body: bytes) -> str | None:
         since = time.perf_counter()
-        _, text = asked(server, body)
+        _, value = asked(server, body)
         seconds.append(time.perf_counter() - since)
-        return text
+        return text_of(value)
 
     began, cpu = time.perf_counter(), server.cpu()
     with ThreadPoolExecutor(clients) as threads:
@@ -170,28 +178,39 @@ def loaded(server: Server, bodies: list[bytes], clients: int) -> tuple[dict[str,
     return summary(seconds, time.perf_counter() - began, server.cpu() - cpu), texts
 
 
-def disturbed(server: Server, bodies: list[bytes], texts: list[str], clients: int, killed: float) -> dict:
-    """All requests with clients that go away and a SIGTERM in the middle; what became of each."""
+def disturbed(server: Server, bodies: list[bytes], texts: list[str], clients: int, killed: float, log: Path) -> dict:
+    """All requests with clients that go away and a SIGTERM before the end; what became of each, and of the log."""
     draws = np.random.default_rng(0).random(len(bodies))
     done = Counter()
     wrong = []
+    answered = []
     stopped = threading.Event()
 
     def one(place: int) -> None:
-        if place == len(bodies) // 2:
+        if place == 9 * len(bodies) // 10:
             stopped.set()
             server.process.send_signal(signal.SIGTERM)
         is_late = stopped.is_set()
         ask: Callable = left if draws[place] < killed else asked
-        outcome, text = ask(server, bodies[place])
+        outcome, value = ask(server, bodies[place])
         # The system may take a connection that the server, as it closes, never sees.
         done["not accepted" if outcome == "lost" and is_late else outcome] += 1
-        if text is not None and text != texts[place]:
-            wrong.append(place)
+        if value is not None:
+            answered.append(value["hidecmoe"]["request_id"])
+            if text_of(value) != texts[place]:
+                wrong.append(place)
 
     with ThreadPoolExecutor(clients) as threads:
         list(threads.map(one, range(len(bodies))))
-    return {"outcomes": dict(done), "other_answers": len(wrong), "exit_code": server.process.wait(timeout=120)}
+    exit_code = server.process.wait(timeout=120)
+    logged = Counter(line["id"] for line in read_log(log) if line["kind"] == "answer")
+    return {
+        "requests": len(bodies), "outcomes": dict(done), "other_answers": len(wrong), "exit_code": exit_code,
+        "log": {
+            "lines": check(log).head.n, "answers": len(logged), "doubled": sum(count > 1 for count in logged.values()),
+            "answered_but_not_logged": len(set(answered) - set(logged)),
+        },
+    }  # fmt: skip
 
 
 def repeated(items: list, count: int) -> Iterator:
@@ -205,6 +224,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--run", default="pocket", help="run folder, or base model")
     parser.add_argument("--requests", type=int, default=200)
+    parser.add_argument("--disturbed", type=int, help="requests of the disturbed pass; as --requests if not given")
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--killed", type=float, default=0.01, help="share of clients that go away")
@@ -212,12 +232,12 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         items = list(repeated(questions(Path(folder) / "pocket", min(options.requests, 70)), options.requests))
-        document = measured(options, items)
+        document = measured(options, items, Path(folder) / "log")
     print(json.dumps(document, indent=1))
     options.out.write_text(json.dumps(document, indent=1) + "\n")
 
 
-def measured(options: argparse.Namespace, items: list[dict]) -> dict:
+def measured(options: argparse.Namespace, items: list[dict], log: Path) -> dict:
     """All passes."""
     version = open_version(Path(options.run), hj.ServeOptions(batch=options.batch))
     version.warm_up()
@@ -225,7 +245,7 @@ def measured(options: argparse.Namespace, items: list[dict]) -> dict:
     in_batches, texts = direct(version, records, options.batch)
     one_by_one, alone = direct(version, records, 1)
     bodies = [body_of(item) for item in items]
-    server = start(options.run, options.clients, options.batch)
+    server = start(options.run, options.clients, options.batch, log)
     over_http, served = loaded(server, bodies, options.clients)
     document = {
         "run": options.run, "requests": len(items), "clients": options.clients, "batch": options.batch,
@@ -235,7 +255,10 @@ def measured(options: argparse.Namespace, items: list[dict]) -> dict:
             "served": sum(text != expected for text, expected in zip(served, texts, strict=True)),
         },
     }  # fmt: skip
-    return document | {"disturbed": disturbed(server, bodies, texts, options.clients, options.killed)}
+    count = options.disturbed or len(bodies)
+    bodies = list(repeated(bodies, count))
+    texts = list(repeated(texts, count))
+    return document | {"disturbed": disturbed(server, bodies, texts, options.clients, options.killed, log)}
 
 
 if __name__ == "__main__":
