@@ -225,7 +225,11 @@ class _Service:
     def _keep_house(self) -> None:
         """Does what is due from time to time."""
         while not self.ended.wait(_MINUTE):
-            self.recorder.keep_house()
+            try:
+                self.recorder.keep_house()
+            # A picture that cannot be removed now can be later.
+            except OSError as error:
+                say(f"kept pictures could not be looked through: {type(error).__name__}")
 
     def _take(self, version: Version) -> None:
         """Lets new requests meet a version, or makes it a candidate, once the log says so."""
