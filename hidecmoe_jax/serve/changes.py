@@ -61,6 +61,7 @@ class Changes:
         self._process: subprocess.Popen[str] | None = None
         self._reader: threading.Thread | None = None
         self._lines: list[str] = []
+        self._kind: str | None = None
 
     @property
     def is_running(self) -> bool:
@@ -77,6 +78,7 @@ class Changes:
             if self.is_running:
                 raise Refusal(409, "another change is being made", code="busy", retry_after=5)
             self._lines = []
+            self._kind = words[0]
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "hidecmoe_jax", *words], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT, text=True, errors="replace", encoding="utf-8",
@@ -85,17 +87,18 @@ class Changes:
             self._reader.start()
 
     def _read(self, process: subprocess.Popen[str]) -> None:
-        for line in process.stdout:
-            self._lines = [*self._lines, line.rstrip("\n")][-_LINES:]
+        with process.stdout as output:
+            for line in output:
+                self._lines = [*self._lines, line.rstrip("\n")][-_LINES:]
         process.wait()
 
     def state(self) -> dict[str, Any]:
-        """`state` (none, running, done, failed), and the last lines of the output."""
+        """`kind` of the change, its `state` (none, running, done, failed), and the last `lines` of its output."""
         if self._process is None:
-            return {"state": "none", "lines": []}
+            return {"kind": None, "state": "none", "lines": []}
         code = self._process.poll()
         state = "running" if code is None else "done" if code == 0 else "failed"
-        return {"state": state, "lines": self._lines}
+        return {"kind": self._kind, "state": state, "lines": self._lines}
 
     def wait(self) -> None:
         """Returns when no change is being made, and its output is read."""

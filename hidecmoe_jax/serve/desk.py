@@ -21,6 +21,7 @@ from hidecmoe_jax.runs import edits
 from hidecmoe_jax.runs.folder import REPORT, RunFolder
 from hidecmoe_jax.runs.identity import task_names
 from hidecmoe_jax.storage import seal
+from hidecmoe_jax.storage.files import read_json
 
 DAYS = 30
 SHOWN = 50  # answers that wait, on one page
@@ -136,6 +137,12 @@ class RunView:
                 "score": None if verdict is None else verdict.now, "floor": None if verdict is None else verdict.floor,
             })  # fmt: skip
         return rows
+
+    def trial(self, kind: str) -> list[dict[str, Any]]:
+        """What every task gained or lost in the last trial of `retire` or `merge`; nothing where there was none."""
+        path = RunFolder(self.folder).study(kind)
+        rows = read_json(path)["tasks"] if path.is_file() else []
+        return [{key: row[key] for key in ("task", "count", "before", "after")} for row in rows]
 
     def threshold(self) -> dict[str, Any]:
         """What every setting of the last `calibrate` loses and catches, and which is set; nothing without one."""

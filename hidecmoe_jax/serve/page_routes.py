@@ -113,7 +113,7 @@ class Page:
             "/v1/page/tasks": Route("GET", "viewer", self._tasks),
             "/v1/page/threshold": Route("GET", "viewer", lambda _: self._run.threshold()),
             "/v1/page/change": Route("POST", "owner", self._change),
-            "/v1/page/changes": Route("GET", "owner", lambda _: self.changes.state()),
+            "/v1/page/changes": Route("GET", "owner", self._changed),
         }
         if self._log is not None:
             routes |= {
@@ -182,6 +182,12 @@ class Page:
             raise Refusal(503, "this decision could not be logged", code="not_logged") from None
         return {"id": entry.id, "of": entry.of, "decision": entry.decision}
 
+    def _changed(self, _: Caller) -> dict[str, Any]:
+        """The change that is made, or was made last; with the table of a trial that is done."""
+        state = self.changes.state()
+        has_table = state["state"] == "done" and state["kind"] in ("retire", "merge")
+        return state | {"tasks": self._run.trial(state["kind"]) if has_table else []}
+
     def _change(self, caller: Caller) -> dict[str, Any]:
         """Begins a trial or a commit."""
         version = caller.serving
@@ -192,7 +198,7 @@ class Page:
             # The words without the run's place.
             what = " ".join([words[0], *words[2:]])
             self.operation.add(ChangeEntry(what, version.name, None, caller.person.name or None, "asked on the page"))
-        return self.changes.state()
+        return self._changed(caller)
 
 
 def _file(name: str, kind: str) -> Content:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+from datetime import UTC, date, datetime
 from pathlib import Path
 
 import pytest
@@ -10,11 +11,13 @@ from served import JSON, Client, FakeVersion, asking, png
 
 import hidecmoe_jax.serve
 from hidecmoe_jax.operate.decision_log import open_log, read_log
+from hidecmoe_jax.operate.entries import AnswerEntry, ReviewEntry
 from hidecmoe_jax.operate.kept_pictures import KeptPictures
 from hidecmoe_jax.operate.operation import Operation
 from hidecmoe_jax.operate.prices import Prices
 from hidecmoe_jax.serve.access import read_tokens
 from hidecmoe_jax.serve.changes import Changes, command_of
+from hidecmoe_jax.serve.desk import LogView
 from hidecmoe_jax.serve.options import ServeOptions
 from hidecmoe_jax.serve.page_routes import Page
 from hidecmoe_jax.serve.recorder import Recorder
@@ -189,12 +192,41 @@ def test_a_change_is_one_of_a_few_commands_with_names_of_tasks(fields, words):
     assert refused.value.status == words
 
 
+def test_a_log_is_read_on_as_it_grows_and_old_answers_stay_only_while_they_wait(tmp_path):
+    times = [datetime(2026, 1, 1, tzinfo=UTC), datetime(2026, 1, 2, tzinfo=UTC), datetime(2026, 3, 1, tzinfo=UTC)]
+    clock = iter(sorted([*times, datetime(2026, 3, 2, tzinfo=UTC)]))
+    plain = dict.fromkeys(("base", "fit", "score", "threshold", "second", "ahead", "by", "question", "answer"))
+    view = LogView(tmp_path / "log")
+
+    def an_answer(name: str, sampled: str | None) -> AnswerEntry:
+        return AnswerEntry(
+            id=name, run="r", version="v", model="auto", task="birds", nearest="birds", refused=False, queued=False,
+            pictures=(), milliseconds=1.0, sampled=sampled, **plain,
+        )  # fmt: skip
+
+    with open_log(tmp_path / "log", clock=lambda: next(clock)) as log:
+        log.append(an_answer("old", None))
+        log.append(an_answer("waits", "random"))
+        assert [line["id"] for line in view.lines(date(2026, 1, 2))] == ["old", "waits"]
+        log.append(an_answer("new", None))
+        # A line that is being written.
+        path = sorted((tmp_path / "log").glob("*.jsonl"))[-1]
+        with open(path, "ab") as file:
+            file.write(b'{"kind": "answer", "id": "torn')
+        assert [line["id"] for line in view.lines(date(2026, 3, 1))] == ["waits", "new"]
+        log.append(ReviewEntry("v", "waits", "right"))
+        assert [line.get("of", line["id"]) for line in view.lines(date(2026, 3, 2))] == ["new", "waits"]
+
+
 def test_one_change_at_a_time_with_its_output():
     changes = Changes()
-    assert changes.state() == {"state": "none", "lines": []}
-    changes.begin(["retire", "/nowhere/run", "fish"])
+    assert changes.state() == {"kind": None, "state": "none", "lines": []}
+    changes.begin(["--version"])
     with pytest.raises(Refusal, match="another change"):
-        changes.begin(["restore", "/nowhere/run"])
+        changes.begin(["--version"])
+    changes.wait()
+    assert changes.state() == {"kind": "--version", "state": "done", "lines": [hidecmoe_jax.__version__]}
+    changes.begin(["retyre"])
     changes.wait()
     state = changes.state()
-    assert state["state"] == "failed" and any("this is no run" in line for line in state["lines"])
+    assert state["state"] == "failed" and any("did you mean 'retire'" in line for line in state["lines"])

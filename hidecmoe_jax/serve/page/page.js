@@ -327,7 +327,12 @@ async function follow(request = null) {
   if (!area) return;
   const state = await attempt(() => json("/v1/page/changes"));
   if (state === undefined || !area.isConnected) return;
-  area.replaceChildren(element("h2", { text: word("change_" + state.state) }), element("pre", { text: state.lines.join("\n") }));
+  const output = element("pre", { text: state.lines.join("\n") });
+  const numbers = state.tasks.length ? table(["task", "questions", "now", "then"], state.tasks.map((row) => [
+    row.task, number(row.count), number(row.before), number(row.after)]), 1) : null;
+  const details = element("details", {}, element("summary", { text: word("details") }), output);
+  if (state.state === "failed") details.open = true;
+  area.replaceChildren(element("h2", { text: word("change_" + state.state) }), ...(numbers ? [numbers] : []), details);
   if (state.state === "running") { setTimeout(() => follow(request), 1500); return; }
   if (request && state.state === "done") area.append(element("p", { text: word("confirm_help") }), button("confirm", () => change(request, false), { class: "main" }));
 }
