@@ -80,7 +80,8 @@ def _adopt(base: str, *folders: str) -> Command:
 
 
 def _convert(source: str) -> Command:
-    words = ("convert", f"{{live}}/{source}", "{live}/out", "--clip", f"{{live}}/{source}/clip")
+    # An exported run brings no towers of CLIP; the exported base does.
+    words = ("convert", f"{{live}}/{source}", "{live}/out", "--clip", "{live}/hf_base/clip")
     return Command(words, "out", ("*.json", "model/*", "*.safetensors"))
 
 

@@ -113,9 +113,12 @@ def make_world(live: Path, method: str) -> None:
     must(["run", str(write_config(live, method)), "--out", str(run)])
     must(["export", str(run), str(live / "hub"), "--to", "hub"])
     shutil.copytree(run, live / "unanswered")
+    from hidecmoe_jax.runs.folder import SeedFolder
+    from hidecmoe_jax.runs.withdraw import withdraw_measurements
+
+    # Through the package: files of a run that are just gone are damage.
     for seed in (live / "unanswered").glob("seed_*"):
-        shutil.rmtree(seed / "answers")
-        (seed / "cells.json").unlink()
+        withdraw_measurements(SeedFolder(seed))
     shutil.copytree(run, live / "work")
     must([word.format(live=live) for word in scenes(method)[EDITS[method]].words])
     (live / "work").rename(live / "edited")

@@ -90,6 +90,8 @@ def _lines(asked: Any, reply: Any) -> str:
     lines.append(f"  {reply.decision}")
     if reply.answer.line_added is not None:
         lines.append(f"  asked with the line that it was trained with: {reply.answer.line_added}")
+    if reply.answer.routing_text_cut:
+        lines.append("  the gate has read only the beginning of the question, which is too long for its text tower")
     if reply.fit is not None:
         lines.append(f"  {reply.fit}")
     shares = [f"{name} {100 * weight:.0f} %" for name, weight in reply.routing.items() if weight]

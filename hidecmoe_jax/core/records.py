@@ -53,6 +53,7 @@ class AskedQuestion:
       missing: tasks that could not be loaded.
       line_added: the line of its task's training questions that was added to the question.
       retired: name of the retired task that the input belongs to.
+      routing_text_cut: whether the gate has read only the beginning of the question, which is too long for it.
     """
 
     id: str | int | None
@@ -70,6 +71,7 @@ class AskedQuestion:
     missing: tuple[str, ...]
     line_added: str | None
     retired: str | None
+    routing_text_cut: bool
 
 
 @dataclass(frozen=True)

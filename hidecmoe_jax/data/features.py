@@ -27,6 +27,7 @@ from hidecmoe_jax.data.records import Record
 from hidecmoe_jax.data.tokenizer import Tokenizer, text_ids
 from hidecmoe_jax.data.vision import VisionReader, keep_on_disk
 from hidecmoe_jax.locators.anchors import Pooled
+from hidecmoe_jax.models.config import LlavaConfig
 from hidecmoe_jax.models.llava import Model, text_features
 
 _text = jax.jit(text_features)
@@ -175,6 +176,14 @@ def extract(
     text_ND, truncated = _texts(model, tokenizer, texts, batch)
     has_text = np.array(list(map(bool, texts)))
     return Features(reader, picture_NI, paths, ids, patches, image_NE, text_ND, has_text, truncated)
+
+
+def cuts_routing_text(config: LlavaConfig, tokenizer: Tokenizer, record: Record) -> bool:
+    """Whether the text tower of a base, by which gates compare questions, reads only the beginning of this one's."""
+    if not config.has_text_tower:
+        return False
+    _, _, lost = text_ids(tokenizer.text or tokenizer, routing_text(record), config.text_context)
+    return lost > 0
 
 
 def with_texts(

@@ -75,6 +75,7 @@ class Answer:
       tasks: names of the tasks by number; empty where the caller has no names.
       line_added: instruction line of the task's training that the question lacked and got; None for none.
       retired: the retired task that the record belongs to; None for any other record.
+      routing_text_cut: whether the gate has read only the beginning of the question.
       tokens: ids of the text, without the end token; empty where it was dropped.
     """
 
@@ -89,6 +90,7 @@ class Answer:
     tasks: tuple[str, ...] = ()
     line_added: str | None = None
     retired: str | None = None
+    routing_text_cut: bool = False
     tokens: tuple[int, ...] = field(default=(), repr=False)
 
     @property

@@ -29,7 +29,7 @@ from hidecmoe_jax.core.processes import to_host
 from hidecmoe_jax.data.ahead import Waited, ahead, to_devices
 from hidecmoe_jax.data.encoder import RecordEncoder
 from hidecmoe_jax.data.feature_store import FeatureStore
-from hidecmoe_jax.data.features import Features, extract, with_texts
+from hidecmoe_jax.data.features import Features, cuts_routing_text, extract, with_texts
 from hidecmoe_jax.data.images import LIMITS, Limits
 from hidecmoe_jax.data.loader import buckets, collate
 from hidecmoe_jax.data.pictures import Pictures
@@ -248,6 +248,13 @@ class Engine:
         size = whole_batches(self.base.layout, self.feature_batch)
         features = with_texts(features, self.base, self.tokenizer, records, batch=size)
         return self.inputs(records, label, features)
+
+    def cut_routing_texts(self, records: Sequence[Record]) -> frozenset[str]:
+        """Ids of the records of which the gate reads only the beginning; one that reads the base itself reads all."""
+        if not self.method.gated or self.method.traits.reads is not None:
+            return frozenset()
+        config = self.base.config
+        return frozenset(record.id for record in records if cuts_routing_text(config, self.tokenizer, record))
 
     def prompt(self, prompts: Sequence[Encoded], features: Features, rows: np.ndarray, length: int) -> Prompt:
         """The prompts of some rows as one batch of `length` tokens, with the patch tokens of their pictures."""

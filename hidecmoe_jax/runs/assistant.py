@@ -227,6 +227,7 @@ class Assistant:
         records, early = lines.before_routing(records, named)
         inputs = engine.inputs(records)
         decision = engine.decide(self.serving, inputs, task)
+        cut = engine.cut_routing_texts(records) if task is None else frozenset()
         records, late = lines.after_routing(records, self._chosen(decision, len(records)))
         inputs = replace(inputs, records=records)
         added = {}
@@ -234,7 +235,7 @@ class Assistant:
             added[record.id] = first or second
         skip = frozenset(record.id for record in records[:done])
         for batch in engine.answer(self.serving, inputs, decision, key=jax.random.key(seed), skip=skip):
-            named_batch = [replace(answer, tasks=self.tasks) for answer in batch]
+            named_batch = [replace(answer, tasks=self.tasks, routing_text_cut=answer.id in cut) for answer in batch]
             yield [self._explained(answer, added[answer.id]) for answer in named_batch]
 
     def reply_batches(

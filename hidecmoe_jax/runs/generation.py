@@ -265,6 +265,8 @@ class _Work:
         metadata["weights"] = {task: round(weight, 6) for task, weight in reply.weights.items()}
         if reply.answer.line_added is not None:
             metadata["line_added"] = reply.answer.line_added
+        if reply.answer.routing_text_cut:
+            metadata["routing_text_cut"] = True
         # Those scripts draw a random answer_id; here an interrupted file must end with the same bytes.
         answer_id = _digest([self.model_id, place, name, reply.text])[:22]
         return {

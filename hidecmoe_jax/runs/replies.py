@@ -77,6 +77,7 @@ class Reply:
             "missing": list(self.answer.missing),
             "line_added": self.answer.line_added,
             "retired": self.answer.retired,
+            "routing_text_cut": self.answer.routing_text_cut,
         }
 
 

@@ -15,13 +15,12 @@ from PIL import Image
 
 from hidecmoe_jax.core.errors import CheckpointError
 from hidecmoe_jax.core.strict import plain
-from hidecmoe_jax.data.features import Features
+from hidecmoe_jax.data.features import Features, cuts_routing_text
 from hidecmoe_jax.data.images import Limits
 from hidecmoe_jax.data.media import IMAGE
 from hidecmoe_jax.data.pictures import Pictures
-from hidecmoe_jax.data.prompts import encode_question, routing_text
+from hidecmoe_jax.data.prompts import encode_question
 from hidecmoe_jax.data.records import Record, Turn
-from hidecmoe_jax.data.tokenizer import text_ids
 from hidecmoe_jax.evaluate.answer import Writing
 from hidecmoe_jax.evaluate.engine import Engine
 from hidecmoe_jax.runs import edits
@@ -136,12 +135,7 @@ class Version:
 
     def cuts_routing_text(self, record: Record) -> bool:
         """Whether the text tower, by which the gate compares questions, reads only the beginning of this one."""
-        config = self.assistant.config
-        if not config.has_text_tower:
-            return False
-        tokenizer = self.assistant.tokenizer
-        _, _, lost = text_ids(tokenizer.text or tokenizer, routing_text(record), config.text_context)
-        return lost > 0
+        return cuts_routing_text(self.assistant.config, self.assistant.tokenizer, record)
 
     def new_pictures(self) -> Pictures:
         """What reads the pictures of one request, and holds them as the vision tower takes them."""

@@ -6,10 +6,13 @@ from dataclasses import replace
 import pytest
 from runs_world import make_world
 
+from hidecmoe_jax.cli.ask import _lines
 from hidecmoe_jax.cli.main import main
 from hidecmoe_jax.data.records import Record, Turn
 from hidecmoe_jax.runs.assistant import load
 from hidecmoe_jax.runs.ledger import Ledger
+from hidecmoe_jax.runs.questions import Question
+from hidecmoe_jax.runs.replies import reply_of
 from hidecmoe_jax.runs.stream_loop import learn
 from hidecmoe_jax.runs.trained_lines import TrainedLines
 
@@ -67,3 +70,16 @@ def test_a_run_stores_the_line_and_ask_adds_and_shows_it(run, capsys):
     for flags, wanted in (((), assistant.answer(picture, question).answer.line_added), (("--as-is",), None)):
         assert main(["ask", str(run), question, "--image", picture, "--json", *flags]) == 0
         assert json.loads(capsys.readouterr().out)["line_added"] == wanted
+
+
+def test_rt13_a_question_that_the_gate_cannot_read_whole_says_so(run):
+    assistant = load(run)
+    picture = str(run.parent / "birds" / "images" / "9.png")
+    for question, wanted in (("w", False), ("w " * 52, True)):
+        answer = assistant.generate(picture, question, as_is=True, max_length=192)
+        assert answer.routing_text_cut is wanted
+        reply = reply_of(answer, {}, named=None, fallback="answered by nobody")
+        assert reply.to_json()["routing_text_cut"] is wanted
+        assert ("only the beginning of the question" in _lines(Question(question), reply)) == wanted
+    # A named task is asked whatever the gate reads.
+    assert not assistant.generate(picture, "w " * 52, named="fish", as_is=True, max_length=192).routing_text_cut
