@@ -21,9 +21,10 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 
 from corrupt import RUN_RESULTS, Command, World, differing, targets
@@ -202,31 +203,25 @@ class Bench:
             (self.world.live / "out").mkdir(exist_ok=True)
 
     def wanted(self, name: str) -> dict[str, object]:
-        """Results without an error."""
-        command = commands()[name]
+        """Results without an error; counts how often the command passes each door."""
         if name not in self.world.expected:
+            command = commands()[name]
             self.begin(command)
-            ended = self.world.carry_out(command)
+            passed: Counter[str] = Counter()
+            with ExitStack() as watched:
+                for door in DOORS:
+                    watched.enter_context(watching(door, partial(passed.update, [door])))
+                ended = self.world.carry_out(command)
             if ended.code != 0:
                 raise SystemExit(f"{name} failed without an error: {ended.code} {ended.errors}{ended.uncaught}")
+            self.counts |= {(name, door): passed[door] for door in DOORS}
             self.world.expected[name] = self.world.results(command, ended)
         return self.world.expected[name]
-
-    def calls(self, name: str, door: str) -> int:
-        """How often a command passes a door."""
-        if (name, door) not in self.counts:
-            command = commands()[name]
-            passed = []
-            self.begin(command)
-            with watching(door, lambda: passed.append(1)):
-                self.world.carry_out(command)
-            self.counts[name, door] = len(passed)
-        return self.counts[name, door]
 
     def try_case(self, case: Case) -> tuple[str, str] | None:
         """The verdict on a case; None where the command does not pass the door."""
         wanted = self.wanted(case.command)
-        count = self.calls(case.command, case.door)
+        count = self.counts[case.command, case.door]
         if not count:
             return None
         at = int(case.draw * count)
