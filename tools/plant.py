@@ -94,7 +94,7 @@ def commands() -> dict[str, Command]:
         "overlap": on_run("overlap"),
         "calibrate": on_run("calibrate"),
         "inspect": Command(("inspect", live_run)),
-        "score": Command(("score", live_run)),
+        "score": Command(("score", "--predictions", live_run, "--resamples", "0")),
         "audit": Command(("audit", "{live}/hide_base.yaml", "--out", "{live}/out"), "out", ("audit.json",)),
         "generate": Command(("generate", live_run, "--file", f"{{live}}/{QUESTIONS}", "--out", "{live}/out/a.jsonl"),
                             "out", ("a.jsonl",)),

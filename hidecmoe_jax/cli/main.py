@@ -37,8 +37,10 @@ def main(words: Sequence[str] | None = None) -> int:
 
     The codes are `commands.EXIT_CODES`.
     """
+    # A stream that was closed before the start (`>&-`) is None.
+    if sys.stdout is not None and sys.stderr is not None:
+        return _until_closed(words)
     with open(os.devnull, "w", encoding="utf-8") as nowhere:
-        # A stream that was closed before the start (`>&-`) is None.
         with contextlib.redirect_stdout(sys.stdout or nowhere), contextlib.redirect_stderr(sys.stderr or nowhere):
             return _until_closed(words)
 
@@ -46,14 +48,19 @@ def main(words: Sequence[str] | None = None) -> int:
 def _until_closed(words: Sequence[str] | None) -> int:
     """The exit code of a command, whose reader may go away."""
     try:
-        try:
-            return _run(words)
-        finally:
-            # A closed pipe is met here, not when the interpreter ends, which would print a traceback of its own.
-            sys.stdout.flush()
+        code = _run(words)
+        # A closed pipe or a full disk is met here, not when the interpreter ends, which would print a traceback.
+        sys.stdout.flush()
+        return code
     except BrokenPipeError:
         _drop_output()
         return CLOSED
+    except OSError as error:
+        # Of --debug the traceback is wanted; else only the flush raises here.
+        if "--debug" in list(sys.argv[1:] if words is None else words):
+            raise
+        _drop_output()
+        return _reported(error)
 
 
 def _drop_output() -> None:
@@ -89,9 +96,14 @@ def _run(words: Sequence[str] | None) -> int:
     except Exception as error:
         if debug:
             raise
-        message = as_error(error)
-        print(printable(f"{_speaker()}: {message}"), file=sys.stderr)
-        return message.exit_code
+        return _reported(error)
+
+
+def _reported(error: Exception) -> int:
+    """Prints an error for the user; returns its exit code."""
+    message = as_error(error)
+    print(printable(f"{_speaker()}: {message}"), file=sys.stderr)
+    return message.exit_code
 
 
 def _speaker() -> str:

@@ -103,3 +103,15 @@ def test_an_error_at_a_door_of_the_system_is_a_message(tmp_path, monkeypatch, ca
     assert (code == 6) == (number in SYSTEM[:3]) and code in (3, 4, 6), said
     assert "Traceback" not in said and "  do:    " in said
     assert not out.exists()
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a device of Linux")
+def test_an_output_on_a_full_disk_is_a_message(capsys, monkeypatch):
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr("sys.stdout", full)
+        # Redirected as a shell does: nothing is met before the buffer is flushed.
+        assert main(["--version"]) == 6
+        monkeypatch.undo()
+        said = capsys.readouterr().err
+        assert "the disk took no more" in said and "Traceback" not in said
+        os.dup2(os.open(os.devnull, os.O_WRONLY), full.fileno())

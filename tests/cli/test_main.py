@@ -233,8 +233,9 @@ def test_quiet_and_verbose_exclude_each_other(capsys):
 
 
 def test_deterministic_operations_are_asked_for_and_recorded(monkeypatch, capsys):
-    monkeypatch.setenv("XLA_FLAGS", "--xla_other=1")
+    # Before the variable is set: JAX reads it at its start, and ends the process for a flag that it does not know.
     assert "deterministic" not in session_facts()
+    monkeypatch.setenv("XLA_FLAGS", "--xla_other=1")
     for _ in range(2):
         assert main(["--version", "--deterministic"]) == 0
     assert os.environ["XLA_FLAGS"] == "--xla_other=1 --xla_gpu_deterministic_ops=true"
