@@ -330,7 +330,7 @@ MUTANTS = [
     *_mutants(
         "cli/main.py", "cli/test_main.py::test_errors_are_messages_with_their_exit_code_and_tracebacks_only_on_demand"
         " cli/test_main.py::test_interruption_is_130",
-        ("        return message.exit_code\n", "        return 1\n"),
+        ("    return message.exit_code\n", "    return 1\n"),
         ("        return INTERRUPTED\n", "        return 1\n"),
     ),
     *_mutants(
