@@ -43,7 +43,7 @@ def decide(log: str | Path, judgement: Judgement, *, by: str | None = None, run:
     log = Path(log)
     answer = None
     for line in read_log(log):
-        if line["kind"] == "answer" and line["id"] == judgement.of:
+        if line["kind"] == "answer" and line["id"] == judgement.of and not line.get("shadow", False):
             answer = line
     tasks = None if run is None else task_names(Path(run))
     entry = review_of(judgement, answer, tasks=tasks, by=by)

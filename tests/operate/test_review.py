@@ -84,6 +84,8 @@ def test_a_decision_that_does_not_fit_is_refused(judgement, problem):
 def test_a_decision_becomes_a_line_unless_a_server_writes(log):
     with pytest.raises(DataError, match="no such answer"):
         decide(log, Judgement("r99", "right"))
+    with open_log(log) as opened:
+        opened.append(answered(9, task="fish", shadow=True, sampled=None))
     with open_log(log), pytest.raises(BusyError, match="POST /v1/reviews"):
         decide(log, Judgement("r9", "right"), by="ben")
     assert decide(log, Judgement("r9", "other_task", "fish"), by="ben") == ["recorded: other_task, fish"]
