@@ -5,6 +5,7 @@ are searched for what must not be in the sources at all (ways to run data as cod
 """
 
 import ast
+import functools
 import time
 from pathlib import Path
 
@@ -48,6 +49,12 @@ USES_PALLAS_LATE = "hidecmoe_jax.models.fused_attention"
 FACADE = len(ORDER) - 1
 
 
+@functools.cache
+def parsed(text: str) -> ast.Module:
+    """The syntax tree of a source, which several tests read."""
+    return ast.parse(text)
+
+
 def sources() -> list[Path]:
     return sorted(PACKAGE.rglob("*.py"))
 
@@ -68,7 +75,7 @@ def rank(dotted: str) -> int:
 
 def order_faults(text: str, module: str) -> list[str]:
     """Imports of `module`'s source that break the order, are relative, or hide in a function without need."""
-    tree, faults = ast.parse(text), []
+    tree, faults = parsed(text), []
     for node in ast.walk(tree):
         for name in imported(node):
             if name.startswith("."):
@@ -104,7 +111,7 @@ def is_lazy_jax(name: str, module: str) -> bool:
 def danger_faults(text: str, module: str) -> list[str]:
     """Ways to run data as code or to hand a string to a shell."""
     faults = []
-    for node in ast.walk(ast.parse(text)):
+    for node in ast.walk(parsed(text)):
         found = [name for name in imported(node) if name.split(".")[0] in NEVER]
         if isinstance(node, ast.Call):
             called = ast.unparse(node.func)
@@ -215,7 +222,7 @@ MACHINERY = ("importlib", "runpy", "pkgutil", "imp", "zipimport")
 def import_machinery(text: str) -> set[str]:
     """Dotted names of Python's import machinery in a source, and `__import__`."""
     found = set()
-    for node in ast.walk(ast.parse(text)):
+    for node in ast.walk(parsed(text)):
         found |= {name for name in imported(node) if name.split(".")[0] in MACHINERY}
         if isinstance(node, ast.Attribute):
             found |= {ast.unparse(node)} if ast.unparse(node).split(".")[0] in MACHINERY else set()
@@ -239,7 +246,7 @@ def test_fault_c5_planted_uses_of_the_import_machinery_are_found(planted):
 
 def test_torch_loads_only_tensors_where_it_loads_at_all():
     for path in [*sources(), *(ROOT / "tools").rglob("*.py")]:
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(parsed(path.read_text())):
             if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load":
                 assert {word.arg: ast.unparse(word.value) for word in node.keywords}.get("weights_only") == "True", path
 
@@ -261,7 +268,7 @@ def test_planted_dangers_are_found(planted):
 
 
 def test_every_module_opens_with_a_docstring():
-    bare = [name_of(path) for path in sources() if not ast.get_docstring(ast.parse(path.read_text()))]
+    bare = [name_of(path) for path in sources() if not ast.get_docstring(parsed(path.read_text()))]
     assert not bare, bare
 
 

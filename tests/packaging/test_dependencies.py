@@ -1,6 +1,7 @@
 """Declared requirements and imports are the same set: nothing is declared in vain, nothing imported undeclared."""
 
 import ast
+import functools
 import sys
 import tomllib
 from importlib.metadata import packages_distributions
@@ -27,6 +28,7 @@ CORE = names(PROJECT["dependencies"])
 EXTRAS = {extra: names(lines) for extra, lines in PROJECT["optional-dependencies"].items()}
 
 
+@functools.cache
 def imported(*folders: str) -> dict[str, set[str]]:
     """Top-level modules of other packages that the sources below `folders` import, each with the files that do."""
     sources = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]

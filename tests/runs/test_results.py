@@ -11,7 +11,6 @@ from tiny import TINY
 
 from hidecmoe_jax.methods.gates.anchors import NamedGate
 from hidecmoe_jax.methods.routed import Routed
-from hidecmoe_jax.models.llama import SITES as LINEARS
 from hidecmoe_jax.runs.costs import flops_per_query
 from hidecmoe_jax.runs.evaluation import confusion
 from hidecmoe_jax.runs.folder import RunFolder
@@ -22,7 +21,6 @@ from hidecmoe_jax.runs.session import open_base
 from hidecmoe_jax.runs.stream_loop import learn
 
 TASKS = ("birds", "fish")
-HIDE = {"kind": "routed", "lora": {"sites": list(LINEARS)}}  # whose work is counted below
 
 
 @pytest.fixture(scope="module", params=["cmoe", "hide"])
@@ -30,7 +28,7 @@ def run(request, tmp_path_factory):
     """(name, folder, config, report) of two tasks learned; the mixture's gate knows some inputs for nobody's."""
     root = tmp_path_factory.mktemp(request.param)
     gate = MIXTURE["gate"] | {"foreign": 0.4}
-    config = make_world(root, request.param, **(MIXTURE | {"gate": gate} if request.param == "cmoe" else HIDE))
+    config = make_world(root, request.param, **(MIXTURE | {"gate": gate} if request.param == "cmoe" else {}))
     folder = learn(config, root / "run")
     return request.param, folder, config, json.loads((folder / "report.json").read_text())
 
@@ -107,8 +105,9 @@ def test_a_query_costs_what_it_hears_and_what_its_locator_reads(run):
         products = 3 * t * (2 * d.width * (2 * width + 5) + width + d.width)
         assert extra == products + 2 * report["stored_parameters"]["locator"]
         assert 0.5 * found["forward_base"] < found["locator_prefill"] < found["forward_base"]
-    else:  # one layer with 4 + 1 slots of rank 2, but no second prefill
-        assert found["locator_prefill"] == 0 and extra > 2 * t * 10 * (4 * 2 * d.width + 3 * (d.width + d.hidden))
+    else:  # one layer with 4 + 1 slots of rank 2 at a query and a down projection, but no second prefill
+        assert config.method.lora.sites == ("q_proj", "down_proj")
+        assert found["locator_prefill"] == 0 and extra > 2 * t * 10 * (2 * d.width + (d.width + d.hidden))
     assert "Work per query" in (folder / "report.html").read_text()
 
 

@@ -101,9 +101,10 @@ def test_accumulation_equals_one_big_batch_however_tokens_are_spread(session, re
         for i, one in enumerate(material.encoded)
     ]
     ragged = replace(material, encoded=short)
-    whole, facts = one_step(session, ready, batches_of(ragged, [[0, 1, 2, 3, 4, 5]]))
-    parts, same = one_step(session, ready, batches_of(ragged, [[0, 1, 2, -1], [-1, 3, 4, 5]]))
-    assert int(facts.tokens) == int(same.tokens) == 2 * (1 + 2 + 3)
+    # Two records a batch, as the other tests of this file have them: another size is another program.
+    whole, facts = one_step(session, ready, batches_of(ragged, [[0, 2]]))
+    parts, same = one_step(session, ready, batches_of(ragged, [[0, -1], [-1, 2]]))
+    assert int(facts.tokens) == int(same.tokens) == 1 + 3
     np.testing.assert_allclose(same.loss, facts.loss, rtol=1e-6)
     np.testing.assert_allclose(same.gradient, facts.gradient, rtol=1e-5)
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), parts.moments, whole.moments)
