@@ -37,7 +37,7 @@ from hidecmoe_jax.data.prompts import Encoded, Template
 from hidecmoe_jax.data.records import Record
 from hidecmoe_jax.data.tokenizer import Tokenizer
 from hidecmoe_jax.evaluate.answer import Answer, Writing, unwritten, with_text
-from hidecmoe_jax.methods.base import Decision, FrozenFeatures, Method, Serving
+from hidecmoe_jax.methods.base import Decision, FrozenFeatures, Method, Serving, Speaker
 from hidecmoe_jax.models.generate import Sampling, generate
 from hidecmoe_jax.models.llava import Model, Prompt
 from hidecmoe_jax.models.reading import Reading, prompt_state
@@ -50,9 +50,9 @@ def _decide(method: Method, serving: Serving, frozen: FrozenFeatures, task_B) ->
     return method.decide(serving, frozen, task_B)
 
 
-@partial(jax.jit, static_argnames=("method", "sampling"))
-def _write(method: Method, serving: Serving, prompt: Prompt, decision, key, ids_B, *, sampling: Sampling):
-    voices = method.voices(serving, decision)
+@partial(jax.jit, static_argnames=("speaker", "sampling"))
+def _write(speaker: Speaker, serving: Serving, prompt: Prompt, decision, key, ids_B, *, sampling: Sampling):
+    voices = speaker.voices(serving, decision)
     return generate(serving.model, prompt, voices, sampling=sampling, key=key, sample_ids_B=ids_B)
 
 
@@ -335,7 +335,8 @@ class Engine:
         """Answers to the records of one batch, which is filled up with repeats of the last one."""
         # The match changes no text, and would be a second program where the task is named.
         weights = routed.replace(match=None)
-        written = _write(self.method, serving, prompt, weights, key, ids_B, sampling=self.sampling)
+        speaker, spoken = self.method.answering(serving)
+        written = _write(speaker, spoken, prompt, weights, key, ids_B, sampling=self.sampling)
         # One transfer for the batch; indexing device arrays record by record would compile slices.
         arrays = (written.tokens_BN, written.lengths_B, written.ended_B)
         tokens_BN, lengths_B, ended_B = to_host(arrays)

@@ -231,6 +231,13 @@ class Loss:
         return self.replace(total=self.total + nats * self.tokens.astype(jnp.float32))
 
 
+class Speaker(Protocol):
+    """What turns a decision into voices."""
+
+    def voices(self, serving: Serving, decision: Decision) -> tuple[Voice, ...]:
+        """The voices that the decoder takes for a decision."""
+
+
 class Method(Protocol):
     """The hooks of a continual method (a frozen dataclass). All are pure.
 
@@ -329,3 +336,8 @@ class Method(Protocol):
     @abstractmethod
     def voices(self, serving: Serving, decision: Decision) -> tuple[Voice, ...]:
         """The voices that the decoder takes for a decision."""
+
+    def answering(self, serving: Serving) -> tuple[Speaker, Serving]:
+        """What the program that writes answers is compiled for: an object with the method's `voices`, static, and the
+        part of `serving` that these read. Methods that answer alike share a program."""
+        return self, serving

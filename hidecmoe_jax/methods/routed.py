@@ -24,7 +24,7 @@ from hidecmoe_jax.core import strict, trees
 from hidecmoe_jax.core.errors import ConfigError
 from hidecmoe_jax.experts import surgery
 from hidecmoe_jax.experts.bank import Bank
-from hidecmoe_jax.experts.routing import Routing, Voice
+from hidecmoe_jax.experts.routing import Voice
 from hidecmoe_jax.methods import edit_tasks, routed_sizes, routed_stages
 from hidecmoe_jax.methods.base import (
     Archive,
@@ -33,6 +33,7 @@ from hidecmoe_jax.methods.base import (
     Learner,
     Method,
     Serving,
+    Speaker,
     Traits,
     check_finite,
     no_choice,
@@ -46,6 +47,7 @@ from hidecmoe_jax.methods.gates.locator import LocatorGate
 from hidecmoe_jax.methods.growth.layer_choice import LayerChoice, LayerGains
 from hidecmoe_jax.methods.lora import LINEARS, Lora
 from hidecmoe_jax.methods.shared_slots import redirected, serving_slots
+from hidecmoe_jax.methods.slot_voices import SlotVoices
 from hidecmoe_jax.methods.stages import Stage
 from hidecmoe_jax.methods.tune_as_served import tuning_of
 from hidecmoe_jax.models.llava import Model
@@ -379,16 +381,14 @@ class Routed(Method):
         return self.gate.decide(serving.memory.gate, features, learned_N)
 
     def voices(self, serving: Serving, decision: Decision) -> tuple[Voice, ...]:
-        """The expanded layers' bank, every task's slot weighted by the task's weight."""
-        if serving.bank is None:
-            return ()
-        slots = jnp.arange(serving.bank.slots)
-        slot_LN1 = serving.slot_LN[..., None]
-        # Slot -1 matches no slot, so a layer without the task's expert adds nothing.
-        place_LNS = (slot_LN1 == slots).astype(jnp.float32)
-        exact = jax.lax.Precision.HIGHEST
-        gain_LBS = jnp.einsum("lns,bn->lbs", place_LNS, decision.weight_BN, precision=exact)
-        return (Voice(serving.bank, Routing(gain_LBS, most=None if self.gate.mixes_tasks else 1)),)
+        """As `SlotVoices`."""
+        return SlotVoices(self.gate.mixes_tasks).voices(serving, decision)
+
+    def answering(self, serving: Serving) -> tuple[Speaker, Serving]:
+        """Without what the gate has stored, which the voices do not read; a subclass may read more."""
+        if type(self).voices is not Routed.voices:
+            return self, serving
+        return SlotVoices(self.gate.mixes_tasks), serving.replace(memory=None, missing=())
 
     def stored_after(self, model: Model, tasks: int) -> dict[str, int]:
         """Parameters beyond the base that answering needs after `tasks` tasks, by kind."""

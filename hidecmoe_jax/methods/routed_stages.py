@@ -50,12 +50,43 @@ def tuned_projector(model: Model, learner: Learner) -> dict[str, Array]:
     return tuned
 
 
+def _answer_loss(forward: tuple[Model, tuple[Voice, ...]], batch: Batch) -> Loss:
+    tuned_model, voices = forward
+    total, tokens, _ = answer_loss(tuned_model, batch, voices)
+    return Loss(total, tokens)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpertAlone(Stage):
+    """The answer loss of the live expert alone, because HiDe trains every expert as if it were the only one."""
+
+    dropout: float
+    kind: str = "tune"
+
+    def forward(self, model: Model, learner: Learner, key: Array) -> tuple[Model, tuple[Voice, ...]]:
+        """Model and voices of the loss."""
+        live = learner.live[LINEARS]
+        voice = Voice(live, all_slots(live), key, dropout=self.dropout)
+        # On the right side of `|`, because what trains replaces what was tuned before.
+        tuned_model = with_leaves(model, learner.shared | learner.tuned)
+        return tuned_model, (voice,)
+
+    def loss(self, model: Model, learner: Learner, batch: Batch, key: Array) -> Loss:
+        """Answer loss of the model and voices of `forward`."""
+        return _answer_loss(self.forward(model, learner, key), batch)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Tune(Stage):
     """Trains the task's own expert alone (or the shared one), and the projector along with it."""
 
     method: Routed
     kind: str = "tune"
+
+    @property
+    def compiled_as(self) -> Stage:
+        """Of the method the loss reads the dropout alone; a subclass may read more."""
+        return ExpertAlone(dropout=self.method.lora.dropout) if type(self) is Tune else self
 
     def prepare(self, model: Model, learner: Learner, lesson: int, key: Array) -> Learner:
         """Puts a fresh expert (or the shared one) into `live`, and the projector into `tuned`."""
@@ -71,19 +102,12 @@ class Tune(Stage):
         return learner.replace(live={LINEARS: expert}, tuned=tuned)
 
     def forward(self, model: Model, learner: Learner, key: Array) -> tuple[Model, tuple[Voice, ...]]:
-        """Model and voices of the training loss: the live expert alone, because HiDe trains every expert as if it were
-        the only one."""
-        live = learner.live[LINEARS]
-        voice = Voice(live, all_slots(live), key, dropout=self.method.lora.dropout)
-        # On the right side of `|`, because what trains replaces what was tuned before.
-        tuned_model = with_leaves(model, learner.shared | learner.tuned)
-        return tuned_model, (voice,)
+        """Model and voices of the training loss."""
+        return ExpertAlone(dropout=self.method.lora.dropout).forward(model, learner, key)
 
     def loss(self, model: Model, learner: Learner, batch: Batch, key: Array) -> Loss:
         """Answer loss of the model and voices of `forward`."""
-        tuned_model, voices = self.forward(model, learner, key)
-        total, tokens, _ = answer_loss(tuned_model, batch, voices)
-        return Loss(total, tokens)
+        return _answer_loss(self.forward(model, learner, key), batch)
 
     def finish(self, model: Model, learner: Learner, lesson: int, result: FrozenFeatures | None, key: Array) -> Learner:
         """Plants the trained expert, fuses the layers that are not expanded, and stores the tuned projector."""

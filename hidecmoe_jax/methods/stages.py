@@ -55,6 +55,12 @@ class Stage:
         """Whether the optimiser runs."""
         return self.source == "answers"
 
+    @property
+    def compiled_as(self) -> Stage:
+        """A stage of the same loss that holds nothing the loss does not read: the static argument of the jitted step,
+        so that methods that train alike share a program."""
+        return self
+
     def subset(self, count: int, seed: int) -> np.ndarray | None:
         """Indices of the records to read, int [M], from range(count); None for all."""
         return None

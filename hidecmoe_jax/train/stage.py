@@ -217,7 +217,9 @@ def run_stage(
         for step, (batches, ids) in zip(steps, batches_ahead, strict=True):
             rates = _rates(tune, step, plan.steps)
             step_key = jax.random.fold_in(key, step)
-            state, metrics = take_step(state, model, context, batches, rates, step_key, stage=stage, tune=traced)
+            state, metrics = take_step(
+                state, model, context, batches, rates, step_key, stage=stage.compiled_as, tune=traced
+            )
             # The previous step is reported only now, so that the device works on this one meanwhile.
             streak = _report(pending, observer, stage, plan.steps, task, streak, tune.skip)
             # The next step overwrites this state; the last one stays.

@@ -1,5 +1,6 @@
 """The routed family without training: published sizes, choices of layers, and what is refused."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import jax
@@ -17,6 +18,7 @@ from hidecmoe_jax.methods.fusion import FusionRule
 from hidecmoe_jax.methods.gates.anchors import AnchorGate, NamedGate
 from hidecmoe_jax.methods.lora import LINEARS, Lora
 from hidecmoe_jax.methods.routed import Routed, RoutedMemory
+from hidecmoe_jax.methods.routed_stages import Tune
 from hidecmoe_jax.models.config import llava_7b
 from hidecmoe_jax.models.llava import init_model, model_sites
 
@@ -139,3 +141,19 @@ def test_the_projector_trains_in_float32_whatever_the_base_is_stored_in():
 def test_defaults_are_the_official_values():
     assert AnchorGate() == AnchorGate(mixing=0.5, temperature=0.1, legacy=False)
     assert Lora().alpha / Lora().rank == 2.0 and len(Lora().sites) == 7
+
+
+def test_methods_that_train_alike_share_a_program_and_stages_that_read_more_keep_their_own():
+    """A method is static in the jitted step, which is compiled anew for every other one."""
+    method = Routed(lora=Lora(rank=2))
+    tune = method.stages(0)[0].compiled_as
+    for other in (replace(method, name="other"), replace(method, expand="all"), replace(method, gate=NamedGate())):
+        assert other.stages(0)[0].compiled_as == tune
+    assert replace(method, lora=Lora(rank=2, dropout=0.5)).stages(0)[0].compiled_as != tune
+    served = replace(method, fusion="product_sum", train_as="served").stages(0)[0]
+
+    class Louder(Tune):
+        """A stage of somebody's own."""
+
+    for stage in (served, Louder(method=method)):
+        assert stage.compiled_as is stage

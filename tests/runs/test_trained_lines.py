@@ -45,11 +45,12 @@ def test_a_common_line_is_added_before_routing_and_a_tasks_own_after_it():
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A run whose first task ends its questions with a line; no longer than those of other tests, whose programs fit."""
+    """A run whose first task ends its questions with a line."""
     root = tmp_path_factory.mktemp("lines")
     config = make_world(root)
     items = json.loads((root / "birds" / "train.json").read_text())
     for item in items:
+        # No longer than those of other tests, whose programs fit.
         item["conversations"][0]["value"] = f"<image>\nWhich?\n{LINE}"
     (root / "birds" / "train.json").write_text(json.dumps(items))
     return learn(replace(config, evaluate=replace(config.evaluate, zero_shot=False, between="none")), root / "run")

@@ -118,7 +118,7 @@ def test_a_step_overwrites_its_state_and_nothing_of_the_learner(session, materia
     state = begin(ready, session.config.tune)
     batches = loop._stacked(material, jnp.arange(2).reshape(1, 2))
     rates = {name: jnp.float32(0.01) for name in ("experts", "routers", "shared")}
-    settings = {"stage": TUNE, "tune": session.config.tune}
+    settings = {"stage": TUNE.compiled_as, "tune": session.config.tune}
     after, _ = take_step(state, session.model, ready, batches, rates, jax.random.key(0), **settings)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state)), "the old state takes no memory"
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves((after, trainable(ready))))

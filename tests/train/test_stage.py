@@ -83,7 +83,7 @@ def one_step(session, learner, batches, *, method=QUIET, key=0):
         batches,
         rates,
         jax.random.key(key),
-        stage=method.stages(0)[0],
+        stage=method.stages(0)[0].compiled_as,
         tune=tune,
     )
 

@@ -84,7 +84,7 @@ def trace_step(
     traced = take_step.trace(
         replicate(layout, shapes_of(shapes.state)), placed(model), replicate(layout, shapes_of(shapes.context)),
         split_batch(layout, batches, axis=1), rate_shapes(), key_shape(),
-        stage=shapes.stage, tune=fixed_settings(tune),
+        stage=shapes.stage.compiled_as, tune=fixed_settings(tune),
     )  # fmt: skip
     return program_of(traced)
 
