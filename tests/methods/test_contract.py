@@ -68,10 +68,11 @@ METHODS = {
     "merged": {"kind": "merged", "rule": "ties", "train_projector": True, "lora": {"rank": 2, "dropout": 0.1}},
 }
 # Each compiles training of its own. The like of the first six runs in test_layer_choice.py, test_mixture.py and
-# test_edits.py; rules of the others are in test_rules_of_rivals.py, and test_export_rivals.py sends archives of most
+# test_edits.py; an open pool keeps the laws in test_worth.py; rules of the others are in test_rules_of_rivals.py, and test_export_rivals.py sends archives of most
 # of them out and back, byte by byte.
 SLOW = (
     *("hide_frozen_projector", "chosen_by_cka", "chosen_by_probe", "cmoe_uniform", "shared_router", "full"),
+    "cmoe_open",
     *("ewc", "lwf", "olora", "reglora", "incmoe"),
 )
 
@@ -228,8 +229,12 @@ def test_a_projector_that_is_frozen_is_not_archived(taught):
     assert taught("hide_frozen_projector").kept[0]["shared"] == {}
 
 
+# Samples of two batches meet other batch mates in `test_serving_is_the_sum_that_the_method_promises` too.
+ALONE_TOO = [pytest.param(name, marks=pytest.mark.slow) for name in ("merge_all", "per_task")]
+
+
 @pytest.mark.parametrize(
-    "name", rows("hide", "merge_all", "per_task", "zero_shot", "cmoe_uniform", "cmoe_open", "moelora", "incmoe", "full")
+    "name", rows("hide", "zero_shot", "cmoe_uniform", "cmoe_open", "moelora", "incmoe", "full") + ALONE_TOO
 )
 def test_answers_do_not_depend_on_batch_mates(taught, name):
     together, first = answers_do_not_depend_on_batch_mates(taught(name))

@@ -136,6 +136,8 @@ def test_scanned_stack_equals_a_python_loop_over_blocks():
     np.testing.assert_allclose(jax.jit(scanned)(x), jax.jit(looped)(x), atol=1e-5)
 
 
+# test_execution.py has recomputed gradients by the plain formula, test_layouts.py trains so on a mesh.
+@pytest.mark.slow
 def test_recomputed_activations_give_the_same_gradient():
     model = ref.tiny_model()
     bank = ref.random_bank(model.config.decoder)

@@ -121,6 +121,7 @@ def test_a_run_from_the_wheel_alone_learns_reports_answers_and_exports(installed
     assert (tmp_path / "out" / "birds" / "adapter_config.json").is_file()
 
 
+@pytest.mark.slow  # as above
 def test_configs_and_the_pocket_model_are_found_in_the_wheel(installed, tmp_path):
     source = (
         "import hidecmoe_jax as hj\n"

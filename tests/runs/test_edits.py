@@ -250,7 +250,11 @@ def test_the_command_line_knows_all_modes():
 
 @pytest.mark.parametrize(
     ("name", "time"),
-    [("edits.json", 1), pytest.param("cells.json", 1, marks=pytest.mark.slow), ("journal.json", 3)],
+    [
+        ("edits.json", 1),
+        pytest.param("cells.json", 1, marks=pytest.mark.slow),
+        pytest.param("journal.json", 3, marks=pytest.mark.slow),
+    ],
 )
 def test_a_killed_commit_and_a_killed_restore_end_with_the_same_call(world, name, time):
     run = copied(world, f"killed_{name}_{time}")
