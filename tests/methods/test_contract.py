@@ -68,8 +68,8 @@ METHODS = {
     "merged": {"kind": "merged", "rule": "ties", "train_projector": True, "lora": {"rank": 2, "dropout": 0.1}},
 }
 # Each compiles training of its own. The like of the first six runs in test_layer_choice.py, test_mixture.py and
-# test_edits.py; an open pool keeps the laws in test_worth.py; rules of the others are in test_rules_of_rivals.py, and test_export_rivals.py sends archives of most
-# of them out and back, byte by byte.
+# test_edits.py, and an open pool keeps the laws in test_worth.py; rules of the others are in test_rules_of_rivals.py,
+# and test_export_rivals.py sends archives of most of them out and back, byte by byte.
 SLOW = (
     *("hide_frozen_projector", "chosen_by_cka", "chosen_by_probe", "cmoe_uniform", "shared_router", "full"),
     "cmoe_open",

@@ -112,17 +112,17 @@ def worlds(tmp_path_factory):
 
 
 # What is special about refusals and names is tested by hand-made lines as well.
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("hidecmoe", "refusing", "per_task")]
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("cmoe", "refusing", "per_task")]
 
 
-@pytest.fixture(params=["cmoe", *SLOW])
+@pytest.fixture(params=["hidecmoe", *SLOW])
 def world(request, worlds):
     return worlds(request.param)
 
 
 @pytest.fixture
-def cmoe(worlds):
-    return worlds("cmoe")
+def lasting(worlds):
+    return worlds("hidecmoe")
 
 
 def told(found):
@@ -180,8 +180,8 @@ def test_refusals_are_taken_over(world):
 
 
 @pytest.mark.slow
-def test_a_measurement_that_dies_after_every_batch_ends_with_the_same_bytes(cmoe, tmp_path):
-    config, run, found, *_ = cmoe
+def test_a_measurement_that_dies_after_every_batch_ends_with_the_same_bytes(lasting, tmp_path):
+    config, run, found, *_ = lasting
     out, died = unmeasured(run, tmp_path / "again"), 0
 
     def crash(point, about=""):
@@ -199,8 +199,8 @@ def test_a_measurement_that_dies_after_every_batch_ends_with_the_same_bytes(cmoe
     assert died >= 6 and outcome(out) == found
 
 
-def test_the_matrix_is_what_scores_and_routers_of_the_last_row_give(cmoe):
-    config, run, *_ = cmoe
+def test_the_matrix_is_what_scores_and_routers_of_the_last_row_give(lasting):
+    config, run, *_ = lasting
     session, seed = open_session(config), run / "seed_0"
     serving, scores, points = (
         session.config.method.serve(session.model, session.learner_after(Ledger(seed).archive(), run)),
@@ -235,8 +235,8 @@ def test_the_matrix_is_what_scores_and_routers_of_the_last_row_give(cmoe):
                 assert cells[stage][task]["score"] == pytest.approx(score)
 
 
-def test_an_edit_turns_it_off_and_taking_the_edit_back_turns_it_on(cmoe, tmp_path):
-    _, run, before, *_ = cmoe
+def test_an_edit_turns_it_off_and_taking_the_edit_back_turns_it_on(lasting, tmp_path):
+    _, run, before, *_ = lasting
     out = tmp_path / "edited"
     shutil.copytree(run, out)
     assert sum(before["cells"]["3"][task]["reused"] for task in TASKS) > 0
@@ -247,9 +247,9 @@ def test_an_edit_turns_it_off_and_taking_the_edit_back_turns_it_on(cmoe, tmp_pat
     assert outcome(out) == before
 
 
-def test_a_task_learned_again_gets_answers_of_its_own(cmoe, tmp_path):
+def test_a_task_learned_again_gets_answers_of_its_own(lasting, tmp_path):
     """The same ids, other pictures and another answer under the same name."""
-    config, run, *_ = cmoe
+    config, run, *_ = lasting
     out = tmp_path / "redone"
     shutil.copytree(run, out)
     add(out, write_task(tmp_path / "trees", "a sloe", shade=40), redo=True)
@@ -262,9 +262,9 @@ def test_a_task_learned_again_gets_answers_of_its_own(cmoe, tmp_path):
     assert full["answers"] != outcome(run)["answers"]
 
 
-def test_answers_of_another_kind_are_not_taken(cmoe, tmp_path):
+def test_answers_of_another_kind_are_not_taken(lasting, tmp_path):
     """Other writing is refused on resume; where it is allowed, every row is measured again, none with older answers."""
-    config, run, *_ = cmoe
+    config, run, *_ = lasting
     out = tmp_path / "longer"
     shutil.copytree(run, out)
     cells = Cells(out / "seed_0" / "cells.json")
@@ -284,8 +284,8 @@ def test_answers_of_another_kind_are_not_taken(cmoe, tmp_path):
     assert len(list((out / "seed_0" / "withdrawn").glob("*/row_002"))) == 1
 
 
-def test_the_basis_tells_questions_settings_and_programs_apart(cmoe):
-    config = cmoe[0]
+def test_the_basis_tells_questions_settings_and_programs_apart(lasting):
+    config = lasting[0]
     session = open_session(config)
     method = config.method
     serving = method.serve(session.model, method.init(session.model, 4))
