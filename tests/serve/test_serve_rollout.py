@@ -1,10 +1,11 @@
 """A changed run beside the one that answers: in its shadow, for a share of the requests, promoted, or sent back."""
 
+import asyncio
 import json
 import time
 
 import pytest
-from served import JSON, Client, FakeVersion, png
+from served import CHAT, JSON, Client, FakeVersion, Gate, asking, png
 
 from hidecmoe_jax.core.errors import ConfigError
 from hidecmoe_jax.operate.decision_log import open_log, read_log
@@ -64,8 +65,18 @@ def test_a_shadow_that_fails_disturbs_nobody(rolled):
         raise MemoryError
 
     client.app.candidate = Candidate(FakeVersion("new", before=broken), None)
-    for _ in range(4):
-        assert client.ask("What?", png()).status == 200
+    client.app.version.before = gate = Gate()
+
+    async def crowd():
+        body = [json.dumps(asking("What?", png())).encode()]
+        asked = [asyncio.ensure_future(client.request("POST", CHAT, body, JSON)) for _ in range(4)]
+        while not gate.reached.is_set() or len(client.worker._shadows) < 4:
+            await asyncio.sleep(0.005)
+        gate.opened.set()
+        return await asyncio.gather(*asked)
+
+    # All four shadows fail one after the other, with no answer between them.
+    assert [response.status for response in asyncio.run(crowd())] == [200] * 4
     until(lambda: not client.worker._shadows and not client.worker.running)
     assert client.worker.is_well and len(lines("answer")) == 4
     assert client.get("/readyz").status == 200
