@@ -298,6 +298,39 @@ MUTANTS = [
         ("ENDS_AT = 0.8", "ENDS_AT = 1.0"),
         ('        if sampled == "random" and decision != "bad_picture":', "        if True:"),
     ),
+    # people
+    *_mutants(
+        "operate/misrouting.py", "studies/test_kpi.py::test_every_figure_is_that_of_a_count_over_the_logs_own_bytes",
+        ('        count = counts[answer["sampled"] in (UNKNOWN, "near_tie")]\n', "        count = counts[False]\n"),
+        ("        weight = stratum.answers / answers\n", "        weight = 1 / len(strata)\n"),
+    ),
+    *_mutants(
+        "scoring/wilson.py", "studies/test_pilot.py::test_the_interval_is_wilsons",
+        (" + square / (4 * count**2))", ")"),
+    ),
+    *_mutants(
+        "studies/pilot.py",
+        "studies/test_pilot.py::test_a_score_is_judged_against_a_constant_answer_and_its_number_of_questions",
+        ("    if low <= floor:\n", "    if low < 0:\n"),
+    ),
+    *_mutants(
+        "operate/review.py", "operate/test_review.py::test_what_was_drawn_waits_until_it_is_reviewed",
+        ('            drawn.pop(line["of"], None)\n', "            pass\n"),
+    ),
+    *_mutants(
+        "operate/corrections.py", "operate/test_review.py",
+        ('{"train": _flat(order[count:])', '{"train": _flat(order)'),
+        ('    if review["decision"] == "bad_picture":', "    if False:"),
+    ),
+    *_mutants(
+        "runs/gates.py", "runs/test_gates.py::test_a_limit_itself_is_kept_and_what_was_not_measured_passes_nothing",
+        ("self.value is None:\n            return False", "self.value is None:\n            return True"),
+    ),
+    *_mutants(
+        "serve/page_routes.py", "serve/test_page.py",
+        ('Route("POST", "reviewer", self._review)', 'Route("POST", "viewer", self._review)'),
+        ("_DIGEST.fullmatch(digest) is None", "False"),
+    ),
     # serve
     *_mutants(
         "serve/worker.py", "serve/test_serve_log.py::test_an_answer_that_cannot_be_logged_is_not_given",

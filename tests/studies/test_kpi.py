@@ -57,12 +57,13 @@ def served(tmp_path_factory):
               "floors": {"digits": {"answer": "six", "score": 10.0}, "charts": {"answer": "red", "score": 20.0}},
               "bytes_per_task": {"digits": 3000, "charts": 5001}}  # fmt: skip
     (root / "mine" / "report.json").write_text(json.dumps(report))
-    kinds = {3: {"sampled": "random"}, 5: {"sampled": "random"}, 8: {"sampled": "near_tie", "task": "charts"},
+    kinds = {**{number: {"sampled": "random"} for number in (3, 5, 6, 7)}, 8: {"sampled": "near_tie", "task": "charts"},
              9: {"sampled": "near_tie", "task": "charts"}, 11: {"model": "charts", "task": "charts"},
              12: {"sampled": "unknown", "fit": "unknown", "task": None, "refused": True, "answer": None},
              13: {"shadow": True, "task": "charts"}, 14: {"run": "another"}}  # fmt: skip
     answers = [an_answer(number, **kinds.get(number, {})) for number in range(24)]
     reviews = [
+        ReviewEntry("g", "r6", "right"), ReviewEntry("h", "r7", "answer", answer="five"),
         ReviewEntry("a", "r3", "right", by="ben"), ReviewEntry("b", "r5", "right"),
         ReviewEntry("c", "r5", "other_task", task="charts"), ReviewEntry("d", "r8", "right"),
         ReviewEntry("e", "r9", "new_task", task="stamps"), ReviewEntry("f", "r0", "other_task", task="charts"),
@@ -82,11 +83,11 @@ def recount(log) -> dict:
     # 90 s a line; the step from the stop to the second start is not in service, and another run's line counts time.
     hours = (count - 2) * 90 / 3600
     milliseconds = sorted(line["milliseconds"] for line in answers)
-    # Routed: all but r11. Always drawn: r8, r9, r12, of which r8 is right and r9 wrong. Of the rest: r5 is wrong.
+    # Routed: all but r11. Always drawn: r8, r9, r12; r8 is right, r9 wrong. Of four of the rest r5 is wrong.
     routed = [line for line in answers if line["model"] == "auto"]
     rest = [line for line in routed if line["sampled"] in (None, "random")]
-    rate = (3 / len(routed)) * (1 / 2) + (len(rest) / len(routed)) * (1 / 2)
-    cost = {("digits", "charts"): len(rest) / 2 * 1200, ("charts", "unknown"): 2 / 2 * 500}
+    rate = (3 / len(routed)) * (1 / 2) + (len(rest) / len(routed)) * (1 / 4)
+    cost = {("digits", "charts"): len(rest) / 4 * 1200, ("charts", "unknown"): 2 / 2 * 500}
     total = hours * 350 + len(last) * 60 + sum(cost.values())
     return {
         "answers": len(answers), "rest": len(rest), "hours": hours, "rate": rate, "confusions": cost, "total": total,
@@ -100,11 +101,11 @@ def test_every_figure_is_that_of_a_count_over_the_logs_own_bytes(served):
     figures = kpi(root / "mine", log, prices=root / "prices.yaml", tasks=(10,), out=root / "out")
     truth = recount(log)
     assert truth["answers"] == 22 and truth["rest"] == 18
-    assert figures["answers"] == truth["answers"] and figures["reviews"] == truth["reviews"] == 5
+    assert figures["answers"] == truth["answers"] and figures["reviews"] == truth["reviews"] == 7
     assert figures["period"]["hours"] == pytest.approx(truth["hours"], abs=1e-12)
     assert figures["latency"] == {"p50": truth["p50"], "p95": truth["p95"]}
     assert figures["misrouting"]["value"] == pytest.approx(truth["rate"], abs=1e-12)
-    assert figures["misrouting"]["reviewed"] == 4 and figures["misrouting"]["pending"] == 1
+    assert figures["misrouting"]["reviewed"] == 6 and figures["misrouting"]["pending"] == 1
     assert {(row["task"], row["right"]): row["cost"] for row in figures["confusions"]} == truth["confusions"]
     assert figures["cost"]["total"] == pytest.approx(truth["total"], abs=1e-9)
     assert sum(task["cost"]["total"] for task in figures["tasks"]) == pytest.approx(truth["total"], abs=1e-9)
