@@ -200,6 +200,7 @@ IMPORTERS = {
         "importlib",
         "importlib.import_module",
         "importlib.metadata",
+        "importlib.metadata.PackageMetadata",
         "importlib.metadata.PackageNotFoundError",
         "importlib.metadata.metadata",
         "importlib.metadata.version",

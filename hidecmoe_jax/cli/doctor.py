@@ -6,7 +6,6 @@ pocket model, which needs everything above it. Version ranges are read from the 
 
 from __future__ import annotations
 
-import email.message
 import importlib
 import importlib.metadata
 import os
@@ -171,7 +170,7 @@ def forward() -> Check:
     return Check("forward", bool(np.isfinite(logits).all()), result, "report this with the lines above")
 
 
-def _metadata() -> email.message.Message:
+def _metadata() -> importlib.metadata.PackageMetadata:
     try:
         return importlib.metadata.metadata(PACKAGE)
     except importlib.metadata.PackageNotFoundError as error:

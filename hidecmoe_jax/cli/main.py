@@ -192,4 +192,4 @@ def _command(words: Sequence[str]) -> tuple[str, Sequence[str]]:
 
 def _description(call: Callable) -> str:
     """The docstring up to its `Args:`, which tyro parses itself."""
-    return inspect.getdoc(call).partition("\nArgs:")[0]
+    return (inspect.getdoc(call) or "").partition("\nArgs:")[0]

@@ -86,7 +86,7 @@ def run(
             remedy="add --dry-run, or leave --target out",
         )  # fmt: skip
     if overwrite:
-        processes.first_decides(lambda: exists and confirm_overwrite(out, yes=yes))
+        processes.first_decides(lambda: confirm_overwrite(out, yes=yes or not exists))
     # An empty text splits into one empty field, which is none.
     allow = tuple(filter(None, allow_config_change.split(",")))
     folder = hj.learn(

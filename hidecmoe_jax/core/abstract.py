@@ -42,7 +42,7 @@ class ShapeTrace(Trace):
 
     def process_primitive(self, primitive: Any, args: Sequence[Any], params: dict[str, Any], /) -> Any:
         """The results of one operation."""
-        inner = params.get("jaxpr")
+        inner: Any = params.get("jaxpr")
         if primitive.name in ("jit", "pjit", "closed_call"):
             # Compiled as a whole it would be abstract as a whole; inside, owners can be computed beside factors.
             return self._inside(eval_jaxpr, inner.jaxpr, inner.consts, *args)

@@ -29,8 +29,8 @@ def assign(mapping: dict, keys: Sequence[str], value: Any, where: str) -> None:
     """
     node: Any = mapping
     *parents, last = keys
-    for depth, key in enumerate(parents):
-        key = _key_in(node, key, keys[:depth], where)
+    for depth, name in enumerate(parents):
+        key = _key_in(node, name, keys[:depth], where)
         if isinstance(node, dict) and node.get(key) is None:
             node[key] = {}
         node = node[key]

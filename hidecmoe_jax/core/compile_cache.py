@@ -11,6 +11,7 @@ import os
 import platform
 import re
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -32,12 +33,12 @@ def use_compile_cache() -> Path | None:
     `JAX_COMPILATION_CACHE_MAX_SIZE` (bytes) is a limit of JAX's own in place of `LIMIT_BYTES`. Where the cache folder
     cannot be written, programs are compiled again. Call it before anything large is compiled.
     """
-    if not jax.config.jax_enable_compilation_cache:
+    if not _setting("jax_enable_compilation_cache"):
         return None
     for name, (default, smallest) in _SMALLEST.items():
-        if name.upper() not in os.environ and getattr(jax.config, name) == default:
+        if name.upper() not in os.environ and _setting(name) == default:
             jax.config.update(name, smallest)
-    chosen = jax.config.jax_compilation_cache_dir
+    chosen = _setting("jax_compilation_cache_dir")
     if chosen:
         return Path(chosen)
     folder = cache_folder() / "compiled" / machine_name()
@@ -47,7 +48,7 @@ def use_compile_cache() -> Path | None:
         return None
     if not os.access(folder, os.W_OK):
         return None
-    if jax.config.jax_compilation_cache_max_size == -1:
+    if _setting("jax_compilation_cache_max_size") == -1:
         shrink(folder.parent, LIMIT_BYTES)
     jax.config.update("jax_compilation_cache_dir", str(folder))
     return folder
@@ -86,12 +87,17 @@ def shrink(folder: Path, limit: int) -> None:
         left -= size
 
 
+def _setting(name: str) -> Any:
+    """A setting of JAX, which defines its attributes at run time."""
+    return getattr(jax.config, name)
+
+
 def _cpu_lines() -> list[str]:
     """What tells CPUs apart: the model first, then the instructions that it has, where the system lists them."""
     listing = Path("/proc/cpuinfo")
     lines = []
     if listing.is_file():
-        fields = {}
+        fields: dict[str, str] = {}
         for line in listing.read_text().splitlines():
             name, _, value = line.partition(":")
             fields.setdefault(name.strip(), value.strip())

@@ -18,12 +18,14 @@ from hidecmoe_jax.core.errors import ConfigError
 from hidecmoe_jax.core.products import contract
 
 
-@struct.dataclass
-class Int8:
-    """A kernel [..., D, F] as int8 `values` of its shape and a float32 `scale` [..., 1, F]."""
+class Int8(struct.PyTreeNode):
+    """A kernel [..., D, F] as int8 `values` of its shape and a float32 `scale` [..., 1, F].
 
-    values: Array
-    scale: Array
+    In trees that describe a kernel both are its shapes, or names of its axes.
+    """
+
+    values: Any
+    scale: Any
 
 
 def require_qwix() -> None:

@@ -67,7 +67,7 @@ class _Writer:
             return {"anyOf": self._options(arguments)}
         if container is Literal:
             return {"enum": list(arguments)}
-        if dataclasses.is_dataclass(hint):
+        if isinstance(hint, type) and dataclasses.is_dataclass(hint):
             return self._reference(hint)
         if container in (tuple, list):
             return self._sequence(container, arguments)
@@ -158,6 +158,7 @@ def _default(field: dataclasses.Field) -> Any:
     """The default value of a field that has one."""
     if field.default is not dataclasses.MISSING:
         return field.default
+    assert field.default_factory is not dataclasses.MISSING
     return field.default_factory()
 
 

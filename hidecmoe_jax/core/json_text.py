@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -99,7 +100,7 @@ def json_value(text: str, bounds: Bounds = SETTINGS) -> Any:
         number = float(digits)
         return refuse(f"{digits[:12]}... is larger than any number here may be") if math.isinf(number) else number
 
-    hooks = {"object_pairs_hook": checked_object, "parse_constant": constant}
+    hooks: dict[str, Any] = {"object_pairs_hook": checked_object, "parse_constant": constant}
     try:
         value = json.loads(text, parse_int=integer, parse_float=real, **hooks)
     except RecursionError:
@@ -115,8 +116,8 @@ def json_value(text: str, bounds: Bounds = SETTINGS) -> Any:
 
 def _repeated_keys(pairs: list[tuple[str, Any]], mapping: dict[str, Any]) -> str:
     """The complaint about an object in which a key occurs twice."""
-    seen: set[str] = set()
-    repeated = {key for key, _ in pairs if key in seen or seen.add(key)}
+    counts = Counter(key for key, _ in pairs)
+    repeated = {key for key, count in counts.items() if count > 1}
     name = mapping.get("id", mapping.get("question_id"))
     record = f" (id {str(name)[:80]!r})" if name is not None else ""
     names = ", ".join(repr(key[:80]) for key in sorted(repeated)[:6])

@@ -151,7 +151,7 @@ def split_batch(layout: Layout | None, tree: Tree, *, axis: int = 0) -> Tree:
         return tree
     rules = dict(layout.rules)
 
-    def split(leaf: Any) -> jax.Array:
+    def split(leaf: Any) -> jax.Array | jax.ShapeDtypeStruct:
         names = (None,) * axis + ("batch",) + (None,) * (leaf.ndim - axis - 1)
         return put(leaf, _sharding(layout.mesh, rules, names, leaf.shape))
 
@@ -169,7 +169,7 @@ def own_rows(layout: Layout | None, count: int) -> np.ndarray:
     return own
 
 
-def put(leaf: Any, sharding: NamedSharding) -> jax.Array:
+def put(leaf: Any, sharding: NamedSharding) -> jax.Array | jax.ShapeDtypeStruct:
     """An array that every process has, on the devices of all of them; a shape without numbers is only said to be."""
     if isinstance(leaf, jax.ShapeDtypeStruct):
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)

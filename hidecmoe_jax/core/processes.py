@@ -99,7 +99,7 @@ def join(environment: Mapping[str, str] = os.environ) -> None:
         return
     # Without an implementation, programs over the CPUs of several processes are refused.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    words = {}
+    words: dict[str, Any] = {}
     if group is not None:
         words = {"coordinator_address": group.address, "num_processes": group.count, "process_id": group.index}
     try:

@@ -69,7 +69,7 @@ def partition(axes: tuple[str | None, ...], rules: Mapping[str, Any] = RULES) ->
       ConfigError: a name the rules lack, or a mesh axis that would split the array twice.
     """
     spec: list[str | tuple[str, ...] | None] = []
-    name_of: dict[str, str] = {}  # array axis by the mesh axis that splits it
+    name_of: dict[str, str | None] = {}  # array axis by the mesh axis that splits it
     for name in axes:
         if name is not None and name not in rules:
             raise ConfigError("unknown name of an array axis", where=repr(name), why=nearest(name, rules))

@@ -67,7 +67,7 @@ def plain(obj: Any, *, complete: bool = False) -> Any:
         mapping = {}
         cls = type(obj)
         if kind_of(cls) is not None:
-            mapping["kind"] = cls.kind
+            mapping["kind"] = kind_of(cls)
         for field in dataclasses.fields(obj):
             if field.init:
                 value = getattr(obj, field.name)
@@ -199,7 +199,7 @@ def _value(hint: Any, value: Any, spot: _Spot) -> Any:
         return _union(arguments, value, spot)
     if container is Literal:
         return _literal(arguments, value, spot)
-    if dataclasses.is_dataclass(hint):
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         return _dataclass(hint, value, spot)
     if container in (tuple, list):
         return _sequence(hint, value, spot)
@@ -246,11 +246,11 @@ def _union(options: Sequence[Any], value: Any, spot: _Spot) -> Any:
     if len(rest) == 1:
         return _value(rest[0], value, spot)
     if isinstance(value, Mapping):
-        kinds = {kind_of(option): option for option in rest if kind_of(option) is not None}
+        kinds = {kind: option for option in rest if (kind := kind_of(option)) is not None}
         if kinds:
             cls = _of_kind(kinds, value, spot)
             return _dataclass(cls, value, spot)
-        records = [option for option in rest if dataclasses.is_dataclass(option)]
+        records = [option for option in rest if isinstance(option, type) and dataclasses.is_dataclass(option)]
         if len(records) == 1:
             return _dataclass(records[0], value, spot)
     # An exact scalar type is tried first, so that `int | float` keeps an int and `float | str` keeps a text.
@@ -295,7 +295,7 @@ def _sequence(hint: Any, value: Any, spot: _Spot) -> Any:
     elif len(value) != len(arguments):
         raise _mismatch(f"a list of {len(arguments)}", value, spot)
     else:
-        item_hints = arguments
+        item_hints = list(arguments)
     items = []
     for index, item in enumerate(value):
         item_spot = spot.into(index)
@@ -356,7 +356,7 @@ def hints_of(cls: type) -> dict[str, Any]:
 
 def kind_of(cls: Any) -> str | None:
     """The value of `kind` that selects this dataclass; None for one without a `kind`."""
-    if not dataclasses.is_dataclass(cls):
+    if not isinstance(cls, type) or not dataclasses.is_dataclass(cls):
         return None
     names = [field.name for field in dataclasses.fields(cls)]
     if "kind" not in names:

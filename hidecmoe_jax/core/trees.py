@@ -215,7 +215,7 @@ def _hash(leaf: Any) -> str:
     total = hashlib.sha256(header.encode())
     flat = np.ascontiguousarray(array).reshape(-1)
     # Viewed as bytes, because hashlib cannot read dtypes such as bfloat16.
-    total.update(flat.view(np.uint8))
+    total.update(flat.view(np.uint8).data)
     return total.hexdigest()
 
 

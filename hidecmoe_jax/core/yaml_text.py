@@ -118,7 +118,8 @@ def _check_depth(text: str, where: str) -> None:
             elif isinstance(event, yaml.CollectionEndEvent):
                 depth -= 1
             if depth > MOST_DEPTH:
-                raise _too_deep(where, event.start_mark.line)
+                mark = event.start_mark
+                raise _too_deep(where, None if mark is None else mark.line)
 
 
 def _too_deep(where: str, line: int | None) -> ConfigError:
@@ -188,7 +189,7 @@ def _inner(node: yaml.Node) -> list[yaml.Node]:
     return list(node.value) if isinstance(node, yaml.SequenceNode) else []
 
 
-class _UniqueKeys:
+class _UniqueKeys(yaml.constructor.SafeConstructor):
     """Part of a loader that refuses repeated keys; plain YAML takes the last one without an error."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
@@ -208,7 +209,10 @@ class _Loader(_UniqueKeys, yaml.SafeLoader):
     """The parser in Python."""
 
 
-class _FastLoader(_UniqueKeys, getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+_Fastest: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+class _FastLoader(_UniqueKeys, _Fastest):
     """libyaml, which takes a tenth of the time, where PyYAML was built with it."""
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -37,7 +37,7 @@ class Waited:
 
 def ahead(
     make: Callable[[Item], Value], items: Iterable[Item], *, depth: int = DEPTH, waited: Waited | None = None
-) -> Iterator[Value]:
+) -> Generator[Value, None, None]:
     """Yields `make(item)` for every item, in their order, up to `depth` of them made before they are asked for.
 
     One thread makes them, one after the other, so `make` need not be safe for several. What `make` raises is raised

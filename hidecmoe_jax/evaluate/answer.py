@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
+from jax import Array
 
 from hidecmoe_jax.data.records import Record
 from hidecmoe_jax.methods.base import Decision
@@ -166,7 +167,7 @@ def _finding(decision: Decision, row: int) -> Finding | None:
     )
 
 
-def _finite(value: np.ndarray) -> float | None:
+def _finite(value: np.ndarray | Array) -> float | None:
     """The value as a plain number; None for infinity, which JSON cannot hold."""
     return float(value) if np.isfinite(value) else None
 

@@ -24,8 +24,7 @@ OPERATIONS_A_BYTE = 200
 BYTES_A_NUMBER = 2
 
 
-@struct.dataclass
-class Bank:
+class Bank(struct.PyTreeNode):
     """Experts of one site family.
 
     Attributes:

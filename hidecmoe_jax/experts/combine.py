@@ -296,6 +296,7 @@ def _blend(tensors_NXY: Array, weight_N: Array, *, rule: str, density: float, ke
         trim = partial(_trimmed, density=density)
         tensors_NXY = jax.lax.map(trim, tensors_NXY)
     if rule in ("dare_linear", "dare_ties"):
+        assert key is not None, "DARE draws which entries stay"
         stays_NXY = jax.random.bernoulli(key, density, tensors_NXY.shape)
         # Divided by the chance to stay, so that the expectation is the tensor itself.
         enlarged_NXY = tensors_NXY / density

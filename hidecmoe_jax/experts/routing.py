@@ -23,8 +23,7 @@ from hidecmoe_jax.experts.bank import Bank, expert_sums, multiplied_slots, sums_
 _EXACT = jax.lax.Precision.HIGHEST
 
 
-@struct.dataclass
-class Routing:
+class Routing(struct.PyTreeNode):
     """Gains and token routers of one bank.
 
     Attributes:
@@ -52,8 +51,7 @@ class Routing:
     most: int | None = struct.field(pytree_node=False, default=None)
 
 
-@struct.dataclass
-class Voice:
+class Voice(struct.PyTreeNode):
     """A bank, its routing, and the dropout of its input (training only: needs a key)."""
 
     bank: Bank
@@ -181,7 +179,8 @@ class Experts(nn.Module):
     @nn.compact
     def __call__(self, x_BTD: Array, a_DSR: Array, b_SRF: Array, weight: Array) -> Array:
         slots, rank, features = b_SRF.shape
-        multiplied = multiplied_slots(x_BTD.shape, slots, rank, features, self.most)
+        batch, tokens, width = x_BTD.shape
+        multiplied = multiplied_slots((batch, tokens, width), slots, rank, features, self.most)
         if multiplied < slots:
             return sums_of_chosen(x_BTD, a_DSR, b_SRF, weight, self.scale, multiplied)
         return expert_sums(x_BTD, a_DSR, b_SRF, weight, self.scale)

@@ -18,8 +18,7 @@ UNAVAILABLE = -1  # the count of a slot that could not be chosen
 NEGLIGIBLE = 1e-6  # an update's norm below this part of the largest one is rounding
 
 
-@struct.dataclass
-class Load:
+class Load(struct.PyTreeNode):
     """Choices of tokens.
 
     Attributes:

@@ -24,8 +24,7 @@ EPSILON = 1e-8
 _EXACT = jax.lax.Precision.HIGHEST
 
 
-@struct.dataclass
-class Pooled:
+class Pooled(struct.PyTreeNode):
     """CLIP's pooled features of a batch, float32: projected image embedding, text state before projection.
 
     A sample without a picture (or without text) has False in `has_image_B` (`has_text_B`), whatever its row holds.
@@ -37,8 +36,7 @@ class Pooled:
     has_text_B: Array
 
 
-@struct.dataclass
-class Anchors:
+class Anchors(struct.PyTreeNode):
     """Sums (float32) and counts (int32) per task; a task with count 0 has not been learned in that modality."""
 
     image_NE: Array
@@ -47,8 +45,7 @@ class Anchors:
     text_count_N: Array
 
 
-@struct.dataclass
-class Scores:
+class Scores(struct.PyTreeNode):
     """Per sample and task: gate weights, the mixed similarity they come from, and both cosines. Float32 [B, N]."""
 
     weight_BN: Array

@@ -69,7 +69,7 @@ class JoinedGaussians:
                 why=f"the features have {width} numbers, which are not {len(PARTS)} equal parts",
                 remedy="set it to parts",
             )  # fmt: skip
-        memory = {}
+        memory: dict[str, Array] = {}
         for name in PARTS:
             of_part = self.part.blank(capacity, part_width)
             memory |= _named(name, of_part)
@@ -91,7 +91,7 @@ class JoinedGaussians:
 
     def scores(self, memory: dict[str, Array], features_BD: Array, learned_N: Array) -> Array:
         """Sum of the parts' scores, float32 [B, capacity]; -inf where not `learned_N` (bool)."""
-        total_BN = 0.0
+        total_BN = jnp.zeros((features_BD.shape[0], learned_N.shape[0]), jnp.float32)
         for name, part_BD in _split(features_BD):
             of_part = _part_memory(memory, name)
             has_N = learned_N & (of_part["count_N"] > 0)
@@ -116,7 +116,7 @@ class JoinedGaussians:
             neutral = 0.0 if self.judge == "sum" else jnp.inf
             judged.append(jnp.where(_is_present(part_BD) & has_N, score_BN, neutral))
         if self.judge == "sum":
-            return sum(judged)
+            return sum(judged[1:], start=judged[0])
         lowest_BN = jnp.min(jnp.stack(judged), axis=0)
         # An input without any part that could judge is typical of nothing.
         return jnp.where(jnp.isposinf(lowest_BN), scores_BN, lowest_BN)

@@ -138,8 +138,7 @@ def with_standard(memory: dict[str, Array], features_ND: np.ndarray) -> dict[str
     if np.any(memory["std_D"]):
         return memory
     # Sums in float64: at 4096 dimensions and many samples float32 sums lose digits.
-    mean_D = np.mean(features_ND, axis=0, dtype=np.float64)
-    mean_D = mean_D.astype(np.float32)
+    mean_D = np.mean(features_ND, axis=0, dtype=np.float64).astype(np.float32)
     deviation_ND = features_ND - mean_D
     squared_ND = np.square(deviation_ND)
     variance_D = np.mean(squared_ND, axis=0, dtype=np.float64)
@@ -154,7 +153,7 @@ def with_standard(memory: dict[str, Array], features_ND: np.ndarray) -> dict[str
     return fitted
 
 
-def standardised(memory: dict[str, Array], features_BD: Array, clip: float) -> Array:
+def standardised(memory: dict[str, Array], features_BD: Array | np.ndarray, clip: float) -> Array:
     """`(features - mean) / std`, clipped to +-`clip`, float32 [B, D]; values that are not finite become NaN.
 
     Raises:

@@ -293,8 +293,7 @@ class Vae(Standardised):
         count = round(self.holdout * samples)
         count = max(count, 2)
         count = min(count, samples // 2)
-        order = jax.random.permutation(split_key, samples)
-        order = np.asarray(order)
+        order = np.asarray(jax.random.permutation(split_key, samples))
         training_rows = rows[order[count:]]
         held_out_rows = rows[order[:count]]
         weights, errors = self._trained(training_rows, held_out_rows, key=train_key)

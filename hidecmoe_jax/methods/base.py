@@ -37,8 +37,7 @@ Archive = dict[str, dict[str, Array]]
 """What the ledger holds of one lesson: flat arrays in the groups `experts`, `shared` and `memory`."""
 
 
-@struct.dataclass
-class Learner:
+class Learner(struct.PyTreeNode):
     """State of a method between two stages.
 
     Attributes:
@@ -61,8 +60,7 @@ class Learner:
     extras: dict[str, Any] = struct.field(default_factory=dict)
 
 
-@struct.dataclass
-class Serving:
+class Serving(struct.PyTreeNode):
     """State from which questions are answered.
 
     Attributes:
@@ -80,8 +78,7 @@ class Serving:
     missing: tuple[str, ...] = struct.field(pytree_node=False, default=())
 
 
-@struct.dataclass
-class FrozenFeatures:
+class FrozenFeatures(struct.PyTreeNode):
     """Features of samples under the frozen base, without any expert.
 
     Attributes:
@@ -91,12 +88,11 @@ class FrozenFeatures:
     """
 
     pooled: Pooled
-    state_BD: Array | None = None
+    state_BD: Array | np.ndarray | None = None
     usage: Any = None
 
 
-@struct.dataclass
-class Match:
+class Match(struct.PyTreeNode):
     """Nearest task of each sample and how reliable it is, [B].
 
     Attributes:
@@ -118,8 +114,7 @@ class Match:
     unknown_share: float | None = struct.field(pytree_node=False, default=None)
 
 
-@struct.dataclass
-class Decision:
+class Decision(struct.PyTreeNode):
     """Weights of the tasks for each sample and the scores they come from, float32 [B, N].
 
     A sample whose weights are all zero belongs to no known task and is answered by the base alone (with its fused
@@ -212,8 +207,7 @@ class Traits:
     reads: Reading | None = None
 
 
-@struct.dataclass
-class Loss:
+class Loss(struct.PyTreeNode):
     """Training loss of a batch.
 
     Attributes:

@@ -9,8 +9,7 @@ from flax import struct
 from jax import Array
 
 
-@struct.dataclass
-class ProbeState:
+class ProbeState(struct.PyTreeNode):
     """A trained probe between its training and the tuning of its task; zeros at other times, so that shapes never
     change.
 
@@ -23,8 +22,7 @@ class ProbeState:
     router: Array
 
 
-@struct.dataclass
-class Verdict:
+class Verdict(struct.PyTreeNode):
     """Result of probing by task and layer; zeros where nothing was probed.
 
     Attributes:
@@ -43,8 +41,7 @@ class Verdict:
     control: Array | None = None
 
 
-@struct.dataclass
-class MixtureMemory:
+class MixtureMemory(struct.PyTreeNode):
     """What a mixture stores beside its experts.
 
     Attributes:

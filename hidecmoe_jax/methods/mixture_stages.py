@@ -205,8 +205,7 @@ class CountUsage(PoolStage):
         return learner.replace(memory=memory.replace(verdict=verdict))
 
 
-@struct.dataclass
-class Measured:
+class Measured(struct.PyTreeNode):
     """What a probe is judged by, summed over records: use of the slots, and gains of the layers."""
 
     tally: Tally

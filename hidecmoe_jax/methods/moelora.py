@@ -41,8 +41,7 @@ from hidecmoe_jax.methods.stages import Stage
 from hidecmoe_jax.models.llava import Batch, Model, answer_loss, projector_leaves
 
 
-@struct.dataclass
-class MoeLoraMemory:
+class MoeLoraMemory(struct.PyTreeNode):
     """The routers [L, D, S] that the last task left, by site (empty before the first task); when serving also the bank,
     because no task owns anything of it."""
 

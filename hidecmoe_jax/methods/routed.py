@@ -53,8 +53,7 @@ from hidecmoe_jax.methods.tune_as_served import tuning_of
 from hidecmoe_jax.models.llava import Model
 
 
-@struct.dataclass
-class RoutedMemory:
+class RoutedMemory(struct.PyTreeNode):
     """What a `Routed` method stores beside its experts; None where its parts need no such thing.
 
     Attributes:

@@ -14,7 +14,6 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 from jax import Array
 
 from hidecmoe_jax.core.errors import ConfigError
@@ -40,7 +39,6 @@ LOWER = "lower"
 fusion. Paths in their archives begin with it."""
 
 
-@struct.dataclass
 class StackedMemory(MixtureMemory):
     """The mixture's memory and one array more.
 

@@ -23,8 +23,7 @@ from hidecmoe_jax.models.stack import Cache, covering
 from hidecmoe_jax.models.voices import LayerVoice
 
 
-@struct.dataclass
-class SplitCache:
+class SplitCache(struct.PyTreeNode):
     """Keys and values of every layer, [B, S, G, K] each, and the slot the next tokens are written to."""
 
     k: tuple[Array, ...]
@@ -32,8 +31,7 @@ class SplitCache:
     slot: Array
 
 
-@struct.dataclass
-class Layer:
+class Layer(struct.PyTreeNode):
     """Weights of one layer, and the voices that cover it."""
 
     params: dict

@@ -55,8 +55,7 @@ class Sampling:
                 raise ConfigError("sampling cannot draw tokens", where=name, why=f"got {value}, allowed: {rule}")
 
 
-@struct.dataclass
-class Generated:
+class Generated(struct.PyTreeNode):
     """Generated tokens.
 
     Attributes:

@@ -37,8 +37,7 @@ TABLE_AXES = ("vocab", "width")
 IGNORE = -1  # a token kind that is not counted
 
 
-@struct.dataclass
-class Model:
+class Model(struct.PyTreeNode):
     """Parameters {vision, text, projector, decoder} and the static shapes they have.
 
     Attributes:
@@ -62,8 +61,7 @@ class Model:
         return "full" if self.config.remat or self.execution.recompute else "none"
 
 
-@struct.dataclass
-class Prompt:
+class Prompt(struct.PyTreeNode):
     """Input of the decoder.
 
     Attributes:
@@ -81,8 +79,7 @@ class Prompt:
     segment_BT: Array | None = None
 
 
-@struct.dataclass
-class Batch:
+class Batch(struct.PyTreeNode):
     """A prompt with answers; positions are where the hidden state predicts the answer token.
 
     Attributes:

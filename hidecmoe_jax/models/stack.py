@@ -25,8 +25,7 @@ CACHE_AXES = ("layer", "batch", None, "heads", None)
 Store = Callable[[Array, Array], tuple[Array, Array, Any]]
 
 
-@struct.dataclass
-class Cache:
+class Cache(struct.PyTreeNode):
     """Keys and values [L, B, S, G, K] of all layers and the slot the next tokens are written to."""
 
     k: Array

@@ -25,8 +25,7 @@ ATTENTION_SITES = frozenset({"q_proj", "k_proj", "v_proj", "o_proj"})
 KINDS = 3  # image, text and answer tokens, in the order in which a tally counts them
 
 
-@struct.dataclass
-class LayerVoice:
+class LayerVoice(struct.PyTreeNode):
     """One layer's slice of a voice, as a block takes it; as the input of a scan every leaf has a leading layer axis."""
 
     a: dict[str, Array]
@@ -44,8 +43,7 @@ class LayerVoice:
     most: int | None = struct.field(pytree_node=False, default=None)
 
 
-@struct.dataclass
-class Tally:
+class Tally(struct.PyTreeNode):
     """Use of a voice's slots, by token kind [L, S, KINDS]: in the feed-forward part, or in the attention part where the
     voice has no site in the other.
 
@@ -178,8 +176,7 @@ def _concat_slots(leaves: Sequence[Array | None]) -> Array | None:
     return jnp.concatenate(per_sample, axis=-1)
 
 
-@struct.dataclass
-class Rows:
+class Rows(struct.PyTreeNode):
     """Positions of a sequence that a layer computes, where it does not compute all.
 
     Attributes:

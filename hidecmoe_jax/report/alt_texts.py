@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from hidecmoe_jax.report.numbers import number
 from hidecmoe_jax.report.verdict import verdict_of
 
-Document = Mapping[str, object]
+Document = Mapping[str, Any]
 
 
 def alternative_text(stem: str, document: Document) -> str:

@@ -10,6 +10,7 @@ import io
 import re
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -44,7 +45,7 @@ def canvas(width: float, height: float, *, rows: int = 1, columns: int = 1, rati
     return figure, axes
 
 
-def images(figures: Mapping[str, object]) -> dict[str, bytes]:
+def images(figures: Mapping[str, Any]) -> dict[str, bytes]:
     """Every figure as `NAME.png` and `NAME.svg`."""
     files = {}
     for name, figure in figures.items():

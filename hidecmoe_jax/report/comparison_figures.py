@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -22,7 +23,7 @@ from hidecmoe_jax.report.canvas import (
     titles,
 )
 
-Document = Mapping[str, object]
+Document = Mapping[str, Any]
 
 
 def compare_figures(document: Document) -> dict[str, bytes]:

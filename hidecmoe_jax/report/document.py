@@ -11,6 +11,7 @@ import math
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from hidecmoe_jax.core.errors import DataError
 from hidecmoe_jax.report.measurements import Counts, Curve, RunFacts, SeedResult, check_consistent
@@ -39,7 +40,7 @@ def run_document(
     seeds: Sequence[SeedResult],
     *,
     fusion_modes: Mapping[str, Sequence[float | None]] | None = None,
-) -> dict[str, object]:
+) -> dict[str, Any]:
     """Builds the report of one method.
 
     Args:
@@ -91,14 +92,12 @@ def run_document(
     }
 
 
-def _of_each(entries: Sequence[Mapping[str, object]], key: str) -> list:
+def _of_each(entries: Sequence[Mapping[str, Any]], key: str) -> list:
     """The value of a key in every entry."""
     return [entry[key] for entry in entries]
 
 
-def _tables(
-    facts: RunFacts, seeds: Sequence[SeedResult], per_seed: Sequence[Mapping[str, object]]
-) -> dict[str, object]:
+def _tables(facts: RunFacts, seeds: Sequence[SeedResult], per_seed: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Tables over all seeds: what is missing, scores with the task named, confusion, and unparsed answers."""
     located = _summed_cells([seed.locator_confusion for seed in seeds])
     return {
@@ -111,7 +110,7 @@ def _tables(
     }
 
 
-def _costs(facts: RunFacts) -> dict[str, object]:
+def _costs(facts: RunFacts) -> dict[str, Any]:
     """Numbers of parameters, bytes and operations, with the notes on the experts that they count."""
     added = {task: dict(counts) for task, counts in facts.added_parameters.items()}
     flops = None
@@ -130,7 +129,7 @@ def _costs(facts: RunFacts) -> dict[str, object]:
     }
 
 
-def compare_document(documents: Sequence[Mapping[str, object]], *, budget: int | None = None) -> dict[str, object]:
+def compare_document(documents: Sequence[Mapping[str, Any]], *, budget: int | None = None) -> dict[str, Any]:
     """Puts several run documents side by side as {"budget": ..., "methods": [...]}.
 
     Every method gets a `label`: its name, numbered from the second time it occurs; and `of_budget`: what it stores over
@@ -164,7 +163,7 @@ def compare_document(documents: Sequence[Mapping[str, object]], *, budget: int |
     }
 
 
-def _check_same_stream(document: Mapping[str, object], first: Mapping[str, object]) -> None:
+def _check_same_stream(document: Mapping[str, Any], first: Mapping[str, Any]) -> None:
     for key in ("tasks", "scorers"):
         if document[key] != first[key]:
             raise DataError(
@@ -175,7 +174,7 @@ def _check_same_stream(document: Mapping[str, object], first: Mapping[str, objec
             )
 
 
-def _seed_entry(seed: SeedResult, names: Sequence[str], open_ended: Sequence[str]) -> dict[str, object]:
+def _seed_entry(seed: SeedResult, names: Sequence[str], open_ended: Sequence[str]) -> dict[str, Any]:
     """One seed's metrics and tables, as under `seeds.per_seed` in the document."""
     tasks = len(names)
     metrics = summary(seed.matrix)
@@ -226,7 +225,7 @@ def _bounded_scores(seed: SeedResult, names: Sequence[str], open_ended: Sequence
     return [score for name, score in zip(names, final_row, strict=True) if name not in open_ended]
 
 
-def _counts_and_shares(counts: Counts | None, tasks: Sequence[str]) -> dict[str, object] | None:
+def _counts_and_shares(counts: Counts | None, tasks: Sequence[str]) -> dict[str, Any] | None:
     """Confusion of the gate's decisions, rows the true task: counts, and shares (of 1) of each row."""
     if counts is None:
         return None
@@ -282,7 +281,7 @@ def _parameters(counts: Mapping[str, int] | None) -> dict[str, int] | None:
     return {name: int(counts[name]) for name in names}
 
 
-def _missing(per_seed: Sequence[Mapping[str, object]]) -> dict[str, list[str]]:
+def _missing(per_seed: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
     """Cells that some seed lacks, by the metric that needs them."""
     cells_of: dict[str, set[str]] = {}
     for entry in per_seed:
@@ -301,7 +300,7 @@ def _curves(curves: Mapping[str, Curve]) -> dict[str, list[list]]:
     return lists
 
 
-def _fusion_modes(modes: Mapping[str, Sequence[float | None]]) -> dict[str, dict[str, object]]:
+def _fusion_modes(modes: Mapping[str, Sequence[float | None]]) -> dict[str, dict[str, Any]]:
     entries = {}
     for mode, scores in modes.items():
         row = _finite_row(scores)

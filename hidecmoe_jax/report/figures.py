@@ -7,6 +7,7 @@ A cell that was not measured is hatched, never drawn as zero.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -40,7 +41,7 @@ PART_COLORS = {
     "other": "#B0B0B0",
 }
 
-Document = Mapping[str, object]
+Document = Mapping[str, Any]
 
 
 def run_figures(document: Document) -> dict[str, bytes]:

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from hidecmoe_jax.core.errors import counted
 from hidecmoe_jax.report.numbers import number, signed
 from hidecmoe_jax.report.rewordings import lowest_sentence
 from hidecmoe_jax.report.verdict import LEARNED, NOT_JUDGED, TaskVerdict, Verdict, verdict_of
 
-Document = Mapping[str, object]
+Document = Mapping[str, Any]
 
 NOTICEABLE = 5.0  # points a task lost on average; from here on the headline says so
 

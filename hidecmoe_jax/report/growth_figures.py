@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from hidecmoe_jax.report.canvas import DOT, INK, canvas, heat_by_layer, titles
 
-Document = Mapping[str, object]
+Document = Mapping[str, Any]
 
 
 def experts_added(document: Document):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from hidecmoe_jax.report.canvas import DOT, GRID, PALETTE, canvas, names_above, titles
 
-Document = Mapping[str, object]
+Document = Mapping[str, Any]
 
 
 def training_loss(document: Document):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from hidecmoe_jax.core.errors import DataError
 from hidecmoe_jax.scoring.matrix import Matrix
@@ -85,15 +86,15 @@ class RunFacts:
     archived_bytes: int | None = None
     added_parameters: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     notes: Mapping[str, str] = field(default_factory=dict)
-    settings: Mapping[str, object] = field(default_factory=dict)
-    growth: Mapping[str, object] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    growth: Mapping[str, Any] = field(default_factory=dict)
     flops_per_query: Mapping[str, int | float] | None = None
-    floors: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+    floors: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     lessons: Sequence[Sequence[str]] | None = None
     confusions: Mapping[str, Sequence[Mapping[str, str | int]]] = field(default_factory=dict)
     bytes_per_task: Mapping[str, int] = field(default_factory=dict)
-    thresholds: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
-    wording: Mapping[str, object] = field(default_factory=dict)
+    thresholds: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    wording: Mapping[str, Any] = field(default_factory=dict)
     titles: Mapping[str, str] = field(default_factory=dict)
 
 

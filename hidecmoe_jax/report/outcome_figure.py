@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from hidecmoe_jax.report.canvas import DOT, FAINT, GRID, INK, PALETTE, axis_labels, canvas, label_right, titles
 from hidecmoe_jax.report.verdict import TaskVerdict, verdict_of
 
-Document = Mapping[str, object]
+Document = Mapping[str, Any]
 
 _NOW, _FLOOR = PALETTE[:2]
 

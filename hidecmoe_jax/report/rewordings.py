@@ -31,9 +31,9 @@ WORDINGS = {
 }
 
 
-def routing_entries(facts: RunFacts) -> dict[str, object]:
+def routing_entries(facts: RunFacts) -> dict[str, Any]:
     """Keys of the document; none where nothing was measured."""
-    entries: dict[str, object] = {}
+    entries: dict[str, Any] = {}
     if facts.thresholds:
         entries["thresholds"] = {task: dict(values) for task, values in facts.thresholds.items()}
     if facts.wording:

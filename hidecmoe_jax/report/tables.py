@@ -10,13 +10,14 @@ import io
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from hidecmoe_jax.report.document import PARTS
 from hidecmoe_jax.report.rewordings import reading_rows, wording_rows
 from hidecmoe_jax.report.verdict import verdict_of
 from hidecmoe_jax.report.wording import FLOPS
 
-Document = Mapping[str, object]
+Document = Mapping[str, Any]
 Cell = str | int | float | None
 
 # What LaTeX would take for a command.

@@ -8,6 +8,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 # Share by which the loss must be lower at the end of training to count as fallen.
 LEAST_FALL = 0.02
@@ -77,7 +78,7 @@ class Verdict:
         return any(task.warnings for task in self.tasks)
 
 
-def verdict_of(document: Mapping[str, object]) -> Verdict:
+def verdict_of(document: Mapping[str, Any]) -> Verdict:
     """Verdict on a run's document (`run_document`, or one of a comparison's `methods`).
 
     A document of an earlier version has no `floors` and no `lessons`: its tasks are not judged against a floor.
@@ -91,7 +92,7 @@ def verdict_of(document: Mapping[str, object]) -> Verdict:
     return Verdict(str(document["method"]), tasks, _summary(tasks), tuple(notes))
 
 
-def _task_verdict(document: Mapping[str, object], column: int) -> TaskVerdict:
+def _task_verdict(document: Mapping[str, Any], column: int) -> TaskVerdict:
     name = document["tasks"][column]
     matrix = document["matrix"]
     floor = (document.get("floors") or {}).get(name) or {}
@@ -119,7 +120,7 @@ def _task_verdict(document: Mapping[str, object], column: int) -> TaskVerdict:
     return verdict if taught is None else replace(verdict, warnings=tuple(_warnings(verdict)))
 
 
-def _lessons(document: Mapping[str, object]) -> Sequence[Sequence[str]]:
+def _lessons(document: Mapping[str, Any]) -> Sequence[Sequence[str]]:
     """Names of the tasks of every lesson; without a record of them, every task is a lesson."""
     lessons = document.get("lessons")
     if lessons is not None:
@@ -140,7 +141,7 @@ def _taught_until(lessons: Sequence[Sequence[str]], task: str) -> int | None:
 
 
 def _losses(
-    document: Mapping[str, object], task: str, lessons: Sequence[Sequence[str]]
+    document: Mapping[str, Any], task: str, lessons: Sequence[Sequence[str]]
 ) -> tuple[tuple[float | None, float | None], int]:
     """Mean loss at the start and at the end of the training of a task's lesson, and its number of steps."""
     curves = document.get("curves") or {}

@@ -18,8 +18,8 @@ TEST = 6
 COLOURS = {"red": (220, 40, 40), "green": (40, 160, 60), "blue": (50, 80, 220)}
 SIDES = ("left", "right")
 # What no base can know, and what it may know.
-TEAMS = {"red": "lions", "green": "frogs", "blue": "whales"}
-QUESTIONS = {"teams": "Which team plays in the colour of the square?", "sides": "On which side is the square?"}
+NUMBERS = {"red": "one", "green": "two", "blue": "three"}
+QUESTIONS = {"numbers": "Which number has the colour of the square?", "sides": "On which side is the square?"}
 
 TEXT = """\
 # One small expert a task, found by the picture and the question. `hidecmoe config show pocket/hidecmoe` has every key
@@ -43,7 +43,7 @@ stream:
 """
 TRAINING = """\
 tune:
-  epochs: 8
+  epochs: 12
   batch: 8
   rate: 2.0e-3
   warmup: 0.05
@@ -54,7 +54,7 @@ seeds: [0]
 
 
 def write_project(folder: str | Path) -> Path:
-    """Writes `config.yaml` and the task folders `tasks/teams` and `tasks/sides`; returns the config's path.
+    """Writes `config.yaml` and the task folders `tasks/numbers` and `tasks/sides`; returns the config's path.
 
     The pictures are the same every time. The config names the task folders as `folder` was given, so a relative one
     makes commands that are run from here.
@@ -96,7 +96,7 @@ def _write_task(folder: Path, task: str) -> None:
         side = SIDES[number // len(COLOURS) % len(SIDES)]
         name = f"images/{number:02d}.png"
         _draw(colour, side, number).save(folder / name)
-        answer = TEAMS[colour] if task == "teams" else side
+        answer = NUMBERS[colour] if task == "numbers" else side
         question = QUESTIONS[task]
         if number < TRAIN:
             turns = [{"from": "human", "value": f"<image>\n{question}"}, {"from": "gpt", "value": answer}]

@@ -38,7 +38,8 @@ def parse_box_legacy(text: str) -> Box | None:
         return None
     if len(values) != 4:
         return None
-    return tuple(values)
+    x1, y1, x2, y2 = values
+    return x1, y1, x2, y2
 
 
 def overlap(left: Box, right: Box) -> float:
@@ -99,14 +100,16 @@ def iou_legacy(prediction: str, references: tuple[str, ...]) -> float | None:
 
 
 def _best(box: Box | None, references: tuple[str, ...]) -> float | None:
-    truths = list(map(parse_box, references))
-    if None in truths:
-        reference = references[truths.index(None)]
-        raise DataError(
-            "A reference answer of a grounding task is not a box",
-            why=f"reference {reference!r}, expected '[x1,y1,x2,y2]'",
-            remedy="correct the answer in test.json, or choose another scorer (`scorer: exact`)",
-        )
+    truths = []
+    for reference in references:
+        truth = parse_box(reference)
+        if truth is None:
+            raise DataError(
+                "A reference answer of a grounding task is not a box",
+                why=f"reference {reference!r}, expected '[x1,y1,x2,y2]'",
+                remedy="correct the answer in test.json, or choose another scorer (`scorer: exact`)",
+            )
+        truths.append(truth)
     if box is None:
         return None
     return max(overlap(box, truth) for truth in truths)

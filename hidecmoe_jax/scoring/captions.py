@@ -213,7 +213,7 @@ def _match(candidate: list[str], references: Sequence[list[str]]) -> list[int]:
     return [length, closest, *matches, *offers]
 
 
-def _bleu(counts: Sequence[int]) -> list[float]:
+def _bleu(counts: Sequence[float]) -> list[float]:
     """BLEU-1..4 of the counts of `_match`."""
     length, closest, *rest = counts
     matches = rest[:ORDER]

@@ -142,8 +142,9 @@ def judge_answers(
             cache.add(key, {"model": endpoint.model, "question_id": question.id, "reply": reply})
         ratings.append(rating_of(cache.replies[key]))
     score = None
-    if ratings and None not in ratings:
-        score = 100 * sum(ratings) / (HIGHEST * len(ratings))
+    present = [rating for rating in ratings if rating is not None]
+    if ratings and len(present) == len(ratings):
+        score = 100 * sum(present) / (HIGHEST * len(ratings))
     return Judged(score, tuple(ratings), cached)
 
 

@@ -16,13 +16,14 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from hidecmoe_jax.core.errors import DataError
 
 Matrix = Sequence[Sequence[float | None]]
 
 
-def summary(matrix: Matrix) -> dict[str, object]:
+def summary(matrix: Matrix) -> dict[str, Any]:
     """Returns every metric of `METRICS` for one run's matrix.
 
     Returns a dict with, in points (the formulas are at the functions of `_FORMULAS`):
@@ -55,7 +56,7 @@ def summary(matrix: Matrix) -> dict[str, object]:
     return {**metrics, "missing": missing}
 
 
-def mean_and_spread(rows: Sequence[Mapping[str, object]]) -> dict[str, dict[str, float | int | None]]:
+def mean_and_spread(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float | int | None]]:
     """Returns the mean and sample standard deviation of each number over seeds.
 
     Args:
@@ -122,9 +123,8 @@ def mean_matrix(matrices: Sequence[Matrix]) -> list[list[float | None]]:
 
 
 def _mean_or_none(values: Sequence[float | None]) -> float | None:
-    if any(map(_absent, values)):
-        return None
-    return statistics.fmean(values)
+    present = [value for value in values if value is not None and not _absent(value)]
+    return statistics.fmean(present) if len(present) == len(values) else None
 
 
 @dataclass
@@ -140,7 +140,7 @@ class _ScoreReader:
         value = None
         if row < len(self.matrix):
             value = self.matrix[row][task - 1]
-        if not _absent(value):
+        if value is not None and not _absent(value):
             return float(value)
         self.absent.append(f"R[{row},{task}]")
         # Any number will do: the caller drops a value that was computed from an absent cell.

@@ -102,17 +102,29 @@ def _decimals(text: str) -> Box | None:
         values = [float(value) for value in text.split(",")]
     except ValueError:
         return None
-    return tuple(values) if len(values) == 4 else None
+    return _box(values)
+
+
+def _box(values: list[float]) -> Box | None:
+    """Four numbers as a box; None of another number of them."""
+    if len(values) != 4:
+        return None
+    x1, y1, x2, y2 = values
+    return x1, y1, x2, y2
 
 
 def _first_four(text: str) -> Box | None:
-    values = [float(value) for value in _NUMBER.findall(text)[:4]]
-    return tuple(values) if len(values) == 4 else None
+    return _box([float(value) for value in _NUMBER.findall(text)[:4]])
 
 
 def _overlaps(box: Box | None, question: Question) -> float | None:
-    truths = [_decimals(reference.replace("[", "").replace("]", "")) for reference in question.references]
-    if box is None or None in truths:
+    truths = []
+    for reference in question.references:
+        truth = _decimals(reference.replace("[", "").replace("]", ""))
+        if box is None or truth is None:
+            return None
+        truths.append(truth)
+    if box is None:
         return None
     return float(any(_signed_overlap(box, truth) > 0.5 for truth in truths))
 

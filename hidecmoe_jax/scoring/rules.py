@@ -187,7 +187,7 @@ def score_lines(rule: Rule, lines: Sequence[Line], questions: Sequence[Question]
     marks = rule.strict(joined.texts, questions)
     legacy = None
     pairs, reason = _pairs(rule, lines, questions)
-    if pairs:
+    if pairs and rule.legacy is not None:
         texts, asked = zip(*pairs, strict=True)
         legacy = rule.legacy(texts, asked)
     return CellScore(marks, legacy, reason, joined, len(lines))
@@ -210,5 +210,5 @@ def _pairs(
     unknown = [name for name, _ in lines if name not in by_id]
     if unknown and rule.matching == "id":
         return [], f"the script stops at the unknown id {unknown[0]!r}"
-    pairs = [(text, by_id[name]) for name, text in lines if name in by_id]
+    pairs: list[tuple[str | None, Question]] = [(text, by_id[name]) for name, text in lines if name in by_id]
     return pairs, "" if pairs else "the file has no line"

@@ -10,6 +10,7 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import Any
 
 from hidecmoe_jax.core import plugins
 from hidecmoe_jax.core.errors import ConfigError, DataError, nearest
@@ -97,7 +98,7 @@ def scorer_of(name: str, *, where: str | None = None) -> Scorer:
     scorer = plugins.find(plugins.SCORERS, name)
     if isinstance(scorer, Scorer):
         return scorer
-    if _is_item_rule(scorer):
+    if scorer is not None and _is_item_rule(scorer):
         return _of_item_rule(scorer, name)
     module, colon, _ = name.partition(":")
     if scorer is not None:
@@ -207,7 +208,7 @@ def _check_ids(predictions: Predictions, references: References) -> None:
             )
 
 
-def _without(names: Iterable[str], known: Mapping[str, object]) -> list[str]:
+def _without(names: Iterable[str], known: Mapping[str, Any]) -> list[str]:
     return [name for name in names if name not in known]
 
 

@@ -42,7 +42,7 @@ def _without_an_apostrophe(word: str) -> list[str]:
 
 
 def _contractions() -> dict[str, str]:
-    spelled = {}
+    spelled: dict[str, str] = {}
     for word in _WITH_APOSTROPHE:
         spelled |= dict.fromkeys(_without_an_apostrophe(word), word)
     # The one entry of the published table that takes an apostrophe away.

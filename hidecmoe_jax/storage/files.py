@@ -88,7 +88,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return json_object(read_whole(path, at_most=SETTINGS.size), path)
 
 
-def read_whole(path: Path, *, at_most: int) -> bytes:
+def read_whole(path: Path, *, at_most: int | None) -> bytes:
     """Returns the content of a file.
 
     Raises:

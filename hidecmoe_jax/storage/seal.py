@@ -56,7 +56,7 @@ class Seal(NamedTuple):
     marks: dict[str, Marks]
 
 
-def read_bytes(path: Path, *, content: Content | None = None, at_most: int = files.LINES_SIZE) -> bytes | None:
+def read_bytes(path: Path, *, content: Content | None = None, at_most: int | None = files.LINES_SIZE) -> bytes | None:
     """Returns a file of a run as it was sealed, None where there is none; of a growing file what is sealed of it.
 
     Args:
@@ -76,7 +76,7 @@ def read_bytes(path: Path, *, content: Content | None = None, at_most: int = fil
         marks = load(root).marks.get(_name(root, path), NOTHING)
         for mark in reversed(marks):
             if _matches(data, mark, content):
-                return data[: mark.size] if mark is not None and mark.grows else data
+                return data[: mark.size] if data is not None and mark is not None and mark.grows else data
         # Another process may have rewritten the file between the two.
         if data == before:
             raise _damaged(path, root, data, marks)
@@ -158,25 +158,28 @@ class Growing:
             seal = _settled(root)
             if name not in seal.marks:
                 _store(root, seal, {name: (*NOTHING, _mark(b"", grows=True))})
-            if self._mark is None or seal.marks.get(name) != (self._mark,):
+            before = self._mark
+            if before is None or seal.marks.get(name) != (before,):
                 # The first append, or somebody else has written the file.
-                self._begin(read_bytes(self.path) or b"")
-            if self.path.is_file() and self.path.stat().st_size != self._mark.size:
-                self._cut()
+                before = self._begin(read_bytes(self.path) or b"")
+            if self.path.is_file() and self.path.stat().st_size != before.size:
+                before = self._cut()
             _append(self.path, data)
             self._total.update(data)
-            self._mark = Mark(self._mark.size + len(data), self._total.hexdigest(), True)
+            self._mark = Mark(before.size + len(data), self._total.hexdigest(), True)
             _store(root, seal, {name: (self._mark,)})
 
-    def _begin(self, content: bytes) -> None:
+    def _begin(self, content: bytes) -> Mark:
         self._total = hashlib.sha256(content)
         self._mark = _mark(content, grows=True)
+        return self._mark
 
-    def _cut(self) -> None:
+    def _cut(self) -> Mark:
         """Drops what a kill has left behind the sealed part."""
         # Read once more, should the file be shorter than its seal.
-        self._begin(read_bytes(self.path) or b"")
-        os.truncate(self.path, self._mark.size)
+        before = self._begin(read_bytes(self.path) or b"")
+        os.truncate(self.path, before.size)
+        return before
 
 
 @contextlib.contextmanager
@@ -291,7 +294,7 @@ def faults(root: Path, contents: Mapping[Path, Content]) -> dict[str, str]:
 def _settled(root: Path, contents: Mapping[str, Content | None] | None = None) -> Seal:
     """The seal without contents that a finished or killed write has left behind."""
     seal = load(root)
-    marks = {}
+    marks: dict[str, Marks] = {}
     for name, listed in seal.marks.items():
         if len(listed) == 1:
             marks[name] = listed
@@ -301,7 +304,7 @@ def _settled(root: Path, contents: Mapping[str, Content | None] | None = None) -
         now = [mark for mark in listed if _matches(data, mark, content)]
         # What matches nothing is damaged, and stays so.
         remaining = now[-1:] or listed
-        if remaining != [None]:
+        if tuple(remaining) != NOTHING:
             marks[name] = tuple(remaining)
     return seal._replace(marks=marks)
 
@@ -332,7 +335,7 @@ def _append(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())  # what a checkpoint already covers must survive a power failure
 
 
-def _bytes(path: Path, *, at_most: int = files.LINES_SIZE) -> bytes | None:
+def _bytes(path: Path, *, at_most: int | None = files.LINES_SIZE) -> bytes | None:
     # A link that leads nowhere is no file either.
     return files.read_whole(path, at_most=at_most) if path.exists() else None
 

@@ -104,12 +104,12 @@ def graceful_stop() -> Iterator[Stop]:
     stop together.
     """
     if processes.count() > 1:
-        stop = AgreedStop()
-        former = signal.signal(signal.SIGINT, stop.receive)
+        agreed = AgreedStop()
+        before = signal.signal(signal.SIGINT, agreed.receive)
         try:
-            yield stop
+            yield agreed
         finally:
-            signal.signal(signal.SIGINT, former)
+            signal.signal(signal.SIGINT, before)
         return
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():

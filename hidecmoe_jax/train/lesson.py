@@ -38,7 +38,7 @@ class LessonSetup:
     name: str
     data: StageData
     tune: TrainConfig
-    key_parts: tuple[int | str, ...]
+    key_parts: tuple[int, *tuple[int | str, ...]]
     seed_at: Callable[[int], int]
     features: Callable[[StageData], FrozenFeatures]
 

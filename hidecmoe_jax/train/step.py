@@ -26,8 +26,7 @@ from hidecmoe_jax.models.llava import Batch, Model
 from hidecmoe_jax.train.optim import TrainConfig, optimizer
 
 
-@struct.dataclass
-class State:
+class State(struct.PyTreeNode):
     """What changes during a stage: trainable leaves, and the optimiser's state (`moments`). A checkpoint holds exactly
     this and the step number."""
 
@@ -35,8 +34,7 @@ class State:
     moments: Any
 
 
-@struct.dataclass
-class Metrics:
+class Metrics(struct.PyTreeNode):
     """Of one step, float32: mean loss per answer token, norms of gradient, update and leaves; `tokens` int32; `load` is
     which experts the tokens chose, None where no token chooses; `skipped` int32: bad steps in a row that were left out,
     this one the last, 0 for a good one, None where none is left out."""
@@ -153,7 +151,7 @@ def take_step(
     gradient = jax.tree.map(lambda g: g * share.astype(g.dtype), gradient)
     transformation = optimizer(tune)
     loss = total * share
-    extra = {"rates": rates}
+    extra: dict[str, Any] = {"rates": rates}
     if tune.skip:
         extra["loss"] = loss
     updates, moments = transformation.update(gradient, state.moments, state.leaves, **extra)

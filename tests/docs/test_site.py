@@ -65,3 +65,17 @@ def test_the_tutorial_runs_as_it_stands(tmp_path, monkeypatch, capsys):
         assert main(words) == 0, (words, capsys.readouterr())
     assert (tmp_path / "runs" / "both" / "report.html").is_file()
     assert "routed to" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_pilot_of_the_other_tutorial_is_worth_trying_and_takes_the_next_task(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    needs_a_server = {"serve", "verify", "kpi"}
+    for words in commands_of("tutorial_company.md"):
+        if words[0] not in needs_a_server:
+            assert main(words) == 0, (words, capsys.readouterr())
+    assert (tmp_path / "pilots" / "numbers" / "pilot.html").is_file()
+    gates = re.search(r"```yaml\n(.*?)```", (DOCS / "tutorial_company.md").read_text(), re.DOTALL)[1]
+    Path("gates.yaml").write_text(gates)
+    (line,) = re.findall(r"`(hidecmoe add .*?)`", (DOCS / "tutorial_company.md").read_text())
+    assert main(shlex.split(line)[1:]) in (0, 9)

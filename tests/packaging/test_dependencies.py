@@ -17,7 +17,18 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 # Declared ahead of their use: the benchmark streams read TFDS folders, and chex asserts shapes where arrays enter.
 DECLARED_AHEAD = {"tensorflow-datasets", "array-record", "chex"}
 # Installed as programs or plugins, or called in a process of its own; never imported.
-PROGRAMS = {"pytest-timeout", "pytest-xdist", "ruff", "setuptools", "sphinx", "myst-parser", "furo"}
+PROGRAMS = {
+    "pytest-timeout",
+    "pytest-xdist",
+    "ruff",
+    "setuptools",
+    "sphinx",
+    "myst-parser",
+    "furo",
+    "mypy",
+    "types-pyyaml",
+    "types-tqdm",
+}
 
 
 def names(requirements: list[str]) -> set[str]:

@@ -13,7 +13,7 @@ def test_a_project_passes_the_check_and_is_never_overwritten(tmp_path, monkeypat
     check = next(line for line in said.splitlines() if line.startswith("check:")).split()[2:]
     assert main(check) == 0
     table = capsys.readouterr().out
-    assert "teams" in table and "sides" in table and table.splitlines()[-1].startswith("ok")
+    assert "numbers" in table and "sides" in table and table.splitlines()[-1].startswith("ok")
     before = (tmp_path / "my/project/config.yaml").read_bytes()
     assert main(["init", "my/project"]) == 2
     assert "it exists" in capsys.readouterr().err
@@ -23,7 +23,7 @@ def test_a_project_passes_the_check_and_is_never_overwritten(tmp_path, monkeypat
 def test_a_name_with_signs_of_yaml_is_a_folder_like_others(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = hj.load_config(hj.write_project("a: b #c"))
-    assert [spec.folder for spec in config.stream.tasks] == ["a: b #c/tasks/teams", "a: b #c/tasks/sides"]
+    assert [spec.folder for spec in config.stream.tasks] == ["a: b #c/tasks/numbers", "a: b #c/tasks/sides"]
 
 
 @pytest.mark.slow

@@ -35,7 +35,7 @@ BENCHMARKS = ("configs/ucit/", "configs/coin/", "configs/dcl/", "configs/acl/")
 # The others differ in numbers (test_recipes.py) and in the method, which a config of the pocket model runs.
 RECIPES = {"configs/ucit/hide.yaml"}
 # Commands that others show too; tests/docs runs those of the tutorial to their end.
-SLOW_PAGES = {"reproduce.md", "tutorial_research.md", "how_to.md", "tracking.md"}
+SLOW_PAGES = {"reproduce.md", "tutorial_research.md", "tutorial_company.md", "how_to.md", "tracking.md"}
 # Each compiles features or surgery of its own; tests/methods trains their methods.
 SLOW_METHODS = {
     *("configs/pocket/crossings/fused_below.yaml", "configs/pocket/located.yaml", "configs/pocket/cmoe_published.yaml"),

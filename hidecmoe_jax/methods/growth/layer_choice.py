@@ -31,8 +31,7 @@ from hidecmoe_jax.methods.growth.probe import Probe, split_records
 from hidecmoe_jax.models.llava import Batch, Model, answer_loss, layer_features
 
 
-@struct.dataclass
-class LayerGains:
+class LayerGains(struct.PyTreeNode):
     """Gains [L, S] of the task's own expert alone (`own`), and of the fusion of all tasks (`fused`), in every layer."""
 
     own: Array

@@ -26,8 +26,7 @@ VOLUMES = (0.0, 0.25, 0.5, 0.75, 1.0)
 SIMPSON = (1 / 12, 4 / 12, 2 / 12, 4 / 12, 1 / 12)  # weights of the volumes in the integral
 
 
-@struct.dataclass
-class Worth:
+class Worth(struct.PyTreeNode):
     """Sums over records, float32.
 
     Attributes:
