@@ -11,11 +11,13 @@ from dying import death_before
 from runs_world import make_world, outcome, sealed_as_is
 from tiny import SMALL_LORA, write_base, write_task
 
-from hidecmoe_jax.core.errors import CheckpointError, ConfigError, DataError
+from hidecmoe_jax.core.errors import CheckpointError, ConfigError, DataError, GateError
+from hidecmoe_jax.data.records import read_file
 from hidecmoe_jax.runs import evaluation
 from hidecmoe_jax.runs.assistant import load
 from hidecmoe_jax.runs.config import config_of, from_mapping, to_mapping
-from hidecmoe_jax.runs.folder import SeedFolder
+from hidecmoe_jax.runs.folder import RunFolder, SeedFolder
+from hidecmoe_jax.runs.gates import Force, read_gates
 from hidecmoe_jax.runs.identity import task_names
 from hidecmoe_jax.runs.ledger import Ledger
 from hidecmoe_jax.runs.results import rebuild
@@ -24,6 +26,7 @@ from hidecmoe_jax.runs.seed_run import Options, SeedRun
 from hidecmoe_jax.runs.session import open_session
 from hidecmoe_jax.runs.stream_loop import add, evaluate_run, learn, rollback
 from hidecmoe_jax.runs.watching import StageMonitor
+from hidecmoe_jax.scoring.score import score
 from hidecmoe_jax.storage.signals import Stop
 
 
@@ -212,6 +215,43 @@ def test_a_run_goes_back_to_an_earlier_task_and_on_from_there(world):
     for wrong in (0, 3, 4):
         with pytest.raises(ConfigError, match="no such point"):
             rollback(run, wrong)
+
+
+def gates_in(root: Path, text: str, **options):
+    (root / "gates.yaml").write_text(text)
+    return read_gates(root / "gates.yaml", **options)
+
+
+def test_a_task_that_does_not_pass_is_taken_back_whole_and_one_by_force_is_recorded(world):
+    root, _, _ = world
+    run = copied(world, "gated")
+    before = outcome(run)
+    text = "old_tasks: {may_lose: 0}\nnew_task: {at_least: 101}\nsets: [{folder: birds, at_least: 0, may_lose: 100}]"
+    with pytest.raises(GateError, match="trees was not committed: 1 of 5") as refused:
+        add(run, root / "trees", gating=gates_in(root, text))
+    assert refused.value.exit_code == 9 and "at least 101" in str(refused.value)
+    assert outcome(run) == before and task_names(run) == ["birds", "fish"]
+
+    add(run, root / "trees", gating=gates_in(root, text, force=Force("anna", "the old cameras are gone")))
+    assert task_names(run) == ["birds", "fish", "trees"]
+    decisions = json.loads((run / "gates.json").read_text())["decisions"]
+    assert [decision["committed"] for decision in decisions] == [False, True]
+    assert decisions[0]["force"] is None and decisions[1]["force"]["by"] == "anna"
+
+    # What the gates measured is what an own count over the answers on the disk finds.
+    records = read_file(root / "birds" / "test.json", root / "birds", test=True).records
+    lines = evaluation.read_answers(RunFolder(run).seed(0).answers(3, "birds", named=False))
+    texts = {line["question_id"]: line["text"] for line in lines}
+    truth = score("exact", texts, {record.id: record.references for record in records}).value
+    by_gate = {line["gate"]: line["after"] for line in decisions[1]["gates"]}
+    assert by_gate["birds"] == truth and by_gate["birds (birds)"] == truth
+
+    with pytest.raises(ConfigError, match="gates are for a new task"):
+        add(run, root / "trees", redo=True, gating=gates_in(root, text))
+    with pytest.raises(ConfigError, match="committed already"):
+        add(run, root / "trees", gating=gates_in(root, text))
+    rollback(run, 2)
+    assert outcome(run) == before
 
 
 def test_a_redone_task_of_other_data_leaves_no_old_answers(world):
