@@ -25,7 +25,8 @@ suppress_warnings = ["myst.xref_missing", "myst.header"]
 myst_heading_anchors = 3
 autodoc_typehints = "description"
 autodoc_member_order = "bysource"
-nitpicky = False
+# Two hyphens begin an option and are no dash.
+smartquotes = False
 
 
 def setup(app) -> None:

@@ -44,7 +44,10 @@ def help_of(command: str) -> str:
 def commands() -> str:
     """Help of every command, in the groups of `hidecmoe --help`."""
     parts = ["# Commands"]
-    parts += [_table(("with any command", ""), OPTIONS.items()), _table(("exit code", ""), EXIT_CODES.items())]
+    parts += [
+        _table(("with any command", ""), [(f"`{option}`", about) for option, about in OPTIONS.items()]),
+        _table(("exit code", ""), EXIT_CODES.items()),
+    ]
     for title, group in GROUPS.items():
         parts.append(f"## {title.capitalize()}")
         for name in group:
