@@ -23,6 +23,7 @@ from hidecmoe_jax.core.json_text import RECORDS, json_value
 from hidecmoe_jax.data.jsonfile import read_text
 from hidecmoe_jax.scoring.questions import Question
 
+_MOST_REPLY = 2**22  # bytes
 KEY_VARIABLE = "HIDECMOE_JUDGE_KEY"
 HIGHEST = 10
 INSTRUCTION = (
@@ -180,7 +181,8 @@ def _ask(endpoint: Endpoint, request: dict[str, Any]) -> str:
     call = urllib.request.Request(url, json.dumps(request).encode(), headers)
     try:
         with urllib.request.urlopen(call, timeout=endpoint.timeout) as reply:
-            document = json.load(reply)
+            # Up to a limit: an endpoint may send without an end.
+            document = json_value(reply.read(_MOST_REPLY).decode("utf-8"))
         return str(document["choices"][0]["message"]["content"])
     except urllib.error.HTTPError as error:
         why = f"HTTP {error.code} {error.reason}"

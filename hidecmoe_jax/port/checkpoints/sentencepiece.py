@@ -14,7 +14,9 @@ import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
 
 from hidecmoe_jax.core.errors import CheckpointError
+from hidecmoe_jax.storage.files import read_whole
 
+_MOST_BYTES = 64 * 2**20
 _BPE = 2
 # Types of pieces in sentencepiece's protobuf.
 _NORMAL = 1
@@ -121,7 +123,7 @@ def _first_difference(actual: list[int], expected: list[int]) -> int:
 def _read_model(model: Path) -> Any:
     """The protobuf of a sentencepiece model, checked to be of LLaMA's kind."""
     proto = sentencepiece_model_pb2.ModelProto()
-    content = model.read_bytes()
+    content = read_whole(model, at_most=_MOST_BYTES)
     try:
         sentencepiece.SentencePieceProcessor(model_proto=content)
         proto.ParseFromString(content)
