@@ -210,3 +210,9 @@ def test_what_is_within_the_bounds_is_read():
 def test_the_key_of_a_refused_value_is_named():
     with pytest.raises(JsonFault, match=r"a\.b\[2\]\.c: NaN"):
         json_value('{"a": {"b": [1, 2, {"c": NaN}]}}')
+
+
+def test_what_is_too_deep_in_yaml_is_named_with_its_line_before_anything_is_built():
+    with pytest.raises(ConfigError, match="nested too deeply") as caught:
+        parse_yaml("a: 1\nb:\n  " + "- " * 100_000, "text")
+    assert caught.value.where == "text, line 3"

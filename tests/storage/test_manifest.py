@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 
 import pytest
 
 from hidecmoe_jax.core.errors import CheckpointError, ResourceError
 from hidecmoe_jax.storage.files import check_space, read_json, remove_inside, write_json
-from hidecmoe_jax.storage.manifest import NAME, verify, write_manifest
+from hidecmoe_jax.storage.manifest import NAME, faults, verify, write_manifest
 
 
 @pytest.fixture
@@ -128,3 +129,12 @@ def test_deletion_stays_inside_and_follows_no_link(tmp_path):
         remove_inside(alias, alias / "progress")
     remove_inside(run, run / "progress" / "old")
     assert not (run / "progress" / "old").exists() and (other / "precious").read_text() == "x"
+
+
+def test_a_pipe_is_no_file_of_a_folder(tmp_path):
+    (tmp_path / "a").write_text("a")
+    write_manifest(tmp_path)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(CheckpointError, match="what is no file") as caught:
+        faults(tmp_path)
+    assert str(tmp_path / "pipe") == caught.value.where
