@@ -14,14 +14,16 @@ from __future__ import annotations
 import argparse
 import builtins
 import errno
+import importlib
 import json
 import os
+import pkgutil
 import random
 import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from functools import partial
@@ -29,6 +31,8 @@ from pathlib import Path
 
 from corrupt import RUN_RESULTS, Command, World, differing, targets
 from trial_world import NEXT_TASK, QUESTIONS, TASKS, Ended, quick_environment, without_figures
+
+import hidecmoe_jax
 
 CODES = frozenset({2, 3, 4, 5, 6, 7, 8, 75, 130, 141})
 FINDINGS = frozenset({"DIFFERENT", "TRACEBACK", "UNKNOWN"})
@@ -61,7 +65,7 @@ DOORS = {
     "rename": (os, "replace", _DISK),
     "fsync": (os, "fsync", ("ENOSPC", "EDQUOT", "EIO")),
     "mkdir": (os, "mkdir", _DISK),
-    "print": (sys, "stdout", ("pipe",)),
+    "print": ("cli.terminal", "print_text", ("pipe",)),
     "read": ("core.regular_files", "read_regular", ("EACCES", "EIO", "memory")),
     "json": ("core.json_text", "json_value", ("recursion", "memory")),
     "decode": ("data.images", "upright_of", ("EIO", "memory")),
@@ -112,29 +116,12 @@ def _places_of(door: str) -> list[tuple[object, str]]:
     home, name, _ = DOORS[door]
     if not isinstance(home, str):
         return [(home, name)]
-    import importlib
-
     original = getattr(importlib.import_module(f"hidecmoe_jax.{home}"), name)
     places = []
     for module_name, module in list(sys.modules.items()):
         if module_name.startswith("hidecmoe_jax") and module is not None:
             places += [(module, key) for key, value in vars(module).items() if value is original]
     return places
-
-
-class _Closing:
-    """Standard output whose reader goes away at the n-th line."""
-
-    def __init__(self, stream: object, meet: Callable[[], None]):
-        self._stream = stream
-        self._meet = meet
-
-    def write(self, text: str) -> int:
-        self._meet()
-        return self._stream.write(text)
-
-    def __getattr__(self, name: str) -> object:
-        return getattr(self._stream, name)
 
 
 @contextmanager
@@ -151,7 +138,7 @@ def watching(door: str, meet: Callable[[], None]) -> Iterator[None]:
                 meet()
             return _original(*words, **named)
 
-        setattr(home, name, _Closing(original, meet) if door == "print" else through)
+        setattr(home, name, through)
         undo.append((home, name, original))
     try:
         yield
@@ -194,6 +181,11 @@ class Bench:
 
     def __init__(self, work: Path):
         self.world = World(work, "hide")
+        # A module that is imported while a door is watched would keep the watched function.
+        for module in pkgutil.walk_packages(hidecmoe_jax.__path__, "hidecmoe_jax."):
+            if not module.name.endswith("__main__"):
+                with suppress(ImportError):
+                    importlib.import_module(module.name)
         self.counts: dict[tuple[str, str], int] = {}
 
     def begin(self, command: Command) -> None:
