@@ -142,10 +142,20 @@ def test_one_expert_of_a_task_is_retired_and_lists_of_before_are_still_read(worl
     assert not (owners(run)[[0, 2]] == 0).any()
 
 
+def as_second_seed(run: Path) -> Path:
+    """A second seed that has learned what the first one has."""
+    first, seed = Ledger(run / "seed_0"), Path(shutil.copytree(run / "seed_0", run / "seed_1"))
+    # A lesson names the seed that it was committed in.
+    shutil.rmtree(seed / "tasks")
+    for record in first.tasks():
+        Ledger(seed).commit(record.index, record.name, first.load(record.index)[0], meta=first.meta(record.index))
+    sealed_as_is(run)
+    return seed
+
+
 def with_second_seed(run: Path, layers: list[int]) -> Path:
     """Gives a run a second seed, in which fish grew experts only in `layers`."""
-    seed = Path(shutil.copytree(run / "seed_0", run / "seed_1"))
-    sealed_as_is(run)
+    seed = as_second_seed(run)
     groups, facts = Ledger(seed).load(1)[0], Ledger(seed).meta(1)
     owner = groups["experts"]["owner"]
     groups["experts"]["owner"] = np.where(np.isin(np.arange(len(owner)), layers)[:, None], owner, EMPTY)
@@ -156,8 +166,7 @@ def with_second_seed(run: Path, layers: list[int]) -> Path:
 
 def test_fault_a13_every_seed_is_described_with_its_own_experts(world):
     run = copied(world, "described")
-    seed = Path(shutil.copytree(run / "seed_0", run / "seed_1"))
-    sealed_as_is(run)
+    seed = as_second_seed(run)
     Ledger(seed).withdraw(1)
     write_config(replace(config_of(run), seeds=(0, 1)), run)
     first, second = describe(run).partition("experts of seed 0:")[2].split("experts of seed 1:")
@@ -169,8 +178,7 @@ def test_fault_a13_every_seed_is_described_with_its_own_experts(world):
 def test_fault_a13_every_seed_has_the_sizes_of_its_own_experts(world):
     run = copied(world, "sized")
     alone = [line for line in describe(run).splitlines() if line.startswith("stored: ")]
-    seed = Path(shutil.copytree(run / "seed_0", run / "seed_1"))
-    sealed_as_is(run)
+    seed = as_second_seed(run)
     # The same experts in both seeds are said once; a third seed has not begun.
     write_config(replace(config_of(run), seeds=(0, 1)), run)
     assert [line for line in describe(run).splitlines() if "stored: " in line] == alone and len(alone) == 1
