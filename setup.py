@@ -7,6 +7,8 @@ from setuptools import find_namespace_packages, setup
 
 PACKAGE = "hidecmoe_jax"
 CONFIGS = f"{PACKAGE}.configs"
+# Files of the package beside its modules; tests/packaging fails where one is left out.
+ENDINGS = ("css", "gz", "html", "j2", "jpg", "js", "json", "md", "safetensors", "txt", "typed", "yaml")
 
 packages = find_namespace_packages(include=[f"{PACKAGE}*"], exclude=["*__pycache__*"])
 configs = [CONFIGS, *(f"{CONFIGS}.{name}" for name in find_namespace_packages("configs"))]
@@ -14,6 +16,6 @@ configs = [CONFIGS, *(f"{CONFIGS}.{name}" for name in find_namespace_packages("c
 setup(
     packages=packages + configs,
     package_dir={CONFIGS: "configs"},
-    package_data={"": ["*.yaml", "*.json", "*.safetensors", "*.html", "*.j2", "*.txt", "*.md", "*.gz", "*.jpg"]},
+    package_data={"": [f"*.{ending}" for ending in ENDINGS]},
     include_package_data=False,
 )
