@@ -15,7 +15,7 @@ from hidecmoe_jax.runs.stream_loop import learn
 TUNE = {"batch": 2, "bucket": 32, "save_every": 2}  # as in runs_world.py, whose programs may be there already
 # What is kept is for the library to decide: conftest.py's word on it is taken out before JAX is imported.
 START = """
-import collections, json, os, sys
+import collections, json, os, sys, time
 for name in [name for name in os.environ if name.startswith("JAX_PERSISTENT")]:
     del os.environ[name]
 import jax
@@ -27,7 +27,9 @@ run = hj.learn(hj.load_config(config), out)
 asked, hits = counts["compile_requests_use_cache"], counts["cache_hits"]
 folder = jax.config.jax_compilation_cache_dir
 before = len(os.listdir(folder))
-jax.jit(lambda x: x * 3 + 12.625)(jax.numpy.arange(7))
+# A program that no earlier run of the tests has left in the folder.
+unseen = time.time_ns()
+jax.jit(lambda x: x * 3 + unseen % 1_000_003)(jax.numpy.arange(7))
 print(json.dumps([asked, hits, len(os.listdir(folder)) - before]))
 """
 
