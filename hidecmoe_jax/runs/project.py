@@ -9,9 +9,9 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 
 from hidecmoe_jax.data.task_writer import written_whole
+from hidecmoe_jax.runs.folder import CONFIG
 from hidecmoe_jax.storage.files import write_json
 
-CONFIG = "config.yaml"
 SIDE = 56  # pixels, as the pocket model sees them
 TRAIN = 24
 TEST = 6

@@ -26,7 +26,7 @@ from hidecmoe_jax.runs.assistant import Assistant
 from hidecmoe_jax.runs.config import from_mapping, write_config
 from hidecmoe_jax.runs.folder import RunFolder
 from hidecmoe_jax.runs.picture_files import picture_files
-from hidecmoe_jax.runs.replies import reply_of
+from hidecmoe_jax.runs.replies import OwnMatches, reply_of
 
 NAMES = ("animals", "signs")
 KNOWN = Finding(nearest=0, score=0.93, threshold=0.8, foreign=0.01, ahead=0.4, unknown=False, tied=False)
@@ -40,7 +40,8 @@ def answer(finding, weights=(1.0, 0.0, 0.0, 0.0), **fields) -> Answer:
 
 def reply(finding=KNOWN, scores=None, **fields):
     own = {"animals": (0.81, 0.9, 0.92, 0.95)} if scores is None else scores
-    return reply_of(answer(finding, **fields), own, named=None, fallback="answered by the base model alone")
+    matches = {task: OwnMatches(values, ()) for task, values in own.items()}
+    return reply_of(answer(finding, **fields), matches, named=None, fallback="answered by the base model alone")
 
 
 REFUSED = {"finding": UNKNOWN, "weights": (0.0,) * 4, "refused": True}

@@ -228,7 +228,7 @@ def test_fault_c3_an_error_of_the_system_is_a_message(tmp_path, capsys, monkeypa
     def refused(*_, **__):
         raise PermissionError(13, "Permission denied", str(tmp_path / "control.json"))
 
-    monkeypatch.setattr("hidecmoe_jax.studies.inspect.describe", refused)
+    monkeypatch.setattr("hidecmoe_jax.studies.inspect.inspect_run", refused)
     message = refusal(["inspect", tmp_path], capsys, code=4)
     assert "Permission denied" in message and "control.json" in message
     with pytest.raises(PermissionError):

@@ -8,6 +8,7 @@ import json
 import re
 import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -306,7 +307,7 @@ def test_fault_f4_gallery_embeds_the_run_s_own_pictures_alone_and_names_those_it
         (device, "only regular files are read"),
         (path, "its digest was not recorded"),
     ):
-        assert re.search(f"<code>{re.escape(name)}: [^<]*{why}", text), name
+        assert re.search(f"<code>{re.escape(Path(name).name)}: [^<]*{why}", text), name
 
 
 def test_fault_f4_gallery_takes_the_worst_confusions_first_and_mixes_classes():

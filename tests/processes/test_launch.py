@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 LAUNCH = Path(__file__).parents[2] / "tools" / "launch"
-SCRIPTS = sorted(path.name for path in LAUNCH.iterdir())
+SCRIPTS = sorted(path.name for path in LAUNCH.iterdir() if path.suffix in (".sh", ".sbatch"))
 
 
 def call(script, *words, path=None, **variables):
