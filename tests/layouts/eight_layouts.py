@@ -193,7 +193,23 @@ def check(methods: list[str], layouts: list[str]) -> dict:
             rows[name] = {"loss": losses, "texts": texts, "apart": max(jax.tree.leaves(apart))}
             rows[name] |= exchange_of(stage.take_step.program.as_text(), engine._write.program.as_text())
         found[method] = rows
+    stage.take_step = take_step
+    engine._write = write
     return found
+
+
+def check_answers(layout: str) -> dict:
+    """Answers of a layout, and elements that are exchanged for one decoded token."""
+    session = small_session("hide")
+    method = session.config.method
+    serving = method.serve(session.model, method.init(session.model, 4))
+    inputs = session.inputs(session.stream.tasks[0])
+    decision = session.engine.decide(serving, inputs, None)
+    _, answering = laid(session.model, layout)
+    recorded = Recorder(engine._write, skipped=1, static=("sampling",))
+    engine._write = recorded
+    texts = tokens_on(session, serving, inputs, decision, answering)
+    return {"texts": texts, "token": exchange_of("", recorded.program.as_text())["token"]}
 
 
 def sizes_of(model, learner) -> dict[str, int]:
@@ -250,6 +266,9 @@ if __name__ == "__main__":
     lower_in_shared_contexts()
     method_names, layout_names, *more = (argument.split(",") for argument in sys.argv[1:])
     found = {"packed": check_packed(layout_names)} if method_names == ["packed"] else check(method_names, layout_names)
-    if more == [["sums"]]:
+    more = more[0] if more else []
+    if "sums" in more:
         found["sums"] = check_sums()
+    if "answers" in more:
+        found["answers"] = check_answers("8x1x1")
     print(json.dumps(found))

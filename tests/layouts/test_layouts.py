@@ -84,9 +84,9 @@ def check_token(rows: dict, layouts: str) -> None:
 
 @pytest.fixture(scope="module")
 def found() -> dict:
-    """Of one process, for both tests that are run by default."""
+    """Of one process, for all tests that are run by default."""
     # Without it the compiler leaves out some roundings of bfloat16, in one program others than in the other.
-    return on_eight_devices("hide", "2x2x2", "sums", flags="--xla_allow_excess_precision=false")
+    return on_eight_devices("hide", "2x2x2", "sums,answers", flags="--xla_allow_excess_precision=false")
 
 
 def test_a_sharded_base_changes_no_number_and_is_gathered_twice_a_step(found):
@@ -94,6 +94,11 @@ def test_a_sharded_base_changes_no_number_and_is_gathered_twice_a_step(found):
     check_numbers(rows, "2x2x2")
     check_exchange(rows, "2x2x2")
     check_token(rows, "2x2x2")
+
+
+def test_a_token_exchanges_nothing_where_every_device_answers_alone(found):
+    assert found["answers"]["texts"] == found["hide"]["none"]["texts"]
+    check_token({"8x1x1": found["answers"]}, "8x1x1")
 
 
 def test_gradients_of_a_bfloat16_step_are_summed_over_devices_in_float32(found):
