@@ -15,6 +15,7 @@ from hidecmoe_jax.data.media import IMAGE
 from hidecmoe_jax.data.picture_folder import INNER
 from hidecmoe_jax.data.task_writer import DraftRecord, TaskDraft, refuse_existing, write_task, written_whole
 from hidecmoe_jax.operate.decision_log import read_log
+from hidecmoe_jax.operate.entries import is_answer
 from hidecmoe_jax.operate.kept_pictures import find_picture
 
 LEAST = 2  # records of a task: one to learn from, one to test
@@ -60,7 +61,7 @@ def corrections(log: Path) -> Corrections:
     answers = {}
     reviews = {}
     for line in read_log(log):
-        if line["kind"] == "answer" and not line.get("shadow", False):
+        if is_answer(line):
             answers[line["id"]] = line
         elif line["kind"] == "review":
             # Moved to the end: the last review of a question counts.

@@ -301,7 +301,7 @@ def _day_of(path: Path) -> str | None:
 def _without_torn_end(path: Path) -> str | None:
     """Moves the end of a file that is no whole line into a file beside it; returns its name."""
     content = path.read_bytes()
-    end = len(content) - _tail(path)
+    end = content.rfind(b"\n") + 1
     start = content.rfind(b"\n", 0, max(0, end - 1)) + 1
     last = content[start:end].rstrip(b"\n")
     # A crash of the machine may leave a line of other bytes, with or without its end.

@@ -159,6 +159,11 @@ class StopEntry:
 Entry = AnswerEntry | ReviewEntry | ChangeEntry | AlarmEntry | StartEntry | StopEntry
 
 
+def is_answer(line: Mapping[str, Any]) -> bool:
+    """Whether a line is of an answer that a client got."""
+    return line["kind"] == AnswerEntry.kind and not line.get("shadow", False)
+
+
 def fields_of(entry: Entry) -> dict[str, Any]:
     """The fields of an entry as a line has them; `optional` ones are left out at their defaults."""
     values = {}

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, get_args
 
 from hidecmoe_jax.core.errors import DataError, nearest
-from hidecmoe_jax.operate.entries import Decision, ReviewEntry
+from hidecmoe_jax.operate.entries import Decision, ReviewEntry, is_answer
 from hidecmoe_jax.operate.misrouting import chosen
 
 DECISIONS: tuple[str, ...] = get_args(Decision)
@@ -30,11 +30,20 @@ def waiting(lines: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """Answers that were drawn for a person and have no review yet, the oldest first."""
     drawn: dict[str, Mapping[str, Any]] = {}
     for line in lines:
-        if line["kind"] == "answer" and line["sampled"] is not None and not line.get("shadow", False):
+        if is_answer(line) and line["sampled"] is not None:
             drawn[line["id"]] = line
         elif line["kind"] == "review":
             drawn.pop(line["of"], None)
     return list(drawn.values())
+
+
+def find_answer(lines: Iterable[Mapping[str, Any]], of: str) -> Mapping[str, Any] | None:
+    """The last line of an answer; None where it is not among the lines."""
+    answer = None
+    for line in lines:
+        if is_answer(line) and line["id"] == of:
+            answer = line
+    return answer
 
 
 def review_of(

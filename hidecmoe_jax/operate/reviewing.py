@@ -8,7 +8,7 @@ from typing import Any
 from hidecmoe_jax.core.errors import BusyError
 from hidecmoe_jax.operate.decision_log import open_log, read_log
 from hidecmoe_jax.operate.kept_pictures import find_picture
-from hidecmoe_jax.operate.review import Judgement, review_of, waiting
+from hidecmoe_jax.operate.review import Judgement, find_answer, review_of, waiting
 from hidecmoe_jax.runs.identity import task_names
 from hidecmoe_jax.runs.questions import Question, ask
 
@@ -41,10 +41,7 @@ def decide(log: str | Path, judgement: Judgement, *, by: str | None = None, run:
       BusyError: a server writes the log.
     """
     log = Path(log)
-    answer = None
-    for line in read_log(log):
-        if line["kind"] == "answer" and line["id"] == judgement.of and not line.get("shadow", False):
-            answer = line
+    answer = find_answer(read_log(log), judgement.of)
     tasks = None if run is None else task_names(Path(run))
     entry = review_of(judgement, answer, tasks=tasks, by=by)
     try:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from hidecmoe_jax.operate.entries import is_answer
 from hidecmoe_jax.operate.misrouting import chosen
 
 
@@ -45,7 +46,7 @@ def usage_of(lines: Iterable[Mapping[str, Any]]) -> Usage | None:
         if line["kind"] == "start" or not spans:
             spans.append([line["time"], line["time"]])
         spans[-1][1] = line["time"]
-        if line["kind"] == "answer" and not line.get("shadow", False):
+        if is_answer(line):
             answers.append(line)
         elif line["kind"] == "review":
             reviews[line["of"]] = line

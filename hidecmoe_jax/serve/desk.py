@@ -12,6 +12,7 @@ from typing import Any
 
 from hidecmoe_jax.core import strict
 from hidecmoe_jax.operate.decision_log import files_of
+from hidecmoe_jax.operate.entries import is_answer
 from hidecmoe_jax.operate.misrouting import confusions, is_routed, rate_of, strata_of
 from hidecmoe_jax.operate.prices import Prices
 from hidecmoe_jax.operate.review import waiting
@@ -73,14 +74,6 @@ def _day(line: Mapping[str, Any]) -> date:
     return date.fromisoformat(line["time"][:10])
 
 
-def find_answer(lines: Sequence[Mapping[str, Any]], of: str) -> Mapping[str, Any] | None:
-    """The line of an answer; None where it is not among the lines."""
-    for line in reversed(lines):
-        if line["kind"] == "answer" and line["id"] == of and not line.get("shadow", False):
-            return line
-    return None
-
-
 def inbox(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """What waits for a person, the oldest first; `total` counts what is not shown too."""
     drawn = waiting(lines)
@@ -90,7 +83,7 @@ def inbox(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def health(lines: Sequence[Mapping[str, Any]], prices: Prices, today: date) -> dict[str, Any]:
     """Numbers of today and of the last days (UTC), and the misrouting rate of these days."""
-    answers = [line for line in lines if line["kind"] == "answer" and not line.get("shadow", False)]
+    answers = [line for line in lines if is_answer(line)]
     last = {line["of"]: line for line in lines if line["kind"] == "review"}
     days = []
     for back in range(DAYS - 1, -1, -1):

@@ -14,11 +14,11 @@ from hidecmoe_jax.operate.entries import ChangeEntry
 from hidecmoe_jax.operate.kept_pictures import find_picture
 from hidecmoe_jax.operate.operation import Operation
 from hidecmoe_jax.operate.prices import Prices
-from hidecmoe_jax.operate.review import Judgement, review_of
+from hidecmoe_jax.operate.review import Judgement, find_answer, review_of
 from hidecmoe_jax.report.translation import LANGUAGES, table
 from hidecmoe_jax.serve.access import Person
 from hidecmoe_jax.serve.changes import Changes, command_of
-from hidecmoe_jax.serve.desk import LogView, RunView, find_answer, health, inbox
+from hidecmoe_jax.serve.desk import LogView, RunView, health, inbox
 from hidecmoe_jax.serve.refusal import Refusal
 from hidecmoe_jax.serve.versions import Version
 
